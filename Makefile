@@ -1,0 +1,33 @@
+# The targets that people run. Each may be run first on a bare machine.
+VENV := .venv
+PY   := $(VENV)/bin/python
+
+.PHONY: help setup demo test bench lint clean
+
+help:
+	@echo "make setup   install what is missing (Debian packages, Python packages in $(VENV))"
+	@echo "make demo    carry a real guest's traffic and show the evidence (needs root)"
+	@echo "make test    run every test (needs root, boots guests)"
+	@echo "make bench   run the quick benchmarks"
+	@echo "make lint    ruff and mypy --strict"
+
+setup:
+	@tools/setup
+
+demo: setup
+	$(PY) docs/demo.py
+
+test: setup
+	$(PY) -m pytest
+
+bench: setup
+	$(VENV)/bin/pip install --quiet --editable '.[bench]'
+	$(PY) bench/bridge.py --quick --json
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) .cache build dist *.egg-info

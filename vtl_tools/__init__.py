@@ -1,0 +1,1 @@
+"""VTL tools: transparent network services for virtual machines, added from outside the machine."""
