@@ -8,9 +8,10 @@ import socket
 import struct
 from typing import Final
 
+from vtl_tools.common import privilege
 from vtl_tools.common.device import mmsg
 from vtl_tools.common.device.base import Device, Drop
-from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch
+from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.packet import vnet
 
@@ -51,6 +52,9 @@ class PacketDevice(Device):
     def __init__(self, name: str, *, mark: int = 0, fanout: int = 0, receive: bool = True) -> None:
         super().__init__(name)
         self.name, self.mark, self.fanout, self.receive = name, mark, fanout, receive
+        self.silent = not receive
+        if fanout:
+            self.capabilities = frozenset({privilege.NET_RAW})
         self._batch = Batch()
         self._index = 0
         self._sock: socket.socket | None = None
@@ -171,7 +175,7 @@ class PacketDevice(Device):
         return self.received(batch)
 
     def _put_tags_back(self, batch: Batch) -> None:
-        """The kernel takes the outer VLAN tag out of every frame that it receives, into the auxiliary data."""
+        """The kernel takes the outer VLAN tag out of what it receives, into the auxiliary data."""
         for i, tpid in enumerate(self._tpids[: batch.count]):
             if not tpid:
                 continue
@@ -220,6 +224,7 @@ class PacketDevice(Device):
         return count - lost
 
     def close(self) -> None:
+        """Disconnect; the interface leaves promiscuous mode. Idempotent."""
         if self._sock is not None:
             self._sock.close()
             self._sock = None

@@ -43,6 +43,11 @@ class Device(ABC):
     finished: bool = False
     """Whether nothing will ever come again: a file was read to its end."""
 
+    silent: bool = False
+    """Whether it was opened for writing only."""
+    capabilities: frozenset[int] = frozenset()
+    """What of the process's capabilities it needs to open again what went away."""
+
     def __init__(self, spec: str) -> None:
         self.spec = spec
         self.up = False

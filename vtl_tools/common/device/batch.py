@@ -126,7 +126,7 @@ class Batch:
         """Become the frames of source at indices, borrowed from it: the way to send a part of a batch."""
         self._arena, self._base = source._arena, source._base
         n = 0
-        for n, i in enumerate(indices, 1):  # noqa: B007 - n is read below
+        for n, i in enumerate(indices, 1):
             self._iov[2 * n - 2] = source._iov[2 * i]
             self._iov[2 * n - 1] = source._iov[2 * i + 1]
         self.count = n

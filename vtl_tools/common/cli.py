@@ -1,0 +1,270 @@
+"""What all the commands share: options, units, and one place where errors become lines and exit statuses.
+
+Heavy modules are imported where they are used, so that --help costs a tenth of a second.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+
+from vtl_tools.common.errors import SpecError, VTLError
+
+if TYPE_CHECKING:
+    from vtl_tools.common.device.base import Device
+    from vtl_tools.common.guard import Guard
+    from vtl_tools.common.runtime import Options
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+EPILOG = "Links, shared options and exit statuses are explained in vtl-tools(7)."
+
+
+class Tool(click.Group):
+    """A command that runs a service, and whose verbs ask one that runs.
+
+    A VTLError from anywhere within becomes one line on standard error, and its exit status.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("invoke_without_command", True)
+        kwargs.setdefault("epilog", EPILOG)
+        kwargs.setdefault(
+            "context_settings", {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+        )
+        super().__init__(*args, **kwargs)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run, and exit with the status that vtl-tools(7) documents."""
+        logging.basicConfig(format=f"{self.name}: %(message)s", level=logging.WARNING)
+        try:
+            return super().main(*args, **kwargs)
+        except VTLError as e:
+            self._say(str(e), e.exit_code)
+        except BrokenPipeError:
+            # Whoever read our output has gone, as in 'vtl-bridge status | head -1'.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except Exception as e:
+            if logging.getLogger().isEnabledFor(logging.DEBUG):
+                raise
+            self._say(f"internal error: {e!r}; run again with -vv and report it", 1)
+
+    def _say(self, problem: str, exit_code: int) -> None:
+        if "--json" in sys.argv:
+            print(json.dumps({"event": "error", "error": problem, "exit": exit_code}), flush=True)
+        click.echo(f"{self.name}: {problem}", err=True)
+        sys.exit(exit_code)
+
+
+def common_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Add the options of every service; they arrive as one keyword, `options`."""
+
+    def collect(
+        *args: Any,
+        json: bool,
+        watch: bool,
+        pcap: Path | None,
+        control: Path | None,
+        reconnect: bool,
+        spin: int | None,
+        **kwargs: Any,
+    ) -> R:
+        context = click.get_current_context()
+        if context.invoked_subcommand is not None:
+            return None  # type: ignore[return-value] # a verb follows; there is nothing to run
+        from vtl_tools.common.runtime import SPIN_S, Options
+
+        kwargs["options"] = Options(
+            service=str(context.command.name),
+            json=json,
+            watch=watch,
+            pcap=pcap,
+            control=control,
+            reconnect=reconnect,
+            spin_s=SPIN_S if spin is None else spin * 1e-6,
+        )
+        return function(*args, **kwargs)
+
+    wrapped: Any = collect
+    wrapped.__doc__ = function.__doc__
+    wrapped.__name__ = function.__name__
+    wrapped.__click_params__ = getattr(function, "__click_params__", [])
+    path = click.Path(path_type=Path, dir_okay=False)
+    for option in reversed(
+        (
+            click.option("--watch", is_flag=True, help="Draw a live table on the terminal."),
+            json_option,
+            click.option("--pcap", type=path, metavar="FILE", help="Record what is seen and sent (pcapng)."),
+            click.option("--control", type=path, metavar="PATH", help="Where to put the control socket."),
+            click.option(
+                "--reconnect/--no-reconnect",
+                default=True,
+                help="Wait for a link that went away (default), or end with status 4.",
+            ),
+            click.option(
+                "--spin",
+                type=click.IntRange(0, 1000),
+                metavar="USEC",
+                help="How long to look for more frames before sleeping.  [default: 100]",
+            ),
+            verbose_option,
+            click.version_option(package_name="vtl-tools", prog_name=None),
+        )
+    ):
+        wrapped = option(wrapped)
+    result: Callable[P, R] = wrapped
+    return result
+
+
+def _set_verbosity(context: click.Context, parameter: click.Parameter, count: int) -> int:
+    if count:
+        logging.getLogger().setLevel(logging.INFO if count == 1 else logging.DEBUG)
+    return count
+
+
+json_option = click.option("--json", is_flag=True, help="Print JSON, one object a line.")
+
+verbose_option = click.option(
+    "-v",
+    "--verbose",
+    count=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_set_verbosity,
+    help="Say more on standard error; -vv for state changes.",
+)
+
+guard_option = click.option(
+    "--guard",
+    type=click.Choice(["process", "keep", "off"]),
+    default="process",
+    show_default=True,
+    help="Keep the host's stack off the interfaces while the service runs; "
+    "'keep' also afterwards, until vtl-guard clears it.",
+)
+
+
+def iface_option(*, multiple: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Add --iface: the side of the VM, or, with `multiple`, every side."""
+    return click.option(
+        "--iface",
+        "-i",
+        metavar="LINK",
+        multiple=multiple,
+        help="A link: an interface's name, tap:, qemu:, dgram:, vxlan:, channel:, pcap: or libpcap:.",
+    )
+
+
+def check_links(specs: Sequence[str]) -> None:
+    """Raise SpecError where a link is named twice."""
+    for spec in specs:
+        if specs.count(spec) > 1:
+            raise SpecError(f"{spec}: given twice; a service stands between different links")
+
+
+def guards_for(links: Sequence["Device"], form: str) -> list["Guard"]:
+    """Return the guards that links on the host's interfaces need, not yet raised.
+
+    An interface by which the host reaches the world is left alone, with a warning: it would cut it off.
+    """
+    from vtl_tools.common.device.afpacket import PacketDevice
+    from vtl_tools.common.guard import Guard, carries_default_route
+
+    if form == "off":
+        return []
+    guards = []
+    for link in links:
+        if not isinstance(link, PacketDevice):
+            continue
+        if carries_default_route(link.name):
+            logging.getLogger(__name__).warning(
+                "%s: carries the host's default route, so its own traffic is let through", link.name
+            )
+            continue
+        guards.append(Guard(link.name, "kept" if form == "keep" else "process"))
+    return guards
+
+
+def status_verb(tool: Tool) -> None:
+    """Give a tool its `status` verb."""
+
+    @tool.command(name="status", epilog=EPILOG)
+    @click.argument("link", required=False)
+    @json_option
+    @click.option("--watch", is_flag=True, help="Draw a live table until interrupted.")
+    @verbose_option
+    def status(link: str | None, json: bool, watch: bool) -> None:
+        """Show what a running service does: links, frames, and what it dropped and why.
+
+        LINK is the service's first link, or the path of its control socket; without it all are shown.
+        """
+        from vtl_tools.common import control
+
+        service = str(tool.name)
+        paths = control.find(service, link)
+        if json:
+            print_json([control.ask(path, "status") for path in paths])
+        elif watch:
+            _watch(paths)
+        else:
+            from rich.console import Console
+
+            from vtl_tools.common.watch import draw
+
+            for path in paths:
+                Console().print(*draw(control.ask(path, "status")), sep="\n")
+
+
+def print_json(results: Sequence[object]) -> None:
+    """Print results on standard output, an object a line."""
+    for result in results:
+        print(json.dumps(result), flush=True)
+
+
+def _watch(paths: Sequence[Path]) -> None:
+    import time
+
+    from vtl_tools.common import control
+    from vtl_tools.common.watch import Watch
+
+    with Watch() as watch:
+        while True:
+            watch.show([control.ask(path, "status") for path in paths])
+            time.sleep(watch.period_s)
+
+
+def run(
+    make_stage: Callable[[], Any],
+    make_links: Callable[[int], "list[Device]"],
+    options: "Options",
+    *,
+    guard: str,
+    workers: int = 1,
+) -> None:
+    """Run a service until it ends, and exit.
+
+    make_links: makes the links, for a fanout number (0: all flows of the interfaces are ours alone).
+    """
+    from vtl_tools.common.runtime import Runner
+
+    links = make_links(0)
+    guards = guards_for(links, guard)
+    if workers == 1:
+        sys.exit(Runner(make_stage(), links, options, guards).run())
+    from vtl_tools.common.workers import Workers
+
+    def make(number: int) -> Runner:
+        from dataclasses import replace
+
+        own = replace(options, watch=False, json=False)
+        return Runner(make_stage(), make_links(group.fanout), own)
+
+    group = Workers(workers, make, options, guards, links[0].spec)
+    sys.exit(group.run())

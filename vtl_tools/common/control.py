@@ -1,0 +1,191 @@
+"""The control socket: JSON lines over a unix socket of mode 0600, one per running service.
+
+A request is {"verb": "status", ...}; the answer {"ok": true, "result": ...} or {"ok": false, "error": "..."}.
+"""
+
+import asyncio
+import json
+import os
+import re
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from vtl_tools.common.errors import NotRunningError, PermissionNeededError, VTLError
+
+LINE_MAX: Final = 1 << 16
+"""Octets of the longest request."""
+ANSWER_MAX: Final = 64 << 20
+"""Octets of the longest answer that a client takes."""
+CLIENTS_MAX: Final = 32
+PATIENCE_S: Final = 10.0
+"""How long a client may take to read its answer, or a service to give one."""
+
+Result = dict[str, Any]
+Verb = Callable[[Result], Result | Awaitable[Result]]
+
+
+def directory() -> Path:
+    """Return where control sockets live: $VTL_RUN, /run/vtl for root, or the user's runtime directory."""
+    if chosen := os.environ.get("VTL_RUN"):
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return Path("/run/vtl")
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(runtime) / "vtl"
+    return Path(f"/tmp/vtl-{os.geteuid()}")  # noqa: S108 - its owner and mode are checked
+
+
+def path_for(service: str, spec: str) -> Path:
+    """Return the control socket of a service whose first link is `spec`."""
+    # A unix socket's whole path has room for 107 octets.
+    return directory() / f"{service}-{re.sub(r'[^A-Za-z0-9_.@-]+', '_', spec)[:48]}.sock"
+
+
+class Server:
+    """Answers verbs on one control socket. Clients are few, slow ones are dropped.
+
+    where: a path to listen on, or a socket that is connected to the only client.
+    """
+
+    def __init__(self, where: Path | socket.socket, verbs: dict[str, Verb]) -> None:
+        self.where, self.verbs = where, verbs
+        self._server: asyncio.Server | None = None
+        self._only: asyncio.Task[None] | None = None
+        self._clients = 0
+
+    async def start(self) -> None:
+        """Listen. Replaces what a dead process left; raises VTLError where a live one listens."""
+        if isinstance(self.where, socket.socket):
+            streams = await asyncio.open_connection(sock=self.where, limit=LINE_MAX)
+            self._only = asyncio.create_task(self._serve(*streams))
+            return
+        sock = _listen(self.where)
+        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=LINE_MAX)
+
+    def close(self) -> None:
+        """Stop listening, and remove the socket."""
+        if self._only is not None:
+            self._only.cancel()
+            self._only = None
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            assert isinstance(self.where, Path)
+            with suppress(OSError):
+                self.where.unlink()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients += 1
+        try:
+            while self._clients <= CLIENTS_MAX:
+                line = await reader.readline()
+                if not line.endswith(b"\n"):
+                    break
+                answer = await self.answer(line)
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await asyncio.wait_for(writer.drain(), PATIENCE_S)
+        except (ValueError, OSError, TimeoutError):
+            pass  # an endless line, or a client that went away or does not read
+        finally:
+            self._clients -= 1
+            writer.transport.abort()
+
+    async def answer(self, line: bytes) -> Result:
+        """Return the answer to one request line; whatever is wrong with it is said there."""
+        try:
+            request = json.loads(line)
+            verb = self.verbs[request["verb"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return {"ok": False, "error": f"not a request; the verbs are {', '.join(sorted(self.verbs))}"}
+        try:
+            result = verb(request)
+            return {"ok": True, "result": await result if isinstance(result, Awaitable) else result}
+        except VTLError as e:
+            return {"ok": False, "error": str(e)}
+
+
+def _listen(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.parent.stat()
+        if found.st_uid not in (0, os.geteuid()) or (
+            found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
+        ):
+            raise VTLError(f"{path.parent}: others may write there; set VTL_RUN to a directory of your own")
+        with suppress(FileNotFoundError, ConnectionRefusedError):
+            _connect(path).close()
+            raise VTLError(f"{path}: a service already runs there; stop it, or choose another with --control")
+        with suppress(FileNotFoundError):
+            path.unlink()
+        old = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(old)
+        sock.listen(CLIENTS_MAX)
+    except OSError as e:
+        sock.close()
+        raise VTLError(
+            f"{path}: no control socket: {e.strerror or e}; choose another with --control"
+        ) from None
+    except VTLError:
+        sock.close()
+        raise
+    return sock
+
+
+def _connect(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(PATIENCE_S)
+        sock.connect(str(path))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def ask(path: Path, verb: str, **arguments: object) -> Result:
+    """Ask a running service; return its result.
+
+    Raises NotRunningError, PermissionNeededError, or VTLError with what the service said.
+    """
+    try:
+        with _connect(path) as sock, sock.makefile("rb") as answers:
+            sock.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+            line = answers.readline(ANSWER_MAX)
+    except PermissionError:
+        raise PermissionNeededError(f"{path}: not permitted to ask; run as the service's user") from None
+    except (OSError, TimeoutError):
+        raise NotRunningError(
+            f"{path}: no service answers; see which run with 'vtl-SERVICE status'"
+        ) from None
+    try:
+        answer = json.loads(line)
+        ok, said = answer["ok"], answer["result" if answer["ok"] else "error"]
+    except (ValueError, KeyError, TypeError):
+        raise NotRunningError(f"{path}: the service went away in the middle of its answer") from None
+    if not ok:
+        raise VTLError(str(said))
+    result: Result = said
+    return result
+
+
+def find(service: str, spec: str | None) -> list[Path]:
+    """Return the control sockets of a service: the one on link `spec`, or all.
+
+    spec may also be the path of a control socket.
+    """
+    if spec is not None:
+        if spec.endswith(".sock") and "/" in spec:
+            return [Path(spec)]
+        return [path_for(service, spec)]
+    found = sorted(directory().glob(f"{service}-*.sock"))
+    if not found:
+        raise NotRunningError(f"{service}: none runs here; start one, or name its control socket")
+    return found

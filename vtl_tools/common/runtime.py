@@ -1,0 +1,251 @@
+"""The runtime: drives one stage and its links on an asyncio loop, until a signal or the links' end.
+
+It reads a bounded burst, lets the stage settle once, and keeps one timer armed, lazily. Around that: the
+guard, the control socket, systemd's readiness protocol, events as JSON lines, a live table.
+"""
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from vtl_tools.common import control, privilege
+from vtl_tools.common.device.base import Device
+from vtl_tools.common.errors import LinkLostError
+from vtl_tools.common.guard import Guard
+from vtl_tools.common.stage import Stage
+
+log = logging.getLogger(__name__)
+
+TURN_S: Final = 0.002
+"""How long frames may keep the loop from its timers and clients."""
+
+SPIN_S: Final = 100e-6
+"""How long an idle service keeps looking before it sleeps: being woken costs both sides more than that."""
+
+
+@dataclass
+class Options:
+    """What the options that every service shares were set to."""
+
+    service: str = "vtl"
+    json: bool = False
+    watch: bool = False
+    pcap: Path | None = None
+    control: Path | None = None
+    reconnect: bool = True
+    spin_s: float = SPIN_S
+
+
+@dataclass
+class Runner:
+    """One stage with its links, open while run() runs. Links in the order of the stage's ports."""
+
+    stage: Stage
+    links: Sequence[Device]
+    options: Options = field(default_factory=Options)
+    guards: Sequence[Guard] = ()
+    verbs: dict[str, control.Verb] = field(default_factory=dict)
+    boss: socket.socket | None = None
+    """Where this is one of several workers: on which it is asked, in the place of a control socket."""
+    hearing: socket.socket | None = None
+    """Likewise: on which it hears what the others share."""
+
+    def __post_init__(self) -> None:
+        self.exit_code = 0
+        self._started = time.monotonic()
+        self._up: list[bool] = []
+        self._alarm: asyncio.TimerHandle | None = None
+        self._end: asyncio.Future[None] | None = None
+
+    def run(self) -> int:
+        """Run until SIGTERM (returns 0), SIGINT (130), or the end of all links (0).
+
+        Raises VTLError where a link cannot be opened, or is lost and not to be waited for.
+        """
+        with ExitStack() as stack:
+            links = self._links(stack)
+            for guard in self.guards:  # first, so that the host never gets a frame in between
+                stack.enter_context(guard)
+            for link in links:
+                stack.enter_context(link)
+            self.links = links
+            with suppress(KeyboardInterrupt):
+                asyncio.run(self._main())
+            self.event("stats", **self.status())
+        return self.exit_code
+
+    def _links(self, stack: ExitStack) -> list[Device]:
+        """Return the links, behind a recorder each where --pcap asks for it."""
+        if self.options.pcap is None:
+            return list(self.links)
+        from vtl_tools.common.device.record import Record, Recorder
+
+        recorder = stack.enter_context(Recorder(self.options.pcap))
+        return [Record(link, recorder) for link in self.links]
+
+    async def _main(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._end = loop.create_future()
+        loop.add_signal_handler(signal.SIGTERM, self.stop, 0)
+        loop.add_signal_handler(signal.SIGINT, self.stop, 130)
+        for port, link in enumerate(self.links):
+            self.stage.out[port] = _output(link)
+        server = self._control()
+        await server.start()
+        privilege.keep_only(self._capabilities())
+        for link in self.links:
+            loop.add_reader(link.fileno(), self._pump)
+        if self.hearing is not None:
+            loop.add_reader(self.hearing, self._hear, self.hearing)
+        self._up = [True] * len(self.links)
+        self._look_at_links(loop.time())
+        watching = asyncio.ensure_future(self._watch()) if self.options.watch else None
+        self.event("ready", pid=os.getpid(), links=[link.spec for link in self.links])
+        notify("READY=1")
+        gc.collect()
+        gc.freeze()
+        self._rearm()
+        try:
+            await self._end
+        finally:
+            notify("STOPPING=1")
+            for link in self.links:
+                loop.remove_reader(link.fileno())
+            if watching is not None:
+                watching.cancel()
+                with suppress(asyncio.CancelledError):
+                    await watching
+            server.close()
+
+    def _capabilities(self) -> set[int]:
+        kept = {c for link in self.links for c in link.capabilities}
+        return kept | {privilege.NET_ADMIN} if self.guards else kept
+
+    def _control(self) -> control.Server:
+        verbs: dict[str, control.Verb] = {"status": lambda _: self.status(), **self.verbs}
+        path = self.options.control or control.path_for(self.options.service, self.links[0].spec)
+        return control.Server(self.boss or path, verbs)
+
+    def stop(self, exit_code: int = 0) -> None:
+        """End run(), which returns exit_code."""
+        if self._end is not None and not self._end.done():
+            self.exit_code = exit_code
+            self._end.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        """End run(), which raises error."""
+        if self._end is not None and not self._end.done():
+            self._end.set_exception(error)
+
+    def _pump(self) -> None:
+        """Move what waits on any link, for at most a turn."""
+        clock, stage, links, spin_s = self._loop.time, self.stage, self.links, self.options.spin_s
+        started = last = now = clock()
+        try:
+            while now - started < TURN_S:
+                moved = 0
+                for port, link in enumerate(links):
+                    batch = link.read()
+                    if batch.count:
+                        moved = 1
+                        stage.on_batch(port, batch, now)
+                stage.settle(now)
+                now = clock()
+                if moved:
+                    last = now
+                elif now - last < spin_s:
+                    os.sched_yield()
+                else:
+                    break
+            self._look_at_links(now)
+            self._rearm()
+        except Exception as e:
+            self.fail(e)
+
+    def _look_at_links(self, now: float) -> None:
+        for port, link in enumerate(self.links):
+            if link.up == self._up[port]:
+                continue
+            self._up[port] = link.up
+            if link.up:
+                for guard in self.guards:
+                    guard.check()
+            elif not self.options.reconnect:
+                self.fail(LinkLostError(f"{link.spec}: link lost; not waiting for it, as asked"))
+            self.stage.on_link(port, link.up, now)
+            self.event("link", link=link.spec, up=link.up)
+        if all(link.finished for link in self.links if not link.silent):
+            self.stop()
+
+    def _hear(self, hearing: socket.socket) -> None:
+        with suppress(BlockingIOError):
+            self.stage.hear(hearing.recv(64), self._loop.time())
+
+    def _rearm(self) -> None:
+        due = self.stage.deadline()
+        if due is None or (self._alarm is not None and self._alarm.when() <= due):
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(due, self._on_alarm)
+
+    def _on_alarm(self) -> None:
+        self._alarm = None
+        now = self._loop.time()
+        self.stage.wake(now)
+        self.stage.settle(now)
+        self._rearm()
+
+    def status(self) -> dict[str, Any]:
+        """Return what `status` and --json print."""
+        now = time.monotonic()
+        return {
+            "service": self.options.service,
+            "pid": os.getpid(),
+            "uptime_s": round(now - self._started, 3),
+            "links": [link.status() for link in self.links],
+            "drops": dict(self.stage.drops),
+            **self.stage.status(now),
+        }
+
+    def event(self, name: str, **fields: object) -> None:
+        """Print an event as one JSON line on standard output, where --json asks for it."""
+        if self.options.json:
+            print(json.dumps({"event": name, **fields}), flush=True)
+
+    async def _watch(self) -> None:
+        from vtl_tools.common.watch import Watch
+
+        with Watch() as watch:
+            while True:
+                watch.show([self.status()])
+                await asyncio.sleep(watch.period_s)
+
+
+def _output(link: Device) -> Any:
+    write = link.write
+    return lambda batch, now: write(batch)
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)), where NOTIFY_SOCKET is set."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as e:
+            print(f"notify: {address}: {e.strerror}", file=sys.stderr)

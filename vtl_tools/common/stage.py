@@ -1,0 +1,66 @@
+"""A stage: a box on the wire with ports. Frames are pushed in at a port and pushed out at another.
+
+In every service port 0 faces the VM, port 1 the network. A stage reads no clock and does no I/O; the
+runtime, a test, or another stage joined to it drives it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from vtl_tools.common.device.batch import Batch
+
+Output = Callable[[Batch, float], object]
+
+
+class Stage:
+    """Base of the services. `now` is in seconds, on a clock that only goes forward.
+
+    A batch is borrowed: it is valid during the call in which it is handed over.
+    """
+
+    def __init__(self, ports: int = 2) -> None:
+        self.out: list[Output] = [_nowhere] * ports
+        self.drops: Counter[str] = Counter()
+        self.share: Callable[[bytes], object] = lambda message: None
+        """Tells the other workers of the same service something, in at most 64 octets; may be lost."""
+
+    def on_batch(self, port: int, batch: Batch, now: float) -> None:
+        """Take frames that came in at a port."""
+        raise NotImplementedError
+
+    def on_link(self, port: int, up: bool, now: float) -> None:
+        """Learn that a port's link lost its other end, or has it back."""
+
+    def settle(self, now: float) -> None:
+        """Send what the batches since the last call made possible."""
+
+    def deadline(self) -> float | None:
+        """Return when wake() is due; None: never."""
+        return None
+
+    def wake(self, now: float) -> None:
+        """Do what is due. Early is harmless."""
+
+    def hear(self, message: bytes, now: float) -> None:
+        """Learn what another worker shared."""
+
+    def status(self, now: float) -> dict[str, object]:
+        """Return what `status` prints of this service beyond links and drops."""
+        return {}
+
+    def drop(self, batch: Batch, indices: Iterable[int], reason: str) -> None:
+        """Take frames out of a batch, and count them."""
+        gone = set(indices)
+        self.drops[reason] += len(gone)
+        batch.pick(batch, [i for i in range(batch.count) if i not in gone])
+
+
+def join(left: Stage, right: Stage) -> None:
+    """Plug left's port 1 into right's port 0; frames flow both ways, each stays a two-port box."""
+    left.out[1] = partial(right.on_batch, 0)
+    right.out[0] = partial(left.on_batch, 1)
+
+
+def _nowhere(batch: Batch, now: float) -> None:
+    """Where a port leads that nothing is plugged into."""

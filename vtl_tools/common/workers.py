@@ -1,0 +1,191 @@
+"""Several processes for one service: the kernel spreads the flows of an interface over them.
+
+Each worker has its own socket on every interface, in one PACKET_FANOUT group per interface; the hash is of
+the flow and symmetric, so that one worker sees both directions of a connection.
+"""
+
+import asyncio
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any, Final
+
+from vtl_tools.common import control, privilege
+from vtl_tools.common.errors import VTLError
+from vtl_tools.common.guard import Guard
+from vtl_tools.common.runtime import Options, Runner, notify
+
+log = logging.getLogger(__name__)
+
+WORKERS_MAX: Final = 64
+_PR_SET_PDEATHSIG: Final = 1
+_GUARD_PERIOD_S: Final = 0.25
+
+
+class Workers:
+    """Runs a service in `count` processes, and is to its users one service.
+
+    make: makes a worker's Runner, without guards, from its number and the fanout number to use.
+    """
+
+    def __init__(
+        self, count: int, make: Callable[[int], Runner], options: Options, guards: Sequence[Guard], first: str
+    ) -> None:
+        self.count, self.make, self.options, self.guards, self.first = count, make, options, guards, first
+        self.fanout = os.getpid() & 0x7FFF
+        self._buses = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(count)]
+        self._streams: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
+        self._busy = asyncio.Lock()
+        self._started = time.monotonic()
+        self._exit_code: int | None = None
+        for pair in self._buses:
+            for end in pair:
+                end.setblocking(False)
+
+    def run(self) -> int:
+        """Run until a signal, or until a worker ends; return the exit status. Raises VTLError."""
+        with ExitStack() as stack:
+            for guard in self.guards:
+                stack.enter_context(guard)
+            children: dict[int, socket.socket] = {}
+            try:
+                for number in range(self.count):
+                    pid, ours = self._fork(number)
+                    children[pid] = ours
+                asyncio.run(self._main(children))
+            except KeyboardInterrupt:
+                self._exit_code = 130
+            finally:
+                for pid in children:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGTERM)
+                for pid in children:
+                    with suppress(ChildProcessError):
+                        os.waitpid(pid, 0)
+        return self._exit_code or 0
+
+    def _fork(self, number: int) -> tuple[int, socket.socket]:
+        ours, theirs = socket.socketpair()
+        sys.stdout.flush()
+        parent = os.getpid()
+        if pid := os.fork():
+            theirs.close()
+            return pid, ours
+        code = 1
+        try:
+            ours.close()
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            if os.getppid() == parent:
+                code = self._work(number, theirs)
+        except VTLError as e:
+            print(f"{self.options.service}: {e}", file=sys.stderr)
+            code = e.exit_code
+        except BaseException:
+            log.exception("worker %d", number)
+        finally:
+            os._exit(code)
+
+    def _work(self, number: int, boss: socket.socket) -> int:
+        runner = self.make(number)
+        runner.boss, runner.hearing = boss, self._buses[number][0]
+        others = [bus[1] for i, bus in enumerate(self._buses) if i != number]
+        runner.stage.share = partial(_share, others)
+        os.environ.pop("NOTIFY_SOCKET", None)
+        return runner.run()
+
+    async def _main(self, children: dict[int, socket.socket]) -> None:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+
+        def on_signal(code: int) -> None:
+            self._exit_code = code
+            ended.set()
+
+        def on_exit(pid: int, pidfd: int) -> None:
+            loop.remove_reader(pidfd)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            if self._exit_code is None:
+                self._exit_code = status if status > 0 else 1
+            ended.set()
+
+        loop.add_signal_handler(signal.SIGTERM, on_signal, 0)
+        loop.add_signal_handler(signal.SIGINT, on_signal, 130)
+        for pid, sock in children.items():
+            self._streams[pid] = await asyncio.open_connection(sock=sock, limit=control.ANSWER_MAX)
+            pidfd = os.pidfd_open(pid)
+            loop.add_reader(pidfd, on_exit, pid, pidfd)
+        path = self.options.control or control.path_for(self.options.service, self.first)
+        server = control.Server(path, {"status": self.status})
+        await server.start()
+        privilege.keep_only({privilege.NET_ADMIN} if self.guards else ())
+        try:
+            if not ended.is_set():
+                await self._ready(ended)
+            while not ended.is_set():
+                for guard in self.guards:
+                    guard.check()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), _GUARD_PERIOD_S)
+        finally:
+            server.close()
+
+    async def _ready(self, ended: asyncio.Event) -> None:
+        """Say that the service is ready once every worker answers."""
+        ready = asyncio.ensure_future(self.status({}))
+        stopped = asyncio.ensure_future(ended.wait())
+        await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if ready.done() and ready.exception() is None:
+            if self.options.json:
+                links = [link["link"] for link in ready.result()["links"]]
+                print(json.dumps({"event": "ready", "pid": os.getpid(), "links": links}), flush=True)
+            notify("READY=1")
+        for task in (ready, stopped):
+            task.cancel()
+
+    async def status(self, request: control.Result) -> control.Result:
+        """Ask every worker, and return the sums."""
+        async with self._busy:  # answers come in the order of the questions
+            answers = []
+            for _, writer in self._streams.values():
+                writer.write(b'{"verb": "status"}\n')
+            for reader, _ in self._streams.values():
+                line = await asyncio.wait_for(reader.readline(), control.PATIENCE_S)
+                if not line:
+                    raise VTLError("a worker ended")
+                answers.append(json.loads(line)["result"])
+        total: control.Result = merge(answers)
+        total.update(pid=os.getpid(), workers=self.count, uptime_s=round(time.monotonic() - self._started, 3))
+        return total
+
+
+def merge(answers: Sequence[Any]) -> Any:
+    """Return several workers' statuses as one.
+
+    Numbers add up, but of seconds ("..._s") the least stands; of all other values the first.
+    """
+    first = answers[0]
+    if isinstance(first, dict):
+        merged = {}
+        for key in dict.fromkeys(key for answer in answers for key in answer):
+            values = [answer[key] for answer in answers if key in answer]
+            merged[key] = min(values) if key.endswith("_s") else merge(values)
+        return merged
+    if isinstance(first, list) and all(len(answer) == len(first) for answer in answers):
+        return [merge(items) for items in zip(*answers, strict=True)]
+    if isinstance(first, bool):
+        return all(answers)
+    return sum(answers) if isinstance(first, int | float) else first
+
+
+def _share(others: Sequence[socket.socket], message: bytes) -> None:
+    for sock in others:
+        with suppress(BlockingIOError):
+            sock.send(message)
