@@ -4,7 +4,7 @@ import struct
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.supersegments import (
@@ -419,6 +419,7 @@ FRAMES = [
 ]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(FRAMES),
     st.lists(st.tuples(st.integers(0, 110), st.integers(0, 255)), max_size=4),
