@@ -44,7 +44,7 @@ class Machine:
     """What a guest is made of; the keywords of Lab.guest().
 
     tap: a tap interface of the host (vnet header and offloads on). qemu_socket: instead of a tap, the
-    address of a frame stream, "unix:PATH" or "HOST:PORT": the guest connects to it, and must find it; or
+    address of a frame stream, "unix:PATH" or "HOST:PORT": the guest connects to it once, at its start; or
     "...,server": the guest listens there. user: the name or id of who runs QEMU; a tap must be theirs.
     address: one or more, as "10.0.0.2/24" or "10.0.0.2/24 fd00::2/64", given to eth0 after the boot.
     gateway: one or more, for the default route. mtu: told to the guest by the device (host_mtu).
@@ -149,7 +149,7 @@ class Guest:
             netdevs.append(stream_netdev(machine.qemu_socket))
         arguments = []
         for index, netdev in enumerate([*netdevs, *machine.extra_netdev]):
-            mac = self.mac if index == 0 else f"52:54:{index:02x}:00:{self._number:02x}:{index:02x}"
+            mac = self.mac if index == 0 else f"52:54:{index:02x}:00:{self._number & 255:02x}:{index:02x}"
             properties = [f"virtio-net-pci,netdev=net{index},mac={mac},romfile="]
             if index == 0 and machine.mtu:
                 properties.append(f"host_mtu={machine.mtu}")

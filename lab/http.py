@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.errors import LabError
 from lab.host import Host
 from lab.wait import until
 
@@ -50,7 +51,7 @@ def serve(host: Host, port: int, files: Mapping[str, bytes], directory: Path) ->
 
     def listening() -> bool:
         if process.poll() is not None:
-            raise ChildProcessError(f"http.server on {host.name}: {log.read_text()}")
+            raise LabError(f"http.server on {host.name}: {log.read_text()}")
         return "Serving HTTP" in log.read_text()
 
     until(listening, f"http.server on {host.name}")
