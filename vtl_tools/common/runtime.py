@@ -9,6 +9,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -210,11 +211,12 @@ class Runner:
 
     def status(self) -> dict[str, Any]:
         """Return what `status` and --json print."""
-        now = time.monotonic()
+        now, used = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
         return {
             "service": self.options.service,
             "pid": os.getpid(),
             "uptime_s": round(now - self._started, 3),
+            "cpu": {"user": round(used.ru_utime, 3), "system": round(used.ru_stime, 3)},
             "links": [link.status() for link in self.links],
             "drops": dict(self.stage.drops),
             **self.stage.status(now),

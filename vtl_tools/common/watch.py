@@ -48,7 +48,9 @@ def draw(
     status: Status, before: dict[tuple[int, str], Status] | None = None, elapsed_s: float = 1.0
 ) -> list[Table | Text]:
     """Return one service's status as tables; with `before`, rates in the place of totals."""
-    title = f"{status['service']}  pid {status['pid']}  up {status['uptime_s']:.0f} s"
+    cpu = status["cpu"]
+    title = f"{status['service']}  pid {status['pid']}  up {status['uptime_s']:.0f} s  "
+    title += f"cpu {cpu['user'] + cpu['system']:.1f} s"
     table = Table(title=title, title_justify="left", expand=False)
     unit = "/s" if before is not None else ""
     for name in ("link", "state", f"frames in{unit}", f"frames out{unit}", f"bit in{unit}", f"bit out{unit}"):
@@ -75,7 +77,7 @@ def draw(
     if status["drops"]:
         parts.append(Text(f"dropped by the service: {reasons(status['drops'])}"))
     for name, value in status.items():
-        if isinstance(value, dict) and name != "drops" and value:
+        if isinstance(value, dict) and name not in ("drops", "cpu") and value:
             parts.append(_details(name, value))
     return parts
 

@@ -25,7 +25,7 @@ STRIDE: Final = (HEADROOM + FRAME_MAX + 127) // 128 * 128 + 64
 class Batch:
     """Frames to read, edit, drop and send. Iterating gives a writable memoryview of each frame."""
 
-    __slots__ = ("_arena", "_base", "_full", "_iov", "_start", "count", "msgs", "msgs_address")
+    __slots__ = ("_arena", "_base", "_full", "_iov", "_picked", "_start", "count", "msgs", "msgs_address")
 
     def __init__(self, slots: int = SLOTS) -> None:
         arena = bytearray(slots * STRIDE)
@@ -47,7 +47,7 @@ class Batch:
         for i in range(slots):
             self.msgs[i * mmsg.WORDS + mmsg.IOV] = iov_address + i * 16
             self.msgs[i * mmsg.WORDS + mmsg.IOVLEN] = 1
-        self.count = 0
+        self.count, self._picked = 0, False
 
     @classmethod
     def of(cls, frames: Iterable[bytes | bytearray | memoryview]) -> Self:
@@ -66,7 +66,10 @@ class Batch:
     @property
     def octets(self) -> int:
         """Octets of all frames, without their virtio_net_hdr."""
-        return sum(self.lengths) - self.count * vnet.VNET
+        n = self.count
+        if n == 1:
+            return self._iov[1] - vnet.VNET
+        return sum(self._iov[1 : 2 * n : 2].tolist()) - n * vnet.VNET
 
     @property
     def lengths(self) -> memoryview:
@@ -90,8 +93,9 @@ class Batch:
 
     def clear(self) -> None:
         """Forget the frames and give each slot its full room again."""
-        self._iov[:] = self._start
-        self.count = 0
+        n = len(self._iov) if self._picked else 2 * self.count
+        self._iov[:n] = self._start[:n]
+        self.count, self._picked = 0, False
 
     def append(self, frame: bytes | bytearray | memoryview) -> None:
         """Copy a frame in. Raises IndexError where the batch is full, ValueError above FRAME_MAX octets."""
@@ -129,5 +133,5 @@ class Batch:
         for n, i in enumerate(indices, 1):
             self._iov[2 * n - 2] = source._iov[2 * i]
             self._iov[2 * n - 1] = source._iov[2 * i + 1]
-        self.count = n
+        self.count, self._picked = n, True
         return self
