@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from vtl_tools.common.device.afpacket import PacketDevice  # noqa: E402
-from vtl_tools.common.device.batch import Batch  # noqa: E402
-from vtl_tools.common.packet.vnet import NONE  # noqa: E402
+from vtl_tools.common.device.afpacket import PacketDevice
+from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.packet.vnet import NONE
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Literal, Self
 
+from vtl_tools.common import privilege
 from vtl_tools.common.errors import DeviceError, PermissionNeededError, VTLError
 
 MARK: Final = 0x56544C  # "VTL"
@@ -44,6 +45,8 @@ class _NFT:
     """A libnftables context: one netlink socket, whose closing takes away the tables that it owns."""
 
     def __init__(self) -> None:
+        if not privilege.permitted() >> privilege.NET_ADMIN & 1:
+            raise PermissionError  # libnftables would say so too, on our standard error
         lib = _library()
         self._lib = lib
         self._ctx = ctypes.c_void_p(lib.nft_ctx_new(0))
@@ -134,9 +137,9 @@ class Guard:
             self._index = socket.if_nametoindex(self.name)
         except OSError:
             raise DeviceError(f"{self.name}: no such network interface; list them with 'ip link'") from None
-        self._nft = self._nft or _NFT()
         flags = "{ flags owner; }" if self.form == "process" else ""
         try:
+            self._nft = self._nft or _NFT()
             self._nft.run(_RULES.format(table=self._table, flags=flags, name=self.name, mark=MARK))
         except PermissionError:
             raise PermissionNeededError(
@@ -156,13 +159,12 @@ class Guard:
 
 def standing() -> list[Found]:
     """Return the guards that stand in this network namespace. Raises PermissionNeededError."""
-    nft = _NFT()
     try:
+        nft = _NFT()
         listing = nft.ask("list ruleset netdev")
+        nft.close()
     except PermissionError:
         raise PermissionNeededError("guard: not permitted to list; run as root") from None
-    finally:
-        nft.close()
     found = []
     for table, body in re.findall(r"^table netdev (\S+) \{(.*?)^\}", listing, re.M | re.S):
         match = re.fullmatch(rf"{_OWNED}(\d+)_(.+)|{_KEPT}(.+)", table)
