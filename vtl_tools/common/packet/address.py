@@ -10,7 +10,7 @@ UNSPECIFIED4: Final = bytes(4)
 UNSPECIFIED6: Final = bytes(16)
 ALL_NODES: Final = bytes.fromhex("ff02" + "0" * 27 + "1")  # RFC 4291 2.7.1
 ALL_ROUTERS: Final = bytes.fromhex("ff02" + "0" * 27 + "2")
-SOLICITED_NODE: Final = bytes.fromhex("ff02" + "0" * 18 + "1ff")  # its first 13 octets, RFC 4291 2.7.1
+SOLICITED_NODE: Final = bytes.fromhex("ff02" + "0" * 19 + "1ff")  # its first 13 octets, RFC 4291 2.7.1
 
 
 def mac(text: str) -> bytes:
