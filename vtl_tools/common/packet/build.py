@@ -44,7 +44,7 @@ def ethernet(src_mac: bytes, dst_mac: bytes, ethertype: int, vlan: Tags = None) 
 
 
 def ip_header(src: bytes, dst: bytes, protocol: int, length: int, **fields: Unpack[IPFields]) -> bytes:
-    """Return an IPv4 or IPv6 header for a payload of `length` octets; one that is too long is written as 0."""
+    """Return an IPv4 or IPv6 header for a payload of `length` octets; 0 is written if it is too long."""
     ttl, tos = fields.get("ttl", 64), fields.get("tos", 0)
     if len(src) != len(dst):
         raise ValueError("source and destination are of different IP versions")

@@ -32,6 +32,14 @@ def _l2_back(pkt: Packet, src_mac: bytes | None = None, dst_mac: bytes | None = 
     return (dst_mac or eth.src) + (src_mac or eth.dst) + tags
 
 
+def _asking(pkt: Packet) -> tcp.TCP | None:
+    """Return the TCP header that may be answered: of no RST, and between single hosts (RFC 1122 4.2.3.10)."""
+    net, segment = pkt.ip, pkt.tcp
+    if net is None or segment is None or segment.flags & tcp.RST:
+        return None
+    return segment if is_single_host(net.src) and is_single_host(net.dst) else None
+
+
 def _tcp_back(pkt: Packet, seq: int, ack_number: int, flags: int, window: int, options: bytes) -> bytearray:
     net, segment = pkt.ip, pkt.tcp
     assert net is not None
@@ -46,8 +54,8 @@ def ack(pkt: Packet, *, window: int, timestamp: int | None = None) -> bytearray 
     window: as it is to be sent, shifted already. timestamp: TSval, where the segment has the option;
     without it, what the segment's TSecr says that we sent last (RFC 7323 section 3.2).
     """
-    segment = pkt.tcp
-    if segment is None or segment.flags & tcp.RST:
+    segment = _asking(pkt)
+    if segment is None:
         return None
     options = b""
     if (theirs := segment.timestamps) is not None:
@@ -61,8 +69,8 @@ def rst(pkt: Packet) -> bytearray | None:
 
     None for a RST, which is never answered, and for what is not TCP.
     """
-    segment = pkt.tcp
-    if segment is None or segment.flags & tcp.RST:
+    segment = _asking(pkt)
+    if segment is None:
         return None
     if segment.flags & tcp.ACK:
         return _tcp_back(pkt, segment.ack, 0, tcp.RST, 0, b"")
@@ -76,7 +84,7 @@ def syn_ack(pkt: Packet, *, iss: int, window: int, options: bytes = b"") -> byte
     iss: our initial sequence number. options: as tcp.encode_options() makes them. The ACK covers the SYN
     and not the data that may be with it, which an endpoint may take or leave to be sent again.
     """
-    segment = pkt.tcp
+    segment = _asking(pkt)
     if segment is None or not pkt.is_syn:
         return None
     return _tcp_back(pkt, iss, seq_add(segment.seq, 1), tcp.SYN | tcp.ACK, window, options)

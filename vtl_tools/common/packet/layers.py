@@ -168,5 +168,5 @@ class Layers:
         return inner.payload if inner is not None else memoryview(self.buf)[self.l3_off :]
 
     def _forget(self) -> None:
-        """Make the views anew when they are next asked for: their lengths, or the vnet header, have changed."""
+        """Make the views anew when next asked for: lengths or the vnet header have changed."""
         self._ip = self._transport = _UNREAD

@@ -121,7 +121,7 @@ class Packet(Layers):
 
     @property
     def gso_type(self) -> int:
-        """What the frame is to be cut into, as vnet.GSO_TCPV4; without GSO_ECN. GSO_NONE: it is one packet."""
+        """What the frame is to be cut into, as vnet.GSO_TCPV4; without GSO_ECN. GSO_NONE: nothing."""
         return self.buf[1] & ~vnet.GSO_ECN
 
     @property
