@@ -1,0 +1,103 @@
+"""Addresses: octets inside, text at the edges, and what an address says about itself."""
+
+import ipaddress
+from typing import Final
+
+BROADCAST: Final = b"\xff" * 6
+"""The Ethernet broadcast address."""
+
+UNSPECIFIED4: Final = bytes(4)
+UNSPECIFIED6: Final = bytes(16)
+ALL_NODES: Final = bytes.fromhex("ff02" + "0" * 27 + "1")  # RFC 4291 2.7.1
+ALL_ROUTERS: Final = bytes.fromhex("ff02" + "0" * 27 + "2")
+SOLICITED_NODE: Final = bytes.fromhex("ff02" + "0" * 19 + "1ff")  # its first 13 octets, RFC 4291 2.7.1
+
+
+def mac(text: str) -> bytes:
+    """Return the 6 octets of "02:00:00:00:00:01"; ValueError if it is no such address."""
+    parts = text.replace("-", ":").split(":")
+    if len(parts) != 6 or not all(1 <= len(part) <= 2 for part in parts):
+        raise ValueError(f"{text!r} is not an Ethernet address: write 02:00:00:00:00:01")
+    return bytes(int(part, 16) for part in parts)
+
+
+def ip(text: str) -> bytes:
+    """Return the 4 or 16 octets of "10.0.0.1" or "2001:db8::1"; ValueError if it is neither."""
+    return ipaddress.ip_address(text).packed
+
+
+def format_mac(octets: bytes) -> str:
+    """Return an Ethernet address as text."""
+    return octets.hex(":")
+
+
+def format_ip(octets: bytes) -> str:
+    """Return an address of 4 or 16 octets as text."""
+    return str(ipaddress.ip_address(octets))
+
+
+def is_multicast_mac(octets: bytes) -> bool:
+    """Say whether an Ethernet address names a group; broadcast is one."""
+    return bool(octets[0] & 1)
+
+
+def is_broadcast_mac(octets: bytes) -> bool:
+    """Say whether an Ethernet address is ff:ff:ff:ff:ff:ff."""
+    return octets == BROADCAST
+
+
+def is_multicast(octets: bytes) -> bool:
+    """Say whether an IP address is multicast: 224.0.0.0/4 (RFC 1112) or ff00::/8 (RFC 4291 2.7)."""
+    return octets[0] >> 4 == 14 if len(octets) == 4 else octets[0] == 0xFF
+
+
+def is_broadcast(octets: bytes) -> bool:
+    """Say whether an IP address is 255.255.255.255; a subnet's own cannot be told from the address."""
+    return octets == b"\xff\xff\xff\xff"
+
+
+def is_unspecified(octets: bytes) -> bool:
+    """Say whether an IP address is 0.0.0.0 or the IPv6 ::."""
+    return not any(octets)
+
+
+def is_loopback(octets: bytes) -> bool:
+    """Say whether an IP address is in 127.0.0.0/8 or is ::1."""
+    return octets[0] == 127 if len(octets) == 4 else octets == b"\0" * 15 + b"\1"
+
+
+def is_link_local(octets: bytes) -> bool:
+    """Say whether an IP address is in 169.254.0.0/16 (RFC 3927) or fe80::/10 (RFC 4291 2.5.6)."""
+    if len(octets) == 4:
+        return octets[:2] == b"\xa9\xfe"
+    return octets[0] == 0xFE and octets[1] & 0xC0 == 0x80
+
+
+def is_single_host(octets: bytes) -> bool:
+    """Say whether an address can be that of one host seen from outside (RFC 1122 3.2.2, RFC 4443 2.4 e.6)."""
+    if len(octets) == 4:
+        return octets[0] not in (0, 127) and octets[0] < 224
+    return not (is_unspecified(octets) or is_multicast(octets) or is_loopback(octets))
+
+
+def is_solicited_node(octets: bytes) -> bool:
+    """Say whether an IPv6 address is a solicited-node multicast (RFC 4291 2.7.1)."""
+    return octets[:13] == SOLICITED_NODE
+
+
+def solicited_node(octets: bytes) -> bytes:
+    """Return the multicast that neighbour solicitations for an IPv6 address go to (RFC 4291 2.7.1)."""
+    return SOLICITED_NODE + octets[13:]
+
+
+def multicast_mac(octets: bytes) -> bytes:
+    """Return the Ethernet group of a multicast IP address (RFC 1112 6.4, RFC 2464 7)."""
+    if len(octets) == 4:
+        return b"\x01\x00\x5e" + bytes((octets[1] & 0x7F,)) + octets[2:]
+    return b"\x33\x33" + octets[12:]
+
+
+def link_local(mac_octets: bytes) -> bytes:
+    """Return the fe80:: address that a host makes of its Ethernet address (RFC 4291 appendix A, EUI-64)."""
+    first = bytes((mac_octets[0] ^ 0x02,))
+    return b"\xfe\x80" + bytes(6) + first + mac_octets[1:3] + b"\xff\xfe" + mac_octets[3:]

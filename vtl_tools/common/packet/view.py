@@ -1,0 +1,185 @@
+"""Headers as tables of named fields over a buffer that somebody else owns.
+
+A field is a property: no descriptor written in Python is as quick (73 ns to read, against 110). The type
+checker is told of a Field[int] or Field[bytes], so that a read is an int or bytes and a write is checked.
+
+A *summed* field is one that the header's own checksum covers: writing it updates that checksum by what
+changed (RFC 1624), so a right checksum stays right and a wrong one stays exactly as wrong.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, overload
+
+from vtl_tools.common.packet.checksum import ones_sum, update
+
+Buffer = bytearray | memoryview
+T = TypeVar("T")
+
+U16: Final = struct.Struct("!H")
+U32: Final = struct.Struct("!I")
+
+
+class Field(Protocol[T]):
+    """A named field, as the type checker sees it."""
+
+    @overload
+    def __get__(self, view: None, owner: type, /) -> "Field[T]": ...
+    @overload
+    def __get__(self, view: "View", owner: type, /) -> T: ...
+    def __set__(self, view: "View", value: T, /) -> None: ...
+
+
+class View:
+    """One header at buf[off:], read and written in place. Enter through a subclass's at().
+
+    buf: borrowed; the view is valid as long as the buffer is. end: where the header's packet ends in buf,
+    which excludes Ethernet padding. partial_at: where in buf the one checksum lies that is partial, the
+    pseudo-header's sum for the kernel to complete; 0 if all are full, as in a view without a Packet.
+
+    Once at() has returned, no field can fail to be read. Writing a length, a header length or a protocol
+    number moves what the view was checked for: take a new one through at() afterwards.
+    """
+
+    __slots__ = ("buf", "end", "off", "partial_at")
+
+    SIZE: ClassVar[int] = 0
+    """Octets of the header without options."""
+    SUM: ClassVar[int] = 0
+    """Where in the header its checksum is; 0: it has none."""
+
+    def __init__(self, buf: Buffer, off: int, end: int, partial_at: int = 0) -> None:
+        self.buf = buf
+        self.off = off
+        self.end = end
+        self.partial_at = partial_at
+
+    def __repr__(self) -> str:
+        table = {name: field for cls in reversed(type(self).__mro__) for name, field in vars(cls).items()}
+        names = [name for name, field in table.items() if isinstance(field, property)]
+        return f"<{type(self).__name__} {' '.join(f'{name}={getattr(self, name)!r}' for name in names)}>"
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Overwrite octets that the header's checksum covers, and keep the checksum right.
+
+        offset: from the start of the header; data must fit before the packet's end, else ValueError.
+        """
+        at = self.off + offset
+        if at + len(data) > self.end:
+            raise ValueError(f"{len(data)} octets at {at} pass the packet's end at {self.end}")
+        room = memoryview(self.buf)[at : at + len(data)]
+        if self.SUM:
+            pad = b"\0" * (offset & 1)  # an odd start: the first octet is the low half of its word
+            self._resum(ones_sum(pad + bytes(room)), ones_sum(pad + bytes(data)))
+        room[:] = data
+
+    def _resum(self, old: int, new: int) -> None:
+        """Follow a change of 16-bit words that the header's checksum covers. A partial one covers none."""
+        at = self.off + self.SUM
+        if at != self.partial_at:
+            U16.pack_into(self.buf, at, update(U16.unpack_from(self.buf, at)[0], old, new))
+
+
+def u8(offset: int, *, summed: bool = False) -> Field[int]:
+    """Return an 8-bit field `offset` octets into the header."""
+    shift = 0 if offset & 1 else 8  # the octet's place in the 16-bit word that is summed
+
+    def write(view: View, value: int) -> None:
+        view.buf[view.off + offset] = value
+
+    def write_summed(view: View, value: int) -> None:
+        at = view.off + offset
+        old = view.buf[at]
+        view.buf[at] = value
+        view._resum(old << shift, value << shift)
+
+    return _field(lambda view: view.buf[view.off + offset], write_summed if summed else write)
+
+
+def u16(offset: int, *, summed: bool = False) -> Field[int]:
+    """Return a big-endian 16-bit field `offset` octets into the header; even, if summed."""
+    unpack, pack = U16.unpack_from, U16.pack_into
+
+    def write(view: View, value: int) -> None:
+        pack(view.buf, view.off + offset, value)
+
+    def write_summed(view: View, value: int) -> None:
+        at = view.off + offset
+        old = unpack(view.buf, at)[0]
+        pack(view.buf, at, value)
+        view._resum(old, value)
+
+    return _field(lambda view: unpack(view.buf, view.off + offset)[0], write_summed if summed else write)
+
+
+def u32(offset: int, *, summed: bool = False) -> Field[int]:
+    """Return a big-endian 32-bit field `offset` octets into the header; even, if summed."""
+    unpack, pack = U32.unpack_from, U32.pack_into
+
+    def write(view: View, value: int) -> None:
+        pack(view.buf, view.off + offset, value)
+
+    def write_summed(view: View, value: int) -> None:
+        at = view.off + offset
+        old = unpack(view.buf, at)[0]
+        pack(view.buf, at, value)
+        view._resum(old % 0xFFFF, value % 0xFFFF)  # the remainder is the sum of both halves: 2**16 is 1
+
+    return _field(lambda view: unpack(view.buf, view.off + offset)[0], write_summed if summed else write)
+
+
+def octets(offset: int, size: int, *, summed: bool = False) -> Field[bytes]:
+    """Return a field of `size` octets, such as an address; writing another size is a ValueError."""
+    form = struct.Struct(f"{size}s")
+
+    def write(view: View, value: bytes) -> None:
+        if len(value) != size:  # a slice of a bytearray would move all that follows
+            raise ValueError(f"{size} octets are needed, not {len(value)}")
+        if summed:
+            view.write(offset, value)
+        else:
+            form.pack_into(view.buf, view.off + offset, value)
+
+    return _field(lambda view: form.unpack_from(view.buf, view.off + offset)[0], write)
+
+
+def bits(word: Field[int], shift: int, width: int) -> Field[int]:
+    """Return `width` bits of another field, `shift` bits above its lowest."""
+    whole = cast("property", word)
+    read, write_word = whole.fget, whole.fset
+    assert read is not None
+    assert write_word is not None
+    mask = (1 << width) - 1
+
+    def write(view: View, value: int) -> None:
+        if value & ~mask:
+            raise ValueError(f"{value} does not fit {width} bits")
+        write_word(view, (read(view) & ~(mask << shift)) | value << shift)
+
+    return _field(lambda view: read(view) >> shift & mask, write)
+
+
+def _field(read: Any, write: Any) -> Field[Any]:
+    return cast("Field[Any]", property(read, write))
+
+
+def walk_options(buf: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Walk the options that IPv4 and TCP share the form of: yield (kind, place in buf, octets in all).
+
+    No-operations are skipped. Stops at the end-of-list option, at end, and at an option whose length
+    cannot be: what lies behind such a one has no meaning.
+    """
+    while at < end:
+        kind = buf[at]
+        if kind == 0:
+            return
+        if kind == 1:
+            at += 1
+            continue
+        if at + 2 > end:
+            return
+        length = buf[at + 1]
+        if length < 2 or at + length > end:
+            return
+        yield kind, at, length
+        at += length
