@@ -108,6 +108,19 @@ class Batch:
         self._iov[2 * i + 1] = length
         self.count = i + 1
 
+    def append_plain(self, ether: bytes | bytearray | memoryview) -> None:
+        """Copy in an Ethernet frame that came without virtio_net_hdr. Raises as append() does."""
+        i, length = self.count, vnet.VNET + len(ether)
+        if length > FRAME_MAX:
+            raise ValueError(f"a frame of {length} octets")
+        start = self._start[2 * i] - self._base
+        body = start + vnet.VNET
+        self._arena[start:body] = vnet.NONE
+        self._arena[body : start + length] = ether
+        self._iov[2 * i] = self._start[2 * i]
+        self._iov[2 * i + 1] = length
+        self.count = i + 1
+
     def room(self, i: int) -> memoryview:
         """Return slot i's whole room, to be filled in place; follow with resize()."""
         start = self._start[2 * i] - self._base
