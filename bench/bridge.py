@@ -21,7 +21,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from scene import BIN, ROOT, SERVER, Scene, alternate, quiet, ratio
+from scene import SERVER, Scene, alternate, quiet, ratio
 
 from lab.netns import Lab
 
@@ -194,5 +194,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert ROOT and BIN
     main()
