@@ -110,6 +110,7 @@ def on_a_tap(lab: Lab, page: bytes) -> list[Row]:
         rows.append(("guard", f"{kept:,} frames kept from the host's stack", "vtl-guard list"))
     after = fetch(guest, "http://10.9.0.2/page")
     rows.append(("after its end", "reached" if after else "no way out", ""))
+    print(got, digest, without, after, silent)
     if got != digest or without or after or not silent:
         raise VTLError("demo: the guest's traffic did not take the way it should")
     return rows
