@@ -6,6 +6,7 @@ QEMU and vtl-bridge running as an ordinary user. Ends with a table of the eviden
 
 import hashlib
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -39,8 +40,9 @@ def step(text: str) -> None:
 def bridge(lab: Lab, host: Host, *links: str, user: int | None = None) -> Iterator[tuple[Any, Path]]:
     """Run vtl-bridge on these links, as its user would."""
     socket = lab.dir / ("root" if user is None else "user") / "bridge.sock"
-    socket.parent.mkdir()
-    socket.parent.chmod(0o700 if user is None else 0o777)
+    socket.parent.mkdir(mode=0o700)
+    if user is not None:
+        os.chown(socket.parent, user, user)
     arguments = [word for link in links for word in ("--iface", link)]
     console.print(
         f"  $ vtl-bridge {' '.join(arguments)}" + (f"     [dim](as user {user})[/]" if user else "")
@@ -65,7 +67,7 @@ def bridge(lab: Lab, host: Host, *links: str, user: int | None = None) -> Iterat
 def fetch(guest: Guest, url: str) -> str | None:
     """Let the guest download a page; return its SHA-256, as the guest sums it up, or None."""
     console.print(f"  guest# wget -qO- {url} | sha256sum")
-    ran = guest.sh(f"wget -T 3 -qO /tmp/page {url} && sha256sum /tmp/page")
+    ran = guest.sh(f"timeout 20 wget -qO /tmp/page {url} && sha256sum /tmp/page")
     return ran.out.split()[0] if ran.status == 0 else None
 
 
@@ -110,7 +112,6 @@ def on_a_tap(lab: Lab, page: bytes) -> list[Row]:
         rows.append(("guard", f"{kept:,} frames kept from the host's stack", "vtl-guard list"))
     after = fetch(guest, "http://10.9.0.2/page")
     rows.append(("after its end", "reached" if after else "no way out", ""))
-    print(got, digest, without, after, silent)
     if got != digest or without or after or not silent:
         raise VTLError("demo: the guest's traffic did not take the way it should")
     return rows

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import stat
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -140,6 +141,8 @@ class Host:
     def tap(self, interface: str, user: int | None = None, multi_queue: bool = False) -> None:
         """Make a tap interface and set it up. user: numeric id of the one who may open it, besides root."""
         owner = [] if user is None else ["user", str(user)]
+        if user is not None:
+            self.call(_let_all_open_tun)
         queues = ["multi_queue"] if multi_queue else []
         self.run("ip", "tuntap", "add", "dev", interface, "mode", "tap", "vnet_hdr", *owner, *queues)
         self.run("ip", "link", "set", "dev", interface, "up")
@@ -160,3 +163,13 @@ class Host:
                         stream.close()
         self.processes.clear()
         self._thread.shutdown()
+
+
+def _let_all_open_tun() -> None:
+    """Give the calling thread's mount namespace a /dev/net/tun as udev makes it: anybody may open it."""
+    tun = Path("/dev/net/tun")
+    device = tun.stat().st_rdev
+    if not tun.stat().st_mode & 0o006:
+        kernel.mount("tmpfs", "/dev/net", "tmpfs")
+        os.mknod(tun, stat.S_IFCHR | 0o666, device)
+        tun.chmod(0o666)  # whatever the umask

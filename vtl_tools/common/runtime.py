@@ -90,10 +90,12 @@ class Runner:
         """Return the links, behind a recorder each where --pcap asks for it."""
         if self.options.pcap is None:
             return list(self.links)
-        from vtl_tools.common.device.record import Record, Recorder
+        from vtl_tools.common.device.capture import CaptureWriter
+        from vtl_tools.common.device.record import Record
 
-        recorder = stack.enter_context(Recorder(self.options.pcap))
-        return [Record(link, recorder) for link in self.links]
+        writer = CaptureWriter("--pcap", str(self.options.pcap))
+        stack.callback(writer.close)
+        return [Record(link, writer) for link in self.links]
 
     async def _main(self) -> None:
         loop = asyncio.get_running_loop()
@@ -111,12 +113,12 @@ class Runner:
         if self.hearing is not None:
             loop.add_reader(self.hearing, self._hear, self.hearing)
         self._up = [True] * len(self.links)
-        self._look_at_links(loop.time())
         watching = asyncio.ensure_future(self._watch()) if self.options.watch else None
         self.event("ready", pid=os.getpid(), links=[link.spec for link in self.links])
         notify("READY=1")
         gc.collect()
         gc.freeze()
+        self._look_at_links(loop.time())
         self._rearm()
         try:
             await self._end
