@@ -87,7 +87,7 @@ class DgramDevice(Device):
         assert self._sock is not None
         try:
             while True:
-                self._sock.recv(0)
+                self._sock.recv(1)
                 self.drops[Drop.FOREIGN] += 1
         except OSError:
             return
