@@ -8,13 +8,13 @@ import warnings
 import pytest
 
 from tests.unit.device.helpers import ether, octets, plain, read_all, ready, tcp
+from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.device.capture import CaptureWriter
 from vtl_tools.common.device.memory import pair
 from vtl_tools.common.device.pcap import PcapDevice
 from vtl_tools.common.device.record import Record
 from vtl_tools.common.errors import DeviceError
-from vtl_tools.common.device.base import Drop
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -111,7 +111,9 @@ def test_runts_are_counted(tmp_path):
         assert device.drops == {Drop.RUNT: 1}
 
 
-@pytest.mark.parametrize("content", [b"", b"not a capture at all", b"\xd4\xc3\xb2\xa1short", b"\x0a\x0d\x0d\x0a" * 9])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a capture at all", b"\xd4\xc3\xb2\xa1short", b"\x0a\x0d\x0d\x0a" * 9]
+)
 def test_what_is_no_capture_is_an_error_in_one_line(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(DeviceError, match=r"^pcap:x: .*; name a pcap or pcapng file$"):
@@ -152,7 +154,12 @@ def test_both_directions_of_several_links_go_to_one_file(tmp_path):
     writer = CaptureWriter("--pcap", path)
     a, a_far = pair(offload=True)
     b, b_far = pair()
-    with Record(a, writer, clock=lambda: 7.25) as left, Record(b, writer, clock=lambda: 8.5) as right, a_far, b_far:
+    with (
+        Record(a, writer, clock=lambda: 7.25) as left,
+        Record(b, writer, clock=lambda: 8.5) as right,
+        a_far,
+        b_far,
+    ):
         b.spec = "memory:other"
         super_segment = tcp(b"x" * 3000, gso_size=1000)
         a_far.write(Batch.of([plain(1), super_segment]))
@@ -163,7 +170,13 @@ def test_both_directions_of_several_links_go_to_one_file(tmp_path):
     writer.close()
     writer.close()
     found = records(path)
-    assert [data for data, _ in found] == [ether(1), super_segment[10:], ether(1), super_segment[10:], ether(3)]
+    assert [data for data, _ in found] == [
+        ether(1),
+        super_segment[10:],
+        ether(1),
+        super_segment[10:],
+        ether(3),
+    ]
     assert [(about.ifname, about.direction) for _, about in found] == [
         (b"memory:left", 1),
         (b"memory:left", 1),
@@ -171,7 +184,9 @@ def test_both_directions_of_several_links_go_to_one_file(tmp_path):
         (b"memory:other", 2),
         (b"memory:left", 2),
     ]
-    assert [(about.tshigh << 32 | about.tslow) / about.tsresol for _, about in found] == [7.25] * 2 + [8.5] * 2 + [7.25]
+    assert [(about.tshigh << 32 | about.tslow) / about.tsresol for _, about in found] == [7.25] * 2 + [
+        8.5
+    ] * 2 + [7.25]
 
 
 def test_a_recording_of_its_own_ends_with_its_device(tmp_path):

@@ -117,7 +117,13 @@ def test_runts_and_giants_are_counted(tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as qemu:
         qemu.bind(b)
         with DgramDevice("dgram:a", b, a) as left:
-            for data in (b"", b"x" * 13, bytes(FRAME_MAX - VNET + 1), ether(1, 14), ether(2, FRAME_MAX - VNET)):
+            for data in (
+                b"",
+                b"x" * 13,
+                bytes(FRAME_MAX - VNET + 1),
+                ether(1, 14),
+                ether(2, FRAME_MAX - VNET),
+            ):
                 qemu.sendto(data, a)
             assert read_all(left, 2) == [ether(1, 14), ether(2, FRAME_MAX - VNET)]
             assert left.drops == {Drop.RUNT: 2, Drop.TOO_BIG: 1}

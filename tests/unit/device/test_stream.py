@@ -203,7 +203,7 @@ def test_client_and_server_find_each_other_in_any_order_and_again(tmp_path, addr
         assert client.write(Batch.of([plain()])) == 0
         for n in range(2):
             with StreamDevice("qemu:server", address, server=True) as server:
-                until(lambda: client.up and server.up, client, server)  # noqa: B023 - called at once
+                until(lambda: client.up and server.up, client, server)
                 client.write(Batch.of([plain(n)]))
                 assert read_all(server, 1) == [ether(n)]
                 server.write(Batch.of([plain(n + 1)]))

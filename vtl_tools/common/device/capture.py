@@ -17,10 +17,11 @@ OUTBOUND: Final = 2
 @contextlib.contextmanager
 def quiet_scapy() -> Iterator[None]:
     """Import scapy in here: without the deprecation warnings of what it imports, nor its own log lines."""
+    for name in "scapy.runtime", "scapy.loading":  # which tell of damaged records and a missing libpcap
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
-    logging.getLogger("scapy.runtime").setLevel(logging.ERROR)  # it warns of each damaged record
 
 
 def _scapy() -> Any:
