@@ -197,7 +197,7 @@ def test_without_privilege_the_error_says_so(lab, spec):
         pass  # all is imported then, which another user may not be able to
     os.seteuid(65534)
     try:
-        with pytest.raises(PermissionNeededError, match="not permitted .*; run as root"):
+        with pytest.raises(PermissionNeededError, match=r"not permitted .*; run as root"):
             with open_device(spec):
                 pass
     finally:

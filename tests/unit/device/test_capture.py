@@ -122,7 +122,7 @@ def test_what_is_no_capture_is_an_error_in_one_line(tmp_path, content):
 
 
 def test_a_capture_of_other_frames_is_an_error(tmp_path):
-    with pytest.raises(DeviceError, match="not Ethernet .link type 101."):
+    with pytest.raises(DeviceError, match=r"not Ethernet \(link type 101\)"):
         with PcapDevice("pcap:x", capture(tmp_path / "x", linktype=101)):
             pass
 

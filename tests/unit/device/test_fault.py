@@ -127,7 +127,7 @@ def test_reordered_frames_arrive_late_and_all_arrive(make):
 
 
 def test_damage_is_one_bit_and_never_in_the_virtio_net_hdr(make):
-    device, far, clock = make(corrupt=1.0, rng=Random(1))
+    device, far, _ = make(corrupt=1.0, rng=Random(1))
     batch = Batch.of([plain(7)] * SLOTS)
     device.write(batch)
     frames = [bytes(frame) for frame in far.read()]
