@@ -6,6 +6,8 @@ import struct
 from contextlib import suppress
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.unit.device.helpers import ether, octets, plain, read_all, ready, tcp, until
 from vtl_tools.common.device.base import RETRY_S, Drop
@@ -253,3 +255,15 @@ def test_an_address_in_use_is_an_error():
     with socket.create_server(("127.0.0.1", 0)) as other:
         with pytest.raises(DeviceError, match="qemu:test: Address already in use"):
             open_(StreamDevice("qemu:test", other.getsockname(), server=True))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@given(pieces=st.lists(st.binary(max_size=60), max_size=8))
+def test_whatever_a_peer_says_nothing_is_raised_and_nothing_is_kept(wire, pieces):
+    for piece in pieces:
+        with suppress(OSError):
+            wire.qemu.sendall(piece)
+        wire.device.read()
+    if not wire.device.up:
+        wire.qemu.close()
+        wire.qemu = wire.join()
