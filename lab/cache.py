@@ -20,6 +20,7 @@ from lab.errors import LabError
 log = logging.getLogger(__name__)
 
 METAPACKAGE = "linux-image-cloud-amd64"
+WORK = "work-"  # how the names of directories begin that nobody needs after a crash
 PROVIDE = "provide VTL_GUEST_KERNEL=/path/vmlinuz and VTL_GUEST_MODULES=/path/lib/modules/VERSION"
 
 
@@ -42,10 +43,12 @@ def cache_dir() -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep every other process out that locks the same directory. Ends with us, however we end."""
+    """Keep other processes out of a cache, and sweep what one left that was killed in here."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
+        for left in path.glob(f"{WORK}*"):
+            shutil.rmtree(left)
         yield
     finally:
         os.close(fd)
@@ -55,6 +58,9 @@ def guest_kernel() -> Kernel:
     """Return the kernel for guests: the one that the environment names, the cached, or a fresh download."""
     image, modules = os.environ.get("VTL_GUEST_KERNEL"), os.environ.get("VTL_GUEST_MODULES")
     if image and modules:
+        for needed in Path(image), Path(modules, "modules.builtin"):
+            if not needed.is_file():
+                raise LabError(f"guest kernel: {needed}: no such file; {PROVIDE}")
         return Kernel(Path(image), Path(modules))
     if image or modules:
         raise LabError(f"guest kernel: only one half of it is given; {PROVIDE}")
@@ -75,7 +81,7 @@ def _download(kernel: Path) -> None:
     if not package:
         raise LabError(f"guest kernel: apt knows no {METAPACKAGE}; {PROVIDE}")
     log.info("guest kernel: downloading %s", package)
-    with tempfile.TemporaryDirectory(dir=kernel.parent, prefix="download-") as name:
+    with tempfile.TemporaryDirectory(dir=kernel.parent, prefix=WORK) as name:
         work = Path(name)
         fetch = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", package]
         try:

@@ -44,7 +44,7 @@ class Machine:
     """What a guest is made of; the keywords of Lab.guest().
 
     tap: a tap interface of the host (vnet header and offloads on). qemu_socket: instead of a tap, the
-    address of a frame stream, "unix:PATH" or "HOST:PORT": the guest connects to it, and must find it; or
+    address of a frame stream, "unix:PATH" or "HOST:PORT": the guest connects to it once, at its start; or
     "...,server": the guest listens there. user: the name or id of who runs QEMU; a tap must be theirs.
     address: one or more, as "10.0.0.2/24" or "10.0.0.2/24 fd00::2/64", given to eth0 after the boot.
     gateway: one or more, for the default route. mtu: told to the guest by the device (host_mtu).
@@ -129,7 +129,7 @@ class Guest:
     def _command(self, image: Path, archive: Path, fds: list[int]) -> list[str]:
         machine = self.machine
         accel = os.environ.get("VTL_GUEST_ACCEL", "tcg")  # kvm where it works
-        append = f"console=ttyS0 panic=-1 {machine.append}"
+        append = f"console=ttyS0 panic=-1 cryptomgr.notests apparmor=0 {machine.append}"
         command = ["-name", self.name, "-accel", accel, "-cpu", "max", "-smp", str(machine.smp)]
         command += ["-m", machine.mem, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-kernel", str(image), "-initrd", str(archive), "-append", append]
@@ -149,7 +149,7 @@ class Guest:
             netdevs.append(stream_netdev(machine.qemu_socket))
         arguments = []
         for index, netdev in enumerate([*netdevs, *machine.extra_netdev]):
-            mac = self.mac if index == 0 else f"52:54:{index:02x}:00:{self._number:02x}:{index:02x}"
+            mac = self.mac if index == 0 else f"52:54:{index:02x}:00:{self._number & 255:02x}:{index:02x}"
             properties = [f"virtio-net-pci,netdev=net{index},mac={mac},romfile="]
             if index == 0 and machine.mtu:
                 properties.append(f"host_mtu={machine.mtu}")
@@ -165,7 +165,7 @@ class Guest:
         setup = ["set -e"]
         if self.machine.tap or self.machine.qemu_socket or self.machine.extra_netdev:
             setup.append("for path in /sys/class/net/eth*; do ip link set ${path##*/} up; done")
-        if self.machine.tap:  # IPv6 addresses are of no use before this
+        if self.machine.tap and ":" in (self.machine.address or ""):  # IPv6 waits for the link, up to 1 s
             setup.append("until grep -q up /sys/class/net/eth0/operstate; do usleep 10000; done")
         setup += [f"ip addr add {address} dev eth0" for address in (self.machine.address or "").split()]
         setup += [f"ip route add default via {gateway}" for gateway in (self.machine.gateway or "").split()]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.errors import LabError
 from lab.host import Host
 from lab.wait import until
 
@@ -21,7 +22,8 @@ class Server:
 
     def requests(self) -> list[str]:
         """Return the access log's lines; each begins with the client's address."""
-        return [line for line in self.log.read_text().splitlines() if '] "' in line]
+        lines = self.log.read_text().splitlines()
+        return [line.removeprefix("::ffff:") for line in lines if '] "' in line]
 
 
 def serve(host: Host, port: int, files: Mapping[str, bytes], directory: Path) -> Server:
@@ -34,12 +36,22 @@ def serve(host: Host, port: int, files: Mapping[str, bytes], directory: Path) ->
         path.write_bytes(data)
     log = directory / "log"
     with log.open("wb") as out:
-        command = [sys.executable, "-u", "-m", "http.server", str(port), "--directory", str(root)]
+        command = [
+            sys.executable,
+            "-u",
+            "-m",
+            "http.server",
+            str(port),
+            "--bind",
+            "::",
+            "--directory",
+            str(root),
+        ]
         process = host.popen(*command, stdout=out, stderr=out)
 
     def listening() -> bool:
         if process.poll() is not None:
-            raise ChildProcessError(f"http.server on {host.name}: {log.read_text()}")
+            raise LabError(f"http.server on {host.name}: {log.read_text()}")
         return "Serving HTTP" in log.read_text()
 
     until(listening, f"http.server on {host.name}")

@@ -9,16 +9,18 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from lab.cache import Kernel, cache_dir, locked
+from lab.cache import WORK, Kernel, cache_dir, locked
 from lab.errors import LabError
 
 log = logging.getLogger(__name__)
 
 MODULES = ("virtio_pci", "virtio_net", "virtio_console", "8021q")
 INIT = Path(__file__).with_name("init.sh")
+KEEP_S = 7 * 86400.0
 MODINFO = re.compile(rb"\0(depends|alias)=([^\0]*)")
 
 
@@ -42,8 +44,17 @@ def initramfs(kernel: Kernel, extra: Iterable[str] = (), modules: Iterable[str] 
     archive = cache / f"initramfs-{key}"
     with locked(cache):
         if not archive.exists():
+            _prune(cache)
             _build(archive, kernel.modules.name, files, found)
+        os.utime(archive)
     return archive
+
+
+def _prune(cache: Path) -> None:
+    """Remove the archives that nobody has used for long."""
+    for archive in cache.glob("initramfs-*"):
+        if archive.stat().st_mtime < time.time() - KEEP_S:
+            archive.unlink()
 
 
 def _libraries(program: str) -> list[Path]:
@@ -91,8 +102,9 @@ def _modinfo(path: Path, field: bytes) -> list[str]:
 
 def _build(archive: Path, version: str, files: dict[Path, Path], modules: dict[str, Path]) -> None:
     log.info("guest: making %s", archive)
-    with tempfile.TemporaryDirectory(dir=archive.parent, prefix="root-") as name:
-        root = Path(name)
+    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=WORK) as name:
+        root = Path(name, "root")
+        root.mkdir()
         for directory in "dev", "proc", "sys", "tmp", "bin", "sbin", "etc", "root", "run":
             (root / directory).mkdir()
         os.mknod(root / "dev/console", stat.S_IFCHR | 0o600, os.makedev(5, 1))
@@ -108,7 +120,7 @@ def _build(archive: Path, version: str, files: dict[Path, Path], modules: dict[s
         (root / "etc/passwd").write_text("root::0:0:root:/root:/bin/sh\nnobody::65534:65534::/:/bin/sh\n")
         (root / "etc/group").write_text("root::0:\nnogroup::65534:\n")
         _install_modules(root / "lib/modules" / version, modules)
-        made = root.with_suffix(".cpio")
+        made = Path(name, "archive")
         with made.open("wb") as out:
             names = "\0".join(sorted(str(path.relative_to(root)) for path in root.rglob("*")))
             command = ["cpio", "--quiet", "--null", "-o", "-H", "newc"]
