@@ -144,7 +144,7 @@ class Peer:
 
 
 def _reached_itself(sock: socket.socket) -> bool:
-    """Whether TCP gave a socket that calls a port of its own host that very port; or it is cut off already."""
+    """Whether TCP gave a socket that calls its own host the very port it calls; or it is cut off already."""
     try:
         return bool(sock.getsockname() == sock.getpeername())
     except OSError:
