@@ -42,7 +42,7 @@ def test_the_handle_tells_when_there_is_something_to_read(ends):
 
 
 def test_a_full_queue_drops_and_counts(ends):
-    left, right = ends
+    left, _ = ends
     full = Batch.of([plain(n) for n in range(SLOTS)])
     for _ in range(QUEUE // SLOTS):
         assert left.write(full) == SLOTS
@@ -57,6 +57,7 @@ def test_frames_sent_before_the_other_end_is_plugged_in_wait():
     with left:
         left.write(Batch.of([plain(1)]))
         with right:
+            assert ready(right)
             assert octets(right.read()) == [ether(1)]
 
 

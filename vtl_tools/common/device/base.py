@@ -98,6 +98,7 @@ class Device(ABC):
         """Note that the peer is there."""
         if not self.up:
             self.up = True
+            self.handle.hush()  # it was set to look for the peer, and would go on waking who reads
             log.info("%s: up", self.spec)
 
     def went_down(self, why: object) -> None:

@@ -5,7 +5,7 @@ import logging
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from vtl_tools.common.errors import DeviceError
 
@@ -17,10 +17,11 @@ OUTBOUND: Final = 2
 @contextlib.contextmanager
 def quiet_scapy() -> Iterator[None]:
     """Import scapy in here: without the deprecation warnings of what it imports, nor its own log lines."""
+    for name in "scapy.runtime", "scapy.loading":  # which tell of damaged records and a missing libpcap
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
-    logging.getLogger("scapy.runtime").setLevel(logging.ERROR)  # it warns of each damaged record
 
 
 def _scapy() -> Any:
@@ -29,43 +30,47 @@ def _scapy() -> Any:
     return scapy.utils
 
 
-def read_frames(spec: str, path: str) -> Iterator[tuple[float, bytes]]:
-    """Yield time in seconds and octets of each Ethernet frame in a pcap or pcapng file, also gzipped.
+class CaptureReader:
+    """Time in seconds and octets of each Ethernet frame in a pcap or pcapng file, perhaps gzipped.
 
-    Raises DeviceError at once for what is no capture. A file that is cut off ends where it is cut.
+    Raises DeviceError at once for what is no capture. A file that is damaged ends where the damage is.
     """
-    utils = _scapy()
-    try:
-        reader = utils.RawPcapReader(path)
-    except PermissionError as e:
-        raise DeviceError(f"{spec}: {path}: {e.strerror}; make it readable") from None
-    except OSError as e:
-        raise DeviceError(f"{spec}: {path}: {e.strerror}; check the name") from None
-    except Exception as e:  # scapy has no base class that all of its errors share
-        raise DeviceError(f"{spec}: {path}: {_one_line(e)}; name a pcap or pcapng file") from None
-    if getattr(reader, "linktype", _ETHERNET) != _ETHERNET:
-        reader.close()
-        raise DeviceError(
-            f"{spec}: {path}: its frames are not Ethernet (link type {reader.linktype}); capture anew"
-        )
-    return _frames(reader)
 
+    def __init__(self, spec: str, path: str) -> None:
+        utils = _scapy()
+        try:
+            self._file = open(path, "rb")  # noqa: PTH123, SIM115 - scapy leaves it open when it gives up
+        except OSError as e:
+            raise DeviceError(f"{spec}: {path}: {e.strerror}; name a file that can be read") from None
+        try:
+            self._reader = utils.RawPcapReader(self._file)
+        except Exception as e:  # scapy's errors have no base of their own
+            self.close()
+            raise DeviceError(f"{spec}: {path}: {_one_line(e)}; name a pcap or pcapng file") from None
+        self._nano = 1e9 if getattr(self._reader, "nano", False) else 1e6
+        kind = getattr(self._reader, "linktype", _ETHERNET)
+        if kind != _ETHERNET:
+            self.close()
+            raise DeviceError(f"{spec}: {path}: its frames are not Ethernet (link type {kind}); name another")
 
-def _frames(reader: Any) -> Iterator[tuple[float, bytes]]:
-    nano = 1e9 if getattr(reader, "nano", False) else 1e6
-    with reader:
-        while True:
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[float, bytes]:
+        while not self._file.closed:
             try:
-                data, about = reader._read_packet()
+                data, about = self._reader._read_packet()
                 if hasattr(about, "sec"):
-                    yield about.sec + about.usec / nano, data
-                elif about.linktype == _ETHERNET:
-                    ticks = (about.tshigh or 0) << 32 | (about.tslow or 0)
-                    yield ticks / about.tsresol, data
-            except EOFError:
-                return
-            except (struct.error, ValueError, ArithmeticError, IndexError, TypeError):
-                return  # damaged beyond here
+                    return about.sec + about.usec / self._nano, data
+                if about.linktype == _ETHERNET:
+                    return ((about.tshigh or 0) << 32 | (about.tslow or 0)) / about.tsresol, data
+            except (EOFError, OSError, struct.error, ValueError, ArithmeticError, LookupError, TypeError):
+                self.close()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Close the file; there are no more frames then. Idempotent."""
+        self._file.close()
 
 
 def _one_line(e: object) -> str:

@@ -87,7 +87,7 @@ class DgramDevice(Device):
         assert self._sock is not None
         try:
             while True:
-                self._sock.recv(0)
+                self._sock.recv(1)
                 self.drops[Drop.FOREIGN] += 1
         except OSError:
             return
@@ -96,7 +96,10 @@ class DgramDevice(Device):
         """Receive up to a batch of frames."""
         assert self._sock is not None
         batch = self._batch
-        if self.handle.rang() and self._unix:
+        if not self._unix:
+            if not self.up:
+                self.handle.rang()
+        elif self.handle.rang():
             try:
                 self._reach()
             except PermissionError:

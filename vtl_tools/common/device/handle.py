@@ -43,6 +43,10 @@ class Handle:
         spec = (ctypes.c_long * 4)(0, 0, seconds, int((delay_s - seconds) * 1e9) or 1)
         _libc.timerfd_settime(self._timer, 0, spec, None)
 
+    def hush(self) -> None:
+        """Call the alarm off."""
+        _libc.timerfd_settime(self._timer, 0, (ctypes.c_long * 4)(), None)
+
     def ring(self) -> None:
         """Wake at once: there is something to do that no descriptor tells of."""
         self.alarm(1e-9)

@@ -6,9 +6,12 @@ too; and no virtio_net_hdr, so that an interface with offloads shows super-segme
 nobody completed: switch them off, with 'ethtool -K NAME tso off gso off gro off tx off' where it is Linux.
 """
 
+import errno
+import fcntl
 import os
 import socket
-from typing import Any
+import struct
+from typing import Any, Final
 
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import Batch
@@ -17,7 +20,10 @@ from vtl_tools.common.device.plain import ETHERNET, Plain
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.packet.vnet import VNET
 
-_ETHERNET = 1  # DLT_EN10MB
+_ETHERNET: Final = 1  # DLT_EN10MB
+_SIOCGIFFLAGS: Final = 0x8913
+_SIOCGIFINDEX: Final = 0x8933
+_IFF_UP: Final = 1
 
 
 class LibpcapDevice(Device):
@@ -29,6 +35,7 @@ class LibpcapDevice(Device):
         self._batch = Batch()
         self._plain = Plain(self)
         self._socket: Any = None
+        self._index = 0
 
     def connect(self) -> None:
         """Open the interface, promiscuously."""
@@ -64,7 +71,7 @@ class LibpcapDevice(Device):
         except BaseException:
             link.close()
             raise
-        self._socket = link
+        self._socket, self._index = link, socket.if_nametoindex(self.name)
         self.went_up()
 
     def read(self) -> Batch:
@@ -94,13 +101,19 @@ class LibpcapDevice(Device):
             self.handle.alarm(RETRY_S)
 
     def _error(self) -> str:
-        """Why nothing comes, of which libpcap's descriptor tells and scapy does not; "" if all is well."""
+        """Why nothing comes though something was announced; "" if all is well.
+
+        libpcap takes the error off its socket without a word, so the interface is asked (on Linux).
+        """
+        request = struct.pack("16s24x", os.fsencode(self.name))
         try:
-            with socket.socket(fileno=os.dup(self._socket.fileno())) as sock:
-                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        except OSError:  # not a socket, where it is not Linux
-            return ""
-        return os.strerror(code) if code else ""
+            (index,) = struct.unpack_from("i", fcntl.ioctl(self._socket.fileno(), _SIOCGIFINDEX, request), 16)
+            (flags,) = struct.unpack_from("H", fcntl.ioctl(self._socket.fileno(), _SIOCGIFFLAGS, request), 16)
+        except OSError as e:
+            return "the interface was deleted" if e.errno == errno.ENODEV else ""
+        if index != self._index:
+            return "the interface was deleted and made anew"
+        return "" if flags & _IFF_UP else "the interface is down"
 
     def _lose(self, why: str) -> None:
         self.handle.forget(self._socket.fileno())

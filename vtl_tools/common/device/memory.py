@@ -26,6 +26,8 @@ class MemoryDevice(Device):
     def connect(self) -> None:
         """Plug in. Frames that were sent here before wait."""
         self.went_up()
+        if self._queue:
+            self.handle.ring()
 
     def read(self) -> Batch:
         """Take up to a batch of frames off the queue."""

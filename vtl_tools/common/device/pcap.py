@@ -1,11 +1,11 @@
 """A capture file as a link: its frames come in, and what is sent goes to another file."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from vtl_tools.common.device.base import Device, Drop
 from vtl_tools.common.device.batch import FRAME_MAX, Batch
-from vtl_tools.common.device.capture import OUTBOUND, CaptureWriter, read_frames
+from vtl_tools.common.device.capture import OUTBOUND, CaptureReader, CaptureWriter
 from vtl_tools.common.device.plain import ETHERNET, Plain
 from vtl_tools.common.packet.vnet import VNET
 
@@ -30,17 +30,17 @@ class PcapDevice(Device):
         self._path, self._write, self._speed, self._clock = path, write, speed, clock
         self._batch = Batch()
         self._plain = Plain(self)
-        self._frames: Iterator[tuple[float, bytes]] = iter(())
+        self._reader: CaptureReader | None = None
         self._next: tuple[float, bytes] | None = None
         self._origin = 0.0  # by our clock, when the capture's time was 0
         self._writer: CaptureWriter | None = None
 
     def connect(self) -> None:
         """Open both files."""
-        self._frames = read_frames(self.spec, self._path)
+        reader = self._reader = CaptureReader(self.spec, self._path)
         if self._write:
             self._writer = CaptureWriter(self.spec, self._write)
-        self._next = next(self._frames, None)
+        self._next = next(reader, None)
         if self._next and self._speed:
             self._origin = self._clock() - self._next[0] / self._speed
         self.went_up()
@@ -52,7 +52,7 @@ class PcapDevice(Device):
         batch.clear()
         self.handle.rang()
         now = self._clock()
-        while self._next and batch.count < batch.slots:
+        while self._next and self._reader and batch.count < batch.slots:
             stamp, frame = self._next
             if self._speed and (due := self._origin + stamp / self._speed) > now:
                 self.handle.alarm(max(due - now, 1e-6))
@@ -63,7 +63,7 @@ class PcapDevice(Device):
                 self.drops[Drop.TOO_BIG] += 1
             else:
                 batch.append_plain(frame)
-            self._next = next(self._frames, None)
+            self._next = next(self._reader, None)
         self.finished = self._next is None
         self.handle.ring()
         return self.received(batch)
@@ -79,7 +79,9 @@ class PcapDevice(Device):
 
     def close(self) -> None:
         """Close both files. Idempotent."""
-        self._frames, self._next = iter(()), None
+        self._next = None
+        if self._reader:
+            self._reader.close()
         if self._writer:
             self._writer.close()
         super().close()

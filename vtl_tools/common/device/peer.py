@@ -80,8 +80,7 @@ class Peer:
         self._waiting = None
         with contextlib.suppress(FileNotFoundError):
             handle.forget(sock.fileno())
-        # A TCP socket that calls a port of its own host may be given that very port, and reach itself.
-        if code == 0 and (self._family == socket.AF_UNIX or sock.getsockname() != sock.getpeername()):
+        if code == 0 and (self._family == socket.AF_UNIX or not _reached_itself(sock)):
             self._take(sock)
             return
         sock.close()
@@ -142,6 +141,14 @@ class Peer:
         self.sock = self._waiting = None
         if self._file:
             self._file.remove()
+
+
+def _reached_itself(sock: socket.socket) -> bool:
+    """Whether TCP gave a socket that calls its own host the very port it calls; or it is cut off already."""
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:
+        return True
 
 
 class SocketFile:

@@ -1,7 +1,8 @@
 """A link over a byte stream, framed as QEMU's -netdev stream does: needs no root (QEMU net/net.c).
 
 Each Ethernet frame, without checksum, follows its length in octets, four of them, most significant first.
-There is no greeting. passt, gvproxy and libkrun speak the same.
+There is no greeting. passt, gvproxy and libkrun speak the same. Over TCP there is no authentication
+either: whoever reaches the port is on the link, so listen on addresses that only the hypervisor reaches.
 """
 
 import socket
