@@ -36,6 +36,7 @@ class Batch:
         "count",
         "msgs",
         "msgs_address",
+        "msgs_pointer",
     )
 
     def __init__(self, slots: int = SLOTS) -> None:
@@ -58,6 +59,7 @@ class Batch:
     def _arrays(self, slots: int) -> None:
         iov_address, self._iov = mmsg.words(2 * slots)
         self.msgs_address, self.msgs = mmsg.words(mmsg.WORDS * slots)
+        self.msgs_pointer = mmsg.pointer(self.msgs_address)
         for i in range(slots):
             self.msgs[i * mmsg.WORDS + mmsg.IOV] = iov_address + i * 16
             self.msgs[i * mmsg.WORDS + mmsg.IOVLEN] = 1
@@ -124,9 +126,12 @@ class Batch:
 
     def clear(self) -> None:
         """Forget the frames and give each slot its full room again."""
-        n = len(self._iov) if self._picked else 2 * self.count
-        self._iov[:n] = self._start[:n]
-        self.count, self._picked = 0, False
+        if self._picked:
+            self._iov[:] = self._start
+            self._picked = False
+        elif n := 2 * self.count:
+            self._iov[:n] = self._start[:n]
+        self.count = 0
 
     def append(self, frame: bytes | bytearray | memoryview) -> None:
         """Copy a frame in. Raises IndexError where the batch is full, ValueError above FRAME_MAX octets."""

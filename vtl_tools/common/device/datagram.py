@@ -62,7 +62,7 @@ class Inbox:
         batch, msgs = self._batch, self._msgs
         batch.clear()
         msgs[mmsg.NAMELEN :: mmsg.WORDS] = self._name_sizes
-        n = mmsg.recvmmsg(fd, self._address, SLOTS, mmsg.MSG_DONTWAIT, None)
+        n = mmsg.recvmmsg(fd, mmsg.pointer(self._address), SLOTS, mmsg.MSG_DONTWAIT, None)
         if n < 0:
             code = mmsg.errno()
             if code in (errno.EAGAIN, errno.EINTR):
@@ -125,7 +125,7 @@ def send_messages(device: Device, fd: int, batch: Batch, address: int) -> int:
     count, done, lost, lost_octets = batch.count, 0, 0, 0
     flags = mmsg.MSG_DONTWAIT | mmsg.MSG_NOSIGNAL
     while done < count:
-        n = mmsg.sendmmsg(fd, address + done * mmsg.MSGHDR_SIZE, count - done, flags)
+        n = mmsg.sendmmsg(fd, mmsg.pointer(address + done * mmsg.MSGHDR_SIZE), count - done, flags)
         if n > 0:
             done += n
             continue
