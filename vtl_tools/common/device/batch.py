@@ -1,0 +1,133 @@
+"""A batch: up to 64 frames in one arena, the unit of I/O.
+
+Each slot of the arena has headroom, then a frame: the virtio_net_hdr and the Ethernet frame (packet.vnet).
+A frame is *borrowed*: valid until its device is read again; bytes(frame) or bytearray(frame) keeps it.
+"""
+
+import ctypes
+from collections.abc import Iterable, Iterator
+from typing import Final, Self
+
+from vtl_tools.common.device import mmsg
+from vtl_tools.common.packet import vnet
+
+SLOTS: Final = 64
+HEADROOM: Final = 64
+"""Octets in front of a frame, for what a link puts there: a VLAN tag, a tunnel's header."""
+
+FRAME_MAX: Final = vnet.VNET + 14 + 8 + 40 + 65535
+"""Octets of the largest frame: Ethernet with two tags around an IPv6 packet without jumbogram option."""
+
+# An odd number of cache lines, so that the slots' first lines do not all fall into one cache set.
+STRIDE: Final = (HEADROOM + FRAME_MAX + 127) // 128 * 128 + 64
+
+
+class Batch:
+    """Frames to read, edit, drop and send. Iterating gives a writable memoryview of each frame."""
+
+    __slots__ = ("_arena", "_base", "_full", "_iov", "_start", "count", "msgs", "msgs_address")
+
+    def __init__(self, slots: int = SLOTS) -> None:
+        arena = bytearray(slots * STRIDE)
+        self._arena = memoryview(arena)
+        self._base = ctypes.addressof(ctypes.c_char.from_buffer(arena))
+        self._arrays(slots)
+        _, self._start = mmsg.words(2 * slots)
+        self._start[0::2] = (
+            memoryview((ctypes.c_uint64 * slots)(*(self._base + i * STRIDE + HEADROOM for i in range(slots))))
+            .cast("B")
+            .cast("Q")
+        )
+        self._start[1::2] = memoryview((ctypes.c_uint64 * slots)(*([FRAME_MAX] * slots))).cast("B").cast("Q")
+        self._iov[:] = self._start
+
+    def _arrays(self, slots: int) -> None:
+        iov_address, self._iov = mmsg.words(2 * slots)
+        self.msgs_address, self.msgs = mmsg.words(mmsg.WORDS * slots)
+        for i in range(slots):
+            self.msgs[i * mmsg.WORDS + mmsg.IOV] = iov_address + i * 16
+            self.msgs[i * mmsg.WORDS + mmsg.IOVLEN] = 1
+        self.count = 0
+
+    @classmethod
+    def of(cls, frames: Iterable[bytes | bytearray | memoryview]) -> Self:
+        """Return a batch that holds copies of frames; at least one, at most SLOTS."""
+        kept = list(frames)
+        batch = cls(len(kept))
+        for frame in kept:
+            batch.append(frame)
+        return batch
+
+    @property
+    def slots(self) -> int:
+        """How many frames there is room for."""
+        return len(self._iov) // 2
+
+    @property
+    def octets(self) -> int:
+        """Octets of all frames, without their virtio_net_hdr."""
+        return sum(self.lengths) - self.count * vnet.VNET
+
+    @property
+    def lengths(self) -> memoryview:
+        """Length of each frame in octets, virtio_net_hdr included: 64-bit words, shape (count,)."""
+        return self._iov[1 : 2 * self.count : 2]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> memoryview:
+        if not 0 <= i < self.count:
+            raise IndexError(i)
+        start = self._iov[2 * i] - self._base
+        return self._arena[start : start + self._iov[2 * i + 1]]
+
+    def __iter__(self) -> Iterator[memoryview]:
+        arena, base, columns = self._arena, self._base, self._iov[: 2 * self.count].tolist()
+        for address, length in zip(columns[0::2], columns[1::2], strict=True):
+            start = address - base
+            yield arena[start : start + length]
+
+    def clear(self) -> None:
+        """Forget the frames and give each slot its full room again."""
+        self._iov[:] = self._start
+        self.count = 0
+
+    def append(self, frame: bytes | bytearray | memoryview) -> None:
+        """Copy a frame in. Raises IndexError where the batch is full, ValueError above FRAME_MAX octets."""
+        i, length = self.count, len(frame)
+        if length > FRAME_MAX:
+            raise ValueError(f"a frame of {length} octets")
+        start = self._start[2 * i] - self._base
+        self._arena[start : start + length] = frame
+        self._iov[2 * i] = self._start[2 * i]
+        self._iov[2 * i + 1] = length
+        self.count = i + 1
+
+    def room(self, i: int) -> memoryview:
+        """Return slot i's whole room, to be filled in place; follow with resize()."""
+        start = self._start[2 * i] - self._base
+        return self._arena[start : start + FRAME_MAX]
+
+    def resize(self, i: int, length: int, front: int = 0) -> memoryview:
+        """Make frame i `length` octets long, its start moved by `front` (negative: into the headroom).
+
+        Raises ValueError where the slot has no such room.
+        """
+        start, slot = self._iov[2 * i] + front, self._start[2 * i]
+        if start < slot - HEADROOM or length < 0 or start + length > slot + FRAME_MAX:
+            raise ValueError(f"frame {i} cannot be {length} octets long")
+        self._iov[2 * i] = start
+        self._iov[2 * i + 1] = length
+        start -= self._base
+        return self._arena[start : start + length]
+
+    def pick(self, source: "Batch", indices: Iterable[int]) -> Self:
+        """Become the frames of source at indices, borrowed from it: the way to send a part of a batch."""
+        self._arena, self._base = source._arena, source._base
+        n = 0
+        for n, i in enumerate(indices, 1):  # noqa: B007 - n is read below
+            self._iov[2 * n - 2] = source._iov[2 * i]
+            self._iov[2 * n - 1] = source._iov[2 * i + 1]
+        self.count = n
+        return self

@@ -1,0 +1,40 @@
+"""recvmmsg and sendmmsg: many frames a system call, and no Python per frame.
+
+The arrays of struct mmsghdr and struct iovec (64-bit Linux) are kept as ctypes arrays for the kernel and
+as memoryviews of 64-bit words for us, so that a whole column is read or written by one strided slice.
+"""
+
+import ctypes
+from typing import Final
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+recvmmsg = _libc.recvmmsg
+recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
+sendmmsg = _libc.sendmmsg
+sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
+errno = ctypes.get_errno
+
+MSGHDR_SIZE: Final = 64
+"""sizeof(struct mmsghdr) where pointers are 64 bits wide."""
+
+# Words of one struct mmsghdr.
+IOV: Final = 2
+IOVLEN: Final = 3
+CONTROL: Final = 4
+CONTROLLEN: Final = 5
+FLAGS: Final = 6  # an int, and four octets of padding that stay zero
+LEN: Final = 7  # msg_len, an unsigned int, and its padding
+WORDS: Final = 8
+
+MSG_TRUNC: Final = 0x20
+MSG_DONTWAIT: Final = 0x40
+
+if ctypes.sizeof(ctypes.c_void_p) != 8:
+    raise ImportError("vtl_tools needs a 64-bit system")
+
+
+def words(count: int) -> tuple[int, memoryview]:
+    """Return the address of, and a view on, `count` zeroed 64-bit words that live as long as the view."""
+    array = (ctypes.c_uint64 * count)()
+    return ctypes.addressof(array), memoryview(array).cast("B").cast("Q")
