@@ -3,7 +3,7 @@
 import struct
 from typing import ClassVar, Final, cast
 
-from vtl_tools.common.packet.checksum import ones_sum, update, update_partial
+from vtl_tools.common.packet.checksum import update, update_partial
 from vtl_tools.common.packet.view import U16, Buffer, Field, View
 
 HOPOPTS: Final = 0
@@ -123,7 +123,9 @@ def address(offset: int, size: int, *, final: bool = False) -> Field[bytes]:
         if len(value) != size:
             raise ValueError(f"an address of {size} octets is needed, not {len(value)}")
         at = view.off + offset
-        old, new = ones_sum(form.unpack_from(view.buf, at)[0]), ones_sum(value)
+        # The remainder is the sum, as in checksum.ones_sum; a 0 in the place of 0xFFFF does not harm here.
+        old = int.from_bytes(form.unpack_from(view.buf, at)[0], "big") % 0xFFFF
+        new = int.from_bytes(value, "big") % 0xFFFF
         form.pack_into(view.buf, at, value)
         if view.SUM:
             view._resum(old, new)

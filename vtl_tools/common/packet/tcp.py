@@ -1,7 +1,7 @@
 """The TCP header and its options (RFC 9293 section 3.1)."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Final, Self
 
 from vtl_tools.common.errors import Malformed
@@ -161,3 +161,25 @@ class TCP(View):
         if not at:
             raise ValueError(f"the segment has no option of kind {kind} and {size} octets to write")
         self.write(at + 2, data)
+
+
+def encode_options(
+    mss: int | None = None,
+    window_scale: int | None = None,
+    sack_permitted: bool = False,
+    timestamps: tuple[int, int] | None = None,
+    sack: Sequence[tuple[int, int]] = (),
+) -> bytes:
+    """Return TCP options as octets, aligned to 32 bits by no-operations, in the order that Linux sends."""
+    out = b""
+    if mss is not None:
+        out += struct.pack("!BBH", MSS, 4, mss)
+    if sack_permitted:
+        out += bytes((NOP, NOP, SACK_PERMITTED, 2))
+    if timestamps is not None:
+        out += struct.pack("!III", _TIMESTAMPS_ALONE, *timestamps)
+    if window_scale is not None:
+        out += bytes((NOP, WINDOW_SCALE, 3, window_scale))
+    if sack:
+        out += bytes((NOP, NOP, SACK, 2 + 8 * len(sack))) + b"".join(_TWO_U32.pack(*block) for block in sack)
+    return out

@@ -1,0 +1,44 @@
+"""Addresses as text and as octets."""
+
+import pytest
+
+from vtl_tools.common.packet import address
+
+
+def test_text_and_octets_are_each_other():
+    assert address.format_mac(address.mac("02:00:5E:00:00:ff")) == "02:00:5e:00:00:ff"
+    for text in ("10.0.0.1", "2001:db8::1"):
+        assert address.format_ip(address.ip(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "02:00:00:00:00", "02:00:00:00:00:00:00", "g2:00:00:00:00:00", "020:0:0:0:0:0"]
+)
+def test_what_is_no_ethernet_address_is_refused(text):
+    with pytest.raises(ValueError):
+        address.mac(text)
+
+
+def test_addresses_tell_what_they_are():
+    assert address.is_multicast(address.ip("224.0.0.1"))
+    assert address.is_multicast(address.ip("ff02::1"))
+    assert address.ip("ff02::1") == address.ALL_NODES
+    assert address.ip("ff02::2") == address.ALL_ROUTERS
+    assert address.is_link_local(address.ip("fe80::1"))
+    assert address.is_link_local(address.ip("169.254.1.1"))
+    assert address.is_broadcast(address.ip("255.255.255.255"))
+    for text in ("0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1"):
+        assert not address.is_single_host(address.ip(text))
+    for text in ("10.0.0.1", "2001:db8::1"):
+        assert address.is_single_host(address.ip(text))
+
+
+def test_addresses_are_made_of_others():
+    host = address.ip("2001:db8::12:3456")
+    assert address.format_ip(address.solicited_node(host)) == "ff02::1:ff12:3456"
+    assert address.is_solicited_node(address.solicited_node(host))
+    assert address.format_mac(address.multicast_mac(address.solicited_node(host))) == "33:33:ff:12:34:56"
+    assert address.format_mac(address.multicast_mac(address.ip("224.129.2.3"))) == "01:00:5e:01:02:03"
+    assert (
+        address.format_ip(address.link_local(address.mac("52:54:00:12:34:56"))) == "fe80::5054:ff:fe12:3456"
+    )

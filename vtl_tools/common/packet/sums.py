@@ -1,0 +1,42 @@
+"""Checksums of whole packets, from scratch. Writing fields needs none of this: views keep sums up to date."""
+
+from vtl_tools.common.packet.checksum import checksum, ones_sum, pseudo_sum
+from vtl_tools.common.packet.icmp import ICMPv4, ICMPv6
+from vtl_tools.common.packet.ipv4 import IPv4
+from vtl_tools.common.packet.ipv6 import IPv6
+from vtl_tools.common.packet.tcp import TCP
+from vtl_tools.common.packet.udp import UDP
+from vtl_tools.common.packet.view import U16, View
+
+Transport = TCP | UDP | ICMPv4 | ICMPv6
+
+
+def ip_checksum(net: IPv4) -> int:
+    """Return what an IPv4 header's checksum should be (RFC 791 section 3.1)."""
+    header = memoryview(net.buf)[net.off : net.payload_off]
+    return checksum(header, 0xFFFF - net.checksum)  # 0xFFFF - x takes x out of the sum
+
+
+def pseudo(net: IPv4 | IPv6, transport: Transport) -> int:
+    """Return the pseudo-header's sum, which is what a partial checksum is; 0 for ICMPv4, which has none."""
+    if isinstance(transport, ICMPv4):
+        return 0
+    return pseudo_sum(net.src, net.final_dst, net.protocol, transport.end - transport.off)
+
+
+def transport_checksum(net: IPv4 | IPv6, transport: Transport) -> int:
+    """Return what a whole packet's transport checksum should be, in full; never 0 for UDP (RFC 768)."""
+    message = memoryview(transport.buf)[transport.off : transport.end]
+    full = checksum(message, pseudo(net, transport) + 0xFFFF - transport.checksum)
+    return full or (0xFFFF if isinstance(transport, UDP) else 0)
+
+
+def sums_to_ones(view: View, end: int, initial: int) -> bool:
+    """Whether the octets from a header to end have a right checksum among them (RFC 1071 section 1)."""
+    return ones_sum(memoryview(view.buf)[view.off : end], initial) == 0xFFFF
+
+
+def fill(net: IPv4 | IPv6, transport: Transport, *, full: bool) -> None:
+    """Write the transport checksum of a whole packet from scratch, in full or as the pseudo-header's sum."""
+    value = transport_checksum(net, transport) if full else pseudo(net, transport)
+    U16.pack_into(transport.buf, transport.off + transport.SUM, value)
