@@ -1,12 +1,15 @@
 """The link layer of a conversation: Ethernet addresses and VLAN tags."""
 
-from typing import Self
+import struct
+from typing import Final, Self
 
 from vtl_tools.common.model.base import LOCAL, End, Model
 from vtl_tools.common.packet import vnet
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.view import Buffer
 
-_TAGS_AT = vnet.VNET + 12
+_SRC: Final = struct.Struct("6s")
+_TAGS_AT: Final = vnet.VNET + 12
 
 
 class EtherEnd:
@@ -44,10 +47,14 @@ class EtherModel(Model[EtherEnd]):
 
     def follow(self, pkt: Packet, sender: End) -> bool:
         """Take over the source address and the tags."""
-        tx, eth = self[sender], pkt.eth
-        tx.mac = eth.src
-        tx.tags = bytes(pkt.buf[_TAGS_AT : pkt.l3_off - 2])
+        self.note(pkt.buf, pkt.l3_off, sender)
         return True
+
+    def note(self, frame: Buffer, l3_off: int, sender: End) -> None:
+        """As follow, for a frame whose network header is known to start at l3_off."""
+        tx = self[sender]
+        (tx.mac,) = _SRC.unpack_from(frame, vnet.VNET + 6)
+        tx.tags = bytes(frame[_TAGS_AT : l3_off - 2])
 
     def adopt(self, pkt: Packet, from_: End) -> None:
         """Rewrite addresses and tags. ValueError if the frame has another number of tags."""

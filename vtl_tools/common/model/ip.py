@@ -1,6 +1,7 @@
 """The network layer of a conversation, IPv4 (RFC 791) or IPv6 (RFC 8200)."""
 
-from typing import Self
+import struct
+from typing import Final, Self
 
 from vtl_tools.common.model.base import LOCAL, End, Model
 from vtl_tools.common.model.ether import EtherModel
@@ -9,8 +10,10 @@ from vtl_tools.common.packet.address import format_ip
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.view import Buffer
 
-_ECN = 0x03
+_NOTED4: Final = struct.Struct("!xBxxHHB")  # TOS, identification, flags and fragment offset, TTL
+_NOTED6: Final = struct.Struct("!IxxxB")  # version, class and flow label; hop limit
 
 
 class IPEnd:
@@ -86,18 +89,24 @@ class IPModel(Model[IPEnd]):
 
     def follow(self, pkt: Packet, sender: End) -> bool:
         """Take over what the header says, and the link's."""
-        net, tx = pkt.ip, self[sender]
-        assert net is not None
-        tx.ttl = net.ttl
-        if isinstance(net, IPv4):
-            tx.dscp = net.dscp
-            tx.dont_fragment = net.dont_fragment != 0
-            tx.identification = (net.identification + segments(pkt)) & 0xFFFF
-        else:
-            tx.dscp = net.dscp
-            tx.flow_label = net.flow_label
-        self.link.follow(pkt, sender)
+        self.note(
+            pkt.buf, pkt.l3_off, super_segments(pkt.buf, pkt.tcp_payload_len) if pkt.gso_size else 1, sender
+        )
         return True
+
+    def note(self, frame: Buffer, l3_off: int, segments: int, sender: End) -> None:
+        """As follow, for a frame whose IP header is known to be at l3_off, and for so many packets."""
+        tx = self.local if sender is LOCAL else self.remote
+        if len(tx.address) == 4:
+            tos, identification, fragment, tx.ttl = _NOTED4.unpack_from(frame, l3_off)
+            tx.dscp = tos >> 2
+            tx.dont_fragment = fragment & 0x4000 != 0
+            tx.identification = (identification + segments) & 0xFFFF
+        else:
+            word, tx.ttl = _NOTED6.unpack_from(frame, l3_off)
+            tx.dscp = word >> 22 & 0x3F
+            tx.flow_label = word & 0xF_FFFF
+        self.link.note(frame, l3_off, sender)
 
     def adopt(self, pkt: Packet, from_: End) -> None:
         """Rewrite addresses, TTL, DSCP, and the identification or flow label. Extensions and options stay."""
@@ -164,10 +173,10 @@ class IPModel(Model[IPEnd]):
         return frame
 
 
-def segments(pkt: Packet) -> int:
-    """Return how many packets the kernel makes of a TCP frame: 1, unless it is a super-segment."""
-    size = pkt.gso_size
-    return max(1, -(-pkt.tcp_payload_len // size)) if size else 1
+def super_segments(frame: Buffer, text: int) -> int:
+    """Return how many packets the kernel makes of a super-segment with `text` octets of TCP data."""
+    size: int = vnet.HEADER.unpack_from(frame)[3]
+    return max(1, -(-text // size)) if size else 1
 
 
 def _fields(tx: IPEnd) -> build.IPFields:

@@ -2,14 +2,16 @@
 
 from typing import Final, Self
 
-from vtl_tools.common.model.base import LOCAL, End
-from vtl_tools.common.model.ip import IPModel
+from vtl_tools.common.model import tcp_plain
+from vtl_tools.common.model.base import LOCAL, REMOTE, End
+from vtl_tools.common.model.ip import IPModel, super_segments
 from vtl_tools.common.model.tcp_arrival import Seen, arrive, arrive_syn
 from vtl_tools.common.model.tcp_end import State, TcpEnd
 from vtl_tools.common.model.transport import TransportModel
 from vtl_tools.common.packet import build, ip, tcp
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, PSH, RST, SYN, TCP
+from vtl_tools.common.packet.view import Buffer
 
 _MASK: Final = 0xFFFF_FFFF
 _TIMESTAMPS_OCTETS: Final = 12  # the option, and two no-operations to align it
@@ -111,6 +113,29 @@ class TcpModel(TransportModel[TcpEnd]):
         if seen.taken:
             self.ip.follow(pkt, sender)
         return seen.taken
+
+    def sync_frame(self, frame: Buffer) -> End | None:
+        """Do what sync(Packet.at(frame)) does, in a third of the time for the frames that most are."""
+        net, local, remote = self.ip, self.local, self.remote
+        plain = tcp_plain.read(frame, net.version)
+        if plain is None:
+            return self.sync(Packet.at(frame))
+        src, dst, sport, dport, seq, ack, flags, window, at, data, end = plain
+        here, there = net.local.address, net.remote.address
+        if sport == local.port and dport == remote.port and src == here and dst == there:
+            sender, tx, rx = LOCAL, local, remote
+        elif sport == remote.port and dport == local.port and src == there and dst == here:
+            sender, tx, rx = REMOTE, remote, local
+        else:
+            return None
+        tsval = tcp_plain.tsval(frame, at, data) if tx.timestamps else None
+        if tsval == -1:
+            return self.sync(Packet.at(frame))
+        self.seen = seen = arrive(tx, rx, seq, ack, flags, window, end - data, tsval)
+        if not seen.taken:
+            return None
+        net.note(frame, tcp_plain.L3, super_segments(frame, end - data) if frame[1] else 1, sender)
+        return sender
 
     def adopt(
         self, pkt: Packet, from_: End, *, seq: int | None = None, ack: int | None = None, sync: bool = True

@@ -86,7 +86,7 @@ def arrive(
 
 
 def _acknowledge(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, window: int) -> Seen | None:
-    """Move SND.UNA and SND.WND of rx, if SND.UNA - MAX.SND.WND =< SEG.ACK =< SND.NXT (RFC 5961 section 5.2)."""
+    """Move SND.UNA and SND.WND of rx, if SND.UNA - MAX.SND.WND =< SEG.ACK =< SND.NXT (RFC 5961 5.2)."""
     news = (ack - rx.snd_una) & _MASK
     if news >= _HALF:  # older than what is known: no harm, no news
         limit = tx.reach if tx.wscale is None else rx.max_snd_wnd
@@ -123,6 +123,8 @@ def _deliver(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int, end: int, u
         tx.fin = end
         crossed = tx.state is State.CLOSE_WAIT and rx.fin != ack  # it has not got the FIN that passed here
         tx.state = State.CLOSING if crossed else ON_FIN_SENT.get(tx.state, tx.state)
+    elif seen is Seen.RETRANSMISSION and not fin and end == una and (end - seq) & _MASK == 1:
+        seen = Seen.KEEP_ALIVE  # with its octet of garbage (RFC 9293 section 3.8.4)
     if tx.fin is not None and rx.rcv_nxt == tx.fin:
         rx.state = ON_FIN_RECEIVED.get(rx.state, rx.state)
     return seen
@@ -138,8 +140,7 @@ def _text(rx: TcpEnd, seq: int, end: int, una: int, reach: int) -> Seen:
         return Seen.OUT_OF_ORDER
     news = (end - nxt) & _MASK
     if news == 0 or news >= _HALF:
-        only = (end - seq) & _MASK == 1 and end == una
-        return Seen.KEEP_ALIVE if only else Seen.RETRANSMISSION
+        return Seen.RETRANSMISSION
     room = reach - ((nxt - una) & _MASK)
     if room <= 0:
         return Seen.PROBE
@@ -230,7 +231,7 @@ def _answer(tx: TcpEnd, rx: TcpEnd, segment: TCP, again: bool) -> Seen:
     """Follow a SYN-ACK."""
     seq, ack = segment.seq, segment.ack
     if again:
-        if tx.state is State.SYN_RECEIVED and rx.state is State.SYN_RECEIVED and ack == rx.snd_nxt:
+        if rx.state is State.SYN_RECEIVED and ack == rx.snd_nxt:
             rx.snd_una = tx.rcv_nxt = ack  # a simultaneous open: it acknowledges our SYN
             rx.state = State.ESTABLISHED
             return Seen.SYN
