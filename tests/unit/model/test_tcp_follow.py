@@ -337,10 +337,11 @@ def test_a_connection_may_be_joined_in_the_middle(talk):
     assert talk.remote("P.", 600_000, 5, ack=1101) == "out-of-order", "the window may be large"
 
 
-def test_a_shift_that_is_learnt_elsewhere_may_be_written(talk):
+def test_a_shift_may_be_learnt_elsewhere(talk):
     talk.local("P.", 1001, 100, ack=501, win=300)
     for model in talk.model, talk.quick:
-        model.local.wscale = 7
+        model.learn_scale(LOCAL, 7)
+    assert talk.model.local.rcv_wnd == talk.model.remote.snd_wnd == 300 << 7
     talk.local(".", 1101, ack=501, win=400)
     assert talk.model.remote.snd_wnd == 400 << 7
 

@@ -88,6 +88,15 @@ class TcpModel(TransportModel[TcpEnd]):
             return None
         return self.local.sack_permitted and self.remote.sack_permitted
 
+    def learn_scale(self, end: End, shift: int) -> None:
+        """Tell the shift of an end whose SYN was not seen; windows that it offered are shifted now."""
+        tx, rx = self[end], self[end.other]
+        if tx.wscale is None:
+            tx.rcv_wnd <<= shift
+            rx.snd_wnd <<= shift
+            rx.max_snd_wnd <<= shift
+        tx.wscale = shift
+
     def segment_size(self, from_: End) -> int:
         """Return how much data one segment of from_ carries at most, in octets (RFC 9293 section 3.7.1).
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from vtl_tools.common.packet.tcp import TCP
 
-UNSCALED_MAX: Final = 14
+SHIFT_MAX: Final = 14
 """The largest shift of a window (RFC 7323 section 2.3), assumed of one that is not known."""
 
 
@@ -57,7 +57,7 @@ class TcpEnd:
 
     wscale: the shift of windows that this end sends. None: none was offered in a SYN not yet answered, or,
     for a connection joined in the middle, not known: rcv_wnd and the other's snd_wnd are then unshifted,
-    that is, lower bounds; write the shift here if you learn it elsewhere. mss: the largest segment that this
+    that is, lower bounds, until TcpModel.learn_scale() tells it. mss: the largest segment that this
     end takes; None: it did not say, or not known. sack_permitted, timestamps: offered in the SYN, agreed
     once it is answered; sack_permitted is None if not known. tsval: TSval that this end sent last.
     ts_recent: TS.Recent, what it echoes (RFC 7323 section 4.3); None: nothing yet.
@@ -112,7 +112,7 @@ class TcpEnd:
     @property
     def reach(self) -> int:
         """Octets that the other end may have sent behind snd_una: rcv_wnd, or the most that it can mean."""
-        return self.rcv_wnd << UNSCALED_MAX if self.wscale is None else self.rcv_wnd
+        return self.rcv_wnd << SHIFT_MAX if self.wscale is None else self.rcv_wnd
 
     @property
     def is_synchronized(self) -> bool:
@@ -134,7 +134,7 @@ class TcpEnd:
     def offer(self, segment: TCP) -> None:
         """Take over the options of this end's SYN."""
         shift, stamps = segment.window_scale, segment.timestamps
-        self.wscale = None if shift is None else min(shift, UNSCALED_MAX)
+        self.wscale = None if shift is None else min(shift, SHIFT_MAX)
         self.mss = segment.mss
         self.sack_permitted = segment.sack_permitted
         self.timestamps = stamps is not None
