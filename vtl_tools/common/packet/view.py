@@ -1,7 +1,7 @@
 """Headers as tables of named fields over a buffer that somebody else owns.
 
-A field is a property: no descriptor written in Python is as quick (73 ns to read, against 110). The type
-checker is told of a Field[int] or Field[bytes], so that a read is an int or bytes and a write is checked.
+A field is a property, which is a little quicker to read than a descriptor class of our own (110 ns against
+119). The type checker is told of a Field[int] or Field[bytes]: a read is that, and a write is checked.
 
 A *summed* field is one that the header's own checksum covers: writing it updates that checksum by what
 changed (RFC 1624), so a right checksum stays right and a wrong one stays exactly as wrong.
