@@ -1,6 +1,7 @@
 """Fixtures that every kind of test may use."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
@@ -12,3 +13,16 @@ def lab() -> Iterator[Lab]:
     """A laboratory of hosts, wires and guests that ends with the test. Fails without root."""
     with Lab() as lab:
         yield lab
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the guests of a failed test printed."""
+    report = yield
+    lab = getattr(item, "funcargs", {}).get("lab")
+    if report.failed and isinstance(lab, Lab):
+        for guest in lab.guests:
+            report.sections.append((f"guest {guest.name}", guest.report()))
+    return report

@@ -5,6 +5,7 @@ import select
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,18 @@ def test_a_bridge_forwards_at_once(lab):
     left.addr("eth0", "10.0.0.1/24")
     right.addr("eth0", "10.0.0.2/24")
     left.run("ping", "-c1", "10.0.0.2")
+
+
+@pytest.mark.parametrize("ipv6", [True, False])
+def test_an_http_server_tells_who_called(lab, ipv6):
+    client, server = lab.host("client", ipv6), lab.host("server", ipv6)
+    lab.veth(client, "eth0", server, "eth0")
+    client.addr("eth0", "10.0.0.1/24")
+    server.addr("eth0", "10.0.0.2/24")
+    http = lab.http(server, 8080, {"a/b": b"c"})
+    with client.enter(), urllib.request.urlopen("http://10.0.0.2:8080/a/b") as answer:
+        assert answer.read() == b"c"
+    assert [line.split()[0] for line in http.requests()] == ["10.0.0.1"]
 
 
 def test_commands_run_as_another_user(lab):

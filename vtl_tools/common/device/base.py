@@ -27,6 +27,7 @@ class Drop(StrEnum):
     REFUSED = "refused"  # the kernel would not send it: its virtio_net_hdr and content disagree
     MALFORMED = "malformed"  # it could not be segmented for a link without offload
     FOREIGN = "foreign"  # it came in the framing of another network, or from another peer
+    FAULT = "fault"  # an emulated fault: lost on purpose
 
 
 class Device(ABC):
@@ -61,7 +62,10 @@ class Device(ABC):
 
     @abstractmethod
     def write(self, batch: Batch) -> int:
-        """Send; return how many frames were taken. The rest is dropped and counted, never waited for."""
+        """Send; return how many frames were taken. The rest is dropped and counted, never waited for.
+
+        A link without offload counts the plain frames that a super-segment became.
+        """
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when read() has something to do; it never changes."""
@@ -89,6 +93,7 @@ class Device(ABC):
         """Note that the peer is there."""
         if not self.up:
             self.up = True
+            self.handle.hush()  # it was set to look for the peer, and would go on waking who reads
             log.info("%s: up", self.spec)
 
     def went_down(self, why: object) -> None:
@@ -105,16 +110,31 @@ class Device(ABC):
         self.rx_octets += batch.octets
         return batch
 
+    def sent(self, batch: Batch, lost: int = 0, lost_octets: int = 0) -> int:
+        """Count a batch of which all but `lost` frames were taken, and return how many were."""
+        taken = batch.count - lost
+        self.tx_frames += taken
+        self.tx_octets += batch.octets - lost_octets
+        return taken
+
+    def refused(self, batch: Batch, reason: Drop) -> int:
+        """Count a batch of which nothing was taken, and return 0."""
+        self.drops[reason] += batch.count
+        return 0
+
     def __enter__(self) -> Self:
-        self.connect()
+        try:
+            self.connect()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
-        self.connect()
-        return self
+        return self.__enter__()
 
     async def __aexit__(self, *exc: object) -> None:
         self.close()
@@ -128,7 +148,7 @@ class Device(ABC):
             while not self.finished:
                 if batch := self.read():
                     yield batch
-                else:
+                elif not self.finished:  # reading may have shown it to be
                     ready.clear()
                     await ready.wait()
         finally:

@@ -25,12 +25,15 @@ STRIDE: Final = (HEADROOM + FRAME_MAX + 127) // 128 * 128 + 64
 class Batch:
     """Frames to read, edit, drop and send. Iterating gives a writable memoryview of each frame."""
 
-    __slots__ = ("_arena", "_base", "_full", "_iov", "_start", "count", "msgs", "msgs_address")
+    __slots__ = ("_arena", "_base", "_heads", "_iov", "_start", "_tails", "count", "msgs", "msgs_address")
 
     def __init__(self, slots: int = SLOTS) -> None:
         arena = bytearray(slots * STRIDE)
         self._arena = memoryview(arena)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(arena))
+        # Where a virtio_net_hdr is unless its frame was moved: the first eight octets, and the two behind.
+        self._heads = self._arena.cast("Q")[HEADROOM // 8 :: STRIDE // 8]
+        self._tails = self._arena.cast("H")[HEADROOM // 2 + 4 :: STRIDE // 2]
         self._arrays(slots)
         _, self._start = mmsg.words(2 * slots)
         self._start[0::2] = (
@@ -73,6 +76,23 @@ class Batch:
         """Length of each frame in octets, virtio_net_hdr included: 64-bit words, shape (count,)."""
         return self._iov[1 : 2 * self.count : 2]
 
+    @property
+    def addresses(self) -> memoryview:
+        """Where each frame is in memory, for system calls: 64-bit words, shape (count,)."""
+        return self._iov[0 : 2 * self.count : 2]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every virtio_net_hdr is zeros, of frames that were just received into their slots."""
+        n = self.count
+        return not (self._heads[:n].tobytes() + self._tails[:n].tobytes()).strip(b"\0")
+
+    def make_plain(self) -> None:
+        """Fill every virtio_net_hdr with zeros, of frames that were just received into their slots."""
+        zeros = memoryview(bytes(8 * self.count))
+        self._heads[: self.count] = zeros.cast("Q")
+        self._tails[: self.count] = zeros[: 2 * self.count].cast("H")
+
     def __len__(self) -> int:
         return self.count
 
@@ -104,6 +124,19 @@ class Batch:
         self._iov[2 * i + 1] = length
         self.count = i + 1
 
+    def append_plain(self, ether: bytes | bytearray | memoryview) -> None:
+        """Copy in an Ethernet frame that came without virtio_net_hdr. Raises as append() does."""
+        i, length = self.count, vnet.VNET + len(ether)
+        if length > FRAME_MAX:
+            raise ValueError(f"a frame of {length} octets")
+        start = self._start[2 * i] - self._base
+        body = start + vnet.VNET
+        self._arena[start:body] = vnet.NONE
+        self._arena[body : start + length] = ether
+        self._iov[2 * i] = self._start[2 * i]
+        self._iov[2 * i + 1] = length
+        self.count = i + 1
+
     def room(self, i: int) -> memoryview:
         """Return slot i's whole room, to be filled in place; follow with resize()."""
         start = self._start[2 * i] - self._base
@@ -126,7 +159,7 @@ class Batch:
         """Become the frames of source at indices, borrowed from it: the way to send a part of a batch."""
         self._arena, self._base = source._arena, source._base
         n = 0
-        for n, i in enumerate(indices, 1):  # noqa: B007 - n is read below
+        for n, i in enumerate(indices, 1):
             self._iov[2 * n - 2] = source._iov[2 * i]
             self._iov[2 * n - 1] = source._iov[2 * i + 1]
         self.count = n

@@ -38,10 +38,18 @@ class Handle:
         self._epoll.unregister(fd)
 
     def alarm(self, delay_s: float) -> None:
-        """Wake once, after delay_s seconds (above 0)."""
+        """Wake once, after delay_s seconds (above 0); replaces the alarm before."""
         seconds = int(delay_s)
         spec = (ctypes.c_long * 4)(0, 0, seconds, int((delay_s - seconds) * 1e9) or 1)
         _libc.timerfd_settime(self._timer, 0, spec, None)
+
+    def hush(self) -> None:
+        """Call the alarm off."""
+        _libc.timerfd_settime(self._timer, 0, (ctypes.c_long * 4)(), None)
+
+    def ring(self) -> None:
+        """Wake at once: there is something to do that no descriptor tells of."""
+        self.alarm(1e-9)
 
     def rang(self) -> bool:
         """Whether the alarm went off since last asked."""

@@ -5,6 +5,8 @@ as memoryviews of 64-bit words for us, so that a whole column is read or written
 """
 
 import ctypes
+from array import array
+from collections.abc import Iterable
 from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -19,6 +21,8 @@ MSGHDR_SIZE: Final = 64
 """sizeof(struct mmsghdr) where pointers are 64 bits wide."""
 
 # Words of one struct mmsghdr.
+NAME: Final = 0
+NAMELEN: Final = 1
 IOV: Final = 2
 IOVLEN: Final = 3
 CONTROL: Final = 4
@@ -29,6 +33,7 @@ WORDS: Final = 8
 
 MSG_TRUNC: Final = 0x20
 MSG_DONTWAIT: Final = 0x40
+MSG_NOSIGNAL: Final = 0x4000
 
 if ctypes.sizeof(ctypes.c_void_p) != 8:
     raise ImportError("vtl_tools needs a 64-bit system")
@@ -36,5 +41,10 @@ if ctypes.sizeof(ctypes.c_void_p) != 8:
 
 def words(count: int) -> tuple[int, memoryview]:
     """Return the address of, and a view on, `count` zeroed 64-bit words that live as long as the view."""
-    array = (ctypes.c_uint64 * count)()
-    return ctypes.addressof(array), memoryview(array).cast("B").cast("Q")
+    block = (ctypes.c_uint64 * count)()
+    return ctypes.addressof(block), memoryview(block).cast("B").cast("Q")
+
+
+def column(values: Iterable[int]) -> memoryview:
+    """Return 64-bit words that can be assigned to a strided slice of others."""
+    return memoryview(array("Q", values))

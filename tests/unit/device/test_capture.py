@@ -1,0 +1,217 @@
+"""Captures: replayed as a link, and recorded from any link; scapy writes what we read, and reads ours."""
+
+import asyncio
+import gzip
+import logging
+import warnings
+
+import pytest
+
+from tests.unit.device.helpers import ether, octets, plain, read_all, ready, tcp
+from vtl_tools.common.device.base import Drop
+from vtl_tools.common.device.batch import SLOTS, Batch
+from vtl_tools.common.device.capture import CaptureWriter
+from vtl_tools.common.device.memory import pair
+from vtl_tools.common.device.pcap import PcapDevice
+from vtl_tools.common.device.record import Record
+from vtl_tools.common.errors import DeviceError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from scapy.utils import RawPcapNgReader, RawPcapNgWriter, RawPcapWriter
+
+FRAMES = [ether(n, 60 + n) for n in range(2 * SLOTS + 5)]
+
+
+def capture(path, frames=FRAMES, kind=RawPcapWriter, start=100.0, step=0.5, linktype=1):
+    writer = kind(str(path), linktype=linktype) if kind is RawPcapWriter else kind(str(path))
+    writer.linktype = linktype
+    writer.write_header(b"")
+    for n, frame in enumerate(frames):
+        now = start + n * step
+        if kind is RawPcapWriter:
+            writer.write_packet(frame, sec=int(now), usec=int(now % 1 * 1e6))
+        else:
+            writer.write_packet(frame, sec=now, usec=0)
+    writer.close()
+    return str(path)
+
+
+def records(path):
+    """What scapy reads in a pcapng file."""
+    with RawPcapNgReader(path) as reader:
+        return list(reader)
+
+
+def replay(device):
+    got = []
+    while not device.finished:
+        assert ready(device)
+        got += octets(device.read())
+    return got
+
+
+@pytest.mark.parametrize("kind", [RawPcapWriter, RawPcapNgWriter])
+def test_a_capture_is_replayed_and_finished_at_its_end(tmp_path, kind):
+    with PcapDevice("pcap:x", capture(tmp_path / "x", kind=kind)) as device:
+        assert replay(device) == FRAMES
+        assert device.rx_frames == len(FRAMES)
+        assert not device.read()
+
+
+def test_a_compressed_capture_is_replayed(tmp_path):
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress((tmp_path / capture(tmp_path / "x")).read_bytes()))
+    with PcapDevice("pcap:x", str(path)) as device:
+        assert replay(device) == FRAMES
+
+
+def test_it_ends_an_asynchronous_loop(tmp_path):
+    async def read(path):
+        async with PcapDevice("pcap:x", path) as device:
+            return [frame async for batch in device for frame in octets(batch)]
+
+    for frames in FRAMES, FRAMES[:1], [b"runt"], []:
+        path = capture(tmp_path / "x", frames)
+        expected = [frame for frame in frames if frame != b"runt"]
+        assert asyncio.run(asyncio.wait_for(read(path), 30)) == expected
+
+
+@pytest.mark.parametrize(("speed", "interval"), [(1.0, 0.5), (10.0, 0.05)])
+def test_in_step_with_a_clock(tmp_path, speed, interval):
+    now = 5.0
+    path = capture(tmp_path / "x", FRAMES[:3])
+    with PcapDevice("pcap:x", path, speed=speed, clock=lambda: now) as device:
+        assert octets(device.read()) == FRAMES[:1]
+        now += interval * 0.99
+        assert not device.read()
+        now += interval * 0.02
+        assert octets(device.read()) == FRAMES[1:2]
+        assert not device.finished
+        now += interval
+        assert octets(device.read()) == FRAMES[2:3]
+        assert device.finished
+
+
+def test_in_real_time_the_handle_waits(tmp_path):
+    with PcapDevice("pcap:x", capture(tmp_path / "x", FRAMES[:3], step=0.5), speed=50.0) as device:
+        assert read_all(device, 3) == FRAMES[:3]
+
+
+def test_what_is_sent_goes_to_another_file_as_plain_frames(tmp_path):
+    out = str(tmp_path / "out")
+    with PcapDevice("pcap:x", capture(tmp_path / "x"), write=out) as device:
+        assert device.write(Batch.of([plain(1), tcp(b"x" * 3000, gso_size=1000)])) == 4
+    assert [len(frame) for frame, _ in records(out)] == [60, 1054, 1054, 1054]
+
+
+def test_runts_are_counted(tmp_path):
+    with PcapDevice("pcap:x", capture(tmp_path / "x", [b"runt", FRAMES[0]])) as device:
+        assert replay(device) == FRAMES[:1]
+        assert device.drops == {Drop.RUNT: 1}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a capture at all", b"\xd4\xc3\xb2\xa1short", b"\x0a\x0d\x0d\x0a" * 9]
+)
+def test_what_is_no_capture_is_an_error_in_one_line(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(DeviceError, match=r"^pcap:x: .*; name a pcap or pcapng file$"):
+        with PcapDevice("pcap:x", str(tmp_path / "x")):
+            pass
+
+
+def test_a_capture_of_other_frames_is_an_error(tmp_path):
+    with pytest.raises(DeviceError, match=r"not Ethernet \(link type 101\)"):
+        with PcapDevice("pcap:x", capture(tmp_path / "x", linktype=101)):
+            pass
+
+
+def test_files_that_cannot_be_had_are_errors(tmp_path):
+    with pytest.raises(DeviceError, match="No such file"):
+        with PcapDevice("pcap:x", str(tmp_path / "no")):
+            pass
+    with pytest.raises(DeviceError, match="name a file that can be written"):
+        with PcapDevice("pcap:x", capture(tmp_path / "x"), write=str(tmp_path / "no" / "out")):
+            pass
+
+
+@pytest.mark.parametrize("kind", [RawPcapWriter, RawPcapNgWriter])
+def test_a_capture_that_is_cut_anywhere_gives_the_frames_before(tmp_path, kind):
+    whole = (tmp_path / capture(tmp_path / "x", FRAMES[:2], kind=kind)).read_bytes()
+    for end in range(len(whole)):
+        (tmp_path / "cut").write_bytes(whole[:end])
+        try:
+            with PcapDevice("pcap:x", str(tmp_path / "cut")) as device:
+                got = replay(device)
+        except DeviceError:
+            continue
+        assert all(frame == FRAMES[n][: len(frame)] for n, frame in enumerate(got))
+
+
+def test_both_directions_of_several_links_go_to_one_file(tmp_path):
+    path = str(tmp_path / "out")
+    writer = CaptureWriter("--pcap", path)
+    a, a_far = pair(offload=True)
+    b, b_far = pair()
+    with (
+        Record(a, writer, clock=lambda: 7.25) as left,
+        Record(b, writer, clock=lambda: 8.5) as right,
+        a_far,
+        b_far,
+    ):
+        b.spec = "memory:other"
+        super_segment = tcp(b"x" * 3000, gso_size=1000)
+        a_far.write(Batch.of([plain(1), super_segment]))
+        batch = left.read()
+        right.write(batch)
+        left.write(Batch.of([plain(3)]))
+        assert len(b_far.read()) == 4
+    writer.close()
+    writer.close()
+    found = records(path)
+    assert [data for data, _ in found] == [
+        ether(1),
+        super_segment[10:],
+        ether(1),
+        super_segment[10:],
+        ether(3),
+    ]
+    assert [(about.ifname, about.direction) for _, about in found] == [
+        (b"memory:left", 1),
+        (b"memory:left", 1),
+        (b"memory:other", 2),
+        (b"memory:other", 2),
+        (b"memory:left", 2),
+    ]
+    assert [(about.tshigh << 32 | about.tslow) / about.tsresol for _, about in found] == [7.25] * 2 + [
+        8.5
+    ] * 2 + [7.25]
+
+
+def test_a_recording_of_its_own_ends_with_its_device(tmp_path):
+    path = str(tmp_path / "out")
+    inner, far = pair()
+    with Record(inner, path) as device, far:
+        far.write(Batch.of([plain(1)]))
+        assert octets(device.read()) == [ether(1)]
+        assert device.status() == inner.status()
+    with PcapDevice("pcap:x", path) as again:
+        assert replay(again) == [ether(1)]
+
+
+def test_a_recording_is_flushed_while_it_runs(tmp_path):
+    path = tmp_path / "out"
+    inner, far = pair()
+    with Record(inner, str(path)) as device, far:
+        for _ in range(2):
+            device.write(Batch.of([plain(1, 1500)] * SLOTS))
+        assert path.stat().st_size > CaptureWriter.FLUSH_OCTETS
+
+
+def test_scapy_says_nothing_of_damaged_captures(tmp_path, caplog):
+    (tmp_path / "x").write_bytes(b"\x0a\x0d\x0d\x0a" * 9)
+    with caplog.at_level(logging.WARNING), pytest.raises(DeviceError):
+        with PcapDevice("pcap:x", str(tmp_path / "x")):
+            pass
+    assert caplog.text == ""

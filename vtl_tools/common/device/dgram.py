@@ -1,0 +1,139 @@
+"""A link of datagrams, as QEMU's -netdev dgram: one Ethernet frame each, over UDP or unix sockets.
+
+Both ends have an address of their own and name the other's. The socket is connected, so that the kernel
+passes on only what comes from there. A unix socket's file is for its owner only.
+
+Over unix sockets the receiver's queue is short: net.unix.max_dgram_qlen datagrams, 10 unless raised.
+"""
+
+import errno
+import socket
+from typing import Final
+
+from vtl_tools.common.device.base import RETRY_S, Device, Drop
+from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.device.datagram import Inbox, Outbox, leave_out
+from vtl_tools.common.device.peer import (
+    BUFFER,
+    Address,
+    SocketAddress,
+    SocketFile,
+    enlarge,
+    mapped,
+    resolve,
+)
+from vtl_tools.common.device.plain import ETHERNET, Plain
+from vtl_tools.common.packet.vnet import VNET
+
+CHECK_S: Final = 1.0
+"""How often a unix peer is looked for while all seems well: one that only sends is not missed otherwise."""
+
+UDP_MAX: Final = 65507
+"""Octets of the largest UDP datagram over IPv4."""
+
+
+class DgramDevice(Device):
+    """QEMU's -netdev dgram, either end.
+
+    A unix peer is up while its socket is there. A UDP peer is down once its host refuses a datagram, up
+    again when one comes from it, and meanwhile sent to all the same.
+    """
+
+    def __init__(self, spec: str, remote: Address, local: Address) -> None:
+        super().__init__(spec)
+        self._remote, self._local = remote, local
+        self._unix = isinstance(remote, str)
+        if not self._unix:
+            self.mtu = UDP_MAX - ETHERNET
+        self._where: SocketAddress = remote
+        self._sock: socket.socket | None = None
+        self._file: SocketFile | None = None
+        self._batch = Batch()
+        self._inbox = Inbox(self._batch, VNET, ETHERNET)
+        self._outbox = Outbox(VNET)
+        self._plain = Plain(self)
+
+    def connect(self) -> None:
+        """Bind the own address. A unix peer that is not there yet is waited for."""
+        with mapped(self.spec):
+            family, self._where = resolve(self.spec, self._remote, socket.SOCK_DGRAM)
+            _, local = resolve(self.spec, self._local, socket.SOCK_DGRAM)
+            sock = self._sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            enlarge(sock, BUFFER)
+            if isinstance(local, str):
+                self._file = SocketFile(self.spec, sock, local)
+            else:
+                sock.bind(local)
+            self.handle.watch(sock.fileno())
+            self._reach()
+
+    def _reach(self) -> None:
+        """Connect, perhaps again: to the socket that now is at the peer's path. Raises PermissionError."""
+        assert self._sock is not None
+        code = self._sock.connect_ex(self._where)
+        if code == 0 and not self.up:
+            if self._unix:
+                self._drain()
+            self.went_up()
+        elif code:
+            if code == errno.EACCES and not self.up:
+                raise PermissionError(code, "not permitted to send to the peer")
+            self.went_down("nobody is at the other end")
+        if self._unix:
+            self.handle.alarm(CHECK_S if self.up else RETRY_S)
+
+    def _drain(self) -> None:
+        """Whoever may write to the socket's file could send before the socket was connected."""
+        assert self._sock is not None
+        try:
+            while True:
+                self._sock.recv(1)
+                self.drops[Drop.FOREIGN] += 1
+        except OSError:
+            return
+
+    def read(self) -> Batch:
+        """Receive up to a batch of frames."""
+        assert self._sock is not None
+        batch = self._batch
+        if not self._unix:
+            if not self.up:
+                self.handle.rang()
+        elif self.handle.rang():
+            try:
+                self._reach()
+            except PermissionError:
+                self.handle.alarm(RETRY_S)
+        try:
+            bad = self._inbox.receive(self._sock.fileno())
+        except OSError as e:
+            self.went_down(e.strerror)
+            return batch
+        if not batch:
+            return batch
+        if not self.up:
+            if self._unix:
+                bad = dict.fromkeys(range(batch.count), Drop.FOREIGN)
+            else:
+                self.went_up()
+        batch.make_plain()
+        leave_out(self, batch, bad)
+        return self.received(batch)
+
+    def write(self, batch: Batch) -> int:
+        """Send a batch as plain frames."""
+        return sum(self._send(plain) for plain in self._plain(batch))
+
+    def _send(self, batch: Batch) -> int:
+        if self._sock is None or (self._unix and not self.up):
+            return self.refused(batch, Drop.LINK_DOWN)
+        return self._outbox.send(self, self._sock.fileno(), batch)
+
+    def close(self) -> None:
+        """Unbind, and remove a unix socket's file. Idempotent."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+        if self._file:
+            self._file.remove()
+        super().close()

@@ -1,0 +1,161 @@
+"""A VXLAN tunnel end point in user space (RFC 7348), for one peer and one network.
+
+Peers with a kernel's vxlan interface and with Open vSwitch. What RFC 7348 wants and we cannot: a source
+port by the hash of the flow, which spreads flows over paths (section 5), since one socket has one port.
+"""
+
+import socket
+import struct
+from typing import Final
+
+from vtl_tools.common.device.base import Device, Drop
+from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.device.datagram import NAME_SIZE, Inbox, Outbox, leave_out
+from vtl_tools.common.device.peer import BUFFER, SocketAddress, enlarge, mapped, resolve
+from vtl_tools.common.device.plain import ETHERNET, Plain
+from vtl_tools.common.errors import DeviceError
+from vtl_tools.common.packet.vnet import VNET
+
+PORT: Final = 4789  # RFC 7348 section 8
+
+HEADER: Final = struct.Struct("!BxxxI")
+"""Flags, three reserved octets, the VNI in three octets and one reserved (section 5)."""
+
+_FLAG_I: Final = 0x08  # the VNI is valid
+
+_UNDERLAY_MTU: Final = 1500  # where the route to the peer is not known yet
+_IP_MTU: Final = 14
+_IP_MTU_DISCOVER: Final = 10
+_IPV6_MTU: Final = 24
+_IPV6_MTU_DISCOVER: Final = 23
+_PMTUDISC_DO: Final = 2
+
+
+class VxlanDevice(Device):
+    """One peer's part of a VXLAN network.
+
+    remote: the peer's host and port. local, port: the own address ("": any) and port. Down once the
+    network tells that the peer cannot be reached; it is sent to all the same, and up when a frame comes.
+    """
+
+    def __init__(
+        self, spec: str, remote: tuple[str, int], vni: int, *, local: str = "", port: int = PORT
+    ) -> None:
+        super().__init__(spec)
+        self._remote, self._local, self._port = remote, local, port
+        self._vni = vni
+        self._header = HEADER.pack(_FLAG_I, vni << 8)
+        self._sock: socket.socket | None = None
+        self._hosts: list[tuple[memoryview, bytes]] = []  # columns of senders' addresses, and the peer's
+        self._batch = Batch()
+        # The VXLAN header takes the place that the virtio_net_hdr has in the end, or the end of it.
+        self._at = VNET - HEADER.size
+        self._inbox = Inbox(self._batch, self._at, HEADER.size + ETHERNET, named=True)
+        self._outbox: Outbox | None = None
+        self._plain = Plain(self)
+
+    def connect(self) -> None:
+        """Bind the port, and learn from the route what MTU is left for the network."""
+        with mapped(self.spec):
+            family, where = resolve(self.spec, self._remote, socket.SOCK_DGRAM)
+            self._outbox = Outbox(VNET, self._header, _sockaddr(family, where))
+            self._hosts = _host_columns(family, self._inbox.names, _sockaddr(family, where))
+            sock = self._sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            enlarge(sock, BUFFER)
+            # "VTEPs MUST NOT fragment VXLAN packets" (section 4.3): what is too big is not sent.
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
+            any_address = "::" if family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 - told by `local`
+            local_family, local = resolve(
+                self.spec, (self._local or any_address, self._port), socket.SOCK_DGRAM
+            )
+            if local_family != family:
+                raise DeviceError(f"{self.spec}: one end is IPv4, the other IPv6; give both alike")
+            sock.bind(local)
+            self.mtu = _path_mtu(family, where)
+        self.handle.watch(sock.fileno())
+        self.went_up()
+
+    def read(self) -> Batch:
+        """Receive up to a batch of frames; those of others and of other networks are left out."""
+        assert self._sock is not None
+        batch = self._batch
+        if not self.up:
+            self.handle.rang()
+        try:
+            bad = self._inbox.receive(self._sock.fileno())
+        except OSError as e:
+            self.went_down(e.strerror)
+            return batch
+        if not batch:
+            return batch
+        n = batch.count
+        strange = any(column[:n].tobytes() != part * n for column, part in self._hosts)
+        for i, frame in enumerate(batch):
+            if i in bad:
+                continue
+            flags, vni = HEADER.unpack_from(frame, self._at)
+            # Reserved bits are ignored on receipt (section 5).
+            if not flags & _FLAG_I or vni >> 8 != self._vni or (strange and not self._is_peer(i)):
+                bad[i] = Drop.FOREIGN
+        if len(bad) < batch.count:
+            self.went_up()
+        batch.make_plain()
+        leave_out(self, batch, bad)
+        return self.received(batch)
+
+    def _is_peer(self, i: int) -> bool:
+        """Whether message i came from the peer's address; the port is a hash, and tells nothing."""
+        return all(column[i : i + 1].tobytes() == part for column, part in self._hosts)
+
+    def write(self, batch: Batch) -> int:
+        """Send a batch as plain frames in VXLAN."""
+        return sum(self._send(plain) for plain in self._plain(batch))
+
+    def _send(self, batch: Batch) -> int:
+        if self._sock is None or self._outbox is None:
+            return self.refused(batch, Drop.LINK_DOWN)
+        return self._outbox.send(self, self._sock.fileno(), batch)
+
+    def close(self) -> None:
+        """Unbind. Idempotent."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+        super().close()
+
+
+def _sockaddr(family: socket.AddressFamily, where: SocketAddress) -> bytes:
+    """Return a struct sockaddr_in or sockaddr_in6."""
+    assert not isinstance(where, str)
+    address = socket.inet_pton(family, where[0].partition("%")[0])
+    head = struct.pack("=H", family) + struct.pack("!H", where[1])
+    if family == socket.AF_INET:
+        return head + address + bytes(8)
+    return head + struct.pack("!I", where[2]) + address + struct.pack("=I", where[3])
+
+
+def _host_columns(
+    family: socket.AddressFamily, names: memoryview, peer: bytes
+) -> list[tuple[memoryview, bytes]]:
+    """Return views on the host part of every address in names, each with what the peer's is there."""
+    if family == socket.AF_INET:
+        return [(names.cast("I")[1 :: NAME_SIZE // 4], peer[4:8])]
+    words = names.cast("Q")
+    return [(words[i :: NAME_SIZE // 8], peer[8 * i : 8 * i + 8]) for i in (1, 2)]
+
+
+def _path_mtu(family: socket.AddressFamily, where: SocketAddress) -> int:
+    """Return the MTU within the tunnel, from that of the route to the peer."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        if probe.connect_ex(where):
+            underlay = _UNDERLAY_MTU
+        elif family == socket.AF_INET6:
+            underlay = probe.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+        else:
+            underlay = probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+    ip = 40 if family == socket.AF_INET6 else 20
+    return underlay - ip - 8 - HEADER.size - ETHERNET

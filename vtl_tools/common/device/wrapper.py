@@ -1,0 +1,62 @@
+"""A device around a device: everything is the inner one's but what a subclass changes."""
+
+from typing import Any
+
+from vtl_tools.common.device.base import Device
+from vtl_tools.common.device.batch import Batch
+
+
+def _inner(name: str) -> Any:
+    """An attribute that the wrapped device holds."""
+
+    def get(self: "Wrapper") -> object:
+        return getattr(self.device, name)
+
+    def put(self: "Wrapper", value: object) -> None:
+        setattr(self.device, name, value)
+
+    return property(get, put)
+
+
+class Wrapper(Device):
+    """Passes everything on to `device`; status and counters are that one's."""
+
+    spec = _inner("spec")
+    mtu = _inner("mtu")
+    offload = _inner("offload")
+    finished = _inner("finished")
+    up = _inner("up")
+    losses = _inner("losses")
+    rx_frames = _inner("rx_frames")
+    rx_octets = _inner("rx_octets")
+    tx_frames = _inner("tx_frames")
+    tx_octets = _inner("tx_octets")
+    drops = _inner("drops")
+    handle = _inner("handle")
+
+    def __init__(self, device: Device) -> None:  # not super().__init__: there is nothing of its own
+        self.device = device
+
+    def connect(self) -> None:
+        """Open the inner link."""
+        self.device.connect()
+
+    def read(self) -> Batch:
+        """Read from the inner link."""
+        return self.device.read()
+
+    def write(self, batch: Batch) -> int:
+        """Write to the inner link."""
+        return self.device.write(batch)
+
+    def fileno(self) -> int:
+        """Return the inner link's descriptor."""
+        return self.device.fileno()
+
+    def status(self) -> dict[str, object]:
+        """Return the inner link's status."""
+        return self.device.status()
+
+    def close(self) -> None:
+        """Close the inner link. Idempotent."""
+        self.device.close()
