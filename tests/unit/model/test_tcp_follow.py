@@ -379,3 +379,11 @@ def test_tags_are_followed(established):
     established.local(".", 1, ack=1, vlan=(100, 7))
     assert len(established.model.ip.link.local.tags) == 8
     assert established.model.ip.link.remote.tags == b""
+
+
+def test_an_end_is_heard_only_when_it_is_believed(talk):
+    talk.local("P.", 1, 10, ack=1)
+    assert talk.remote(".", 1, ack=2**31 - 5) == "ack-of-unsent"
+    assert not talk.model.remote.heard
+    assert talk.remote(".", 1, ack=1) == "ack"
+    assert talk.model.remote.heard

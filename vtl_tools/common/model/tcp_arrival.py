@@ -72,10 +72,12 @@ def arrive(
         return Seen.OLD_TIMESTAMP
 
     # fifth, check the ACK field
-    if not tx.heard:
-        _hear(tx, rx, seq, ack)
+    if not tx.heard and (rx.snd_una - ack) & _MASK <= tx.reach:
+        # The first segment of this end that we see: its ACK is certain where rx's numbers told it roughly
+        rx.snd_wl1, rx.snd_una, tx.rcv_nxt = seq, ack, ack
     if (refused := _acknowledge(tx, rx, seq, ack, window)) is not None:
         return refused
+    tx.heard = True
     if tsval is not None:
         tx.tsval = tsval
         if (una - seq) & _MASK < _HALF:  # SEG.SEQ =< Last.ACK.sent
@@ -146,14 +148,6 @@ def _text(rx: TcpEnd, seq: int, end: int, una: int, reach: int) -> Seen:
         return Seen.PROBE
     rx.rcv_nxt = (nxt + min(news, room)) & _MASK
     return Seen.DATA
-
-
-def _hear(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int) -> None:
-    """The first segment of this end that we see: its ACK is certain where rx's numbers told it roughly."""
-    tx.heard = True
-    rx.snd_wl1 = seq
-    if (rx.snd_una - ack) & _MASK <= tx.reach:
-        rx.snd_una = tx.rcv_nxt = ack
 
 
 def _stale(tx: TcpEnd, rx: TcpEnd, seq: int, una: int, tsval: int | None) -> Seen:
