@@ -1,0 +1,253 @@
+"""How a segment that passes changes what is known of both ends (RFC 9293 section 3.10.7).
+
+tx sent the segment, rx will get it. Whether rx takes it is judged as rx does: by RFC 9293, the stricter
+checks of RFC 5961, and PAWS (RFC 7323 section 5). What rx refuses changes nothing.
+"""
+
+from enum import Enum
+from typing import Final
+
+from vtl_tools.common.model.tcp_end import (
+    ON_FIN_ACKED,
+    ON_FIN_RECEIVED,
+    ON_FIN_SENT,
+    State,
+    TcpEnd,
+    agree,
+)
+from vtl_tools.common.packet.seq import seq_gt
+from vtl_tools.common.packet.tcp import ACK, FIN, RST, TCP
+
+_MASK: Final = 0xFFFF_FFFF
+_HALF: Final = 0x8000_0000  # the comparisons of packet.seq are written out below: a call costs 60 ns
+
+
+class Seen(Enum):
+    """What a segment was. taken: whether its receiver takes it, as opposed to what it drops or challenges."""
+
+    SYN = "syn", True
+    DATA = "data", True  # moves RCV.NXT: the next octets, or a FIN
+    ACK = "ack", True  # no data: an acknowledgement, a window
+    OUT_OF_ORDER = "out-of-order", True  # there is a gap before it
+    RETRANSMISSION = "retransmission", True  # nothing new
+    KEEP_ALIVE = "keep-alive", True  # an octet that was acknowledged long ago; Linux probes a window so, too
+    PROBE = "probe", True  # data for a window that is closed
+    RESET = "reset", True
+    NOT_OPEN = "not-open", False  # there is no connection (yet) that it could be of
+    NO_ACK = "no-ack", False
+    OUT_OF_WINDOW = "out-of-window", False
+    OLD_TIMESTAMP = "old-timestamp", False  # PAWS
+    OLD_ACK = "old-ack", False  # RFC 5961 section 5
+    ACK_OF_UNSENT = "ack-of-unsent", False
+    UNSURE_RESET = "unsure-reset", False  # in the window, not at its edge: challenged, RFC 5961 section 3
+    UNEXPECTED_SYN = "unexpected-syn", False  # challenged, RFC 5961 section 4
+
+    def __init__(self, text: str, taken: bool) -> None:
+        self.text = text
+        self.taken = taken
+
+
+def arrive(
+    tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int, window: int, length: int, tsval: int | None
+) -> Seen:
+    """Follow a segment without SYN. window: as sent, not shifted. length: octets of data."""
+    if flags & RST:
+        return _reset(tx, rx, seq, ack, flags)
+    if (tx.state is not State.ESTABLISHED or rx.state is not State.ESTABLISHED) and not (
+        tx.is_synchronized and rx.is_synchronized
+    ):
+        return Seen.NOT_OPEN
+    if not flags & ACK:
+        return Seen.NO_ACK
+
+    # first, check the sequence number; as Linux does, what reaches what is acknowledged is in
+    una = tx.snd_una
+    end = (seq + length + (flags & FIN)) & _MASK
+    if (end - una) & _HALF:  # SEG.SEQ+SEG.LEN < RCV.NXT
+        return _stale(tx, rx, seq, una, tsval)
+    reach = rx.reach
+    if reach < (seq - una) & _MASK < _HALF or (tx.fin is not None and seq_gt(end, tx.fin)):
+        return Seen.OUT_OF_WINDOW
+    if tsval is not None and rx.ts_recent is not None and (tsval - rx.ts_recent) & _HALF:
+        return Seen.OLD_TIMESTAMP
+
+    # fifth, check the ACK field
+    if not tx.heard and (rx.snd_una - ack) & _MASK <= tx.reach:
+        # The first segment of this end that we see: its ACK is certain where rx's numbers told it roughly
+        rx.snd_wl1, rx.snd_una, tx.rcv_nxt = seq, ack, ack
+    if (refused := _acknowledge(tx, rx, seq, ack, window)) is not None:
+        return refused
+    tx.heard = True
+    if tsval is not None:
+        tx.tsval = tsval
+        if (una - seq) & _MASK < _HALF:  # SEG.SEQ =< Last.ACK.sent
+            rx.ts_recent = tsval
+
+    # seventh, process the segment text; eighth, check the FIN bit
+    return Seen.ACK if end == seq else _deliver(tx, rx, seq, ack, flags, end, una, reach)
+
+
+def _acknowledge(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, window: int) -> Seen | None:
+    """Move SND.UNA and SND.WND of rx, if SND.UNA - MAX.SND.WND =< SEG.ACK =< SND.NXT (RFC 5961 5.2)."""
+    news = (ack - rx.snd_una) & _MASK
+    if news >= _HALF:  # older than what is known: no harm, no news
+        limit = tx.reach if tx.wscale is None else rx.max_snd_wnd
+        return Seen.OLD_ACK if -news & _MASK > limit else None
+    if 0 < (ack - rx.snd_nxt) & _MASK < _HALF:
+        if rx.iss is not None or news > tx.reach:
+            return Seen.ACK_OF_UNSENT
+        rx.snd_nxt = ack  # it was sent before we joined
+    if news or not (seq - rx.snd_wl1) & _HALF:  # SND.WL1 =< SEG.SEQ; as in Linux, any newer ACK will do
+        tx.rcv_wnd = rx.snd_wnd = wnd = window << tx.wscale if tx.wscale else window
+        if wnd > rx.max_snd_wnd:
+            rx.max_snd_wnd = wnd
+        rx.snd_wl1 = seq
+    if news:
+        rx.snd_una = ack
+        if (ack - tx.rcv_nxt) & _MASK < _HALF:
+            tx.rcv_nxt = ack
+        if rx.state is not State.ESTABLISHED:
+            if rx.state is State.SYN_RECEIVED:
+                rx.state = State.ESTABLISHED
+            elif ack == rx.fin:
+                rx.state = ON_FIN_ACKED.get(rx.state, rx.state)
+                tx.state = ON_FIN_RECEIVED.get(tx.state, tx.state)
+    return None
+
+
+def _deliver(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int, end: int, una: int, reach: int) -> Seen:
+    """Move SND.NXT of tx and RCV.NXT of rx, and close behind a FIN."""
+    fin = flags & FIN
+    if 0 < (end - tx.snd_nxt) & _MASK < _HALF:
+        tx.snd_nxt = end
+    seen = _text(rx, seq, end, una, reach + 1 if fin and (end - seq) & _MASK == 1 else reach)
+    if fin and tx.fin is None and end == tx.snd_nxt:
+        tx.fin = end
+        crossed = tx.state is State.CLOSE_WAIT and rx.fin != ack  # it has not got the FIN that passed here
+        tx.state = State.CLOSING if crossed else ON_FIN_SENT.get(tx.state, tx.state)
+    elif seen is Seen.RETRANSMISSION and not fin and end == una and (end - seq) & _MASK == 1:
+        seen = Seen.KEEP_ALIVE  # with its octet of garbage (RFC 9293 section 3.8.4)
+    if tx.fin is not None and rx.rcv_nxt == tx.fin:
+        rx.state = ON_FIN_RECEIVED.get(rx.state, rx.state)
+    return seen
+
+
+def _text(rx: TcpEnd, seq: int, end: int, una: int, reach: int) -> Seen:
+    """Move RCV.NXT by the octets that are next and fit the window of `reach` octets behind una.
+
+    A bare FIN needs no room, and has one more than there is.
+    """
+    nxt = rx.rcv_nxt
+    if 0 < (seq - nxt) & _MASK < _HALF:
+        return Seen.OUT_OF_ORDER
+    news = (end - nxt) & _MASK
+    if news == 0 or news >= _HALF:
+        return Seen.RETRANSMISSION
+    room = reach - ((nxt - una) & _MASK)
+    if room <= 0:
+        return Seen.PROBE
+    rx.rcv_nxt = (nxt + min(news, room)) & _MASK
+    return Seen.DATA
+
+
+def _stale(tx: TcpEnd, rx: TcpEnd, seq: int, una: int, tsval: int | None) -> Seen:
+    """Judge a segment that ends before what is acknowledged: rx drops it, and answers with an ACK."""
+    if (seq + 1) & _MASK == una:
+        if tsval is not None and rx.ts_recent is not None and not (tsval - rx.ts_recent) & _HALF:
+            # RFC 7323 section 4.3 (2); Linux does not, but a TS.Recent that keep-alives do not renew
+            # refuses everything after 24 days
+            tx.tsval = rx.ts_recent = tsval
+        return Seen.KEEP_ALIVE
+    return Seen.RETRANSMISSION if (una - seq) & _MASK <= max(tx.max_snd_wnd, rx.reach) else Seen.OUT_OF_WINDOW
+
+
+def _reset(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int) -> Seen:
+    """Second, check the RST bit: it must be at the edge of the window exactly (RFC 5961 section 3.2).
+
+    That edge, the real RCV.NXT, is what rx acknowledged or, if it has not got round to it, what passed here.
+    """
+    if rx.state is State.SYN_SENT:
+        sure = (
+            flags & ACK != 0
+            and ack != rx.iss
+            and (rx.snd_nxt - ack) & _MASK < _HALF > (ack - rx.snd_una) & _MASK
+        )
+        doubt = Seen.ACK_OF_UNSENT
+    elif not rx.is_synchronized:
+        sure, doubt = tx.state is State.SYN_SENT and seq == tx.snd_nxt, Seen.NOT_OPEN
+    else:
+        sure = seq in (rx.rcv_nxt, tx.snd_una)
+        inside = (seq - tx.snd_una) & _MASK <= rx.reach
+        doubt = Seen.UNSURE_RESET if inside else Seen.OUT_OF_WINDOW
+    if not sure:
+        return doubt
+    for end in (tx, rx):
+        end.state, end.fin = State.CLOSED, None
+    return Seen.RESET
+
+
+def arrive_syn(tx: TcpEnd, rx: TcpEnd, segment: TCP) -> Seen:
+    """Follow a segment with SYN."""
+    seq, flags = segment.seq, segment.flags
+    if flags & (RST | FIN):
+        return Seen.UNEXPECTED_SYN  # nobody means that
+    again = seq == tx.iss and tx.state not in (State.CLOSED, State.LISTEN)
+    if flags & ACK:
+        return _answer(tx, rx, segment, again)
+    if again:
+        return Seen.RETRANSMISSION
+    if tx.is_synchronized or rx.is_synchronized:
+        # RFC 9293 section 3.6.1: a new incarnation, if both ends are through with the old one
+        through = (State.CLOSED, State.TIME_WAIT)
+        if tx.state not in through or rx.state not in through or not seq_gt(seq, tx.snd_nxt):
+            return Seen.UNEXPECTED_SYN
+    crossing = rx.state is State.SYN_SENT
+    tx.open(segment)
+    if segment.timestamps is not None:
+        rx.ts_recent = tx.tsval
+    rx.rcv_nxt = (seq + 1) & _MASK
+    rx.snd_wnd = rx.max_snd_wnd = segment.window
+    rx.snd_wl1 = seq
+    if crossing:  # each has sent its SYN, and the other's is under way (RFC 9293 figure 7)
+        tx.rcv_nxt = rx.snd_nxt
+        tx.snd_wnd = tx.max_snd_wnd = rx.rcv_wnd
+        tx.snd_wl1 = rx.snd_una
+        tx.ts_recent = rx.tsval if rx.timestamps else None
+        agree(tx, rx)
+        tx.state = rx.state = State.SYN_RECEIVED
+    else:
+        tx.state, rx.state = State.SYN_SENT, State.LISTEN
+        rx.iss = rx.fin = None
+    return Seen.SYN
+
+
+def _answer(tx: TcpEnd, rx: TcpEnd, segment: TCP, again: bool) -> Seen:
+    """Follow a SYN-ACK."""
+    seq, ack = segment.seq, segment.ack
+    if again:
+        if rx.state is State.SYN_RECEIVED and ack == rx.snd_nxt:
+            rx.snd_una = tx.rcv_nxt = ack  # a simultaneous open: it acknowledges our SYN
+            rx.state = State.ESTABLISHED
+            return Seen.SYN
+        return Seen.RETRANSMISSION
+    if rx.state is not State.SYN_SENT:
+        return Seen.UNEXPECTED_SYN if rx.is_synchronized else Seen.NOT_OPEN
+    if ack == rx.iss or (rx.snd_nxt - ack) & _MASK >= _HALF or (ack - rx.snd_una) & _MASK >= _HALF:
+        return Seen.ACK_OF_UNSENT
+    tx.open(segment)
+    if rx.heard:
+        agree(tx, rx)
+    else:  # the SYN was not seen; what it offered is in the answer, but for its shift and MSS
+        if tx.wscale is None:
+            tx.wscale = rx.wscale = 0
+        rx.timestamps, rx.sack_permitted = tx.timestamps, tx.sack_permitted
+    if segment.timestamps is not None:
+        tx.ts_recent, rx.ts_recent = segment.timestamps[1], tx.tsval
+    rx.snd_una = tx.rcv_nxt = ack
+    rx.rcv_nxt = (seq + 1) & _MASK
+    tx.snd_wnd = tx.max_snd_wnd = rx.rcv_wnd
+    tx.snd_wl1 = (ack - 1) & _MASK
+    rx.snd_wnd = rx.max_snd_wnd = segment.window
+    rx.snd_wl1 = seq
+    tx.state, rx.state = State.SYN_RECEIVED, State.ESTABLISHED
+    return Seen.SYN

@@ -1,0 +1,150 @@
+"""The variables of one end of a TCP connection, under the RFC's names, and its state (RFC 9293 3.3)."""
+
+from enum import Enum
+from typing import Final
+
+from vtl_tools.common.packet.tcp import TCP
+
+SHIFT_MAX: Final = 14
+"""The largest shift of a window (RFC 7323 section 2.3), assumed of one that is not known."""
+
+
+class State(Enum):
+    """RFC 9293 section 3.3.2, as far as it is visible from outside: LISTEN and CLOSED look the same."""
+
+    CLOSED = "CLOSED"
+    LISTEN = "LISTEN"
+    SYN_SENT = "SYN-SENT"
+    SYN_RECEIVED = "SYN-RECEIVED"
+    ESTABLISHED = "ESTABLISHED"
+    FIN_WAIT_1 = "FIN-WAIT-1"
+    FIN_WAIT_2 = "FIN-WAIT-2"
+    CLOSE_WAIT = "CLOSE-WAIT"
+    CLOSING = "CLOSING"
+    LAST_ACK = "LAST-ACK"
+    TIME_WAIT = "TIME-WAIT"
+
+
+ON_FIN_SENT: Final = {
+    State.SYN_RECEIVED: State.FIN_WAIT_1,
+    State.ESTABLISHED: State.FIN_WAIT_1,
+    State.CLOSE_WAIT: State.LAST_ACK,
+}
+ON_FIN_RECEIVED: Final = {
+    State.SYN_RECEIVED: State.CLOSE_WAIT,
+    State.ESTABLISHED: State.CLOSE_WAIT,
+    State.FIN_WAIT_1: State.CLOSING,
+    State.FIN_WAIT_2: State.TIME_WAIT,
+}
+ON_FIN_ACKED: Final = {
+    State.FIN_WAIT_1: State.FIN_WAIT_2,
+    State.CLOSING: State.TIME_WAIT,
+    State.LAST_ACK: State.CLOSED,
+}
+
+
+class TcpEnd:
+    """One end, as seen from the wire.
+
+    snd_una: what the other end has acknowledged: whatever else is lost, the other end has all before it.
+    snd_nxt: behind the last that this end has sent. snd_wnd: octets that the other end offered last.
+    snd_wl1: SEG.SEQ of the segment that offered them. max_snd_wnd: the most ever (RFC 5961 section 5.2).
+    rcv_nxt: behind what this end holds if all that passed here reached it; it has acknowledged the other
+    end's snd_una, which may be less. rcv_wnd: octets that this end offered last, behind what it acknowledged.
+
+    iss: None if its SYN was not seen. fin: behind its FIN; None before that. heard: whether anything from
+    this end was seen or made; until then its variables are what the other end's packets tell of it.
+
+    wscale: the shift of windows that this end sends. None: none was offered in a SYN not yet answered, or,
+    for a connection joined in the middle, not known: rcv_wnd and the other's snd_wnd are then unshifted,
+    that is, lower bounds, until TcpModel.learn_scale() tells it. mss: the largest segment that this
+    end takes; None: it did not say, or not known. sack_permitted, timestamps: offered in the SYN, agreed
+    once it is answered; sack_permitted is None if not known. tsval: TSval that this end sent last.
+    ts_recent: TS.Recent, what it echoes (RFC 7323 section 4.3); None: nothing yet.
+    """
+
+    __slots__ = (
+        "fin", "heard", "iss", "max_snd_wnd", "mss", "port", "rcv_nxt", "rcv_wnd", "sack_permitted",
+        "snd_nxt", "snd_una", "snd_wl1", "snd_wnd", "state", "timestamps", "ts_recent", "tsval", "wscale",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        port: int,
+        *,
+        state: State = State.CLOSED,
+        snd_nxt: int = 0,
+        snd_una: int | None = None,
+        rcv_nxt: int = 0,
+        rcv_wnd: int = 0xFFFF,
+        snd_wnd: int = 0,
+        wscale: int | None = None,
+        mss: int | None = None,
+        sack_permitted: bool | None = False,
+        timestamps: bool = False,
+        tsval: int = 0,
+        ts_recent: int | None = None,
+    ) -> None:
+        self.port = port
+        self.state = state
+        self.iss: int | None = None
+        self.fin: int | None = None
+        self.heard = False
+        self.snd_nxt = snd_nxt
+        self.snd_una = snd_nxt if snd_una is None else snd_una
+        self.rcv_nxt = rcv_nxt
+        self.rcv_wnd = rcv_wnd
+        self.snd_wnd = self.max_snd_wnd = snd_wnd
+        self.snd_wl1 = rcv_nxt
+        self.wscale = wscale
+        self.mss = mss
+        self.sack_permitted = sack_permitted
+        self.timestamps = timestamps
+        self.tsval = tsval
+        self.ts_recent = ts_recent
+
+    def __repr__(self) -> str:
+        return (
+            f"TcpEnd({self.port} {self.state.value} una={self.snd_una} nxt={self.snd_nxt} wnd={self.snd_wnd}"
+            f" rcv_nxt={self.rcv_nxt} rcv_wnd={self.rcv_wnd} wscale={self.wscale})"
+        )
+
+    @property
+    def reach(self) -> int:
+        """Octets that the other end may have sent behind snd_una: rcv_wnd, or the most that it can mean."""
+        return self.rcv_wnd << SHIFT_MAX if self.wscale is None else self.rcv_wnd
+
+    @property
+    def is_synchronized(self) -> bool:
+        """Whether this end has numbers of its own and knows the other's; still so behind an orderly end."""
+        if self.state in (State.CLOSED, State.LISTEN, State.SYN_SENT):
+            return self.fin is not None
+        return True
+
+    def open(self, segment: TCP) -> None:
+        """Begin, or begin anew, with a SYN of this end, with or without ACK (RFC 9293 section 3.5)."""
+        self.iss = self.snd_una = segment.seq
+        self.snd_nxt = (segment.seq + segment.seg_len) & 0xFFFF_FFFF
+        self.fin = self.ts_recent = None
+        self.snd_wnd = self.max_snd_wnd = 0
+        self.rcv_wnd = segment.window  # never shifted in a SYN
+        self.heard = True
+        self.offer(segment)
+
+    def offer(self, segment: TCP) -> None:
+        """Take over the options of this end's SYN."""
+        shift, stamps = segment.window_scale, segment.timestamps
+        self.wscale = None if shift is None else min(shift, SHIFT_MAX)
+        self.mss = segment.mss
+        self.sack_permitted = segment.sack_permitted
+        self.timestamps = stamps is not None
+        if stamps is not None:
+            self.tsval = stamps[0]
+
+
+def agree(one: TcpEnd, two: TcpEnd) -> None:
+    """Settle what both SYNs offered: an option holds only if both did (RFC 7323 sections 2.2 and 3.2)."""
+    if one.wscale is None or two.wscale is None:
+        one.wscale = two.wscale = 0
+    one.sack_permitted = two.sack_permitted = bool(one.sack_permitted and two.sack_permitted)
+    one.timestamps = two.timestamps = one.timestamps and two.timestamps
