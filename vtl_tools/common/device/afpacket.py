@@ -247,6 +247,13 @@ class PacketDevice(Device):
             return Drop.LINK_DOWN, False
         return Drop.TOO_BIG if code == errno.EMSGSIZE else Drop.REFUSED, True
 
+    def signal(self, wanted: bool) -> None:
+        """Say whether fileno() is waited on."""
+        if wanted:
+            self.handle.watch(self._fd)
+        else:
+            self.handle.forget(self._fd)
+
     def close(self) -> None:
         """Disconnect; the interface leaves promiscuous mode. Idempotent."""
         if self._sock is not None:

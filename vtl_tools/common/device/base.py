@@ -76,6 +76,9 @@ class Device(ABC):
         """Return a descriptor that is readable when read() has something to do; it never changes."""
         return self.handle.fileno()
 
+    def signal(self, wanted: bool) -> None:
+        """Say whether fileno() is waited on. Who reads without waiting spares the link the telling."""
+
     def close(self) -> None:
         """Disconnect. Idempotent."""
         self.up = False
