@@ -1,72 +1,26 @@
 """vtl-bridge between real network stacks, used as its user would."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lab.netns import Host, Lab
-from lab.user import NOBODY, as_user
+from lab.user import NOBODY
 from lab.wait import until
-from vtl_tools.common import control
+from tests.running import BIN, bridge
 from vtl_tools.common.device.afpacket import PacketDevice
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.packet.vnet import NONE
 
 pytestmark = pytest.mark.lab
 
-BIN = Path(sys.executable).parent
 TWO = ("--iface", "vmnet1", "--iface", "eth0")
 PATTERN = bytes(range(251)) * 64
-
-
-class Bridge:
-    """A running vtl-bridge: its process, its control socket, and the events that it printed."""
-
-    def __init__(self, lab: Lab, process: subprocess.Popen[str], socket: Path) -> None:
-        self.lab, self.process, self.socket = lab, process, socket
-        self.ready = self.event()
-
-    def event(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"vtl-bridge ended: {self.process.wait()}"
-        event: dict[str, Any] = json.loads(line)
-        return event
-
-    def status(self) -> dict[str, Any]:
-        return control.ask(self.socket, "status")
-
-    def drops(self) -> dict[str, int]:
-        status = self.status()
-        return status["drops"] | {k: v for link in status["links"] for k, v in link["drops"].items()}
-
-
-@contextmanager
-def bridge(
-    lab: Lab, host: Host, *arguments: str | Path, name: str = "b", user: int | None = None
-) -> Iterator[Bridge]:
-    run = lab.dir / f"run-{user}"
-    if not run.exists():
-        run.mkdir(mode=0o700)
-        if user is not None:
-            os.chown(run, user, user)
-    socket = lab.dir / f"run-{user}" / f"{name}.sock"
-    tool = [BIN / "vtl-bridge"] if user is None else as_user(lab, host, "vtl-bridge")
-    process = host.popen(
-        *tool, *arguments, "--control", socket, "--json", stdout=subprocess.PIPE, text=True, user=user
-    )
-    started = Bridge(lab, process, socket)
-    yield started
-    process.terminate()
-    assert process.wait(10) == 0
 
 
 @pytest.fixture

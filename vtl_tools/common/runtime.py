@@ -119,8 +119,7 @@ class Runner:
         notify("READY=1")
         gc.collect()
         gc.freeze()
-        self._look_at_links(loop.time())
-        self._rearm()
+        loop.call_soon(self._pump)
         try:
             await self._end
         finally:

@@ -17,6 +17,7 @@ from vtl_tools.common.packet import vnet
 
 _SOL_PACKET: Final = 263
 _ADD_MEMBERSHIP: Final = 1
+_STATISTICS: Final = 6
 _AUXDATA: Final = 8
 _VNET_HDR: Final = 15
 _FANOUT: Final = 18
@@ -246,6 +247,15 @@ class PacketDevice(Device):
             self.went_down(os.strerror(code))
             return Drop.LINK_DOWN, False
         return Drop.TOO_BIG if code == errno.EMSGSIZE else Drop.REFUSED, True
+
+    def status(self) -> dict[str, object]:
+        """Return what --json prints of the link."""
+        if self._sock is not None:
+            # struct tpacket_stats: packets, drops; since last asked.
+            stats = self._sock.getsockopt(_SOL_PACKET, _STATISTICS, 8)
+            if overrun := struct.unpack("II", stats)[1]:
+                self.drops[Drop.OVERRUN] += overrun
+        return super().status()
 
     def signal(self, wanted: bool) -> None:
         """Say whether fileno() is waited on."""

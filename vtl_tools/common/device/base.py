@@ -26,6 +26,7 @@ class Drop(StrEnum):
     RUNT = "runt"  # shorter than an Ethernet header
     REFUSED = "refused"  # the kernel would not send it: its virtio_net_hdr and content disagree
     MALFORMED = "malformed"  # it could not be segmented for a link without offload
+    OVERRUN = "overrun"  # it came while the link's receive buffer was full: the service was too slow
     FOREIGN = "foreign"  # it came in the framing of another network, or from another peer
     FAULT = "fault"  # an emulated fault: lost on purpose
 

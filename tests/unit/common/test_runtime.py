@@ -1,0 +1,201 @@
+"""The runtime on links in memory: frames pass, links come and go, its parts say what they should."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+from vtl_tools.cmd.bridge import Bridge
+from vtl_tools.common import control, privilege
+from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.device.memory import pair
+from vtl_tools.common.errors import LinkLostError, NotRunningError, VTLError
+from vtl_tools.common.packet.vnet import NONE
+from vtl_tools.common.runtime import Options, Runner, notify
+from vtl_tools.common.stage import Stage
+from vtl_tools.common.watch import human
+from vtl_tools.common.workers import merge
+
+FRAME = NONE + bytes(60)
+
+
+@pytest.fixture(autouse=True)
+def privileged(monkeypatch) -> None:
+    """A runner gives up its process's capabilities for good; the process here is pytest's."""
+    monkeypatch.setattr(privilege, "keep_only", lambda capabilities: None)
+
+
+@pytest.fixture
+def options(tmp_path) -> Options:
+    return Options(service="vtl-test", control=tmp_path / "control.sock")
+
+
+def meanwhile(function, *arguments) -> threading.Thread:
+    """Run something beside the runner, which needs the main thread for its signals."""
+    thread = threading.Thread(target=function, args=arguments)
+    thread.start()
+    return thread
+
+
+def wait_for(path) -> None:
+    until = time.monotonic() + 10
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.005)
+
+
+def test_frames_pass_until_sigterm_and_the_end_is_clean(options, capsys):
+    options.json = True
+    (outer, left), (right, other) = pair(), pair()
+    got = []
+
+    def use():
+        wait_for(options.control)
+        outer.write(Batch.of([FRAME] * 3))
+        until = time.monotonic() + 10
+        while len(got) < 3 and time.monotonic() < until:
+            got.extend(bytes(f) for f in other.read())
+        status = control.ask(options.control, "status")
+        assert status["links"][0]["rx_frames"] == 3
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    outer.connect()
+    other.connect()
+    thread = meanwhile(use)
+    assert Runner(Bridge(), [left, right], options).run() == 0
+    thread.join()
+    assert got == [FRAME] * 3
+    assert not options.control.exists()
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [e["event"] for e in events] == ["ready", "stats"]
+    assert events[1]["links"][1]["tx_frames"] == 3
+
+
+def test_sigint_ends_with_130(options):
+    (_, left), (right, _) = pair(), pair()
+
+    def interrupt():
+        wait_for(options.control)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = meanwhile(interrupt)
+    assert Runner(Bridge(), [left, right], options).run() == 130
+    thread.join()
+
+
+def test_a_lost_link_ends_a_service_that_was_told_not_to_wait(options):
+    options.reconnect = False
+    (_, left), (right, _) = pair(), pair()
+
+    def lose():
+        wait_for(options.control)
+        left.went_down("test")
+
+    thread = meanwhile(lose)
+    with pytest.raises(LinkLostError, match="link lost"):
+        Runner(Bridge(), [left, right], options).run()
+    thread.join()
+
+
+def test_a_fault_of_a_service_ends_it_rather_than_go_on_half(options):
+    class Faulty(Stage):
+        def on_batch(self, port, batch, now):
+            raise ZeroDivisionError
+
+    (outer, left), (right, _) = pair(), pair()
+    outer.connect()
+    outer.write(Batch.of([FRAME]))
+    with pytest.raises(ZeroDivisionError):
+        Runner(Faulty(), [left, right], options).run()
+    assert not options.control.exists()
+
+
+def test_deadlines_wake_a_stage_and_not_before(options):
+    class Clock(Stage):
+        woken: float | None = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.due = time.monotonic() + 0.05
+
+        def deadline(self):
+            return None if self.woken else self.due
+
+        def wake(self, now):
+            if now >= self.due:
+                self.woken = now
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    (_, left), (right, _) = pair(), pair()
+    stage = Clock()
+    assert Runner(stage, [left, right], options).run() == 0
+    assert stage.woken >= stage.due
+
+
+def test_the_end_of_all_links_is_the_end_of_the_service(options):
+    (outer, left), (right, other) = pair(), pair()
+    for device in outer, other:
+        device.connect()
+        device.close()
+    assert Runner(Bridge(), [left, right], options).run() == 0
+
+
+def test_systemd_is_told(tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        notify("READY=1")
+        assert systemd.recv(64) == b"READY=1"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind("\0vtl-test-notify")
+        monkeypatch.setenv("NOTIFY_SOCKET", "@vtl-test-notify")
+        notify("STOPPING=1")
+        assert systemd.recv(64) == b"STOPPING=1"
+
+
+def test_asking_where_nobody_is_says_so(tmp_path):
+    with pytest.raises(NotRunningError):
+        control.ask(tmp_path / "none.sock", "status")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead.sock"))
+    with pytest.raises(NotRunningError):
+        control.ask(tmp_path / "dead.sock", "status")
+
+
+def test_an_unknown_verb_is_answered_with_those_there_are(options):
+    (_, left), (right, _) = pair(), pair()
+
+    def use():
+        wait_for(options.control)
+        try:
+            with pytest.raises(VTLError, match="the verbs are status"):
+                control.ask(options.control, "dance")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = meanwhile(use)
+    assert Runner(Bridge(), [left, right], options).run() == 0
+    thread.join()
+
+
+def test_statuses_of_workers_add_up():
+    one = {"service": "b", "up": True, "age_s": 3.0, "links": [{"link": "a", "rx": 1}], "drops": {"x": 1}}
+    two = {"service": "b", "up": False, "age_s": 1.0, "links": [{"link": "a", "rx": 2}], "drops": {"y": 5}}
+    assert merge([one, two]) == {
+        "service": "b",
+        "up": False,
+        "age_s": 1.0,
+        "links": [{"link": "a", "rx": 3}],
+        "drops": {"x": 1, "y": 5},
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (999, "999"), (1000, "1.0k"), (12_345_678, "12.3M"), (9.9e15, "9900.0T")],
+)
+def test_numbers_for_people(value, text):
+    assert human(value) == text
