@@ -1,6 +1,5 @@
 """A link on an existing network interface: AF_PACKET with virtio_net_hdr, in batches (packet(7))."""
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -11,7 +10,7 @@ from typing import Final
 from vtl_tools.common import privilege
 from vtl_tools.common.device import mmsg
 from vtl_tools.common.device.base import Device, Drop
-from vtl_tools.common.device.batch import SLOTS, Batch
+from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.packet import vnet
 
@@ -65,14 +64,13 @@ class PacketDevice(Device):
         rx_address, self._rx = mmsg.words(mmsg.WORDS * SLOTS)
         self._rx_pointer = mmsg.pointer(rx_address)
         self._rx[:] = self._batch.msgs
-        self._used = 0  # mmsghdrs that the last read left used
         control, view = mmsg.words(_CONTROL // 8 * SLOTS)
         self._control = view.cast("B")
         self._tpids = self._control.cast("H")[_AUX_TPID // 2 :: _CONTROL // 2]
         for i in range(SLOTS):
             self._rx[i * mmsg.WORDS + mmsg.CONTROL] = control + i * _CONTROL
+            # The kernel writes back what it used: this very number, since every frame has its data.
             self._rx[i * mmsg.WORDS + mmsg.CONTROLLEN] = _CONTROL
-        self._controllens = memoryview((ctypes.c_uint64 * SLOTS)(*([_CONTROL] * SLOTS))).cast("B").cast("Q")
 
     def connect(self) -> None:
         """Bind to the interface, promiscuously, for as long as this process lives."""
@@ -159,42 +157,29 @@ class PacketDevice(Device):
         batch, rx = self._batch, self._rx
         if batch.count:
             batch.clear()
-            used = self._used
-            if used == 1:
-                rx[mmsg.CONTROLLEN] = _CONTROL
-            else:
-                rx[mmsg.CONTROLLEN : mmsg.WORDS * used : mmsg.WORDS] = self._controllens[:used]
         if not self.up:
             if self.handle.rang():
                 self._look_again()
             return batch
         n = mmsg.recvmmsg(self._fd, self._rx_pointer, SLOTS, mmsg.MSG_DONTWAIT, None)
-        if n == 1:  # as most bursts of bulk TCP: one super-segment, for which the columns cost 2 us
-            self._used = batch.count = n
-            batch.lengths[0] = length = rx[mmsg.LEN]
-            if self._tpids[0] or rx[mmsg.FLAGS]:
-                self._mend(batch)
-                return self.received(batch)
-            self.rx_frames += 1
-            self.rx_octets += length - vnet.VNET
-        elif n > 1:
-            self._used = batch.count = n
+        if n > 0:
+            batch.count = n
             batch.lengths[:] = rx[mmsg.LEN : mmsg.WORDS * n : mmsg.WORDS]
-            if _any(self._tpids[:n]) or _any(rx[mmsg.FLAGS : mmsg.WORDS * n : mmsg.WORDS]):
-                self._mend(batch)
+            if _any(self._tpids[:n]):
+                self._put_tags_back(batch)
+            # What was cut off fills its slot, so that a batch of fewer octets has nothing cut off.
+            if batch.octets > FRAME_MAX - vnet.VNET - 1 and _any(rx[mmsg.FLAGS : mmsg.WORDS * n : mmsg.WORDS]):
+                self._leave_out_truncated(batch)
             return self.received(batch)
-        elif (code := mmsg.errno()) not in (errno.EAGAIN, errno.EINTR):
+        if (code := mmsg.errno()) not in (errno.EAGAIN, errno.EINTR):
             self.went_down(os.strerror(code))
         return batch
 
-    def _mend(self, batch: Batch) -> None:
-        """Put back what the kernel took out, and take out what it cut off."""
-        n = batch.count
-        self._put_tags_back(batch)
-        whole = [i for i in range(n) if not self._rx[i * mmsg.WORDS + mmsg.FLAGS] & mmsg.MSG_TRUNC]
-        if len(whole) < n:
-            self.drops[Drop.TOO_BIG] += n - len(whole)
-            batch.pick(batch, whole)
+    def _leave_out_truncated(self, batch: Batch) -> None:
+        flags = self._rx[mmsg.FLAGS : mmsg.WORDS * batch.count : mmsg.WORDS]
+        whole = [i for i, flag in enumerate(flags) if not flag & mmsg.MSG_TRUNC]
+        self.drops[Drop.TOO_BIG] += batch.count - len(whole)
+        batch.pick(batch, whole)
 
     def _put_tags_back(self, batch: Batch) -> None:
         """The kernel takes the outer VLAN tag out of what it receives, into the auxiliary data."""

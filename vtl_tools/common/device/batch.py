@@ -5,6 +5,7 @@ A frame is *borrowed*: valid until its device is read again; bytes(frame) or byt
 """
 
 import ctypes
+import mmap
 from collections.abc import Iterable, Iterator
 from typing import Final, Self
 
@@ -30,6 +31,7 @@ class Batch:
         "_base",
         "_heads",
         "_iov",
+        "_octets",
         "_picked",
         "_start",
         "_tails",
@@ -40,7 +42,11 @@ class Batch:
     )
 
     def __init__(self, slots: int = SLOTS) -> None:
-        arena = bytearray(slots * STRIDE)
+        arena: bytearray | mmap.mmap = bytearray(slots * STRIDE)
+        import os
+        if os.environ.get("X_HUGE"):
+            arena = mmap.mmap(-1, slots * STRIDE)
+            arena.madvise(mmap.MADV_HUGEPAGE)
         self._arena = memoryview(arena)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(arena))
         # Where a virtio_net_hdr is unless its frame was moved: the first eight octets, and the two behind.
@@ -63,7 +69,7 @@ class Batch:
         for i in range(slots):
             self.msgs[i * mmsg.WORDS + mmsg.IOV] = iov_address + i * 16
             self.msgs[i * mmsg.WORDS + mmsg.IOVLEN] = 1
-        self.count, self._picked = 0, False
+        self.count, self._picked, self._octets = 0, False, -1
 
     @classmethod
     def of(cls, frames: Iterable[bytes | bytearray | memoryview]) -> Self:
@@ -82,14 +88,16 @@ class Batch:
     @property
     def octets(self) -> int:
         """Octets of all frames, without their virtio_net_hdr."""
-        n = self.count
-        if n == 1:
-            return self._iov[1] - vnet.VNET
-        return sum(self._iov[1 : 2 * n : 2].tolist()) - n * vnet.VNET
+        if self._octets < 0:
+            n = self.count
+            total: int = self._iov[1] if n == 1 else sum(self._iov[1 : 2 * n : 2].tolist())
+            self._octets = total - n * vnet.VNET
+        return self._octets
 
     @property
     def lengths(self) -> memoryview:
         """Length of each frame in octets, virtio_net_hdr included: 64-bit words, shape (count,)."""
+        self._octets = -1  # they may be written to
         return self._iov[1 : 2 * self.count : 2]
 
     @property
@@ -131,7 +139,7 @@ class Batch:
             self._picked = False
         elif n := 2 * self.count:
             self._iov[:n] = self._start[:n]
-        self.count = 0
+        self.count, self._octets = 0, -1
 
     def append(self, frame: bytes | bytearray | memoryview) -> None:
         """Copy a frame in. Raises IndexError where the batch is full, ValueError above FRAME_MAX octets."""
@@ -142,7 +150,7 @@ class Batch:
         self._arena[start : start + length] = frame
         self._iov[2 * i] = self._start[2 * i]
         self._iov[2 * i + 1] = length
-        self.count = i + 1
+        self.count, self._octets = i + 1, -1
 
     def append_plain(self, ether: bytes | bytearray | memoryview) -> None:
         """Copy in an Ethernet frame that came without virtio_net_hdr. Raises as append() does."""
@@ -155,7 +163,7 @@ class Batch:
         self._arena[body : start + length] = ether
         self._iov[2 * i] = self._start[2 * i]
         self._iov[2 * i + 1] = length
-        self.count = i + 1
+        self.count, self._octets = i + 1, -1
 
     def room(self, i: int) -> memoryview:
         """Return slot i's whole room, to be filled in place; follow with resize()."""
@@ -172,6 +180,7 @@ class Batch:
             raise ValueError(f"frame {i} cannot be {length} octets long")
         self._iov[2 * i] = start
         self._iov[2 * i + 1] = length
+        self._octets = -1
         start -= self._base
         return self._arena[start : start + length]
 
@@ -182,5 +191,5 @@ class Batch:
         for n, i in enumerate(indices, 1):
             self._iov[2 * n - 2] = source._iov[2 * i]
             self._iov[2 * n - 1] = source._iov[2 * i + 1]
-        self.count, self._picked = n, True
+        self.count, self._picked, self._octets = n, True, -1
         return self
