@@ -33,14 +33,20 @@ def command(tool: str) -> click.Group:
 SERVICES = [tool for tool in TOOLS if any(parameter.name == "iface" for parameter in command(tool).params)]
 
 
+def context(tool: str) -> click.Context:
+    """The context in which an executable's verbs are parsed."""
+    group = command(tool)
+    return click.Context(group, **group.context_settings)
+
+
 def options(tool: str, verb: str | None = None) -> set[str]:
     """All options of an executable or of its verb, as --iface and -i."""
-    asked: click.Command = command(tool)
-    context = click.Context(asked, **asked.context_settings)
+    within = context(tool)
+    asked = within.command
     if verb is not None:
         asked = command(tool).commands[verb]
-        context = click.Context(asked, parent=context)
-    known = [p for p in asked.get_params(context) if isinstance(p, click.Option)]
+        within = click.Context(asked, parent=within)
+    known = [p for p in asked.get_params(within) if isinstance(p, click.Option)]
     return {word for option in known for word in (*option.opts, *option.secondary_opts)}
 
 
