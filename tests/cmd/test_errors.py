@@ -73,8 +73,8 @@ LINES = {
     "workers of a stream": (2, [*QEMU, "--workers", "2"], "cannot be spread over workers"),
     "nothing runs": (6, ["status"], "none runs here"),
     "nothing runs there": (6, ["status", "eth0"], "{tmp}/vtl-bridge-eth0.sock: no service answers"),
-    "a socket that is a file": (1, [*QEMU, "--control", __file__], "exists and is not a socket"),
-    "a socket in a file": (1, [*QEMU, "--control", f"{__file__}/x"], "no control socket: "),
+    "a socket that is a file": (1, [*QEMU, "--control", "{tmp}/file"], "exists and is not a socket"),
+    "a socket in a file": (1, [*QEMU, "--control", "{tmp}/file/x"], "no control socket: "),
     "a long control path": (1, [*QEMU, "--control", "{tmp}/" + "x" * 107], "no control socket: "),
 }
 
@@ -94,6 +94,7 @@ USAGE = {
 def test_an_error_is_one_line_and_a_status(
     tmp_path: Path, code: int, arguments: list[str], said: str
 ) -> None:
+    (tmp_path / "file").touch()
     status, out, err = ran(tmp_path, *arguments)
     assert (status, out) == (code, "")
     assert err.startswith("vtl-bridge: ")
@@ -121,6 +122,7 @@ def test_wrong_usage_is_told_as_click_does_with_status_2(
     ids=[*LINES, *USAGE],
 )
 def test_an_error_is_an_event_under_json(tmp_path: Path, code: int, arguments: list[str]) -> None:
+    (tmp_path / "file").touch()
     status, out, err = ran(tmp_path, *arguments, "--json")
     event = json.loads(out)
     assert event == {"event": "error", "error": event["error"], "exit": code}
