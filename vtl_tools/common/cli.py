@@ -43,8 +43,15 @@ class Tool(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and exit with the status that vtl-tools(7) documents."""
         logging.basicConfig(format=f"{self.name}: %(message)s", level=logging.WARNING)
+        kwargs["standalone_mode"] = False  # so that errors and interrupts come here, not only to click
         try:
-            return super().main(*args, **kwargs)
+            sys.exit(super().main(*args, **kwargs))
+        except click.ClickException as e:
+            e.show()
+            self._event(e.format_message(), e.exit_code)
+            sys.exit(e.exit_code)
+        except click.Abort:
+            sys.exit(130)
         except VTLError as e:
             self._say(str(e), e.exit_code)
         except BrokenPipeError:
@@ -57,10 +64,14 @@ class Tool(click.Group):
             self._say(f"internal error: {e!r}; run again with -vv and report it", 1)
 
     def _say(self, problem: str, exit_code: int) -> None:
-        if "--json" in sys.argv:
-            print(json.dumps({"event": "error", "error": problem, "exit": exit_code}), flush=True)
+        self._event(problem, exit_code)
         click.echo(f"{self.name}: {problem}", err=True)
         sys.exit(exit_code)
+
+    @staticmethod
+    def _event(problem: str, exit_code: int) -> None:
+        if "--json" in sys.argv:
+            print(json.dumps({"event": "error", "error": problem, "exit": exit_code}), flush=True)
 
 
 def common_options(function: Callable[P, R]) -> Callable[P, R]:

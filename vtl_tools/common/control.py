@@ -121,6 +121,8 @@ def _listen(path: Path) -> socket.socket:
             _connect(path).close()
             raise VTLError(f"{path}: a service already runs there; stop it, or choose another with --control")
         with suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(path.lstat().st_mode):
+                raise VTLError(f"{path}: exists and is not a socket; choose another with --control")
             path.unlink()
         old = os.umask(0o177)
         try:

@@ -12,6 +12,7 @@ import socket
 import struct
 from typing import Final
 
+from vtl_tools.common import privilege
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.plain import ETHERNET
@@ -46,6 +47,7 @@ class TapDevice(Device):
     """A tap by name; made anew when somebody deletes it."""
 
     offload = True
+    capabilities = frozenset({privilege.NET_ADMIN})
 
     def __init__(self, name: str) -> None:
         super().__init__(f"tap:{name}")

@@ -25,6 +25,8 @@ class Wrapper(Device):
     mtu = _inner("mtu")
     offload = _inner("offload")
     finished = _inner("finished")
+    silent = _inner("silent")
+    capabilities = _inner("capabilities")
     up = _inner("up")
     losses = _inner("losses")
     rx_frames = _inner("rx_frames")

@@ -1,0 +1,49 @@
+"""--help and --version: quick, since they import little, and right."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.cmd.tools import BIN, TOOLS, command, executables
+
+SLOW = {"asyncio", "rich", "scapy"}
+"""Each costs a tenth of a second or more: imported where it is used."""
+
+LOADED = """
+import json, sys
+sys.argv = sys.argv[1:]
+try:
+    from {module} import {attribute}
+    {attribute}()
+finally:
+    print(json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})), file=sys.stderr)
+"""
+
+CALLS = [(tool, *verb) for tool in TOOLS for verb in [(), *((v,) for v in command(tool).commands)]]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=" ".join)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_is_given_with_status_0(call: tuple[str, ...], flag: str) -> None:
+    ran = subprocess.run([BIN / call[0], *call[1:], flag], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith(f"Usage: {' '.join(call)} ")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_version_is_the_packages(tool: str) -> None:
+    ran = subprocess.run([BIN / tool, "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"{tool}, version {importlib.metadata.version('vtl-tools')}\n"
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_help_imports_nothing_slow(tool: str) -> None:
+    module, _, attribute = executables()[tool].partition(":")
+    code = LOADED.format(module=module, attribute=attribute)
+    # -I: what the environment lets Python import by itself is not ours
+    command = [sys.executable, "-I", "-c", code, tool, "--help"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not SLOW & set(json.loads(ran.stderr))

@@ -1,0 +1,147 @@
+"""The man pages say what the commands do: held against click and the sources, in both directions."""
+
+import ast
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cmd.tools import ROOT, SERVICES, TOOLS, arguments, command, options
+from vtl_tools.common import cli
+from vtl_tools.common.device.base import Drop
+from vtl_tools.common.device.spec import _KINDS
+from vtl_tools.common.errors import VTLError
+
+PAGES = sorted((ROOT / "man").iterdir())
+OVERVIEW = ROOT / "man/vtl-tools.7"
+SOURCES = sorted((ROOT / "vtl_tools").rglob("*.py"))
+
+
+def page(tool: str) -> str:
+    return (ROOT / f"man/{tool}.1").read_text()
+
+
+def section(text: str, title: str) -> str:
+    """What stands between a section's or subsection's heading and the next heading."""
+    match = re.search(rf"^\.S[hs] {title}\n(.*?)(?=^\.S[hs] |\Z)", text, re.M | re.S)
+    assert match, f"no section {title}"
+    return match[1]
+
+
+def flags(text: str) -> set[str]:
+    return {f"-{word}" for word in re.findall(r"\bFl (-?[\w-]+)", text)}
+
+
+def listed_options(text: str) -> set[str]:
+    return {flag for line in re.findall(r"^\.It (Fl .*)", text, re.M) for flag in flags(line)}
+
+
+def items(text: str) -> list[str]:
+    """The words that a list explains: `.It Cm one , two`."""
+    lines = re.findall(r"^\.It Cm (.+)", text, re.M)
+    return [word for line in lines for word in line.split(" , ")]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_a_page_is_sound_mdoc_and_renders(path: Path) -> None:
+    lint = subprocess.run(
+        ["mandoc", "-Tlint", "-Wwarning", path], capture_output=True, text=True, check=False
+    )
+    assert (lint.returncode, lint.stdout) == (0, "")
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "MANWIDTH": "80", "MANPAGER": "cat"}
+    command = ["man", "--warnings", "-l", path]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert shown.stderr == ""
+    for heading in "NAME", "DESCRIPTION", "EXIT STATUS", "SEE ALSO", "CAVEATS":
+        assert re.search(rf"^{heading}$", shown.stdout, re.M), heading
+
+
+def test_every_executable_has_a_page_and_every_page_an_executable() -> None:
+    assert sorted(path.name for path in PAGES) == sorted([f"{tool}.1" for tool in TOOLS] + [OVERVIEW.name])
+    assert {f"Xr {tool} 1" for tool in TOOLS} <= set(re.findall(r"Xr vtl-\w+ 1", OVERVIEW.read_text()))
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_page_lists_exactly_the_options(tool: str) -> None:
+    assert listed_options(section(page(tool), "Options")) == options(tool)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_page_lists_exactly_the_verbs_with_their_options_and_arguments(tool: str) -> None:
+    lines = re.findall(r"^\.It Cm (\w+)(.*)", section(page(tool), "COMMANDS"), re.M)
+    assert sorted(verb for verb, _ in lines) == sorted(command(tool).commands)
+    for verb, rest in lines:
+        assert flags(rest) == options(tool, verb), verb
+        assert set(re.findall(r"Ar (\w+)", rest)) == arguments(tool, verb), verb
+
+
+def codes(text: str) -> set[int]:
+    return {int(code) for code in re.findall(r"^\.It (\d+)$", section(text, "EXIT STATUS"), re.M)}
+
+
+def test_exit_statuses_are_named() -> None:
+    family = {VTLError, *VTLError.__subclasses__()}
+    known = {error.exit_code for error in family} | {0, 130}
+    assert codes(OVERVIEW.read_text()) == known
+    for tool in TOOLS:
+        named = codes(page(tool))
+        assert named == known if tool in SERVICES else {0, 1, 2, 5, 130} <= named <= known, tool
+
+
+def test_shared_options_are_explained_in_the_overview() -> None:
+    explained = listed_options(section(OVERVIEW.read_text(), "OPTIONS"))
+    declared = cli.common_options(lambda **_: None).__click_params__  # type: ignore[attr-defined]
+    shared = {word for option in declared for word in (*option.opts, *option.secondary_opts)}
+    assert shared <= explained
+    for tool in SERVICES:
+        assert explained <= options(tool), tool
+
+
+def test_every_kind_of_link_is_explained() -> None:
+    named = re.findall(r"^\.It Cm (\w+)", section(OVERVIEW.read_text(), "LINKS"), re.M)
+    assert set(named) == set(_KINDS)
+
+
+def test_every_reason_of_a_drop_is_explained() -> None:
+    text = section(OVERVIEW.read_text(), "DROPS")
+    of_links, _, of_services = text.partition("Those of a service")
+    assert items(of_links) == [str(reason) for reason in Drop]
+    assert set(items(of_services)) == {reason for path in SOURCES for reason in stage_drops(path)}
+
+
+def stage_drops(path: Path) -> set[str]:
+    """Reasons that stages count by: self.drops["local"] += 1, self.drop(batch, indices, "local")."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        told: ast.expr | None = None
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "self.drops":
+            told = node.slice
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "self.drop":
+            told = node.args[2]
+        if isinstance(told, ast.Constant):
+            found.add(told.value)
+    return found
+
+
+def test_every_event_and_every_member_of_a_status_is_explained() -> None:
+    text = section(OVERVIEW.read_text(), "JSON OUTPUT")
+    events = {
+        word
+        for path in SOURCES
+        for pair in re.findall(r'\.event\("(\w+)"|"event": "(\w+)"', path.read_text())
+        for word in pair
+        if word
+    }
+    of_events, _, of_status = text.partition("A status, as")
+    assert set(items(of_events)) == events
+    source = (ROOT / "vtl_tools/common/runtime.py").read_text()
+    members = re.findall(r'^            "(\w+)": ', source[source.index("def status") :], re.M)
+    assert set(items(of_status)) - {"stations", "workers"} == set(members)
+
+
+def test_every_variable_of_the_environment_is_explained() -> None:
+    text = section(OVERVIEW.read_text(), "ENVIRONMENT")
+    used = {v for path in SOURCES for v in re.findall(r'environ\b[^"\n]*"(\w+)"', path.read_text())}
+    assert set(re.findall(r"^\.It Ev (\w+)", text, re.M)) == used

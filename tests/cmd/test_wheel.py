@@ -1,0 +1,68 @@
+"""The wheel, installed into an empty environment, has all that a user needs."""
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.cmd.tools import ROOT, TOOLS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+NOT_SOURCES = (".*", "build", "dist", "*.egg-info", "__pycache__")
+
+
+def run(*command: str | Path) -> str:
+    """Run a command away from the tree, so that nothing is imported from there; return its output."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    ran = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this tree, built from a copy of it with the environment's own setuptools."""
+    where = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT, where / "tree", ignore=shutil.ignore_patterns(*NOT_SOURCES))
+    build = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", where, where / "tree")
+    run(*build)
+    (found,) = where.glob("*.whl")
+    return found
+
+
+def test_the_wheel_holds_the_package_and_nothing_of_the_tree_around_it(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name and ".data/" not in name}
+    assert tops == {"vtl_tools"}
+    ours = {str(path.relative_to(ROOT)) for path in (ROOT / "vtl_tools").rglob("*.py")}
+    assert ours | {"vtl_tools/py.typed"} == {name for name in names if name.startswith("vtl_tools/")}
+
+
+def test_the_wheel_tells_the_readme_the_licence_and_the_dependencies(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = archive.read(name).decode()
+        assert any(name.endswith("LICENSE") for name in archive.namelist())
+    assert (ROOT / "README.md").read_text() in metadata
+    needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:")]
+    always = {line.split()[1].partition(">")[0] for line in needed if "extra ==" not in line}
+    assert always == {"click", "rich", "scapy"}
+
+
+def test_an_empty_environment_with_the_wheel_runs_every_executable(wheel: Path, tmp_path: Path) -> None:
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=True)
+    run(home / "bin/python", "-m", "pip", "install", "--quiet", wheel)
+    for tool in TOOLS:
+        assert run(home / "bin" / tool, "--help").startswith(f"Usage: {tool} ")
+        assert (home / f"share/man/man1/{tool}.1").read_text() == (ROOT / f"man/{tool}.1").read_text()
+    overview = home / "share/man/man7/vtl-tools.7"
+    assert overview.read_text() == (ROOT / "man/vtl-tools.7").read_text()
+    where = run(home / "bin/python", "-c", "import vtl_tools; print(vtl_tools.__file__)")
+    assert where.startswith(str(home))
