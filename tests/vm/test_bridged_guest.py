@@ -46,7 +46,7 @@ def test_a_guest_on_a_tap_downloads_and_uploads_octet_for_octet(lab, host):
         assert digest(guest, "http://10.9.0.2/page") == expected
         assert digest(guest, "http://[fd09::2]/page") == expected
         serve(guest, host.content)
-        code = "import sys,urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], timeout=20).read().hex())"
+        code = "import sys,urllib.request as u; print(u.urlopen(sys.argv[1], timeout=20).read().hex())"
         fetched = host.server.run(sys.executable, "-c", code, "http://10.9.0.1/page").stdout
         assert bytes.fromhex(fetched) == host.content
         assert running.drops() == {}

@@ -7,6 +7,7 @@ from vtl_tools.common import cli
 
 @click.group("vtl-guard", cls=cli.Tool, invoke_without_command=False)
 @click.version_option(package_name="vtl-tools", prog_name=None)
+@cli.verbose_option
 def main() -> None:
     """Show, raise and lift the guards that keep the host's network stack off an interface."""
 

@@ -265,6 +265,8 @@ def run(
     """
     from vtl_tools.common.runtime import Runner
 
+    if workers > 1 and options.pcap is not None:
+        raise SpecError("--pcap: several workers cannot write one file; record with --workers 1")
     links = make_links(0)
     guards = guards_for(links, guard)
     if workers == 1:

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import stat
+import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ LINE_MAX: Final = 1 << 16
 ANSWER_MAX: Final = 64 << 20
 """Octets of the longest answer that a client takes."""
 CLIENTS_MAX: Final = 32
+IDLE_S: Final = 60.0
+"""How long a client may ask nothing."""
 PATIENCE_S: Final = 10.0
 """How long a client may take to read its answer, or a service to give one."""
 
@@ -41,8 +44,10 @@ def directory() -> Path:
 
 def path_for(service: str, spec: str) -> Path:
     """Return the control socket of a service whose first link is `spec`."""
-    # A unix socket's whole path has room for 107 octets.
-    return directory() / f"{service}-{re.sub(r'[^A-Za-z0-9_.@-]+', '_', spec)[:48]}.sock"
+    name = re.sub(r"[^A-Za-z0-9_.@-]+", "_", spec)
+    if len(name) > 40:  # a unix socket's whole path has room for 107 octets
+        name = f"{name[:16]}..{name[-14:]}-{zlib.crc32(spec.encode()):08x}"
+    return directory() / f"{service}-{name}.sock"
 
 
 class Server:
@@ -82,7 +87,7 @@ class Server:
         self._clients += 1
         try:
             while self._clients <= CLIENTS_MAX:
-                line = await reader.readline()
+                line = await asyncio.wait_for(reader.readline(), IDLE_S)
                 if not line.endswith(b"\n"):
                     break
                 answer = await self.answer(line)
@@ -111,7 +116,8 @@ class Server:
 def _listen(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.parent == directory():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.parent.stat()
         if found.st_uid not in (0, os.geteuid()) or (
             found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
@@ -189,5 +195,5 @@ def find(service: str, spec: str | None) -> list[Path]:
         return [path_for(service, spec)]
     found = sorted(directory().glob(f"{service}-*.sock"))
     if not found:
-        raise NotRunningError(f"{service}: none runs here; start one, or name its control socket")
+        raise NotRunningError("none runs here; start one, or name its control socket")
     return found

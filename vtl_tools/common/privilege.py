@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
+DAC_OVERRIDE: Final = 1
+"""CAP_DAC_OVERRIDE: to connect again to another user's unix socket."""
 NET_ADMIN: Final = 12
 """CAP_NET_ADMIN: to raise a guard, or make a tap, anew."""
 NET_RAW: Final = 13

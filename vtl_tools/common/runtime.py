@@ -197,7 +197,7 @@ class Runner:
             if link.up:
                 for guard in self.guards:
                     guard.check()
-            elif not self.options.reconnect:
+            elif not self.options.reconnect and link.losses:
                 self.fail(LinkLostError(f"{link.spec}: link lost; not waiting for it, as asked"))
             self.stage.on_link(port, link.up, now)
             self.event("link", link=link.spec, up=link.up)
@@ -219,9 +219,12 @@ class Runner:
     def _on_alarm(self) -> None:
         self._alarm = None
         now = self._loop.time()
-        self.stage.wake(now)
-        self.stage.settle(now)
-        self._rearm()
+        try:
+            self.stage.wake(now)
+            self.stage.settle(now)
+            self._rearm()
+        except Exception as e:  # as in _pump
+            self.fail(e)
 
     def status(self) -> dict[str, Any]:
         """Return what `status` and --json print."""

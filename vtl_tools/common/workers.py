@@ -126,16 +126,31 @@ class Workers:
         server = control.Server(path, {"status": self.status})
         await server.start()
         privilege.keep_only({privilege.NET_ADMIN} if self.guards else ())
+        watching: asyncio.Task[None] | None = None
         try:
             if not ended.is_set():
                 await self._ready(ended)
+            if self.options.watch:
+                watching = asyncio.create_task(self._watch())
             while not ended.is_set():
                 for guard in self.guards:
                     guard.check()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), _GUARD_PERIOD_S)
+            if watching is not None:
+                watching.cancel()
+            if self.options.json and self._exit_code in (0, 130):
+                print(json.dumps({"event": "stats", **await self.status({})}), flush=True)
         finally:
             server.close()
+
+    async def _watch(self) -> None:
+        from vtl_tools.common.watch import Watch
+
+        with Watch() as watch:
+            while True:
+                watch.show([await self.status({})])
+                await asyncio.sleep(watch.period_s)
 
     async def _ready(self, ended: asyncio.Event) -> None:
         """Say that the service is ready once every worker answers."""

@@ -167,8 +167,7 @@ class PacketDevice(Device):
             batch.lengths[:] = rx[mmsg.LEN : mmsg.WORDS * n : mmsg.WORDS]
             if _any(self._tpids[:n]):
                 self._put_tags_back(batch)
-            # What was cut off fills its slot, so that a batch of fewer octets has nothing cut off.
-            if batch.octets > FRAME_MAX - vnet.VNET - 1 and _any(rx[mmsg.FLAGS : mmsg.WORDS * n : mmsg.WORDS]):
+            if batch.octets >= FRAME_MAX - vnet.VNET:  # what was cut off fills its slot
                 self._leave_out_truncated(batch)
             return self.received(batch)
         if (code := mmsg.errno()) not in (errno.EAGAIN, errno.EINTR):
@@ -177,9 +176,10 @@ class PacketDevice(Device):
 
     def _leave_out_truncated(self, batch: Batch) -> None:
         flags = self._rx[mmsg.FLAGS : mmsg.WORDS * batch.count : mmsg.WORDS]
-        whole = [i for i, flag in enumerate(flags) if not flag & mmsg.MSG_TRUNC]
-        self.drops[Drop.TOO_BIG] += batch.count - len(whole)
-        batch.pick(batch, whole)
+        if _any(flags):
+            whole = [i for i, flag in enumerate(flags) if not flag & mmsg.MSG_TRUNC]
+            self.drops[Drop.TOO_BIG] += batch.count - len(whole)
+            batch.pick(batch, whole)
 
     def _put_tags_back(self, batch: Batch) -> None:
         """The kernel takes the outer VLAN tag out of what it receives, into the auxiliary data."""

@@ -77,7 +77,7 @@ class Device(ABC):
         """Return a descriptor that is readable when read() has something to do; it never changes."""
         return self.handle.fileno()
 
-    def signal(self, wanted: bool) -> None:
+    def signal(self, wanted: bool) -> None:  # noqa: B027 - most links have nothing to spare
         """Say whether fileno() is waited on. Who reads without waiting spares the link the telling."""
 
     def close(self) -> None:

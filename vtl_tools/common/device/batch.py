@@ -5,7 +5,6 @@ A frame is *borrowed*: valid until its device is read again; bytes(frame) or byt
 """
 
 import ctypes
-import mmap
 from collections.abc import Iterable, Iterator
 from typing import Final, Self
 
@@ -42,11 +41,7 @@ class Batch:
     )
 
     def __init__(self, slots: int = SLOTS) -> None:
-        arena: bytearray | mmap.mmap = bytearray(slots * STRIDE)
-        import os
-        if os.environ.get("X_HUGE"):
-            arena = mmap.mmap(-1, slots * STRIDE)
-            arena.madvise(mmap.MADV_HUGEPAGE)
+        arena = bytearray(slots * STRIDE)
         self._arena = memoryview(arena)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(arena))
         # Where a virtio_net_hdr is unless its frame was moved: the first eight octets, and the two behind.

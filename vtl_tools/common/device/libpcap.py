@@ -13,6 +13,7 @@ import socket
 import struct
 from typing import Any, Final
 
+from vtl_tools.common import privilege
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.capture import quiet_scapy
@@ -28,6 +29,8 @@ _IFF_UP: Final = 1
 
 class LibpcapDevice(Device):
     """An interface by name. Survives its being taken down, deleted and made anew."""
+
+    capabilities = frozenset({privilege.NET_ADMIN, privilege.NET_RAW})
 
     def __init__(self, name: str) -> None:
         super().__init__(f"libpcap:{name}")

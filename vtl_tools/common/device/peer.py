@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from vtl_tools.common import privilege
 from vtl_tools.common.device.base import RETRY_S, Device
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 
@@ -57,6 +58,8 @@ class Peer:
             raise
         if self.sock is None:
             log.info("%s: waiting for the other end", spec)
+        if isinstance(self._address, str) and not self._server and not _is_ours(self._address):
+            self._device.capabilities = frozenset({privilege.DAC_OVERRIDE})
 
     def _listen(self) -> None:
         sock = socket.socket(self._family, self._kind | socket.SOCK_NONBLOCK)
@@ -149,6 +152,13 @@ def _reached_itself(sock: socket.socket) -> bool:
         return bool(sock.getsockname() == sock.getpeername())
     except OSError:
         return True
+
+
+def _is_ours(path: str) -> bool:
+    """Whether a socket is there and this user's, so that no privilege is needed to connect again."""
+    with contextlib.suppress(OSError):
+        return Path(path).stat().st_uid == os.geteuid()
+    return False
 
 
 class SocketFile:

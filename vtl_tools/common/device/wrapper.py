@@ -55,6 +55,10 @@ class Wrapper(Device):
         """Return the inner link's descriptor."""
         return self.device.fileno()
 
+    def signal(self, wanted: bool) -> None:
+        """Tell the inner link."""
+        self.device.signal(wanted)
+
     def status(self) -> dict[str, object]:
         """Return the inner link's status."""
         return self.device.status()
