@@ -159,7 +159,7 @@ class Runner:
         they no longer signal, which spares their senders two thirds of a microsecond a frame, until a turn
         finds nothing for spin_s.
         """
-        clock, stage, links, spin_s = self._loop.time, self.stage, self.links, self.options.spin_s
+        clock, stage, links, spin_s = time.monotonic, self.stage, self.links, self.options.spin_s
         started = last = now = clock()
         idle = False
         try:

@@ -132,9 +132,16 @@ class Batch:
         if self._picked:
             self._iov[:] = self._start
             self._picked = False
+        elif self.count == 1:
+            self._iov[0], self._iov[1] = self._start[0], FRAME_MAX
         elif n := 2 * self.count:
             self._iov[:n] = self._start[:n]
         self.count, self._octets = 0, -1
+
+    def hold_one(self, length: int) -> None:
+        """Hold one frame of `length` octets, which was received into the first slot."""
+        self._iov[1] = length
+        self.count, self._octets = 1, length - vnet.VNET
 
     def append(self, frame: bytes | bytearray | memoryview) -> None:
         """Copy a frame in. Raises IndexError where the batch is full, ValueError above FRAME_MAX octets."""
