@@ -110,7 +110,7 @@ class Runner:
         await server.start()
         privilege.keep_only(self._capabilities())
         for link in self.links:
-            loop.add_reader(link.fileno(), self._pump)
+            loop.add_reader(link.fileno(), self._on_readable)
         if self.hearing is not None:
             loop.add_reader(self.hearing, self._hear, self.hearing)
         self._up = [True] * len(self.links)
@@ -152,12 +152,16 @@ class Runner:
         if self._end is not None and not self._end.done():
             self._end.set_exception(error)
 
+    def _on_readable(self) -> None:
+        if not self._polled:  # else the next turn is on its way already
+            self._pump()
+
     def _pump(self) -> None:
         """Move what waits on any link, for at most a turn.
 
         A turn that did not see the end of it makes the links polled, as NAPI does with a network card:
-        they no longer signal, which spares their senders two thirds of a microsecond a frame, until a turn
-        finds nothing for spin_s.
+        they no longer signal, which costs their senders, and turn follows turn until one finds nothing for
+        spin_s.
         """
         clock, stage, links, spin_s = time.monotonic, self.stage, self.links, self.options.spin_s
         started = last = now = clock()

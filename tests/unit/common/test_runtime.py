@@ -83,6 +83,39 @@ def test_sigint_ends_with_130(options):
     thread.join()
 
 
+def test_under_load_links_are_polled_by_one_chain_of_turns(options, monkeypatch):
+    """A link that goes on signalling while it is polled must not start a second chain."""
+    monkeypatch.setattr("vtl_tools.common.runtime.TURN_S", 0.0002)
+    (_, left), (right, _) = pair(), pair()
+    signals: list[bool] = []
+    chains: list[int] = []
+    frames, nothing = Batch.of([FRAME]), Batch()
+    runner = Runner(Bridge(), [left, right], options)
+    monkeypatch.setattr(left, "read", lambda: frames if len(chains) < 100 else nothing)
+    monkeypatch.setattr(left, "signal", signals.append)
+
+    def look():
+        """Run once in every pass of the loop."""
+        left.handle.ring()  # and nobody hushes it
+        chains.append(sum("_pump" in str(handle) for handle in runner._loop._ready))
+        if len(chains) < 200:
+            runner._loop.call_soon(look)
+        else:
+            runner.stop()
+
+    runner.verbs["look"] = lambda _: look() or {}
+
+    def use():
+        wait_for(options.control)
+        control.ask(options.control, "look")
+
+    thread = meanwhile(use)
+    assert runner.run() == 0
+    thread.join()
+    assert max(chains) == 1
+    assert signals == [False, True], "polled under load, and told again of each frame when idle"
+
+
 def test_a_lost_link_ends_a_service_that_was_told_not_to_wait(options):
     options.reconnect = False
     (_, left), (right, _) = pair(), pair()

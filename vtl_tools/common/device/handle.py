@@ -7,6 +7,7 @@ it lets a device try again by itself to reach a peer that went away.
 import ctypes
 import os
 import select
+from contextlib import suppress
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _NONBLOCK = os.O_NONBLOCK | os.O_CLOEXEC
@@ -34,8 +35,9 @@ class Handle:
             self._epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
-        """Stop waking for fd; call before closing it."""
-        self._epoll.unregister(fd)
+        """Stop waking for fd, which need not be watched; call before closing it."""
+        with suppress(FileNotFoundError):
+            self._epoll.unregister(fd)
 
     def alarm(self, delay_s: float) -> None:
         """Wake once, after delay_s seconds (above 0); replaces the alarm before."""
