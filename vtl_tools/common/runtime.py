@@ -85,6 +85,9 @@ class Runner:
             with suppress(KeyboardInterrupt):
                 asyncio.run(self._main())
             self.event("stats", **self.status())
+        for guard in self.guards:
+            if guard.form == "kept":
+                log.warning("%s: stays guarded; lift it with 'vtl-guard clear %s'", guard.name, guard.name)
         return self.exit_code
 
     def _links(self, stack: ExitStack) -> list[Device]:
@@ -117,6 +120,11 @@ class Runner:
         watching = asyncio.ensure_future(self._watch()) if self.options.watch else None
         self.event("ready", pid=os.getpid(), links=[link.spec for link in self.links])
         notify("READY=1")
+        if sys.stderr.isatty() and not (self.options.json or self.options.watch or self.boss):
+            joined = " - ".join(link.spec for link in self.links)
+            print(
+                f"{joined}: running; '{self.options.service} status' tells more, ^C ends it", file=sys.stderr
+            )
         gc.collect()
         gc.freeze()
         loop.call_soon(self._pump)
