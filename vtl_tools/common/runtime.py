@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -33,6 +34,9 @@ TURN_S: Final = 0.002
 
 SPIN_S: Final = 100e-6
 """How long an idle service keeps looking before it sleeps: being woken costs both sides more than that."""
+
+PATIENCE_S: Final = 0.05
+"""How long the reader of our events may keep us waiting."""
 
 
 @dataclass
@@ -254,7 +258,7 @@ class Runner:
     def event(self, name: str, **fields: object) -> None:
         """Print an event as one JSON line on standard output, where --json asks for it."""
         if self.options.json:
-            print(json.dumps({"event": name, **fields}), flush=True)
+            say(sys.stdout.fileno(), json.dumps({"event": name, **fields}))
 
     async def _watch(self) -> None:
         from vtl_tools.common.watch import Watch
@@ -268,6 +272,24 @@ class Runner:
 def _output(link: Device) -> Any:
     write = link.write
     return lambda batch, now: write(batch)
+
+
+def say(fd: int, line: str, patience_s: float = PATIENCE_S) -> bool:
+    """Print a line, unless nobody reads: whoever stops reading our events must not stop our frames.
+
+    Returns whether it was printed. patience_s: seconds that a reader has for each PIPE_BUF octets.
+    """
+    octets = line.encode() + b"\n"
+    room = select.poll()
+    room.register(fd, select.POLLOUT)
+    for start in range(0, len(octets), select.PIPE_BUF):
+        if not room.poll(patience_s * 1000):
+            return False
+        try:
+            os.write(fd, octets[start : start + select.PIPE_BUF])
+        except BrokenPipeError:
+            return False
+    return True
 
 
 def notify(state: str) -> None:

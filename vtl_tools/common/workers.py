@@ -21,7 +21,7 @@ from typing import Any, Final
 from vtl_tools.common import control, privilege
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.guard import Guard
-from vtl_tools.common.runtime import Options, Runner, notify
+from vtl_tools.common.runtime import Options, Runner, notify, say
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Workers:
             if watching is not None:
                 watching.cancel()
             if self.options.json and self._exit_code in (0, 130):
-                print(json.dumps({"event": "stats", **await self.status({})}), flush=True)
+                say(sys.stdout.fileno(), json.dumps({"event": "stats", **await self.status({})}))
         finally:
             server.close()
 
@@ -160,7 +160,7 @@ class Workers:
         if ready.done() and ready.exception() is None:
             if self.options.json:
                 links = [link["link"] for link in ready.result()["links"]]
-                print(json.dumps({"event": "ready", "pid": os.getpid(), "links": links}), flush=True)
+                say(sys.stdout.fileno(), json.dumps({"event": "ready", "pid": os.getpid(), "links": links}))
             notify("READY=1")
         for task in (ready, stopped):
             task.cancel()

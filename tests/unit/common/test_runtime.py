@@ -15,7 +15,7 @@ from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.memory import pair
 from vtl_tools.common.errors import LinkLostError, NotRunningError, VTLError
 from vtl_tools.common.packet.vnet import NONE
-from vtl_tools.common.runtime import Options, Runner, notify
+from vtl_tools.common.runtime import Options, Runner, notify, say
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.watch import human
 from vtl_tools.common.workers import merge
@@ -47,7 +47,7 @@ def wait_for(path) -> None:
         time.sleep(0.005)
 
 
-def test_frames_pass_until_sigterm_and_the_end_is_clean(options, capsys):
+def test_frames_pass_until_sigterm_and_the_end_is_clean(options, capfd):
     options.json = True
     (outer, left), (right, other) = pair(), pair()
 
@@ -66,7 +66,7 @@ def test_frames_pass_until_sigterm_and_the_end_is_clean(options, capsys):
     thread.join()
     assert [bytes(f) for f in other.read()] == [FRAME] * 3
     assert not options.control.exists()
-    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    events = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [e["event"] for e in events] == ["ready", "stats"]
     assert events[1]["links"][1]["tx_frames"] == 3
 
@@ -184,6 +184,23 @@ def test_systemd_is_told(tmp_path, monkeypatch):
         monkeypatch.setenv("NOTIFY_SOCKET", "@vtl-test-notify")
         notify("STOPPING=1")
         assert systemd.recv(64) == b"STOPPING=1"
+
+
+def test_a_reader_of_events_that_stops_reading_loses_them_and_holds_up_nobody():
+    reader, writer = os.pipe()
+    said = 0
+    while say(writer, "x" * 4000, patience_s=0):
+        said += 1
+    assert said > 1
+    assert not say(writer, "y" * 1_000_000, patience_s=0)
+    got = b""
+    while len(got) < said * 4001:
+        got += os.read(reader, 1 << 16)
+    assert got == (b"x" * 4000 + b"\n") * said
+    assert say(writer, "z", patience_s=0)
+    os.close(reader)
+    assert not say(writer, "z", patience_s=0), "and one that has gone likewise"
+    os.close(writer)
 
 
 def test_asking_where_nobody_is_says_so(tmp_path):
