@@ -47,9 +47,10 @@ class Tool(click.Group):
         try:
             sys.exit(super().main(*args, **kwargs))
         except click.ClickException as e:
-            e.show()
-            self._event(e.format_message(), e.exit_code)
-            sys.exit(e.exit_code)
+            command = getattr(getattr(e, "ctx", None), "command_path", self.name)
+            problem = e.format_message().rstrip(".").replace("\n", " ")
+            stop = "" if problem.endswith(("?", ")")) else ";"
+            self._say(f"{problem[:1].lower()}{problem[1:]}{stop} see '{command} --help'", e.exit_code)
         except click.Abort:
             sys.exit(130)
         except VTLError as e:
