@@ -103,9 +103,7 @@ def test_an_error_is_one_line_and_a_status(
 
 
 @pytest.mark.parametrize(("arguments", "said"), USAGE.values(), ids=USAGE)
-def test_wrong_usage_is_one_line_too_and_status_2(
-    tmp_path: Path, arguments: list[str], said: str
-) -> None:
+def test_wrong_usage_is_one_line_too_and_status_2(tmp_path: Path, arguments: list[str], said: str) -> None:
     status, out, err = ran(tmp_path, *arguments)
     assert (status, out) == (2, "")
     assert err.count("\n") == 1
