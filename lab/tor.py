@@ -29,13 +29,18 @@ RELAYS = {  # by nickname: where each listens, and leaves from
     "ichi": ("198.51.100.1", "2001:db8:100::1"),
     "ni": ("198.51.100.2", "2001:db8:100::2"),
     "san": ("198.51.100.3", "2001:db8:100::3"),
+    "shi": ("198.51.100.4", "2001:db8:100::4"),
+    "go": ("198.51.100.5", "2001:db8:100::5"),
 }
 NAME_SERVER = "203.0.113.53"
 SITES = ("203.0.113.80", "2001:db8:113::80")
 """Addresses of the world's for what a test serves there."""
 
+RELAYS_FOR_ONIONS = 5
+"""A circuit to a relay that the other side chose has four hops; one more, since relays may be busy."""
+
 OR_PORT, DIR_PORT = 9001, 9030
-BOOTSTRAP_S = 90.0  # 10 on two idle cores
+BOOTSTRAP_S = 40.0  # 10 on two idle cores
 LOG_LINES = 10  # of a tor's log, in an error's message
 CONTROL_S = 10.0
 
@@ -43,9 +48,11 @@ _COMMON = """
 TestingTorNetwork 1
 PathsNeededToBuildCircuits 0.25
 EnforceDistinctSubnets 0
-ControlPort unix:{dir}/control
+UseEntryGuards 0
+VanguardsLiteEnabled 0
+ControlPort unix:{dir}/data/control
 CookieAuthentication 1
-CookieAuthFile {dir}/cookie
+CookieAuthFile {dir}/data/cookie
 DataDirectory {dir}/data
 Log notice file {dir}/log
 SafeLogging 0
@@ -108,8 +115,8 @@ class Tor:
 
     def __init__(self, name: str, host: Host, directory: Path) -> None:
         self.name, self.host, self.dir = name, host, directory
-        self.log, self.cookie = directory / "log", directory / "cookie"
-        self.socks, self.control = directory / "socks", directory / "control"
+        self.log, self.cookie = directory / "log", directory / "data/cookie"
+        self.socks, self.control = directory / "socks", directory / "data/control"
         self.process: subprocess.Popen[Any] | None = None
         (directory / "data/keys").mkdir(parents=True)
         for private in directory / "data", directory / "data/keys":
@@ -123,7 +130,7 @@ class Tor:
         torrc = self.dir / "torrc"
         torrc.write_text(options)
         with (self.dir / "output").open("wb") as out:
-            self.process = self.host.popen("tor", "--quiet", "-f", torrc, stdout=out, stderr=out)
+            self.process = self.host.popen("tor", "--hush", "-f", torrc, stdout=out, stderr=out)
 
     def ready(self, text: str = "Bootstrapped 100%") -> None:
         """Wait until the log tells that tor has come so far. LabError, with the log's end, if it does not."""
@@ -187,7 +194,16 @@ class TorNetwork:
     when the authorities run; a client's ready() waits for their consensus.
     """
 
-    def __init__(self, lab: Lab, world: Host, *, names: Mapping[str, tuple[str, ...]] | None = None) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        world: Host,
+        *,
+        names: Mapping[str, tuple[str, ...]] | None = None,
+        relays: int = 3,
+    ) -> None:
+        if not 3 <= relays <= len(RELAYS):
+            raise LabError(f"tor: {relays} relays; a circuit takes 3, and there are {len(RELAYS)}")
         for program in "tor", "tor-gencert":
             if shutil.which(program) is None:
                 raise LabError(f"tor: no {program} here; install Debian's tor")
@@ -195,11 +211,12 @@ class TorNetwork:
         self.dir = lab.dir / "tor"
         self.dir.mkdir()
         self._cables = 0
-        for address in (*(a for pair in RELAYS.values() for a in pair), *SITES, NAME_SERVER):
+        places = dict(list(RELAYS.items())[:relays])
+        for address in (*(a for pair in places.values() for a in pair), *SITES, NAME_SERVER):
             world.addr("lo", f"{address}/{128 if ':' in address else 32}")
         self.names = Names(world, NAME_SERVER, names or {})
         lab.defer(self.names.close)
-        self.relays = [Tor(name, world, self.dir / name) for name in RELAYS]
+        self.relays = [Tor(name, world, self.dir / name) for name in places]
         with ThreadPoolExecutor(len(self.relays)) as threads:  # RSA keys take their time
             self._authorities = "".join(threads.map(self._make_keys, self.relays))
         for relay in self.relays:
@@ -220,6 +237,8 @@ class TorNetwork:
 
     def onion(self, port: int = 80, target: str = f"{SITES[0]}:80") -> str:
         """Put an onion service before a server of the world, and return its name when it can be found."""
+        if len(self.relays) < RELAYS_FOR_ONIONS:
+            raise LabError(f"tor: {len(self.relays)} relays; an onion service takes {RELAYS_FOR_ONIONS}")
         service = Tor(f"onion-{port}", self.world, self.dir / f"onion-{port}")
         self._start(service, _ONION, port=port, target=target)
         service.ready()
@@ -231,7 +250,7 @@ class TorNetwork:
         rend = service.dir / "rend.log"
         stored = "finished with status 200"
         until(
-            lambda: rend.exists() and rend.read_text().count(stored) >= 2 * len(RELAYS),
+            lambda: rend.exists() and rend.read_text().count(stored) >= 2 * len(self.relays),
             f"{service}",
             BOOTSTRAP_S,
         )
