@@ -2,19 +2,22 @@
 
     with Lab() as lab:
         net = TorNetwork(lab, lab.host("world"), names={"www.example": ("203.0.113.80",)})
-        lab.http(net.world, 80, {"index.html": b"hello"})
+        lab.http(net.site, 80, {"index.html": b"hello"})
         client = net.client(lab.host("guest"))
         ...                                             # SOCKS on the unix socket client.socks
 
 Three directory authorities live in one host, the world; they are relays and exits, too, each with an address
-of its own, from which it leaves. A name server there answers the exits and nobody else. A client's host is
-joined to the world by a cable, and reaches nothing but it. All files are in the lab's directory.
+of its own, from which it leaves. A name server there answers the exits and nobody else. Another host, the
+site, is for servers, and is reached by the world only: a client's host is joined to the world by a cable, and
+reaches the relays. All files are in the lab's directory.
 """
 
+import math
 import re
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,15 +37,22 @@ RELAYS = {  # by nickname: where each listens, and leaves from
 }
 NAME_SERVER = "203.0.113.53"
 SITES = ("203.0.113.80", "2001:db8:113::80")
-"""Addresses of the world's for what a test serves there."""
+"""The addresses of the site, for what a test serves there."""
 
 RELAYS_FOR_ONIONS = 5
 """A circuit to a relay that the other side chose has four hops; one more, since relays may be busy."""
 
 OR_PORT, DIR_PORT = 9001, 9030
-BOOTSTRAP_S = 40.0  # 10 on two idle cores
+SOCKS_PORT = 9050
+"""A client's on 127.0.0.1 of its host, for programs that know no unix socket."""
+BOOTSTRAP_S = 90.0  # 10 on two idle cores
 LOG_LINES = 10  # of a tor's log, in an error's message
 CONTROL_S = 10.0
+
+VOTING_S = 5
+FIRST_CONSENSUS_S = 8
+"""After the start. The votes are cast 4 s before, and by then relays must know each other, or the first
+consensus lacks some, and a client waits for the next, 20 s later."""
 
 _COMMON = """
 TestingTorNetwork 1
@@ -70,12 +80,13 @@ OutboundBindAddress [{v6}]
 AssumeReachable 1
 AuthoritativeDirectory 1
 V3AuthoritativeDirectory 1
-TestingV3AuthInitialVotingInterval 5 seconds
+TestingV3AuthInitialVotingInterval {interval} seconds
 TestingV3AuthInitialVoteDelay 2 seconds
 TestingV3AuthInitialDistDelay 2 seconds
-V3AuthVotingInterval 5 minutes
-V3AuthVoteDelay 10 seconds
-V3AuthDistDelay 10 seconds
+TestingV3AuthVotingStartOffset {offset} seconds
+V3AuthVotingInterval 20 seconds
+V3AuthVoteDelay 4 seconds
+V3AuthDistDelay 4 seconds
 V3AuthNIntervalsValid 12
 TestingDirAuthVoteExit *
 TestingDirAuthVoteGuard *
@@ -95,6 +106,7 @@ ServerDNSSearchDomains 0
 
 _CLIENT = """
 SocksPort unix:{dir}/socks WorldWritable ExtendedErrors IsolateSOCKSAuth
+SocksPort 127.0.0.1:{socks_port} ExtendedErrors IsolateSOCKSAuth
 ClientRejectInternalAddresses 0
 """
 
@@ -189,7 +201,7 @@ class Tor:
 class TorNetwork:
     """Authorities that are relays and exits, a name server for them, and clients.
 
-    world: the host of all that a client reaches only through Tor; it has the addresses SITES for servers.
+    world: the host of the relays. site: the host for servers, with the addresses SITES.
     names: addresses by name, for the exits; `names.names` may be changed later. Returns from its making
     when the authorities run; a client's ready() waits for their consensus.
     """
@@ -212,16 +224,21 @@ class TorNetwork:
         self.dir.mkdir()
         self._cables = 0
         places = dict(list(RELAYS.items())[:relays])
-        for address in (*(a for pair in places.values() for a in pair), *SITES, NAME_SERVER):
+        for address in (*(a for pair in places.values() for a in pair), NAME_SERVER):
             world.addr("lo", f"{address}/{128 if ':' in address else 32}")
+        self.site = lab.host("site")
+        self._join_site()
         self.names = Names(world, NAME_SERVER, names or {})
         lab.defer(self.names.close)
         self.relays = [Tor(name, world, self.dir / name) for name in places]
         with ThreadPoolExecutor(len(self.relays)) as threads:  # RSA keys take their time
             self._authorities = "".join(threads.map(self._make_keys, self.relays))
+        offset = (math.ceil(time.time()) + FIRST_CONSENSUS_S) % VOTING_S  # tor votes by the wall clock
         for relay in self.relays:
             (relay.dir / "resolv.conf").write_text(f"nameserver {NAME_SERVER}\n")
-            self._start(relay, _AUTHORITY, or_port=OR_PORT, dir_port=DIR_PORT, **_addresses(relay.name))
+            ports = {"or_port": OR_PORT, "dir_port": DIR_PORT}
+            times = {"offset": offset, "interval": VOTING_S}
+            self._start(relay, _AUTHORITY, **ports, **times, **_addresses(relay.name))
 
     def client(self, host: Host, *, wait: bool = True, more: str = "") -> Tor:
         """Run a client in a host, which is joined to the world for it. more: further lines of its torrc.
@@ -230,13 +247,13 @@ class TorNetwork:
         """
         self._join(host)
         client = Tor(f"client-{host.name}", host, self.dir / f"client-{host.name}")
-        self._start(client, _CLIENT + more)
+        self._start(client, _CLIENT + more, socks_port=SOCKS_PORT)
         if wait:
             client.ready()
         return client
 
     def onion(self, port: int = 80, target: str = f"{SITES[0]}:80") -> str:
-        """Put an onion service before a server of the world, and return its name when it can be found."""
+        """Put an onion service before a server of the site, and return its name when it can be found."""
         if len(self.relays) < RELAYS_FOR_ONIONS:
             raise LabError(f"tor: {len(self.relays)} relays; an onion service takes {RELAYS_FOR_ONIONS}")
         service = Tor(f"onion-{port}", self.world, self.dir / f"onion-{port}")
@@ -280,6 +297,17 @@ class TorNetwork:
             raise LabError(f"tor {relay.name}: no fingerprint in what tor says: {listed}")
         known = f"orport={OR_PORT} v3ident={v3ident[1]} {v4}:{DIR_PORT}"
         return f"DirAuthority {relay.name} {known} {fingerprint[1].replace(' ', '')}\n"
+
+    def _join_site(self) -> None:
+        """Lay a cable between the world and the site. A refusal over a cable comes as it does in earnest."""
+        self.lab.veth(self.world, "site", self.site, "eth0")
+        self.world.addr("site", "10.98.0.1/24", "fd98::1/64")
+        self.site.addr("eth0", "10.98.0.2/24", "fd98::2/64")
+        self.site.addr("lo", f"{SITES[0]}/32", f"{SITES[1]}/128")
+        self.world.route(SITES[0], "10.98.0.2")
+        self.world.route(SITES[1], "fd98::2")
+        self.site.route("198.51.100.0/24", "10.98.0.1")
+        self.site.route("2001:db8:100::/64", "fd98::1")
 
     def _join(self, host: Host) -> None:
         """Lay a cable between a host and the world, and route to the relays, which are all it may reach."""

@@ -324,7 +324,13 @@ def _counted(octets: bytes) -> bytes:
 
 
 def _read_method(offered: int, held: bytearray) -> _Answer:
-    """Read which method the proxy chose (RFC 1928 section 3)."""
+    """Read which method the proxy chose (RFC 1928 section 3).
+
+    Tor skips this answer when it finds user and password right behind the greeting, and so may begin with
+    the next one, whose version is another.
+    """
+    if offered == USER_PASSWORD and held[:1] == bytes((_VERSION_AUTH,)):
+        return 0, None
     _check(held, 0, (5,), "socks.version")
     if len(held) < 2:
         return None
