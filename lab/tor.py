@@ -203,7 +203,7 @@ class TorNetwork:
 
     world: the host of the relays. site: the host for servers, with the addresses SITES.
     names: addresses by name, for the exits; `names.names` may be changed later. Returns from its making
-    when the authorities run; a client's ready() waits for their consensus.
+    when the relays have a consensus and circuits.
     """
 
     def __init__(
@@ -239,6 +239,8 @@ class TorNetwork:
             ports = {"or_port": OR_PORT, "dir_port": DIR_PORT}
             times = {"offset": offset, "interval": VOTING_S}
             self._start(relay, _AUTHORITY, **ports, **times, **_addresses(relay.name))
+        for relay in self.relays:  # a client that asks before waits long before it asks again
+            relay.ready()
 
     def client(self, host: Host, *, wait: bool = True, more: str = "") -> Tor:
         """Run a client in a host, which is joined to the world for it. more: further lines of its torrc.
