@@ -14,6 +14,7 @@ RANK = {
     "errors": 0,
     "packet": 1,
     "privilege": 1,
+    "socks": 1,
     "watch": 1,
     "model": 2,
     "tcp": 2,
@@ -28,7 +29,7 @@ RANK = {
 }
 """What may import what: only what ranks lower. A new part of common/ is given its place here."""
 
-SANS_IO = ("packet", "model", "tcp")
+SANS_IO = ("packet", "model", "socks", "tcp")
 IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "time"}
 LINES_MAX = 600
 SEQUENCE_NUMBERS = ("_nxt", "_una", "_seq")
