@@ -249,6 +249,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     elif (
         ack == snd.una
         and snd.una < snd.nxt
+        and snd.wnd  # else it answers a probe, and tells of no loss
         and (news or (segment.length == 0 and not segment.flags & FIN and window == snd.wnd))
     ):
         snd.duplicated()
