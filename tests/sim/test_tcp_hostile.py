@@ -55,13 +55,14 @@ class Hostile(RuleBasedStateMachine):
         if bits & tcp.SYN:
             seq = 0
         elif exact:
-            seq = self.tcp._tcp.rcv.nxt
+            seq = self.tcp._tcb.rcv.nxt
         if exact == 2:
-            ack = self.tcp._tcp.snd.nxt
+            ack = self.tcp._tcb.snd.nxt
         self.came.update(range(max(seq, 0), min(max(seq, 0) + length + 2, 10_000)))
         self.right = max(self.right, ack + win, win + 1)
         frame = build.tcp(
-            src_mac=self.path.remote_mac, dst_mac=self.path.local_mac, src=self.path.remote, dst=self.path.local,
+            src_mac=self.path.remote_mac, dst_mac=self.path.local_mac, src=self.path.remote,
+            dst=self.path.local,
             sport=self.path.remote_port, dport=self.path.local_port, seq=(IRS + seq) % 2**32,
             ack=(ISS + ack) % 2**32, flags=bits, window=win, payload=bytes(length),
             options=tcp.encode_options(
@@ -100,9 +101,9 @@ class Hostile(RuleBasedStateMachine):
     def what_is_owed_has_a_timer(self):
         if hasattr(self, "tcp"):
             info = self.tcp.info()
-            if info.state in OWES or info.unacked or (info.unsent and info.state is State.ESTABLISHED):
-                if info.state is not State.CLOSED:
-                    assert self.tcp.deadline() is not None, self.tcp
+            owes = info.unacked or (info.unsent and info.state is State.ESTABLISHED)
+            if info.state in OWES or (owes and info.state is not State.CLOSED):
+                assert self.tcp.deadline() is not None, self.tcp
 
     @invariant()
     def memory_is_bounded(self):

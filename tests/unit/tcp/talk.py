@@ -77,6 +77,7 @@ class Talk:
 
     def pass_(self, seconds):
         """Let time pass, waking the endpoint when it wants to be woken."""
+        self.pump()
         end = self.now + seconds
         while (due := self.tcp.deadline()) is not None and due <= end:
             self.now = max(self.now, due)

@@ -144,7 +144,7 @@ def test_what_is_not_acknowledged_is_sent_again_ever_more_rarely(established):
     peer.expect(".", seq=1, data=b"lost")
     for _ in range(4):
         while not peer.said:
-            peer.pass_(0.05)
+            peer.pass_(tcp.deadline() - peer.now)
         sent.append(peer.now)
         peer.expect(".", seq=1, data=b"lost")
     gaps = [b - a for a, b in pairwise(sent)]
