@@ -1,0 +1,318 @@
+"""SEGMENT ARRIVES: what a connection makes of a segment, in the steps of RFC 9293 section 3.10.7."""
+
+from typing import Final
+
+from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
+from vtl_tools.common.tcp.output import agree, reset
+from vtl_tools.common.tcp.state import ON_FIN, ON_FIN_ACKED, TAKES_DATA, Drop, Ended, State
+from vtl_tools.common.tcp.tcb import NEVER, TCB
+from vtl_tools.common.tcp.wire import Segment
+
+_HALF: Final = 0x8000_0000
+_STAMP_OUTDATED_S: Final = 24 * 86_400.0  # RFC 7323 section 5.5
+_MAX_STALE: Final = 1 << 30
+
+
+def arrive(tcb: TCB, segment: Segment, now: float) -> None:
+    """Process a segment of this connection. Its data is copied."""
+    state = tcb.state
+    tcb.segments_in += 1
+    if state is State.CLOSED:  # 3.10.7.1
+        tcb.drops[Drop.NOT_OPEN] += 1
+        reset(tcb, segment)
+    elif state is State.LISTEN:
+        _listen(tcb, segment, now)
+    elif state is State.SYN_SENT:
+        _syn_sent(tcb, segment, now)
+    else:
+        _synchronized(tcb, segment, now)
+
+
+def _listen(tcb: TCB, segment: Segment, now: float) -> None:
+    """3.10.7.2. The SYN-ACK waits for the user to accept."""
+    flags = segment.flags
+    if flags & RST:  # first, check for a RST
+        tcb.drops[Drop.NOT_OPEN] += 1
+    elif flags & ACK:  # second, check for an ACK
+        tcb.drops[Drop.NOT_OPEN] += 1
+        reset(tcb, segment)
+    elif flags & SYN and not flags & FIN:  # third, check for a SYN
+        _begin(tcb, segment, now)
+        tcb.held = True
+        tcb.become(State.SYN_RECEIVED)
+    else:
+        tcb.drops[Drop.NOT_OPEN] += 1
+
+
+def _syn_sent(tcb: TCB, segment: Segment, now: float) -> None:
+    """3.10.7.3."""
+    flags, snd = segment.flags, tcb.snd
+    ack = 0
+    if flags & ACK:  # first, check the ACK bit
+        ack = snd.position(segment.ack)
+        if not 0 < ack <= snd.nxt:  # SEG.ACK =< ISS, or SEG.ACK > SND.NXT
+            tcb.drops[Drop.BAD_ACK] += 1
+            reset(tcb, segment)
+            return
+    if flags & RST:  # second, check the RST bit
+        if ack:
+            tcb.end(Ended.REFUSED)
+        else:
+            tcb.drops[Drop.UNSURE_RESET] += 1
+        return
+    if not flags & SYN or flags & FIN:  # fourth, check the SYN bit
+        tcb.drops[Drop.NOT_OPEN] += 1
+        return
+    _begin(tcb, segment, now)
+    if ack:
+        _established(tcb, segment, ack, now)
+        tcb.ack_now = True
+    else:  # both ends opened at once: our SYN goes out again, with an ACK
+        tcb.become(State.SYN_RECEIVED)
+        tcb.syn_due = True
+
+
+def _begin(tcb: TCB, syn: Segment, now: float) -> None:
+    """Learn the peer's number and options. Data on a SYN is left to be sent again."""
+    tcb.rcv.start(syn.seq)
+    agree(tcb, syn)
+    tcb.heard_at = now
+    tcb.snd.wnd = tcb.snd.max_wnd = syn.window  # never shifted in a SYN
+    if tcb.timestamps and syn.stamps is not None:
+        tcb.ts_recent, tcb.ts_recent_at = syn.stamps[0], now
+
+
+def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
+    """Our SYN is acknowledged."""
+    snd = tcb.snd
+    if tcb.timed is not None:
+        tcb.rtt.sample(now - tcb.timed[1])
+    elif tcb.rtt.backoffs:
+        tcb.rtt.handshake_was_slow()
+        snd.cc.cwnd = snd.mss  # RFC 5681 section 3.1: after a lost SYN, one segment
+    tcb.rtt.progressed()
+    snd.una = ack
+    tcb.timed, tcb.retransmit_at, tcb.stalled_since, tcb.syn_due = None, NEVER, None, False
+    scaled = segment.window if segment.flags & SYN else segment.window << snd.shift
+    snd.wnd, snd.max_wnd = scaled, max(snd.max_wnd, scaled)
+    snd.wl1, snd.wl2 = tcb.rcv.position(segment.seq), ack
+    tcb.sent_at = now
+    tcb.become(State.ESTABLISHED)
+    if snd.fin is not None:  # the user closed before the connection stood
+        tcb.become(State.FIN_WAIT_1)
+
+
+def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
+    """3.10.7.4: all other states."""
+    rcv, flags = tcb.rcv, segment.flags
+    seq = rcv.position(segment.seq)
+
+    # first, check the sequence number; RFC 7323 section 5.3 puts PAWS before that
+    if not _is_acceptable(tcb, segment, seq, now):
+        return
+    tcb.heard_at = now
+    tcb.keep_alives = 0
+
+    # second, check the RST bit (RFC 5961 section 3.2)
+    if flags & RST:
+        if seq != rcv.nxt:
+            _challenge(tcb, Drop.UNSURE_RESET, now)
+        elif tcb.state in (State.CLOSING, State.LAST_ACK, State.TIME_WAIT):
+            tcb.end(Ended.CLOSED)
+        else:
+            refused = tcb.state is State.SYN_RECEIVED and not tcb.passive
+            tcb.end(Ended.REFUSED if refused else Ended.RESET)
+        return
+
+    # fourth, check the SYN bit (RFC 5961 section 4.2)
+    if flags & SYN:
+        _unexpected_syn(tcb, segment, seq, now)
+        return
+
+    # fifth, check the ACK field
+    if not flags & ACK:
+        tcb.drops[Drop.NO_ACK] += 1
+        return
+    if not _acknowledged(tcb, segment, seq, now):
+        return
+
+    # seventh, process the segment text
+    length = segment.length
+    if length and tcb.state in TAKES_DATA:
+        _text(tcb, segment, seq, now)
+
+    # eighth, check the FIN bit
+    if flags & FIN and tcb.state in TAKES_DATA:
+        rcv.take_fin(seq + length)
+        tcb.ack_now = True
+    if rcv.fin is not None and tcb.state in ON_FIN and rcv.finish():
+        tcb.ack_now = True
+        if tcb.state is State.FIN_WAIT_2:
+            tcb.wait(now)
+        else:
+            tcb.become(ON_FIN[tcb.state])
+    elif tcb.state is State.TIME_WAIT and flags & FIN:
+        tcb.ack_now = True
+        tcb.wait(now)  # its acknowledgement was lost
+
+
+def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
+    """First step. What is not acceptable is answered by an ACK, unless it is a RST."""
+    rcv, flags = tcb.rcv, segment.flags
+    stamps = segment.stamps
+    if tcb.timestamps:
+        if stamps is None:
+            if not flags & RST:
+                tcb.drops[Drop.NO_TIMESTAMP] += 1
+                return False
+        elif (stamps[0] - tcb.ts_recent) & _HALF:
+            if not flags & (RST | SYN) and now - tcb.ts_recent_at < _STAMP_OUTDATED_S:
+                _stale(tcb, segment, Drop.OLD_TIMESTAMP, now)
+                return False
+        elif seq <= tcb.last_ack and not flags & RST:  # RFC 7323 section 4.3 (2)
+            tcb.ts_recent, tcb.ts_recent_at = stamps[0], now
+
+    length = segment.length + (flags & FIN) + (flags >> 1 & 1)
+    # As in Linux, an empty segment right behind the window is in: the peer sent all it may.
+    # With a window of zero, data at RCV.NXT is not taken, but its ACK is (3.10.7.4).
+    if seq + length >= rcv.nxt and seq <= rcv.edge and (seq + length > rcv.nxt or not length):
+        return True
+    if flags & SYN:
+        _unexpected_syn(tcb, segment, seq, now)
+    elif flags & RST:
+        tcb.drops[Drop.OUT_OF_WINDOW] += 1
+    else:
+        if seq < rcv.nxt and segment.length and seq + segment.length > rcv.nxt - _MAX_STALE:
+            rcv.dsack = (seq, min(seq + segment.length, rcv.nxt))
+        _stale(tcb, segment, Drop.OUT_OF_WINDOW, now)
+        if tcb.state is State.TIME_WAIT and flags & FIN and seq + length == rcv.nxt:
+            tcb.wait(now)
+    return False
+
+
+def _stale(tcb: TCB, segment: Segment, reason: Drop, now: float) -> None:
+    """Acknowledge again what is not acceptable: with data or a FIN always, as the ACK may have been lost."""
+    if segment.length or segment.flags & FIN:
+        tcb.drops[reason] += 1
+        if not tcb.held:
+            tcb.ack_now = True
+    else:
+        _challenge(tcb, reason, now)
+
+
+def _challenge(tcb: TCB, reason: Drop, now: float) -> None:
+    """Answer by an ACK: a peer that means it will say so with the right number (RFC 5961)."""
+    tcb.drops[reason] += 1
+    if not tcb.held and tcb.may_challenge(now):
+        tcb.ack_now = True
+
+
+def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
+    if tcb.state is State.SYN_RECEIVED and seq == 0:  # the peer's SYN again
+        if tcb.held:
+            tcb.drops[Drop.HELD] += 1
+            return
+        if segment.flags & ACK and tcb.snd.position(segment.ack) == 1 and not tcb.passive:
+            _established(tcb, segment, 1, now)  # both ends opened at once, and this answers our SYN
+            tcb.ack_now = True
+            return
+        tcb.drops[Drop.UNEXPECTED_SYN] += 1
+        if tcb.may_challenge(now):
+            tcb.syn_due = True  # our answer was lost
+        return
+    _challenge(tcb, Drop.UNEXPECTED_SYN, now)
+
+
+def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
+    """Fifth step; tell whether to go on with the segment."""
+    snd = tcb.snd
+    ack = snd.position(segment.ack)
+    if tcb.state is State.SYN_RECEIVED:
+        if tcb.held or not 0 < ack <= snd.nxt:
+            tcb.drops[Drop.BAD_ACK] += 1
+            reset(tcb, segment)
+            return False
+        _established(tcb, segment, ack, now)
+        return True
+    if ack > snd.max or ack < snd.una - snd.max_wnd:  # RFC 5961 section 5.2
+        _challenge(tcb, Drop.BAD_ACK, now)
+        return False
+
+    dsack = False
+    news = False
+    if segment.sack is not None and snd.sack:
+        dsack = snd.seq(ack) != segment.sack[0][0] and snd.position(segment.sack[0][0]) < ack
+        news = snd.sacked(segment.sack)
+    window = segment.window << snd.shift
+    if ack > snd.una:
+        _progress(tcb, segment, ack, dsack, now)
+    elif (
+        ack == snd.una
+        and snd.una < snd.nxt
+        and snd.wnd  # else it answers a probe, and tells of no loss
+        and (news or (segment.length == 0 and not segment.flags & FIN and window == snd.wnd))
+    ):
+        snd.duplicated()
+    if ack >= snd.una:
+        was = snd.wnd
+        snd.offered(window, seq, ack)
+        if was != snd.wnd:
+            if was == 0:
+                tcb.persist_at, tcb.persists = NEVER, 0
+                tcb.rtt.progressed()
+                tcb.arm(now)
+            if snd.wnd == 0 and tcb.stalled_since is not None:
+                tcb.stalled_since = now
+        if snd.wnd == 0 and tcb.stalled_since is not None:
+            tcb.stalled_since = now  # MUST-37: a peer that answers may keep its window shut for ever
+    return True
+
+
+def _progress(tcb: TCB, segment: Segment, ack: int, dsack: bool, now: float) -> None:
+    """SND.UNA < SEG.ACK =< SND.NXT."""
+    snd, rtt = tcb.snd, tcb.rtt
+    if tcb.timed is not None:
+        if ack >= tcb.timed[0]:
+            rtt.sample(max(0.0, now - tcb.timed[1]))
+            tcb.timed = None
+    elif tcb.timestamps and segment.stamps is not None and segment.stamps[1]:
+        rtt_ms = (tcb.tsval(now) - segment.stamps[1]) & 0xFFFF_FFFF
+        if rtt_ms < _HALF and rtt_ms < 60_000:
+            rtt.sample(rtt_ms / 1000)
+    if rtt.backoffs:
+        rtt.progressed()
+    if tcb.probe is not None and ack >= tcb.probe[0]:
+        if tcb.probe[1] and not dsack and snd.recover is None:
+            snd.cc.lost(snd.flight)  # the probe mended a loss (RFC 8985 section 7.4)
+        tcb.probe = None
+    snd.acked(ack)
+    tcb.stalled_since = now if snd.una < snd.end else None
+    tcb.arm(now)
+    if snd.fin is not None and ack > snd.fin and tcb.state in ON_FIN_ACKED:
+        following = ON_FIN_ACKED[tcb.state]
+        if following is State.TIME_WAIT:
+            tcb.wait(now)
+        elif following is State.CLOSED:
+            tcb.end(Ended.CLOSED)
+        else:
+            tcb.become(following)
+
+
+def _text(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
+    """Seventh step: take the data, and decide when to acknowledge it (RFC 5681 section 4.2)."""
+    rcv = tcb.rcv
+    before = rcv.nxt
+    gap = rcv.has_gap
+    if not rcv.take(seq, segment.data):
+        tcb.drops[Drop.FULL] += 1
+    tcb.ack_due_octets += rcv.nxt - before
+    if (
+        gap
+        or rcv.has_gap
+        or rcv.nxt - before < segment.length
+        or tcb.ack_due_octets >= 2 * rcv.mss
+        or not tcb.config.delayed_ack_s
+    ):
+        tcb.ack_now = True
+    elif tcb.delayed_at == NEVER:
+        tcb.delayed_at = now + tcb.config.delayed_ack_s

@@ -1,0 +1,178 @@
+"""What a connection sends: SYNs, data, acknowledgements, resets."""
+
+import struct
+from typing import Final
+
+from vtl_tools.common.packet.tcp import ACK, FIN, PSH, RST, SYN, encode_options
+from vtl_tools.common.tcp.snd import Piece
+from vtl_tools.common.tcp.state import SENDS_DATA, State
+from vtl_tools.common.tcp.tcb import NEVER, TCB
+from vtl_tools.common.tcp.wire import Segment
+
+_STAMPS: Final = struct.Struct("!III")
+_STAMPS_ALONE: Final = 0x0101_080A
+_SEGMENT_MIN: Final = 536  # RFC 9293 MUST-15, IPv4; 1220 over IPv6
+
+
+def our_mss(tcb: TCB) -> int:
+    """Return what our SYN offers: what fits the link without options (RFC 6691)."""
+    fits = tcb.config.mtu - tcb.framer.overhead
+    return fits if tcb.config.mss is None else min(tcb.config.mss, fits)
+
+
+def agree(tcb: TCB, syn: Segment) -> None:
+    """Settle what both SYNs offered: an option holds only if both did (RFC 7323, RFC 2018)."""
+    config, snd, rcv = tcb.config, tcb.snd, tcb.rcv
+    tcb.timestamps = config.timestamps and syn.stamps is not None
+    snd.sack = config.sack and syn.sack_permitted
+    tcb.peer_scales = syn.window_scale is not None
+    if config.window_scaling and syn.window_scale is not None:
+        snd.shift, rcv.shift = min(syn.window_scale, 14), config.window_scale
+    default = _SEGMENT_MIN if len(tcb.path.local) == 4 else 1220
+    options = 12 if tcb.timestamps else 0
+    theirs = max(syn.mss if syn.mss is not None else default, 64)
+    snd.start(max(min(theirs, tcb.config.mtu - tcb.framer.overhead) - options, 32))
+    rcv.mss = our_mss(tcb) - options
+
+
+def acknowledge(tcb: TCB, now: float) -> bytearray:
+    """Return <SEQ=SND.NXT><ACK=RCV.NXT><CTL=ACK>, with SACK blocks where something is out of order."""
+    blocks = tcb.rcv.blocks()
+    if not tcb.snd.sack:
+        blocks = []
+    return frame(tcb, tcb.snd.nxt, ACK, now, blocks=blocks[: 3 if tcb.timestamps else 4])
+
+
+def frame(
+    tcb: TCB,
+    position: int,
+    flags: int,
+    now: float,
+    data: list[memoryview] | None = None,
+    length: int = 0,
+    blocks: list[tuple[int, int]] | None = None,
+) -> bytearray:
+    """Return a segment that acknowledges all that came, and note that it does."""
+    rcv, snd = tcb.rcv, tcb.snd
+    tcb.ack_now, tcb.delayed_at, tcb.ack_due_octets = False, NEVER, 0
+    tcb.last_ack = rcv.nxt
+    tcb.segments_out += 1
+    options = _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
+    if blocks:
+        options += encode_options(sack=blocks)
+    return tcb.framer.frame(
+        (snd.iss + position) & 0xFFFF_FFFF,
+        rcv.rcv_nxt,
+        flags,
+        rcv.window(rcv.shift),
+        options,
+        length,
+        data,
+        snd.mss if length > snd.mss else 0,
+    )
+
+
+def synchronize(tcb: TCB, now: float) -> bytearray:
+    """Return our SYN, with an ACK where the peer's has come."""
+    config, snd, rcv = tcb.config, tcb.snd, tcb.rcv
+    answers = tcb.state is State.SYN_RECEIVED
+    stamps = tcb.timestamps if answers else config.timestamps
+    scales = config.window_scaling and (tcb.peer_scales or not answers)
+    options = encode_options(
+        mss=our_mss(tcb),
+        window_scale=config.window_scale if scales else None,
+        sack_permitted=snd.sack if answers else config.sack,
+        timestamps=(tcb.tsval(now), tcb.ts_recent) if stamps else None,
+    )
+    tcb.syn_due, tcb.ack_now = False, False
+    tcb.last_ack = rcv.nxt
+    tcb.segments_out += 1
+    if snd.nxt == 0:
+        tcb.timed = (1, now)
+    else:
+        tcb.timed = None
+        snd.retransmits += 1
+    snd.nxt = snd.max = 1
+    if tcb.stalled_since is None:
+        tcb.stalled_since = now
+    tcb.retransmit_at = now + tcb.rtt.timeout_s
+    flags, ack = (SYN | ACK, rcv.rcv_nxt) if answers else (SYN, 0)
+    window = rcv.window(0) if answers else min(config.receive_buffer, 0xFFFF)
+    return tcb.framer.frame(snd.iss, ack, flags, window, options)
+
+
+def send_piece(tcb: TCB, piece: Piece, now: float) -> bytearray:
+    """Return a segment, or super-segment, of data or a FIN or both."""
+    snd = tcb.snd
+    start, end, fin, again = piece
+    flags = ACK
+    if fin:
+        flags |= FIN
+    data = None
+    if end > start:
+        data = snd.queue.views(start, end)
+        if end == snd.queue.tail:
+            flags |= PSH  # MUST-61: all that was written is in it
+    if again:
+        tcb.timed = None  # Karn: what is sent twice is not timed
+    elif tcb.timed is None:
+        tcb.timed = (end + fin, now)
+    snd.sent(piece)
+    tcb.sent_at = now
+    if tcb.retransmit_at == NEVER or (tcb.probe_is_next and not again):
+        tcb.arm(now)
+    return frame(tcb, start, flags, now, data, end - start)
+
+
+def reset(tcb: TCB, segment: Segment) -> None:
+    """Answer a segment of no connection by a reset (3.10.7.1); never another reset."""
+    if segment.flags & RST:
+        return
+    if segment.flags & ACK:
+        seq, ack, flags = segment.ack, 0, RST
+    else:
+        length = segment.length + (segment.flags & FIN) + (segment.flags >> 1 & 1)
+        seq, ack, flags = 0, (segment.seq + length) & 0xFFFF_FFFF, RST | ACK
+    tcb.segments_out += 1
+    tcb.out.append(tcb.framer.frame(seq, ack, flags, 0, b""))
+
+
+def abort(tcb: TCB) -> None:
+    """Queue a reset of a connection that the peer knows of (3.10.5)."""
+    tcb.segments_out += 1
+    tcb.out.append(tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, RST | ACK, 0, b""))
+
+
+def transmit(tcb: TCB, now: float) -> list[bytearray]:
+    """Return all that may be sent now."""
+    frames, tcb.out = tcb.out, []
+    state = tcb.state
+    if state in SENDS_DATA:
+        snd = tcb.snd
+        if snd.nxt < snd.end or snd.recover is not None:
+            if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
+                snd.cc.idle(tcb.config.initial_window)
+            while (piece := snd.next()) is not None:
+                frames.append(send_piece(tcb, piece, now))
+            if not snd.flight and snd.unsent > 0:
+                if tcb.persist_at == NEVER:  # the window is shut, or silly
+                    tcb.persist_at = now + tcb.rtt.rto_s * (1 << min(tcb.persists, 16))
+            else:
+                tcb.persist_at, tcb.persists = NEVER, 0
+            if tcb.stalled_since is None:
+                tcb.stalled_since = now
+    elif tcb.syn_due:
+        frames.append(synchronize(tcb, now))
+        return frames
+    if tcb.ack_now or (state not in _NO_UPDATES and tcb.rcv.window_opened):
+        frames.append(acknowledge(tcb, now))
+    return frames
+
+
+_NO_UPDATES: Final = frozenset(
+    (
+        State.CLOSED, State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED, State.TIME_WAIT, State.CLOSE_WAIT,
+        State.LAST_ACK, State.CLOSING,
+    )
+)  # fmt: skip
+"""Where a window is not told of its own accord: the peer does not know us yet, or sends no more."""

@@ -1,0 +1,232 @@
+"""The receiving half: RCV.* of RFC 9293, reassembly, SACK blocks, and the window that we offer.
+
+Numbers are *positions*, as in snd.py: octets counted from the IRS, which never wrap.
+"""
+
+from bisect import bisect_left
+from collections import deque
+from typing import Final
+
+from vtl_tools.common.packet.seq import seq_sub
+from vtl_tools.common.tcp.config import Config
+
+_MASK: Final = 0xFFFF_FFFF
+_SMALL: Final = 2048
+"""In-order data below is gathered, so that a peer's tiny segments do not cost an object each."""
+_GATHERED_MAX: Final = 16384
+
+
+class Receiver:
+    """RCV.* of one connection. nxt: RCV.NXT. edge: behind all that we ever offered to take.
+
+    shift: Rcv.Wind.Shift. mss: what we take the peer's segments to be. fin: the position of the peer's FIN,
+    once it came, in order or not. readable: octets in order. dsack: a range that came twice, not told yet.
+    """
+
+    __slots__ = (
+        "_buffer", "_early", "_early_at", "_early_max", "_early_octets", "_runs", "_tail", "_told", "dsack",
+        "edge", "fin", "irs", "mss", "nxt", "queue", "readable", "received", "shift",
+    )  # fmt: skip
+
+    def __init__(self, config: Config) -> None:
+        self._buffer = config.receive_buffer
+        self._early_max = config.reassembly_segments
+        self.irs = 0
+        self.nxt = 0
+        self.edge = 0
+        self.shift = 0
+        self.mss = 536
+        self.fin: int | None = None
+        self.queue: deque[bytes | bytearray | memoryview] = deque()
+        self.readable = 0
+        self.received = 0
+        self.dsack: tuple[int, int] | None = None
+        self._tail: bytearray | None = None  # the last of the queue, if small pieces are gathered there
+        self._early: dict[int, bytes] = {}  # out of order, by position; no two overlap
+        self._early_at: list[int] = []  # their positions, sorted
+        self._early_octets = 0
+        self._runs: list[tuple[int, int]] = []  # what they form together, the latest first
+        self._told = 0  # the window in the last header, in octets
+
+    def start(self, irs: int) -> None:
+        """Begin with the peer's SYN, which is at position 0."""
+        self.irs, self.nxt, self.edge = irs, 1, 1
+
+    # --- numbers
+
+    def position(self, seq: int) -> int:
+        """Return the position of a sequence number, taken for the one nearest to RCV.NXT."""
+        return self.nxt + seq_sub(seq, (self.irs + self.nxt) & _MASK)
+
+    @property
+    def rcv_nxt(self) -> int:
+        """RCV.NXT as on the wire."""
+        return (self.irs + self.nxt) & _MASK
+
+    @property
+    def wnd(self) -> int:
+        """RCV.WND: what the peer may still send of what we ever offered."""
+        return self.edge - self.nxt
+
+    @property
+    def segments_out_of_order(self) -> int:
+        """Pieces behind a gap."""
+        return len(self._early_at)
+
+    @property
+    def has_gap(self) -> bool:
+        """Whether something is missing before what came."""
+        return bool(self._early_at) or (self.fin is not None and self.nxt < self.fin)
+
+    # --- the window
+
+    def window(self, shift: int) -> int:
+        """Return the window as the header has it, and offer it. shift: 0 in a SYN.
+
+        It is the room that is there. Its edge moves only by so much that it is worth a segment (3.8.6.2.2),
+        and never back: what a shift cuts off at the right was offered before, and is still taken (RFC 7323
+        section 2.4).
+        """
+        edge = self.nxt + max(0, self._buffer - self.readable)
+        if edge - self.edge >= min(self._buffer // 2, self.mss):
+            self.edge = edge
+        field = min((self.edge - self.nxt) >> shift, 0xFFFF)
+        self._told = field << shift
+        return field
+
+    @property
+    def window_opened(self) -> bool:
+        """Whether so much was read since the last header that the peer should know at once."""
+        room = self._buffer - self.readable
+        gain = room - max(0, self.edge - self.nxt)
+        if self._told < 2 * self.mss:
+            return gain >= min(self._buffer // 2, self.mss)
+        return gain >= self._buffer // 2
+
+    # --- the user
+
+    def read(self, octets: int) -> bytes | bytearray | memoryview:
+        """Return up to so many octets of what is next: one piece, as it came; empty if there is none."""
+        if not self.queue:
+            return b""
+        piece = self.queue.popleft()
+        if piece is self._tail:
+            self._tail = None
+        if len(piece) > octets:
+            whole = memoryview(piece)
+            self.queue.appendleft(whole[octets:])
+            piece = whole[:octets]
+        self.readable -= len(piece)
+        return piece
+
+    # --- segments
+
+    def take(self, start: int, data: memoryview) -> bool:
+        """Take data whose first octet is at start, trimmed to what is new and was offered.
+
+        The data is copied. Returns False if it was out of order and there are too many such pieces.
+        """
+        end = start + len(data)
+        if start < self.nxt:
+            self.dsack = (start, min(end, self.nxt))
+            data = data[self.nxt - start :]
+            start = self.nxt
+        limit = self.edge if self.fin is None else min(self.edge, self.fin)
+        if end > limit:
+            data = data[: max(0, limit - start)]
+            end = start + len(data)
+        if not data:
+            return True
+        if start == self.nxt and not self._early_at:
+            self._append(data)
+            return True
+        if start > self.nxt and len(self._early_at) >= self._early_max:
+            return False
+        self._insert(start, end, data)
+        return True
+
+    def take_fin(self, position: int) -> None:
+        """Note where the peer's data ends. What came from behind it, against the rules, is not kept."""
+        if (
+            self.fin is None
+            and position >= self.nxt
+            and position >= max((end for _, end in self._runs), default=0)
+        ):
+            self.fin = position
+
+    def finish(self) -> bool:
+        """Step over the FIN if all before it is here; tell whether it was."""
+        if self.fin is None or self.nxt != self.fin:
+            return False
+        self.nxt += 1
+        self.edge = max(self.edge, self.nxt)
+        return True
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """Return SACK blocks as sequence numbers: a duplicate (RFC 2883), then the latest first."""
+        runs = self._runs
+        if self.dsack is not None:
+            runs = [self.dsack, *runs]
+            self.dsack = None
+        return [((self.irs + left) & _MASK, (self.irs + right) & _MASK) for left, right in runs[:4]]
+
+    def _append(self, data: memoryview | bytes) -> None:
+        size = len(data)
+        self.nxt += size
+        self.readable += size
+        self.received += size
+        if size < _SMALL:
+            tail = self._tail
+            if tail is not None and len(tail) < _GATHERED_MAX:
+                tail += data
+                return
+            self._tail = gathered = bytearray(data)
+            self.queue.append(gathered)
+        else:
+            self._tail = None
+            self.queue.append(bytes(data))
+
+    def _insert(self, start: int, end: int, data: memoryview) -> None:
+        """Keep what of a range is not here yet, then move what has become the next in order to the queue."""
+        at, places = start, self._early_at
+        i = bisect_left(places, start)
+        if i and (before := places[i - 1] + len(self._early[places[i - 1]])) > at:
+            self.dsack = (at, min(before, end))
+            at = before
+        while at < end:
+            following = places[i] if i < len(places) else end
+            stop = min(following, end)
+            if at < stop:
+                self._early[at] = bytes(data[at - start : stop - start])
+                places.insert(i, at)
+                self._early_octets += stop - at
+                i += 1
+            if stop == end:
+                break
+            at = following + len(self._early[following])
+            self.dsack = (following, min(at, end))
+            i += 1
+        self._join_runs(start, end)
+        self._move_up()
+
+    def _join_runs(self, left: int, right: int) -> None:
+        kept = []
+        for run in self._runs:
+            if run[1] < left or run[0] > right:
+                kept.append(run)
+            else:
+                left, right = min(left, run[0]), max(right, run[1])
+        self._runs = [(left, right), *kept]
+
+    def _move_up(self) -> None:
+        done = 0
+        for at in self._early_at:
+            if at != self.nxt:
+                break
+            data = self._early.pop(at)
+            self._early_octets -= len(data)
+            self._append(data)
+            done += 1
+        if done:
+            del self._early_at[:done]
+            self._runs = [run for run in self._runs if run[1] > self.nxt]

@@ -1,0 +1,53 @@
+"""The retransmission timeout (RFC 6298)."""
+
+from typing import Final
+
+_K: Final = 4
+_ALPHA: Final = 1 / 8
+_BETA: Final = 1 / 4
+_GRANULARITY_S: Final = 0.001
+INITIAL_RTO_S: Final = 1.0  # (2.1)
+RTO_AFTER_SYN_LOST_S: Final = 3.0  # (5.7)
+
+
+class RTTEstimator:
+    """SRTT, RTTVAR and RTO of one connection, in seconds. srtt_s is None before the first sample."""
+
+    __slots__ = ("_max_s", "_min_s", "backoffs", "rto_s", "rttvar_s", "srtt_s")
+
+    def __init__(self, min_s: float, max_s: float) -> None:
+        self._min_s, self._max_s = min_s, max_s
+        self.srtt_s: float | None = None
+        self.rttvar_s = 0.0
+        self.rto_s = INITIAL_RTO_S
+        self.backoffs = 0  # timeouts since something new was acknowledged
+
+    def sample(self, rtt_s: float) -> None:
+        """Fold in a round-trip time of something that was sent only once, or that a timestamp tells apart."""
+        if self.srtt_s is None:  # (2.2)
+            self.srtt_s, self.rttvar_s = rtt_s, rtt_s / 2
+        else:  # (2.3): RTTVAR before SRTT
+            self.rttvar_s += _BETA * (abs(self.srtt_s - rtt_s) - self.rttvar_s)
+            self.srtt_s += _ALPHA * (rtt_s - self.srtt_s)
+        rto_s = self.srtt_s + max(_GRANULARITY_S, _K * self.rttvar_s)
+        self.rto_s = min(max(rto_s, self._min_s), self._max_s)
+
+    @property
+    def timeout_s(self) -> float:
+        """RTO, doubled for each timeout in a row (5.5), up to the maximum (2.5)."""
+        if not self.backoffs:
+            return self.rto_s
+        return min(self.rto_s * (1 << min(self.backoffs, 16)), self._max_s)
+
+    def back_off(self) -> None:
+        """Note a timeout."""
+        self.backoffs += 1
+
+    def progressed(self) -> None:
+        """Note that something new was acknowledged: the path is alive, so the backoff ends."""
+        self.backoffs = 0
+
+    def handshake_was_slow(self) -> None:
+        """Begin anew with three seconds if the SYN timed out and no sample exists (5.7)."""
+        if self.srtt_s is None:
+            self.rto_s = RTO_AFTER_SYN_LOST_S

@@ -1,0 +1,95 @@
+"""The sender's scoreboard of selective acknowledgements (RFC 6675).
+
+Numbers are positions: they count from the ISS and never wrap. The RFC's IsLost() holds for all that is
+before some position, so that position is all that is kept of it: `lost_edge`.
+"""
+
+from bisect import bisect_left, bisect_right
+from typing import Final
+
+DUP_THRESH: Final = 3
+
+
+class Scoreboard:
+    """Ranges above SND.UNA that the peer holds.
+
+    sacked: octets in them. lost_edge: what is before and not sacked counts as lost. high_rxt: HighRxt; what
+    is before and not sacked was retransmitted since it was lost.
+    """
+
+    __slots__ = ("_ends", "_starts", "high_rxt", "lost_edge", "sacked")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self.sacked = 0
+        self.lost_edge = 0
+        self.high_rxt = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._starts)
+
+    def add(self, start: int, end: int) -> bool:
+        """Note that the peer holds a range; tell whether that is news."""
+        first = bisect_left(self._ends, start)  # the first range that ends at start or behind
+        last = bisect_right(self._starts, end)  # the first that starts behind end
+        if first < last:
+            if self._starts[first] <= start and end <= self._ends[first]:
+                return False
+            start = min(start, self._starts[first])
+            end = max(end, self._ends[last - 1])
+            self.sacked -= sum(self._ends[i] - self._starts[i] for i in range(first, last))
+        self._starts[first:last] = [start]
+        self._ends[first:last] = [end]
+        self.sacked += end - start
+        return True
+
+    def advance(self, una: int) -> None:
+        """Forget what is cumulatively acknowledged."""
+        starts, ends = self._starts, self._ends
+        while starts and starts[0] < una:
+            if ends[0] > una:
+                self.sacked -= una - starts[0]
+                starts[0] = una
+                break
+            self.sacked -= ends[0] - starts[0]
+            del starts[0], ends[0]
+
+    def forget(self) -> None:
+        """Forget all ranges: the peer may have thrown away what it had told of (RFC 2018 section 8)."""
+        self._starts.clear()
+        self._ends.clear()
+        self.sacked = 0
+
+    def reneged(self, una: int) -> bool:
+        """Tell whether the peer told of octets at SND.UNA and yet does not acknowledge them."""
+        return bool(self._starts) and self._starts[0] <= una
+
+    def update_lost(self, smss: int) -> None:
+        """Move lost_edge: before DupThresh ranges, or before more than (DupThresh - 1) * SMSS octets."""
+        octets = 0
+        for i in range(len(self._starts) - 1, -1, -1):
+            octets += self._ends[i] - self._starts[i]
+            if octets > (DUP_THRESH - 1) * smss or len(self._starts) - i >= DUP_THRESH:
+                self.lost_edge = max(self.lost_edge, self._starts[i])
+                return
+
+    def unsacked(self, start: int, end: int) -> int:
+        """Return how many octets between two positions are not sacked."""
+        if start >= end:
+            return 0
+        total = end - start
+        for left, right in zip(self._starts, self._ends, strict=True):
+            if left >= end:
+                break
+            total -= max(0, min(right, end) - max(left, start))
+        return total
+
+    def hole(self, start: int, end: int) -> tuple[int, int] | None:
+        """Return the first range between two positions that is not sacked."""
+        for left, right in zip(self._starts, self._ends, strict=True):
+            if start < left:
+                end = min(end, left)
+                break
+            start = max(start, right)
+        return (start, end) if start < end else None

@@ -1,0 +1,316 @@
+"""The sending half: SND.* of RFC 9293, what to send next, and loss recovery (RFC 6675, RFC 6582).
+
+Numbers are *positions*: octets counted from the ISS, which never wrap, so they compare as ints do. The SYN
+is at 0, data begins at 1. On the wire, seq() makes 32 bits of them, and position() takes them back.
+"""
+
+from typing import Final, NamedTuple
+
+from vtl_tools.common.packet.seq import seq_sub
+from vtl_tools.common.tcp.config import Config
+from vtl_tools.common.tcp.congestion import NewReno
+from vtl_tools.common.tcp.queue import Octets, SendQueue
+from vtl_tools.common.tcp.sack import DUP_THRESH, Scoreboard
+
+_MASK: Final = 0xFFFF_FFFF
+
+
+class Piece(NamedTuple):
+    """What to send: octets from start to end of the queue, and the FIN behind them."""
+
+    start: int
+    end: int
+    fin: bool
+    again: bool  # a retransmission
+
+
+class Sender:
+    """SND.* of one connection. una, nxt: SND.UNA and SND.NXT. max: behind the highest ever sent.
+
+    wnd: SND.WND; max_wnd: the most ever. wl1, wl2: SND.WL1 (a position of the receiver) and SND.WL2.
+    shift: Snd.Wind.Shift. mss: Eff.snd.MSS. fin: the position of our FIN, once the user has closed.
+    recover: the end of what was in flight when recovery began; None outside of it. loss: recovery is from a
+    timeout. dup_acks: in a row, and taken for a segment each if the peer has no SACK.
+    """
+
+    __slots__ = (
+        "board",
+        "cc",
+        "config",
+        "dup_acks",
+        "fin",
+        "force",
+        "iss",
+        "loss",
+        "max",
+        "max_wnd",
+        "mss",
+        "nxt",
+        "queue",
+        "recover",
+        "retransmits",
+        "sack",
+        "shift",
+        "una",
+        "wl1",
+        "wl2",
+        "wnd",
+    )  # fmt: skip
+
+    def __init__(self, config: Config, iss: int) -> None:
+        self.config = config
+        self.iss = iss
+        self.una = self.nxt = self.max = 0
+        self.wnd = self.max_wnd = self.wl1 = self.wl2 = self.shift = 0
+        self.mss = 536
+        self.queue = SendQueue()
+        self.board = Scoreboard()
+        self.cc = NewReno(self.mss, config.initial_window)
+        self.fin: int | None = None
+        self.sack = False
+        self.recover: int | None = None
+        self.loss = False
+        self.force = False  # a retransmission is due, whatever cwnd says (RFC 6675 section 5, step 4.3)
+        self.dup_acks = 0
+        self.retransmits = 0
+
+    # --- numbers
+
+    def seq(self, position: int) -> int:
+        """Return the sequence number of a position."""
+        return (self.iss + position) & _MASK
+
+    def position(self, seq: int) -> int:
+        """Return the position of a sequence number, taken for the one nearest to SND.UNA."""
+        return self.una + seq_sub(seq, (self.iss + self.una) & _MASK)
+
+    @property
+    def snd_una(self) -> int:
+        """SND.UNA as on the wire."""
+        return (self.iss + self.una) & _MASK
+
+    @property
+    def snd_nxt(self) -> int:
+        """SND.NXT as on the wire."""
+        return (self.iss + self.nxt) & _MASK
+
+    @property
+    def flight(self) -> int:
+        """Octets sent and not acknowledged: FlightSize of RFC 5681."""
+        return self.nxt - self.una
+
+    @property
+    def end(self) -> int:
+        """Behind all there is to send, the FIN included."""
+        return self.queue.tail if self.fin is None else self.fin + 1
+
+    @property
+    def unsent(self) -> int:
+        """Octets that were never sent, the FIN included."""
+        return self.end - self.nxt
+
+    @property
+    def room(self) -> int:
+        """Octets that write() would take."""
+        return max(0, self.config.send_buffer - (self.queue.tail - self.queue.head))
+
+    # --- the user
+
+    def write(self, data: Octets) -> int:
+        """Queue what there is room for; return how many octets that is."""
+        room = self.room
+        if len(data) > room:
+            data = memoryview(data)[:room]
+        if data:
+            self.queue.append(data)
+        return len(data)
+
+    def close(self) -> None:
+        """Queue a FIN behind what was written."""
+        self.fin = self.queue.tail
+
+    # --- what to send
+
+    def start(self, mss: int) -> None:
+        """Begin with the segment size that the SYNs agreed on."""
+        self.mss = mss
+        self.cc = NewReno(mss, self.config.initial_window)
+
+    def pipe(self) -> int:
+        """Return how many octets are on their way (RFC 6675 section 4, SetPipe)."""
+        board = self.board
+        pipe = self.nxt - self.una
+        if board or self.dup_acks or self.recover is not None:
+            pipe -= board.sacked + board.unsacked(
+                max(board.high_rxt, self.una), min(board.lost_edge, self.nxt)
+            )
+            if not self.sack:
+                pipe -= self.dup_acks * self.mss
+        return max(0, pipe)
+
+    def next(self) -> Piece | None:
+        """Return what is to be sent now: what was lost, else what is new; None: nothing, for now."""
+        pipe = self.pipe()
+        if self.recover is not None and (piece := self._lost(pipe)) is not None:
+            return piece
+        return self._new(pipe)
+
+    def _lost(self, pipe: int) -> Piece | None:
+        """RFC 6675 section 4, NextSeg rule (1)."""
+        board = self.board
+        hole = board.hole(max(board.high_rxt, self.una), min(board.lost_edge, self.nxt))
+        if hole is None:
+            self.force = False
+            return None
+        start, end = hole
+        room = self.cc.cwnd - pipe
+        if room < self.mss:
+            if not self.force:
+                return None
+            room = self.mss
+        self.force = False
+        window = self.una + max(self.wnd, 1) - start  # a window that is shut is probed by an octet
+        if window <= 0:
+            return None
+        size = min(end - start, window, self._whole(room))
+        return self._piece(start, start + size, again=True)
+
+    def _new(self, pipe: int) -> Piece | None:
+        """What was never sent, if window, cwnd, and Nagle or the silly window rules let it."""
+        unsent = self.end - self.nxt
+        if unsent <= 0:
+            return None
+        window = self.una + self.wnd - self.nxt
+        room = self.cc.cwnd - pipe
+        data = self.queue.tail - self.nxt
+        if data <= 0:  # a FIN alone needs room in the window, and is not data to hold back
+            return self._piece(self.nxt, self.nxt + 1, again=False) if window > 0 else None
+        if window <= 0 or room < min(self.mss, data):
+            return None
+        size = min(data, window, self._whole(room))
+        if size < data or not (self.config.no_delay or self.fin is not None):
+            # 3.8.6.2.1: (1) full segments, (2) all there is with nothing in flight, (3) half of the window
+            whole = size // self.mss * self.mss
+            if size == data:
+                if not (self.nxt == self.una or (whole and whole == size)):
+                    size = whole  # Nagle: the rest waits for an ACK
+            elif size % self.mss:
+                size = whole or (size if 2 * size >= self.max_wnd else 0)
+            if not size:
+                return None
+        return self._piece(self.nxt, self.nxt + size, again=False)
+
+    def override(self) -> Piece | None:
+        """Return what fits now, however little (3.8.6.2.1 (4)), or an octet to probe a shut window."""
+        if self.recover is not None or self.flight:
+            return None
+        size = min(self.queue.tail - self.nxt, max(self.wnd, 1), self.mss)
+        if size > 0:
+            return self._piece(self.nxt, self.nxt + size, again=False)
+        return self._piece(self.nxt, self.nxt + 1, again=False) if self.unsent > 0 else None
+
+    def tail(self) -> Piece | None:
+        """Return a probe of the tail (RFC 8985 section 7.3): something new, else the last segment again."""
+        data_end = self.queue.tail
+        size = min(data_end - self.nxt, self.una + self.wnd - self.nxt, self.mss)
+        if size > 0:
+            return self._piece(self.nxt, self.nxt + size, again=False)
+        start = max(self.una, self.nxt - self.mss)
+        return self._piece(start, self.nxt, again=True) if start < self.nxt else None
+
+    def _whole(self, octets: int) -> int:
+        """Return how much a frame may carry of so much room: whole segments, and one at least."""
+        limit = min(octets, self.config.super_segment)
+        return max(limit // self.mss * self.mss, self.mss)
+
+    def _piece(self, start: int, end: int, *, again: bool) -> Piece:
+        """Tell data from the FIN, and take the FIN along where it follows at once."""
+        fin = self.fin
+        if fin is not None and end >= fin and start <= fin:
+            if end > fin:
+                return Piece(start, fin, True, again)
+            if not again or fin < self.nxt:
+                takes = fin - self.una < self.wnd
+                return Piece(start, end, takes, again)
+        return Piece(start, end, False, again)
+
+    def sent(self, piece: Piece) -> None:
+        """Note that a piece went out."""
+        end = piece.end + piece.fin
+        if piece.again:
+            self.retransmits += 1
+            self.board.high_rxt = max(self.board.high_rxt, end)
+        else:
+            self.nxt = end
+            self.max = max(self.max, end)
+
+    # --- what comes back
+
+    def offered(self, window: int, seq: int, ack: int) -> None:
+        """Take over a window (3.10.7.4, fifth step). seq, ack: positions of the segment that offers it."""
+        if self.wl1 < seq or (self.wl1 == seq and self.wl2 <= ack):
+            if self.wnd == 0 and window and self.recover is None and self.nxt <= self.una + 1:
+                self.nxt = self.una  # the octet that probed was thrown away; it goes out again at once
+            self.wnd = window
+            self.max_wnd = max(self.max_wnd, window)
+            self.wl1, self.wl2 = seq, ack
+
+    def acked(self, ack: int) -> None:
+        """SND.UNA < SEG.ACK =< SND.NXT: take what is new, and recover on (RFC 6582, RFC 6675)."""
+        octets, flight = ack - self.una, self.flight
+        self.una = ack
+        self.nxt = max(self.nxt, ack)
+        self.queue.drop(min(ack, self.queue.tail))
+        board = self.board
+        if board:
+            board.advance(ack)
+        if self.recover is None:
+            self.dup_acks = 0
+            self.cc.acked(octets, flight)
+        elif ack >= self.recover:
+            if self.loss:
+                self.cc.acked(octets, flight)
+            self.recover, self.loss, self.dup_acks = None, False, 0
+        else:
+            self.dup_acks = 0 if self.loss else max(0, self.dup_acks - octets // self.mss)
+            if self.loss:
+                self.cc.acked(octets, flight)
+            elif board.high_rxt <= ack:  # a partial acknowledgement: the next segment was lost as well
+                board.lost_edge = max(board.lost_edge, min(ack + self.mss, self.nxt))
+                self.force = True
+
+    def sacked(self, blocks: list[tuple[int, int]]) -> bool:
+        """Update the scoreboard from SACK blocks; tell whether they were news."""
+        news = False
+        for left, right in blocks:
+            start, end = self.position(left), self.position(right)
+            if self.una <= start < end <= self.nxt:  # below SND.UNA it is a D-SACK (RFC 2883)
+                news |= self.board.add(start, end)
+        if news:
+            self.board.update_lost(self.mss)
+        return news
+
+    def duplicated(self) -> None:
+        """Count a duplicate ACK, and begin fast recovery where it is time (RFC 6675 section 5)."""
+        self.dup_acks += 1
+        if self.recover is not None or self.una >= self.nxt:
+            return
+        if self.dup_acks >= DUP_THRESH or (self.sack and self.board.lost_edge > self.una):
+            self.begin_recovery()
+
+    def begin_recovery(self) -> None:
+        """RFC 6675 section 5, step (4)."""
+        self.cc.lost(self.flight)
+        self.recover, self.loss, self.force = self.nxt, False, True
+        self.board.high_rxt = self.una
+        self.board.lost_edge = max(self.board.lost_edge, min(self.una + self.mss, self.nxt))
+
+    def timed_out(self) -> None:
+        """RFC 6298 (5.4): all that is in flight counts as lost, but for what the peer told of."""
+        if self.board.reneged(self.una):
+            self.board.forget()
+        self.cc.timed_out(self.pipe() or self.flight, again=self.loss)
+        self.recover, self.loss, self.force = self.nxt, True, True
+        self.dup_acks = 0
+        self.board.high_rxt = self.una
+        self.board.lost_edge = self.nxt

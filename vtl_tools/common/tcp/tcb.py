@@ -1,0 +1,156 @@
+"""The transmission control block: all that is known of one connection (RFC 9293 section 3.3.1)."""
+
+import logging
+from collections import Counter
+from typing import Final
+
+from vtl_tools.common.tcp.config import Config
+from vtl_tools.common.tcp.rcv import Receiver
+from vtl_tools.common.tcp.rtt import RTTEstimator
+from vtl_tools.common.tcp.snd import Sender
+from vtl_tools.common.tcp.state import Drop, Ended, State
+from vtl_tools.common.tcp.wire import Framer, Path
+
+log = logging.getLogger(__name__)
+
+NEVER: Final = float("inf")
+_MASK: Final = 0xFFFF_FFFF
+_CHALLENGES: Final = 10
+"""Answers in a second to segments that are not acceptable (RFC 5961 section 7)."""
+_PTO_MIN_S: Final = 0.01
+_WORST_DELAYED_ACK_S: Final = 0.2  # RFC 8985 section 7.2: WCDelAckT
+
+
+class TCB:
+    """The variables of a connection and its timers, which are times, or NEVER.
+
+    held: a SYN came, and the user has not said yet whether to accept it. syn_due: a SYN is to be sent,
+    for the first time or again. ack_now: an acknowledgement is due. out: frames that cannot wait.
+    ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: since when nothing new was
+    acknowledged, of what is to be; None if there is nothing. timed: a position, and when it was sent, once.
+    probe: behind what was in flight when its tail was probed, and whether the probe was a retransmission.
+    """
+
+    __slots__ = (
+        "_challenged",
+        "_challenges",
+        "ack_due_octets",
+        "ack_now",
+        "config",
+        "delayed_at",
+        "drops",
+        "ended",
+        "framer",
+        "heard_at",
+        "held",
+        "keep_alives",
+        "last_ack",
+        "out",
+        "passive",
+        "path",
+        "peer_scales",
+        "persist_at",
+        "persists",
+        "probe",
+        "probe_is_next",
+        "rcv",
+        "retransmit_at",
+        "rtt",
+        "segments_in",
+        "segments_out",
+        "sent_at",
+        "snd",
+        "stalled_since",
+        "state",
+        "syn_due",
+        "time_wait_at",
+        "timed",
+        "timestamps",
+        "ts_offset",
+        "ts_recent",
+        "ts_recent_at",
+    )  # fmt: skip
+
+    def __init__(self, path: Path, config: Config, iss: int, ts_offset: int) -> None:
+        self.path, self.config = path, config
+        self.framer = Framer(path, config.ttl, config.dscp)
+        self.snd = Sender(config, iss)
+        self.rcv = Receiver(config)
+        self.rtt = RTTEstimator(config.rto_min_s, config.rto_max_s)
+        self.state = State.CLOSED
+        self.ended: Ended | None = None
+        self.passive = self.peer_scales = self.held = self.syn_due = self.ack_now = self.timestamps = False
+        self.out: list[bytearray] = []
+        self.drops: Counter[Drop] = Counter()
+        self.ts_offset = ts_offset
+        self.ts_recent = 0
+        self.ts_recent_at = 0.0
+        self.last_ack = 0
+        self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
+        self.probe_is_next = False
+        self.persists = self.keep_alives = 0
+        self.probe: tuple[int, bool] | None = None
+        self.heard_at = self.sent_at = 0.0
+        self.stalled_since: float | None = None
+        self.timed: tuple[int, float] | None = None
+        self.ack_due_octets = 0
+        self.segments_in = self.segments_out = 0
+        self._challenged, self._challenges = 0.0, 0
+
+    def become(self, state: State) -> None:
+        """Change the state; the only place where it changes."""
+        log.debug(
+            "%s:%d: %s -> %s", self.path.remote.hex(), self.path.remote_port, self.state.value, state.value
+        )
+        self.state = state
+
+    def end(self, why: Ended) -> None:
+        """Become CLOSED, for good. What was received in order can still be read."""
+        if self.ended is None:
+            self.ended = why
+        self.become(State.CLOSED)
+        self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
+        self.stalled_since = None
+        self.held = self.syn_due = self.ack_now = False
+        self.snd.queue.clear()
+
+    def wait(self, now: float) -> None:
+        """Enter TIME-WAIT, or begin its time anew."""
+        if self.state is not State.TIME_WAIT:
+            self.become(State.TIME_WAIT)
+            self.retransmit_at = self.persist_at = NEVER
+            self.stalled_since = None
+        self.time_wait_at = now + self.config.time_wait_s
+
+    def tsval(self, now: float) -> int:
+        """Return the timestamp clock: milliseconds (RFC 7323 section 5.4)."""
+        return (int(now * 1000) + self.ts_offset) & _MASK
+
+    def may_challenge(self, now: float) -> bool:
+        """Tell whether to answer one more unacceptable segment; bounded, or two endpoints could go on."""
+        if now - self._challenged >= 1.0:
+            self._challenged, self._challenges = now, 0
+        self._challenges += 1
+        return self._challenges <= _CHALLENGES
+
+    def arm(self, now: float) -> None:
+        """Start the retransmission timer anew (RFC 6298 section 5), or the probe of the tail before it."""
+        snd, rtt = self.snd, self.rtt
+        self.probe_is_next = False
+        if snd.una == snd.nxt:
+            self.retransmit_at = NEVER
+            return
+        timeout_s = rtt.timeout_s
+        if (
+            snd.sack
+            and rtt.srtt_s is not None
+            and self.config.tail_loss_probe
+            and not (rtt.backoffs or snd.board or snd.recover is not None or self.probe)
+            and snd.wnd
+        ):
+            alone = snd.nxt - snd.una <= snd.mss
+            probe_s = max(2 * rtt.srtt_s, _PTO_MIN_S) + (_WORST_DELAYED_ACK_S if alone else 0)
+            if probe_s < timeout_s:
+                self.probe_is_next = True
+                timeout_s = probe_s
+        self.retransmit_at = now + timeout_s

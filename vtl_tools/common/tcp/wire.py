@@ -1,0 +1,214 @@
+"""Frames to segments and back: one unpack for the headers of a segment, one pack for those of another."""
+
+import struct
+from typing import Final, NamedTuple, Self
+
+from vtl_tools.common.errors import Malformed
+from vtl_tools.common.packet import ether, vnet
+from vtl_tools.common.packet.checksum import ones_sum
+from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.tcp import MSS, SACK, SACK_PERMITTED, TCP, TIMESTAMPS, WINDOW_SCALE
+from vtl_tools.common.packet.view import walk_options
+
+Frame = bytearray | memoryview
+
+_ETHERTYPE: Final = vnet.VNET + 12
+# From the Ethertype: Ethertype; version and length of the IP header, packet length, flags and fragment
+# offset, protocol; addresses and ports; SEG.SEQ, SEG.ACK, data offset, flags, window, checksum, urgent.
+_IN4: Final = struct.Struct("!HBxHxxHxBxx12sIIBBHHH")
+_IN6: Final = struct.Struct("!HBxxxHBx36sIIBBHHH")
+_L4_OF_4: Final = _ETHERTYPE + 2 + 20
+_L4_OF_6: Final = _ETHERTYPE + 2 + 40
+_SHORTEST: Final = _L4_OF_4 + TCP.SIZE
+_STAMPS: Final = struct.Struct("!III")
+_STAMPS_ALONE: Final = 0x0101_080A
+_TWO_U32: Final = struct.Struct("!II")
+_FLOW4: Final = struct.Struct("!4s4sHH")
+_FLOW6: Final = struct.Struct("!16s16sHH")
+_SUM_DONE: Final = vnet.F_NEEDS_CSUM | vnet.F_DATA_VALID
+
+# vnet header; Ethernet header and the start of IP's; what varies; addresses and ports; TCP.
+_OUT4: Final = struct.Struct("!10s16sHHIH12sIIHHHH")
+_OUT6: Final = struct.Struct("!10s18sHH36sIIHHHH")
+_DONT_FRAGMENT: Final = 0x4000
+
+
+class Path(NamedTuple):
+    """Who talks to whom, as seen by us. Addresses are octets (see packet/address.py)."""
+
+    local_mac: bytes
+    remote_mac: bytes
+    local: bytes
+    remote: bytes
+    local_port: int
+    remote_port: int
+
+    @classmethod
+    def answering(cls, frame: Frame) -> Self:
+        """Return the path back to whoever sent a TCP segment. Raises Malformed."""
+        pkt = Packet.at(frame)
+        net, segment = pkt.ip, pkt.tcp
+        if net is None or segment is None:
+            raise Malformed("tcp", pkt.l3_off)
+        return cls(pkt.eth.dst, pkt.eth.src, net.dst, net.src, segment.dport, segment.sport)
+
+
+class Segment:
+    """A segment that arrived. data is a view of the frame, valid as long as that is.
+
+    length: octets of data. Options are None or empty where there are none; mss, window_scale and
+    sack_permitted are read from a SYN only.
+    """
+
+    __slots__ = (
+        "ack", "data", "flags", "flow", "length", "mss", "sack", "sack_permitted", "seq", "stamps",
+        "window", "window_scale",
+    )  # fmt: skip
+
+    def __init__(
+        self, flow: bytes, seq: int, ack: int, flags: int, window: int, data: memoryview, length: int
+    ) -> None:
+        self.flow = flow
+        self.seq = seq
+        self.ack = ack
+        self.flags = flags
+        self.window = window
+        self.data = data
+        self.length = length
+        self.stamps: tuple[int, int] | None = None
+        self.sack: list[tuple[int, int]] | None = None
+        self.mss: int | None = None
+        self.window_scale: int | None = None
+        self.sack_permitted = False
+
+
+def parse(frame: Frame) -> Segment:
+    """Take a frame apart. Raises Malformed, and nothing else. The checksum is is_intact()'s affair."""
+    size = len(frame)
+    if size < _SHORTEST:
+        raise Malformed("tcp", size)
+    if frame[_ETHERTYPE] == 0x08 or size < _L4_OF_6 + TCP.SIZE:
+        kind, first, length, fragment, protocol, flow, seq, ack, offset, flags, window, _, _ = (
+            _IN4.unpack_from(frame, _ETHERTYPE)
+        )
+        plain = kind == ether.IPV4 and first == 0x45 and not fragment & 0x3FFF and protocol == 6
+        l4, end = _L4_OF_4, _ETHERTYPE + 2 + length
+    else:
+        kind, first, length, protocol, flow, seq, ack, offset, flags, window, _, _ = _IN6.unpack_from(
+            frame, _ETHERTYPE
+        )
+        plain = kind == ether.IPV6 and first >> 4 == 6 and protocol == 6
+        l4, end = _L4_OF_6, _L4_OF_6 + length
+    off = l4 + (offset >> 4) * 4
+    if not plain or not l4 + TCP.SIZE <= off <= end <= size:
+        flow, l4, off, end = _locate(frame)
+        _, _, seq, ack, _, flags, window, _, _ = TCP.HEADER.unpack_from(frame, l4)
+    segment = Segment(flow, seq, ack, flags, window, memoryview(frame)[off:end], end - off)
+    if off - l4 == 32:
+        head, tsval, tsecr = _STAMPS.unpack_from(frame, l4 + 20)
+        if head == _STAMPS_ALONE:  # as on nearly all segments
+            segment.stamps = (tsval, tsecr)
+            return segment
+    if off - l4 > TCP.SIZE:
+        _read_options(segment, frame, l4 + TCP.SIZE, off)
+    return segment
+
+
+def is_intact(frame: Frame) -> bool:
+    """Tell whether the checksums are right, or are for somebody else to complete (MUST-3)."""
+    if frame[0] & _SUM_DONE:
+        return True
+    return Packet.at(frame).verify()
+
+
+def _locate(frame: Frame) -> tuple[bytes, int, int, int]:
+    """Find a segment behind VLAN tags, IP options or extension headers: flow, header, data and end."""
+    pkt = Packet.at(frame)
+    net, segment = pkt.ip, pkt.tcp
+    if net is None or segment is None or net.is_fragment:
+        raise Malformed("tcp", pkt.l3_off)
+    form = _FLOW4 if len(net.src) == 4 else _FLOW6
+    flow = form.pack(net.src, net.dst, segment.sport, segment.dport)
+    return flow, segment.off, segment.payload_off, segment.end
+
+
+def _read_options(segment: Segment, frame: Frame, off: int, end: int) -> None:
+    for kind, at, size in walk_options(frame, off, end):
+        if kind == TIMESTAMPS and size == 10:
+            segment.stamps = _TWO_U32.unpack_from(frame, at + 2)
+        elif kind == SACK and size % 8 == 2:
+            segment.sack = [_TWO_U32.unpack_from(frame, block) for block in range(at + 2, at + size, 8)]
+        elif kind == MSS and size == 4:
+            segment.mss = frame[at + 2] << 8 | frame[at + 3]
+        elif kind == WINDOW_SCALE and size == 3:
+            segment.window_scale = frame[at + 2]
+        elif kind == SACK_PERMITTED and size == 2:
+            segment.sack_permitted = True
+
+
+class Framer:
+    """Makes the frames of one path. Checksums are partial, for the link to complete.
+
+    expected: addresses and ports of what comes, as Segment.flow has them.
+    """
+
+    __slots__ = (
+        "_gso_type", "_head", "_ip_sum", "_is4", "_l4", "_pseudo", "_ttl", "_who", "expected", "overhead",
+    )  # fmt: skip
+
+    def __init__(self, path: Path, ttl: int, dscp: int) -> None:
+        self._is4 = len(path.local) == 4
+        form = _FLOW4 if self._is4 else _FLOW6
+        self._who = form.pack(path.local, path.remote, path.local_port, path.remote_port)
+        self.expected = form.pack(path.remote, path.local, path.remote_port, path.local_port)
+        addresses = ones_sum(path.local + path.remote)
+        self._pseudo = addresses + 6
+        macs = path.remote_mac + path.local_mac
+        if self._is4:
+            self._head = macs + struct.pack("!HBB", ether.IPV4, 0x45, dscp << 2)
+            self._ttl = _DONT_FRAGMENT << 16 | ttl << 8 | 6
+            self._ip_sum = 0x4500 + (dscp << 2) + _DONT_FRAGMENT + (ttl << 8 | 6) + addresses
+            self._gso_type, self._l4 = vnet.GSO_TCPV4, 34
+            self.overhead = 40
+        else:
+            self._head = macs + struct.pack("!HI", ether.IPV6, 0x6000_0000 | dscp << 22)
+            self._ttl = 6 << 8 | ttl
+            self._ip_sum = 0
+            self._gso_type, self._l4 = vnet.GSO_TCPV6, 54
+            self.overhead = 60
+
+    def frame(
+        self,
+        seq: int,
+        ack: int,
+        flags: int,
+        window: int,
+        options: bytes,
+        length: int = 0,
+        data: list[memoryview] | None = None,
+        gso_size: int = 0,
+    ) -> bytearray:
+        """Return a segment with so many octets of data, which are copied. Numbers are as on the wire.
+
+        options: a multiple of four octets. gso_size: what a super-segment is to be cut into, else 0.
+        """
+        header = TCP.SIZE + len(options)
+        if gso_size:
+            virtio = vnet.HEADER.pack(1, self._gso_type, self._l4 + header, gso_size, self._l4, TCP.SUM)
+        else:
+            virtio = vnet.HEADER.pack(1, 0, 0, 0, self._l4, TCP.SUM)
+        offset_flags = header << 10 | flags
+        size = header + length
+        pseudo = (self._pseudo + size) % 0xFFFF
+        if self._is4:
+            total = 20 + size
+            full = -(self._ip_sum + total) % 0xFFFF
+            head = _OUT4.pack(
+                virtio, self._head, total, 0, self._ttl, full, self._who,
+                seq, ack, offset_flags, window, pseudo, 0,
+            )  # fmt: skip
+        else:
+            head = _OUT6.pack(
+                virtio, self._head, size, self._ttl, self._who, seq, ack, offset_flags, window, pseudo, 0
+            )  # fmt: skip
+        return bytearray().join((head, options, *data)) if data else bytearray(head + options)
