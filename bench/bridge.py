@@ -179,7 +179,7 @@ def main() -> None:
     quick = options.quick
     with Lab() as lab:
         scene = Scene(lab)
-        found = tcp(scene, 4 if quick else 7, 3 if quick else 4, 1)
+        found = tcp(scene, 9 if quick else 7, 1 if quick else 4, 1)
         found |= tcp(scene, 3, 1 if quick else 4, 8)
         found |= frames(scene, 3, 1 if quick else 3)
         found |= rtt(scene, 3, 1000 if quick else 5000)

@@ -124,7 +124,7 @@ def common_options(function: Callable[P, R]) -> Callable[P, R]:
                 "--spin",
                 type=click.IntRange(0, 1000),
                 metavar="USEC",
-                help="How long to look for more frames before sleeping.  [default: 10]",
+                help="How long to look for more frames before sleeping.  [default: 100]",
             ),
             verbose_option,
             click.version_option(package_name="vtl-tools", prog_name=None),

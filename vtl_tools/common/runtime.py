@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 TURN_S: Final = 0.002
 """How long frames may keep the loop from its timers and clients."""
 
-SPIN_S: Final = 10e-6
+SPIN_S: Final = 100e-6
 """How long an idle service keeps looking before it sleeps: being woken costs both sides more than that."""
 
 PATIENCE_S: Final = 0.05
@@ -190,7 +190,9 @@ class Runner:
                 now = clock()
                 if moved:
                     last = now
-                elif now - last >= spin_s:
+                elif now - last < spin_s:
+                    os.sched_yield()
+                else:
                     idle = True
             if self._polled == idle:
                 self._polled = not idle
