@@ -1,7 +1,6 @@
 """The scene of the bridge's benchmarks: a client and a server, and a host in the middle that joins them."""
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -149,5 +148,4 @@ def _rtt(count: int) -> None:
 
 
 if __name__ == "__main__":
-    os.sched_getaffinity(0)
-    {"echo": lambda: _echo(), "rtt": lambda: _rtt(int(sys.argv[2]))}[sys.argv[1]]()
+    {"echo": _echo, "rtt": lambda: _rtt(int(sys.argv[2]))}[sys.argv[1]]()

@@ -25,7 +25,6 @@ from vtl_tools.common.runtime import Options, Runner, notify, say
 
 log = logging.getLogger(__name__)
 
-WORKERS_MAX: Final = 64
 _PR_SET_PDEATHSIG: Final = 1
 _GUARD_PERIOD_S: Final = 0.25
 

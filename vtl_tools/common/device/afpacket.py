@@ -9,7 +9,7 @@ from typing import Final
 
 from vtl_tools.common import privilege
 from vtl_tools.common.device import mmsg
-from vtl_tools.common.device.base import Device, Drop
+from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.packet import vnet
@@ -150,7 +150,7 @@ class PacketDevice(Device):
                     return
         except OSError as e:
             self.went_down(e.strerror)
-        self.handle.alarm(0.25)
+        self.handle.alarm(RETRY_S)
 
     def read(self) -> Batch:
         """Receive up to a batch of frames, VLAN tags put back where the kernel took them out."""

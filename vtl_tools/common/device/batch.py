@@ -49,12 +49,8 @@ class Batch:
         self._tails = self._arena.cast("H")[HEADROOM // 2 + 4 :: STRIDE // 2]
         self._arrays(slots)
         _, self._start = mmsg.words(2 * slots)
-        self._start[0::2] = (
-            memoryview((ctypes.c_uint64 * slots)(*(self._base + i * STRIDE + HEADROOM for i in range(slots))))
-            .cast("B")
-            .cast("Q")
-        )
-        self._start[1::2] = memoryview((ctypes.c_uint64 * slots)(*([FRAME_MAX] * slots))).cast("B").cast("Q")
+        self._start[0::2] = mmsg.column(self._base + i * STRIDE + HEADROOM for i in range(slots))
+        self._start[1::2] = mmsg.column([FRAME_MAX] * slots)
         self._iov[:] = self._start
 
     def _arrays(self, slots: int) -> None:
