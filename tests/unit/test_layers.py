@@ -22,6 +22,7 @@ RANK = {
     "device": 3,
     "guard": 3,
     "stage": 4,
+    "relay": 5,
     "runtime": 5,
     "workers": 6,
     "cli": 7,

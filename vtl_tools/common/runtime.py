@@ -113,11 +113,14 @@ class Runner:
         loop.add_signal_handler(signal.SIGINT, self.stop, 130)
         for port, link in enumerate(self.links):
             self.stage.out[port] = _output(link)
+            self.stage.out_pieces[port] = link.write_pieces
         server = self._control()
         await server.start()
         privilege.keep_only(self._capabilities())
         for link in self.links:
             loop.add_reader(link.fileno(), self._on_readable)
+        for source in self.stage.sources:
+            loop.add_reader(source.fileno(), self._on_readable)
         if self.hearing is not None:
             loop.add_reader(self.hearing, self._hear, self.hearing)
         self._up = [True] * len(self.links)
@@ -138,6 +141,9 @@ class Runner:
             notify("STOPPING=1")
             for link in self.links:
                 loop.remove_reader(link.fileno())
+            for source in self.stage.sources:
+                loop.remove_reader(source.fileno())
+                source.close()
             if watching is not None:
                 watching.cancel()
                 with suppress(asyncio.CancelledError):
@@ -176,6 +182,7 @@ class Runner:
         spin_s.
         """
         clock, stage, links, spin_s = time.monotonic, self.stage, self.links, self.options.spin_s
+        sources = stage.sources
         started = last = now = clock()
         idle = False
         try:
@@ -186,6 +193,8 @@ class Runner:
                     if batch.count:
                         moved = 1
                         stage.on_batch(port, batch, now)
+                for source in sources:
+                    moved |= source.poll(now)
                 stage.settle(now)
                 now = clock()
                 if moved:

@@ -5,12 +5,29 @@ runtime, a test, or another stage joined to it drives it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Protocol
 
-from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.device.batch import SLOTS, Batch, Pieces
 
 Output = Callable[[Batch, float], object]
+
+
+class Source(Protocol):
+    """Where something comes from beside the ports: a service's own sockets."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when poll() has something to do."""
+        ...
+
+    def poll(self, now: float) -> bool:
+        """Do a bounded part of what there is to do; tell whether there was anything. Never blocks."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
 
 
 class Stage:
@@ -21,6 +38,9 @@ class Stage:
 
     def __init__(self, ports: int = 2) -> None:
         self.out: list[Output] = [_nowhere] * ports
+        self.out_pieces: list[Callable[[Sequence[Pieces]], object] | None] = [None] * ports
+        """Where a port's link takes frames in pieces, as it would rather have them; see send()."""
+        self.sources: list[Source] = []
         self.drops: Counter[str] = Counter()
         self.share: Callable[[bytes], object] = lambda message: None
         """Tells the other workers of the same service something, in at most 64 octets; may be lost."""
@@ -48,6 +68,15 @@ class Stage:
     def status(self, now: float) -> dict[str, object]:
         """Return what `status` prints of this service beyond links and drops."""
         return {}
+
+    def send(self, port: int, frames: Sequence[Pieces], now: float) -> None:
+        """Push frames that are in pieces out at a port."""
+        if (write := self.out_pieces[port]) is not None:
+            write(frames)
+            return
+        batch = Batch(min(len(frames), SLOTS))
+        for i in range(0, len(frames), SLOTS):
+            self.out[port](batch.join(frames[i : i + SLOTS]), now)
 
     def drop(self, batch: Batch, indices: Iterable[int], reason: str) -> None:
         """Take frames out of a batch, and count them."""

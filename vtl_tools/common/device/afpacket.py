@@ -5,12 +5,13 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from vtl_tools.common import privilege
 from vtl_tools.common.device import mmsg
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
-from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch
+from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch, Pieces
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.packet import vnet
 
@@ -209,6 +210,22 @@ class PacketDevice(Device):
             return self.refused(batch, Drop.LINK_DOWN)
         done = mmsg.sendmmsg(self._fd, batch.msgs_pointer, count, mmsg.MSG_DONTWAIT)
         return self.sent(batch) if done == count else self._write_rest(batch, done)
+
+    def write_pieces(self, frames: Sequence[Pieces]) -> int:
+        """Send frames that are in pieces, which the kernel joins."""
+        sock, sent, octets = self._sock, 0, 0
+        for pieces in frames:
+            if sock is None or not self.up:
+                self.drops[Drop.LINK_DOWN] += 1
+                continue
+            try:
+                octets += sock.sendmsg(pieces, (), socket.MSG_DONTWAIT) - vnet.VNET
+                sent += 1
+            except OSError as e:
+                self.drops[self._why(e.errno or 0)[0]] += 1
+        self.tx_frames += sent
+        self.tx_octets += octets
+        return sent
 
     def _write_rest(self, batch: Batch, n: int) -> int:
         """Go on where sendmmsg stopped short, having sent n frames, or none and failed (-1)."""

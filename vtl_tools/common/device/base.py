@@ -4,11 +4,11 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from typing import Self
 
-from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.device.batch import SLOTS, Batch, Pieces
 from vtl_tools.common.device.handle import Handle
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,9 @@ class Device(ABC):
     capabilities: frozenset[int] = frozenset()
     """What of the process's capabilities it needs to open again what went away."""
 
+    _joined: Batch | None = None
+    """Where write_pieces() joins, once it was needed."""
+
     def __init__(self, spec: str) -> None:
         self.spec = spec
         self.up = False
@@ -72,6 +75,12 @@ class Device(ABC):
 
         A link without offload counts the plain frames that a super-segment became.
         """
+
+    def write_pieces(self, frames: Sequence[Pieces]) -> int:
+        """Send frames that are in pieces, as write() does; a link that can spares their joining."""
+        if self._joined is None:
+            self._joined = Batch()
+        return sum(self.write(self._joined.join(frames[i : i + SLOTS])) for i in range(0, len(frames), SLOTS))
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when read() has something to do; it never changes."""

@@ -5,11 +5,14 @@ A frame is *borrowed*: valid until its device is read again; bytes(frame) or byt
 """
 
 import ctypes
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Self
 
 from vtl_tools.common.device import mmsg
 from vtl_tools.common.packet import vnet
+
+Pieces = tuple[bytes | memoryview, ...]
+"""A frame in pieces that belong together: virtio_net_hdr and headers, then views of what it carries."""
 
 SLOTS: Final = 64
 HEADROOM: Final = 64
@@ -149,6 +152,13 @@ class Batch:
         self._iov[2 * i] = self._start[2 * i]
         self._iov[2 * i + 1] = length
         self.count, self._octets = i + 1, -1
+
+    def join(self, frames: Sequence[Pieces]) -> Self:
+        """Become copies of frames that are in pieces; at most `slots`."""
+        self.clear()
+        for pieces in frames:
+            self.append(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        return self
 
     def append_plain(self, ether: bytes | bytearray | memoryview) -> None:
         """Copy in an Ethernet frame that came without virtio_net_hdr. Raises as append() does."""

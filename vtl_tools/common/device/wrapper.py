@@ -35,6 +35,7 @@ class Wrapper(Device):
     tx_octets = _inner("tx_octets")
     drops = _inner("drops")
     handle = _inner("handle")
+    _joined = _inner("_joined")
 
     def __init__(self, device: Device) -> None:  # not super().__init__: there is nothing of its own
         self.device = device

@@ -1,5 +1,6 @@
 """One end of a TCP connection (RFC 9293), without input, output, clock or chance: enter here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vtl_tools.common.errors import Malformed
@@ -11,7 +12,7 @@ from vtl_tools.common.tcp.queue import Octets
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, Drop, Ended, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import Frame, Path, is_intact, parse
+from vtl_tools.common.tcp.wire import Frame, Path, Pieces, Segment, is_intact, parse
 
 _ABORT_IS_TOLD = frozenset(  # 3.10.5
     (State.SYN_RECEIVED, State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT)
@@ -128,9 +129,25 @@ class Endpoint:
             tcb.drops[Drop.FOREIGN] += 1
             return
         arrive(tcb, segment, now)
+        tcb.rcv.own()
+
+    def arrive(self, segment: Segment, now: float) -> None:
+        """Take a segment that parse() made of a frame of this path, and that is_intact().
+
+        Its data is borrowed: call own() before the frame goes.
+        """
+        arrive(self._tcb, segment, now)
+
+    def own(self) -> None:
+        """Copy what is still borrowed, so that the frames it came in may go."""
+        self._tcb.rcv.own()
 
     def transmit(self, now: float) -> list[bytearray]:
         """Return all that may be sent now; the frames are the caller's."""
+        return [bytearray().join(pieces) for pieces in output.transmit(self._tcb, now)]
+
+    def transmit_pieces(self, now: float) -> list[Pieces]:
+        """Return the same in pieces, which show what was written: send them before the next call."""
         return output.transmit(self._tcb, now)
 
     def deadline(self) -> float | None:
@@ -253,6 +270,11 @@ class Endpoint:
         return self._tcb.snd.room if self._may_write() else 0
 
     @property
+    def send_size(self) -> int:
+        """Octets that one frame carries at most: whole segments."""
+        return self._tcb.snd.send_size
+
+    @property
     def unsent(self) -> int:
         """Octets written and not sent yet, and our FIN."""
         return self._tcb.snd.unsent
@@ -268,6 +290,20 @@ class Endpoint:
         if not self._may_write():
             raise ValueError(f"the connection is {self._tcb.state.value}: nothing can be written")
         return self._tcb.snd.write(data)
+
+    @property
+    def acknowledged(self) -> int:
+        """Octets of what was written that the peer has acknowledged: they are no longer referred to."""
+        return self._tcb.snd.queue.head - 1
+
+    @property
+    def pieces(self) -> Sequence[Octets]:
+        """What read() would return, piece by piece. To be looked at, and then skipped."""
+        return self._tcb.rcv.queue
+
+    def skip(self, octets: int) -> None:
+        """Forget so many octets, as if they had been read. At most `readable`."""
+        self._tcb.rcv.skip(octets)
 
     def read(self, octets: int = 1 << 20) -> Octets:
         """Return up to so many octets, in the pieces that they came in; empty if there is nothing (yet)."""

@@ -7,7 +7,7 @@ from vtl_tools.common.packet.tcp import ACK, FIN, PSH, RST, SYN, encode_options
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import SENDS_DATA, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import Segment
+from vtl_tools.common.tcp.wire import Pieces, Segment
 
 _STAMPS: Final = struct.Struct("!III")
 _STAMPS_ALONE: Final = 0x0101_080A
@@ -35,7 +35,7 @@ def agree(tcb: TCB, syn: Segment) -> None:
     rcv.mss = our_mss(tcb) - options
 
 
-def acknowledge(tcb: TCB, now: float) -> bytearray:
+def acknowledge(tcb: TCB, now: float) -> Pieces:
     """Return <SEQ=SND.NXT><ACK=RCV.NXT><CTL=ACK>, with SACK blocks where something is out of order."""
     blocks = tcb.rcv.blocks()
     if not tcb.snd.sack:
@@ -51,7 +51,7 @@ def frame(
     data: list[memoryview] | None = None,
     length: int = 0,
     blocks: list[tuple[int, int]] | None = None,
-) -> bytearray:
+) -> Pieces:
     """Return a segment that acknowledges all that came, and note that it does."""
     rcv, snd = tcb.rcv, tcb.snd
     tcb.ack_now, tcb.delayed_at, tcb.ack_due_octets = False, NEVER, 0
@@ -72,7 +72,7 @@ def frame(
     )
 
 
-def synchronize(tcb: TCB, now: float) -> bytearray:
+def synchronize(tcb: TCB, now: float) -> Pieces:
     """Return our SYN, with an ACK where the peer's has come."""
     config, snd, rcv = tcb.config, tcb.snd, tcb.rcv
     answers = tcb.state is State.SYN_RECEIVED
@@ -101,7 +101,7 @@ def synchronize(tcb: TCB, now: float) -> bytearray:
     return tcb.framer.frame(snd.iss, ack, flags, window, options)
 
 
-def send_piece(tcb: TCB, piece: Piece, now: float) -> bytearray:
+def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
     """Return a segment, or super-segment, of data or a FIN or both."""
     snd = tcb.snd
     start, end, fin, again = piece
@@ -143,7 +143,7 @@ def abort(tcb: TCB) -> None:
     tcb.out.append(tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, RST | ACK, 0, b""))
 
 
-def transmit(tcb: TCB, now: float) -> list[bytearray]:
+def transmit(tcb: TCB, now: float) -> list[Pieces]:
     """Return all that may be sent now."""
     frames, tcb.out = tcb.out, []
     state = tcb.state

@@ -9,6 +9,7 @@ from typing import Final
 
 from vtl_tools.common.packet.seq import seq_sub
 from vtl_tools.common.tcp.config import Config
+from vtl_tools.common.tcp.queue import Octets
 
 _MASK: Final = 0xFFFF_FFFF
 _SMALL: Final = 2048
@@ -24,8 +25,8 @@ class Receiver:
     """
 
     __slots__ = (
-        "_buffer", "_early", "_early_at", "_early_max", "_early_octets", "_runs", "_tail", "_told", "dsack",
-        "edge", "fin", "irs", "mss", "nxt", "queue", "readable", "received", "shift",
+        "_buffer", "_early", "_early_at", "_early_max", "_early_octets", "_runs", "_tail", "_told",
+        "borrowed", "dsack", "edge", "fin", "irs", "mss", "nxt", "queue", "readable", "received", "shift",
     )  # fmt: skip
 
     def __init__(self, config: Config) -> None:
@@ -37,7 +38,8 @@ class Receiver:
         self.shift = 0
         self.mss = 536
         self.fin: int | None = None
-        self.queue: deque[bytes | bytearray | memoryview] = deque()
+        self.queue: deque[Octets] = deque()
+        self.borrowed = 0  # pieces at the queue's end that are views of frames
         self.readable = 0
         self.received = 0
         self.dsack: tuple[int, int] | None = None
@@ -105,7 +107,7 @@ class Receiver:
 
     # --- the user
 
-    def read(self, octets: int) -> bytes | bytearray | memoryview:
+    def read(self, octets: int) -> Octets:
         """Return up to so many octets of what is next: one piece, as it came; empty if there is none."""
         if not self.queue:
             return b""
@@ -119,12 +121,46 @@ class Receiver:
         self.readable -= len(piece)
         return piece
 
+    def skip(self, octets: int) -> None:
+        """Forget so many octets of what is next."""
+        queue = self.queue
+        self.readable -= octets
+        while octets:
+            piece = queue.popleft()
+            if piece is self._tail:
+                self._tail = None
+            if len(piece) > octets:
+                queue.appendleft(memoryview(piece)[octets:])
+                return
+            octets -= len(piece)
+
+    def own(self) -> None:
+        """Copy what is borrowed of frames."""
+        borrowed, self.borrowed = self.borrowed, 0
+        if not borrowed or not self.queue:
+            return
+        pieces = [self.queue.pop() for _ in range(min(borrowed, len(self.queue)))]
+        while pieces:
+            self._keep(pieces.pop())
+
+    def _keep(self, data: Octets) -> None:
+        if len(data) < _SMALL:
+            tail = self._tail
+            if tail is not None and len(tail) < _GATHERED_MAX:
+                tail += data
+                return
+            self._tail = gathered = bytearray(data)
+            self.queue.append(gathered)
+        else:
+            self._tail = None
+            self.queue.append(bytes(data))
+
     # --- segments
 
     def take(self, start: int, data: memoryview) -> bool:
         """Take data whose first octet is at start, trimmed to what is new and was offered.
 
-        The data is copied. Returns False if it was out of order and there are too many such pieces.
+        It is borrowed until own(). Returns False if it was out of order and there are too many such pieces.
         """
         end = start + len(data)
         if start < self.nxt:
@@ -175,16 +211,8 @@ class Receiver:
         self.nxt += size
         self.readable += size
         self.received += size
-        if size < _SMALL:
-            tail = self._tail
-            if tail is not None and len(tail) < _GATHERED_MAX:
-                tail += data
-                return
-            self._tail = gathered = bytearray(data)
-            self.queue.append(gathered)
-        else:
-            self._tail = None
-            self.queue.append(bytes(data))
+        self.queue.append(data)
+        self.borrowed += 1
 
     def _insert(self, start: int, end: int, data: memoryview) -> None:
         """Keep what of a range is not here yet, then move what has become the next in order to the queue."""

@@ -223,6 +223,11 @@ class Sender:
         limit = min(octets, self.config.super_segment)
         return max(limit // self.mss * self.mss, self.mss)
 
+    @property
+    def send_size(self) -> int:
+        """Octets that one frame carries at most."""
+        return self._whole(self.config.super_segment)
+
     def _piece(self, start: int, end: int, *, again: bool) -> Piece:
         """Tell data from the FIN, and take the FIN along where it follows at once."""
         fin = self.fin

@@ -9,7 +9,7 @@ from vtl_tools.common.tcp.rcv import Receiver
 from vtl_tools.common.tcp.rtt import RTTEstimator
 from vtl_tools.common.tcp.snd import Sender
 from vtl_tools.common.tcp.state import Drop, Ended, State
-from vtl_tools.common.tcp.wire import Framer, Path
+from vtl_tools.common.tcp.wire import Framer, Path, Pieces
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class TCB:
         self.state = State.CLOSED
         self.ended: Ended | None = None
         self.passive = self.peer_scales = self.held = self.syn_due = self.ack_now = self.timestamps = False
-        self.out: list[bytearray] = []
+        self.out: list[Pieces] = []
         self.drops: Counter[Drop] = Counter()
         self.ts_offset = ts_offset
         self.ts_recent = 0

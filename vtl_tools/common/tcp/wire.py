@@ -11,6 +11,8 @@ from vtl_tools.common.packet.tcp import MSS, SACK, SACK_PERMITTED, TCP, TIMESTAM
 from vtl_tools.common.packet.view import walk_options
 
 Frame = bytearray | memoryview
+Pieces = tuple[bytes | memoryview, ...]
+"""A frame in pieces that belong together: the headers, then views of the data."""
 
 _ETHERTYPE: Final = vnet.VNET + 12
 # From the Ethertype: Ethertype; version and length of the IP header, packet length, flags and fragment
@@ -187,8 +189,8 @@ class Framer:
         length: int = 0,
         data: list[memoryview] | None = None,
         gso_size: int = 0,
-    ) -> bytearray:
-        """Return a segment with so many octets of data, which are copied. Numbers are as on the wire.
+    ) -> Pieces:
+        """Return a segment with so many octets of data, which are not copied. Numbers are as on the wire.
 
         options: a multiple of four octets. gso_size: what a super-segment is to be cut into, else 0.
         """
@@ -211,4 +213,4 @@ class Framer:
             head = _OUT6.pack(
                 virtio, self._head, size, self._ttl, self._who, seq, ack, offset_flags, window, pseudo, 0
             )  # fmt: skip
-        return bytearray().join((head, options, *data)) if data else bytearray(head + options)
+        return (head + options, *data) if data else (head + options,)

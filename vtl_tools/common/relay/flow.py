@@ -1,0 +1,287 @@
+"""One connection that is relayed: the guest's end of it is our endpoint, the rest of the way is a stream."""
+
+import socket
+import struct
+from collections import deque
+from contextlib import suppress
+from enum import StrEnum
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from vtl_tools.common.relay.call import Call
+from vtl_tools.common.relay.poller import HUNG_UP, READABLE, WRITABLE
+from vtl_tools.common.socks import Reason
+from vtl_tools.common.tcp.endpoint import Endpoint
+from vtl_tools.common.tcp.state import Ended
+
+if TYPE_CHECKING:
+    from vtl_tools.common.relay.relay import Relay
+
+BUFFER: Final = 65536
+"""Octets of a buffer for what a stream brings: as many as one super-segment carries."""
+
+_KEPT: Final = BUFFER // 2
+"""Octets below which what came is copied, rather than keeping a whole buffer from others."""
+
+_PIECES_MAX: Final = 64  # of one system call
+_CHUNKS_MAX: Final = 4
+"""Buffers that one flow moves in a turn, so that the others are not kept waiting."""
+
+_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: closing resets
+
+
+class Stage(StrEnum):
+    """How far a flow is (paper section 3.1); the values are what --json prints."""
+
+    OPEN = "open"
+    ESTABLISHED = "established"
+    CLOSE = "close"
+    ERROR = "error"
+
+
+class Flow:
+    """Joins an endpoint to a stream. pump() moves what can be moved, and the relay calls it when it may.
+
+    syn: the frame that the guest called with, for an ICMP error to quote. heard_at: when anything came last.
+    held: octets that are kept for the slower side. armed_at: when the relay's timer looks at it again.
+    """
+
+    __slots__ = (
+        "armed_at",
+        "call",
+        "endpoint",
+        "heard_at",
+        "held",
+        "hung_up",
+        "key",
+        "lent",
+        "may_read",
+        "may_write",
+        "opened_at",
+        "opening",
+        "received_eof",
+        "relay",
+        "sent_eof",
+        "started_at",
+        "stream",
+        "syn",
+        "touched",
+        "written",
+    )  # fmt: skip
+
+    def __init__(
+        self, relay: "Relay", key: bytes, endpoint: Endpoint, call: Call, syn: bytes, now: float
+    ) -> None:
+        self.relay, self.key, self.endpoint, self.syn = relay, key, endpoint, syn
+        self.call: Call | None = call
+        self.stream = call.stream
+        self.opening = True
+        self.touched = self.may_read = self.may_write = self.hung_up = False
+        self.received_eof = self.sent_eof = False
+        self.started_at = self.heard_at = now
+        self.opened_at: float | None = None
+        self.armed_at = 0.0
+        self.held = self.written = 0
+        self.lent: deque[tuple[int, bytearray]] | None = None
+
+    @property
+    def stage(self) -> Stage:
+        """How far it is."""
+        if self.endpoint.ended not in (None, Ended.CLOSED):
+            return Stage.ERROR
+        if self.opened_at is None:
+            return Stage.OPEN
+        return Stage.CLOSE if self.received_eof or self.sent_eof or self.endpoint.ended else Stage.ESTABLISHED
+
+    # --- Open
+
+    def advance(self, now: float) -> None:
+        """Go on with the call. Answer the guest's SYN by what came of it."""
+        assert self.call is not None
+        try:
+            outcome = self.call.advance()
+        except BlockingIOError:
+            self.relay.again(self, now)
+            return
+        if outcome is None:
+            return
+        self.call = None
+        if isinstance(outcome, Reason):
+            self.relay.refused(self, outcome, now)
+            return
+        self.syn = b""
+        self.opened_at = now
+        self.endpoint.accept()
+        self.may_write = self.may_read = True
+        if outcome:
+            self._write(outcome)
+
+    # --- Established and Close
+
+    def on_event(self, events: int, now: float) -> None:
+        """Learn what the stream has become ready for."""
+        self.heard_at = now
+        if self.call is not None:
+            self.advance(now)
+        else:
+            if events & READABLE:
+                self.may_read = True
+                if events & HUNG_UP:
+                    self.hung_up = True
+            if events & WRITABLE:
+                self.may_write = True
+        self.relay.touch(self)
+
+    def pump(self, now: float) -> None:
+        """Move what can be moved, both ways, and send what is due to the guest."""
+        endpoint, relay = self.endpoint, self.relay
+        if self.call is None and endpoint.ended in (None, Ended.CLOSED):
+            if self.may_write and endpoint.readable:
+                self._up()
+            if not self.sent_eof and endpoint.at_eof:
+                self._end_up()
+            if (lent := self.lent) is not None:
+                acknowledged = endpoint.acknowledged
+                while lent and lent[0][0] <= acknowledged:
+                    relay.buffers.append(lent.popleft()[1])
+            chunks = 0
+            while self.may_read and chunks < _CHUNKS_MAX and self._down():
+                chunks += 1
+                relay.transmit(self, now)
+        relay.transmit(self, now)
+
+    def _up(self) -> None:
+        """What the guest sent goes to the stream, straight from its frames."""
+        endpoint, stream = self.endpoint, self.stream
+        pieces = endpoint.pieces
+        try:
+            while waiting := endpoint.readable:
+                if len(pieces) == 1:
+                    sent = stream.send(pieces[0])
+                else:
+                    sent = stream.sendmsg(tuple(islice(pieces, _PIECES_MAX)))
+                endpoint.skip(sent)
+                self.relay.octets_up += sent
+                if len(pieces) == 1 and sent < waiting:
+                    self.may_write = False  # and its edge will tell
+                    return
+        except BlockingIOError:
+            self.may_write = False
+        except OSError:
+            self._broken()
+
+    def _end_up(self) -> None:
+        """The guest has closed its side, and all it sent is on its way."""
+        self.sent_eof = True
+        with suppress(OSError):  # the stream may be gone already, which reading it tells
+            self.stream.shutdown(socket.SHUT_WR)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more of what the stream brings is wanted: what there is has been sent, and may be kept."""
+        endpoint = self.endpoint
+        return endpoint.unsent <= 0 and endpoint.writable >= BUFFER and not (self.held and self.relay.is_full)
+
+    def _down(self) -> bool:
+        """What the stream brings goes to the guest; return whether to look for more."""
+        endpoint, relay = self.endpoint, self.relay
+        if not self.has_room:
+            return False
+        buffer = relay.buffers.pop() if relay.buffers else bytearray(BUFFER)
+        room = memoryview(buffer)[: endpoint.send_size]
+        try:
+            size = self.stream.recv_into(room)
+        except BlockingIOError:
+            self.may_read = False
+            relay.buffers.append(buffer)
+            return False
+        except OSError:
+            self._broken()
+            return False
+        if size < _KEPT:
+            if size:
+                self._write(bytes(room[:size]))
+            else:
+                self.may_read, self.received_eof = False, True
+                endpoint.close()
+            relay.buffers.append(buffer)
+        else:
+            self._write(room[:size])
+            if self.lent is None:
+                self.lent = deque()
+            self.lent.append((self.written, buffer))
+        relay.octets_down += size
+        if size < len(room) and not self.hung_up:
+            self.may_read = False  # that was all, and the next edge will tell of more
+        return self.may_read
+
+    def _write(self, octets: bytes | memoryview) -> None:
+        self.written += self.endpoint.write(octets)
+
+    def _broken(self) -> None:
+        """The stream was reset: so is the guest's connection."""
+        self.may_read = self.may_write = False
+        self.endpoint.abort()
+
+    # --- the end
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to be carried."""
+        ended = self.endpoint.ended
+        if ended is None:
+            return False
+        return ended is not Ended.CLOSED or self.sent_eof or self.call is not None
+
+    def hang_up(self) -> None:
+        """Close the stream, by a reset where the guest's connection ended by one."""
+        if self.endpoint.ended is not Ended.CLOSED and self.opened_at is not None:
+            with suppress(OSError, AttributeError):  # not every stream can
+                self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)  # type: ignore[attr-defined]
+        self.relay.poller.close(self.stream)
+
+    def deadline(self) -> float:
+        """Return when the relay is to look at it, whatever happens."""
+        limits = self.relay.limits
+        if self.call is not None:
+            return self.started_at + limits.open_s
+        due = self.heard_at + limits.idle_s
+        tcp = self.endpoint.deadline()
+        return due if tcp is None or due < tcp else tcp
+
+    def wake(self, now: float) -> None:
+        """Do what is due."""
+        limits = self.relay.limits
+        if self.call is not None:
+            if now >= self.started_at + limits.open_s:
+                self.call = None
+                self.relay.refused(self, Reason.TTL_EXPIRED, now)
+            else:
+                self.advance(now)
+            return
+        if now >= self.heard_at + limits.idle_s:
+            self.endpoint.abort()
+            self.sent_eof = True
+        else:
+            self.endpoint.wake(now)
+
+    def status(self, now: float) -> dict[str, object]:
+        """Return what --json prints of it."""
+        path, info = self.endpoint.path, self.endpoint.info()
+        return {
+            "from": socket.inet_ntop(_family(path.remote), path.remote),
+            "from_port": path.remote_port,
+            "to": socket.inet_ntop(_family(path.local), path.local),
+            "to_port": path.local_port,
+            "stage": str(self.stage),
+            "state": info.state.value,
+            "age_s": round(now - self.started_at, 3),
+            "idle_s": round(now - self.heard_at, 3),
+            "octets_up": info.received,
+            "octets_down": self.written,
+            "held": self.held,
+        }
+
+
+def _family(address: bytes) -> int:
+    return socket.AF_INET if len(address) == 4 else socket.AF_INET6

@@ -1,0 +1,340 @@
+"""The relay: impersonates whoever a guest calls by TCP, and carries each connection over a stream.
+
+Paper sections 2.5 and 3.1. Who is called decides nothing here: `dial` says by which call a stream is made.
+"""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.errors import Malformed
+from vtl_tools.common.packet import derive, icmp
+from vtl_tools.common.packet.address import is_multicast_mac, is_single_host
+from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
+from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.relay.call import Call
+from vtl_tools.common.relay.flow import Flow
+from vtl_tools.common.relay.poller import Poller
+from vtl_tools.common.socks import ANSWER, Reason
+from vtl_tools.common.stage import Stage
+from vtl_tools.common.tcp.config import Config
+from vtl_tools.common.tcp.endpoint import Endpoint
+from vtl_tools.common.tcp.state import State
+from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
+
+_RETRY_S: Final = 0.01
+"""How long a proxy that is too busy to be called is left alone."""
+_BUFFERS_MAX: Final = 256
+_GREETED_MAX: Final = 65536
+_GREETING_S: Final = 10.0
+_UNTAGGED: Final = VNET + 14
+_PUMPED_MAX: Final = 64
+"""Flows with more to bring that have a turn before frames are looked at again."""
+_FLOWS_SHOWN_MAX: Final = 1000
+_OPENING: Final = (State.LISTEN, State.SYN_RECEIVED)
+
+SUPER_SEGMENT: Final = 65_455
+"""Octets of data that fit a packet of 65,535 with all the options that may come with them."""
+
+RELAYED: Final = Config(
+    super_segment=SUPER_SEGMENT, no_delay=True, syn_timeout_s=30.0, time_wait_s=1.0, keep_alive_s=300.0,
+    keep_alive_interval_s=30.0, keep_alive_probes=5,
+)  # fmt: skip
+"""How connections with a guest are set. The guest is one link away, so what is late there is soon known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a guest may cost. Seconds and octets.
+
+    connections: flows at once. half_open: of them, those that are not established yet. open_s: how long a
+    call may take. idle_s: silence after which a flow is reset (RFC 5382 wants two hours and four minutes).
+    memory: kept for slower sides, of all flows together; beyond it each has what it has, and no more.
+    """
+
+    connections: int = 65536
+    half_open: int = 8192
+    open_s: float = 120.0
+    idle_s: float = 7440.0
+    memory: int = 256 << 20
+
+
+class Relay(Stage):
+    """One port, the guest. dial: returns the call for a path, or why there is none.
+
+    other: takes frames that are no TCP segments; they are borrowed.
+    """
+
+    def __init__(
+        self,
+        dial: Callable[[Path], Call | Reason],
+        secret: bytes,
+        *,
+        config: Config = RELAYED,
+        limits: Limits = Limits(),
+        ports: int = 1,
+    ) -> None:
+        super().__init__(ports)
+        self.dial, self.config, self.limits, self._secret = dial, config, limits, secret
+        self.poller = Poller()
+        self.sources = [self]
+        self.flows: dict[bytes, Flow] = {}
+        self.buffers: list[bytearray] = []
+        self.other: Callable[[memoryview, float], object] = self._nothing_else
+        self.octets_up = self.octets_down = self.held = 0
+        self.opened = self.established = self.failed = 0
+        self._half_open = 0
+        self._greeted: dict[bytes, float] = {}
+        self._touched: list[Flow] = []
+        self._more: dict[bytes, Flow] = {}
+        self._timers: list[tuple[float, int, Flow]] = []
+        self._timer = 0
+
+    # --- frames
+
+    def on_batch(self, port: int, batch: Batch, now: float) -> None:
+        """Take the guest's frames."""
+        flows, touched, full = self.flows, self._touched, self.is_full
+        for frame in batch:
+            try:
+                segment = parse(frame)
+            except Malformed:
+                self.other(frame, now)
+                continue
+            if not frame[0] & 3 and not is_intact(frame):
+                self.drops["checksum"] += 1
+                continue
+            flow = flows.get(segment.flow)
+            if flow is None or (segment.flags & SYN and self._is_done(flow)):
+                self._stranger(segment, frame, now)
+                continue
+            if full and segment.length and flow.held:
+                self.drops["memory"] += 1
+                continue
+            flow.endpoint.arrive(segment, now)
+            flow.heard_at = now
+            if not flow.touched:
+                flow.touched = True
+                touched.append(flow)
+
+    def _is_done(self, flow: Flow) -> bool:
+        """Whether a SYN may begin a connection anew, in whose place only TIME-WAIT is; which it then ends."""
+        if flow.endpoint.state is not State.TIME_WAIT:
+            return False
+        self._remove(flow)
+        return True
+
+    def _stranger(self, segment: Segment, frame: memoryview, now: float) -> None:
+        """A segment of no flow: a call, or what is left of a connection that ended."""
+        flags = segment.flags
+        pkt = Packet.at(frame)
+        net = pkt.ip
+        assert net is not None
+        if pkt.l3_off != _UNTAGGED:
+            self.drops["vlan"] += 1
+        elif is_multicast_mac(pkt.eth.dst) or not (is_single_host(net.src) and is_single_host(net.dst)):
+            self.drops["not-unicast"] += 1
+        elif flags & (SYN | ACK | RST | FIN) != SYN:
+            self.drops["no-connection"] += 1
+            if (answer := derive.rst(pkt)) is not None:
+                self.send(0, [(bytes(answer),)], now)
+        elif len(self.flows) >= self.limits.connections:
+            self.drops["too-many-connections"] += 1
+        elif self._is_crowd(segment.flow, now):
+            self.drops["half-open"] += 1
+        else:
+            self._open(segment, bytes(frame), now)
+
+    def _is_crowd(self, key: bytes, now: float) -> bool:
+        """Whether a SYN is to be passed over, as one of a flood.
+
+        When half of the places are taken, only who asks again gets one of the others: a real caller does,
+        after a second, and a flood has no time to.
+        """
+        half_open, most = self._half_open, self.limits.half_open
+        if half_open < most // 2:
+            return False
+        if half_open >= most:
+            return True
+        if now - self._greeted.pop(key, -_GREETING_S) < _GREETING_S:
+            return False
+        if len(self._greeted) >= _GREETED_MAX:
+            del self._greeted[next(iter(self._greeted))]
+        self._greeted[key] = now
+        return True
+
+    def _open(self, segment: Segment, syn: bytes, now: float) -> None:
+        path = Path.answering(bytearray(syn))
+        call = self.dial(path)
+        if isinstance(call, Reason):
+            self._tell(syn, call, now)
+            return
+        endpoint = Endpoint(path, self._secret, now, self.config)
+        endpoint.listen()
+        endpoint.arrive(segment, now)
+        if not endpoint.asked:
+            return
+        flow = Flow(self, segment.flow, endpoint, call, syn, now)
+        self.flows[segment.flow] = flow
+        self._half_open += 1
+        self.opened += 1
+        self.poller.add(flow.stream, flow)
+        flow.advance(now)
+        self.touch(flow)
+
+    def _tell(self, syn: bytes, reason: Reason, now: float) -> None:
+        """Tell a caller that nothing came of it: by a reset if it was the other side that said no."""
+        self.failed += 1
+        pkt = Packet.at(bytearray(syn))
+        unreachable = ANSWER[reason]
+        if unreachable is None:
+            answer = derive.rst(pkt)
+        else:
+            assert pkt.ip is not None
+            if len(pkt.ip.dst) == 4:
+                kind, code = icmp.UNREACHABLE, unreachable.v4
+            else:
+                kind, code = icmp.V6_UNREACHABLE, unreachable.v6
+            answer = derive.icmp_error(pkt, kind, code, src=pkt.ip.dst)
+        if answer is not None:
+            self.send(0, [(bytes(answer),)], now)
+
+    def _nothing_else(self, frame: memoryview, now: float) -> None:
+        self.drops["not-tcp"] += 1
+
+    # --- what flows ask for
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as much is held as may be."""
+        return self.held > self.limits.memory
+
+    def touch(self, flow: Flow) -> None:
+        """Have flow pumped when the relay settles."""
+        if not flow.touched:
+            flow.touched = True
+            self._touched.append(flow)
+
+    def transmit(self, flow: Flow, now: float) -> None:
+        """Send what a flow's endpoint has for the guest."""
+        if frames := flow.endpoint.transmit_pieces(now):
+            self.send(0, frames, now)
+
+    def again(self, flow: Flow, now: float) -> None:
+        """Have a flow's call tried again in a while."""
+        self._arm(flow, now + _RETRY_S)
+
+    def refused(self, flow: Flow, reason: Reason, now: float) -> None:
+        """Tell the guest that a call came to nothing, and forget it."""
+        self._tell(flow.syn, reason, now)
+        self._remove(flow)
+
+    # --- time
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when a stream is."""
+        return self.poller.fileno()
+
+    def poll(self, now: float) -> bool:
+        """Take what the streams have to say."""
+        return self.poller.poll(now) or bool(self._more)
+
+    def settle(self, now: float) -> None:
+        """Move what can be moved."""
+        touched = self._touched
+        if more := self._more:
+            for flow in list(islice(more.values(), _PUMPED_MAX)):
+                del more[flow.key]
+                self.touch(flow)
+        if not touched:
+            return
+        self._touched = []
+        for flow in touched:
+            flow.touched = False
+            if self.flows.get(flow.key) is not flow:
+                continue
+            endpoint = flow.endpoint
+            flow.pump(now)
+            endpoint.own()
+            if flow.may_read and flow.has_room:
+                self._more[flow.key] = flow
+            if flow.opening and endpoint.state not in _OPENING:
+                flow.opening = False
+                self._half_open -= 1
+                self.established += 1
+            held = endpoint.readable + flow.written - endpoint.acknowledged
+            if held != flow.held:
+                self.held += held - flow.held
+                flow.held = held
+            if flow.is_over:
+                self._remove(flow)
+                continue
+            due = flow.deadline()
+            if due < flow.armed_at or not flow.armed_at:
+                self._arm(flow, due)
+        del self.buffers[_BUFFERS_MAX:]
+
+    def _arm(self, flow: Flow, due: float) -> None:
+        flow.armed_at = due
+        self._timer += 1
+        heapq.heappush(self._timers, (due, self._timer, flow))
+
+    def deadline(self) -> float | None:
+        """Return when the first flow is to be looked at."""
+        return self._timers[0][0] if self._timers else None
+
+    def wake(self, now: float) -> None:
+        """Look at the flows whose time has come; most were put off since."""
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            at, _, flow = heapq.heappop(timers)
+            if at != flow.armed_at or self.flows.get(flow.key) is not flow:
+                continue
+            due = flow.deadline()
+            if due > now and flow.call is None:
+                self._arm(flow, due)
+                continue
+            flow.armed_at = 0.0
+            flow.wake(now)
+            self.touch(flow)
+
+    def _remove(self, flow: Flow) -> None:
+        if self.flows.get(flow.key) is not flow:
+            return
+        del self.flows[flow.key]
+        self._more.pop(flow.key, None)
+        self.held -= flow.held
+        self._half_open -= flow.opening
+        flow.hang_up()
+
+    def close(self) -> None:
+        """Reset what is left, so that the guest knows."""
+        for flow in list(self.flows.values()):
+            flow.endpoint.abort()
+            self.transmit(flow, 0.0)
+            flow.hang_up()
+        self.flows.clear()
+        self.poller.end()
+
+    def status(self, now: float) -> dict[str, object]:
+        """Return the numbers of connections and octets."""
+        stages: dict[str, int] = {}
+        for flow in self.flows.values():
+            stages[str(flow.stage)] = stages.get(str(flow.stage), 0) + 1
+        return {
+            "connections": stages,
+            "opened": self.opened,
+            "established": self.established,
+            "failed": self.failed,
+            "octets_up": self.octets_up,
+            "octets_down": self.octets_down,
+            "held": self.held,
+        }
+
+    def list_flows(self, now: float) -> list[dict[str, object]]:
+        """Return the status of each flow, of the first thousand."""
+        return [flow.status(now) for flow in islice(self.flows.values(), _FLOWS_SHOWN_MAX)]
