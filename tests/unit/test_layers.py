@@ -16,6 +16,7 @@ RANK = {
     "privilege": 1,
     "socks": 1,
     "watch": 1,
+    "gateway": 2,
     "model": 2,
     "tcp": 2,
     "control": 3,
@@ -30,7 +31,7 @@ RANK = {
 }
 """What may import what: only what ranks lower. A new part of common/ is given its place here."""
 
-SANS_IO = ("packet", "model", "socks", "tcp")
+SANS_IO = ("gateway", "model", "packet", "socks", "tcp")
 IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "time"}
 LINES_MAX = 600
 SEQUENCE_NUMBERS = ("_nxt", "_una", "_seq")

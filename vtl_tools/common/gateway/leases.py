@@ -1,0 +1,112 @@
+"""Who has which address of a small pool, until when. Its size is the pool's, whoever asks."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+OFFER_S = 30.0
+"""How long an offered address is kept for who has not requested it yet."""
+
+DECLINE_S = 600.0
+"""How long an address rests that its client found in use by somebody else."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """mac: None while the address rests. until: seconds, the caller's clock. bound: more than an offer."""
+
+    mac: bytes | None
+    until: float
+    bound: bool
+
+
+class Leases:
+    """The addresses of a pool and their clients. pool: without duplicates.
+
+    A client gets the address that it had, even when that had expired, unless somebody else has it by now. A
+    new client's is made from its Ethernet address, so that it is the same after a restart. When no address
+    is free, the lease goes that would end first: expired ones, then offers, then that of the client that was
+    silent for longest. So whoever makes up Ethernet addresses cannot shut others out for good.
+    """
+
+    def __init__(self, pool: Sequence[bytes]) -> None:
+        if not pool:
+            raise ValueError("there is no address to lease")
+        self._pool = pool
+        self._members = frozenset(pool)
+        self._leases: dict[bytes, Lease] = {}
+        self._by_mac: dict[bytes, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def address_of(self, mac: bytes) -> bytes | None:
+        """Return the address that a client has, was offered, or had."""
+        return self._by_mac.get(mac)
+
+    def offer(self, mac: bytes, wanted: bytes | None, now: float) -> bytes:
+        """Choose an address for a client and keep it for OFFER_S (RFC 2131 section 4.3.1)."""
+        address = self._by_mac.get(mac)
+        if address is None:
+            free = wanted is not None and wanted in self._members and self._is_free(wanted, now)
+            address = wanted if free and wanted is not None else self._choose(mac)
+        had, until = self._leases.get(address), now + OFFER_S
+        bound = had is not None and had.mac == mac and had.bound and had.until > now
+        if had is not None and bound:  # it asks anew, after a reboot: what it has, nobody else may get
+            until = max(until, had.until)
+        self._set(address, Lease(mac, until, bound))
+        return address
+
+    def bind(self, mac: bytes, address: bytes, until: float, now: float) -> bool:
+        """Give a client an address, unless it is not of the pool or somebody else's; say whether it was.
+
+        What was merely offered to somebody else is given: else offers would be a way to shut others out.
+        """
+        if address not in self._members:
+            return False
+        lease = self._leases.get(address)
+        if (
+            lease is not None
+            and lease.mac != mac
+            and lease.until > now
+            and (lease.bound or lease.mac is None)
+        ):
+            return False
+        self._set(address, Lease(mac, until, bound=True))
+        return True
+
+    def release(self, mac: bytes, address: bytes, now: float) -> None:
+        """End a client's lease or offer of an address. It will get it again if it is still free then."""
+        if self._by_mac.get(mac) == address:
+            self._leases[address].until = min(now, self._leases[address].until)
+
+    def decline(self, mac: bytes, address: bytes, now: float) -> None:
+        """Let an address rest that its client found in use (RFC 2131 section 4.3.3)."""
+        if self._by_mac.get(mac) == address:
+            self._set(address, Lease(None, now + DECLINE_S, bound=False))
+
+    def _is_free(self, address: bytes, now: float) -> bool:
+        lease = self._leases.get(address)
+        return lease is None or lease.until <= now
+
+    def _choose(self, mac: bytes) -> bytes:
+        """Return an address that nobody ever had, or else the one whose lease ends first."""
+        if len(self._leases) < len(self._pool):
+            start = zlib.crc32(mac)
+            for i in range(len(self._pool)):
+                address = self._pool[(start + i) % len(self._pool)]
+                if address not in self._leases:
+                    return address
+        return min(self._leases, key=lambda address: self._leases[address].until)
+
+    def _set(self, address: bytes, lease: Lease) -> None:
+        """Replace what is known of an address, and of a client's former one."""
+        old = self._leases.get(address)
+        if old is not None and old.mac is not None:
+            del self._by_mac[old.mac]
+        if lease.mac is not None:
+            former = self._by_mac.pop(lease.mac, None)
+            if former is not None:
+                del self._leases[former]
+            self._by_mac[lease.mac] = address
+        self._leases[address] = lease
