@@ -16,6 +16,7 @@ import click
 from vtl_tools.common.errors import SpecError, VTLError
 
 if TYPE_CHECKING:
+    from vtl_tools.common import control
     from vtl_tools.common.device.base import Device
     from vtl_tools.common.guard import Guard
     from vtl_tools.common.runtime import Options
@@ -153,14 +154,19 @@ verbose_option = click.option(
     help="Say more on standard error; -vv for state changes.",
 )
 
-guard_option = click.option(
-    "--guard",
-    type=click.Choice(["process", "keep", "off"]),
-    default="process",
-    show_default=True,
-    help="Keep the host's stack off the interfaces while the service runs; "
-    "'keep' also afterwards, until vtl-guard clears it.",
-)
+def guard_option_of(default: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Add --guard. A service that guards its guest keeps it by default."""
+    return click.option(
+        "--guard",
+        type=click.Choice(["process", "keep", "off"]),
+        default=default,
+        show_default=True,
+        help="Keep the host's stack off the interfaces while the service runs; "
+        "'keep' also afterwards, until vtl-guard clears it.",
+    )
+
+
+guard_option = guard_option_of("process")
 
 
 def iface_option(*, multiple: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -259,10 +265,11 @@ def run(
     *,
     guard: str,
     workers: int = 1,
+    verbs: "Callable[[Any], dict[str, control.Verb]] | None" = None,
 ) -> None:
     """Run a service until it ends, and exit.
 
-    make_links: makes the links, for a fanout number (0: all flows of the interfaces are ours alone).
+    verbs: what can be asked of the stage beside its status, by name. make_links: makes the links, for a fanout number (0: all flows of the interfaces are ours alone).
     """
     from vtl_tools.common.runtime import Runner
 
@@ -271,7 +278,8 @@ def run(
     links = make_links(0)
     guards = guards_for(links, guard)
     if workers == 1:
-        sys.exit(Runner(make_stage(), links, options, guards).run())
+        stage = make_stage()
+        sys.exit(Runner(stage, links, options, guards, {} if verbs is None else verbs(stage)).run())
     from vtl_tools.common.workers import Workers
 
     def make(number: int) -> Runner:

@@ -114,6 +114,8 @@ class Runner:
         for port, link in enumerate(self.links):
             self.stage.out[port] = _output(link)
             self.stage.out_pieces[port] = link.write_pieces
+            self.stage.on_mtu(port, link.mtu)
+        self.stage.event = self.event
         server = self._control()
         await server.start()
         privilege.keep_only(self._capabilities())
@@ -151,7 +153,7 @@ class Runner:
             server.close()
 
     def _capabilities(self) -> set[int]:
-        kept = {c for link in self.links for c in link.capabilities}
+        kept = {c for link in self.links for c in link.capabilities} | self.stage.capabilities
         return kept | {privilege.NET_ADMIN} if self.guards else kept
 
     def _control(self) -> control.Server:

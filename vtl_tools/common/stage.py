@@ -42,12 +42,17 @@ class Stage:
         """Where a port's link takes frames in pieces, as it would rather have them; see send()."""
         self.sources: list[Source] = []
         self.drops: Counter[str] = Counter()
+        self.event: Callable[..., object] = lambda name, **fields: None
+        """Prints an event, where events are printed."""
         self.share: Callable[[bytes], object] = lambda message: None
         """Tells the other workers of the same service something, in at most 64 octets; may be lost."""
 
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
         """Take frames that came in at a port."""
         raise NotImplementedError
+
+    def on_mtu(self, port: int, octets: int) -> None:
+        """Learn the largest IP packet that a port's link carries, before anything else."""
 
     def on_link(self, port: int, up: bool, now: float) -> None:
         """Learn that a port's link lost its other end, or has it back."""
@@ -77,6 +82,11 @@ class Stage:
         batch = Batch(min(len(frames), SLOTS))
         for i in range(0, len(frames), SLOTS):
             self.out[port](batch.join(frames[i : i + SLOTS]), now)
+
+    @property
+    def capabilities(self) -> frozenset[int]:
+        """What of the process's capabilities the service itself needs while it runs."""
+        return frozenset()
 
     def drop(self, batch: Batch, indices: Iterable[int], reason: str) -> None:
         """Take frames out of a batch, and count them."""

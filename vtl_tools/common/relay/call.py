@@ -49,7 +49,7 @@ class Stream(Protocol):
         ...
 
     def fileno(self) -> int:
-        """Return a descriptor to wait on; -1: there is none, and its maker tells the flow."""
+        """Return a descriptor to wait on; -1: there is none, and it tells its `owner` of events itself."""
         ...
 
 

@@ -40,11 +40,13 @@ class Poller:
         return self._epoll.fileno()
 
     def add(self, stream: Stream, owner: Owner) -> None:
-        """Tell owner of this stream from now on, if it has a descriptor."""
+        """Tell owner of this stream from now on; one without a descriptor tells by itself."""
         fd = stream.fileno()
         if fd >= 0:
             self._owners[fd] = owner
             self._epoll.register(fd, _EDGES)
+        else:
+            stream.owner = owner  # type: ignore[attr-defined]
 
     def close(self, stream: Stream) -> None:
         """Close a stream, and tell nobody of it any more."""

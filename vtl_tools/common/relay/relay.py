@@ -66,7 +66,8 @@ class Limits:
 class Relay(Stage):
     """One port, the guest. dial: returns the call for a path, or why there is none.
 
-    other: takes frames that are no TCP segments; they are borrowed.
+    other: takes frames that are no TCP segments; they are borrowed, as those are that on_loss is shown.
+    on_end: told of each flow that ends.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class Relay(Stage):
         self.flows: dict[bytes, Flow] = {}
         self.buffers: list[bytearray] = []
         self.other: Callable[[memoryview, float], object] = self._nothing_else
+        self.on_loss: Callable[[memoryview, float], object] | None = None
+        self.on_end: Callable[[Flow, float], object] | None = None
         self.octets_up = self.octets_down = self.held = 0
         self.opened = self.established = self.failed = 0
         self._half_open = 0
@@ -106,14 +109,14 @@ class Relay(Stage):
                 self.other(frame, now)
                 continue
             if not frame[0] & 3 and not is_intact(frame):
-                self.drops["checksum"] += 1
+                self.lose(frame, "checksum", now)
                 continue
             flow = flows.get(segment.flow)
-            if flow is None or (segment.flags & SYN and self._is_done(flow)):
+            if flow is None or (segment.flags & SYN and self._is_done(flow, now)):
                 self._stranger(segment, frame, now)
                 continue
             if full and segment.length and flow.held:
-                self.drops["memory"] += 1
+                self.lose(frame, "memory", now)
                 continue
             flow.endpoint.arrive(segment, now)
             flow.heard_at = now
@@ -121,11 +124,11 @@ class Relay(Stage):
                 flow.touched = True
                 touched.append(flow)
 
-    def _is_done(self, flow: Flow) -> bool:
+    def _is_done(self, flow: Flow, now: float) -> bool:
         """Whether a SYN may begin a connection anew, in whose place only TIME-WAIT is; which it then ends."""
         if flow.endpoint.state is not State.TIME_WAIT:
             return False
-        self._remove(flow)
+        self._remove(flow, now)
         return True
 
     def _stranger(self, segment: Segment, frame: memoryview, now: float) -> None:
@@ -135,17 +138,17 @@ class Relay(Stage):
         net = pkt.ip
         assert net is not None
         if pkt.l3_off != _UNTAGGED:
-            self.drops["vlan"] += 1
+            self.lose(frame, "vlan", now)
         elif is_multicast_mac(pkt.eth.dst) or not (is_single_host(net.src) and is_single_host(net.dst)):
-            self.drops["not-unicast"] += 1
+            self.lose(frame, "not-unicast", now)
         elif flags & (SYN | ACK | RST | FIN) != SYN:
-            self.drops["no-connection"] += 1
+            self.lose(frame, "no-connection", now)
             if (answer := derive.rst(pkt)) is not None:
                 self.send(0, [(bytes(answer),)], now)
         elif len(self.flows) >= self.limits.connections:
-            self.drops["too-many-connections"] += 1
+            self.lose(frame, "too-many-connections", now)
         elif self._is_crowd(segment.flow, now):
-            self.drops["half-open"] += 1
+            self.lose(frame, "half-open", now)
         else:
             self._open(segment, bytes(frame), now)
 
@@ -169,14 +172,16 @@ class Relay(Stage):
 
     def _open(self, segment: Segment, syn: bytes, now: float) -> None:
         path = Path.answering(bytearray(syn))
-        call = self.dial(path)
-        if isinstance(call, Reason):
-            self._tell(syn, call, now)
-            return
         endpoint = Endpoint(path, self._secret, now, self.config)
         endpoint.listen()
         endpoint.arrive(segment, now)
-        if not endpoint.asked:
+        try:
+            call = self.dial(path)
+        except OSError:  # no descriptor left: the guest will ask again
+            self.lose(memoryview(syn), "no-descriptor", now)
+            return
+        if isinstance(call, Reason):
+            self._tell(syn, call, now)
             return
         flow = Flow(self, segment.flow, endpoint, call, syn, now)
         self.flows[segment.flow] = flow
@@ -204,7 +209,13 @@ class Relay(Stage):
             self.send(0, [(bytes(answer),)], now)
 
     def _nothing_else(self, frame: memoryview, now: float) -> None:
-        self.drops["not-tcp"] += 1
+        self.lose(frame, "not-tcp", now)
+
+    def lose(self, frame: memoryview, reason: str, now: float) -> None:
+        """Count a frame that goes no further, and show it to who wants to keep it."""
+        self.drops[reason] += 1
+        if self.on_loss is not None:
+            self.on_loss(frame, now)
 
     # --- what flows ask for
 
@@ -231,7 +242,7 @@ class Relay(Stage):
     def refused(self, flow: Flow, reason: Reason, now: float) -> None:
         """Tell the guest that a call came to nothing, and forget it."""
         self._tell(flow.syn, reason, now)
-        self._remove(flow)
+        self._remove(flow, now)
 
     # --- time
 
@@ -271,7 +282,7 @@ class Relay(Stage):
                 self.held += held - flow.held
                 flow.held = held
             if flow.is_over:
-                self._remove(flow)
+                self._remove(flow, now)
                 continue
             due = flow.deadline()
             if due < flow.armed_at or not flow.armed_at:
@@ -302,7 +313,7 @@ class Relay(Stage):
             flow.wake(now)
             self.touch(flow)
 
-    def _remove(self, flow: Flow) -> None:
+    def _remove(self, flow: Flow, now: float) -> None:
         if self.flows.get(flow.key) is not flow:
             return
         del self.flows[flow.key]
@@ -310,6 +321,8 @@ class Relay(Stage):
         self.held -= flow.held
         self._half_open -= flow.opening
         flow.hang_up()
+        if self.on_end is not None:
+            self.on_end(flow, now)
 
     def close(self) -> None:
         """Reset what is left, so that the guest knows."""

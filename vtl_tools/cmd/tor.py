@@ -1,0 +1,475 @@
+"""vtl-tor: carry a guest's TCP connections and names through Tor, and nothing else. Paper section 3.1."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from vtl_tools.common import cli
+from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.errors import Malformed, SpecError
+from vtl_tools.common.packet import derive, icmp
+from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.stage import Stage
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network
+
+    from vtl_tools.common.device.base import Device
+    from vtl_tools.common.gateway.lookups import Lookup
+    from vtl_tools.common.packet.udp import UDP
+    from vtl_tools.common.relay.call import Call, SocksCall
+    from vtl_tools.common.relay.flow import Flow
+    from vtl_tools.common.relay.relay import Limits
+    from vtl_tools.common.runtime import Options
+    from vtl_tools.common.socks import Credentials, Reason
+    from vtl_tools.common.tcp.wire import Path as TCPPath
+    from vtl_tools.common.tor import TorProcess
+
+DEFAULT_SOCKS: Final = "127.0.0.1:9050"
+DHCP: Final = 67
+DNS: Final = 53
+KINDS: Final = {123: "ntp", 443: "quic", 547: "dhcpv6", 1900: "ssdp", 3478: "stun", 5353: "mdns", 5355: "llmnr"}
+"""What a datagram that goes nowhere is counted as, by its destination port."""
+
+
+class Tor(Stage):
+    """One port, the guest. Whoever it calls by TCP, we are; whatever it asks DNS, Tor resolves.
+
+    proxy: (host, port) or a unix socket's path. process: the tor that we started, if any.
+    """
+
+    def __init__(
+        self,
+        proxy: "tuple[str, int] | str",
+        *,
+        isolate: str = "guest",
+        dns: str = "map",
+        dhcp: bool = False,
+        subnet: "IPv4Network | None" = None,
+        limits: "Limits | None" = None,
+        process: "TorProcess | None" = None,
+    ) -> None:
+        from vtl_tools.common.gateway.dns import Mode, Resolver
+        from vtl_tools.common.gateway.network import Network
+        from vtl_tools.common.relay.names import Names
+        from vtl_tools.common.relay.relay import Limits, Relay
+
+        super().__init__(ports=1)
+        self.proxy, self.isolate, self.process, self._dhcp = proxy, isolate, process, dhcp
+        self.network = Network()
+        if subnet is not None:
+            first = subnet[1].packed
+            self.network = Network(subnet=subnet, gateway=first, dns=first)
+        self.relay = Relay(self._call, os.urandom(32), limits=limits or Limits())
+        self.relay.drops = self.drops
+        self.relay.other, self.relay.on_end = self._on_frame, self._on_end
+        self.relay.out, self.relay.out_pieces = self.out, self.out_pieces
+        self.sources = [*self.relay.sources, *([] if process is None else [process])]
+        self.resolver = Resolver(Mode(dns))
+        self.names = Names(self.resolver, self.relay.poller, self._ask, self._say)
+        self._salt = os.urandom(8).hex().encode()
+        self.identity = 0
+        self._streams = 0
+        self.on_mtu(0, 1500)
+
+    def on_mtu(self, port: int, octets: int) -> None:
+        """Speak in packets that the link carries, and tell the guest so."""
+        from vtl_tools.common.gateway.dhcp import Server
+        from vtl_tools.common.gateway.neighbours import Neighbours
+        from vtl_tools.common.gateway.network import MTU_MIN
+
+        self.relay.config = replace(self.relay.config, mtu=max(octets, MTU_MIN))
+        network = replace(self.network, mtu=min(max(octets, MTU_MIN), 1500))
+        self._neighbours, self._leases = Neighbours(network, 0.0), Server(network)
+
+    # --- frames
+
+    def on_batch(self, port: int, batch: Batch, now: float) -> None:
+        """Take the guest's frames: TCP is the relay's, which hands back what is not."""
+        self.relay.on_batch(port, batch, now)
+
+    def _on_frame(self, frame: memoryview, now: float) -> None:
+        try:
+            pkt = Packet.at(frame)
+            reason = self._on_packet(pkt, now)
+        except Malformed:
+            reason = "malformed"
+        if reason:
+            self.relay.lose(frame, reason, now)
+
+    def _on_packet(self, pkt: Packet, now: float) -> str:
+        """Answer what is no TCP segment; return as what it is dropped, "" if it is not."""
+        if pkt.l3_off != VNET + 14:
+            return "vlan"
+        if pkt.arp is not None or pkt.nd is not None:
+            if (answer := self._neighbours.answer(pkt, now)) is not None:
+                self._say(answer, now)
+            return ""
+        net = pkt.ip
+        if net is None:
+            return "ethertype"
+        if net.is_fragment:
+            return "fragment"
+        if (datagram := pkt.udp) is not None:
+            return self._on_datagram(pkt, datagram, now)
+        return "icmp" if pkt.icmp is not None else "tcp" if pkt.tcp is not None else "protocol"
+
+    def _on_datagram(self, pkt: Packet, datagram: "UDP", now: float) -> str:
+        if datagram.dport == DHCP and pkt.ipv4 is not None:
+            if not self._dhcp:
+                return "dhcp"
+            if (answer := self._leases.answer(pkt, now)) is not None:
+                self._say(answer, now)
+            return ""
+        if not pkt.verify():
+            return "checksum"
+        if datagram.dport == DNS:
+            self.names.on_datagram(pkt, now)
+            return ""
+        assert pkt.ip is not None
+        if len(pkt.ip.dst) == 4:
+            kind, code = icmp.UNREACHABLE, icmp.PORT_UNREACHABLE
+        else:
+            kind, code = icmp.V6_UNREACHABLE, icmp.V6_PORT_UNREACHABLE
+        if derive.may_send_error(pkt, kind, code):  # so that QUIC falls back to TCP at once
+            refusal = derive.icmp_error(pkt, kind, code, src=pkt.ip.dst)
+            if refusal is not None:
+                self._say(refusal, now)
+        return KINDS.get(datagram.dport, "udp")
+
+    def _say(self, frame: bytes | bytearray, now: float) -> None:
+        self.send(0, [(bytes(frame),)], now)
+
+    # --- connections
+
+    def _call(self, path: "TCPPath") -> "Call | Reason":
+        """Return how to reach whom the guest calls: by name where the address stands for one."""
+        from vtl_tools.common.relay.call import SocksCall
+        from vtl_tools.common.socks import Reason
+
+        if path.local_port == DNS:
+            return self.names.call(path.remote)
+        name = self.resolver.names.pin(path.local)
+        if name is None and self.resolver.names.owns(path.local):
+            return Reason.HOST_UNREACHABLE  # it stood for a name once, and the guest should ask again
+        credentials = self._credentials(path.remote_mac, path.local, path.local_port)
+        return SocksCall(self.proxy, name or path.local, path.local_port, credentials)
+
+    def _on_end(self, flow: "Flow", now: float) -> None:
+        self.resolver.names.unpin(flow.endpoint.path.local, now)
+
+    def _ask(self, lookup: "Lookup") -> "SocksCall":
+        from vtl_tools.common.relay.call import SocksCall
+
+        credentials = self._credentials(b"dns", str(lookup.target).encode(), DNS)
+        return SocksCall(self.proxy, lookup.target, 0, credentials, lookup.command)
+
+    def _credentials(self, guest: bytes, dest: bytes, port: int) -> "Credentials | None":
+        """Return user and password by which Tor tells apart what may not share a circuit."""
+        from vtl_tools.common.socks import Credentials
+
+        if self.isolate == "none":
+            return Credentials(b"vtl", b"%d" % self.identity) if self.identity else None
+        self._streams += 1
+        apart = {"guest": b"", "dest": dest.hex().encode(), "port": b"%d" % port, "conn": b"%d" % self._streams}
+        user = b"-".join((b"vtl", self._salt, guest.hex().encode(), apart[self.isolate][:64]))
+        return Credentials(user, b"%d" % self.identity)
+
+    def new_identity(self) -> int:
+        """Have what is opened from now on use other circuits than before; return how often that was asked."""
+        self.identity += 1
+        self.resolver.forget()
+        return self.identity
+
+    # --- time
+
+    def settle(self, now: float) -> None:
+        """Move what can be moved."""
+        self.relay.settle(now)
+        while self.names.settle(now):
+            self.relay.settle(now)
+
+    def deadline(self) -> float | None:
+        """Return when the first of its parts is due."""
+        parts = self.relay.deadline(), self.names.deadline(), self._neighbours.deadline()
+        return min((due for due in parts if due is not None), default=None)
+
+    def wake(self, now: float) -> None:
+        """Do what is due."""
+        self.relay.wake(now)
+        self.names.wake(now)
+        if (advertisement := self._neighbours.wake(now)) is not None:
+            self._say(advertisement, now)
+
+    def status(self, now: float) -> dict[str, object]:
+        """Return what is carried, and by whom."""
+        host = self.proxy if isinstance(self.proxy, str) else f"{self.proxy[0]}:{self.proxy[1]}"
+        tor: dict[str, object] = {"socks": host, "isolate": self.isolate, "identity": self.identity}
+        if self.process is not None:
+            tor |= {"bootstrapped": self.process.percent, "restarts": self.process.restarts}
+        names = {"queries": self.names.queries, "names": len(self.resolver.names)}
+        return {"tor": tor, **self.relay.status(now), "dns": names}
+
+
+class Proxy(click.ParamType):
+    """HOST:PORT, or unix:PATH."""
+
+    name = "proxy"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int] | str:
+        """Take it apart."""
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        if value.startswith("unix:") and len(value) > len("unix:"):
+            return value.removeprefix("unix:")
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            self.fail(f"{value!r}: write HOST:PORT or unix:PATH, such as {DEFAULT_SOCKS}", param, ctx)
+        return host.strip("[]"), int(port)
+
+
+class Subnet(click.ParamType):
+    """An IPv4 network."""
+
+    name = "subnet"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it."""
+        from ipaddress import IPv4Network
+
+        try:
+            network = IPv4Network(value)
+        except ValueError as e:
+            self.fail(f"{e}; write a network such as 10.0.2.0/24", param, ctx)
+        if not 8 <= network.prefixlen <= 29:
+            self.fail(f"{value}: write a network of 8 to 29 bits", param, ctx)
+        return network
+
+
+socks_option = click.option(
+    "--socks",
+    type=Proxy(),
+    metavar="HOST:PORT",
+    default=DEFAULT_SOCKS,
+    show_default=True,
+    help="Tor's SOCKS port, or unix:PATH.",
+)
+
+
+@click.group("vtl-tor", cls=cli.Tool)
+@cli.iface_option()
+@socks_option
+@click.option("--start-tor", is_flag=True, help="Start a tor of our own, in the place of --socks.")
+@click.option(
+    "--torrc",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    metavar="FILE",
+    help="Further configuration for --start-tor.",
+)
+@click.option(
+    "--isolate",
+    type=click.Choice(["none", "guest", "dest", "port", "conn"]),
+    default="guest",
+    show_default=True,
+    help="What may not share a circuit: nothing, guests, destinations, ports, or connections.",
+)
+@click.option(
+    "--dns",
+    type=click.Choice(["map", "resolve"]),
+    default="map",
+    show_default=True,
+    help="Answer with an address that stands for the name, or with what Tor resolves it to.",
+)
+@click.option("--dhcp", is_flag=True, help="Hand out addresses, so that a guest needs no setting.")
+@click.option(
+    "--subnet", type=Subnet(), metavar="NETWORK", help="For --dhcp.  [default: 10.0.2.0/24]"
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(1, 1 << 20),
+    default=65536,
+    show_default=True,
+    metavar="N",
+    help="Connections of the guest at once.",
+)
+@click.option(
+    "--memory",
+    type=click.IntRange(1, 1 << 20),
+    default=256,
+    show_default=True,
+    metavar="MIB",
+    help="What may wait for the slower side, of all connections together.",
+)
+@click.option(
+    "--idle", type=click.IntRange(1), default=7440, show_default=True, metavar="SECONDS",
+    help="Reset a connection that was silent for so long.",
+)
+@click.option(
+    "--pcap-dropped",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Keep the frames that are dropped (pcapng).",
+)
+@click.option("--check/--no-check", default=True, help="See first that the proxy answers (default).")
+@cli.guard_option_of("keep")
+@cli.common_options
+def main(
+    iface: str,
+    socks: tuple[str, int] | str,
+    start_tor: bool,
+    torrc: Path | None,
+    connections: int,
+    memory: int,
+    idle: int,
+    pcap_dropped: Path | None,
+    check: bool,
+    guard: str,
+    options: "Options",
+    **settings: Any,
+) -> None:
+    """Carry a guest's TCP connections and its names through Tor, and drop everything else.
+
+    \b
+    vtl-tor --iface vmnet1
+    vtl-tor --iface tap:vtl0 --start-tor --dhcp
+    """
+    if not iface:
+        raise click.UsageError("give --iface: the interface that the guest is behind")
+    if torrc is not None and not start_tor:
+        raise click.UsageError("--torrc configures the tor of --start-tor: give both")
+    user = None if settings["isolate"] == "none" else "vtl-check"
+    if check and not start_tor:
+        from vtl_tools.common.proxy_check import described, probe
+
+        if not probe(socks, user).is_tor:
+            log.warning("%s: answers, and is not Tor: it sees where the guest goes", described(socks))
+    many_descriptors()
+
+    def make_stage() -> Tor:
+        from vtl_tools.common.relay.relay import Limits
+        from vtl_tools.common.tor import TorProcess
+
+        process = TorProcess("" if torrc is None else torrc.read_text()) if start_tor else None
+        limits = Limits(connections=connections, memory=memory << 20, idle_s=idle)
+        stage = Tor(socks if process is None else process.socks, limits=limits, process=process, **settings)
+        if process is not None:
+            process.on_progress = partial(_show_progress, stage)
+        if pcap_dropped is not None:
+            stage.relay.on_loss = Kept(pcap_dropped, iface)
+        return stage
+
+    cli.run(
+        make_stage,
+        lambda _: [open_device(iface)],
+        options,
+        guard=guard,
+        verbs=lambda stage: {
+            "newnym": lambda _: stage.new_identity(),
+            "flows": lambda _: stage.relay.list_flows(),
+        },
+    )
+
+
+class Kept:
+    """Writes the frames that are dropped to a file, up to a size that no guest can exceed."""
+
+    OCTETS_MAX: Final = 256 << 20
+
+    def __init__(self, path: Path, link: str) -> None:
+        from vtl_tools.common.device.capture import CaptureWriter
+
+        self._writer, self._link = CaptureWriter("--pcap-dropped", str(path)), link
+        self._room = self.OCTETS_MAX
+        atexit.register(self._writer.close)
+
+    def __call__(self, frame: memoryview, now: float) -> None:
+        """Keep a frame."""
+        from vtl_tools.common.device.capture import INBOUND
+
+        self._room -= len(frame)
+        if self._room >= 0:
+            self._writer.write(self._link, [frame[VNET:]], INBOUND, time.time())
+
+
+def _show_progress(stage: Tor, percent: int, what: str) -> None:
+    stage.event("bootstrap", percent=percent, what=what)
+    if sys.stderr.isatty():
+        print(f"\rtor: {percent:3d} % {what:<60.60}", end="\n" if percent == 100 else "", file=sys.stderr)
+
+
+def _ask_each(verb: str, link: str | None) -> list[Any]:
+    from vtl_tools.common import control
+
+    return [control.ask(path, verb) for path in control.find("vtl-tor", link)]
+
+
+link_argument = click.argument("link", required=False)
+
+
+@main.command(epilog=cli.EPILOG)
+@link_argument
+@cli.verbose_option
+def newnym(link: str | None) -> None:
+    """Have connections that are opened from now on take other circuits.
+
+    LINK is the service's link, or the path of its control socket; without it all are told.
+    """
+    for number in _ask_each("newnym", link):
+        click.echo(f"identity {number}", err=True)
+
+
+@main.command(epilog=cli.EPILOG)
+@link_argument
+@cli.json_option
+@cli.verbose_option
+def flows(link: str | None, json: bool) -> None:
+    """List the connections that are carried: from where to where, how far, and how much."""
+    found = [flow for flows in _ask_each("flows", link) for flow in flows]
+    if json:
+        cli.print_json(found)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for title in ("from", "to", "stage", "state", "age", "up", "down", "waiting"):
+        table.add_column(title, justify="right" if title in ("age", "up", "down", "waiting") else "left")
+    for flow in found:
+        to = flow["name"] or flow["to"]
+        table.add_row(
+            f"{flow['from']} {flow['from_port']}", f"{to} {flow['to_port']}", flow["stage"], flow["state"],
+            f"{flow['age_s']:.0f} s", *(f"{flow[key]:,}" for key in ("octets_up", "octets_down", "held")),
+        )  # fmt: skip
+    Console().print(table)
+
+
+@main.command(epilog=cli.EPILOG)
+@socks_option
+@click.option("--url", metavar="URL", help="A web service that answers with the address it sees.")
+@cli.json_option
+@cli.verbose_option
+def check(socks: tuple[str, int] | str, url: str | None, json: bool) -> None:
+    """See whether the proxy answers, whether it is Tor, and what address the world sees."""
+    from vtl_tools.common.proxy_check import CHECK_URL, described, exit_address, probe
+
+    report = probe(socks)
+    result: dict[str, object] = {"socks": described(socks), "is_tor": report.is_tor}
+    if not json:
+        click.echo(f"{described(socks)}: {'is Tor' if report.is_tor else 'answers, and is not Tor'}")
+    seen = exit_address(socks, url or CHECK_URL)
+    if json:
+        cli.print_json([{**result, "seen": seen}])
+    else:
+        click.echo(f"the world sees {seen.get('IP', seen)}")
+    if not report.is_tor:
+        raise VTLError(f"{described(socks)}: not Tor: it sees where a guest goes; name Tor's SOCKS port")
+
+
+cli.status_verb(main)

@@ -1,0 +1,131 @@
+"""Is the proxy there, is it Tor, and whom does the world see? Judged by PySocks, a client that is not ours."""
+
+import contextlib
+import json
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+import socks
+
+from vtl_tools.common.errors import VTLError
+
+PATIENCE_S: Final = 10.0
+EXIT_PATIENCE_S: Final = 60.0
+"""A circuit takes a while."""
+
+CHECK_URL: Final = "http://check.torproject.org/api/ip"
+"""Answers with what it sees, as {"IsTor": true, "IP": "192.0.2.1"}."""
+
+_IMPOSSIBLE: Final = "a" * 56 + ".onion"
+"""An address whose checksum is wrong, so that Tor refuses it at once, by itself."""
+
+_ANSWER_MAX: Final = 16384
+_BAD_ONION: Final = "0xf6"
+
+Proxy = tuple[str, int] | str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found. says: the proxy's own word on a name that cannot be."""
+
+    is_tor: bool
+    says: str
+
+
+class _UnixSocks(socks.socksocket):  # type: ignore[misc] # bears no types
+    """PySocks by way of a unix socket, which it does not foresee."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(socket.AF_UNIX)
+        self._path = path
+
+    def _proxy_addr(self) -> str:
+        return self._path
+
+
+def described(proxy: Proxy) -> str:
+    """Return a proxy as the user writes it."""
+    return f"unix:{proxy}" if isinstance(proxy, str) else f"{proxy[0]}:{proxy[1]}"
+
+
+def probe(proxy: Proxy, user: str | None = None) -> Report:
+    """See whether a SOCKS 5 proxy answers, and whether it is Tor. user: to be told apart by, with a password.
+
+    Raises VTLError, in one line, if it does not.
+    """
+    name = described(proxy)
+    try:
+        with _socket(proxy, PATIENCE_S, user) as sock:
+            sock.connect((_IMPOSSIBLE, 80))
+            says = "it connected to a name that cannot be"
+    except socks.ProxyConnectionError as e:
+        raise VTLError(f"{name}: {_why(e)}; start tor there, or one of our own with --start-tor") from None
+    except socks.SOCKS5AuthError:
+        raise VTLError(f"{name}: takes no user and password; give --isolate none") from None
+    except socks.SOCKS5Error as e:
+        says = str(e)
+    except (socks.ProxyError, OSError) as e:
+        raise VTLError(f"{name}: does not speak SOCKS 5: {_why(e)}; name Tor's SOCKS port") from None
+    return Report(_BAD_ONION in says or _says_so(proxy), says)
+
+
+def exit_address(proxy: Proxy, url: str = CHECK_URL, user: str | None = None) -> dict[str, object]:
+    """Ask a web service, through the proxy, what it sees; return its answer: a JSON object, or {"IP": ...}.
+
+    Raises VTLError if there is none.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise VTLError(f"{url}: write an http:// address")
+    try:
+        with _socket(proxy, EXIT_PATIENCE_S, user) as sock:
+            sock.connect((parts.hostname, parts.port or 80))
+            sock.sendall(f"GET {parts.path or '/'} HTTP/1.0\r\nHost: {parts.hostname}\r\n\r\n".encode())
+            answer = b""
+            while len(answer) < _ANSWER_MAX and (more := sock.recv(4096)):
+                answer += more
+    except (socks.ProxyError, OSError) as e:
+        raise VTLError(f"{url}: not reached through {described(proxy)}: {_why(e)}") from None
+    body = answer.partition(b"\r\n\r\n")[2].decode(errors="replace").strip()
+    with contextlib.suppress(ValueError):
+        found = json.loads(body)
+        if isinstance(found, dict):
+            return found
+    if found := re.fullmatch(r"[0-9a-fA-F.:]{3,45}", body):
+        return {"IP": found[0]}
+    raise VTLError(f"{url}: what it answers through {described(proxy)} tells no address")
+
+
+@contextlib.contextmanager
+def _socket(proxy: Proxy, timeout_s: float, user: str | None) -> Iterator["socks.socksocket"]:
+    password = None if user is None else "check"
+    if isinstance(proxy, str):
+        sock = _UnixSocks(proxy)
+        sock.set_proxy(socks.SOCKS5, "unix", 1, rdns=True, username=user, password=password)
+    else:
+        sock = socks.socksocket()
+        sock.set_proxy(socks.SOCKS5, *proxy, rdns=True, username=user, password=password)
+    with sock:
+        sock.settimeout(timeout_s)
+        yield sock
+
+
+def _says_so(proxy: Proxy) -> bool:
+    """Whether it answers a browser that took it for another kind of proxy as Tor does."""
+    family = socket.AF_UNIX if isinstance(proxy, str) else socket.AF_INET6 if ":" in proxy[0] else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family) as sock:
+        sock.settimeout(PATIENCE_S)
+        sock.connect(proxy)
+        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return b"Tor is not an HTTP Proxy" in sock.recv(_ANSWER_MAX)
+    return False
+
+
+def _why(error: Exception) -> str:
+    inner = getattr(error, "socket_err", None) or error
+    return getattr(inner, "strerror", None) or " ".join(str(inner).split()) or type(inner).__name__
