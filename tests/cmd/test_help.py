@@ -9,7 +9,7 @@ import pytest
 
 from tests.cmd.tools import BIN, TOOLS, command, executables
 
-SLOW = {"asyncio", "rich", "scapy"}
+SLOW = {"asyncio", "dns", "rich", "scapy"}
 """Each costs a tenth of a second or more: imported where it is used."""
 
 LOADED = """

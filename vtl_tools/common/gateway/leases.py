@@ -49,7 +49,7 @@ class Leases:
         address = self._by_mac.get(mac)
         if address is None:
             free = wanted is not None and wanted in self._members and self._is_free(wanted, now)
-            address = wanted if free and wanted is not None else self._choose(mac)
+            address = wanted if free and wanted is not None else self._choose(mac, now)
         had, until = self._leases.get(address), now + OFFER_S
         bound = had is not None and had.mac == mac and had.bound and had.until > now
         if had is not None and bound:  # it asks anew, after a reboot: what it has, nobody else may get
@@ -89,15 +89,20 @@ class Leases:
         lease = self._leases.get(address)
         return lease is None or lease.until <= now
 
-    def _choose(self, mac: bytes) -> bytes:
-        """Return an address that nobody ever had, or else the one whose lease ends first."""
+    def _choose(self, mac: bytes, now: float) -> bytes:
+        """Return an address that nobody ever had, or else the one that is missed least."""
         if len(self._leases) < len(self._pool):
             start = zlib.crc32(mac)
             for i in range(len(self._pool)):
                 address = self._pool[(start + i) % len(self._pool)]
                 if address not in self._leases:
                     return address
-        return min(self._leases, key=lambda address: self._leases[address].until)
+
+        def value(address: bytes) -> tuple[bool, float]:
+            lease = self._leases[address]
+            return lease.bound and lease.until > now, lease.until
+
+        return min(self._leases, key=value)
 
     def _set(self, address: bytes, lease: Lease) -> None:
         """Replace what is known of an address, and of a client's former one."""

@@ -1,0 +1,137 @@
+"""Addresses that stand for names: a guest asks for a name, gets one, and connects to it.
+
+So a name reaches Tor as a name, without a look-up that would take seconds, and a name that has no address
+at all, such as an onion service's, can be connected to.
+"""
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final
+
+_PROBES: Final = 16
+_LAST_OCTETS: Final = 254
+"""Addresses of a /24 that are used: some stacks take one that ends in 0 or 255 for a broadcast."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    name: str
+    slot: int
+    until: float
+    pins: int = 0
+
+
+class NameMap:
+    """A bounded table of names and their addresses; a name has one of each IP version.
+
+    names_max: beyond that, the name that was asked for longest ago gives its address up; but none does whose
+    address a connection uses (pin), or that was asked for less than keep_s seconds ago. ipv6: None for none.
+
+    An address is made from its name, so that after a restart a name most likely gets the one that guests
+    still remember, and another name does not.
+    """
+
+    def __init__(self, ipv4: IPv4Network, ipv6: IPv6Network | None, *, names_max: int, keep_s: float) -> None:
+        size = ipv4.num_addresses
+        self._slots = size // 256 * _LAST_OCTETS if size >= 256 else size - 2
+        if self._slots < 1 or (ipv6 is not None and ipv6.num_addresses <= self._slots):
+            raise ValueError(f"{ipv4} or {ipv6}: too small for names")
+        self._ipv4, self._ipv6 = ipv4, ipv6
+        self._first4 = int(ipv4.network_address)
+        self._first6 = 0 if ipv6 is None else int(ipv6.network_address)
+        self._names_max = min(names_max, self._slots)
+        self._keep_s = keep_s
+        self._by_name: dict[str, _Entry] = {}
+        self._by_slot: dict[int, _Entry] = {}
+        self._idle: OrderedDict[str, _Entry] = OrderedDict()  # not pinned, by when they may go
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    @property
+    def has_ipv6(self) -> bool:
+        """Whether a name has an IPv6 address as well."""
+        return self._ipv6 is not None
+
+    def address_of(self, name: str, now: float, *, ipv6: bool = False) -> bytes | None:
+        """Return the address that stands for a name, in lower case; None: the table is full."""
+        entry = self._by_name.get(name) or self._add(name)
+        if entry is None:
+            entry = self._add(name) if self._evict(now) else None
+        if entry is None:
+            return None
+        entry.until = now + self._keep_s
+        if not entry.pins:
+            self._idle.move_to_end(name)
+        if ipv6:
+            return (self._first6 + 1 + entry.slot).to_bytes(16, "big")
+        high, low = divmod(entry.slot, _LAST_OCTETS)
+        return (self._first4 + (high << 8) + 1 + low).to_bytes(4, "big")
+
+    def name_of(self, address: bytes) -> str | None:
+        """Return the name that an address stands for; None: none, or none any more."""
+        entry = self._entry(address)
+        return None if entry is None else entry.name
+
+    def owns(self, address: bytes) -> bool:
+        """Say whether an address is of the ranges that names get theirs from."""
+        number = int.from_bytes(address, "big")
+        if len(address) == 4:
+            return 0 <= number - self._first4 < self._ipv4.num_addresses
+        return self._ipv6 is not None and 0 <= number - self._first6 < self._ipv6.num_addresses
+
+    def pin(self, address: bytes) -> str | None:
+        """Keep an address for its name until as many calls of unpin(); return the name, None as name_of()."""
+        entry = self._entry(address)
+        if entry is None:
+            return None
+        entry.pins += 1
+        self._idle.pop(entry.name, None)
+        return entry.name
+
+    def unpin(self, address: bytes, now: float) -> None:
+        """Take one pin back. The address is kept for keep_s from now on. Harmless where there is no pin."""
+        entry = self._entry(address)
+        if entry is None or not entry.pins:
+            return
+        entry.pins -= 1
+        entry.until = now + self._keep_s
+        if not entry.pins:
+            self._idle[entry.name] = entry
+
+    def _entry(self, address: bytes) -> _Entry | None:
+        if not self.owns(address):
+            return None
+        if len(address) == 16:
+            return self._by_slot.get(int.from_bytes(address, "big") - self._first6 - 1)
+        high, low = divmod(int.from_bytes(address, "big") - self._first4, 256)
+        return self._by_slot.get(high * _LAST_OCTETS + low - 1) if 1 <= low <= _LAST_OCTETS else None
+
+    def _add(self, name: str) -> _Entry | None:
+        if len(self._by_name) >= self._names_max:
+            return None
+        entry = _Entry(name, self._free_slot(name), 0.0)
+        self._by_name[name] = self._by_slot[entry.slot] = self._idle[name] = entry
+        return entry
+
+    def _free_slot(self, name: str) -> int:
+        """Return a slot that nobody has. Each probe is another hash: names cannot be made to queue."""
+        slot = 0
+        for probe in range(_PROBES):
+            digest = hashlib.blake2b(name.encode(), digest_size=8, salt=bytes((probe,))).digest()
+            slot = int.from_bytes(digest, "big") % self._slots
+            if slot not in self._by_slot:
+                return slot
+        while slot in self._by_slot:
+            slot = (slot + 1) % self._slots
+        return slot
+
+    def _evict(self, now: float) -> bool:
+        """Forget the name that was asked for longest ago, if that is long enough; say whether one was."""
+        entry = next(iter(self._idle.values()), None)
+        if entry is None or entry.until > now:
+            return False
+        del self._by_name[entry.name], self._by_slot[entry.slot], self._idle[entry.name]
+        return True
