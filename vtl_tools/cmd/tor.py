@@ -1,17 +1,22 @@
 """vtl-tor: carry a guest's TCP connections and names through Tor, and nothing else. Paper section 3.1."""
 
+import atexit
+import logging
 import os
-from collections.abc import Sequence
+import resource
+import sys
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from vtl_tools.common import cli
 from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.errors import Malformed, SpecError
-from vtl_tools.common.packet import derive, icmp
+from vtl_tools.common.errors import Malformed, VTLError
+from vtl_tools.common.packet import address, derive, icmp
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.stage import Stage
@@ -19,7 +24,6 @@ from vtl_tools.common.stage import Stage
 if TYPE_CHECKING:
     from ipaddress import IPv4Network
 
-    from vtl_tools.common.device.base import Device
     from vtl_tools.common.gateway.lookups import Lookup
     from vtl_tools.common.packet.udp import UDP
     from vtl_tools.common.relay.call import Call, SocksCall
@@ -30,10 +34,20 @@ if TYPE_CHECKING:
     from vtl_tools.common.tcp.wire import Path as TCPPath
     from vtl_tools.common.tor import TorProcess
 
+log = logging.getLogger(__name__)
+
 DEFAULT_SOCKS: Final = "127.0.0.1:9050"
 DHCP: Final = 67
 DNS: Final = 53
-KINDS: Final = {123: "ntp", 443: "quic", 547: "dhcpv6", 1900: "ssdp", 3478: "stun", 5353: "mdns", 5355: "llmnr"}
+KINDS: Final = {
+    123: "ntp",
+    443: "quic",
+    547: "dhcpv6",
+    1900: "ssdp",
+    3478: "stun",
+    5353: "mdns",
+    5355: "llmnr",
+}
 """What a datagram that goes nowhere is counted as, by its destination port."""
 
 
@@ -47,6 +61,7 @@ class Tor(Stage):
         self,
         proxy: "tuple[str, int] | str",
         *,
+        pipelined: bool = False,
         isolate: str = "guest",
         dns: str = "map",
         dhcp: bool = False,
@@ -61,6 +76,7 @@ class Tor(Stage):
 
         super().__init__(ports=1)
         self.proxy, self.isolate, self.process, self._dhcp = proxy, isolate, process, dhcp
+        self._pipelined = pipelined
         self.network = Network()
         if subnet is not None:
             first = subnet[1].packed
@@ -158,7 +174,9 @@ class Tor(Stage):
         if name is None and self.resolver.names.owns(path.local):
             return Reason.HOST_UNREACHABLE  # it stood for a name once, and the guest should ask again
         credentials = self._credentials(path.remote_mac, path.local, path.local_port)
-        return SocksCall(self.proxy, name or path.local, path.local_port, credentials)
+        return SocksCall(
+            self.proxy, name or path.local, path.local_port, credentials, pipelined=self._pipelined
+        )
 
     def _on_end(self, flow: "Flow", now: float) -> None:
         self.resolver.names.unpin(flow.endpoint.path.local, now)
@@ -167,7 +185,7 @@ class Tor(Stage):
         from vtl_tools.common.relay.call import SocksCall
 
         credentials = self._credentials(b"dns", str(lookup.target).encode(), DNS)
-        return SocksCall(self.proxy, lookup.target, 0, credentials, lookup.command)
+        return SocksCall(self.proxy, lookup.target, 0, credentials, lookup.command, pipelined=self._pipelined)
 
     def _credentials(self, guest: bytes, dest: bytes, port: int) -> "Credentials | None":
         """Return user and password by which Tor tells apart what may not share a circuit."""
@@ -176,7 +194,12 @@ class Tor(Stage):
         if self.isolate == "none":
             return Credentials(b"vtl", b"%d" % self.identity) if self.identity else None
         self._streams += 1
-        apart = {"guest": b"", "dest": dest.hex().encode(), "port": b"%d" % port, "conn": b"%d" % self._streams}
+        apart = {
+            "guest": b"",
+            "dest": dest.hex().encode(),
+            "port": b"%d" % port,
+            "conn": b"%d" % self._streams,
+        }
         user = b"-".join((b"vtl", self._salt, guest.hex().encode(), apart[self.isolate][:64]))
         return Credentials(user, b"%d" % self.identity)
 
@@ -206,6 +229,13 @@ class Tor(Stage):
         if (advertisement := self._neighbours.wake(now)) is not None:
             self._say(advertisement, now)
 
+    def flows(self, now: float) -> list[dict[str, object]]:
+        """Return the status of each connection, with the name that was called, if it was one."""
+        listed = self.relay.list_flows(now)
+        for flow in listed:
+            flow["name"] = self.resolver.name_of(address.ip(str(flow["to"])))
+        return listed
+
     def status(self, now: float) -> dict[str, object]:
         """Return what is carried, and by whom."""
         host = self.proxy if isinstance(self.proxy, str) else f"{self.proxy[0]}:{self.proxy[1]}"
@@ -216,7 +246,7 @@ class Tor(Stage):
         return {"tor": tor, **self.relay.status(now), "dns": names}
 
 
-class Proxy(click.ParamType):
+class Proxy(click.ParamType[Any]):
     """HOST:PORT, or unix:PATH."""
 
     name = "proxy"
@@ -235,7 +265,7 @@ class Proxy(click.ParamType):
         return host.strip("[]"), int(port)
 
 
-class Subnet(click.ParamType):
+class Subnet(click.ParamType[Any]):
     """An IPv4 network."""
 
     name = "subnet"
@@ -288,9 +318,7 @@ socks_option = click.option(
     help="Answer with an address that stands for the name, or with what Tor resolves it to.",
 )
 @click.option("--dhcp", is_flag=True, help="Hand out addresses, so that a guest needs no setting.")
-@click.option(
-    "--subnet", type=Subnet(), metavar="NETWORK", help="For --dhcp.  [default: 10.0.2.0/24]"
-)
+@click.option("--subnet", type=Subnet(), metavar="NETWORK", help="For --dhcp.  [default: 10.0.2.0/24]")
 @click.option(
     "--connections",
     type=click.IntRange(1, 1 << 20),
@@ -308,7 +336,11 @@ socks_option = click.option(
     help="What may wait for the slower side, of all connections together.",
 )
 @click.option(
-    "--idle", type=click.IntRange(1), default=7440, show_default=True, metavar="SECONDS",
+    "--idle",
+    type=click.IntRange(1),
+    default=7440,
+    show_default=True,
+    metavar="SECONDS",
     help="Reset a connection that was silent for so long.",
 )
 @click.option(
@@ -318,6 +350,11 @@ socks_option = click.option(
     help="Keep the frames that are dropped (pcapng).",
 )
 @click.option("--check/--no-check", default=True, help="See first that the proxy answers (default).")
+@click.option(
+    "--pipeline/--no-pipeline",
+    default=None,
+    help="Ask the proxy without waiting for its greeting.  [default: if it is found to be Tor]",
+)
 @cli.guard_option_of("keep")
 @cli.common_options
 def main(
@@ -330,6 +367,7 @@ def main(
     idle: int,
     pcap_dropped: Path | None,
     check: bool,
+    pipeline: bool | None,
     guard: str,
     options: "Options",
     **settings: Any,
@@ -345,12 +383,18 @@ def main(
     if torrc is not None and not start_tor:
         raise click.UsageError("--torrc configures the tor of --start-tor: give both")
     user = None if settings["isolate"] == "none" else "vtl-check"
+    is_tor = start_tor
     if check and not start_tor:
         from vtl_tools.common.proxy_check import described, probe
 
-        if not probe(socks, user).is_tor:
+        is_tor = probe(socks, user).is_tor
+        if not is_tor:
             log.warning("%s: answers, and is not Tor: it sees where the guest goes", described(socks))
-    many_descriptors()
+    from vtl_tools.common.device.spec import open_device
+    from vtl_tools.common.guard import MARK
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     def make_stage() -> Tor:
         from vtl_tools.common.relay.relay import Limits
@@ -358,7 +402,13 @@ def main(
 
         process = TorProcess("" if torrc is None else torrc.read_text()) if start_tor else None
         limits = Limits(connections=connections, memory=memory << 20, idle_s=idle)
-        stage = Tor(socks if process is None else process.socks, limits=limits, process=process, **settings)
+        stage = Tor(
+            socks if process is None else process.socks,
+            limits=limits,
+            process=process,
+            pipelined=is_tor if pipeline is None else pipeline,
+            **settings,
+        )
         if process is not None:
             process.on_progress = partial(_show_progress, stage)
         if pcap_dropped is not None:
@@ -367,12 +417,12 @@ def main(
 
     cli.run(
         make_stage,
-        lambda _: [open_device(iface)],
+        lambda _: [open_device(iface, mark=MARK)],
         options,
         guard=guard,
         verbs=lambda stage: {
             "newnym": lambda _: stage.new_identity(),
-            "flows": lambda _: stage.relay.list_flows(),
+            "flows": lambda _: stage.flows(time.monotonic()),
         },
     )
 

@@ -154,6 +154,7 @@ verbose_option = click.option(
     help="Say more on standard error; -vv for state changes.",
 )
 
+
 def guard_option_of(default: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Add --guard. A service that guards its guest keeps it by default."""
     return click.option(
@@ -269,7 +270,8 @@ def run(
 ) -> None:
     """Run a service until it ends, and exit.
 
-    verbs: what can be asked of the stage beside its status, by name. make_links: makes the links, for a fanout number (0: all flows of the interfaces are ours alone).
+    make_links: makes the links, for a fanout number (0: all flows of the interfaces are ours alone).
+    verbs: what can be asked of the stage beside its status, by name.
     """
     from vtl_tools.common.runtime import Runner
 

@@ -1,4 +1,4 @@
-"""Is the proxy there, is it Tor, and whom does the world see? Judged by PySocks, a client that is not ours."""
+"""Is the proxy there, is it Tor, whom does the world see? Judged by PySocks, a client that is not ours."""
 
 import contextlib
 import json
@@ -63,14 +63,17 @@ def probe(proxy: Proxy, user: str | None = None) -> Report:
         with _socket(proxy, PATIENCE_S, user) as sock:
             sock.connect((_IMPOSSIBLE, 80))
             says = "it connected to a name that cannot be"
-    except socks.ProxyConnectionError as e:
-        raise VTLError(f"{name}: {_why(e)}; start tor there, or one of our own with --start-tor") from None
-    except socks.SOCKS5AuthError:
-        raise VTLError(f"{name}: takes no user and password; give --isolate none") from None
-    except socks.SOCKS5Error as e:
-        says = str(e)
     except (socks.ProxyError, OSError) as e:
-        raise VTLError(f"{name}: does not speak SOCKS 5: {_why(e)}; name Tor's SOCKS port") from None
+        cause = getattr(e, "socket_err", None) or e  # PySocks wraps its own errors
+        if isinstance(cause, socks.SOCKS5Error):
+            says = str(cause)
+        elif isinstance(cause, socks.SOCKS5AuthError):
+            raise VTLError(f"{name}: takes no user and password; give --isolate none") from None
+        elif isinstance(e, socks.ProxyConnectionError):
+            remedy = "start tor there, or one of our own with --start-tor"
+            raise VTLError(f"{name}: {_why(cause)}; {remedy}") from None
+        else:
+            raise VTLError(f"{name}: does not speak SOCKS 5: {_why(cause)}; name Tor's SOCKS port") from None
     return Report(_BAD_ONION in says or _says_so(proxy), says)
 
 
@@ -90,7 +93,9 @@ def exit_address(proxy: Proxy, url: str = CHECK_URL, user: str | None = None) ->
             while len(answer) < _ANSWER_MAX and (more := sock.recv(4096)):
                 answer += more
     except (socks.ProxyError, OSError) as e:
-        raise VTLError(f"{url}: not reached through {described(proxy)}: {_why(e)}") from None
+        raise VTLError(
+            f"{url}: not reached through {described(proxy)}: {_why(getattr(e, 'socket_err', None) or e)}"
+        ) from None
     body = answer.partition(b"\r\n\r\n")[2].decode(errors="replace").strip()
     with contextlib.suppress(ValueError):
         found = json.loads(body)
@@ -117,7 +122,9 @@ def _socket(proxy: Proxy, timeout_s: float, user: str | None) -> Iterator["socks
 
 def _says_so(proxy: Proxy) -> bool:
     """Whether it answers a browser that took it for another kind of proxy as Tor does."""
-    family = socket.AF_UNIX if isinstance(proxy, str) else socket.AF_INET6 if ":" in proxy[0] else socket.AF_INET
+    family = (
+        socket.AF_UNIX if isinstance(proxy, str) else socket.AF_INET6 if ":" in proxy[0] else socket.AF_INET
+    )
     with contextlib.suppress(OSError), socket.socket(family) as sock:
         sock.settimeout(PATIENCE_S)
         sock.connect(proxy)
@@ -127,5 +134,4 @@ def _says_so(proxy: Proxy) -> bool:
 
 
 def _why(error: Exception) -> str:
-    inner = getattr(error, "socket_err", None) or error
-    return getattr(inner, "strerror", None) or " ".join(str(inner).split()) or type(inner).__name__
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

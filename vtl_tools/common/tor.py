@@ -55,7 +55,9 @@ class TorProcess:
     and what it is doing. socks: the socket's path; its directory lets in nobody but us and tor.
     """
 
-    def __init__(self, torrc: str = "", on_progress: Callable[[int, str], object] = lambda percent, what: None):
+    def __init__(
+        self, torrc: str = "", on_progress: Callable[[int, str], object] = lambda percent, what: None
+    ):
         program = shutil.which("tor", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin")
         if program is None:
             raise VTLError(

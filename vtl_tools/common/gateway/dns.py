@@ -121,6 +121,10 @@ class Resolver:
         """Take what Tor answered; return the replies that this makes possible, with their sources."""
         return _replies(self._lookups.resolved(lookup, outcome, now), now)
 
+    def forget(self) -> None:
+        """Forget what Tor answered; what addresses stand for is kept."""
+        self._lookups.forget()
+
     def deadline(self) -> float | None:
         """Return when wake() is due; None: not before something is asked."""
         return self._lookups.deadline()

@@ -109,6 +109,10 @@ class Lookups:
                 done.append(asker)
         return done
 
+    def forget(self) -> None:
+        """Forget what was answered."""
+        self._cache.clear()
+
     def deadline(self) -> float | None:
         """Return when the first look-up under way times out; None: none is."""
         return next((pending.due for pending in self._pending.values()), None)

@@ -9,7 +9,17 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.socks import Address, Client, Command, Connected, Credentials, Failed, Reason, Resolved
+from vtl_tools.common.socks import (
+    Address,
+    Client,
+    Command,
+    Connected,
+    Credentials,
+    Failed,
+    Reason,
+    Resolved,
+    Send,
+)
 
 _ANSWER_MAX: Final = 512
 """Octets of a proxy's answer that are read at once; it has 262 at most."""
@@ -56,7 +66,10 @@ class Stream(Protocol):
 class Call(Protocol):
     """One attempt. Its stream exists from the first, so that it can be waited on."""
 
-    stream: Stream
+    @property
+    def stream(self) -> Stream:
+        """What the call is made on."""
+        ...
 
     def advance(self) -> bytes | Reason | None:
         """Go on. Octets: it stands, and this is what it brought already; None: wait.
@@ -92,7 +105,10 @@ class TCPCall:
 
 
 class SocksCall:
-    """A stream through a SOCKS 5 proxy. proxy: (host, port), or a unix socket's path."""
+    """A stream through a SOCKS 5 proxy. proxy: (host, port), or a unix socket's path.
+
+    pipelined: as of socks.Client; Tor takes it, others may not.
+    """
 
     def __init__(
         self,
@@ -101,9 +117,11 @@ class SocksCall:
         port: int,
         credentials: Credentials | None = None,
         command: Command = Command.CONNECT,
+        *,
+        pipelined: bool = False,
     ) -> None:
         self._proxy = proxy
-        self._client = Client(credentials=credentials)
+        self._client = Client(credentials=credentials, pipelined=pipelined)
         self._request = self._client.request(command, target, port)
         self._started = False
         if isinstance(proxy, str):
@@ -128,13 +146,14 @@ class SocksCall:
                 if code not in _STARTED:
                     return Failed(Reason.CLOSED)
                 self._started = True
-            if self._request:
-                self._request = self._request[self.stream.send(self._request) :]
-                return None  # the answer tells of itself
-            octets = self.stream.recv(_ANSWER_MAX)
-            for event in self._client.receive(octets) if octets else self._client.eof():
-                assert isinstance(event, Connected | Resolved | Failed)
-                return event
+            while True:
+                if self._request:
+                    self._request = self._request[self.stream.send(self._request) :]
+                octets = self.stream.recv(_ANSWER_MAX)
+                for event in self._client.receive(octets) if octets else self._client.eof():
+                    if not isinstance(event, Send):
+                        return event
+                    self._request += event.octets
         except BlockingIOError:
             if not self._started:
                 raise

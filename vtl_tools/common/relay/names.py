@@ -1,4 +1,4 @@
-"""Names for a guest: its DNS queries, over UDP and TCP, and the look-ups by way of the proxy that they cause."""
+"""Names for a guest: its DNS queries, over UDP and TCP, and the look-ups by the proxy that they cause."""
 
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
