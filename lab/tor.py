@@ -154,8 +154,8 @@ class Tor:
             self.process = self.host.popen("tor", "--hush", "-f", torrc, stdout=out, stderr=out)
 
     def listening(self) -> None:
-        """Wait until tor answers; its ports are open by then. LabError, with the log's end, if it does not."""
-        self._wait(lambda: self.cookie.exists() and self.control.exists(), START_S)
+        """Wait until tor answers; its ports are open then. LabError, with the log's end, if it does not."""
+        self._wait(self.cookie.exists, START_S)  # made after the control port
         self.ask("GETINFO version")
 
     def ready(self) -> None:

@@ -8,7 +8,7 @@ from typing import Self
 
 from lab.errors import LabError
 
-CONTROL_S = 10.0  # for one answer
+CONTROL_S = 30.0  # for one answer
 _EVENT = "650"
 
 

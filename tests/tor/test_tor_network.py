@@ -9,7 +9,9 @@ import socks as pysocks
 
 from lab.errors import LabError
 from lab.netns import Lab
-from lab.tor import RELAYS, SITES, SOCKS_PORT, Tor, TorNetwork
+from lab.tor import RELAYS, RELAYS_FOR_ONIONS, SITES, SOCKS_PORT, Tor, TorNetwork
+from lab.user import NOBODY
+from lab.wait import until
 from vtl_tools.common.packet import address
 from vtl_tools.common.socks import Client, Command, Connected, Credentials, Failed, Reason, Resolved
 
@@ -36,7 +38,7 @@ class Scene:
 def scene():
     """A private Tor network, a client of it, and a web server on the other side."""
     with Lab() as lab:
-        net = TorNetwork(lab, lab.host("world"), names=NAMES, relays=5)
+        net = TorNetwork(lab, lab.host("world"), names=NAMES, relays=RELAYS_FOR_ONIONS)
         web = lab.http(net.site, FOUND, {"index.html": b"hello"})
         yield Scene(lab, net, net.client(lab.host("guest")), web)
 
@@ -112,6 +114,11 @@ def test_a_conversation_step_by_step_comes_to_the_same(scene):
 def test_a_name_resolves_at_an_exit(scene, version):
     assert outcome(scene, Command.RESOLVE, "www.example", version=version) == Resolved(V4)
     assert ("A", "www.example") in scene.net.names.asked
+
+
+def test_a_name_of_the_new_kind_only_resolves_too(scene):
+    assert outcome(scene, Command.RESOLVE, "six.example") == Resolved(V6)
+    assert ("AAAA", "six.example") in scene.net.names.asked
 
 
 @pytest.mark.parametrize("target", [V4, V6], ids=SITES)
@@ -191,10 +198,10 @@ def test_the_clients_host_reaches_nothing_but_relays(scene):
         socket.create_connection((SITES[0], FOUND), 5)
 
 
-def by_pysocks(scene, target, port, version=5):
+def by_pysocks(host, target, port, version=5):
     """What PySocks comes to: the page, or the code in its error."""
     kind = pysocks.SOCKS5 if version == 5 else pysocks.SOCKS4
-    with scene.client.host.enter():
+    with host.enter():
         sock = pysocks.socksocket()
     with sock:
         sock.set_proxy(kind, "127.0.0.1", SOCKS_PORT, rdns=True)
@@ -209,14 +216,37 @@ def by_pysocks(scene, target, port, version=5):
 @pytest.mark.parametrize("version", [5, 4])
 @pytest.mark.parametrize("target", [SITES[0], "www.example"])
 def test_pysocks_fetches_the_same_page(scene, target, version):
-    assert by_pysocks(scene, target, FOUND, version).endswith(b"hello")
+    assert by_pysocks(scene.client.host, target, FOUND, version).endswith(b"hello")
 
 
 @pytest.mark.parametrize(("target", "port", "reason"), FAILURES.values(), ids=FAILURES)
 def test_pysocks_hears_the_same_codes(scene, target, port, reason):
     ours = outcome(scene, Command.CONNECT, target, port)
-    theirs = by_pysocks(scene, target if isinstance(target, str) else address.format_ip(target), port)
-    assert theirs == ours.code
+    assert by_pysocks(scene.client.host, target, port) == ours.code
+
+
+OTHER_TORRC = """
+DataDirectory {data}
+SocksPort 127.0.0.1:{port}
+"""
+
+
+def test_any_tor_is_a_client_by_the_lines_for_it(scene, tmp_path):
+    host = scene.lab.host("other")
+    scene.net.join(host)
+    scene.net.join(host)  # once is enough, twice does no harm
+    torrc = tmp_path / "torrc"
+    own = OTHER_TORRC.format(data=tmp_path / "data", port=SOCKS_PORT)
+    torrc.write_text(own + scene.net.torrc_client())
+    host.popen("tor", "--hush", "-f", torrc)
+    listening = f"127.0.0.1:{SOCKS_PORT}"
+    until(lambda: listening in host.run("ss", "-Hltn").stdout, listening)
+    assert by_pysocks(host, "www.example", FOUND).endswith(b"hello")
+
+
+def test_every_user_may_use_the_clients_socket(scene):
+    connect = f"import socket; socket.socket(socket.AF_UNIX).connect({str(scene.client.socks)!r})"
+    scene.client.host.run("python3", "-c", connect, user=NOBODY)
 
 
 def test_the_server_saw_exits_only(scene):
