@@ -58,7 +58,7 @@ SOCKS_PORT = 9050
 """A client's on 127.0.0.1 of its host, for programs that know no unix socket."""
 START_S = 60.0  # for a process to listen, or to make keys
 STEP_S = 5.0  # for a step that may be told again
-STEPS = 8  # that often
+STEPS = 5  # that often
 BOOTSTRAP_S = 60.0  # 2 on two idle cores
 LOG_LINES = 10  # of a tor's log, in an error's message
 
@@ -77,7 +77,6 @@ SafeLogging 0
 
 _MEMBER = """
 TestingTorNetwork 1
-PathsNeededToBuildCircuits 0.25
 UseEntryGuards 0
 """
 
@@ -171,7 +170,7 @@ class Tor:
             with self.connect() as control:
                 return [line for command in commands for line in control.ask(command)]
         except LabError as error:
-            raise self._explained(error) from None
+            raise self.explained(error) from None
 
     def connect(self) -> Control:
         """Return a connection to the control port, for who waits for events."""
@@ -187,9 +186,10 @@ class Tor:
         try:
             until(true, "not ready", timeout)
         except LabError as error:
-            raise self._explained(error) from None
+            raise self.explained(error) from None
 
-    def _explained(self, error: LabError) -> LabError:
+    def explained(self, error: LabError) -> LabError:
+        """Return the error with the end of the log."""
         texts = [path.read_text() for path in (self.log, self.dir / "output") if path.exists()]
         lines = "\n".join("\n".join(texts).strip().splitlines()[-LOG_LINES:])
         return LabError(f"tor {self.name}: {error}; its last lines:\n{lines}")
@@ -274,18 +274,25 @@ class TorNetwork:
             self._onions = Tor("onions", self.world, self.dir / "onions")
             self._start(self._onions, _ONIONS)
             self._onions.ready()
-        deadline = time.monotonic() + BOOTSTRAP_S
-        with self._onions.connect() as control:
-            control.ask("SETEVENTS HS_DESC")
-            answer = control.ask(f"ADD_ONION NEW:ED25519-V3 Flags=DiscardPK,Detach Port={port},{target}")
-            name = answer[0].removeprefix("ServiceID=")
-            stored: Counter[str] = Counter()
-            # Each relay is to have two descriptors, this period's and the next's: a client may want either.
-            while len(stored) < len(self.relays) or min(stored.values()) < 2:
-                kind, action, address, _, relay, *_ = control.event(deadline).split()
-                if (kind, action, address) == ("HS_DESC", "UPLOADED", name):
-                    stored[relay] += 1
+        try:
+            with self._onions.connect() as control:
+                name = self._published(control, port, target)
+        except LabError as error:
+            raise self._onions.explained(error) from None
         return f"{name}.onion"
+
+    def _published(self, control: Control, port: int, target: str) -> str:
+        """Add an onion service; wait until each relay has its descriptors, this period's and the next's."""
+        deadline = time.monotonic() + BOOTSTRAP_S
+        control.ask("SETEVENTS HS_DESC")
+        answer = control.ask(f"ADD_ONION NEW:ED25519-V3 Flags=DiscardPK,Detach Port={port},{target}")
+        name = answer[0].removeprefix("ServiceID=")
+        stored: Counter[str] = Counter()
+        while len(stored) < len(self.relays) or min(stored.values()) < 2:
+            event, action, address, _, relay, *_ = control.event(deadline).split()
+            if (event, action, address) == ("HS_DESC", "UPLOADED", name):
+                stored[relay] += 1
+        return name
 
     def _start(self, tor: Tor, options: str, **values: object) -> None:
         text = _COMMON + options
@@ -310,7 +317,7 @@ class TorNetwork:
                 failure = error
             else:
                 return
-        raise LabError(f"tor: {failure}; {STEPS} times; logs of {self.relays[0]}: {self.relays[0].log}")
+        raise self.relays[0].explained(LabError(f"{failure}, the last of {STEPS} times"))
 
     def _publish(self, _attempt: int) -> float:
         for relay in self.relays:
