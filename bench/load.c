@@ -395,6 +395,8 @@ static void stream(bool up, int flows, double warm, double seconds)
         for (int i = 0; i < count; i++) {
             int fd = *(int *)events[i].data.ptr;
             ssize_t n = up ? send(fd, chunk, CHUNK, MSG_NOSIGNAL) : recv(fd, NULL, 64 << 20, MSG_TRUNC);
+            if (n == 0)
+                errno = EPIPE;
             if (n == 0 || (n < 0 && errno != EAGAIN))
                 die("the connection broke");
             took += n > 0 ? n : 0;
@@ -403,11 +405,17 @@ static void stream(bool up, int flows, double warm, double seconds)
     uint64_t end = up ? atomic_load(sunk) : took;
     printf("{\"gbit\": %.4f}\n", (end - begin) * 8 / (t - began) / 1e9);
     fflush(stdout);
-    for (int i = 0; i < flows && up; i++) { /* what is still on the way would run into the next measurement */
-        char end;
-        fcntl(fds[i], F_SETFL, 0);
+    for (int i = 0; i < flows; i++) /* what is still on the way would run into the next measurement */
         shutdown(fds[i], SHUT_WR);
-        recv(fds[i], &end, 1, 0); /* which dial() has given a limit */
+    for (int open = flows; open && now() < t + 0.5;) {
+        int count = epoll_wait(poll, events, EVENTS, 10);
+        for (int i = 0; i < count; i++) {
+            struct epoll_event change = {.events = EPOLLIN, .data = events[i].data};
+            int fd = *(int *)events[i].data.ptr;
+            if (events[i].events & ~EPOLLOUT && recv(fd, NULL, 64 << 20, MSG_TRUNC) <= 0)
+                change.events = 0, open--;
+            epoll_ctl(poll, change.events ? EPOLL_CTL_MOD : EPOLL_CTL_DEL, fd, &change);
+        }
     }
 }
 
