@@ -198,11 +198,13 @@ class Site:
         answer = self.lab.dir / "held"
         with answer.open("wb") as out:
             holder = self._start(
-                self.guest, self.load, "idle", SERVER, str(count), stdin=subprocess.PIPE, stdout=out
-            )
+                self.guest, self.load, "idle", SERVER, str(count), stdin=subprocess.PIPE, stdout=out,
+                stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
         until(lambda: answer.stat().st_size or holder.poll() is not None, "idle connections", 60)
         if holder.poll() is not None:
-            raise Failed(f"{count} idle connections: {self.complaint()}")
+            assert holder.stderr is not None
+            raise Failed(f"{count} idle connections: {holder.stderr.read().strip()}: {self.complaint()}")
         time.sleep(0.3)
         return (resident_kib(self.relay.pid) - before) / count
 
@@ -415,7 +417,7 @@ def at_rest(contender: Contender, load: Path, name: str, count: int) -> None:
         site = contender.open(load)
         try:
             if site.relay:
-                contender.figures[name] = site.idle(count)
+                contender.figures[name] = round(site.idle(count), 3)
         finally:
             site.lab.close()
     except FAILURES as error:
@@ -438,7 +440,7 @@ def over(readings: dict[str, list[float]], ours: str, theirs: str) -> float | No
 
 def run(field_: list[Contender], load: Path, quick: bool) -> dict[str, float | None]:
     """Measure everything; return the summary."""
-    rounds, seconds, warm = (3, 0.35, 0.1) if quick else (5, 2.0, 0.3)
+    rounds, seconds, warm = (3, 0.3, 0.1) if quick else (5, 1.5, 0.3)
     essential = [streams("up", 1, warm), streams("down", 1, warm), calls(1), calls(64)]
     others = [streams("up", 8, warm), streams("down", 8, warm), Metric("rtt", (), {"rtt_us": "p50_us"})]
     readings: dict[str, dict[str, list[float]]] = {}
@@ -456,7 +458,7 @@ def run(field_: list[Contender], load: Path, quick: bool) -> dict[str, float | N
             at_rest(contender, load, name, count)
     for contender in field_:
         if contender.startups and not contender.failed:
-            contender.figures["startup_ms"] = statistics.median(contender.startups)
+            contender.figures["startup_ms"] = round(statistics.median(contender.startups), 1)
     ours = next((c.figures for c in field_ if c.name == "vtl plain"), {})
     p99 = ours.get("cps64_p99_us")
     return {
@@ -464,7 +466,7 @@ def run(field_: list[Contender], load: Path, quick: bool) -> dict[str, float | N
         "down_ratio": compare(readings["down_gbit"], field_),
         "cps1_ratio": compare(readings["cps1"], field_),
         "cps64_ratio": compare(readings["cps64"], field_),
-        "cps64_p99_ms": None if p99 is None else p99 / 1e3,
+        "cps64_p99_ms": None if p99 is None else round(p99 / 1e3, 3),
         "up_direct_ratio": over(readings["up_gbit"], "vtl plain", "direct"),
         "down_direct_ratio": over(readings["down_gbit"], "vtl plain", "direct"),
         "idle_kib": ours.get("idle_10k_kib", ours.get("idle_1k_kib")),
