@@ -15,7 +15,6 @@ smaller counts. What is not installed, or fails, is left out and named.
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import math
@@ -47,7 +46,7 @@ SOCKS_PORT = SOCKS.partition(":")[2]
 MTU = "65520"  # what users of pasta and slirp4netns give for speed
 START_S = 15.0  # a relay that carries nothing by then has failed
 SLACK_S = 10.0  # what a load may take longer than it was told to
-LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+LIMIT = min(65_536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 FEW, MANY = 1_000, min(10_000, (LIMIT - 500) // 2)  # a relay may need two descriptors for a connection
 
 # What is ours, and how it is started.
@@ -165,9 +164,9 @@ class Site:
         with self.errors.open("ab") as errors:
             self.relay = self._start(self.host, *command, stderr=errors)
         then()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            first.wait(START_S + 5)
-        if first.returncode != 0:
+        relay = self.relay
+        until(lambda: first.poll() is not None or relay.poll() is not None, "first connection", START_S + 5)
+        if first.poll() != 0:
             raise Failed(f"carries nothing: {self.complaint()}")
         self.startup_ms = (float(answer.read_text()) - begin) * 1e3
 
@@ -495,7 +494,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="just these contenders")
     options = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     every = [c for c in contenders() if not options.only or c.name in options.only]
     left_out = {c.name: missing for c in every if (missing := c.missing())}
     for name, reason in left_out.items():
