@@ -109,7 +109,7 @@ class Resolver:
         if query.error:
             return Asked(wire.render(query, ()))
         parts = [(question, self._answer(question, now)) for question in dict.fromkeys(query.questions)]
-        waiting = {part for _, part in parts if isinstance(part, Lookup)}
+        waiting = list(dict.fromkeys(part for _, part in parts if isinstance(part, Lookup)))
         if not waiting:
             return Asked(wire.render(query, _results(parts, {}, now)))
         asker = Asker(source, source if client is None else client, query, parts, waiting)
