@@ -23,14 +23,20 @@ class Lease:
     until: float
     bound: bool
 
+    @property
+    def is_offer(self) -> bool:
+        """Whether the address waits for its client to request it."""
+        return self.mac is not None and not self.bound
+
 
 class Leases:
     """The addresses of a pool and their clients. pool: without duplicates.
 
     A client gets the address that it had, even when that had expired, unless somebody else has it by now. A
-    new client's is made from its Ethernet address, so that it is the same after a restart. When no address
-    is free, the lease goes that would end first: expired ones, then offers, then that of the client that was
-    silent for longest. So whoever makes up Ethernet addresses cannot shut others out for good.
+    new client's is made from its Ethernet address, so that it is the same after a restart. When all are
+    known to somebody, the first to make room are those whose lease expired, offers, and addresses at rest;
+    the last is that of the client that was silent for longest. So whoever makes up Ethernet addresses
+    cannot shut others out for good.
     """
 
     def __init__(self, pool: Sequence[bytes]) -> None:
@@ -77,12 +83,7 @@ class Leases:
         if address not in self._members:
             return False
         lease = self._leases.get(address)
-        if (
-            lease is not None
-            and lease.mac != mac
-            and lease.until > now
-            and (lease.bound or lease.mac is None)
-        ):
+        if lease is not None and lease.mac != mac and lease.until > now and not lease.is_offer:
             return False
         self._set(address, Lease(mac, until, bound=True))
         return True
