@@ -54,7 +54,9 @@ def faulty(lab):
         for end, name in (host, "eth0"), (us, "vm"):
             end.run("ethtool", "-K", name, *SILENT.split())
         mac = address.format_mac(OUR_MAC)  # known, as faults on ARP are not what is tested
-        host.run("ip", "neigh", "replace", HOSTS[version][0], "lladdr", mac, "dev", "eth0", "nud", "permanent")
+        host.run(
+            "ip", "neigh", "replace", HOSTS[version][0], "lladdr", mac, "dev", "eth0", "nud", "permanent"
+        )
         device = Fault(PacketDevice("vm"), rng=Random(seed), **faults)
         with us.enter():
             device.connect()
