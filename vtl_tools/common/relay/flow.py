@@ -112,6 +112,7 @@ class Flow:
         self.syn = b""
         self.opened_at = now
         self.endpoint.accept()
+        self.relay.touch(self)
         self.may_write = True
         self.may_read = bool(events & READABLE)
         self.hung_up = bool(events & HUNG_UP)
@@ -125,23 +126,23 @@ class Flow:
         self.heard_at = now
         if self.call is not None:
             self.advance(events, now)
-        else:
-            if events & READABLE:
-                self.may_read = True
-                if events & HUNG_UP:
-                    self.hung_up = True
-            if events & WRITABLE:
-                self.may_write = True
+            return
+        if events & READABLE:
+            self.may_read = True
+            if events & HUNG_UP:
+                self.hung_up = True
+        if events & WRITABLE:
+            self.may_write = True
         self.relay.touch(self)
 
     def pump(self, now: float) -> None:
         """Move what can be moved, both ways, and send what is due to the guest."""
         endpoint, relay = self.endpoint, self.relay
-        ended = endpoint.ended
+        ended, rcv = endpoint.ended, endpoint.rcv
         if self.call is None and (ended is None or ended is Ended.CLOSED):
-            if self.may_write and endpoint.readable:
+            if rcv.readable and self.may_write:
                 self._up()
-            if not self.sent_eof and endpoint.at_eof:
+            if rcv.fin is not None and not self.sent_eof and endpoint.at_eof:
                 self._end_up()
             if (lent := self.lent) is not None:
                 acknowledged = endpoint.acknowledged

@@ -206,6 +206,7 @@ class Connection:
     def close(self) -> None:
         """Forget it."""
         self._closed = True
+        self.owner = None
         self._answers.clear()
 
 

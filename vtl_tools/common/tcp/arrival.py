@@ -147,16 +147,25 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     # eighth, check the FIN bit
     if flags & FIN and tcb.state in TAKES_DATA:
         rcv.take_fin(seq + length)
-        tcb.ack_now = True
+        if rcv.has_gap:
+            tcb.ack_now = True
     if rcv.fin is not None and tcb.state in ON_FIN and rcv.finish():
-        tcb.ack_now = True
-        if tcb.state is State.FIN_WAIT_2:
-            tcb.wait(now)
-        else:
-            tcb.become(ON_FIN[tcb.state])
+        _finished(tcb, now)
     elif tcb.state is State.TIME_WAIT and flags & FIN:
         tcb.ack_now = True
         tcb.wait(now)  # its acknowledgement was lost
+
+
+def _finished(tcb: TCB, now: float) -> None:
+    """The peer's FIN is in order: RCV.NXT is behind it."""
+    if tcb.config.delayed_fin_ack and tcb.state is State.ESTABLISHED:
+        tcb.delayed_at = min(tcb.delayed_at, now + tcb.config.delayed_ack_s)
+    else:
+        tcb.ack_now = True
+    if tcb.state is State.FIN_WAIT_2:
+        tcb.wait(now)
+    else:
+        tcb.become(ON_FIN[tcb.state])
 
 
 def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:

@@ -15,7 +15,8 @@ class Config:
     turns it off.
 
     no_delay: small segments are not held back (RFC 9293 MUST-17). delayed_ack_s: below 0.5 (MUST-60);
-    0: every segment is acknowledged at once. initial_window: segments (RFC 6928).
+    0: every segment is acknowledged at once. delayed_fin_ack: a FIN's acknowledgement is delayed as well, for
+    who will most likely close at once, too. initial_window: segments (RFC 6928).
 
     rto_min_s: RFC 6298 (2.4) asks for one second, Linux takes 0.2, as we do.
     user_timeout_s: how long what was sent may stay unacknowledged (R2 of RFC 9293 3.8.3); None: for ever.
@@ -36,6 +37,7 @@ class Config:
     window_scaling: bool = True
     no_delay: bool = False
     delayed_ack_s: float = 0.04
+    delayed_fin_ack: bool = False
     initial_window: int = 10
     tail_loss_probe: bool = True
     rto_min_s: float = 0.2

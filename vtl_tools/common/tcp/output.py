@@ -145,14 +145,22 @@ def abort(tcb: TCB) -> None:
 
 def transmit(tcb: TCB, now: float) -> list[Pieces]:
     """Return all that may be sent now."""
-    frames, tcb.out = tcb.out, []
-    state = tcb.state
+    frames = tcb.out
+    if frames:
+        tcb.out = []
+    state, snd = tcb.state, tcb.snd
+    end = snd.queue.tail if snd.fin is None else snd.fin + 1
+    if snd.nxt >= end and snd.recover is None and not (tcb.ack_now or tcb.syn_due):  # as most often
+        if state not in _NO_UPDATES and tcb.rcv.window_opened:
+            return [*frames, acknowledge(tcb, now)]
+        return frames
+    if not frames:
+        frames = []
     if state in SENDS_DATA:
-        snd = tcb.snd
-        if snd.nxt < snd.end or snd.recover is not None:
+        if snd.nxt < end or snd.recover is not None:
             if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
                 snd.cc.idle(tcb.config.initial_window)
-            while (piece := snd.next()) is not None:
+            while (snd.nxt < end or snd.recover is not None) and (piece := snd.next()) is not None:
                 frames.append(send_piece(tcb, piece, now))
             if not snd.flight and snd.unsent > 0:
                 if tcb.persist_at == NEVER:  # the window is shut, or silly
