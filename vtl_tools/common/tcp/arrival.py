@@ -257,6 +257,8 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         and (news or (segment.length == 0 and not segment.flags & FIN and window == snd.wnd))
     ):
         snd.duplicated()
+    if news or tcb.reorder_at != NEVER:
+        tcb.watch_holes(now, news=news)
     if ack >= snd.una:
         was = snd.wnd
         snd.offered(window, seq, ack)
@@ -290,6 +292,9 @@ def _progress(tcb: TCB, segment: Segment, ack: int, dsack: bool, now: float) -> 
             snd.cc.lost(snd.flight)  # the probe mended a loss (RFC 8985 section 7.4)
         tcb.probe = None
     snd.acked(ack)
+    tcb.head_at, tcb.head_nxt, tcb.reorder_at = now, snd.nxt, NEVER
+    if snd.board:
+        tcb.watch_holes(now, news=False)
     tcb.stalled_since = now if snd.una < snd.end else None
     tcb.arm(now)
     if snd.fin is not None and ack > snd.fin and tcb.state in ON_FIN_ACKED:

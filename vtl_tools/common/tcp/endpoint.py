@@ -137,7 +137,7 @@ class Endpoint:
         """Return when wake() is due; None: never, unless something else happens first."""
         tcb = self._tcb
         due = min(
-            tcb.retransmit_at, tcb.persist_at, tcb.delayed_at, tcb.time_wait_at,
+            tcb.retransmit_at, tcb.reorder_at, tcb.persist_at, tcb.delayed_at, tcb.time_wait_at,
             self._give_up_at(), self._keep_alive_at(), self._silent_at(),
         )  # fmt: skip
         return None if due == NEVER else due
@@ -157,6 +157,9 @@ class Endpoint:
             tcb.delayed_at, tcb.ack_now = NEVER, True
         if now >= tcb.persist_at:
             self._persist(now)
+        if now >= tcb.reorder_at:
+            tcb.reorder_at = NEVER
+            tcb.snd.reordering_is_over()
         if now >= tcb.retransmit_at:
             self._retransmit(now)
 

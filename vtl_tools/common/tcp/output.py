@@ -115,6 +115,8 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> bytearray:
             flags |= PSH  # MUST-61: all that was written is in it
     if again:
         tcb.timed = None  # Karn: what is sent twice is not timed
+        if start == snd.una:
+            tcb.head_at, tcb.head_nxt = now, snd.nxt
     elif tcb.timed is None:
         tcb.timed = (end + fin, now)
     snd.sent(piece)
@@ -149,6 +151,8 @@ def transmit(tcb: TCB, now: float) -> list[bytearray]:
     state = tcb.state
     if state in SENDS_DATA:
         snd = tcb.snd
+        if tcb.ack_now and snd.sack and tcb.rcv.has_news:  # segments with data have no room for blocks
+            frames.append(acknowledge(tcb, now))
         if snd.nxt < snd.end or snd.recover is not None:
             if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
                 snd.cc.idle(tcb.config.initial_window)

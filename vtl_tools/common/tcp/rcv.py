@@ -79,6 +79,11 @@ class Receiver:
         """Whether something is missing before what came."""
         return bool(self._early_at) or (self.fin is not None and self.nxt < self.fin)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether blocks() has something to tell."""
+        return bool(self._runs) or self.dsack is not None
+
     # --- the window
 
     def window(self, shift: int) -> int:
