@@ -6,7 +6,7 @@ import pytest
 from tcp_link import Link, measure
 
 OCTETS, SEEDS = 600_000, range(3)
-# Mbit/s at 50 Mbit/s: by round trip in ms, buffer in octets, and loss. Renew it if a change is for the better.
+# Mbit/s of 50, by round trip in ms, buffer in octets, and loss. Renew it if a change is for the better.
 TABLE = {
     (2, 65_536, 0.0): 45.70,
     (2, 65_536, 0.01): 35.67,

@@ -292,7 +292,7 @@ def _progress(tcb: TCB, segment: Segment, ack: int, dsack: bool, now: float) -> 
             snd.cc.lost(snd.flight)  # the probe mended a loss (RFC 8985 section 7.4)
         tcb.probe = None
     snd.acked(ack)
-    tcb.head_at, tcb.head_nxt, tcb.reorder_at = now, snd.nxt, NEVER
+    tcb.head_at, tcb.head_mark, tcb.reorder_at = now, snd.nxt, NEVER
     if snd.board:
         tcb.watch_holes(now, news=False)
     tcb.stalled_since = now if snd.una < snd.end else None

@@ -116,7 +116,7 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> bytearray:
     if again:
         tcb.timed = None  # Karn: what is sent twice is not timed
         if start == snd.una:
-            tcb.head_at, tcb.head_nxt = now, snd.nxt
+            tcb.head_at, tcb.head_mark = now, snd.nxt
     elif tcb.timed is None:
         tcb.timed = (end + fin, now)
     snd.sent(piece)

@@ -29,8 +29,9 @@ class TCB:
     for the first time or again. ack_now: an acknowledgement is due. out: frames that cannot wait.
     ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: since when nothing new was
     acknowledged, of what is to be; None if there is nothing. timed: a position, and when it was sent, once.
-    reorder_at: when what is missing before what the peer has counts as lost. head_at: when SND.UNA was sent again,
-    or became what it is; head_nxt: SND.NXT at that time. probe: behind what was in flight when its tail was probed, and whether the probe was a retransmission.
+    reorder_at: when what is missing before what the peer has counts as lost. head_at: when SND.UNA was sent
+    again, or became what it is; head_mark: SND.NXT at that time. probe: behind what was in flight when its
+    tail was probed, and whether the probe was a retransmission.
     """
 
     __slots__ = (
@@ -43,9 +44,9 @@ class TCB:
         "drops",
         "ended",
         "framer",
-        "heard_at",
         "head_at",
-        "head_nxt",
+        "head_mark",
+        "heard_at",
         "held",
         "keep_alives",
         "last_ack",
@@ -92,7 +93,7 @@ class TCB:
         self.ts_recent_at = 0.0
         self.last_ack = 0
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
-        self.reorder_at, self.head_at, self.head_nxt = NEVER, 0.0, 0
+        self.reorder_at, self.head_at, self.head_mark = NEVER, 0.0, 0
         self.probe_is_next = False
         self.persists = self.keep_alives = 0
         self.probe: tuple[int, bool] | None = None
@@ -152,7 +153,7 @@ class TCB:
             self.reorder_at = NEVER
         elif snd.recover is not None:
             self.reorder_at = NEVER
-            after = snd.board.end > self.head_nxt  # so that it was sent after the head, for sure
+            after = snd.board.end > self.head_mark  # so that it was sent after the head, for sure
             if news and now - self.head_at > max((1.25 if after else 2) * srtt_s, _GRANULARITY_S):
                 snd.head_is_lost = True
         elif self.reorder_at == NEVER:
