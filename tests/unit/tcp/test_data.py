@@ -261,7 +261,7 @@ def test_a_tail_is_probed_before_the_timeout(make):
 
 
 def test_without_an_mss_option_segments_are_the_least_that_all_take(fresh):
-    peer = fresh()
+    peer = fresh(replace(PLAIN, mss=None))
     peer.tcp.listen()
     peer.inject("S", 0)
     peer.tcp.accept()
@@ -298,9 +298,11 @@ def test_initial_numbers_depend_on_path_secret_and_time(closed):
     assert (initial_sequence_number(b"one", path, 1.0) - first) % 2**32 == 250_000
 
 
-@pytest.mark.parametrize("wrong", [{"delayed_ack_s": 0.5}, {"receive_buffer": 0}, {"mtu": 100}])
+@pytest.mark.parametrize(
+    "wrong", [{"delayed_ack_s": 0.5}, {"receive_buffer": 0}, {"mtu": 100}, {"shift": 15}]
+)
 def test_a_configuration_that_cannot_be_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"0\.5|octet"):
+    with pytest.raises(ValueError, match=r"0\.5|octet|14"):
         Config(**wrong)
 
 
@@ -351,3 +353,27 @@ def test_sack_blocks_go_out_before_data_that_has_no_room_for_them(make):
     tcp.write(b"data")
     peer.expect(".", ack=1, seq=1, sack=[(11, 16)])
     peer.expect(".", ack=1, seq=1, data=b"data")
+
+
+def test_it_can_be_configured_while_it_lives(make):
+    tcp, peer = make()
+    tcp.write(b"a")
+    peer.expect(".", seq=1, data=b"a")
+    tcp.write(b"b")
+    peer.expect_nothing()
+    tcp.configure(no_delay=True, user_timeout_s=5.0, receive_buffer=1 << 19, send_buffer=10)
+    peer.expect(".", seq=2, data=b"b")
+    assert tcp.writable == 8
+    peer.pass_(6)
+    assert tcp.ended is Ended.TIMED_OUT
+    with pytest.raises(ValueError, match="octet"):
+        tcp.configure(send_buffer=0)
+
+
+def test_an_older_segment_does_not_move_the_window(make):
+    tcp, peer = make(win=2000)
+    peer.inject(".", 11, b"later", ack=1, win=0)
+    peer.expect(".", ack=1)
+    peer.inject(".", 1, b"0123456789", ack=1, win=9000)
+    peer.expect(".", ack=16)
+    assert tcp.info().snd_wnd == 0

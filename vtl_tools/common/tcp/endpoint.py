@@ -1,6 +1,7 @@
 """One end of a TCP connection (RFC 9293), without input, output, clock or chance: enter here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.tcp import output
@@ -8,6 +9,7 @@ from vtl_tools.common.tcp.arrival import arrive
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.isn import initial_sequence_number, timestamp_offset
 from vtl_tools.common.tcp.queue import Octets
+from vtl_tools.common.tcp.sack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, Drop, Ended, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
@@ -20,7 +22,12 @@ _ABORT_IS_TOLD = frozenset(  # 3.10.5
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What TCP_INFO tells of a connection. Octets and seconds."""
+    """What TCP_INFO tells of a connection. Octets and seconds.
+
+    rto_s: doubled for each timeout in a row, which backoffs counts. phase: open, disorder, recovery or loss.
+    lost: counts as lost, and was not sent again yet. reordering: segments that overtake what then counts as
+    lost. retransmits: segments or super-segments, in all. due_s: when wake() is due; None: never.
+    """
 
     state: State
     mss: int
@@ -32,6 +39,10 @@ class Info:
     unacked: int
     unsent: int
     sacked: int
+    lost: int
+    reordering: int
+    phase: str
+    backoffs: int
     retransmits: int
     sent: int
     received: int
@@ -40,12 +51,19 @@ class Info:
     rcv_wnd: int
     snd_wscale: int
     rcv_wscale: int
+    rcv_mss: int
     sack: bool
     timestamps: bool
     segments_in: int
     segments_out: int
     out_of_order: int
     drops: dict[Drop, int]
+    due_s: float | None
+
+    @property
+    def cwnd_segments(self) -> int:
+        """The congestion window in whole segments."""
+        return self.cwnd // self.mss
 
 
 class Endpoint:
@@ -302,6 +320,16 @@ class Endpoint:
                 output.abort(tcb)
             tcb.end(Ended.ABORTED)
 
+    def configure(self, **changes: Any) -> None:
+        """Change fields of the configuration from now on, as setsockopt(2) does. Raises as Config does.
+
+        What the SYNs agreed on stays, as do timers that run, and a window that was offered.
+        """
+        tcb = self._tcb
+        self.config = tcb.config = tcb.snd.config = config = replace(self.config, **changes)
+        tcb.rcv.resize(config.receive_buffer)
+        tcb.rtt.limit(config.rto_min_s, config.rto_max_s)
+
     def path_mtu(self, octets: int) -> None:
         """Send no packets larger than this from now on (RFC 1191, RFC 8201), as an ICMP error told."""
         snd, framer = self._tcb.snd, self._tcb.framer
@@ -316,11 +344,13 @@ class Endpoint:
         tcb, snd, rcv = self._tcb, self._tcb.snd, self._tcb.rcv
         return Info(
             state=tcb.state, mss=snd.mss, rtt_s=tcb.rtt.srtt_s, rttvar_s=tcb.rtt.rttvar_s,
-            rto_s=tcb.rtt.timeout_s,
+            rto_s=tcb.rtt.timeout_s, backoffs=tcb.rtt.backoffs,
             cwnd=snd.cc.cwnd, ssthresh=snd.cc.ssthresh, unacked=snd.flight, unsent=max(0, snd.unsent),
-            sacked=snd.board.sacked, retransmits=snd.retransmits, sent=snd.max, received=rcv.received,
+            sacked=snd.board.sacked, lost=snd.lost, reordering=DUP_THRESH, phase=snd.phase,
+            retransmits=snd.retransmits, sent=snd.max, received=rcv.received,
             readable=rcv.readable, snd_wnd=snd.wnd, rcv_wnd=rcv.wnd, snd_wscale=snd.shift,
-            rcv_wscale=rcv.shift,
+            rcv_wscale=rcv.shift, rcv_mss=rcv.mss,
             sack=snd.sack, timestamps=tcb.timestamps, segments_in=tcb.segments_in,
             segments_out=tcb.segments_out, out_of_order=rcv.segments_out_of_order, drops=dict(tcb.drops),
+            due_s=self.deadline(),
         )  # fmt: skip

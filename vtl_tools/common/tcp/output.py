@@ -31,7 +31,7 @@ def agree(tcb: TCB, syn: Segment) -> None:
     default = _SEGMENT_MIN if len(tcb.path.local) == 4 else 1220
     options = 12 if tcb.timestamps else 0
     theirs = max(syn.mss if syn.mss is not None else default, 64)
-    snd.start(max(min(theirs, tcb.config.mtu - tcb.framer.overhead) - options, 32))
+    snd.start(max(min(theirs, our_mss(tcb)) - options, 32))
     rcv.mss = our_mss(tcb) - options
 
 

@@ -150,6 +150,20 @@ class Sender:
                 pipe -= self.dup_acks * self.mss
         return max(0, pipe)
 
+    @property
+    def lost(self) -> int:
+        """Octets that count as lost and were not sent again yet."""
+        if self.recover is None:
+            return 0
+        return self.board.unsacked(max(self.board.high_rxt, self.una), min(self.board.lost_edge, self.nxt))
+
+    @property
+    def phase(self) -> str:
+        """What the sender is at, in Linux's words: open, disorder, recovery or loss."""
+        if self.recover is not None:
+            return "loss" if self.loss else "recovery"
+        return "disorder" if self.board or self.dup_acks else "open"
+
     def next(self) -> Piece | None:
         """Return what is to be sent now: what was lost, else what is new; None: nothing, for now."""
         pipe = self.pipe()

@@ -47,3 +47,4 @@ class Drop(StrEnum):
     BAD_ACK = "bad-ack"  # of what was never sent, or long ago: RFC 5961 section 5.2
     HELD = "held"  # a SYN while our user has not said yet whether to accept the first
     FULL = "full"  # out of order, and there are REASSEMBLY_SEGMENTS already, or no room
+    SUPERSEDED = "superseded"  # a SYN in TIME-WAIT, which it ended: give it to a new endpoint
