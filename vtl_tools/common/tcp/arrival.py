@@ -107,6 +107,11 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     rcv, flags = tcb.rcv, segment.flags
     seq = rcv.position(segment.seq)
 
+    if tcb.state is State.TIME_WAIT and _is_new_connection(tcb, segment, seq):
+        tcb.drops[Drop.SUPERSEDED] += 1
+        tcb.end(Ended.CLOSED)
+        return
+
     # first, check the sequence number; RFC 7323 section 5.3 puts PAWS before that
     if not _is_acceptable(tcb, segment, seq, now):
         return
@@ -166,6 +171,15 @@ def _finished(tcb: TCB, now: float) -> None:
         tcb.wait(now)
     else:
         tcb.become(ON_FIN[tcb.state])
+
+
+def _is_new_connection(tcb: TCB, segment: Segment, seq: int) -> bool:
+    """Tell a SYN that may take over from TIME-WAIT (MAY-2): newer by timestamp or number (RFC 6191)."""
+    if segment.flags & (SYN | ACK | RST | FIN) != SYN:
+        return False
+    if tcb.timestamps and segment.stamps is not None and segment.stamps[0] != tcb.ts_recent:
+        return not (segment.stamps[0] - tcb.ts_recent) & _HALF
+    return seq > tcb.rcv.nxt
 
 
 def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
@@ -266,6 +280,8 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         and (news or (segment.length == 0 and not segment.flags & FIN and window == snd.wnd))
     ):
         snd.duplicated()
+    if news or tcb.reorder_at != NEVER:
+        tcb.watch_holes(now, news=news)
     if ack >= snd.una:
         was = snd.wnd
         snd.offered(window, seq, ack)
@@ -299,6 +315,9 @@ def _progress(tcb: TCB, segment: Segment, ack: int, dsack: bool, now: float) -> 
             snd.cc.lost(snd.flight)  # the probe mended a loss (RFC 8985 section 7.4)
         tcb.probe = None
     snd.acked(ack)
+    tcb.head_at, tcb.head_mark, tcb.reorder_at = now, snd.nxt, NEVER
+    if snd.board:
+        tcb.watch_holes(now, news=False)
     tcb.stalled_since = now if snd.una < snd.end else None
     tcb.arm(now)
     if snd.fin is not None and ack > snd.fin and tcb.state in ON_FIN_ACKED:

@@ -10,7 +10,9 @@ class Config:
     receive_buffer: octets kept until they are read, and so the largest window. reassembly_segments: pieces
     kept out of order. send_buffer: octets that write() takes before the peer has acknowledged them.
 
-    mtu: the largest IP packet of the link. mss: what our SYN offers; None: what the MTU allows.
+    mtu: the largest IP packet of the link. mss: the largest segment, which our SYN offers and which we do not
+    exceed; None: what the MTU allows. shift: the window scale that our SYN offers, if window_scaling is on;
+    None: the least that can tell of the whole receive buffer.
     super_segment: octets of data that one frame may carry, to be cut by the link; less than two segments
     turns it off.
 
@@ -35,6 +37,7 @@ class Config:
     timestamps: bool = True
     sack: bool = True
     window_scaling: bool = True
+    shift: int | None = None
     no_delay: bool = False
     delayed_ack_s: float = 0.04
     delayed_fin_ack: bool = False
@@ -59,10 +62,14 @@ class Config:
             raise ValueError("a buffer must hold an octet at least")
         if self.mtu < 576:
             raise ValueError("mtu: less than the 576 octets that any host takes")
+        if self.shift is not None and not 0 <= self.shift <= 14:
+            raise ValueError("shift: from 0 to 14 (RFC 7323 section 2.3)")
         if self.user_timeout_s is not None and self.user_timeout_s <= 0:
             raise ValueError("user_timeout_s: must be above 0")
 
     @property
     def window_scale(self) -> int:
-        """The shift at which the whole receive buffer can be told in 16 bits (RFC 7323 section 2.3)."""
+        """The shift that our SYN offers (RFC 7323 section 2.3); 0 where it offers none."""
+        if self.window_scaling and self.shift is not None:
+            return self.shift
         return min(14, max(0, self.receive_buffer.bit_length() - 16)) if self.window_scaling else 0

@@ -31,7 +31,7 @@ def agree(tcb: TCB, syn: Segment) -> None:
     default = _SEGMENT_MIN if len(tcb.path.local) == 4 else 1220
     options = 12 if tcb.timestamps else 0
     theirs = max(syn.mss if syn.mss is not None else default, 64)
-    snd.start(max(min(theirs, tcb.config.mtu - tcb.framer.overhead) - options, 32))
+    snd.start(max(min(theirs, our_mss(tcb)) - options, 32))
     rcv.mss = our_mss(tcb) - options
 
 
@@ -115,6 +115,8 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
             flags |= PSH  # MUST-61: all that was written is in it
     if again:
         tcb.timed = None  # Karn: what is sent twice is not timed
+        if start == snd.una:
+            tcb.head_at, tcb.head_mark = now, snd.nxt
     elif tcb.timed is None:
         tcb.timed = (end + fin, now)
     snd.sent(piece)
@@ -157,6 +159,8 @@ def transmit(tcb: TCB, now: float) -> list[Pieces]:
     if not frames:
         frames = []
     if state in SENDS_DATA:
+        if tcb.ack_now and snd.sack and tcb.rcv.has_news:  # segments with data have no room for blocks
+            frames.append(acknowledge(tcb, now))
         if snd.nxt < end or snd.recover is not None:
             if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
                 snd.cc.idle(tcb.config.initial_window)
