@@ -93,7 +93,7 @@ class Relay(Stage):
         self.poller = Poller()
         self.sources = [self]
         self.flows: dict[bytes, Flow] = {}
-        self.buffers: list[bytearray] = []
+        self.buffers: list[memoryview] = []
         self.other: Callable[[memoryview, float], object] = self._nothing_else
         self.on_loss: Callable[[memoryview, float], object] | None = None
         self.on_end: Callable[[Flow, float], object] | None = None

@@ -197,6 +197,14 @@ class Receiver:
         self._insert(start, end, data)
         return True
 
+    def take_next(self, data: memoryview, octets: int) -> None:
+        """Take data that is next, new, and within the window, while nothing is early."""
+        self.queue.append(data)
+        self.borrowed += 1
+        self.nxt += octets
+        self.readable += octets
+        self.received += octets
+
     def take_fin(self, position: int) -> None:
         """Note where the peer's data ends. What came from behind it, against the rules, is not kept."""
         if (
