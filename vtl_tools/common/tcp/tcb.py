@@ -175,7 +175,9 @@ class TCB:
             and snd.wnd
         ):
             alone = snd.nxt - snd.una <= snd.mss
-            probe_s = max(2 * rtt.srtt_s, _PTO_MIN_S) + (_WORST_DELAYED_ACK_S if alone else 0)
+            probe_s = 2 * rtt.srtt_s if 2 * rtt.srtt_s > _PTO_MIN_S else _PTO_MIN_S
+            if alone:
+                probe_s += _WORST_DELAYED_ACK_S
             if probe_s < timeout_s:
                 self.probe_is_next = True
                 timeout_s = probe_s
