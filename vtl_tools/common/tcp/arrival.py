@@ -24,6 +24,9 @@ def arrive(tcb: TCB, segment: Segment, now: float) -> None:
         _listen(tcb, segment, now)
     elif state is State.SYN_SENT:
         _syn_sent(tcb, segment, now)
+    elif state is State.TIME_WAIT and _is_new_connection(tcb, segment):
+        tcb.drops[Drop.SUPERSEDED] += 1
+        tcb.end(Ended.CLOSED)
     else:
         _synchronized(tcb, segment, now)
 
@@ -107,11 +110,6 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     rcv, flags = tcb.rcv, segment.flags
     seq = rcv.position(segment.seq)
 
-    if tcb.state is State.TIME_WAIT and _is_new_connection(tcb, segment, seq):
-        tcb.drops[Drop.SUPERSEDED] += 1
-        tcb.end(Ended.CLOSED)
-        return
-
     # first, check the sequence number; RFC 7323 section 5.3 puts PAWS before that
     if not _is_acceptable(tcb, segment, seq, now):
         return
@@ -164,13 +162,13 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
         tcb.wait(now)  # its acknowledgement was lost
 
 
-def _is_new_connection(tcb: TCB, segment: Segment, seq: int) -> bool:
+def _is_new_connection(tcb: TCB, segment: Segment) -> bool:
     """Tell a SYN that may take over from TIME-WAIT (MAY-2): newer by timestamp or number (RFC 6191)."""
     if segment.flags & (SYN | ACK | RST | FIN) != SYN:
         return False
     if tcb.timestamps and segment.stamps is not None and segment.stamps[0] != tcb.ts_recent:
         return not (segment.stamps[0] - tcb.ts_recent) & _HALF
-    return seq > tcb.rcv.nxt
+    return tcb.rcv.position(segment.seq) > tcb.rcv.nxt
 
 
 def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:

@@ -211,6 +211,8 @@ class Endpoint:
         tcb.persists += 1
         tcb.persist_at = NEVER
         if (piece := tcb.snd.override()) is not None:
+            if not tcb.snd.wnd:
+                tcb.rtt.back_off()  # SHLD-30: each probe waits longer, the second already
             tcb.out.append(output.send_piece(tcb, piece, now))
 
     def _keep_alive(self, now: float) -> None:
