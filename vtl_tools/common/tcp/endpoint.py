@@ -97,6 +97,8 @@ class Endpoint:
 
     def connect(self) -> None:
         """Open actively: the next transmit() has the SYN."""
+        if not self.path.is_unicast:
+            raise ValueError("no host has such an address: TCP connects two hosts")  # MUST-46
         self._open(State.SYN_SENT)
         self._tcb.syn_due = True
 
