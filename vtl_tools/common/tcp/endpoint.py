@@ -128,7 +128,7 @@ class Endpoint:
         if not self._tcb.held:
             raise ValueError("no SYN waits for an answer")
         self._tcb.snd.nxt = -self._tcb.snd.iss  # SEQ=0, as of a connection that never was (3.10.7.1)
-        output.abort(self._tcb)
+        self._tcb.reset_due, self._tcb.timestamps = True, False
         self._tcb.end(Ended.ABORTED)
 
     # --- frames and time
@@ -220,7 +220,7 @@ class Endpoint:
     def _keep_alive(self, now: float) -> None:
         tcb = self._tcb
         if tcb.keep_alives >= self.config.keep_alive_probes:
-            output.abort(tcb)
+            tcb.reset_due = True
             tcb.end(Ended.TIMED_OUT)
             return
         tcb.keep_alives += 1
@@ -321,7 +321,7 @@ class Endpoint:
             self.refuse()
         elif tcb.state is not State.CLOSED:
             if tcb.state in _ABORT_IS_TOLD:
-                output.abort(tcb)
+                tcb.reset_due = True
             tcb.end(Ended.ABORTED)
 
     def configure(self, **changes: Any) -> None:

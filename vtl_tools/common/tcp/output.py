@@ -139,15 +139,19 @@ def reset(tcb: TCB, segment: Segment) -> None:
     tcb.out.append(tcb.framer.frame(seq, ack, flags, 0, b""))
 
 
-def abort(tcb: TCB) -> None:
-    """Queue a reset of a connection that the peer knows of (3.10.5)."""
+def abort(tcb: TCB, now: float) -> bytearray:
+    """Return a reset of a connection that the peer knows of (3.10.5)."""
+    tcb.reset_due = False
     tcb.segments_out += 1
-    tcb.out.append(tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, RST | ACK, 0, b""))
+    options = _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
+    return tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, RST | ACK, 0, options)
 
 
 def transmit(tcb: TCB, now: float) -> list[bytearray]:
     """Return all that may be sent now."""
     frames, tcb.out = tcb.out, []
+    if tcb.reset_due:
+        frames.append(abort(tcb, now))
     state = tcb.state
     if state in SENDS_DATA:
         snd = tcb.snd
