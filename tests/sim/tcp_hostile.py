@@ -159,7 +159,8 @@ class Hostile(RuleBasedStateMachine):
         """The largest segment that it may send."""
         header, default = (40, 536) if len(self.path.local) == 4 else (60, 1220)
         offered = default if self.offers["mss"] is None else max(self.offers["mss"], 64)
-        return max(min(offered, self.config.mtu - header) - 12 * self.stamped, 32)
+        ours = min(self.config.mss or 65535, self.config.mtu - header)
+        return max(min(offered, ours) - 12 * self.stamped, 32)
 
     def hear(self, answer_to=None):
         frames = self.tcp.transmit(self.now)

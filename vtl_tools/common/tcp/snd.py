@@ -333,7 +333,7 @@ class Sender:
 
     def reordering_is_over(self) -> None:
         """Take what is missing before what the peer has for lost, and begin fast recovery."""
-        if self.recover is None and self.board and self.una < self.nxt:
+        if self.recover is None and self.board and self.una < self.nxt and self.wnd:
             self.board.lost_edge = max(self.board.lost_edge, self.board.top)
             self.begin_recovery()
 
