@@ -171,6 +171,8 @@ class Tor(Stage):
 
         if path.local_port == DNS:
             return self.names.call(path.remote)
+        if address.is_internal(path.local) and not self.resolver.names.owns(path.local):
+            return Reason.PROHIBITED  # Tor would say no; another proxy might reach this host, or its network
         name = self.resolver.names.pin(path.local)
         if name is None and self.resolver.names.owns(path.local):
             return Reason.HOST_UNREACHABLE  # it stood for a name once, and the guest should ask again
