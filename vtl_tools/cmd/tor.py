@@ -525,4 +525,35 @@ def check(socks: tuple[str, int] | str, url: str | None, json: bool) -> None:
         raise VTLError(f"{described(socks)}: not Tor: it sees where a guest goes; name Tor's SOCKS port")
 
 
+@main.command(epilog=cli.EPILOG)
+@click.argument("options", nargs=-1, metavar="[-- OPTION...]")
+@cli.json_option
+@cli.verbose_option
+def selftest(options: tuple[str, ...], json: bool) -> None:
+    """Try every known way by which a guest gets out, in networks of its own, and tell what leaked.
+
+    \b
+    vtl-tor selftest
+    vtl-tor selftest -- --dns resolve --isolate conn
+
+    A service of the OPTIONs stands between a guest and a host that forwards everything, which are made for
+    it and reach nobody. Needs root. The exit status is 1 if anything leaked.
+    """
+    if "--start-tor" in options:
+        raise click.UsageError("selftest has a proxy of its own: leave --start-tor out")
+    from vtl_tools.common.leaktest import report, run
+
+    service = [
+        sys.executable,
+        "-P",
+        "-c",
+        "from vtl_tools.cmd.tor import main; main(prog_name='vtl-tor')",
+        *options,
+    ]
+    results = run.run(service)
+    held = report.print_json(results) if json else report.print_table(results)
+    if not held:
+        raise VTLError("selftest: not all was held back; what leaked is listed above")
+
+
 cli.status_verb(main)
