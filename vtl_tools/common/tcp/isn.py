@@ -20,7 +20,8 @@ def initial_sequence_number(secret: bytes, path: Path, now: float) -> int:
 def initial_numbers(secret: bytes, path: Path, now: float) -> tuple[int, int]:
     """Return the initial sequence number, and what to add to the clock of timestamps.
 
-    secret: up to 64 octets that nobody else knows, the same for as long as connections are made. The offset is so that TSval tells nobody our uptime (RFC 7323 section 5.4).
+    secret: up to 64 octets that nobody else knows, the same for as long as connections are made. The offset
+    is so that TSval tells nobody our uptime (RFC 7323 section 5.4).
     """
     _, _, local, remote, local_port, remote_port = path
     ends = local + remote + _PORTS.pack(local_port, remote_port)
