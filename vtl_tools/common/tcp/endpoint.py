@@ -1,8 +1,8 @@
 """One end of a TCP connection (RFC 9293), without input, output, clock or chance: enter here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.tcp import output
@@ -10,6 +10,7 @@ from vtl_tools.common.tcp.arrival import arrive
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.isn import initial_numbers
 from vtl_tools.common.tcp.queue import Octets
+from vtl_tools.common.tcp.sack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, Drop, Ended, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
@@ -24,7 +25,12 @@ _ABORT_IS_TOLD = frozenset(  # 3.10.5
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What TCP_INFO tells of a connection. Octets and seconds."""
+    """What TCP_INFO tells of a connection. Octets and seconds.
+
+    rto_s: doubled for each timeout in a row, which backoffs counts. phase: open, disorder, recovery or loss.
+    lost: counts as lost, and was not sent again yet. reordering: segments that overtake what then counts as
+    lost. retransmits: segments or super-segments, in all. due_s: when wake() is due; None: never.
+    """
 
     state: State
     mss: int
@@ -36,6 +42,10 @@ class Info:
     unacked: int
     unsent: int
     sacked: int
+    lost: int
+    reordering: int
+    phase: str
+    backoffs: int
     retransmits: int
     sent: int
     received: int
@@ -44,12 +54,19 @@ class Info:
     rcv_wnd: int
     snd_wscale: int
     rcv_wscale: int
+    rcv_mss: int
     sack: bool
     timestamps: bool
     segments_in: int
     segments_out: int
     out_of_order: int
     drops: dict[Drop, int]
+    due_s: float | None
+
+    @property
+    def cwnd_segments(self) -> int:
+        """The congestion window in whole segments."""
+        return self.cwnd // self.mss
 
 
 class Endpoint(TCB):
@@ -151,7 +168,7 @@ class Endpoint(TCB):
     def deadline(self) -> float | None:
         """Return when wake() is due; None: never, unless something else happens first."""
         due = min(
-            self.retransmit_at, self.persist_at, self.delayed_at, self.time_wait_at,
+            self.retransmit_at, self.reorder_at, self.persist_at, self.delayed_at, self.time_wait_at,
             self._give_up_at(), self._keep_alive_at(), self._silent_at(),
         )  # fmt: skip
         return None if due == NEVER else due
@@ -170,6 +187,9 @@ class Endpoint(TCB):
             self.delayed_at, self.ack_now = NEVER, True
         if now >= self.persist_at:
             self._persist(now)
+        if now >= self.reorder_at:
+            self.reorder_at = NEVER
+            self.snd.reordering_is_over()
         if now >= self.retransmit_at:
             self._retransmit(now)
 
@@ -316,6 +336,15 @@ class Endpoint(TCB):
                 output.abort(self)
             self.end(Ended.ABORTED)
 
+    def configure(self, **changes: Any) -> None:
+        """Change fields of the configuration from now on, as setsockopt(2) does. Raises as Config does.
+
+        What the SYNs agreed on stays, as do timers that run, and a window that was offered.
+        """
+        self.config = self.snd.config = config = replace(self.config, **changes)
+        self.rcv.resize(config.receive_buffer)
+        self.rtt.limit(config.rto_min_s, config.rto_max_s)
+
     def path_mtu(self, octets: int) -> None:
         """Send no packets larger than this from now on (RFC 1191, RFC 8201), as an ICMP error told."""
         snd, framer = self.snd, self.framer
@@ -330,11 +359,13 @@ class Endpoint(TCB):
         snd, rcv = self.snd, self.rcv
         return Info(
             state=self.state, mss=snd.mss, rtt_s=self.rtt.srtt_s, rttvar_s=self.rtt.rttvar_s,
-            rto_s=self.rtt.timeout_s,
+            rto_s=self.rtt.timeout_s, backoffs=self.rtt.backoffs,
             cwnd=snd.cc.cwnd, ssthresh=snd.cc.ssthresh, unacked=snd.flight, unsent=max(0, snd.unsent),
-            sacked=snd.board.sacked, retransmits=snd.retransmits, sent=snd.max, received=rcv.received,
+            sacked=snd.board.sacked, lost=snd.lost, reordering=DUP_THRESH, phase=snd.phase,
+            retransmits=snd.retransmits, sent=snd.max, received=rcv.received,
             readable=rcv.readable, snd_wnd=snd.wnd, rcv_wnd=rcv.wnd, snd_wscale=snd.shift,
-            rcv_wscale=rcv.shift,
+            rcv_wscale=rcv.shift, rcv_mss=rcv.mss,
             sack=snd.sack, timestamps=self.timestamps, segments_in=self.segments_in,
             segments_out=self.segments_out, out_of_order=rcv.segments_out_of_order, drops=dict(self.drops),
+            due_s=self.deadline(),
         )  # fmt: skip

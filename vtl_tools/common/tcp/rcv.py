@@ -51,6 +51,10 @@ class Receiver:
         self._told = 0  # the window in the last header, in octets
         self._meant = 0  # the edge that it would have offered if a header had room for all of it
 
+    def resize(self, octets: int) -> None:
+        """Take another size of buffer. What was offered is still taken (RFC 9293 SHLD-14)."""
+        self._buffer = octets
+
     def start(self, irs: int) -> None:
         """Begin with the peer's SYN, which is at position 0."""
         self.irs, self.nxt, self.edge, self._meant = irs, 1, 1, 1
@@ -80,6 +84,11 @@ class Receiver:
     def has_gap(self) -> bool:
         """Whether something is missing before what came."""
         return bool(self._early_at) or (self.fin is not None and self.nxt < self.fin)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether blocks() has something to tell."""
+        return bool(self._runs) or self.dsack is not None
 
     # --- the window
 
@@ -187,6 +196,14 @@ class Receiver:
             return False
         self._insert(start, end, data)
         return True
+
+    def take_next(self, data: memoryview, octets: int) -> None:
+        """Take data that is next, new, and within the window, while nothing is early."""
+        self.queue.append(data)
+        self.borrowed += 1
+        self.nxt += octets
+        self.readable += octets
+        self.received += octets
 
     def take_fin(self, position: int) -> None:
         """Note where the peer's data ends. What came from behind it, against the rules, is not kept."""
