@@ -44,6 +44,8 @@ _TICK_S: Final = 0.01
 _PUMPED_MAX: Final = 64
 """Flows with more to bring that have a turn before frames are looked at again."""
 _FLOWS_SHOWN_MAX: Final = 1000
+_STALE_MAX: Final = 1024
+"""Timers of flows that have ended, or are looked at earlier, beyond one for each flow."""
 _OPENING: Final = (State.LISTEN, State.SYN_RECEIVED)
 
 SUPER_SEGMENT: Final = 65_455
@@ -192,8 +194,13 @@ class Relay(Stage):
         flow = Flow(self, segment.flow, endpoint, call, syn, now)
         self.flows[segment.flow] = flow
         self._half_open += 1
+        try:
+            self.poller.add(flow.stream, flow)
+        except OSError:  # the kernel's limit for what epoll watches
+            self.lose(memoryview(syn), "no-descriptor", now)
+            self._remove(flow, now)
+            return
         self.opened += 1
-        self.poller.add(flow.stream, flow)
         self._arm(flow, flow.deadline())
         flow.advance(0, now)
 
@@ -312,7 +319,14 @@ class Relay(Stage):
     def _arm(self, flow: Flow, due: float) -> None:
         flow.armed_at = due
         self._timer += 1
-        heapq.heappush(self._timers, (due, self._timer, flow))
+        timers = self._timers
+        heapq.heappush(timers, (due, self._timer, flow))
+        if len(timers) > 2 * len(self.flows) + _STALE_MAX:  # else a flow would stay until it would be late
+            flows = self.flows
+            timers[:] = [
+                each for each in timers if flows.get(each[2].key) is each[2] and each[0] == each[2].armed_at
+            ]
+            heapq.heapify(timers)
 
     def deadline(self) -> float | None:
         """Return when the first flow is to be looked at."""
