@@ -98,6 +98,8 @@ class Flow:
     def advance(self, now: float) -> None:
         """Go on with the call. Answer the guest's SYN by what came of it."""
         assert self.call is not None
+        if self.endpoint.ended is not None:  # the guest gave up in the same turn: there is nobody to answer
+            return
         try:
             outcome = self.call.advance()
         except BlockingIOError:
@@ -122,6 +124,7 @@ class Flow:
         """Learn what the stream has become ready for."""
         self.heard_at = now
         if self.call is not None:
+            self.hung_up = bool(events & HUNG_UP)  # an edge, which will not be told of again
             self.advance(now)
         else:
             if events & READABLE:

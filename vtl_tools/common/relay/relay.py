@@ -276,7 +276,7 @@ class Relay(Stage):
             if flow.opening and endpoint.state not in _OPENING:
                 flow.opening = False
                 self._half_open -= 1
-                self.established += 1
+                self.established += endpoint.ended is None
             held = endpoint.readable + flow.written - endpoint.acknowledged
             if held != flow.held:
                 self.held += held - flow.held
