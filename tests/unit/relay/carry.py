@@ -136,7 +136,7 @@ class Call:
         self.outcomes = deque(outcomes)
         self.tries = 0
 
-    def advance(self):
+    def advance(self, events):
         self.tries += 1
         outcome = self.outcomes.popleft() if len(self.outcomes) > 1 else self.outcomes[0]
         if isinstance(outcome, type):

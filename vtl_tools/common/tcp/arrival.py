@@ -135,6 +135,9 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
         return
     if not _acknowledged(tcb, segment, seq, now):
         return
+    # RFC 7323 section 5.3 (R3); not before, or who guesses neither SEQ nor ACK could move TS.Recent
+    if tcb.timestamps and segment.stamps is not None and seq <= tcb.last_ack:
+        tcb.ts_recent, tcb.ts_recent_at = segment.stamps[0], now
 
     # seventh, process the segment text
     length = segment.length
@@ -165,12 +168,13 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
             if not flags & RST:
                 tcb.drops[Drop.NO_TIMESTAMP] += 1
                 return False
-        elif (stamps[0] - tcb.ts_recent) & _HALF:
-            if not flags & (RST | SYN) and now - tcb.ts_recent_at < _STAMP_OUTDATED_S:
-                _stale(tcb, segment, Drop.OLD_TIMESTAMP, now)
-                return False
-        elif seq <= tcb.last_ack and not flags & RST:  # RFC 7323 section 4.3 (2)
-            tcb.ts_recent, tcb.ts_recent_at = stamps[0], now
+        elif (
+            (stamps[0] - tcb.ts_recent) & _HALF
+            and not flags & (RST | SYN)
+            and now - tcb.ts_recent_at < _STAMP_OUTDATED_S
+        ):
+            _stale(tcb, segment, Drop.OLD_TIMESTAMP, now)
+            return False
 
     length = segment.length + (flags & FIN) + (flags >> 1 & 1)
     # As in Linux, an empty segment right behind the window is in: the peer sent all it may.

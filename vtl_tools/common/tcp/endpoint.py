@@ -7,7 +7,7 @@ from vtl_tools.common.errors import Malformed
 from vtl_tools.common.tcp import output
 from vtl_tools.common.tcp.arrival import arrive
 from vtl_tools.common.tcp.config import Config
-from vtl_tools.common.tcp.isn import initial_sequence_number, timestamp_offset
+from vtl_tools.common.tcp.isn import initial_numbers
 from vtl_tools.common.tcp.queue import Octets
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, Drop, Ended, State
@@ -53,7 +53,7 @@ class Endpoint:
     """One end of one connection, on one path. Frames and time go in; frames and one deadline come out.
 
     After each receive(), wake(), or call of the user's, transmit() returns what is to be sent. Calls that the
-    state does not allow raise ValueError. secret: see initial_sequence_number(); iss: the sequence number
+    state does not allow raise ValueError. secret: see initial_numbers(); iss: the sequence number
     instead, for who takes over a number that is known.
     """
 
@@ -64,9 +64,8 @@ class Endpoint:
     ) -> None:
         self.path = path
         self.config = Config() if config is None else config
-        if iss is None:
-            iss = initial_sequence_number(secret, path, now)
-        self._tcb = TCB(path, self.config, iss, timestamp_offset(secret, path))
+        number, ts_offset = initial_numbers(secret, path, now)
+        self._tcb = TCB(path, self.config, number if iss is None else iss, ts_offset)
 
     def __repr__(self) -> str:
         tcb = self._tcb

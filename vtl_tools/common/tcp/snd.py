@@ -140,7 +140,7 @@ class Sender:
         """Return how many octets are on their way (RFC 6675 section 4, SetPipe)."""
         board = self.board
         pipe = self.nxt - self.una
-        if board or self.dup_acks or self.recover is not None:
+        if board.sacked or self.dup_acks or self.recover is not None:
             pipe -= board.sacked + board.unsacked(
                 max(board.high_rxt, self.una), min(board.lost_edge, self.nxt)
             )
@@ -267,7 +267,7 @@ class Sender:
         self.nxt = max(self.nxt, ack)
         self.queue.drop(min(ack, self.queue.tail))
         board = self.board
-        if board:
+        if board.sacked:
             board.advance(ack)
         if self.recover is None:
             self.dup_acks = 0

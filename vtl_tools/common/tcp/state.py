@@ -7,6 +7,8 @@ from typing import Final
 class State(Enum):
     """Spelt like the RFC; the value is what logs and --json print."""
 
+    __hash__ = object.__hash__  # Enum's own is Python, and a connection asks for it thirty times
+
     CLOSED = "CLOSED"
     LISTEN = "LISTEN"
     SYN_SENT = "SYN-SENT"

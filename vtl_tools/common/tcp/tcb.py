@@ -1,7 +1,7 @@
 """The transmission control block: all that is known of one connection (RFC 9293 section 3.3.1)."""
 
 import logging
-from collections import Counter
+from collections import defaultdict
 from typing import Final
 
 from vtl_tools.common.tcp.config import Config
@@ -81,7 +81,7 @@ class TCB:
         self.ended: Ended | None = None
         self.passive = self.peer_scales = self.held = self.syn_due = self.ack_now = self.timestamps = False
         self.out: list[Pieces] = []
-        self.drops: Counter[Drop] = Counter()
+        self.drops: defaultdict[Drop, int] = defaultdict(int)
         self.ts_offset = ts_offset
         self.ts_recent = 0
         self.ts_recent_at = 0.0
@@ -99,9 +99,9 @@ class TCB:
 
     def become(self, state: State) -> None:
         """Change the state; the only place where it changes."""
-        log.debug(
-            "%s:%d: %s -> %s", self.path.remote.hex(), self.path.remote_port, self.state.value, state.value
-        )
+        if log.isEnabledFor(logging.DEBUG):
+            ends = self.path.remote.hex(), self.path.remote_port
+            log.debug("%s:%d: %s -> %s", *ends, self.state.value, state.value)
         self.state = state
 
     def end(self, why: Ended) -> None:
@@ -145,7 +145,7 @@ class TCB:
             snd.sack
             and rtt.srtt_s is not None
             and self.config.tail_loss_probe
-            and not (rtt.backoffs or snd.board or snd.recover is not None or self.probe)
+            and not (rtt.backoffs or snd.board.sacked or snd.recover is not None or self.probe)
             and snd.wnd
         ):
             alone = snd.nxt - snd.una <= snd.mss
