@@ -26,6 +26,15 @@ def batch_of(*frames):
     return Batch.of(frames)
 
 
+def brief(pkt):
+    """A packet in a line."""
+    seg = pkt.tcp
+    if seg is None:
+        return repr(pkt.icmp)
+    flags = "".join(letter for letter, bit in LETTERS.items() if seg.flags & bit)
+    return f"{seg.sport}>{seg.dport} {flags} {seg.seq}:{len(seg.payload)} ack {seg.ack} win {seg.window}"
+
+
 class Stream:
     """What a socket is to the relay, with the test at its other end. Tells of edges, as a poller does.
 
@@ -98,12 +107,15 @@ class Stream:
     def recv_into(self, room):
         assert not self.closed
         self.reads += 1
-        if self.pending and self.pending[0] is not None:
+        size = 0
+        while self.pending and self.pending[0] is not None and size < len(room):
             data = self.pending.popleft()
-            size = min(len(data), len(room))
-            room[:size] = data[:size]
-            if size < len(data):
-                self.pending.appendleft(data[size:])
+            part = min(len(data), len(room) - size)
+            room[size : size + part] = data[:part]
+            size += part
+            if part < len(data):
+                self.pending.appendleft(data[part:])
+        if size:
             return size
         if self.error is not None:
             raise self.error
@@ -180,7 +192,7 @@ class Scene:
                 pkt = Packet.at(bytearray(piece))
                 assert pkt.verify(), "a right checksum"
                 self.said.append(pkt)
-                self.lines.append(f"{now:9.3f} < {pkt.tcp or pkt.icmp!r}")
+                self.lines.append(f"{now:9.3f} < {brief(pkt)}")
 
     def push(self, *frames):
         """Hand frames over, as a link does: the octets are gone after settling."""
@@ -227,7 +239,7 @@ class Scene:
         assert not self.said, self.tell("nothing was expected")
 
     def tell(self, what):
-        return "\n".join([what, *self.lines, f"left: {self.said}"])
+        return "\n".join([what, *self.lines[-30:], f"left: {[brief(pkt) for pkt in self.said]}"])
 
 
 class Guest:
@@ -253,7 +265,7 @@ class Guest:
         """Say something; data may be a number of octets."""
         data = bytes(data) if isinstance(data, int) else data
         frame = self.frame(flags, seq, data, **more)
-        self.scene.lines.append(f"{self.scene.now:9.3f} > {Packet.at(frame).tcp!r}")
+        self.scene.lines.append(f"{self.scene.now:9.3f} > {brief(Packet.at(frame))}")
         self.scene.push(frame)
 
     def hear(self):

@@ -28,7 +28,8 @@ _ANSWER_MAX: Final = 512
 READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 """Events of a stream; a poller tells of them once, as they come about."""
 WRITABLE: Final = select.EPOLLOUT
-FAILED: Final = select.EPOLLHUP | select.EPOLLERR
+BROKEN: Final = select.EPOLLERR
+FAILED: Final = select.EPOLLHUP | BROKEN
 HUNG_UP: Final = select.EPOLLRDHUP | FAILED
 """Nothing will tell of what waits behind the octets that came: read on until the end."""
 
