@@ -15,7 +15,7 @@ LETTERS = {"S": tcp.SYN, ".": tcp.ACK, "P": tcp.PSH, "F": tcp.FIN, "R": tcp.RST}
 MACS = address.mac("02:00:00:00:00:01"), address.mac("02:00:00:00:00:02")
 HOSTS = {4: ("192.0.2.1", "10.0.0.2"), 6: ("2001:db8::1", "fd00::2")}
 IRS = 2**31 - 2
-PROMPT = replace(RELAYED, delayed_ack_s=0.0)
+PROMPT = replace(RELAYED, delayed_ack_s=0.0, delayed_fin_ack=False)
 """So that what is acknowledged can be expected at once."""
 
 IN, OUT, HANGUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLIN | select.EPOLLRDHUP
@@ -104,7 +104,8 @@ class Stream:
     def sendmsg(self, pieces):
         return self.send(b"".join(pieces))
 
-    def recv_into(self, room):
+    def recv_into(self, room, octets):
+        room = room[:octets]
         assert not self.closed
         self.reads += 1
         size = 0

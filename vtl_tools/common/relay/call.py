@@ -28,8 +28,7 @@ _ANSWER_MAX: Final = 512
 READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 """Events of a stream; a poller tells of them once, as they come about."""
 WRITABLE: Final = select.EPOLLOUT
-BROKEN: Final = select.EPOLLERR
-FAILED: Final = select.EPOLLHUP | BROKEN
+FAILED: Final = select.EPOLLHUP | select.EPOLLERR
 HUNG_UP: Final = select.EPOLLRDHUP | FAILED
 """Nothing will tell of what waits behind the octets that came: read on until the end."""
 
@@ -55,8 +54,8 @@ class Stream(Protocol):
         """Likewise of several pieces."""
         ...
 
-    def recv_into(self, room: memoryview, /) -> int:
-        """Fill some of the room; 0: there will be no more."""
+    def recv_into(self, room: memoryview, octets: int, /) -> int:
+        """Put at most so many octets into the room; return how many; 0: there will be no more."""
         ...
 
     def shutdown(self, how: int, /) -> None:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from vtl_tools.common.relay.call import BROKEN, HUNG_UP, READABLE, WRITABLE, Call
+from vtl_tools.common.relay.call import HUNG_UP, READABLE, WRITABLE, Call
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import Ended
@@ -84,7 +84,7 @@ class Flow:
         self.opened_at: float | None = None
         self.armed_at = self.retry_at = NEVER
         self.held = self.written = 0
-        self.lent: deque[tuple[int, bytearray]] | None = None
+        self.lent: deque[tuple[int, memoryview]] | None = None
 
     @property
     def stage(self) -> Stage:
@@ -116,6 +116,7 @@ class Flow:
         self.syn = b""
         self.opened_at = now
         self.endpoint.accept()
+        self.relay.touch(self)
         self.may_write = True
         self.may_read = bool(events & READABLE)
         self.hung_up = bool(events & HUNG_UP)
@@ -129,34 +130,33 @@ class Flow:
         self.heard_at = now
         if self.call is not None:
             self.advance(events, now)
-        else:
-            if events & READABLE:
-                self.may_read = True
-                if events & HUNG_UP:
-                    self.hung_up = True
-                    if events & BROKEN and self.received_eof and not self.sent_eof:
-                        self._broken()  # which nothing else would tell: it is not read any more
-            if events & WRITABLE:
-                self.may_write = True
+            return
+        if events & READABLE:
+            self.may_read = True
+            if events & HUNG_UP:
+                self.hung_up = True
+        if events & WRITABLE:
+            self.may_write = True
         self.relay.touch(self)
 
     def pump(self, now: float) -> None:
         """Move what can be moved, both ways, and send what is due to the guest."""
         endpoint, relay = self.endpoint, self.relay
-        ended = endpoint.ended
+        ended, rcv = endpoint.ended, endpoint.rcv
         if self.call is None and (ended is None or ended is Ended.CLOSED):
-            if self.may_write and endpoint.readable:
+            if rcv.readable and self.may_write:
                 self._up()
-            if not self.sent_eof and endpoint.at_eof:
+            if rcv.fin is not None and not self.sent_eof and endpoint.at_eof:
                 self._end_up()
             if (lent := self.lent) is not None:
                 acknowledged = endpoint.acknowledged
                 while lent and lent[0][0] <= acknowledged:
                     relay.buffers.append(lent.popleft()[1])
-            chunks = 0
-            while self.may_read and chunks < _CHUNKS_MAX and self._down():
-                chunks += 1
-                relay.transmit(self, now)
+            if self.may_read:
+                for _ in range(_CHUNKS_MAX):
+                    if not self._down():
+                        break
+                    relay.transmit(self, now)
         relay.transmit(self, now)
 
     def _up(self) -> None:
@@ -188,39 +188,42 @@ class Flow:
     @property
     def has_room(self) -> bool:
         """Whether more of what the stream brings is wanted: what there is has been sent, and may be kept."""
-        endpoint = self.endpoint
-        return endpoint.unsent <= 0 and endpoint.writable >= BUFFER and not (self.held and self.relay.is_full)
+        snd, relay = self.endpoint.snd, self.relay
+        return (
+            snd.nxt >= snd.queue.tail
+            and snd.room >= BUFFER
+            and not (relay.held > relay.limits.memory and self.held)
+        )
 
     def _down(self) -> bool:
         """What the stream brings goes to the guest; return whether to look for more."""
-        endpoint, relay = self.endpoint, self.relay
         if not self.has_room:
             return False
-        buffer = relay.buffers.pop() if relay.buffers else bytearray(BUFFER)
-        room = memoryview(buffer)[: endpoint.send_size]
+        buffers, most = self.relay.buffers, self.endpoint.snd.send_size
+        buffer = buffers.pop() if buffers else memoryview(bytearray(BUFFER))
         try:
-            size = self.stream.recv_into(room)
+            size = self.stream.recv_into(buffer, most)
         except BlockingIOError:
             self.may_read = False
-            relay.buffers.append(buffer)
+            buffers.append(buffer)
             return False
         except OSError:
             self._broken()
             return False
-        if size < _KEPT:
-            if size:
-                self._write(bytes(room[:size]))
-            else:
-                self.may_read, self.received_eof = False, True
-                endpoint.close()
-            relay.buffers.append(buffer)
-        else:
-            self._write(room[:size])
+        if size >= _KEPT:
+            self._write(buffer[:size])
             if self.lent is None:
                 self.lent = deque()
             self.lent.append((self.written, buffer))
-        relay.octets_down += size
-        if size < len(room) and not self.hung_up:
+        else:
+            if size:
+                self._write(bytes(buffer[:size]))
+            else:
+                self.may_read, self.received_eof = False, True
+                self.endpoint.close()
+            buffers.append(buffer)
+        self.relay.octets_down += size
+        if size < most and not self.hung_up:
             self.may_read = False  # that was all, and the next edge will tell of more
         return self.may_read
 

@@ -176,13 +176,13 @@ class Connection:
         """Take the first of several pieces."""
         return self.send(pieces[0])
 
-    def recv_into(self, room: memoryview) -> int:
+    def recv_into(self, room: memoryview, octets: int) -> int:
         """Give answers."""
         if not self._answers:
             if self._ended and not self.waiting:
                 return 0
             raise BlockingIOError
-        size = min(len(room), len(self._answers))
+        size = min(octets, len(self._answers))
         room[:size] = self._answers[:size]
         del self._answers[:size]
         if self.owner is not None and not self._answers:
@@ -206,6 +206,7 @@ class Connection:
     def close(self) -> None:
         """Forget it."""
         self._closed = True
+        self.owner = None
         self._answers.clear()
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.device.batch import Batch, Pieces
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import derive, icmp
 from vtl_tools.common.packet.address import is_single_host
@@ -24,6 +24,7 @@ from vtl_tools.common.socks import ANSWER, Reason
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
+from vtl_tools.common.tcp.output import transmit
 from vtl_tools.common.tcp.state import State
 from vtl_tools.common.tcp.tcb import NEVER
 from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
@@ -36,6 +37,8 @@ _GREETING_S: Final = 10.0
 _ETHERTYPE: Final = VNET + 12
 _PORTS: Final = struct.Struct("!HH")
 _IP: Final = (0x08, 0x86)  # the first octets of IPv4's and IPv6's Ethertypes; a tag's is 0x81, 0x88 or 0x91
+_JOINED: Final = 2048
+"""Octets of data below which a frame is copied together, and sent along with those of other flows."""
 _TICK_S: Final = 0.01
 """How late a flow's timer may be: it is looked at when this has passed, not at every frame."""
 _PUMPED_MAX: Final = 64
@@ -50,8 +53,8 @@ SUPER_SEGMENT: Final = 65_455
 """Octets of data that fit a packet of 65,535 with all the options that may come with them."""
 
 RELAYED: Final = Config(
-    super_segment=SUPER_SEGMENT, no_delay=True, syn_timeout_s=30.0, time_wait_s=1.0, keep_alive_s=300.0,
-    keep_alive_interval_s=30.0, keep_alive_probes=5,
+    super_segment=SUPER_SEGMENT, no_delay=True, delayed_fin_ack=True, syn_timeout_s=30.0, time_wait_s=1.0,
+    keep_alive_s=300.0, keep_alive_interval_s=30.0, keep_alive_probes=5,
 )  # fmt: skip
 """How connections with a guest are set. The guest is one link away, so what is late there is soon known."""
 
@@ -93,13 +96,14 @@ class Relay(Stage):
         self.poller = Poller()
         self.sources = [self]
         self.flows: dict[bytes, Flow] = {}
-        self.buffers: list[bytearray] = []
+        self.buffers: list[memoryview] = []
         self.other: Callable[[memoryview, float], object] = self._nothing_else
         self.on_loss: Callable[[memoryview, float], object] | None = None
         self.on_end: Callable[[Flow, float], object] | None = None
         self.octets_up = self.octets_down = self.held = 0
         self.opened = self.established = self.failed = 0
         self._half_open = 0
+        self._outbox: list[Pieces] = []
         self._greeted: dict[bytes, float] = {}
         self._touched: list[Flow] = []
         self._more: dict[bytes, Flow] = {}
@@ -194,8 +198,8 @@ class Relay(Stage):
         self._half_open += 1
         self.opened += 1
         self.poller.add(flow.stream, flow)
+        self._arm(flow, flow.deadline())
         flow.advance(0, now)
-        self.touch(flow)
 
     def _tell(self, syn: bytes, reason: Reason, now: float) -> None:
         """Tell a caller that nothing came of it: by a reset if it was the other side that said no."""
@@ -238,8 +242,20 @@ class Relay(Stage):
 
     def transmit(self, flow: Flow, now: float) -> None:
         """Send what a flow's endpoint has for the guest."""
-        if frames := flow.endpoint.transmit_pieces(now):
-            self.send(0, frames, now)
+        for pieces in transmit(flow.endpoint, now):
+            if len(pieces) == 1:
+                self._outbox.append(pieces)
+            elif len(pieces) == 2 and len(pieces[1]) < _JOINED:
+                self._outbox.append((b"".join(pieces),))
+            else:
+                self._post(now)
+                self.send(0, (pieces,), now)
+
+    def _post(self, now: float) -> None:
+        """Send what was gathered, with one system call for many flows."""
+        if self._outbox:
+            self.send(0, self._outbox, now)
+            self._outbox = []
 
     def again(self, flow: Flow, now: float) -> None:
         """Have a flow's call tried again in a while."""
@@ -284,22 +300,25 @@ class Relay(Stage):
                 continue
             endpoint = flow.endpoint
             flow.pump(now)
-            endpoint.own()
+            rcv = endpoint.rcv
+            if rcv.borrowed:
+                rcv.own()
             if flow.may_read and flow.has_room:
                 self._more[flow.key] = flow
             if flow.opening and endpoint.state not in _OPENING:
                 flow.opening = False
                 self._half_open -= 1
                 self.established += endpoint.ended is None
-            held = endpoint.readable + flow.written - endpoint.acknowledged
+            held = rcv.readable + flow.written - endpoint.acknowledged
             if held != flow.held:
                 self.held += held - flow.held
                 flow.held = held
-            if flow.is_over:
+            if endpoint.ended is not None and flow.is_over:
                 self._remove(flow, now)
                 continue
             if flow.armed_at > now + _TICK_S:
                 self._arm(flow, now + _TICK_S)
+        self._post(now)
         del self.buffers[_BUFFERS_MAX:]
 
     def _arm(self, flow: Flow, due: float) -> None:
@@ -354,6 +373,7 @@ class Relay(Stage):
             flow.endpoint.abort()
             self.transmit(flow, 0.0)
             flow.hang_up()
+        self._post(0.0)
         self.flows.clear()
         self.poller.end()
 

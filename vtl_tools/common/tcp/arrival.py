@@ -4,6 +4,7 @@ from typing import Final
 
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
 from vtl_tools.common.tcp.output import agree, reset
+from vtl_tools.common.tcp.prediction import predicted
 from vtl_tools.common.tcp.state import ON_FIN, ON_FIN_ACKED, TAKES_DATA, Drop, Ended, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
 from vtl_tools.common.tcp.wire import Segment
@@ -17,6 +18,12 @@ def arrive(tcb: TCB, segment: Segment, now: float) -> None:
     """Process a segment of this connection. Its data is copied."""
     state = tcb.state
     tcb.segments_in += 1
+    if state is State.TIME_WAIT and _is_new_connection(tcb, segment):
+        tcb.drops[Drop.SUPERSEDED] += 1
+        tcb.end(Ended.CLOSED)
+        return
+    if state is State.ESTABLISHED and predicted(tcb, segment, now):
+        return
     if state is State.CLOSED:  # 3.10.7.1
         tcb.drops[Drop.NOT_OPEN] += 1
         reset(tcb, segment)
@@ -147,16 +154,34 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     # eighth, check the FIN bit
     if flags & FIN and tcb.state in TAKES_DATA:
         rcv.take_fin(seq + length)
-        tcb.ack_now = True
+        if rcv.has_gap:
+            tcb.ack_now = True
     if rcv.fin is not None and tcb.state in ON_FIN and rcv.finish():
-        tcb.ack_now = True
-        if tcb.state is State.FIN_WAIT_2:
-            tcb.wait(now)
-        else:
-            tcb.become(ON_FIN[tcb.state])
+        _finished(tcb, now)
     elif tcb.state is State.TIME_WAIT and flags & FIN:
         tcb.ack_now = True
         tcb.wait(now)  # its acknowledgement was lost
+
+
+def _finished(tcb: TCB, now: float) -> None:
+    """The peer's FIN is in order: RCV.NXT is behind it."""
+    if tcb.config.delayed_fin_ack and tcb.state is State.ESTABLISHED:
+        tcb.delayed_at = min(tcb.delayed_at, now + tcb.config.delayed_ack_s)
+    else:
+        tcb.ack_now = True
+    if tcb.state is State.FIN_WAIT_2:
+        tcb.wait(now)
+    else:
+        tcb.become(ON_FIN[tcb.state])
+
+
+def _is_new_connection(tcb: TCB, segment: Segment) -> bool:
+    """Tell a SYN that may take over from TIME-WAIT (MAY-2): newer by timestamp or number (RFC 6191)."""
+    if segment.flags & (SYN | ACK | RST | FIN) != SYN:
+        return False
+    if tcb.timestamps and segment.stamps is not None and segment.stamps[0] != tcb.ts_recent:
+        return not (segment.stamps[0] - tcb.ts_recent) & _HALF
+    return tcb.rcv.position(segment.seq) > tcb.rcv.nxt
 
 
 def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
@@ -257,6 +282,8 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         and (news or (segment.length == 0 and not segment.flags & FIN and window == snd.wnd))
     ):
         snd.duplicated()
+    if news or tcb.reorder_at != NEVER:
+        tcb.watch_holes(now, news=news)
     if ack >= snd.una:
         was = snd.wnd
         snd.offered(window, seq, ack)
@@ -290,6 +317,9 @@ def _progress(tcb: TCB, segment: Segment, ack: int, dsack: bool, now: float) -> 
             snd.cc.lost(snd.flight)  # the probe mended a loss (RFC 8985 section 7.4)
         tcb.probe = None
     snd.acked(ack)
+    tcb.head_at, tcb.head_mark, tcb.reorder_at = now, snd.nxt, NEVER
+    if snd.board:
+        tcb.watch_holes(now, news=False)
     tcb.stalled_since = now if snd.una < snd.end else None
     tcb.arm(now)
     if snd.fin is not None and ack > snd.fin and tcb.state in ON_FIN_ACKED:

@@ -31,7 +31,7 @@ def agree(tcb: TCB, syn: Segment) -> None:
     default = _SEGMENT_MIN if len(tcb.path.local) == 4 else 1220
     options = 12 if tcb.timestamps else 0
     theirs = max(syn.mss if syn.mss is not None else default, 64)
-    snd.start(max(min(theirs, tcb.config.mtu - tcb.framer.overhead) - options, 32))
+    snd.start(max(min(theirs, our_mss(tcb)) - options, 32))
     rcv.mss = our_mss(tcb) - options
 
 
@@ -115,6 +115,8 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
             flags |= PSH  # MUST-61: all that was written is in it
     if again:
         tcb.timed = None  # Karn: what is sent twice is not timed
+        if start == snd.una:
+            tcb.head_at, tcb.head_mark = now, snd.nxt
     elif tcb.timed is None:
         tcb.timed = (end + fin, now)
     snd.sent(piece)
@@ -143,30 +145,82 @@ def abort(tcb: TCB) -> None:
     tcb.out.append(tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, RST | ACK, 0, b""))
 
 
+def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
+    """Send what is new in whole segments, and the end of it, as far as both windows let it.
+
+    Nothing counts as lost, and the user has not closed: what Sender.next() would say, in a third of the
+    time. Returns whether there is something left that it has to judge.
+    """
+    snd = tcb.snd
+    queue, mss, no_delay = snd.queue, snd.mss, snd.config.no_delay
+    edge = snd.una + min(snd.wnd, snd.cc.cwnd)
+    most = snd.send_size
+    while (size := min(queue.tail - snd.nxt, edge - snd.nxt, most)) > 0:
+        start = snd.nxt
+        end = start + size
+        flags = ACK
+        if end == queue.tail and (no_delay or start == snd.una):
+            flags = ACK | PSH  # MUST-61: all that was written is in it
+        elif size % mss:
+            end -= size % mss
+            if end == start:
+                return True
+        elif end == queue.tail:
+            flags = ACK | PSH
+        if tcb.timed is None:
+            tcb.timed = (end, now)
+        views = queue.views(start, end)
+        snd.nxt = end
+        if end > snd.max:
+            snd.max = end
+        tcb.sent_at = now
+        if tcb.retransmit_at == NEVER or tcb.probe_is_next:
+            tcb.arm(now)
+        frames.append(frame(tcb, start, flags, now, views, end - start))
+    return queue.tail > snd.nxt and edge > snd.nxt
+
+
 def transmit(tcb: TCB, now: float) -> list[Pieces]:
     """Return all that may be sent now."""
-    frames, tcb.out = tcb.out, []
-    state = tcb.state
+    frames = tcb.out
+    if frames:
+        tcb.out = []
+    state, snd = tcb.state, tcb.snd
+    end = snd.queue.tail if snd.fin is None else snd.fin + 1
+    if snd.nxt >= end and snd.recover is None and not (tcb.ack_now or tcb.syn_due):  # as most often
+        if state not in _NO_UPDATES and tcb.rcv.window_opened:
+            return [*frames, acknowledge(tcb, now)]
+        return frames
+    frames = list(frames)
     if state in SENDS_DATA:
-        snd = tcb.snd
-        if snd.nxt < snd.end or snd.recover is not None:
-            if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
-                snd.cc.idle(tcb.config.initial_window)
-            while (piece := snd.next()) is not None:
-                frames.append(send_piece(tcb, piece, now))
-            if not snd.flight and snd.unsent > 0:
-                if tcb.persist_at == NEVER:  # the window is shut, or silly
-                    tcb.persist_at = now + tcb.rtt.rto_s * (1 << min(tcb.persists, 16))
-            else:
-                tcb.persist_at, tcb.persists = NEVER, 0
-            if tcb.stalled_since is None:
-                tcb.stalled_since = now
+        if tcb.ack_now and snd.sack and tcb.rcv.has_news:  # segments with data have no room for blocks
+            frames.append(acknowledge(tcb, now))
+        if snd.nxt < end or snd.recover is not None:
+            _data(tcb, frames, now)
     elif tcb.syn_due:
         frames.append(synchronize(tcb, now))
         return frames
     if tcb.ack_now or (state not in _NO_UPDATES and tcb.rcv.window_opened):
         frames.append(acknowledge(tcb, now))
     return frames
+
+
+def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
+    """Send what is new, and what was lost; see to the timers of what cannot be sent."""
+    snd = tcb.snd
+    if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
+        snd.cc.idle(tcb.config.initial_window)
+    ordinary = snd.recover is None and snd.fin is None and not (snd.dup_acks or snd.board.sacked)
+    if not ordinary or _stream(tcb, frames, now):
+        while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:
+            frames.append(send_piece(tcb, piece, now))
+    if not snd.flight and snd.unsent > 0:
+        if tcb.persist_at == NEVER:  # the window is shut, or silly
+            tcb.persist_at = now + tcb.rtt.rto_s * (1 << min(tcb.persists, 16))
+    else:
+        tcb.persist_at, tcb.persists = NEVER, 0
+    if tcb.stalled_since is None:
+        tcb.stalled_since = now
 
 
 _NO_UPDATES: Final = frozenset(

@@ -22,6 +22,10 @@ class RTTEstimator:
         self.rto_s = INITIAL_RTO_S
         self.backoffs = 0  # timeouts since something new was acknowledged
 
+    def limit(self, min_s: float, max_s: float) -> None:
+        """Keep the RTO between these from now on."""
+        self._min_s, self._max_s = min_s, max_s
+
     def sample(self, rtt_s: float) -> None:
         """Fold in a round-trip time of something that was sent only once, or that a timestamp tells apart."""
         if self.srtt_s is None:  # (2.2)
@@ -29,8 +33,11 @@ class RTTEstimator:
         else:  # (2.3): RTTVAR before SRTT
             self.rttvar_s += _BETA * (abs(self.srtt_s - rtt_s) - self.rttvar_s)
             self.srtt_s += _ALPHA * (rtt_s - self.srtt_s)
-        rto_s = self.srtt_s + max(_GRANULARITY_S, _K * self.rttvar_s)
-        self.rto_s = min(max(rto_s, self._min_s), self._max_s)
+        spread_s = _K * self.rttvar_s
+        rto_s = self.srtt_s + (spread_s if spread_s > _GRANULARITY_S else _GRANULARITY_S)
+        if rto_s < self._min_s:
+            rto_s = self._min_s
+        self.rto_s = rto_s if rto_s < self._max_s else self._max_s
 
     @property
     def timeout_s(self) -> float:

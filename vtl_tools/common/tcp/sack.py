@@ -31,6 +31,16 @@ class Scoreboard:
     def __bool__(self) -> bool:
         return bool(self._starts)
 
+    @property
+    def top(self) -> int:
+        """Where the highest range starts; there must be one."""
+        return self._starts[-1]
+
+    @property
+    def end(self) -> int:
+        """Where it ends."""
+        return self._ends[-1]
+
     def add(self, start: int, end: int) -> bool:
         """Note that the peer holds a range; tell whether that is news."""
         first = bisect_left(self._ends, start)  # the first range that ends at start or behind

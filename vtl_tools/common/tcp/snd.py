@@ -6,13 +6,13 @@ is at 0, data begins at 1. On the wire, seq() makes 32 bits of them, and positio
 
 from typing import Final, NamedTuple
 
-from vtl_tools.common.packet.seq import seq_sub
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.congestion import NewReno
 from vtl_tools.common.tcp.queue import Octets, SendQueue
 from vtl_tools.common.tcp.sack import DUP_THRESH, Scoreboard
 
 _MASK: Final = 0xFFFF_FFFF
+_HALF: Final = 0x8000_0000
 
 
 class Piece(NamedTuple):
@@ -40,6 +40,7 @@ class Sender:
         "dup_acks",
         "fin",
         "force",
+        "head_is_lost",
         "iss",
         "loss",
         "max",
@@ -71,6 +72,7 @@ class Sender:
         self.recover: int | None = None
         self.loss = False
         self.force = False  # a retransmission is due, whatever cwnd says (RFC 6675 section 5, step 4.3)
+        self.head_is_lost = False  # though it was sent again
         self.dup_acks = 0
         self.retransmits = 0
 
@@ -82,7 +84,7 @@ class Sender:
 
     def position(self, seq: int) -> int:
         """Return the position of a sequence number, taken for the one nearest to SND.UNA."""
-        return self.una + seq_sub(seq, (self.iss + self.una) & _MASK)
+        return self.una + ((seq - self.iss - self.una + _HALF) & _MASK) - _HALF
 
     @property
     def snd_una(self) -> int:
@@ -112,7 +114,8 @@ class Sender:
     @property
     def room(self) -> int:
         """Octets that write() would take."""
-        return max(0, self.config.send_buffer - (self.queue.tail - self.queue.head))
+        room = self.config.send_buffer - self.queue.tail + self.queue.head
+        return room if room > 0 else 0
 
     # --- the user
 
@@ -146,14 +149,36 @@ class Sender:
             )
             if not self.sack:
                 pipe -= self.dup_acks * self.mss
-        return max(0, pipe)
+        return pipe if pipe > 0 else 0
+
+    @property
+    def lost(self) -> int:
+        """Octets that count as lost and were not sent again yet."""
+        if self.recover is None:
+            return 0
+        return self.board.unsacked(max(self.board.high_rxt, self.una), min(self.board.lost_edge, self.nxt))
+
+    @property
+    def phase(self) -> str:
+        """What the sender is at, in Linux's words: open, disorder, recovery or loss."""
+        if self.recover is not None:
+            return "loss" if self.loss else "recovery"
+        return "disorder" if self.board or self.dup_acks else "open"
 
     def next(self) -> Piece | None:
         """Return what is to be sent now: what was lost, else what is new; None: nothing, for now."""
         pipe = self.pipe()
-        if self.recover is not None and (piece := self._lost(pipe)) is not None:
+        if self.recover is not None and (piece := self._head() or self._lost(pipe)) is not None:
             return piece
         return self._new(pipe)
+
+    def _head(self) -> Piece | None:
+        """The first segment once more, where that was lost twice."""
+        if not self.head_is_lost:
+            return None
+        self.head_is_lost = False
+        hole = self.board.hole(self.una, min(self.una + min(self.mss, max(self.wnd, 1)), self.nxt))
+        return self._piece(*hole, again=True) if hole else None
 
     def _lost(self, pipe: int) -> Piece | None:
         """RFC 6675 section 4, NextSeg rule (1)."""
@@ -220,8 +245,9 @@ class Sender:
 
     def _whole(self, octets: int) -> int:
         """Return how much a frame may carry of so much room: whole segments, and one at least."""
-        limit = min(octets, self.config.super_segment)
-        return max(limit // self.mss * self.mss, self.mss)
+        most = self.config.super_segment
+        whole = (octets if octets < most else most) // self.mss * self.mss
+        return whole or self.mss
 
     @property
     def send_size(self) -> int:
@@ -247,7 +273,8 @@ class Sender:
             self.board.high_rxt = max(self.board.high_rxt, end)
         else:
             self.nxt = end
-            self.max = max(self.max, end)
+            if end > self.max:
+                self.max = end
 
     # --- what comes back
 
@@ -262,10 +289,11 @@ class Sender:
 
     def acked(self, ack: int) -> None:
         """SND.UNA < SEG.ACK =< SND.NXT: take what is new, and recover on (RFC 6582, RFC 6675)."""
-        octets, flight = ack - self.una, self.flight
+        octets, flight = ack - self.una, self.nxt - self.una
         self.una = ack
-        self.nxt = max(self.nxt, ack)
-        self.queue.drop(min(ack, self.queue.tail))
+        if ack > self.nxt:
+            self.nxt = ack
+        self.queue.drop(ack if ack < self.queue.tail else self.queue.tail)
         board = self.board
         if board.sacked:
             board.advance(ack)
@@ -303,10 +331,16 @@ class Sender:
         if self.dup_acks >= DUP_THRESH or (self.sack and self.board.lost_edge > self.una):
             self.begin_recovery()
 
+    def reordering_is_over(self) -> None:
+        """Take what is missing before what the peer has for lost, and begin fast recovery."""
+        if self.recover is None and self.board and self.una < self.nxt:
+            self.board.lost_edge = max(self.board.lost_edge, self.board.top)
+            self.begin_recovery()
+
     def begin_recovery(self) -> None:
         """RFC 6675 section 5, step (4)."""
         self.cc.lost(self.flight)
-        self.recover, self.loss, self.force = self.nxt, False, True
+        self.recover, self.loss, self.force, self.head_is_lost = self.nxt, False, True, False
         self.board.high_rxt = self.una
         self.board.lost_edge = max(self.board.lost_edge, min(self.una + self.mss, self.nxt))
 
@@ -315,7 +349,7 @@ class Sender:
         if self.board.reneged(self.una):
             self.board.forget()
         self.cc.timed_out(self.pipe() or self.flight, again=self.loss)
-        self.recover, self.loss, self.force = self.nxt, True, True
+        self.recover, self.loss, self.force, self.head_is_lost = self.nxt, True, True, False
         self.dup_acks = 0
         self.board.high_rxt = self.una
         self.board.lost_edge = self.nxt

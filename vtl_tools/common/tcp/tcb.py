@@ -18,6 +18,7 @@ _MASK: Final = 0xFFFF_FFFF
 _CHALLENGES: Final = 10
 """Answers in a second to segments that are not acceptable (RFC 5961 section 7)."""
 _PTO_MIN_S: Final = 0.01
+_GRANULARITY_S: Final = 0.001
 _WORST_DELAYED_ACK_S: Final = 0.2  # RFC 8985 section 7.2: WCDelAckT
 
 
@@ -28,7 +29,9 @@ class TCB:
     for the first time or again. ack_now: an acknowledgement is due. out: frames that cannot wait.
     ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: since when nothing new was
     acknowledged, of what is to be; None if there is nothing. timed: a position, and when it was sent, once.
-    probe: behind what was in flight when its tail was probed, and whether the probe was a retransmission.
+    reorder_at: when what is missing before what the peer has counts as lost. head_at: when SND.UNA was sent
+    again, or became what it is; head_mark: SND.NXT at that time. probe: behind what was in flight when its
+    tail was probed, and whether the probe was a retransmission.
     """
 
     __slots__ = (
@@ -41,6 +44,8 @@ class TCB:
         "drops",
         "ended",
         "framer",
+        "head_at",
+        "head_mark",
         "heard_at",
         "held",
         "keep_alives",
@@ -54,6 +59,7 @@ class TCB:
         "probe",
         "probe_is_next",
         "rcv",
+        "reorder_at",
         "retransmit_at",
         "rtt",
         "segments_in",
@@ -87,6 +93,7 @@ class TCB:
         self.ts_recent_at = 0.0
         self.last_ack = 0
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
+        self.reorder_at, self.head_at, self.head_mark = NEVER, 0.0, 0
         self.probe_is_next = False
         self.persists = self.keep_alives = 0
         self.probe: tuple[int, bool] | None = None
@@ -110,6 +117,7 @@ class TCB:
             self.ended = why
         self.become(State.CLOSED)
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
+        self.reorder_at = NEVER
         self.stalled_since = None
         self.held = self.syn_due = self.ack_now = False
         self.snd.queue.clear()
@@ -118,7 +126,7 @@ class TCB:
         """Enter TIME-WAIT, or begin its time anew."""
         if self.state is not State.TIME_WAIT:
             self.become(State.TIME_WAIT)
-            self.retransmit_at = self.persist_at = NEVER
+            self.retransmit_at = self.persist_at = self.reorder_at = NEVER
             self.stalled_since = None
         self.time_wait_at = now + self.config.time_wait_s
 
@@ -132,6 +140,24 @@ class TCB:
             self._challenged, self._challenges = now, 0
         self._challenges += 1
         return self._challenges <= _CHALLENGES
+
+    def watch_holes(self, now: float, *, news: bool) -> None:
+        """Tell reordering from loss by time, as RACK does (RFC 8985 sections 6.2 and 7); after each ACK.
+
+        What was sent before what the peer has got, and has not come a quarter of a round trip later, is lost.
+        In recovery that is asked of the head only, whose retransmission may have been lost in its turn.
+        news: the peer has got something above SND.UNA that it had not.
+        """
+        snd, srtt_s = self.snd, self.rtt.srtt_s
+        if not snd.board or srtt_s is None:
+            self.reorder_at = NEVER
+        elif snd.recover is not None:
+            self.reorder_at = NEVER
+            after = snd.board.end > self.head_mark  # so that it was sent after the head, for sure
+            if news and now - self.head_at > max((1.25 if after else 2) * srtt_s, _GRANULARITY_S):
+                snd.head_is_lost = True
+        elif self.reorder_at == NEVER:
+            self.reorder_at = now + max(srtt_s / 4, _GRANULARITY_S)
 
     def arm(self, now: float) -> None:
         """Start the retransmission timer anew (RFC 6298 section 5), or the probe of the tail before it."""
@@ -149,7 +175,9 @@ class TCB:
             and snd.wnd
         ):
             alone = snd.nxt - snd.una <= snd.mss
-            probe_s = max(2 * rtt.srtt_s, _PTO_MIN_S) + (_WORST_DELAYED_ACK_S if alone else 0)
+            probe_s = 2 * rtt.srtt_s if 2 * rtt.srtt_s > _PTO_MIN_S else _PTO_MIN_S
+            if alone:
+                probe_s += _WORST_DELAYED_ACK_S
             if probe_s < timeout_s:
                 self.probe_is_next = True
                 timeout_s = probe_s
