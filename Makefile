@@ -22,7 +22,9 @@ test: setup
 
 bench: setup
 	$(VENV)/bin/pip install --quiet --editable '.[bench]'
+	@tools/setup-bench
 	$(PY) bench/bridge.py --quick --json
+	$(PY) bench/relay.py --quick --json
 
 lint: setup
 	$(VENV)/bin/ruff check .

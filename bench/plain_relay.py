@@ -2,11 +2,16 @@
 
 import os
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
 from vtl_tools.common import cli
+from vtl_tools.common.errors import Malformed
+from vtl_tools.common.gateway.neighbours import Neighbours
+from vtl_tools.common.gateway.network import Network
+from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.relay.call import Call, TCPCall
 from vtl_tools.common.relay.relay import Relay
 from vtl_tools.common.tcp.wire import Path
@@ -21,6 +26,20 @@ def dial(path: Path) -> Call:
     return TCPCall((socket.inet_ntop(family, path.local), path.local_port), family)
 
 
+def make_stage() -> Relay:
+    """Return the relay, which is every neighbour of the guest as well."""
+    relay = Relay(dial, os.urandom(32))
+    neighbours = Neighbours(Network(prefix=None), 0.0)
+
+    def answer(frame: memoryview, now: float) -> None:
+        with suppress(Malformed):
+            if (said := neighbours.answer(Packet.at(frame), now)) is not None:
+                relay.send(0, [(bytes(said),)], now)
+
+    relay.other = answer
+    return relay
+
+
 @click.group("plain-relay", cls=cli.Tool)
 @cli.iface_option()
 @cli.guard_option
@@ -30,9 +49,7 @@ def main(iface: str, guard: str, options: "Options") -> None:
     from vtl_tools.common.device.spec import open_device
     from vtl_tools.common.guard import MARK
 
-    cli.run(
-        lambda: Relay(dial, os.urandom(16)), lambda _: [open_device(iface, mark=MARK)], options, guard=guard
-    )
+    cli.run(make_stage, lambda _: [open_device(iface, mark=MARK)], options, guard=guard)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ class Names:
     def _records(self) -> dict[str, dict[str, list[str]]]:
         """Return every record as text, by name and by type."""
         records: dict[str, dict[str, list[str]]] = {}
-        for name, addresses in self.names.items():
+        for name, addresses in list(self.names.items()):  # a test may change them meanwhile
             forward = records.setdefault(name.lower(), {})
             for address in addresses:
                 forward.setdefault("AAAA" if ":" in address else "A", []).append(address)

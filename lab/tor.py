@@ -16,10 +16,10 @@ have ended, and is told again when it comes to nothing:
 
 * A relay sends its descriptor to each authority once, and not again soon if one refuses: so none does before
   all listen.
-* Who has met a closed port does not try it again for a minute, whatever its schedules say: so a client is
-  started last.
 * Authorities vote by the wall clock, and a consensus is valid however few relays are in it: so the time of
   the first vote is set when each authority knows each relay, and the next vote is half an hour away.
+* A client that is refused, or told that there is no consensus, waits up to three times as long before it asks
+  again, at random and without a bound: so it is started last.
 """
 
 import math

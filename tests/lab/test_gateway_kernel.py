@@ -50,7 +50,7 @@ class Gateway:
         now = time.monotonic()
         self.device, self.network = device, Network(mtu=1400)
         self.neighbours = Neighbours(self.network, now)
-        self.server = Server(self.network)
+        self.server = Server(self.network, mac_of=self.neighbours.mac_of)
         self.resolver = Resolver(mode)
         self.asked = []
 

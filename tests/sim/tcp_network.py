@@ -30,6 +30,10 @@ class Network:
         self.delay_s = delay_s
         self.wire, self.order = [], count()
         self.frames = 0
+        self.renew(configs, version, iss)
+
+    def renew(self, configs, version=4, iss=(None, None)):
+        """Put new endpoints to the ends."""
         self.ends = [
             Endpoint(path, b"secret", self.now, config, iss=number)
             for path, config, number in zip(paths(version), configs, iss, strict=True)
@@ -51,7 +55,10 @@ class Network:
             copy = bytearray(frame)
             if chance() < self.corrupt:
                 copy[self.rng.randrange(24, len(copy))] ^= 1 << self.rng.randrange(8)
-            heapq.heappush(self.wire, (self.now + self.delay_s + late, next(self.order), to, copy))
+            self.put(self.now + self.delay_s + late, to, copy)
+
+    def put(self, when, to, frame):
+        heapq.heappush(self.wire, (when, next(self.order), to, frame))
 
     def step(self):
         """Send what may be sent, then go to the next arrival or deadline. False: nothing will ever happen."""

@@ -101,7 +101,8 @@ class Tor(Stage):
 
         self.relay.config = replace(self.relay.config, mtu=max(octets, MTU_MIN))
         network = replace(self.network, mtu=min(max(octets, MTU_MIN), 1500))
-        self._neighbours, self._leases = Neighbours(network, 0.0), Server(network)
+        self._neighbours = Neighbours(network, 0.0)
+        self._leases = Server(network, mac_of=self._neighbours.mac_of)
 
     # --- frames
 

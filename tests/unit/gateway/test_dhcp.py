@@ -9,6 +9,7 @@ from vtl_tools.common.errors import Malformed
 from vtl_tools.common.gateway import dhcp_wire as wire
 from vtl_tools.common.gateway.dhcp import LEASE_S, Server
 from vtl_tools.common.gateway.leases import DECLINE_S, OFFER_S
+from vtl_tools.common.gateway.neighbours import Neighbours
 from vtl_tools.common.gateway.network import Network
 from vtl_tools.common.packet import address
 
@@ -129,6 +130,23 @@ def test_a_guest_from_another_network_is_told_so_by_broadcast(server, guest):
         nak = wire.Message.at(pkt.payload)
         assert (nak.kind, nak.yiaddr, nak.ciaddr) == (wire.NAK, NOBODY4, NOBODY4)
         assert set(nak.options) == {wire.MESSAGE_TYPE, wire.SERVER_ID, wire.MESSAGE}
+
+
+def test_an_address_that_somebody_was_given_by_hand_is_not_offered(network, guest):
+    neighbours = Neighbours(network, 0.0)
+    server = Server(network, mac_of=neighbours.mac_of)
+    first = reply(server.answer(guest.dhcp(wire.DISCOVER), 0.0)).yiaddr
+    server, by_hand = Server(network, mac_of=neighbours.mac_of), Guest(network, OTHER)
+    neighbours.answer(by_hand.arp(first, sender=first), 0.0)
+    for wanted in {}, {"requested_address": first}:
+        assert reply(server.answer(guest.dhcp(wire.DISCOVER, **wanted), 0.0)).yiaddr != first
+    asked = by_hand.dhcp(wire.DISCOVER, requested_address=first)
+    assert reply(server.answer(asked, 0.0)).yiaddr == first, "it is its own"
+
+
+def test_who_claims_all_addresses_keeps_nobody_from_getting_one(network, guest):
+    server = Server(network, mac_of=lambda octets: OTHER)
+    lease(server, guest)
 
 
 def test_who_chose_another_server_frees_what_we_offered(server, guest, network):

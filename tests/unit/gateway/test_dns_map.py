@@ -1,9 +1,12 @@
 """Names that are answered with addresses which stand for them."""
 
+from collections import Counter
 from ipaddress import IPv4Network, ip_address
 
 import dns.message
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.unit.gateway.asking import (
     BROKEN,
@@ -15,6 +18,7 @@ from tests.unit.gateway.asking import (
     reverse,
 )
 from vtl_tools.common.gateway.dns import GRACE_S, MAP4, MAP6, TTL_S, Mode, Resolver
+from vtl_tools.common.gateway.name_map import NameMap
 from vtl_tools.common.socks import Resolved
 
 KEPT_S = TTL_S + GRACE_S
@@ -138,6 +142,36 @@ def test_an_address_that_a_connection_uses_keeps_its_name(narrow):
     assert names.pin(b"\x08\x08\x08\x08") is None
     names.unpin(b"\x08\x08\x08\x08", 0.0)
     names.unpin(address(narrow.get("c.example A")), 0.0)
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("pub"), st.sampled_from("abcdef"), st.booleans(), st.floats(0, KEPT_S))
+    )
+)
+def test_an_address_stands_for_one_name_while_somebody_may_have_it(actions):
+    """p: a connection pins what the name has; u: one ends; b: the name is asked for."""
+    names, now = NameMap(MAP4, MAP6, names_max=3, keep_s=KEPT_S), 0.0
+    kept, pins = {}, Counter()
+    for action, name, ipv6, later in actions:
+        now += later
+        found = names.address_of(name, now, ipv6=ipv6) if action == "b" or name in kept else None
+        kept = {who: until for who, until in kept.items() if until > now or pins[who]}
+        if found is None:
+            assert action != "b" or len(kept.keys() - {name}) == 3
+            continue
+        kept[name] = now + KEPT_S
+        if action == "p":
+            pins[names.pin(found)] += 1
+        elif action == "u":
+            names.unpin(found, now)
+            pins[name] -= pins[name] > 0
+        assert names.name_of(found) == name
+        for who in kept:
+            assert names.name_of(names.address_of(who, now)) == who
+            kept[who] = now + KEPT_S
+        assert len(names) <= 3
 
 
 def test_a_small_range_is_used_to_the_last_address():

@@ -195,8 +195,9 @@ def test_other_operations_are_not_implemented(stub):
         octets(*MANY, "a.example A"),
         bytes((0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xC0, 12, 0, 1, 0, 1)),
         octets("www.example.com A") + bytes(QUERY_MAX),
+        octets("www.example.com A", edns=False)[:6] + bytes((0, 5, 0, 0, 0, 0)) + bytes(200),
     ],
-    ids=["no-question", "short", "junk", "too-many", "loop", "long"],
+    ids=["no-question", "short", "junk", "too-many", "loop", "long", "records"],
 )
 def test_a_broken_message_is_told_so(stub, broken):
     answer = read(ask(stub, broken).reply)

@@ -6,10 +6,11 @@ from vtl_tools.common.model.base import LOCAL, REMOTE
 from vtl_tools.common.model.ether import EtherEnd, EtherModel
 from vtl_tools.common.model.ip import IPEnd, IPModel
 from vtl_tools.common.model.tcp import TcpModel
-from vtl_tools.common.model.tcp_end import State, TcpEnd
+from vtl_tools.common.model.tcp_end import TcpEnd
 from vtl_tools.common.model.udp import UdpEnd, UdpModel
 from vtl_tools.common.packet import address, build, tcp, vnet
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.tcp_state import State
 
 ENDS = pytest.mark.parametrize("end", [LOCAL, REMOTE], ids=["local", "remote"])
 OTHER_MACS = {"src_mac": b"\x02other", "dst_mac": b"\x02world"}

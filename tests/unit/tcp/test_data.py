@@ -261,7 +261,7 @@ def test_a_tail_is_probed_before_the_timeout(make):
 
 
 def test_without_an_mss_option_segments_are_the_least_that_all_take(fresh):
-    peer = fresh()
+    peer = fresh(replace(PLAIN, mss=None))
     peer.tcp.listen()
     peer.inject("S", 0)
     peer.tcp.accept()
@@ -298,7 +298,82 @@ def test_initial_numbers_depend_on_path_secret_and_time(closed):
     assert (initial_sequence_number(b"one", path, 1.0) - first) % 2**32 == 250_000
 
 
-@pytest.mark.parametrize("wrong", [{"delayed_ack_s": 0.5}, {"receive_buffer": 0}, {"mtu": 100}])
+@pytest.mark.parametrize(
+    "wrong", [{"delayed_ack_s": 0.5}, {"receive_buffer": 0}, {"mtu": 100}, {"shift": 15}]
+)
 def test_a_configuration_that_cannot_be_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"0\.5|octet"):
+    with pytest.raises(ValueError, match=r"0\.5|octet|14"):
         Config(**wrong)
+
+
+def sack(*edges):
+    return [tuple((ISS + edge) % 2**32 for edge in block) for block in edges]
+
+
+def test_what_is_missing_for_a_quarter_of_a_round_trip_is_lost(make):
+    tcp, peer = make(replace(PLAIN, sack=True, no_delay=True))
+    tcp.write(bytes(1000))
+    peer.expect(".", seq=1, data=1000)
+    peer.pass_(0.1)
+    peer.said.clear()
+    peer.inject(".", 1, ack=1001)
+    tcp.write(bytes(2000))
+    peer.expect(".", seq=1001, data=1000)
+    peer.expect(".", seq=2001, data=1000)
+    peer.inject(".", 1, ack=1001, sack=sack((2001, 3001)))
+    peer.expect_nothing()  # it may only have been overtaken
+    peer.pass_(tcp.info().rtt_s / 3)
+    peer.expect(".", seq=1001, data=1000)
+    assert tcp.info().ssthresh == 2000
+
+
+def test_a_retransmission_that_is_lost_is_sent_once_more(make):
+    tcp, peer = make(replace(PLAIN, sack=True, tail_loss_probe=False, initial_window=20))
+    tcp.write(bytes(1000))
+    peer.expect(".", seq=1, data=1000)
+    peer.pass_(0.1)
+    peer.inject(".", 1, ack=1001)
+    tcp.write(bytes(8000))
+    peer.expect(".", seq=1001, data=1000)
+    peer.said.clear()
+    for end in range(3001, 7001, 1000):
+        peer.pass_(0.005)
+        peer.inject(".", 1, ack=1001, sack=sack((2001, end)))
+    peer.expect(".", seq=1001, data=1000)
+    peer.expect_nothing()
+    peer.pass_(0.15)
+    peer.inject(".", 1, ack=1001, sack=sack((2001, 9001)))  # came much later, and the head did not
+    peer.expect(".", seq=1001, data=1000)
+    peer.expect_nothing()
+
+
+def test_sack_blocks_go_out_before_data_that_has_no_room_for_them(make):
+    tcp, peer = make(replace(PLAIN, sack=True))
+    tcp.receive(peer.frame(".", 11, b"later", ack=1), peer.now)
+    tcp.write(b"data")
+    peer.expect(".", ack=1, seq=1, sack=[(11, 16)])
+    peer.expect(".", ack=1, seq=1, data=b"data")
+
+
+def test_it_can_be_configured_while_it_lives(make):
+    tcp, peer = make()
+    tcp.write(b"a")
+    peer.expect(".", seq=1, data=b"a")
+    tcp.write(b"b")
+    peer.expect_nothing()
+    tcp.configure(no_delay=True, user_timeout_s=5.0, receive_buffer=1 << 19, send_buffer=10)
+    peer.expect(".", seq=2, data=b"b")
+    assert tcp.writable == 8
+    peer.pass_(6)
+    assert tcp.ended is Ended.TIMED_OUT
+    with pytest.raises(ValueError, match="octet"):
+        tcp.configure(send_buffer=0)
+
+
+def test_an_older_segment_does_not_move_the_window(make):
+    tcp, peer = make(win=2000)
+    peer.inject(".", 11, b"later", ack=1, win=0)
+    peer.expect(".", ack=1)
+    peer.inject(".", 1, b"0123456789", ack=1, win=9000)
+    peer.expect(".", ack=16)
+    assert tcp.info().snd_wnd == 0

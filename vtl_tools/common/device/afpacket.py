@@ -11,7 +11,7 @@ from typing import Final
 from vtl_tools.common import privilege
 from vtl_tools.common.device import mmsg
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
-from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch, Pieces
+from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch, Lent, Pieces
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.packet import vnet
 
@@ -57,6 +57,7 @@ class PacketDevice(Device):
         if fanout:
             self.capabilities = frozenset({privilege.NET_RAW})
         self._batch = Batch()
+        self._lent = Lent()
         self._index = 0
         self._sock: socket.socket | None = None
         self._fd = -1
@@ -212,14 +213,20 @@ class PacketDevice(Device):
         return self.sent(batch) if done == count else self._write_rest(batch, done)
 
     def write_pieces(self, frames: Sequence[Pieces]) -> int:
-        """Send frames that are in pieces, which the kernel joins."""
+        """Send frames that are in pieces, which the kernel joins; those of one piece with one call."""
+        if len(frames) > 1 and max(map(len, frames)) == 1:
+            whole = [bytes(pieces[0]) for pieces in frames]
+            return sum(self.write(self._lent.lend(whole[i : i + SLOTS])) for i in range(0, len(whole), SLOTS))
         sock, sent, octets = self._sock, 0, 0
         for pieces in frames:
             if sock is None or not self.up:
                 self.drops[Drop.LINK_DOWN] += 1
                 continue
             try:
-                octets += sock.sendmsg(pieces, (), socket.MSG_DONTWAIT) - vnet.VNET
+                if len(pieces) == 1:
+                    octets += sock.send(pieces[0], socket.MSG_DONTWAIT) - vnet.VNET
+                else:
+                    octets += sock.sendmsg(pieces, (), socket.MSG_DONTWAIT) - vnet.VNET
                 sent += 1
             except OSError as e:
                 self.drops[self._why(e.errno or 0)[0]] += 1

@@ -201,3 +201,22 @@ class Batch:
             self._iov[2 * n - 1] = source._iov[2 * i + 1]
         self.count, self._picked, self._octets = n, True, -1
         return self
+
+
+class Lent(Batch):
+    """Frames of somebody else's memory, to be sent and no more: they are not in the arena."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self._arrays(SLOTS)
+        self._pointers = (ctypes.c_char_p * SLOTS)()
+        self._words = memoryview(self._pointers).cast("B").cast("Q")
+
+    def lend(self, frames: Sequence[bytes]) -> Self:
+        """Become these frames, at most SLOTS, which the caller keeps until they are sent."""
+        n = len(frames)
+        self._pointers[:n] = frames
+        self._iov[0 : 2 * n : 2] = self._words[:n]
+        self._iov[1 : 2 * n : 2] = mmsg.column(map(len, frames))
+        self.count, self._octets = n, -1
+        return self

@@ -5,6 +5,7 @@ have first: boot loader, installer and system of one machine so get one address,
 which have one identifier, get several. Relay agents are not served: giaddr is ignored.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from vtl_tools.common.gateway import dhcp_wire as wire
@@ -24,14 +25,25 @@ EVERYBODY: Final = b"\xff" * 4
 
 
 class Server:
-    """Leases addresses of the network to whoever asks. lease_s: seconds, at least 60."""
+    """Leases addresses of the network to whoever asks. lease_s: seconds, at least 60.
 
-    def __init__(self, network: Network, *, lease_s: int = LEASE_S) -> None:
+    mac_of: whom an address is known to be of, as Neighbours.mac_of, since a guest may have been given one
+    by hand. It stands for the probe that RFC 2131 section 2.2 would have before an offer.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        lease_s: int = LEASE_S,
+        mac_of: Callable[[bytes], bytes | None] | None = None,
+    ) -> None:
         if not 60 <= lease_s < 0xFFFF_FFFF:
             raise ValueError(f"a lease of {lease_s} s: write 60 or more")
         self.network = network
         self.leases = Leases(_pool(network))
         self._lease_s = lease_s
+        self._mac_of = mac_of
 
     def answer(self, pkt: Packet, now: float) -> bytearray | None:
         """Return the frame that answers a DHCP client; None if nothing is to be said.
@@ -55,9 +67,7 @@ class Server:
         """Do what the message asks for (RFC 2131 section 4.3)."""
         match message.kind:
             case wire.DISCOVER:
-                wanted = message.address(wire.REQUESTED_ADDRESS)
-                yiaddr = self.leases.offer(message.chaddr, wanted, now)
-                return self._make(message, wire.OFFER, yiaddr, lease=True)
+                return self._make(message, wire.OFFER, self._offer(message, now), lease=True)
             case wire.REQUEST:
                 return self._on_request(message, now)
             case wire.DECLINE:
@@ -71,6 +81,14 @@ class Server:
                 if is_single_host(message.ciaddr) and src in (message.ciaddr, bytes(4)):
                     return self._make(message, wire.ACK, bytes(4), lease=False)
         return None
+
+    def _offer(self, message: Message, now: float) -> bytes:
+        wanted, mac_of = message.address(wire.REQUESTED_ADDRESS), self._mac_of
+        if mac_of is None:
+            return self.leases.offer(message.chaddr, wanted, now)
+        return self.leases.offer(
+            message.chaddr, wanted, now, lambda octets: mac_of(octets) not in (None, message.chaddr)
+        )
 
     def _on_request(self, message: Message, now: float) -> Message | None:
         """Bind or refuse (RFC 2131 section 4.3.2), told apart as its table 4 does.

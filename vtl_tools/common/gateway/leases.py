@@ -1,7 +1,7 @@
 """Who has which address of a small pool, until when. Its size is the pool's, whoever asks."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 OFFER_S = 30.0
@@ -9,6 +9,10 @@ OFFER_S = 30.0
 
 DECLINE_S = 600.0
 """How long an address rests that its client found in use by somebody else."""
+
+
+def _nobody(_address: bytes) -> bool:
+    return False
 
 
 @dataclass(slots=True)
@@ -19,14 +23,20 @@ class Lease:
     until: float
     bound: bool
 
+    @property
+    def is_offer(self) -> bool:
+        """Whether the address waits for its client to request it."""
+        return self.mac is not None and not self.bound
+
 
 class Leases:
     """The addresses of a pool and their clients. pool: without duplicates.
 
     A client gets the address that it had, even when that had expired, unless somebody else has it by now. A
-    new client's is made from its Ethernet address, so that it is the same after a restart. When no address
-    is free, the lease goes that would end first: expired ones, then offers, then that of the client that was
-    silent for longest. So whoever makes up Ethernet addresses cannot shut others out for good.
+    new client's is made from its Ethernet address, so that it is the same after a restart. When all are
+    known to somebody, the first to make room are those whose lease expired, offers, and addresses at rest;
+    the last is that of the client that was silent for longest. So whoever makes up Ethernet addresses
+    cannot shut others out for good.
     """
 
     def __init__(self, pool: Sequence[bytes]) -> None:
@@ -44,12 +54,20 @@ class Leases:
         """Return the address that a client has, was offered, or had."""
         return self._by_mac.get(mac)
 
-    def offer(self, mac: bytes, wanted: bytes | None, now: float) -> bytes:
-        """Choose an address for a client and keep it for OFFER_S (RFC 2131 section 4.3.1)."""
+    def offer(
+        self, mac: bytes, wanted: bytes | None, now: float, is_taken: Callable[[bytes], bool] = _nobody
+    ) -> bytes:
+        """Choose an address for a client and keep it for OFFER_S (RFC 2131 section 4.3.1).
+
+        is_taken: says whether somebody is known to use an address without a lease; such a one is only
+        offered where there is no other, since anybody can claim to use all.
+        """
         address = self._by_mac.get(mac)
         if address is None:
-            free = wanted is not None and wanted in self._members and self._is_free(wanted, now)
-            address = wanted if free and wanted is not None else self._choose(mac, now)
+            if wanted is not None and self._is_free(wanted, now) and not is_taken(wanted):
+                address = wanted
+            else:
+                address = self._choose(mac, now, is_taken)
         had, until = self._leases.get(address), now + OFFER_S
         bound = had is not None and had.mac == mac and had.bound and had.until > now
         if had is not None and bound:  # it asks anew, after a reboot: what it has, nobody else may get
@@ -65,12 +83,7 @@ class Leases:
         if address not in self._members:
             return False
         lease = self._leases.get(address)
-        if (
-            lease is not None
-            and lease.mac != mac
-            and lease.until > now
-            and (lease.bound or lease.mac is None)
-        ):
+        if lease is not None and lease.mac != mac and lease.until > now and not lease.is_offer:
             return False
         self._set(address, Lease(mac, until, bound=True))
         return True
@@ -87,16 +100,15 @@ class Leases:
 
     def _is_free(self, address: bytes, now: float) -> bool:
         lease = self._leases.get(address)
-        return lease is None or lease.until <= now
+        return address in self._members and (lease is None or lease.until <= now)
 
-    def _choose(self, mac: bytes, now: float) -> bytes:
+    def _choose(self, mac: bytes, now: float, is_taken: Callable[[bytes], bool]) -> bytes:
         """Return an address that nobody ever had, or else the one that is missed least."""
         if len(self._leases) < len(self._pool):
-            start = zlib.crc32(mac)
-            for i in range(len(self._pool)):
-                address = self._pool[(start + i) % len(self._pool)]
-                if address not in self._leases:
-                    return address
+            start = zlib.crc32(mac) % len(self._pool)
+            order = (*self._pool[start:], *self._pool[:start])
+            unused = [address for address in order if address not in self._leases]
+            return next((address for address in unused if not is_taken(address)), unused[0])
 
         def value(address: bytes) -> tuple[bool, float]:
             lease = self._leases[address]

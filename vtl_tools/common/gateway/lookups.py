@@ -34,13 +34,16 @@ class Found(NamedTuple):
 
 @dataclass(slots=True)
 class Asker:
-    """Who waits. parts: each question with its result, or with the look-up that will bring it."""
+    """Who waits. parts: each question with its result, or with the look-up that will bring it.
+
+    waiting: the look-ups that have not brought it yet, each once.
+    """
 
     source: Hashable
     client: Hashable
     query: Query
     parts: list[tuple[Question, Result | Lookup]]
-    waiting: set[Lookup]
+    waiting: list[Lookup]
     found: dict[Lookup, Found] = field(default_factory=dict)
 
     @property
@@ -102,7 +105,7 @@ class Lookups:
             return []
         done = []
         for asker in pending.askers:
-            asker.waiting.discard(lookup)
+            asker.waiting.remove(lookup)
             asker.found[lookup] = found
             if not asker.waiting:
                 self._forget(asker)

@@ -6,11 +6,12 @@ from vtl_tools.common.model import tcp_plain
 from vtl_tools.common.model.base import LOCAL, REMOTE, End
 from vtl_tools.common.model.ip import IPModel, super_segments
 from vtl_tools.common.model.tcp_arrival import Seen, arrive, arrive_syn
-from vtl_tools.common.model.tcp_end import State, TcpEnd
+from vtl_tools.common.model.tcp_end import TcpEnd
 from vtl_tools.common.model.transport import TransportModel
 from vtl_tools.common.packet import build, ip, tcp
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, PSH, RST, SYN, TCP
+from vtl_tools.common.packet.tcp_state import State
 from vtl_tools.common.packet.view import Buffer
 
 _MASK: Final = 0xFFFF_FFFF

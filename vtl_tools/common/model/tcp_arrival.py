@@ -7,16 +7,10 @@ checks of RFC 5961, and PAWS (RFC 7323 section 5). What rx refuses changes nothi
 from enum import Enum
 from typing import Final
 
-from vtl_tools.common.model.tcp_end import (
-    ON_FIN_ACKED,
-    ON_FIN_RECEIVED,
-    ON_FIN_SENT,
-    State,
-    TcpEnd,
-    agree,
-)
+from vtl_tools.common.model.tcp_end import TcpEnd, agree
 from vtl_tools.common.packet.seq import seq_gt
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, TCP
+from vtl_tools.common.packet.tcp_state import ON_CLOSE, ON_FIN, ON_FIN_ACKED, State
 
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000  # the comparisons of packet.seq are written out below: a call costs 60 ns
@@ -111,7 +105,7 @@ def _acknowledge(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, window: int) -> See
                 rx.state = State.ESTABLISHED
             elif ack == rx.fin:
                 rx.state = ON_FIN_ACKED.get(rx.state, rx.state)
-                tx.state = ON_FIN_RECEIVED.get(tx.state, tx.state)
+                tx.state = ON_FIN.get(tx.state, tx.state)
     return None
 
 
@@ -124,11 +118,11 @@ def _deliver(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int, end: int, u
     if fin and tx.fin is None and end == tx.snd_nxt:
         tx.fin = end
         crossed = tx.state is State.CLOSE_WAIT and rx.fin != ack  # it has not got the FIN that passed here
-        tx.state = State.CLOSING if crossed else ON_FIN_SENT.get(tx.state, tx.state)
+        tx.state = State.CLOSING if crossed else ON_CLOSE.get(tx.state, tx.state)
     elif seen is Seen.RETRANSMISSION and not fin and end == una and (end - seq) & _MASK == 1:
         seen = Seen.KEEP_ALIVE  # with its octet of garbage (RFC 9293 section 3.8.4)
     if tx.fin is not None and rx.rcv_nxt == tx.fin:
-        rx.state = ON_FIN_RECEIVED.get(rx.state, rx.state)
+        rx.state = ON_FIN.get(rx.state, rx.state)
     return seen
 
 

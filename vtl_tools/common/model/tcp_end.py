@@ -1,46 +1,12 @@
 """The variables of one end of a TCP connection, under the RFC's names, and its state (RFC 9293 3.3)."""
 
-from enum import Enum
 from typing import Final
 
 from vtl_tools.common.packet.tcp import TCP
+from vtl_tools.common.packet.tcp_state import State
 
 SHIFT_MAX: Final = 14
 """The largest shift of a window (RFC 7323 section 2.3), assumed of one that is not known."""
-
-
-class State(Enum):
-    """RFC 9293 section 3.3.2, as far as it is visible from outside: LISTEN and CLOSED look the same."""
-
-    CLOSED = "CLOSED"
-    LISTEN = "LISTEN"
-    SYN_SENT = "SYN-SENT"
-    SYN_RECEIVED = "SYN-RECEIVED"
-    ESTABLISHED = "ESTABLISHED"
-    FIN_WAIT_1 = "FIN-WAIT-1"
-    FIN_WAIT_2 = "FIN-WAIT-2"
-    CLOSE_WAIT = "CLOSE-WAIT"
-    CLOSING = "CLOSING"
-    LAST_ACK = "LAST-ACK"
-    TIME_WAIT = "TIME-WAIT"
-
-
-ON_FIN_SENT: Final = {
-    State.SYN_RECEIVED: State.FIN_WAIT_1,
-    State.ESTABLISHED: State.FIN_WAIT_1,
-    State.CLOSE_WAIT: State.LAST_ACK,
-}
-ON_FIN_RECEIVED: Final = {
-    State.SYN_RECEIVED: State.CLOSE_WAIT,
-    State.ESTABLISHED: State.CLOSE_WAIT,
-    State.FIN_WAIT_1: State.CLOSING,
-    State.FIN_WAIT_2: State.TIME_WAIT,
-}
-ON_FIN_ACKED: Final = {
-    State.FIN_WAIT_1: State.FIN_WAIT_2,
-    State.CLOSING: State.TIME_WAIT,
-    State.LAST_ACK: State.CLOSED,
-}
 
 
 class TcpEnd:

@@ -4,6 +4,7 @@ A call makes a stream. The stream is a non-blocking socket, or what behaves as o
 """
 
 import errno
+import select
 import socket
 from collections.abc import Sequence
 from typing import Final, Protocol
@@ -23,6 +24,13 @@ from vtl_tools.common.socks import (
 
 _ANSWER_MAX: Final = 512
 """Octets of a proxy's answer that are read at once; it has 262 at most."""
+
+READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+"""Events of a stream; a poller tells of them once, as they come about."""
+WRITABLE: Final = select.EPOLLOUT
+FAILED: Final = select.EPOLLHUP | select.EPOLLERR
+HUNG_UP: Final = select.EPOLLRDHUP | FAILED
+"""Nothing will tell of what waits behind the octets that came: read on until the end."""
 
 _STARTED: Final = (0, errno.EINPROGRESS)
 _REASONS: Final = {
@@ -71,11 +79,11 @@ class Call(Protocol):
         """What the call is made on."""
         ...
 
-    def advance(self) -> bytes | Reason | None:
+    def advance(self, events: int) -> bytes | Reason | None:
         """Go on. Octets: it stands, and this is what it brought already; None: wait.
 
-        Called at first, and whenever the stream is ready for anything. Raises BlockingIOError if it is to be
-        tried again in a while, and nothing else.
+        Called at first (events: 0), and with the events of the stream, as the poller has them. Raises
+        BlockingIOError if it is to be tried again in a while, and nothing else.
         """
         ...
 
@@ -88,20 +96,15 @@ class TCPCall:
         self._address = address
         self._started = False
 
-    def advance(self) -> bytes | Reason | None:
+    def advance(self, events: int) -> bytes | Reason | None:
         """Connect, then see how it ended."""
         if not self._started:
             self._started = True
             code = self.stream.connect_ex(self._address)
             return None if code in _STARTED else _REASONS.get(code, Reason.HOST_UNREACHABLE)
-        code = self.stream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
+        if events & FAILED and (code := self.stream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
             return _REASONS.get(code, Reason.HOST_UNREACHABLE)
-        try:
-            self.stream.getpeername()
-        except OSError:
-            return None
-        return b""
+        return b"" if events & WRITABLE else None
 
 
 class SocksCall:
@@ -129,7 +132,7 @@ class SocksCall:
         else:
             self.stream = _tcp(socket.AF_INET6 if ":" in proxy[0] else socket.AF_INET)
 
-    def advance(self) -> bytes | Reason | None:
+    def advance(self, events: int) -> bytes | Reason | None:
         """Connect to the proxy, ask, and hear its answer."""
         answer = self.hear()
         if isinstance(answer, Failed):
@@ -146,14 +149,16 @@ class SocksCall:
                 if code not in _STARTED:
                     return Failed(Reason.CLOSED)
                 self._started = True
-            while True:
-                if self._request:
-                    self._request = self._request[self.stream.send(self._request) :]
-                octets = self.stream.recv(_ANSWER_MAX)
-                for event in self._client.receive(octets) if octets else self._client.eof():
-                    if not isinstance(event, Send):
-                        return event
-                    self._request += event.octets
+            if self._request:
+                self._request = self._request[self.stream.send(self._request) :]
+                return None  # nothing can have come before it was asked for
+            octets = self.stream.recv(_ANSWER_MAX)
+            for event in self._client.receive(octets) if octets else self._client.eof():
+                if not isinstance(event, Send):
+                    return event
+                self._request += event.octets
+            if self._request:
+                self._request = self._request[self.stream.send(self._request) :]
         except BlockingIOError:
             if not self._started:
                 raise

@@ -8,11 +8,11 @@ from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from vtl_tools.common.relay.call import Call
-from vtl_tools.common.relay.poller import HUNG_UP, READABLE, WRITABLE
+from vtl_tools.common.relay.call import HUNG_UP, READABLE, WRITABLE, Call
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import Ended
+from vtl_tools.common.tcp.tcb import NEVER
 
 if TYPE_CHECKING:
     from vtl_tools.common.relay.relay import Relay
@@ -80,7 +80,7 @@ class Flow:
         self.received_eof = self.sent_eof = False
         self.started_at = self.heard_at = now
         self.opened_at: float | None = None
-        self.armed_at = 0.0
+        self.armed_at = NEVER
         self.held = self.written = 0
         self.lent: deque[tuple[int, bytearray]] | None = None
 
@@ -95,11 +95,11 @@ class Flow:
 
     # --- Open
 
-    def advance(self, now: float) -> None:
+    def advance(self, events: int, now: float) -> None:
         """Go on with the call. Answer the guest's SYN by what came of it."""
         assert self.call is not None
         try:
-            outcome = self.call.advance()
+            outcome = self.call.advance(events)
         except BlockingIOError:
             self.relay.again(self, now)
             return
@@ -112,7 +112,10 @@ class Flow:
         self.syn = b""
         self.opened_at = now
         self.endpoint.accept()
-        self.may_write = self.may_read = True
+        self.relay.touch(self)
+        self.may_write = True
+        self.may_read = bool(events & READABLE)
+        self.hung_up = bool(events & HUNG_UP)
         if outcome:
             self._write(outcome)
 
@@ -122,23 +125,24 @@ class Flow:
         """Learn what the stream has become ready for."""
         self.heard_at = now
         if self.call is not None:
-            self.advance(now)
-        else:
-            if events & READABLE:
-                self.may_read = True
-                if events & HUNG_UP:
-                    self.hung_up = True
-            if events & WRITABLE:
-                self.may_write = True
+            self.advance(events, now)
+            return
+        if events & READABLE:
+            self.may_read = True
+            if events & HUNG_UP:
+                self.hung_up = True
+        if events & WRITABLE:
+            self.may_write = True
         self.relay.touch(self)
 
     def pump(self, now: float) -> None:
         """Move what can be moved, both ways, and send what is due to the guest."""
         endpoint, relay = self.endpoint, self.relay
-        if self.call is None and endpoint.ended in (None, Ended.CLOSED):
-            if self.may_write and endpoint.readable:
+        ended, rcv = endpoint.ended, endpoint.rcv
+        if self.call is None and (ended is None or ended is Ended.CLOSED):
+            if rcv.readable and self.may_write:
                 self._up()
-            if not self.sent_eof and endpoint.at_eof:
+            if rcv.fin is not None and not self.sent_eof and endpoint.at_eof:
                 self._end_up()
             if (lent := self.lent) is not None:
                 acknowledged = endpoint.acknowledged
@@ -257,7 +261,7 @@ class Flow:
                 self.call = None
                 self.relay.refused(self, Reason.TTL_EXPIRED, now)
             else:
-                self.advance(now)
+                self.advance(0, now)
             return
         if now >= self.heard_at + limits.idle_s:
             self.endpoint.abort()

@@ -9,8 +9,8 @@ from vtl_tools.common.gateway.dns import TIMEOUT_S, Asked, Reply, Resolver
 from vtl_tools.common.gateway.lookups import Lookup, Outcome
 from vtl_tools.common.packet import build
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.relay.call import SocksCall
-from vtl_tools.common.relay.poller import READABLE, WRITABLE, Owner, Poller
+from vtl_tools.common.relay.call import READABLE, WRITABLE, SocksCall
+from vtl_tools.common.relay.poller import Owner, Poller
 from vtl_tools.common.socks import Connected, Failed, Reason
 
 PORT: Final = 53
@@ -206,6 +206,7 @@ class Connection:
     def close(self) -> None:
         """Forget it."""
         self._closed = True
+        self.owner = None
         self._answers.clear()
 
 
@@ -215,6 +216,6 @@ class DNSCall:
     def __init__(self, stream: Connection) -> None:
         self.stream = stream
 
-    def advance(self) -> bytes:
+    def advance(self, events: int) -> bytes:
         """Nobody has to be asked."""
         return b""

@@ -12,11 +12,6 @@ _EDGES: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EP
 _EVENTS_MAX: Final = 128
 """In a turn, so that frames are not kept waiting."""
 
-READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-WRITABLE: Final = select.EPOLLOUT
-HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-"""Nothing will tell of what waits behind the octets that came: read on until the end."""
-
 
 class Owner(Protocol):
     """Whoever is told of a stream's events."""

@@ -4,15 +4,16 @@ Paper sections 2.5 and 3.1. Who is called decides nothing here: `dial` says by w
 """
 
 import heapq
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.device.batch import Batch, Pieces
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import derive, icmp
-from vtl_tools.common.packet.address import is_multicast_mac, is_single_host
+from vtl_tools.common.packet.address import is_single_host
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
 from vtl_tools.common.packet.vnet import VNET
@@ -23,7 +24,9 @@ from vtl_tools.common.socks import ANSWER, Reason
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
+from vtl_tools.common.tcp.output import transmit
 from vtl_tools.common.tcp.state import State
+from vtl_tools.common.tcp.tcb import NEVER
 from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
 
 _RETRY_S: Final = 0.01
@@ -31,7 +34,13 @@ _RETRY_S: Final = 0.01
 _BUFFERS_MAX: Final = 256
 _GREETED_MAX: Final = 65536
 _GREETING_S: Final = 10.0
-_UNTAGGED: Final = VNET + 14
+_ETHERTYPE: Final = VNET + 12
+_PORTS: Final = struct.Struct("!HH")
+_IP: Final = (0x08, 0x86)  # the first octets of IPv4's and IPv6's Ethertypes; a tag's is 0x81, 0x88 or 0x91
+_JOINED: Final = 2048
+"""Octets of data below which a frame is copied together, and sent along with those of other flows."""
+_TICK_S: Final = 0.01
+"""How late a flow's timer may be: it is looked at when this has passed, not at every frame."""
 _PUMPED_MAX: Final = 64
 """Flows with more to bring that have a turn before frames are looked at again."""
 _FLOWS_SHOWN_MAX: Final = 1000
@@ -41,8 +50,8 @@ SUPER_SEGMENT: Final = 65_455
 """Octets of data that fit a packet of 65,535 with all the options that may come with them."""
 
 RELAYED: Final = Config(
-    super_segment=SUPER_SEGMENT, no_delay=True, syn_timeout_s=30.0, time_wait_s=1.0, keep_alive_s=300.0,
-    keep_alive_interval_s=30.0, keep_alive_probes=5,
+    super_segment=SUPER_SEGMENT, no_delay=True, delayed_fin_ack=True, syn_timeout_s=30.0, time_wait_s=1.0,
+    keep_alive_s=300.0, keep_alive_interval_s=30.0, keep_alive_probes=5,
 )  # fmt: skip
 """How connections with a guest are set. The guest is one link away, so what is late there is soon known."""
 
@@ -91,6 +100,7 @@ class Relay(Stage):
         self.octets_up = self.octets_down = self.held = 0
         self.opened = self.established = self.failed = 0
         self._half_open = 0
+        self._outbox: list[Pieces] = []
         self._greeted: dict[bytes, float] = {}
         self._touched: list[Flow] = []
         self._more: dict[bytes, Flow] = {}
@@ -133,24 +143,21 @@ class Relay(Stage):
 
     def _stranger(self, segment: Segment, frame: memoryview, now: float) -> None:
         """A segment of no flow: a call, or what is left of a connection that ended."""
-        flags = segment.flags
-        pkt = Packet.at(frame)
-        net = pkt.ip
-        assert net is not None
-        if pkt.l3_off != _UNTAGGED:
+        path = _path_back(segment.flow, frame)
+        if frame[_ETHERTYPE] not in _IP:
             self.lose(frame, "vlan", now)
-        elif is_multicast_mac(pkt.eth.dst) or not (is_single_host(net.src) and is_single_host(net.dst)):
+        elif path.local_mac[0] & 1 or not (is_single_host(path.local) and is_single_host(path.remote)):
             self.lose(frame, "not-unicast", now)
-        elif flags & (SYN | ACK | RST | FIN) != SYN:
+        elif segment.flags & (SYN | ACK | RST | FIN) != SYN:
             self.lose(frame, "no-connection", now)
-            if (answer := derive.rst(pkt)) is not None:
+            if (answer := derive.rst(Packet.at(frame))) is not None:
                 self.send(0, [(bytes(answer),)], now)
         elif len(self.flows) >= self.limits.connections:
             self.lose(frame, "too-many-connections", now)
         elif self._is_crowd(segment.flow, now):
             self.lose(frame, "half-open", now)
         else:
-            self._open(segment, bytes(frame), now)
+            self._open(path, segment, bytes(frame), now)
 
     def _is_crowd(self, key: bytes, now: float) -> bool:
         """Whether a SYN is to be passed over, as one of a flood.
@@ -170,8 +177,7 @@ class Relay(Stage):
         self._greeted[key] = now
         return True
 
-    def _open(self, segment: Segment, syn: bytes, now: float) -> None:
-        path = Path.answering(bytearray(syn))
+    def _open(self, path: Path, segment: Segment, syn: bytes, now: float) -> None:
         endpoint = Endpoint(path, self._secret, now, self.config)
         endpoint.listen()
         endpoint.arrive(segment, now)
@@ -188,8 +194,8 @@ class Relay(Stage):
         self._half_open += 1
         self.opened += 1
         self.poller.add(flow.stream, flow)
-        flow.advance(now)
-        self.touch(flow)
+        self._arm(flow, flow.deadline())
+        flow.advance(0, now)
 
     def _tell(self, syn: bytes, reason: Reason, now: float) -> None:
         """Tell a caller that nothing came of it: by a reset if it was the other side that said no."""
@@ -232,8 +238,20 @@ class Relay(Stage):
 
     def transmit(self, flow: Flow, now: float) -> None:
         """Send what a flow's endpoint has for the guest."""
-        if frames := flow.endpoint.transmit_pieces(now):
-            self.send(0, frames, now)
+        for pieces in transmit(flow.endpoint, now):
+            if len(pieces) == 1:
+                self._outbox.append(pieces)
+            elif len(pieces) == 2 and len(pieces[1]) < _JOINED:
+                self._outbox.append((b"".join(pieces),))
+            else:
+                self._post(now)
+                self.send(0, (pieces,), now)
+
+    def _post(self, now: float) -> None:
+        """Send what was gathered, with one system call for many flows."""
+        if self._outbox:
+            self.send(0, self._outbox, now)
+            self._outbox = []
 
     def again(self, flow: Flow, now: float) -> None:
         """Have a flow's call tried again in a while."""
@@ -270,23 +288,25 @@ class Relay(Stage):
                 continue
             endpoint = flow.endpoint
             flow.pump(now)
-            endpoint.own()
+            rcv = endpoint.rcv
+            if rcv.borrowed:
+                rcv.own()
             if flow.may_read and flow.has_room:
                 self._more[flow.key] = flow
             if flow.opening and endpoint.state not in _OPENING:
                 flow.opening = False
                 self._half_open -= 1
                 self.established += 1
-            held = endpoint.readable + flow.written - endpoint.acknowledged
+            held = rcv.readable + flow.written - endpoint.acknowledged
             if held != flow.held:
                 self.held += held - flow.held
                 flow.held = held
-            if flow.is_over:
+            if endpoint.ended is not None and flow.is_over:
                 self._remove(flow, now)
                 continue
-            due = flow.deadline()
-            if due < flow.armed_at or not flow.armed_at:
-                self._arm(flow, due)
+            if flow.armed_at > now + _TICK_S:
+                self._arm(flow, now + _TICK_S)
+        self._post(now)
         del self.buffers[_BUFFERS_MAX:]
 
     def _arm(self, flow: Flow, due: float) -> None:
@@ -309,7 +329,7 @@ class Relay(Stage):
             if due > now and flow.call is None:
                 self._arm(flow, due)
                 continue
-            flow.armed_at = 0.0
+            flow.armed_at = NEVER
             flow.wake(now)
             self.touch(flow)
 
@@ -330,6 +350,7 @@ class Relay(Stage):
             flow.endpoint.abort()
             self.transmit(flow, 0.0)
             flow.hang_up()
+        self._post(0.0)
         self.flows.clear()
         self.poller.end()
 
@@ -351,3 +372,11 @@ class Relay(Stage):
     def list_flows(self, now: float) -> list[dict[str, object]]:
         """Return the status of each flow, of the first thousand."""
         return [flow.status(now) for flow in islice(self.flows.values(), _FLOWS_SHOWN_MAX)]
+
+
+def _path_back(flow: bytes, frame: memoryview) -> Path:
+    """Return the path to whoever sent a frame of a flow."""
+    size = (len(flow) - 4) // 2
+    local_mac, remote_mac = bytes(frame[VNET : VNET + 6]), bytes(frame[VNET + 6 : VNET + 12])
+    sport, dport = _PORTS.unpack_from(flow, 2 * size)
+    return Path(local_mac, remote_mac, flow[size : 2 * size], flow[:size], dport, sport)

@@ -107,6 +107,11 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     rcv, flags = tcb.rcv, segment.flags
     seq = rcv.position(segment.seq)
 
+    if tcb.state is State.TIME_WAIT and _is_new_connection(tcb, segment, seq):
+        tcb.drops[Drop.SUPERSEDED] += 1
+        tcb.end(Ended.CLOSED)
+        return
+
     # first, check the sequence number; RFC 7323 section 5.3 puts PAWS before that
     if not _is_acceptable(tcb, segment, seq, now):
         return
@@ -135,6 +140,9 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
         return
     if not _acknowledged(tcb, segment, seq, now):
         return
+    # RFC 7323 section 5.3 (R3); not before, or who guesses neither SEQ nor ACK could move TS.Recent
+    if tcb.timestamps and segment.stamps is not None and seq <= tcb.last_ack:
+        tcb.ts_recent, tcb.ts_recent_at = segment.stamps[0], now
 
     # seventh, process the segment text
     length = segment.length
@@ -144,16 +152,34 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     # eighth, check the FIN bit
     if flags & FIN and tcb.state in TAKES_DATA:
         rcv.take_fin(seq + length)
-        tcb.ack_now = True
+        if rcv.has_gap:
+            tcb.ack_now = True
     if rcv.fin is not None and tcb.state in ON_FIN and rcv.finish():
-        tcb.ack_now = True
-        if tcb.state is State.FIN_WAIT_2:
-            tcb.wait(now)
-        else:
-            tcb.become(ON_FIN[tcb.state])
+        _finished(tcb, now)
     elif tcb.state is State.TIME_WAIT and flags & FIN:
         tcb.ack_now = True
         tcb.wait(now)  # its acknowledgement was lost
+
+
+def _finished(tcb: TCB, now: float) -> None:
+    """The peer's FIN is in order: RCV.NXT is behind it."""
+    if tcb.config.delayed_fin_ack and tcb.state is State.ESTABLISHED:
+        tcb.delayed_at = min(tcb.delayed_at, now + tcb.config.delayed_ack_s)
+    else:
+        tcb.ack_now = True
+    if tcb.state is State.FIN_WAIT_2:
+        tcb.wait(now)
+    else:
+        tcb.become(ON_FIN[tcb.state])
+
+
+def _is_new_connection(tcb: TCB, segment: Segment, seq: int) -> bool:
+    """Tell a SYN that may take over from TIME-WAIT (MAY-2): newer by timestamp or number (RFC 6191)."""
+    if segment.flags & (SYN | ACK | RST | FIN) != SYN:
+        return False
+    if tcb.timestamps and segment.stamps is not None and segment.stamps[0] != tcb.ts_recent:
+        return not (segment.stamps[0] - tcb.ts_recent) & _HALF
+    return seq > tcb.rcv.nxt
 
 
 def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
@@ -165,12 +191,13 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
             if not flags & RST:
                 tcb.drops[Drop.NO_TIMESTAMP] += 1
                 return False
-        elif (stamps[0] - tcb.ts_recent) & _HALF:
-            if not flags & (RST | SYN) and now - tcb.ts_recent_at < _STAMP_OUTDATED_S:
-                _stale(tcb, segment, Drop.OLD_TIMESTAMP, now)
-                return False
-        elif seq <= tcb.last_ack and not flags & RST:  # RFC 7323 section 4.3 (2)
-            tcb.ts_recent, tcb.ts_recent_at = stamps[0], now
+        elif (
+            (stamps[0] - tcb.ts_recent) & _HALF
+            and not flags & (RST | SYN)
+            and now - tcb.ts_recent_at < _STAMP_OUTDATED_S
+        ):
+            _stale(tcb, segment, Drop.OLD_TIMESTAMP, now)
+            return False
 
     length = segment.length + (flags & FIN) + (flags >> 1 & 1)
     # As in Linux, an empty segment right behind the window is in: the peer sent all it may.
@@ -253,6 +280,8 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         and (news or (segment.length == 0 and not segment.flags & FIN and window == snd.wnd))
     ):
         snd.duplicated()
+    if news or tcb.reorder_at != NEVER:
+        tcb.watch_holes(now, news=news)
     if ack >= snd.una:
         was = snd.wnd
         snd.offered(window, seq, ack)
@@ -286,6 +315,9 @@ def _progress(tcb: TCB, segment: Segment, ack: int, dsack: bool, now: float) -> 
             snd.cc.lost(snd.flight)  # the probe mended a loss (RFC 8985 section 7.4)
         tcb.probe = None
     snd.acked(ack)
+    tcb.head_at, tcb.head_mark, tcb.reorder_at = now, snd.nxt, NEVER
+    if snd.board:
+        tcb.watch_holes(now, news=False)
     tcb.stalled_since = now if snd.una < snd.end else None
     tcb.arm(now)
     if snd.fin is not None and ack > snd.fin and tcb.state in ON_FIN_ACKED:

@@ -10,12 +10,15 @@ class Config:
     receive_buffer: octets kept until they are read, and so the largest window. reassembly_segments: pieces
     kept out of order. send_buffer: octets that write() takes before the peer has acknowledged them.
 
-    mtu: the largest IP packet of the link. mss: what our SYN offers; None: what the MTU allows.
+    mtu: the largest IP packet of the link. mss: the largest segment, which our SYN offers and which we do not
+    exceed; None: what the MTU allows. shift: the window scale that our SYN offers, if window_scaling is on;
+    None: the least that can tell of the whole receive buffer.
     super_segment: octets of data that one frame may carry, to be cut by the link; less than two segments
     turns it off.
 
     no_delay: small segments are not held back (RFC 9293 MUST-17). delayed_ack_s: below 0.5 (MUST-60);
-    0: every segment is acknowledged at once. initial_window: segments (RFC 6928).
+    0: every segment is acknowledged at once. delayed_fin_ack: a FIN's acknowledgement is delayed as well, for
+    who will most likely close at once, too. initial_window: segments (RFC 6928).
 
     rto_min_s: RFC 6298 (2.4) asks for one second, Linux takes 0.2, as we do.
     user_timeout_s: how long what was sent may stay unacknowledged (R2 of RFC 9293 3.8.3); None: for ever.
@@ -34,8 +37,10 @@ class Config:
     timestamps: bool = True
     sack: bool = True
     window_scaling: bool = True
+    shift: int | None = None
     no_delay: bool = False
     delayed_ack_s: float = 0.04
+    delayed_fin_ack: bool = False
     initial_window: int = 10
     tail_loss_probe: bool = True
     rto_min_s: float = 0.2
@@ -57,10 +62,14 @@ class Config:
             raise ValueError("a buffer must hold an octet at least")
         if self.mtu < 576:
             raise ValueError("mtu: less than the 576 octets that any host takes")
+        if self.shift is not None and not 0 <= self.shift <= 14:
+            raise ValueError("shift: from 0 to 14 (RFC 7323 section 2.3)")
         if self.user_timeout_s is not None and self.user_timeout_s <= 0:
             raise ValueError("user_timeout_s: must be above 0")
 
     @property
     def window_scale(self) -> int:
-        """The shift at which the whole receive buffer can be told in 16 bits (RFC 7323 section 2.3)."""
+        """The shift that our SYN offers (RFC 7323 section 2.3); 0 where it offers none."""
+        if self.window_scaling and self.shift is not None:
+            return self.shift
         return min(14, max(0, self.receive_buffer.bit_length() - 16)) if self.window_scaling else 0

@@ -8,21 +8,22 @@ from vtl_tools.common.tcp.wire import Path
 
 _TICK_S: Final = 4e-6  # RFC 9293 section 3.4.1: M is a timer of 4 microseconds
 _MASK: Final = 0xFFFF_FFFF
+_PORTS: Final = struct.Struct("!HH")
+_NUMBERS: Final = struct.Struct("!II")
 
 
 def initial_sequence_number(secret: bytes, path: Path, now: float) -> int:
-    """Return ISN = M + F(localip, localport, remoteip, remoteport, secretkey).
+    """Return ISN = M + F(localip, localport, remoteip, remoteport, secretkey)."""
+    return initial_numbers(secret, path, now)[0]
 
-    secret: up to 64 octets that nobody else knows, the same for as long as connections are made.
+
+def initial_numbers(secret: bytes, path: Path, now: float) -> tuple[int, int]:
+    """Return the initial sequence number, and what to add to the clock of timestamps.
+
+    secret: up to 64 octets that nobody else knows, the same for as long as connections are made. The offset
+    is so that TSval tells nobody our uptime (RFC 7323 section 5.4).
     """
-    return (int(now / _TICK_S) + _keyed(secret, path, b"isn")) & _MASK
-
-
-def timestamp_offset(secret: bytes, path: Path) -> int:
-    """Return what to add to the clock, so that TSval tells nobody our uptime (RFC 7323 section 5.4)."""
-    return _keyed(secret, path, b"timestamp")
-
-
-def _keyed(secret: bytes, path: Path, purpose: bytes) -> int:
-    ends = path.local + path.remote + struct.pack("!HH", path.local_port, path.remote_port)
-    return int.from_bytes(blake2b(ends, digest_size=4, key=secret, person=purpose).digest(), "big")
+    _, _, local, remote, local_port, remote_port = path
+    ends = local + remote + _PORTS.pack(local_port, remote_port)
+    number, offset = _NUMBERS.unpack(blake2b(ends, digest_size=8, key=secret).digest())
+    return (int(now / _TICK_S) + number) & _MASK, offset

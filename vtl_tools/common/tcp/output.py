@@ -31,7 +31,7 @@ def agree(tcb: TCB, syn: Segment) -> None:
     default = _SEGMENT_MIN if len(tcb.path.local) == 4 else 1220
     options = 12 if tcb.timestamps else 0
     theirs = max(syn.mss if syn.mss is not None else default, 64)
-    snd.start(max(min(theirs, tcb.config.mtu - tcb.framer.overhead) - options, 32))
+    snd.start(max(min(theirs, our_mss(tcb)) - options, 32))
     rcv.mss = our_mss(tcb) - options
 
 
@@ -115,6 +115,8 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
             flags |= PSH  # MUST-61: all that was written is in it
     if again:
         tcb.timed = None  # Karn: what is sent twice is not timed
+        if start == snd.una:
+            tcb.head_at, tcb.head_mark = now, snd.nxt
     elif tcb.timed is None:
         tcb.timed = (end + fin, now)
     snd.sent(piece)
@@ -145,14 +147,24 @@ def abort(tcb: TCB) -> None:
 
 def transmit(tcb: TCB, now: float) -> list[Pieces]:
     """Return all that may be sent now."""
-    frames, tcb.out = tcb.out, []
-    state = tcb.state
+    frames = tcb.out
+    if frames:
+        tcb.out = []
+    state, snd = tcb.state, tcb.snd
+    end = snd.queue.tail if snd.fin is None else snd.fin + 1
+    if snd.nxt >= end and snd.recover is None and not (tcb.ack_now or tcb.syn_due):  # as most often
+        if state not in _NO_UPDATES and tcb.rcv.window_opened:
+            return [*frames, acknowledge(tcb, now)]
+        return frames
+    if not frames:
+        frames = []
     if state in SENDS_DATA:
-        snd = tcb.snd
-        if snd.nxt < snd.end or snd.recover is not None:
+        if tcb.ack_now and snd.sack and tcb.rcv.has_news:  # segments with data have no room for blocks
+            frames.append(acknowledge(tcb, now))
+        if snd.nxt < end or snd.recover is not None:
             if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
                 snd.cc.idle(tcb.config.initial_window)
-            while (piece := snd.next()) is not None:
+            while (snd.nxt < end or snd.recover is not None) and (piece := snd.next()) is not None:
                 frames.append(send_piece(tcb, piece, now))
             if not snd.flight and snd.unsent > 0:
                 if tcb.persist_at == NEVER:  # the window is shut, or silly

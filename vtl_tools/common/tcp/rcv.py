@@ -25,7 +25,7 @@ class Receiver:
     """
 
     __slots__ = (
-        "_buffer", "_early", "_early_at", "_early_max", "_early_octets", "_runs", "_tail", "_told",
+        "_buffer", "_early", "_early_at", "_early_max", "_early_octets", "_meant", "_runs", "_tail", "_told",
         "borrowed", "dsack", "edge", "fin", "irs", "mss", "nxt", "queue", "readable", "received", "shift",
     )  # fmt: skip
 
@@ -49,10 +49,15 @@ class Receiver:
         self._early_octets = 0
         self._runs: list[tuple[int, int]] = []  # what they form together, the latest first
         self._told = 0  # the window in the last header, in octets
+        self._meant = 0  # the edge that it would have offered if a header had room for all of it
+
+    def resize(self, octets: int) -> None:
+        """Take another size of buffer. What was offered is still taken (RFC 9293 SHLD-14)."""
+        self._buffer = octets
 
     def start(self, irs: int) -> None:
         """Begin with the peer's SYN, which is at position 0."""
-        self.irs, self.nxt, self.edge = irs, 1, 1
+        self.irs, self.nxt, self.edge, self._meant = irs, 1, 1, 1
 
     # --- numbers
 
@@ -80,6 +85,11 @@ class Receiver:
         """Whether something is missing before what came."""
         return bool(self._early_at) or (self.fin is not None and self.nxt < self.fin)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether blocks() has something to tell."""
+        return bool(self._runs) or self.dsack is not None
+
     # --- the window
 
     def window(self, shift: int) -> int:
@@ -90,20 +100,26 @@ class Receiver:
         section 2.4).
         """
         edge = self.nxt + max(0, self._buffer - self.readable)
-        if edge - self.edge >= min(self._buffer // 2, self.mss):
-            self.edge = edge
-        field = min((self.edge - self.nxt) >> shift, 0xFFFF)
+        if edge - self._meant >= self._worth:
+            self._meant = edge
+        field = min(max(0, self._meant - self.nxt) >> shift, 0xFFFF)
         self._told = field << shift
+        self.edge = max(self.edge, self.nxt + self._told)
         return field
 
     @property
     def window_opened(self) -> bool:
         """Whether so much was read since the last header that the peer should know at once."""
         room = self._buffer - self.readable
-        gain = room - max(0, self.edge - self.nxt)
+        gain = room - max(0, self._meant - self.nxt)
         if self._told < 2 * self.mss:
-            return gain >= min(self._buffer // 2, self.mss)
-        return gain >= self._buffer // 2
+            return gain >= self._worth
+        return gain >= max(1, self._buffer // 2)
+
+    @property
+    def _worth(self) -> int:
+        """How much room is worth to be told of (3.8.6.2.2); no room never is."""
+        return max(1, min(self._buffer // 2, self.mss))
 
     # --- the user
 
@@ -225,6 +241,9 @@ class Receiver:
             following = places[i] if i < len(places) else end
             stop = min(following, end)
             if at < stop:
+                if start > self.nxt and len(places) >= self._early_max:
+                    end = at  # a segment over many gaps would be as many pieces
+                    break
                 self._early[at] = bytes(data[at - start : stop - start])
                 places.insert(i, at)
                 self._early_octets += stop - at

@@ -22,6 +22,10 @@ class RTTEstimator:
         self.rto_s = INITIAL_RTO_S
         self.backoffs = 0  # timeouts since something new was acknowledged
 
+    def limit(self, min_s: float, max_s: float) -> None:
+        """Keep the RTO between these from now on."""
+        self._min_s, self._max_s = min_s, max_s
+
     def sample(self, rtt_s: float) -> None:
         """Fold in a round-trip time of something that was sent only once, or that a timestamp tells apart."""
         if self.srtt_s is None:  # (2.2)

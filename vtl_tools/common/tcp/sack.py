@@ -8,6 +8,8 @@ from bisect import bisect_left, bisect_right
 from typing import Final
 
 DUP_THRESH: Final = 3
+RANGES_MAX: Final = 1024
+"""Ranges kept; else a peer that tells of every other octet could make each ACK cost as much as it likes."""
 
 
 class Scoreboard:
@@ -29,6 +31,16 @@ class Scoreboard:
     def __bool__(self) -> bool:
         return bool(self._starts)
 
+    @property
+    def top(self) -> int:
+        """Where the highest range starts; there must be one."""
+        return self._starts[-1]
+
+    @property
+    def end(self) -> int:
+        """Where it ends."""
+        return self._ends[-1]
+
     def add(self, start: int, end: int) -> bool:
         """Note that the peer holds a range; tell whether that is news."""
         first = bisect_left(self._ends, start)  # the first range that ends at start or behind
@@ -39,6 +51,8 @@ class Scoreboard:
             start = min(start, self._starts[first])
             end = max(end, self._ends[last - 1])
             self.sacked -= sum(self._ends[i] - self._starts[i] for i in range(first, last))
+        elif len(self._starts) >= RANGES_MAX:
+            return False
         self._starts[first:last] = [start]
         self._ends[first:last] = [end]
         self.sacked += end - start

@@ -40,6 +40,7 @@ class Sender:
         "dup_acks",
         "fin",
         "force",
+        "head_is_lost",
         "iss",
         "loss",
         "max",
@@ -71,6 +72,7 @@ class Sender:
         self.recover: int | None = None
         self.loss = False
         self.force = False  # a retransmission is due, whatever cwnd says (RFC 6675 section 5, step 4.3)
+        self.head_is_lost = False  # though it was sent again
         self.dup_acks = 0
         self.retransmits = 0
 
@@ -140,7 +142,7 @@ class Sender:
         """Return how many octets are on their way (RFC 6675 section 4, SetPipe)."""
         board = self.board
         pipe = self.nxt - self.una
-        if board or self.dup_acks or self.recover is not None:
+        if board.sacked or self.dup_acks or self.recover is not None:
             pipe -= board.sacked + board.unsacked(
                 max(board.high_rxt, self.una), min(board.lost_edge, self.nxt)
             )
@@ -148,12 +150,34 @@ class Sender:
                 pipe -= self.dup_acks * self.mss
         return max(0, pipe)
 
+    @property
+    def lost(self) -> int:
+        """Octets that count as lost and were not sent again yet."""
+        if self.recover is None:
+            return 0
+        return self.board.unsacked(max(self.board.high_rxt, self.una), min(self.board.lost_edge, self.nxt))
+
+    @property
+    def phase(self) -> str:
+        """What the sender is at, in Linux's words: open, disorder, recovery or loss."""
+        if self.recover is not None:
+            return "loss" if self.loss else "recovery"
+        return "disorder" if self.board or self.dup_acks else "open"
+
     def next(self) -> Piece | None:
         """Return what is to be sent now: what was lost, else what is new; None: nothing, for now."""
         pipe = self.pipe()
-        if self.recover is not None and (piece := self._lost(pipe)) is not None:
+        if self.recover is not None and (piece := self._head() or self._lost(pipe)) is not None:
             return piece
         return self._new(pipe)
+
+    def _head(self) -> Piece | None:
+        """The first segment once more, where that was lost twice."""
+        if not self.head_is_lost:
+            return None
+        self.head_is_lost = False
+        hole = self.board.hole(self.una, min(self.una + min(self.mss, max(self.wnd, 1)), self.nxt))
+        return self._piece(*hole, again=True) if hole else None
 
     def _lost(self, pipe: int) -> Piece | None:
         """RFC 6675 section 4, NextSeg rule (1)."""
@@ -267,7 +291,7 @@ class Sender:
         self.nxt = max(self.nxt, ack)
         self.queue.drop(min(ack, self.queue.tail))
         board = self.board
-        if board:
+        if board.sacked:
             board.advance(ack)
         if self.recover is None:
             self.dup_acks = 0
@@ -303,10 +327,16 @@ class Sender:
         if self.dup_acks >= DUP_THRESH or (self.sack and self.board.lost_edge > self.una):
             self.begin_recovery()
 
+    def reordering_is_over(self) -> None:
+        """Take what is missing before what the peer has for lost, and begin fast recovery."""
+        if self.recover is None and self.board and self.una < self.nxt:
+            self.board.lost_edge = max(self.board.lost_edge, self.board.top)
+            self.begin_recovery()
+
     def begin_recovery(self) -> None:
         """RFC 6675 section 5, step (4)."""
         self.cc.lost(self.flight)
-        self.recover, self.loss, self.force = self.nxt, False, True
+        self.recover, self.loss, self.force, self.head_is_lost = self.nxt, False, True, False
         self.board.high_rxt = self.una
         self.board.lost_edge = max(self.board.lost_edge, min(self.una + self.mss, self.nxt))
 
@@ -315,7 +345,7 @@ class Sender:
         if self.board.reneged(self.una):
             self.board.forget()
         self.cc.timed_out(self.pipe() or self.flight, again=self.loss)
-        self.recover, self.loss, self.force = self.nxt, True, True
+        self.recover, self.loss, self.force, self.head_is_lost = self.nxt, True, True, False
         self.dup_acks = 0
         self.board.high_rxt = self.una
         self.board.lost_edge = self.nxt

@@ -1,43 +1,12 @@
-"""The states of a connection (RFC 9293 section 3.3.2), and the part of the diagram that is a table."""
+"""What an endpoint does in which state, why it ended, and why a segment went no further."""
 
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import Final
 
-
-class State(Enum):
-    """Spelt like the RFC; the value is what logs and --json print."""
-
-    CLOSED = "CLOSED"
-    LISTEN = "LISTEN"
-    SYN_SENT = "SYN-SENT"
-    SYN_RECEIVED = "SYN-RECEIVED"
-    ESTABLISHED = "ESTABLISHED"
-    FIN_WAIT_1 = "FIN-WAIT-1"
-    FIN_WAIT_2 = "FIN-WAIT-2"
-    CLOSE_WAIT = "CLOSE-WAIT"
-    CLOSING = "CLOSING"
-    LAST_ACK = "LAST-ACK"
-    TIME_WAIT = "TIME-WAIT"
-
-
-ON_FIN: Final = {  # 3.10.7.4, eighth step; elsewhere a FIN changes nothing
-    State.SYN_RECEIVED: State.CLOSE_WAIT,
-    State.ESTABLISHED: State.CLOSE_WAIT,
-    State.FIN_WAIT_1: State.CLOSING,  # where our FIN is not acknowledged yet
-    State.FIN_WAIT_2: State.TIME_WAIT,
-}
-
-ON_CLOSE: Final = {  # 3.10.4: when the user closes; the FIN itself waits for the data before it
-    State.SYN_RECEIVED: State.FIN_WAIT_1,
-    State.ESTABLISHED: State.FIN_WAIT_1,
-    State.CLOSE_WAIT: State.LAST_ACK,
-}
-
-ON_FIN_ACKED: Final = {  # 3.10.7.4, fifth step: when all that we sent is acknowledged, our FIN included
-    State.FIN_WAIT_1: State.FIN_WAIT_2,
-    State.CLOSING: State.TIME_WAIT,
-    State.LAST_ACK: State.CLOSED,
-}
+from vtl_tools.common.packet.tcp_state import ON_CLOSE as ON_CLOSE
+from vtl_tools.common.packet.tcp_state import ON_FIN as ON_FIN
+from vtl_tools.common.packet.tcp_state import ON_FIN_ACKED as ON_FIN_ACKED
+from vtl_tools.common.packet.tcp_state import State as State  # of an endpoint's interface
 
 TAKES_DATA: Final = frozenset(  # 3.10.7.4, seventh step; our peer has not sent its FIN
     (State.SYN_RECEIVED, State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2)
@@ -78,3 +47,4 @@ class Drop(StrEnum):
     BAD_ACK = "bad-ack"  # of what was never sent, or long ago: RFC 5961 section 5.2
     HELD = "held"  # a SYN while our user has not said yet whether to accept the first
     FULL = "full"  # out of order, and there are REASSEMBLY_SEGMENTS already, or no room
+    SUPERSEDED = "superseded"  # a SYN in TIME-WAIT, which it ended: give it to a new endpoint

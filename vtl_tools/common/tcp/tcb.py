@@ -1,7 +1,7 @@
 """The transmission control block: all that is known of one connection (RFC 9293 section 3.3.1)."""
 
 import logging
-from collections import Counter
+from collections import defaultdict
 from typing import Final
 
 from vtl_tools.common.tcp.config import Config
@@ -18,6 +18,7 @@ _MASK: Final = 0xFFFF_FFFF
 _CHALLENGES: Final = 10
 """Answers in a second to segments that are not acceptable (RFC 5961 section 7)."""
 _PTO_MIN_S: Final = 0.01
+_GRANULARITY_S: Final = 0.001
 _WORST_DELAYED_ACK_S: Final = 0.2  # RFC 8985 section 7.2: WCDelAckT
 
 
@@ -28,7 +29,9 @@ class TCB:
     for the first time or again. ack_now: an acknowledgement is due. out: frames that cannot wait.
     ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: since when nothing new was
     acknowledged, of what is to be; None if there is nothing. timed: a position, and when it was sent, once.
-    probe: behind what was in flight when its tail was probed, and whether the probe was a retransmission.
+    reorder_at: when what is missing before what the peer has counts as lost. head_at: when SND.UNA was sent
+    again, or became what it is; head_mark: SND.NXT at that time. probe: behind what was in flight when its
+    tail was probed, and whether the probe was a retransmission.
     """
 
     __slots__ = (
@@ -41,6 +44,8 @@ class TCB:
         "drops",
         "ended",
         "framer",
+        "head_at",
+        "head_mark",
         "heard_at",
         "held",
         "keep_alives",
@@ -54,6 +59,7 @@ class TCB:
         "probe",
         "probe_is_next",
         "rcv",
+        "reorder_at",
         "retransmit_at",
         "rtt",
         "segments_in",
@@ -81,12 +87,13 @@ class TCB:
         self.ended: Ended | None = None
         self.passive = self.peer_scales = self.held = self.syn_due = self.ack_now = self.timestamps = False
         self.out: list[Pieces] = []
-        self.drops: Counter[Drop] = Counter()
+        self.drops: defaultdict[Drop, int] = defaultdict(int)
         self.ts_offset = ts_offset
         self.ts_recent = 0
         self.ts_recent_at = 0.0
         self.last_ack = 0
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
+        self.reorder_at, self.head_at, self.head_mark = NEVER, 0.0, 0
         self.probe_is_next = False
         self.persists = self.keep_alives = 0
         self.probe: tuple[int, bool] | None = None
@@ -99,9 +106,9 @@ class TCB:
 
     def become(self, state: State) -> None:
         """Change the state; the only place where it changes."""
-        log.debug(
-            "%s:%d: %s -> %s", self.path.remote.hex(), self.path.remote_port, self.state.value, state.value
-        )
+        if log.isEnabledFor(logging.DEBUG):
+            ends = self.path.remote.hex(), self.path.remote_port
+            log.debug("%s:%d: %s -> %s", *ends, self.state.value, state.value)
         self.state = state
 
     def end(self, why: Ended) -> None:
@@ -110,6 +117,7 @@ class TCB:
             self.ended = why
         self.become(State.CLOSED)
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
+        self.reorder_at = NEVER
         self.stalled_since = None
         self.held = self.syn_due = self.ack_now = False
         self.snd.queue.clear()
@@ -118,7 +126,7 @@ class TCB:
         """Enter TIME-WAIT, or begin its time anew."""
         if self.state is not State.TIME_WAIT:
             self.become(State.TIME_WAIT)
-            self.retransmit_at = self.persist_at = NEVER
+            self.retransmit_at = self.persist_at = self.reorder_at = NEVER
             self.stalled_since = None
         self.time_wait_at = now + self.config.time_wait_s
 
@@ -133,6 +141,24 @@ class TCB:
         self._challenges += 1
         return self._challenges <= _CHALLENGES
 
+    def watch_holes(self, now: float, *, news: bool) -> None:
+        """Tell reordering from loss by time, as RACK does (RFC 8985 sections 6.2 and 7); after each ACK.
+
+        What was sent before what the peer has got, and has not come a quarter of a round trip later, is lost.
+        In recovery that is asked of the head only, whose retransmission may have been lost in its turn.
+        news: the peer has got something above SND.UNA that it had not.
+        """
+        snd, srtt_s = self.snd, self.rtt.srtt_s
+        if not snd.board or srtt_s is None:
+            self.reorder_at = NEVER
+        elif snd.recover is not None:
+            self.reorder_at = NEVER
+            after = snd.board.end > self.head_mark  # so that it was sent after the head, for sure
+            if news and now - self.head_at > max((1.25 if after else 2) * srtt_s, _GRANULARITY_S):
+                snd.head_is_lost = True
+        elif self.reorder_at == NEVER:
+            self.reorder_at = now + max(srtt_s / 4, _GRANULARITY_S)
+
     def arm(self, now: float) -> None:
         """Start the retransmission timer anew (RFC 6298 section 5), or the probe of the tail before it."""
         snd, rtt = self.snd, self.rtt
@@ -145,7 +171,7 @@ class TCB:
             snd.sack
             and rtt.srtt_s is not None
             and self.config.tail_loss_probe
-            and not (rtt.backoffs or snd.board or snd.recover is not None or self.probe)
+            and not (rtt.backoffs or snd.board.sacked or snd.recover is not None or self.probe)
             and snd.wnd
         ):
             alone = snd.nxt - snd.una <= snd.mss
