@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,8 @@ KINDS: Final = {
 """What a datagram that goes nowhere is counted as, by its destination port."""
 
 
+_OTHERS: Final = 2048
+"""Descriptors for what is not a connection, above all look-ups, of which there may be 1024 at once."""
 NOT_FOR_GUESTS: Final = {
     "0.0.0.0/8": "addresses that are no host's",
     "127.0.0.0/8": "loopback addresses",
@@ -181,16 +184,22 @@ class Tor(Stage):
 
         if path.local_port == DNS:
             return self.names.call(path.remote)
-        name = self.resolver.names.pin(path.local)
+        if address.is_internal(path.local) and not self.resolver.names.owns(path.local):
+            return Reason.PROHIBITED  # Tor would say no; another proxy might reach this host, or its network
+        name = self.resolver.names.name_of(path.local)
         if name is None and self.resolver.names.owns(path.local):
             return Reason.HOST_UNREACHABLE  # it stood for a name once, and the guest should ask again
         credentials = self._credentials(path.remote_mac, path.local, path.local_port)
-        return SocksCall(
+        call = SocksCall(
             self.proxy, name or path.local, path.local_port, credentials, pipelined=self._pipelined
         )
+        self.resolver.names.pin(path.local)  # last, since what is not made does not end
+        return call
 
     def _on_end(self, flow: "Flow", now: float) -> None:
-        self.resolver.names.unpin(flow.endpoint.path.local, now)
+        path = flow.endpoint.path
+        if path.local_port != DNS:
+            self.resolver.names.unpin(path.local, now)
 
     def _ask(self, lookup: "Lookup") -> "SocksCall":
         from vtl_tools.common.relay.call import SocksCall
@@ -416,8 +425,7 @@ def main(
     from vtl_tools.common.device.spec import open_device
     from vtl_tools.common.guard import MARK
 
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    connections = min(connections, _descriptors())
 
     def make_stage() -> Tor:
         from vtl_tools.common.relay.relay import Limits
@@ -452,6 +460,15 @@ def main(
     )
 
 
+def _descriptors() -> int:
+    """Raise the limit for descriptors as far as may be; return how many connections that allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most == resource.RLIM_INFINITY:
+        return 1 << 20
+    return max(most - _OTHERS, most // 2)
+
+
 class Kept:
     """Writes the frames that are dropped to a file, up to a size that no guest can exceed."""
 
@@ -462,15 +479,25 @@ class Kept:
 
         self._writer, self._link = CaptureWriter("--pcap-dropped", str(path)), link
         self._room = self.OCTETS_MAX
-        atexit.register(self._writer.close)
+        atexit.register(self.close)
 
     def __call__(self, frame: memoryview, now: float) -> None:
         """Keep a frame."""
         from vtl_tools.common.device.capture import INBOUND
 
         self._room -= len(frame)
-        if self._room >= 0:
+        if self._room < 0:
+            return
+        try:
             self._writer.write(self._link, [frame[VNET:]], INBOUND, time.time())
+        except OSError as e:  # a guest that fills the disk does not stop the service by it
+            log.warning("--pcap-dropped: %s; no more is kept", e.strerror)
+            self._room = 0
+
+    def close(self) -> None:
+        """Write what is not written yet, if there is room."""
+        with suppress(OSError):
+            self._writer.close()
 
 
 def _show_progress(stage: Tor, is_drawn: bool, percent: int, what: str) -> None:
@@ -555,6 +582,37 @@ def check(socks: tuple[str, int] | str, url: str | None, json: bool) -> None:
         click.echo(f"the world sees {seen.get('IP', seen)}")
     if not report.is_tor:
         raise VTLError(f"{described(socks)}: not Tor: it sees where a guest goes; name Tor's SOCKS port")
+
+
+@main.command(epilog=cli.EPILOG)
+@click.argument("options", nargs=-1, metavar="[-- OPTION...]")
+@cli.json_option
+@cli.verbose_option
+def selftest(options: tuple[str, ...], json: bool) -> None:
+    """Try every known way by which a guest gets out, in networks of its own, and tell what leaked.
+
+    \b
+    vtl-tor selftest
+    vtl-tor selftest -- --dns resolve --isolate conn
+
+    A service of the OPTIONs stands between a guest and a host that forwards everything, which are made for
+    it and reach nobody. Needs root. The exit status is 1 if anything leaked.
+    """
+    if "--start-tor" in options:
+        raise click.UsageError("selftest has a proxy of its own: leave --start-tor out")
+    from vtl_tools.common.leaktest import report, run
+
+    service = [
+        sys.executable,
+        "-P",
+        "-c",
+        "from vtl_tools.cmd.tor import main; main(prog_name='vtl-tor')",
+        *options,
+    ]
+    results = run.run(service)
+    held = report.print_json(results) if json else report.print_table(results)
+    if not held:
+        raise VTLError("selftest: not all was held back; what leaked is listed above")
 
 
 cli.status_verb(main)

@@ -215,7 +215,7 @@ class Lent(Batch):
     def lend(self, frames: Sequence[bytes]) -> Self:
         """Become these frames, at most SLOTS, which the caller keeps until they are sent."""
         n = len(frames)
-        self._pointers[:n] = frames
+        self._pointers[:n] = list[ctypes.c_char_p | bytes | None](frames)
         self._iov[0 : 2 * n : 2] = self._words[:n]
         self._iov[1 : 2 * n : 2] = mmsg.column(map(len, frames))
         self.count, self._octets = n, -1

@@ -54,8 +54,8 @@ class Stream(Protocol):
         """Likewise of several pieces."""
         ...
 
-    def recv_into(self, room: memoryview, /) -> int:
-        """Fill some of the room; 0: there will be no more."""
+    def recv_into(self, room: memoryview, octets: int, /) -> int:
+        """Put at most so many octets into the room; return how many; 0: there will be no more."""
         ...
 
     def shutdown(self, how: int, /) -> None:

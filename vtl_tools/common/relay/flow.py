@@ -44,6 +44,7 @@ class Flow:
 
     syn: the frame that the guest called with, for an ICMP error to quote. heard_at: when anything came last.
     held: octets that are kept for the slower side. armed_at: when the relay's timer looks at it again.
+    retry_at: when the call, which could not be made, is tried again.
     """
 
     __slots__ = (
@@ -61,6 +62,7 @@ class Flow:
         "opening",
         "received_eof",
         "relay",
+        "retry_at",
         "sent_eof",
         "started_at",
         "stream",
@@ -80,9 +82,9 @@ class Flow:
         self.received_eof = self.sent_eof = False
         self.started_at = self.heard_at = now
         self.opened_at: float | None = None
-        self.armed_at = NEVER
+        self.armed_at = self.retry_at = NEVER
         self.held = self.written = 0
-        self.lent: deque[tuple[int, bytearray]] | None = None
+        self.lent: deque[tuple[int, memoryview]] | None = None
 
     @property
     def stage(self) -> Stage:
@@ -98,6 +100,8 @@ class Flow:
     def advance(self, events: int, now: float) -> None:
         """Go on with the call. Answer the guest's SYN by what came of it."""
         assert self.call is not None
+        if self.endpoint.ended is not None:  # the guest gave up in the same turn: there is nobody to answer
+            return
         try:
             outcome = self.call.advance(events)
         except BlockingIOError:
@@ -148,10 +152,11 @@ class Flow:
                 acknowledged = endpoint.acknowledged
                 while lent and lent[0][0] <= acknowledged:
                     relay.buffers.append(lent.popleft()[1])
-            chunks = 0
-            while self.may_read and chunks < _CHUNKS_MAX and self._down():
-                chunks += 1
-                relay.transmit(self, now)
+            if self.may_read:
+                for _ in range(_CHUNKS_MAX):
+                    if not self._down():
+                        break
+                    relay.transmit(self, now)
         relay.transmit(self, now)
 
     def _up(self) -> None:
@@ -183,39 +188,42 @@ class Flow:
     @property
     def has_room(self) -> bool:
         """Whether more of what the stream brings is wanted: what there is has been sent, and may be kept."""
-        endpoint = self.endpoint
-        return endpoint.unsent <= 0 and endpoint.writable >= BUFFER and not (self.held and self.relay.is_full)
+        snd, relay = self.endpoint.snd, self.relay
+        return (
+            snd.nxt >= snd.queue.tail
+            and snd.room >= BUFFER
+            and not (relay.held > relay.limits.memory and self.held)
+        )
 
     def _down(self) -> bool:
         """What the stream brings goes to the guest; return whether to look for more."""
-        endpoint, relay = self.endpoint, self.relay
         if not self.has_room:
             return False
-        buffer = relay.buffers.pop() if relay.buffers else bytearray(BUFFER)
-        room = memoryview(buffer)[: endpoint.send_size]
+        buffers, most = self.relay.buffers, self.endpoint.snd.send_size
+        buffer = buffers.pop() if buffers else memoryview(bytearray(BUFFER))
         try:
-            size = self.stream.recv_into(room)
+            size = self.stream.recv_into(buffer, most)
         except BlockingIOError:
             self.may_read = False
-            relay.buffers.append(buffer)
+            buffers.append(buffer)
             return False
         except OSError:
             self._broken()
             return False
-        if size < _KEPT:
-            if size:
-                self._write(bytes(room[:size]))
-            else:
-                self.may_read, self.received_eof = False, True
-                endpoint.close()
-            relay.buffers.append(buffer)
-        else:
-            self._write(room[:size])
+        if size >= _KEPT:
+            self._write(buffer[:size])
             if self.lent is None:
                 self.lent = deque()
             self.lent.append((self.written, buffer))
-        relay.octets_down += size
-        if size < len(room) and not self.hung_up:
+        else:
+            if size:
+                self._write(bytes(buffer[:size]))
+            else:
+                self.may_read, self.received_eof = False, True
+                self.endpoint.close()
+            buffers.append(buffer)
+        self.relay.octets_down += size
+        if size < most and not self.hung_up:
             self.may_read = False  # that was all, and the next edge will tell of more
         return self.may_read
 
@@ -237,9 +245,15 @@ class Flow:
             return False
         return ended is not Ended.CLOSED or self.sent_eof or self.call is not None
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether the stream has not taken all yet that the guest said before it closed."""
+        return not self.sent_eof and self.endpoint.ended in (None, Ended.CLOSED)
+
     def hang_up(self) -> None:
-        """Close the stream, by a reset where the guest's connection ended by one."""
-        if self.endpoint.ended is not Ended.CLOSED and self.opened_at is not None:
+        """Close the stream, by a reset where it did not come to its end in order."""
+        in_order = self.sent_eof and (self.received_eof or self.endpoint.ended is Ended.CLOSED)
+        if self.opened_at is not None and not in_order:
             with suppress(OSError, AttributeError):  # not every stream can
                 self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)  # type: ignore[attr-defined]
         self.relay.poller.close(self.stream)
@@ -248,7 +262,7 @@ class Flow:
         """Return when the relay is to look at it, whatever happens."""
         limits = self.relay.limits
         if self.call is not None:
-            return self.started_at + limits.open_s
+            return min(self.retry_at, self.started_at + limits.open_s)
         due = self.heard_at + limits.idle_s
         tcp = self.endpoint.deadline()
         return due if tcp is None or due < tcp else tcp
@@ -260,12 +274,12 @@ class Flow:
             if now >= self.started_at + limits.open_s:
                 self.call = None
                 self.relay.refused(self, Reason.TTL_EXPIRED, now)
-            else:
+            elif now >= self.retry_at:
+                self.retry_at = NEVER
                 self.advance(0, now)
             return
         if now >= self.heard_at + limits.idle_s:
-            self.endpoint.abort()
-            self.sent_eof = True
+            self.relay.give_up(self, now)
         else:
             self.endpoint.wake(now)
 

@@ -92,9 +92,13 @@ class Names:
         """Begin the look-ups that a query needs."""
         self.queries += 1
         for lookup in asked.lookups:
-            asking = _Asking(self, lookup, self._ask(lookup), now + TIMEOUT_S)
+            try:
+                asking = _Asking(self, lookup, self._ask(lookup), now + TIMEOUT_S)
+                self.poller.add(asking.call.stream, asking)
+            except OSError:  # no descriptor left
+                self._reply(self.resolver.resolved(lookup, Failed(Reason.GENERAL), now), now)
+                continue
             self._asking.add(asking)
-            self.poller.add(asking.call.stream, asking)
             asking.on_event(0, now)
 
     def done(self, asking: "_Asking", outcome: Outcome, now: float) -> None:
@@ -176,13 +180,13 @@ class Connection:
         """Take the first of several pieces."""
         return self.send(pieces[0])
 
-    def recv_into(self, room: memoryview) -> int:
+    def recv_into(self, room: memoryview, octets: int) -> int:
         """Give answers."""
         if not self._answers:
             if self._ended and not self.waiting:
                 return 0
             raise BlockingIOError
-        size = min(len(room), len(self._answers))
+        size = min(octets, len(self._answers))
         room[:size] = self._answers[:size]
         del self._answers[:size]
         if self.owner is not None and not self._answers:

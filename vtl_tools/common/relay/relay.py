@@ -44,7 +44,10 @@ _TICK_S: Final = 0.01
 _PUMPED_MAX: Final = 64
 """Flows with more to bring that have a turn before frames are looked at again."""
 _FLOWS_SHOWN_MAX: Final = 1000
+_STALE_MAX: Final = 1024
+"""Timers of flows that have ended, or are looked at earlier, beyond one for each flow."""
 _OPENING: Final = (State.LISTEN, State.SYN_RECEIVED)
+_PAST: Final = (State.TIME_WAIT, State.CLOSED)
 
 SUPER_SEGMENT: Final = 65_455
 """Octets of data that fit a packet of 65,535 with all the options that may come with them."""
@@ -93,7 +96,7 @@ class Relay(Stage):
         self.poller = Poller()
         self.sources = [self]
         self.flows: dict[bytes, Flow] = {}
-        self.buffers: list[bytearray] = []
+        self.buffers: list[memoryview] = []
         self.other: Callable[[memoryview, float], object] = self._nothing_else
         self.on_loss: Callable[[memoryview, float], object] | None = None
         self.on_end: Callable[[Flow, float], object] | None = None
@@ -122,7 +125,7 @@ class Relay(Stage):
                 self.lose(frame, "checksum", now)
                 continue
             flow = flows.get(segment.flow)
-            if flow is None or (segment.flags & SYN and self._is_done(flow, now)):
+            if flow is None or (segment.flags & SYN and flow.endpoint.state in _PAST):
                 self._stranger(segment, frame, now)
                 continue
             if full and segment.length and flow.held:
@@ -134,17 +137,16 @@ class Relay(Stage):
                 flow.touched = True
                 touched.append(flow)
 
-    def _is_done(self, flow: Flow, now: float) -> bool:
-        """Whether a SYN may begin a connection anew, in whose place only TIME-WAIT is; which it then ends."""
-        if flow.endpoint.state is not State.TIME_WAIT:
-            return False
-        self._remove(flow, now)
-        return True
-
     def _stranger(self, segment: Segment, frame: memoryview, now: float) -> None:
-        """A segment of no flow: a call, or what is left of a connection that ended."""
+        """A segment of no flow: a call, or what is left of a connection that ended.
+
+        Where only TIME-WAIT is left of a flow, a call may take its place (RFC 9293 section 3.6.1).
+        """
         path = _path_back(segment.flow, frame)
-        if frame[_ETHERTYPE] not in _IP:
+        past = self.flows.get(segment.flow)
+        if past is not None and past.is_draining:  # the guest will ask again
+            self.lose(frame, "not-drained", now)
+        elif frame[_ETHERTYPE] not in _IP:
             self.lose(frame, "vlan", now)
         elif path.local_mac[0] & 1 or not (is_single_host(path.local) and is_single_host(path.remote)):
             self.lose(frame, "not-unicast", now)
@@ -157,6 +159,8 @@ class Relay(Stage):
         elif self._is_crowd(segment.flow, now):
             self.lose(frame, "half-open", now)
         else:
+            if past is not None:
+                self._remove(past, now)
             self._open(path, segment, bytes(frame), now)
 
     def _is_crowd(self, key: bytes, now: float) -> bool:
@@ -192,8 +196,13 @@ class Relay(Stage):
         flow = Flow(self, segment.flow, endpoint, call, syn, now)
         self.flows[segment.flow] = flow
         self._half_open += 1
+        try:
+            self.poller.add(flow.stream, flow)
+        except OSError:  # the kernel's limit for what epoll watches
+            self.lose(memoryview(syn), "no-descriptor", now)
+            self._remove(flow, now)
+            return
         self.opened += 1
-        self.poller.add(flow.stream, flow)
         self._arm(flow, flow.deadline())
         flow.advance(0, now)
 
@@ -255,11 +264,19 @@ class Relay(Stage):
 
     def again(self, flow: Flow, now: float) -> None:
         """Have a flow's call tried again in a while."""
-        self._arm(flow, now + _RETRY_S)
+        flow.retry_at = now + _RETRY_S
+        if flow.armed_at > flow.retry_at:
+            self._arm(flow, flow.retry_at)
 
     def refused(self, flow: Flow, reason: Reason, now: float) -> None:
         """Tell the guest that a call came to nothing, and forget it."""
         self._tell(flow.syn, reason, now)
+        self._remove(flow, now)
+
+    def give_up(self, flow: Flow, now: float) -> None:
+        """Reset a flow at both ends."""
+        flow.endpoint.abort()
+        self.transmit(flow, now)
         self._remove(flow, now)
 
     # --- time
@@ -296,7 +313,7 @@ class Relay(Stage):
             if flow.opening and endpoint.state not in _OPENING:
                 flow.opening = False
                 self._half_open -= 1
-                self.established += 1
+                self.established += endpoint.ended is None
             held = rcv.readable + flow.written - endpoint.acknowledged
             if held != flow.held:
                 self.held += held - flow.held
@@ -313,6 +330,16 @@ class Relay(Stage):
         flow.armed_at = due
         self._timer += 1
         heapq.heappush(self._timers, (due, self._timer, flow))
+        self._prune()
+
+    def _prune(self) -> None:
+        """Let go of timers that nobody waits for, and of the flows that they hold, once they are many."""
+        timers, flows = self._timers, self.flows
+        if len(timers) > 2 * len(flows) + _STALE_MAX:
+            timers[:] = [
+                each for each in timers if each[0] == each[2].armed_at and flows.get(each[2].key) is each[2]
+            ]
+            heapq.heapify(timers)
 
     def deadline(self) -> float | None:
         """Return when the first flow is to be looked at."""
@@ -326,7 +353,7 @@ class Relay(Stage):
             if at != flow.armed_at or self.flows.get(flow.key) is not flow:
                 continue
             due = flow.deadline()
-            if due > now and flow.call is None:
+            if due > now:
                 self._arm(flow, due)
                 continue
             flow.armed_at = NEVER
@@ -340,6 +367,7 @@ class Relay(Stage):
         self._more.pop(flow.key, None)
         self.held -= flow.held
         self._half_open -= flow.opening
+        self._prune()
         flow.hang_up()
         if self.on_end is not None:
             self.on_end(flow, now)

@@ -4,6 +4,7 @@ from typing import Final
 
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
 from vtl_tools.common.tcp.output import agree, reset
+from vtl_tools.common.tcp.prediction import predicted
 from vtl_tools.common.tcp.state import ON_FIN, ON_FIN_ACKED, TAKES_DATA, Drop, Ended, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
 from vtl_tools.common.tcp.wire import Segment
@@ -17,6 +18,12 @@ def arrive(tcb: TCB, segment: Segment, now: float) -> None:
     """Process a segment of this connection. Its data is copied."""
     state = tcb.state
     tcb.segments_in += 1
+    if state is State.TIME_WAIT and _is_new_connection(tcb, segment):
+        tcb.drops[Drop.SUPERSEDED] += 1
+        tcb.end(Ended.CLOSED)
+        return
+    if state is State.ESTABLISHED and predicted(tcb, segment, now):
+        return
     if state is State.CLOSED:  # 3.10.7.1
         tcb.drops[Drop.NOT_OPEN] += 1
         reset(tcb, segment)
@@ -24,6 +31,9 @@ def arrive(tcb: TCB, segment: Segment, now: float) -> None:
         _listen(tcb, segment, now)
     elif state is State.SYN_SENT:
         _syn_sent(tcb, segment, now)
+    elif state is State.TIME_WAIT and _is_new_connection(tcb, segment):
+        tcb.drops[Drop.SUPERSEDED] += 1
+        tcb.end(Ended.CLOSED)
     else:
         _synchronized(tcb, segment, now)
 
@@ -31,7 +41,9 @@ def arrive(tcb: TCB, segment: Segment, now: float) -> None:
 def _listen(tcb: TCB, segment: Segment, now: float) -> None:
     """3.10.7.2. The SYN-ACK waits for the user to accept."""
     flags = segment.flags
-    if flags & RST:  # first, check for a RST
+    if not tcb.path.is_unicast:  # MUST-57, MUST-63: not even a reset
+        tcb.drops[Drop.FOREIGN] += 1
+    elif flags & RST:  # first, check for a RST
         tcb.drops[Drop.NOT_OPEN] += 1
     elif flags & ACK:  # second, check for an ACK
         tcb.drops[Drop.NOT_OPEN] += 1
@@ -107,11 +119,6 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     rcv, flags = tcb.rcv, segment.flags
     seq = rcv.position(segment.seq)
 
-    if tcb.state is State.TIME_WAIT and _is_new_connection(tcb, segment, seq):
-        tcb.drops[Drop.SUPERSEDED] += 1
-        tcb.end(Ended.CLOSED)
-        return
-
     # first, check the sequence number; RFC 7323 section 5.3 puts PAWS before that
     if not _is_acceptable(tcb, segment, seq, now):
         return
@@ -173,13 +180,13 @@ def _finished(tcb: TCB, now: float) -> None:
         tcb.become(ON_FIN[tcb.state])
 
 
-def _is_new_connection(tcb: TCB, segment: Segment, seq: int) -> bool:
+def _is_new_connection(tcb: TCB, segment: Segment) -> bool:
     """Tell a SYN that may take over from TIME-WAIT (MAY-2): newer by timestamp or number (RFC 6191)."""
     if segment.flags & (SYN | ACK | RST | FIN) != SYN:
         return False
     if tcb.timestamps and segment.stamps is not None and segment.stamps[0] != tcb.ts_recent:
         return not (segment.stamps[0] - tcb.ts_recent) & _HALF
-    return seq > tcb.rcv.nxt
+    return tcb.rcv.position(segment.seq) > tcb.rcv.nxt
 
 
 def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:

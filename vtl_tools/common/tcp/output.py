@@ -139,15 +139,54 @@ def reset(tcb: TCB, segment: Segment) -> None:
     tcb.out.append(tcb.framer.frame(seq, ack, flags, 0, b""))
 
 
-def abort(tcb: TCB) -> None:
-    """Queue a reset of a connection that the peer knows of (3.10.5)."""
+def abort(tcb: TCB, now: float) -> Pieces:
+    """Return a reset of a connection that the peer knows of (3.10.5)."""
+    tcb.reset_due = False
     tcb.segments_out += 1
-    tcb.out.append(tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, RST | ACK, 0, b""))
+    options = _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
+    return tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, RST | ACK, 0, options)
+
+
+def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
+    """Send what is new in whole segments, and the end of it, as far as both windows let it.
+
+    Nothing counts as lost, and the user has not closed: what Sender.next() would say, in a third of the
+    time. Returns whether there is something left that it has to judge.
+    """
+    snd = tcb.snd
+    queue, mss, no_delay = snd.queue, snd.mss, snd.config.no_delay
+    edge = snd.una + min(snd.wnd, snd.cc.cwnd)
+    most = snd.send_size
+    while (size := min(queue.tail - snd.nxt, edge - snd.nxt, most)) > 0:
+        start = snd.nxt
+        end = start + size
+        flags = ACK
+        if end == queue.tail and (no_delay or start == snd.una):
+            flags = ACK | PSH  # MUST-61: all that was written is in it
+        elif size % mss:
+            end -= size % mss
+            if end == start:
+                return True
+        elif end == queue.tail:
+            flags = ACK | PSH
+        if tcb.timed is None:
+            tcb.timed = (end, now)
+        views = queue.views(start, end)
+        snd.nxt = end
+        if end > snd.max:
+            snd.max = end
+        tcb.sent_at = now
+        if tcb.retransmit_at == NEVER or tcb.probe_is_next:
+            tcb.arm(now)
+        frames.append(frame(tcb, start, flags, now, views, end - start))
+    return queue.tail > snd.nxt and edge > snd.nxt
 
 
 def transmit(tcb: TCB, now: float) -> list[Pieces]:
     """Return all that may be sent now."""
     frames = tcb.out
+    if tcb.reset_due:
+        frames.append(abort(tcb, now))
     if frames:
         tcb.out = []
     state, snd = tcb.state, tcb.snd
@@ -156,29 +195,36 @@ def transmit(tcb: TCB, now: float) -> list[Pieces]:
         if state not in _NO_UPDATES and tcb.rcv.window_opened:
             return [*frames, acknowledge(tcb, now)]
         return frames
-    if not frames:
-        frames = []
+    frames = list(frames)
     if state in SENDS_DATA:
         if tcb.ack_now and snd.sack and tcb.rcv.has_news:  # segments with data have no room for blocks
             frames.append(acknowledge(tcb, now))
         if snd.nxt < end or snd.recover is not None:
-            if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
-                snd.cc.idle(tcb.config.initial_window)
-            while (snd.nxt < end or snd.recover is not None) and (piece := snd.next()) is not None:
-                frames.append(send_piece(tcb, piece, now))
-            if not snd.flight and snd.unsent > 0:
-                if tcb.persist_at == NEVER:  # the window is shut, or silly
-                    tcb.persist_at = now + tcb.rtt.rto_s * (1 << min(tcb.persists, 16))
-            else:
-                tcb.persist_at, tcb.persists = NEVER, 0
-            if tcb.stalled_since is None:
-                tcb.stalled_since = now
+            _data(tcb, frames, now)
     elif tcb.syn_due:
         frames.append(synchronize(tcb, now))
         return frames
     if tcb.ack_now or (state not in _NO_UPDATES and tcb.rcv.window_opened):
         frames.append(acknowledge(tcb, now))
     return frames
+
+
+def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
+    """Send what is new, and what was lost; see to the timers of what cannot be sent."""
+    snd = tcb.snd
+    if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
+        snd.cc.idle(tcb.config.initial_window)
+    ordinary = snd.recover is None and snd.fin is None and not (snd.dup_acks or snd.board.sacked)
+    if not ordinary or _stream(tcb, frames, now):
+        while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:
+            frames.append(send_piece(tcb, piece, now))
+    if not snd.flight and snd.unsent > 0:
+        if tcb.persist_at == NEVER:  # the window is shut, or silly
+            tcb.persist_at = now + tcb.rtt.rto_s * (1 << min(tcb.persists, 16))
+    else:
+        tcb.persist_at, tcb.persists = NEVER, 0
+    if tcb.stalled_since is None:
+        tcb.stalled_since = now
 
 
 _NO_UPDATES: Final = frozenset(

@@ -1,0 +1,75 @@
+"""Header prediction: nearly every segment of an open connection is ordinary, and then little is to be done.
+
+After Van Jacobson. What is not ordinary goes the long way (arrival.py, snd.py), where the rules stand; what
+is comes to the same here, in a third of the time.
+"""
+
+from typing import Final
+
+from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
+from vtl_tools.common.tcp.tcb import NEVER, TCB
+from vtl_tools.common.tcp.wire import Segment
+
+_MASK: Final = 0xFFFF_FFFF
+_HALF: Final = 0x8000_0000
+_TELLING: Final = FIN | SYN | RST | ACK
+
+
+def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
+    """Process a segment that is next in order, while nothing is lost, early or closing; else return False.
+
+    The state is ESTABLISHED. The data is borrowed.
+    """
+    snd, rcv, stamps = tcb.snd, tcb.rcv, segment.stamps
+    octets = (segment.ack - snd.iss - snd.una) & _MASK  # an ACK of what was acknowledged before is huge
+    length = segment.length
+    window = segment.window << snd.shift
+    if (
+        segment.flags & _TELLING != ACK
+        or segment.seq != (rcv.irs + rcv.nxt) & _MASK
+        or octets > snd.nxt - snd.una
+        or not (octets or length)
+        or not window
+        or not snd.wnd
+        or rcv.nxt + length > rcv.edge
+        or segment.sack is not None
+        or snd.recover is not None
+        or snd.fin is not None
+        or snd.dup_acks
+        or snd.board.sacked
+        or tcb.rtt.backoffs
+        or tcb.probe is not None
+        or rcv.fin is not None
+        or rcv.has_gap
+    ):
+        return False
+    if tcb.timestamps:
+        if stamps is None or (stamps[0] - tcb.ts_recent) & _HALF:
+            return False
+        if rcv.nxt <= tcb.last_ack:
+            tcb.ts_recent, tcb.ts_recent_at = stamps[0], now
+    tcb.heard_at = now
+    tcb.keep_alives = 0
+    if octets:
+        flight = snd.nxt - snd.una
+        ack = snd.una = snd.una + octets
+        if tcb.timed is not None and ack >= tcb.timed[0]:
+            tcb.rtt.sample(now - tcb.timed[1])
+            tcb.timed = None
+        snd.queue.drop(ack)
+        snd.cc.acked(octets, flight)
+        tcb.head_at, tcb.head_mark = now, snd.nxt
+        tcb.stalled_since = now if ack < snd.queue.tail else None
+        tcb.arm(now)
+    snd.wnd = window
+    if window > snd.max_wnd:
+        snd.max_wnd = window
+    snd.wl1, snd.wl2 = rcv.nxt, snd.una
+    if length:
+        rcv.take_next(segment.data, length)
+        tcb.ack_due_octets += length
+        if tcb.ack_due_octets >= 2 * rcv.mss or not tcb.config.delayed_ack_s:
+            tcb.ack_now = True
+        elif tcb.delayed_at == NEVER:
+            tcb.delayed_at = now + tcb.config.delayed_ack_s
+    return True
