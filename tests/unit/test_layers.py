@@ -13,6 +13,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 RANK = {
     "errors": 0,
     "packet": 1,
+    "parameters": 1,
     "privilege": 1,
     "socks": 1,
     "watch": 1,

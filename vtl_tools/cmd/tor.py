@@ -20,6 +20,7 @@ from vtl_tools.common.errors import Malformed, VTLError
 from vtl_tools.common.packet import address, derive, icmp
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.parameters import Proxy, Subnet
 from vtl_tools.common.stage import Stage
 
 if TYPE_CHECKING:
@@ -51,17 +52,8 @@ KINDS: Final = {
 }
 """What a datagram that goes nowhere is counted as, by its destination port."""
 
-
 _OTHERS: Final = 2048
 """Descriptors for what is not a connection, above all look-ups, of which there may be 1024 at once."""
-NOT_FOR_GUESTS: Final = {
-    "0.0.0.0/8": "addresses that are no host's",
-    "127.0.0.0/8": "loopback addresses",
-    "169.254.0.0/16": "addresses that are nobody's to lease",
-    "198.18.0.0/15": "the addresses that stand for names",
-    "224.0.0.0/3": "multicast and reserved addresses",
-}
-"""What --subnet may not overlap, and why."""
 
 
 class Tor(Stage):
@@ -265,46 +257,6 @@ class Tor(Stage):
         names = {"queries": self.names.queries, "names": len(self.resolver.names)}
         carried = self.relay.status(now)
         return {"tor": tor, "connections": carried.pop("connections"), "carried": carried, "dns": names}
-
-
-class Proxy(click.ParamType[Any]):
-    """HOST:PORT, or unix:PATH."""
-
-    name = "proxy"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int] | str:
-        """Take it apart."""
-        if not isinstance(value, str):
-            return value  # type: ignore[no-any-return]
-        if value.startswith("unix:") and len(value) > len("unix:"):
-            return value.removeprefix("unix:")
-        host, _, port = value.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-            self.fail(f"{value!r}: write HOST:PORT or unix:PATH, such as {DEFAULT_SOCKS}", param, ctx)
-        return host.strip("[]"), int(port)
-
-
-class Subnet(click.ParamType[Any]):
-    """An IPv4 network."""
-
-    name = "subnet"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read it."""
-        from ipaddress import IPv4Network
-
-        try:
-            network = IPv4Network(value)
-        except ValueError as e:
-            self.fail(f"{e}; write a network such as 10.0.2.0/24", param, ctx)
-        if not 8 <= network.prefixlen <= 29:
-            self.fail(f"{value}: write a network of 8 to 29 bits", param, ctx)
-        for taken, what in NOT_FOR_GUESTS.items():
-            if network.overlaps(IPv4Network(taken)):
-                self.fail(f"{value}: in it are {what}; write another, such as 10.0.2.0/24", param, ctx)
-        return network
 
 
 socks_option = click.option(
