@@ -17,8 +17,8 @@ from vtl_tools.common import cli
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.packet import address
+from vtl_tools.common.parameters import Proxy, Subnet
 from vtl_tools.common.stage import Stage
-from vtl_tools.common.units import Proxy, Subnet
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Network

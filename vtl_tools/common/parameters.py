@@ -1,5 +1,6 @@
-"""What a user writes for an option, and what that is: types for click."""
+"""What options of services take that click does not know: a proxy, a network for guests."""
 
+from ipaddress import IPv4Network
 from typing import Any, Final
 
 import click
@@ -11,7 +12,7 @@ NOT_FOR_GUESTS: Final = {
     "198.18.0.0/15": "the addresses that stand for names",
     "224.0.0.0/3": "multicast and reserved addresses",
 }
-"""What a guest's subnet may not overlap, and why."""
+"""What a subnet may not overlap, and why."""
 
 
 class Proxy(click.ParamType[Any]):
@@ -34,14 +35,12 @@ class Proxy(click.ParamType[Any]):
 
 
 class Subnet(click.ParamType[Any]):
-    """An IPv4 network."""
+    """An IPv4 network whose addresses can be leased."""
 
     name = "subnet"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPv4Network:
         """Read it."""
-        from ipaddress import IPv4Network
-
         try:
             network = IPv4Network(value)
         except ValueError as e:
