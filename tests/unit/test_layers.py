@@ -22,6 +22,7 @@ RANK = {
     "control": 3,
     "device": 3,
     "guard": 3,
+    "leaktest": 3,
     "stage": 4,
     "proxy_check": 1,
     "relay": 5,

@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,18 @@ KINDS: Final = {
     5355: "llmnr",
 }
 """What a datagram that goes nowhere is counted as, by its destination port."""
+
+
+_OTHERS: Final = 2048
+"""Descriptors for what is not a connection, above all look-ups, of which there may be 1024 at once."""
+NOT_FOR_GUESTS: Final = {
+    "0.0.0.0/8": "addresses that are no host's",
+    "127.0.0.0/8": "loopback addresses",
+    "169.254.0.0/16": "addresses that are nobody's to lease",
+    "198.18.0.0/15": "the addresses that stand for names",
+    "224.0.0.0/3": "multicast and reserved addresses",
+}
+"""What --subnet may not overlap, and why."""
 
 
 class Tor(Stage):
@@ -171,16 +184,22 @@ class Tor(Stage):
 
         if path.local_port == DNS:
             return self.names.call(path.remote)
-        name = self.resolver.names.pin(path.local)
+        if address.is_internal(path.local) and not self.resolver.names.owns(path.local):
+            return Reason.PROHIBITED  # Tor would say no; another proxy might reach this host, or its network
+        name = self.resolver.names.name_of(path.local)
         if name is None and self.resolver.names.owns(path.local):
             return Reason.HOST_UNREACHABLE  # it stood for a name once, and the guest should ask again
         credentials = self._credentials(path.remote_mac, path.local, path.local_port)
-        return SocksCall(
+        call = SocksCall(
             self.proxy, name or path.local, path.local_port, credentials, pipelined=self._pipelined
         )
+        self.resolver.names.pin(path.local)  # last, since what is not made does not end
+        return call
 
     def _on_end(self, flow: "Flow", now: float) -> None:
-        self.resolver.names.unpin(flow.endpoint.path.local, now)
+        path = flow.endpoint.path
+        if path.local_port != DNS:
+            self.resolver.names.unpin(path.local, now)
 
     def _ask(self, lookup: "Lookup") -> "SocksCall":
         from vtl_tools.common.relay.call import SocksCall
@@ -244,7 +263,8 @@ class Tor(Stage):
         if self.process is not None:
             tor |= {"bootstrapped": self.process.percent, "restarts": self.process.restarts}
         names = {"queries": self.names.queries, "names": len(self.resolver.names)}
-        return {"tor": tor, **self.relay.status(now), "dns": names}
+        carried = self.relay.status(now)
+        return {"tor": tor, "connections": carried.pop("connections"), "carried": carried, "dns": names}
 
 
 class Proxy(click.ParamType[Any]):
@@ -281,6 +301,9 @@ class Subnet(click.ParamType[Any]):
             self.fail(f"{e}; write a network such as 10.0.2.0/24", param, ctx)
         if not 8 <= network.prefixlen <= 29:
             self.fail(f"{value}: write a network of 8 to 29 bits", param, ctx)
+        for taken, what in NOT_FOR_GUESTS.items():
+            if network.overlaps(IPv4Network(taken)):
+                self.fail(f"{value}: in it are {what}; write another, such as 10.0.2.0/24", param, ctx)
         return network
 
 
@@ -383,8 +406,16 @@ def main(
         raise click.UsageError("give --iface: the interface that the guest is behind")
     if torrc is not None and not start_tor:
         raise click.UsageError("--torrc configures the tor of --start-tor: give both")
+    if start_tor and _is_given("socks"):
+        raise click.UsageError("--start-tor takes the place of --socks: give one of them")
+    if settings["subnet"] is not None and not settings["dhcp"]:
+        raise click.UsageError("--subnet is what --dhcp leases from: give both")
     user = None if settings["isolate"] == "none" else "vtl-check"
     is_tor = start_tor
+    if not start_tor:
+        from vtl_tools.common.proxy_check import resolved
+
+        socks = resolved(socks)
     if check and not start_tor:
         from vtl_tools.common.proxy_check import described, probe
 
@@ -394,14 +425,15 @@ def main(
     from vtl_tools.common.device.spec import open_device
     from vtl_tools.common.guard import MARK
 
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    connections = min(connections, _descriptors())
 
     def make_stage() -> Tor:
         from vtl_tools.common.relay.relay import Limits
         from vtl_tools.common.tor import TorProcess
 
-        process = TorProcess("" if torrc is None else torrc.read_text()) if start_tor else None
+        process = (
+            TorProcess("" if torrc is None else torrc.read_text(errors="replace")) if start_tor else None
+        )
         limits = Limits(connections=connections, memory=memory << 20, idle_s=idle)
         stage = Tor(
             socks if process is None else process.socks,
@@ -411,7 +443,7 @@ def main(
             **settings,
         )
         if process is not None:
-            process.on_progress = partial(_show_progress, stage)
+            process.on_progress = partial(_show_progress, stage, options.watch)
         if pcap_dropped is not None:
             stage.relay.on_loss = Kept(pcap_dropped, iface)
         return stage
@@ -428,6 +460,15 @@ def main(
     )
 
 
+def _descriptors() -> int:
+    """Raise the limit for descriptors as far as may be; return how many connections that allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most == resource.RLIM_INFINITY:
+        return 1 << 20
+    return max(most - _OTHERS, most // 2)
+
+
 class Kept:
     """Writes the frames that are dropped to a file, up to a size that no guest can exceed."""
 
@@ -438,21 +479,40 @@ class Kept:
 
         self._writer, self._link = CaptureWriter("--pcap-dropped", str(path)), link
         self._room = self.OCTETS_MAX
-        atexit.register(self._writer.close)
+        atexit.register(self.close)
 
     def __call__(self, frame: memoryview, now: float) -> None:
         """Keep a frame."""
         from vtl_tools.common.device.capture import INBOUND
 
         self._room -= len(frame)
-        if self._room >= 0:
+        if self._room < 0:
+            return
+        try:
             self._writer.write(self._link, [frame[VNET:]], INBOUND, time.time())
+        except OSError as e:  # a guest that fills the disk does not stop the service by it
+            log.warning("--pcap-dropped: %s; no more is kept", e.strerror)
+            self._room = 0
+
+    def close(self) -> None:
+        """Write what is not written yet, if there is room."""
+        with suppress(OSError):
+            self._writer.close()
 
 
-def _show_progress(stage: Tor, percent: int, what: str) -> None:
+def _show_progress(stage: Tor, is_drawn: bool, percent: int, what: str) -> None:
+    """Tell how far tor is. is_drawn: --watch has the terminal, and tells as well."""
     stage.event("bootstrap", percent=percent, what=what)
-    if sys.stderr.isatty():
-        print(f"\rtor: {percent:3d} % {what:<60.60}", end="\n" if percent == 100 else "", file=sys.stderr)
+    if log.isEnabledFor(logging.INFO):  # a line for each step, among the other lines
+        log.info("tor: %d %%: %s", percent, what)
+    elif sys.stderr.isatty() and not is_drawn:
+        end = "\n" if percent == 100 else "\r"
+        print(f"\x1b[Ktor: {percent:3d} % {what:.60}", end=end, file=sys.stderr, flush=True)
+
+
+def _is_given(parameter: str) -> bool:
+    source = click.get_current_context().get_parameter_source(parameter)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _ask_each(verb: str, link: str | None) -> list[Any]:
@@ -508,8 +568,9 @@ def flows(link: str | None, json: bool) -> None:
 @cli.verbose_option
 def check(socks: tuple[str, int] | str, url: str | None, json: bool) -> None:
     """See whether the proxy answers, whether it is Tor, and what address the world sees."""
-    from vtl_tools.common.proxy_check import CHECK_URL, described, exit_address, probe
+    from vtl_tools.common.proxy_check import CHECK_URL, described, exit_address, probe, resolved
 
+    socks = resolved(socks)
     report = probe(socks)
     result: dict[str, object] = {"socks": described(socks), "is_tor": report.is_tor}
     if not json:
@@ -521,6 +582,37 @@ def check(socks: tuple[str, int] | str, url: str | None, json: bool) -> None:
         click.echo(f"the world sees {seen.get('IP', seen)}")
     if not report.is_tor:
         raise VTLError(f"{described(socks)}: not Tor: it sees where a guest goes; name Tor's SOCKS port")
+
+
+@main.command(epilog=cli.EPILOG)
+@click.argument("options", nargs=-1, metavar="[-- OPTION...]")
+@cli.json_option
+@cli.verbose_option
+def selftest(options: tuple[str, ...], json: bool) -> None:
+    """Try every known way by which a guest gets out, in networks of its own, and tell what leaked.
+
+    \b
+    vtl-tor selftest
+    vtl-tor selftest -- --dns resolve --isolate conn
+
+    A service of the OPTIONs stands between a guest and a host that forwards everything, which are made for
+    it and reach nobody. Needs root. The exit status is 1 if anything leaked.
+    """
+    if "--start-tor" in options:
+        raise click.UsageError("selftest has a proxy of its own: leave --start-tor out")
+    from vtl_tools.common.leaktest import report, run
+
+    service = [
+        sys.executable,
+        "-P",
+        "-c",
+        "from vtl_tools.cmd.tor import main; main(prog_name='vtl-tor')",
+        *options,
+    ]
+    results = run.run(service)
+    held = report.print_json(results) if json else report.print_table(results)
+    if not held:
+        raise VTLError("selftest: not all was held back; what leaked is listed above")
 
 
 cli.status_verb(main)

@@ -42,3 +42,17 @@ def test_addresses_are_made_of_others():
     assert (
         address.format_ip(address.link_local(address.mac("52:54:00:12:34:56"))) == "fe80::5054:ff:fe12:3456"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "is_internal"),
+    [
+        ("10.0.0.1", True), ("172.16.0.1", True), ("172.32.0.1", False), ("192.168.3.4", True),
+        ("192.169.0.1", False), ("100.64.0.1", True), ("100.128.0.1", False), ("127.0.0.1", True),
+        ("169.254.169.254", True), ("0.1.2.3", True), ("203.0.113.80", False), ("9.9.9.9", False),
+        ("::1", True), ("fe80::1", True), ("fec0::1", True), ("fd00::1", True), ("::ffff:9.9.9.9", True),
+        ("::9.9.9.9", True), ("2001:db8::1", False), ("2620:fe::9", False), ("ff02::1", False),
+    ],
+)  # fmt: skip
+def test_internal_addresses_are_those_that_the_world_does_not_reach(text: str, is_internal: bool) -> None:
+    assert address.is_internal(address.ip(text)) is is_internal

@@ -57,9 +57,17 @@ def known(labels: Labels) -> Known | None:
         return Known(True, LOCALHOST)
     if top == b"arpa":  # what is below it is for protocols and not for users (RFC 3172)
         return EMPTY if labels[-2:] == (b"resolver", b"arpa") else NOTHING  # RFC 9462
-    if top in ABSENT or len(labels) == 1 or top.isdigit():
-        return NOTHING  # one label is a name of the guest's network; digits last are an address
+    if top in ABSENT or len(labels) == 1 or _is_number(top):
+        return NOTHING  # one label is a name of the guest's network; a number last makes an address
     return None if all(map(_is_hostname, labels)) else NOTHING
+
+
+def _is_number(label: bytes) -> bool:
+    """Say whether a last label makes an address of a name for inet_aton(3), by which a proxy may look it up.
+
+    127.0x1 is 127.0.0.1 to it, and to the URL Standard.
+    """
+    return label.isdigit() or (label[:2] == b"0x" and _HEX.issuperset(label[2:]))
 
 
 def is_reverse(labels: Labels) -> bool:
@@ -78,6 +86,7 @@ def is_loopback(address: bytes) -> bool:
     return ip_address(address).is_loopback
 
 
+_HEX: Final = frozenset(b"0123456789abcdef")
 _HOSTNAME: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 

@@ -80,6 +80,25 @@ def is_single_host(octets: bytes) -> bool:
     return not (is_unspecified(octets) or is_multicast(octets) or is_loopback(octets))
 
 
+def is_internal(octets: bytes) -> bool:
+    """Say whether an address is of a network that the world does not reach, whoever's it is.
+
+    RFC 1918, RFC 6598, RFC 4193, loopback, link-local, site-local (RFC 3879), and IPv4 within IPv6 (RFC 4291
+    2.5.5), which is never on a wire; these are what tor calls internal.
+    """
+    if is_loopback(octets) or is_link_local(octets):
+        return True
+    if len(octets) == 4:
+        first, second = octets[0], octets[1]
+        return (
+            first in (0, 10)
+            or (first == 172 and second >> 4 == 1)
+            or (first == 192 and second == 168)
+            or (first == 100 and second >> 6 == 1)
+        )
+    return octets[0] & 0xFE == 0xFC or (octets[0] == 0xFE and octets[1] >= 0xC0) or octets[:10] == bytes(10)
+
+
 def is_solicited_node(octets: bytes) -> bool:
     """Say whether an IPv6 address is a solicited-node multicast (RFC 4291 2.7.1)."""
     return octets[:13] == SOLICITED_NODE

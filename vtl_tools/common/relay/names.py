@@ -92,9 +92,13 @@ class Names:
         """Begin the look-ups that a query needs."""
         self.queries += 1
         for lookup in asked.lookups:
-            asking = _Asking(self, lookup, self._ask(lookup), now + TIMEOUT_S)
+            try:
+                asking = _Asking(self, lookup, self._ask(lookup), now + TIMEOUT_S)
+                self.poller.add(asking.call.stream, asking)
+            except OSError:  # no descriptor left
+                self._reply(self.resolver.resolved(lookup, Failed(Reason.GENERAL), now), now)
+                continue
             self._asking.add(asking)
-            self.poller.add(asking.call.stream, asking)
             asking.on_event(0, now)
 
     def done(self, asking: "_Asking", outcome: Outcome, now: float) -> None:

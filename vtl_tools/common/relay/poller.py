@@ -35,13 +35,20 @@ class Poller:
         return self._epoll.fileno()
 
     def add(self, stream: Stream, owner: Owner) -> None:
-        """Tell owner of this stream from now on; one without a descriptor tells by itself."""
+        """Tell owner of this stream from now on; one without a descriptor tells by itself.
+
+        Raises OSError, with the stream closed, if the kernel is to watch no more.
+        """
         fd = stream.fileno()
-        if fd >= 0:
-            self._owners[fd] = owner
-            self._epoll.register(fd, _EDGES)
-        else:
+        if fd < 0:
             stream.owner = owner  # type: ignore[attr-defined]
+            return
+        try:
+            self._epoll.register(fd, _EDGES)
+        except OSError:
+            stream.close()
+            raise
+        self._owners[fd] = owner
 
     def close(self, stream: Stream) -> None:
         """Close a stream, and tell nobody of it any more."""

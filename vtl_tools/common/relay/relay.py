@@ -44,10 +44,10 @@ _TICK_S: Final = 0.01
 _PUMPED_MAX: Final = 64
 """Flows with more to bring that have a turn before frames are looked at again."""
 _FLOWS_SHOWN_MAX: Final = 1000
+_STALE_MAX: Final = 1024
+"""Timers of flows that have ended, or are looked at earlier, beyond one for each flow."""
 _OPENING: Final = (State.LISTEN, State.SYN_RECEIVED)
 _PAST: Final = (State.TIME_WAIT, State.CLOSED)
-_STALE_MAX: Final = 256
-"""Timers that were moved since, or whose flows have ended, and are kept all the same."""
 
 SUPER_SEGMENT: Final = 65_455
 """Octets of data that fit a packet of 65,535 with all the options that may come with them."""
@@ -198,8 +198,13 @@ class Relay(Stage):
         flow = Flow(self, segment.flow, endpoint, call, syn, now)
         self.flows[segment.flow] = flow
         self._half_open += 1
+        try:
+            self.poller.add(flow.stream, flow)
+        except OSError:  # the kernel's limit for what epoll watches
+            self.lose(memoryview(syn), "no-descriptor", now)
+            self._remove(flow, now)
+            return
         self.opened += 1
-        self.poller.add(flow.stream, flow)
         self._arm(flow, flow.deadline())
         flow.advance(0, now)
 

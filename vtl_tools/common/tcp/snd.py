@@ -280,7 +280,8 @@ class Sender:
 
     def offered(self, window: int, seq: int, ack: int) -> None:
         """Take over a window (3.10.7.4, fifth step). seq, ack: positions of the segment that offers it."""
-        if self.wl1 < seq or (self.wl1 == seq and self.wl2 <= ack):
+        # A higher ACK is newer whatever its SEG.SEQ, as in Linux; else SND.UNA would move the old window on.
+        if self.wl2 < ack or self.wl1 < seq or (self.wl1 == seq and self.wl2 <= ack):
             if self.wnd == 0 and window and self.recover is None and self.nxt <= self.una + 1:
                 self.nxt = self.una  # the octet that probed was thrown away; it goes out again at once
             self.wnd = window
@@ -333,7 +334,7 @@ class Sender:
 
     def reordering_is_over(self) -> None:
         """Take what is missing before what the peer has for lost, and begin fast recovery."""
-        if self.recover is None and self.board and self.una < self.nxt:
+        if self.recover is None and self.board and self.una < self.nxt and self.wnd:
             self.board.lost_edge = max(self.board.lost_edge, self.board.top)
             self.begin_recovery()
 

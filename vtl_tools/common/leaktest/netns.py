@@ -1,0 +1,116 @@
+"""Three networks of our own: a guest's, a host's, the world's. They go when the last descriptor is closed."""
+
+import contextlib
+import ctypes
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from vtl_tools.common.errors import PermissionNeededError, VTLError
+
+_CLONE_NEWNET: Final = 0x40000000
+_OURS: Final = "/proc/thread-self/ns/net"
+_SOL_PACKET: Final = 263
+_IGNORE_OUTGOING: Final = 23
+_ETH_P_ALL: Final = 3
+_RECEIVE_OCTETS: Final = 32 << 20
+_SO_RCVBUFFORCE: Final = 33
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Networks:
+    """The calling thread is in the host's network until the end, when it is back where it was.
+
+    Raises PermissionNeededError without root, VTLError where the kernel or ip refuse.
+    """
+
+    def __init__(self) -> None:
+        self._fds: list[int] = []
+        self._home = self._keep()
+        self._is_away = False
+        try:
+            self.guest, self.world, self.host = self._new(), self._new(), self._new()
+        except PermissionError:
+            self._leave()
+            raise PermissionNeededError(
+                "selftest: not permitted to make networks for it; run as root"
+            ) from None
+        except OSError as e:
+            self._leave()
+            raise VTLError(
+                f"selftest: no network namespaces: {e.strerror}; the kernel must have them"
+            ) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def _keep(self) -> int:
+        self._fds.append(os.open(_OURS, os.O_RDONLY | os.O_CLOEXEC))
+        return self._fds[-1]
+
+    def _new(self) -> int:
+        if _libc.unshare(_CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self._is_away = True
+        return self._keep()
+
+    def _leave(self) -> None:
+        if self._is_away:
+            _enter(self._home)
+        for fd in self._fds:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def within(self, network: int) -> Iterator[None]:
+        """Be in another of the networks; sockets opened within stay there."""
+        _enter(network)
+        try:
+            yield
+        finally:
+            _enter(self.host)
+
+    def cable(self, name: str, mac: str, far: str, network: int) -> None:
+        """Join the host to another network by a pair of interfaces, not yet up. mac: of the host's end."""
+        peer = ["peer", "name", far, "netns", f"/proc/{os.getpid()}/fd/{network}"]
+        ip("link", "add", "name", name, "address", mac, "type", "veth", *peer)
+
+
+def ip(*words: str, needed: bool = True) -> bool:
+    """Run ip(8) in the calling thread's network; return whether it did. Raises VTLError if needed."""
+    try:
+        ran = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise VTLError("selftest: ip is missing; install the package iproute2") from None
+    if needed and ran.returncode:
+        raise VTLError(f"selftest: ip {' '.join(words)}: {ran.stderr.strip()}")
+    return ran.returncode == 0
+
+
+def sysctl(name: str, value: int) -> None:
+    """Set a variable of the calling thread's network, where this kernel has it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/sys/net", name).write_text(str(value))
+
+
+def listen(interface: str) -> socket.socket:
+    """Return a socket that gives and takes the frames of an interface, none of its own network's."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+    sock.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_OCTETS)
+    sock.bind((interface, _ETH_P_ALL))
+    return sock
+
+
+def _enter(network: int) -> None:
+    if _libc.setns(network, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
