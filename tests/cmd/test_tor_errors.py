@@ -216,7 +216,10 @@ def shown(monkeypatch: pytest.MonkeyPatch, *, is_drawn: bool = False) -> str:
         return reader.read(4096).decode()
 
 
-def test_progress_is_one_line_that_ends_when_tor_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_one_line_that_ends_when_tor_is_ready(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")  # whatever -v has set before
     assert shown(monkeypatch) == (
         "\x1b[Ktor:   0 % Starting\r"
         "\x1b[Ktor:  45 % Asking for relay descriptors\r"

@@ -28,6 +28,7 @@ RANK = {
     "relay": 5,
     "runtime": 5,
     "tor": 1,
+    "units": 1,
     "workers": 6,
     "cli": 7,
     "cmd": 8,
