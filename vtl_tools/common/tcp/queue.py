@@ -1,7 +1,6 @@
 """What was written and is not yet acknowledged: pieces held by reference, found by position."""
 
 from bisect import bisect_right
-from contextlib import suppress
 from typing import Final
 
 Octets = bytes | bytearray | memoryview
@@ -30,8 +29,11 @@ class SendQueue:
         if size < _SMALL:
             last = self._pieces[-1] if self._pieces else None
             if type(last) is bytearray and len(last) + size <= _TAIL_MAX:
-                with suppress(BufferError):  # a frame that is not sent yet shows it
+                try:
                     last += data
+                except BufferError:  # a frame that is not sent yet shows it
+                    last = None
+                else:
                     self.tail += size
                     return
             data = bytearray(data)  # only these are ours to extend: what a caller gives is kept as a view
