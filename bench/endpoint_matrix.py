@@ -1,11 +1,13 @@
 """The endpoint's goodput by buffer, loss and round-trip time, in virtual time, endpoint against endpoint.
 
-The link has a rate and a queue, as a real one; what is ideal is min(link rate, buffer / RTT). Say --json for
-a row of JSON per cell instead of a table.
+The link has a rate and a queue, as a real one. Ideal is the least of its rate, buffer / RTT, and what
+additive increase and halving get at such a loss: MSS / RTT * sqrt(3 / 2 p) (Mathis et al., 1997). That holds
+for long transfers; a short one may be done before it has lost anything.
 """
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from random import Random
@@ -17,6 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/sim")]
 from tcp_link import Link, measure  # noqa: E402 - after the path is set
 
 MBIT_S = 50.0
+MSS = 1448
 BUFFERS = (65_536, 262_144, 1_048_576)
 LOSSES = (0.0, 0.001, 0.01, 0.03, 0.1)
 DELAYS_S = (0.002, 0.02, 0.1)
@@ -32,7 +35,10 @@ def rows(octets: int, seeds: int) -> list[dict[str, Any]]:
                     for seed in range(seeds)
                 ]
                 goodput = sum(run.mbit_s for run in runs) / seeds
-                ideal = min(MBIT_S, buffer * 8 / delay_s / 1e6)
+                limits = [MBIT_S, buffer * 8 / delay_s / 1e6]
+                if loss:
+                    limits.append(MSS * 8 / delay_s * math.sqrt(1.5 / loss) / 1e6)
+                ideal = min(limits)
                 found.append(
                     {"rtt_ms": delay_s * 1e3, "buffer": buffer, "loss": loss,
                      "mbit_s": round(goodput, 2), "ideal_mbit_s": round(ideal, 2),

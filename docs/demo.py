@@ -1,18 +1,20 @@
-"""What `make demo` runs: a real Linux guest reaches a web server through vtl-bridge, in two ways.
+"""What `make demo` runs: real Linux guests reach web servers through vtl-bridge, and through vtl-tor.
 
-First with the guest on a host-only tap, behind a guard. Then with the guest on a QEMU socket, and both
-QEMU and vtl-bridge running as an ordinary user. Ends with a table of the evidence.
+vtl-bridge first with the guest on a host-only tap, behind a guard; then with the guest on a QEMU socket, and
+both QEMU and vtl-bridge running as an ordinary user. vtl-tor with a guest that knows of nothing but DHCP, and
+a private Tor network of real relays. Ends with a table of the evidence.
 """
 
 import hashlib
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from rich.table import Table
 
 from lab.guest import Guest
 from lab.netns import Host, Lab
+from lab.tor import RELAYS, SITES, TorNetwork
 from lab.user import NOBODY, as_user
 from lab.wait import until
 from vtl_tools.common import control
@@ -37,31 +40,38 @@ def step(text: str) -> None:
 
 
 @contextmanager
-def bridge(lab: Lab, host: Host, *links: str, user: int | None = None) -> Iterator[tuple[Any, Path]]:
-    """Run vtl-bridge on these links, as its user would."""
-    socket = lab.dir / ("root" if user is None else "user") / "bridge.sock"
-    socket.parent.mkdir(mode=0o700)
+def service(
+    lab: Lab, host: Host, tool: str, *arguments: str, user: int | None = None
+) -> Iterator[tuple[Any, Path]]:
+    """Run one of our tools, as its user would."""
+    where = lab.dir / ("root" if user is None else "user") / f"{tool}.sock"
+    where.parent.mkdir(mode=0o700, exist_ok=True)
     if user is not None:
-        os.chown(socket.parent, user, user)
-    arguments = [word for link in links for word in ("--iface", link)]
+        os.chown(where.parent, user, user)
     console.print(
-        f"  $ vtl-bridge {' '.join(arguments)}" + (f"     [dim](as user {user})[/]" if user else "")
+        f"  $ {tool} {' '.join(arguments)}" + (f"     [dim](as user {user})[/]" if user else ""),
+        soft_wrap=True,
     )
-    tool = (
-        [Path(sys.executable).with_name("vtl-bridge")] if user is None else as_user(lab, host, "vtl-bridge")
-    )
+    command = [Path(sys.executable).with_name(tool)] if user is None else as_user(lab, host, tool)
     process = host.popen(
-        *tool, *arguments, "--control", socket, "--json", stdout=subprocess.PIPE, text=True, user=user
+        *command, *arguments, "--control", where, "--json", stdout=subprocess.PIPE, text=True, user=user
     )
     assert process.stdout is not None
     ready = process.stdout.readline()
     if '"ready"' not in ready:
-        raise VTLError(f"demo: vtl-bridge did not start: {ready}")
+        raise VTLError(f"demo: {tool} did not start: {ready}")
     try:
-        yield process, socket
+        yield process, where
     finally:
         process.terminate()
         process.wait(10)
+
+
+def bridge(lab: Lab, host: Host, *links: str, user: int | None = None) -> Any:
+    """Run vtl-bridge on these links."""
+    return service(
+        lab, host, "vtl-bridge", *(word for link in links for word in ("--iface", link)), user=user
+    )
 
 
 def fetch(guest: Guest, url: str) -> str | None:
@@ -149,6 +159,97 @@ def on_a_socket(lab: Lab, page: bytes) -> list[Row]:
     return rows
 
 
+def through_tor(lab: Lab) -> list[Row]:
+    """Guest - tap vmnet2 - [vtl-tor] ... its tor - tor0 - relays - web site, onion service."""
+    step("a guest with no setting at all but DHCP, vtl-tor, and a private Tor network of four relays")
+    rows: list[Row] = []
+    host = lab.host("torhost")
+    host.tap("vmnet2")
+    host.addr("vmnet2", "10.0.2.254/24")
+    host.sysctl("net.ipv4.ip_forward", 1)  # so that it is the guard that keeps the guest in, not luck
+    guest = lab.guest("torvm", on=host, tap="vmnet2", wait=False)
+    began = time.monotonic()
+    net = TorNetwork(lab, lab.host("world"), names={"www.example": SITES}, relays=4)
+    text = secrets.token_hex(8)
+    web = lab.http(net.site, 80, {"index.html": text.encode()})
+    console.print(f"  four relays agree, after {time.monotonic() - began:.1f} s; an onion service comes up")
+    onion = net.onion()
+    with net.site.enter():
+        datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        datagrams.bind((SITES[0], 69))
+        datagrams.setblocking(False)
+    net.join(host)
+    wire = lab.dir / "tor0.pcap"
+    recording = host.popen("tcpdump", "-qUni", "tor0", "-w", wire, stderr=subprocess.DEVNULL)
+    until(wire.exists, "tcpdump")
+    torrc = lab.dir / "network.torrc"
+    torrc.write_text(net.torrc_client())
+    guest.ready()
+
+    def get(name: str) -> str:
+        console.print(f"  guest# wget -qO- http://{name}/", soft_wrap=True)
+        return guest.sh(f"timeout 60 wget -qO- http://{name}/", timeout=70).out
+
+    arguments = ("--iface", "vmnet2", "--start-tor", "--torrc", str(torrc), "--dhcp")
+    with service(lab, host, "vtl-tor", *arguments) as (process, where):
+        began = time.monotonic()
+        while '"percent": 100' not in (line := process.stdout.readline()):
+            if not line:
+                raise VTLError("demo: vtl-tor ended before its tor was ready")
+        rows.append(("guest", guest.sh("uname -srm").out.strip(), "a real kernel, in QEMU"))
+        rows.append(
+            ("tor of our own", f"ready {time.monotonic() - began:.1f} s after vtl-tor", "--start-tor")
+        )
+        console.print("  guest# udhcpc -i eth0")
+        lease = guest.lease()
+        said = f"{lease['ip']}/{lease['mask']}, router {lease['router']}, resolver {lease['dns']}"
+        rows.append(("leased", said, "--dhcp; nothing is set in the guest"))
+        by_name, by_onion = get("www.example"), get(onion)
+        for what, got, name in ("page by name", by_name, "www.example"), ("page by .onion", by_onion, onion):
+            stood = guest.sh(f"nslookup -type=a {name}").out.split()[-1]
+            remark = f"as on the site; {stood} stood for it" if got == text else "NOT WHAT THE SITE HAS"
+            rows.append((what, f"{got!r} from {name}", remark))
+        seen = web.requests()[0].split()[0]
+        exits = {address: nickname for nickname, pair in RELAYS.items() for address in pair}
+        rows.append(("the site saw", seen, f"exit {exits.get(seen, 'WHICH IS NONE')}; host is 10.99.1.2"))
+        pinged = guest.sh(f"ping -c2 -W1 {SITES[0]}").status == 0
+        rows.append(("ping", "ANSWERED" if pinged else "goes nowhere", SITES[0]))
+        console.print(f"  guest# ping -c2 {SITES[0]}; tftp -g -r page {SITES[0]}")
+        guest.sh(f"timeout 3 tftp -g -r page {SITES[0]}")
+        with suppress(BlockingIOError):
+            raise VTLError(f"demo: a datagram of the guest's reached the site: {datagrams.recv(100)!r}")
+        rows.append(("TFTP, over UDP", "goes nowhere", SITES[0]))
+        status = control.ask(where, "status")
+        drops = ", ".join(f"{reason} {n}" for reason, n in status["drops"].items())
+        rows.append(("vtl-tor dropped", drops, "vtl-tor status"))
+        process.kill()
+        process.wait()
+    escaped = reaches_out(guest)
+    rows.append(
+        ("after kill -9", "GOT OUT" if escaped else "no way out", "the guard stays: cut off, not exposed")
+    )
+    recording.terminate()
+    recording.wait()
+    datagrams.close()
+    relays = " or ".join(f"host {address}" for address in exits if ":" not in address)
+    packets = [
+        len(host.run("tcpdump", "-qnr", wire, f"ip and {what}").stdout.splitlines())
+        for what in (f"tcp and ({relays})", f"not (tcp and ({relays}))")
+    ]
+    rows.append(
+        ("on the host's wire", f"{packets[0]:,} packets of TCP with relays", f"and {packets[1]} others")
+    )
+    if not (by_name == by_onion == text and seen in exits) or pinged or escaped or packets[1]:
+        raise VTLError(f"demo: the guest's traffic did not take the way it should: {rows}")
+    return rows
+
+
+def reaches_out(guest: Guest) -> bool:
+    """Let the guest try what only a host that answers, or forwards, could let it do."""
+    directory = f"http://{RELAYS['ichi'][0]}:9030/tor/status-vote/current/consensus"
+    return guest.sh(f"ping -c1 -W1 10.0.2.254 || timeout 3 wget -qO- {directory}").status == 0
+
+
 def main() -> None:
     page = secrets.token_bytes(4 << 20)
     try:
@@ -156,6 +257,7 @@ def main() -> None:
             parts = {
                 "guest on a host-only tap": on_a_tap(lab, page),
                 "guest on a QEMU socket, no root": on_a_socket(lab, page),
+                "guest through Tor": through_tor(lab),
             }
     except VTLError as e:
         sys.exit(str(e))

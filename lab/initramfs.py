@@ -18,8 +18,8 @@ from lab.errors import LabError
 
 log = logging.getLogger(__name__)
 
-MODULES = ("virtio_pci", "virtio_net", "virtio_console", "8021q")
-INIT = Path(__file__).with_name("init.sh")
+MODULES = ("virtio_pci", "virtio_net", "virtio_console", "8021q", "af_packet")
+INIT, DHCP = (Path(__file__).with_name(name) for name in ("init.sh", "udhcpc.sh"))
 KEEP_S = 7 * 86400.0
 MODINFO = re.compile(rb"\0(depends|alias)=([^\0]*)")
 
@@ -34,6 +34,7 @@ def initramfs(kernel: Kernel, extra: Iterable[str] = (), modules: Iterable[str] 
         raise LabError("guest: no busybox here; install Debian's busybox-static")
     found = _modules(kernel, [*MODULES, *modules])
     files = {Path("/bin/busybox"): Path(busybox), Path("/init"): INIT}
+    files[Path("/etc/udhcpc/default.script")] = DHCP
     for program in extra:
         files[Path(program)] = Path(program)
         files.update((library, library) for library in _libraries(program))

@@ -63,13 +63,14 @@ def test_command_lines_in_the_texts_are_what_the_tools_take(path: Path) -> None:
             verb = group.commands[words[0]]
             verb.make_context(words[0], words[1:], parent=context(tool))
             continue
-        for spec in group.make_context(tool, words).params.get("iface", ()):
+        links = group.make_context(tool, words).params.get("iface", ())
+        for spec in [links] if isinstance(links, str) else links:
             open_device(re.sub(r"\$\w+", "/variable", spec)).close()
 
 
 def test_there_are_command_lines_to_check() -> None:
     found = {path.name: len(list(commands(path))) for path in [*TEXTS, *PAGES]}
-    for path in "README.md", "deploy.md", "vtl-bridge.1", "vtl-guard.1":
+    for path in "README.md", "deploy.md", "vtl-bridge.1", "vtl-guard.1", "vtl-tor.1":
         assert found[path] > 1, path
 
 

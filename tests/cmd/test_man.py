@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cmd.tools import ROOT, SERVICES, TOOLS, arguments, command, options
+from vtl_tools.cmd import tor
 from vtl_tools.common import cli
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
@@ -74,7 +75,8 @@ def test_a_page_lists_exactly_the_verbs_with_their_options_and_arguments(tool: s
     assert sorted(verb for verb, _ in lines) == sorted(command(tool).commands)
     for verb, rest in lines:
         assert flags(rest) == options(tool, verb), verb
-        assert set(re.findall(r"Ar (\w+)", rest)) == arguments(tool, verb), verb
+        of_none = re.sub(r"Fl -[\w-]+ Ar \S+", "", rest)
+        assert set(re.findall(r"Ar (\w+)", of_none)) == arguments(tool, verb), verb
 
 
 def codes(text: str) -> set[int]:
@@ -118,11 +120,34 @@ def stage_drops(path: Path) -> set[str]:
         told: ast.expr | None = None
         if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "self.drops":
             told = node.slice
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "self.drop":
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "self.drop" and len(node.args) == 3:
             told = node.args[2]
         if isinstance(told, ast.Constant):
             found.add(told.value)
     return found
+
+
+def test_every_reason_why_vtl_tor_drops_is_explained_on_its_page() -> None:
+    relay = (ROOT / "vtl_tools/common/relay/relay.py").read_text()
+    command = (ROOT / "vtl_tools/cmd/tor.py").read_text()
+    judged = command[command.index("def _on_frame") : command.index("def _say")]
+    known = set(re.findall(r'self\.lose\([^"]*"([\w-]+)"', relay)) - {"not-tcp"}  # the gateway's are finer
+    known |= {
+        word
+        for line in re.findall(r"(?:return|reason =) .*", judged)
+        for word in re.findall('"([a-z]+)"', line)
+    }
+    assert set(items(section(page("vtl-tor"), "DROPS"))) == known | set(tor.KINDS.values())
+
+
+def test_every_member_of_vtl_tors_own_status_is_explained() -> None:
+    status = tor.Tor(("127.0.0.1", 9050)).status(0.0)
+    text = section(page("vtl-tor"), "STATUS")
+    assert items(text) == list(status)
+    for member, value in status.items():
+        assert isinstance(value, dict)
+        for key in value:
+            assert re.search(rf"^\.Cm {key}\b", text, re.M), (member, key)
 
 
 def test_every_event_and_every_member_of_a_status_is_explained() -> None:

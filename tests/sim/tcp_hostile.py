@@ -95,6 +95,7 @@ class Hostile(RuleBasedStateMachine):
         self.reset_model()
         self.calm = pick(True, True, False)  # no end by a reset, nor by our user, before much was said
         self.said = 0
+        self.farewell = pick(0, tcp.ACK, tcp.ACK | tcp.FIN)
         self.active, self.first_window = pick(True, False), pick(65535, 3000, 10, 0)
         self.start(handshake=pick(True, True, True, False))
 
@@ -159,7 +160,8 @@ class Hostile(RuleBasedStateMachine):
         """The largest segment that it may send."""
         header, default = (40, 536) if len(self.path.local) == 4 else (60, 1220)
         offered = default if self.offers["mss"] is None else max(self.offers["mss"], 64)
-        return max(min(offered, self.config.mtu - header) - 12 * self.stamped, 32)
+        ours = min(self.config.mss or 65535, self.config.mtu - header)
+        return max(min(offered, ours) - 12 * self.stamped, 32)
 
     def hear(self, answer_to=None):
         frames = self.tcp.transmit(self.now)
@@ -536,6 +538,10 @@ class Hostile(RuleBasedStateMachine):
         if self.tcp.asked:
             self.tcp.refuse()
         self.hear()
+        if self.farewell and self.tcp.state is State.ESTABLISHED:
+            self.close()
+            for _ in range(3):  # as the window lets the data before the FIN out
+                self.say_one(self.farewell, self.acked, self.sent, 0, 65535, 1)
         end, config, state = self.tcp, self.config, self.tcp.state
         begun, owed = self.now, self.what_time_ends()
         for _ in range(5000):

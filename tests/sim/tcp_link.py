@@ -36,7 +36,9 @@ class Run(NamedTuple):
 
 def measure(link, buffer, octets):
     """Send octets from end 0 to end 1, which has so large a buffer and whose user reads at once."""
-    config = Config(receive_buffer=buffer, send_buffer=2 * buffer)
+    config = Config(
+        receive_buffer=buffer, send_buffer=2 * buffer, no_delay=True
+    )  # Nagle would hold the end back
     link.renew((config, config))
     link.open()
     sender, receiver = link.ends

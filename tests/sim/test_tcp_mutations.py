@@ -13,7 +13,7 @@ from vtl_tools.common.tcp.snd import Sender
 from vtl_tools.common.tcp.tcb import NEVER, TCB
 
 BUDGET = settings(
-    max_examples=1000, stateful_step_count=40, deadline=None, derandomize=True, database=None,
+    max_examples=3000, stateful_step_count=40, deadline=None, derandomize=True, database=None,
     report_multiple_bugs=False, phases=[Phase.generate], suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 

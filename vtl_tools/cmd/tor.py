@@ -54,6 +54,14 @@ KINDS: Final = {
 
 _OTHERS: Final = 2048
 """Descriptors for what is not a connection, above all look-ups, of which there may be 1024 at once."""
+NOT_FOR_GUESTS: Final = {
+    "0.0.0.0/8": "addresses that are no host's",
+    "127.0.0.0/8": "loopback addresses",
+    "169.254.0.0/16": "addresses that are nobody's to lease",
+    "198.18.0.0/15": "the addresses that stand for names",
+    "224.0.0.0/3": "multicast and reserved addresses",
+}
+"""What --subnet may not overlap, and why."""
 
 
 class Tor(Stage):
@@ -255,7 +263,8 @@ class Tor(Stage):
         if self.process is not None:
             tor |= {"bootstrapped": self.process.percent, "restarts": self.process.restarts}
         names = {"queries": self.names.queries, "names": len(self.resolver.names)}
-        return {"tor": tor, **self.relay.status(now), "dns": names}
+        carried = self.relay.status(now)
+        return {"tor": tor, "connections": carried.pop("connections"), "carried": carried, "dns": names}
 
 
 class Proxy(click.ParamType[Any]):
@@ -292,6 +301,9 @@ class Subnet(click.ParamType[Any]):
             self.fail(f"{e}; write a network such as 10.0.2.0/24", param, ctx)
         if not 8 <= network.prefixlen <= 29:
             self.fail(f"{value}: write a network of 8 to 29 bits", param, ctx)
+        for taken, what in NOT_FOR_GUESTS.items():
+            if network.overlaps(IPv4Network(taken)):
+                self.fail(f"{value}: in it are {what}; write another, such as 10.0.2.0/24", param, ctx)
         return network
 
 
@@ -394,8 +406,16 @@ def main(
         raise click.UsageError("give --iface: the interface that the guest is behind")
     if torrc is not None and not start_tor:
         raise click.UsageError("--torrc configures the tor of --start-tor: give both")
+    if start_tor and _is_given("socks"):
+        raise click.UsageError("--start-tor takes the place of --socks: give one of them")
+    if settings["subnet"] is not None and not settings["dhcp"]:
+        raise click.UsageError("--subnet is what --dhcp leases from: give both")
     user = None if settings["isolate"] == "none" else "vtl-check"
     is_tor = start_tor
+    if not start_tor:
+        from vtl_tools.common.proxy_check import resolved
+
+        socks = resolved(socks)
     if check and not start_tor:
         from vtl_tools.common.proxy_check import described, probe
 
@@ -411,7 +431,9 @@ def main(
         from vtl_tools.common.relay.relay import Limits
         from vtl_tools.common.tor import TorProcess
 
-        process = TorProcess("" if torrc is None else torrc.read_text()) if start_tor else None
+        process = (
+            TorProcess("" if torrc is None else torrc.read_text(errors="replace")) if start_tor else None
+        )
         limits = Limits(connections=connections, memory=memory << 20, idle_s=idle)
         stage = Tor(
             socks if process is None else process.socks,
@@ -421,7 +443,7 @@ def main(
             **settings,
         )
         if process is not None:
-            process.on_progress = partial(_show_progress, stage)
+            process.on_progress = partial(_show_progress, stage, options.watch)
         if pcap_dropped is not None:
             stage.relay.on_loss = Kept(pcap_dropped, iface)
         return stage
@@ -478,10 +500,19 @@ class Kept:
             self._writer.close()
 
 
-def _show_progress(stage: Tor, percent: int, what: str) -> None:
+def _show_progress(stage: Tor, is_drawn: bool, percent: int, what: str) -> None:
+    """Tell how far tor is. is_drawn: --watch has the terminal, and tells as well."""
     stage.event("bootstrap", percent=percent, what=what)
-    if sys.stderr.isatty():
-        print(f"\rtor: {percent:3d} % {what:<60.60}", end="\n" if percent == 100 else "", file=sys.stderr)
+    if log.isEnabledFor(logging.INFO):  # a line for each step, among the other lines
+        log.info("tor: %d %%: %s", percent, what)
+    elif sys.stderr.isatty() and not is_drawn:
+        end = "\n" if percent == 100 else "\r"
+        print(f"\x1b[Ktor: {percent:3d} % {what:.60}", end=end, file=sys.stderr, flush=True)
+
+
+def _is_given(parameter: str) -> bool:
+    source = click.get_current_context().get_parameter_source(parameter)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _ask_each(verb: str, link: str | None) -> list[Any]:
@@ -537,8 +568,9 @@ def flows(link: str | None, json: bool) -> None:
 @cli.verbose_option
 def check(socks: tuple[str, int] | str, url: str | None, json: bool) -> None:
     """See whether the proxy answers, whether it is Tor, and what address the world sees."""
-    from vtl_tools.common.proxy_check import CHECK_URL, described, exit_address, probe
+    from vtl_tools.common.proxy_check import CHECK_URL, described, exit_address, probe, resolved
 
+    socks = resolved(socks)
     report = probe(socks)
     result: dict[str, object] = {"socks": described(socks), "is_tor": report.is_tor}
     if not json:

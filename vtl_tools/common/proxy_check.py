@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import socks
 
-from vtl_tools.common.errors import VTLError
+from vtl_tools.common.errors import SpecError, VTLError
 
 PATIENCE_S: Final = 10.0
 EXIT_PATIENCE_S: Final = 60.0
@@ -50,7 +50,20 @@ class _UnixSocks(socks.socksocket):  # type: ignore[misc] # bears no types
 
 def described(proxy: Proxy) -> str:
     """Return a proxy as the user writes it."""
-    return f"unix:{proxy}" if isinstance(proxy, str) else f"{proxy[0]}:{proxy[1]}"
+    if isinstance(proxy, str):
+        return f"unix:{proxy}"
+    return f"[{proxy[0]}]:{proxy[1]}" if ":" in proxy[0] else f"{proxy[0]}:{proxy[1]}"
+
+
+def resolved(proxy: Proxy) -> Proxy:
+    """Return a proxy by its address, so that nobody is asked for its name again. VTLError: it has none."""
+    if isinstance(proxy, str):
+        return proxy
+    try:
+        found = socket.getaddrinfo(*proxy, type=socket.SOCK_STREAM)
+    except OSError as e:
+        raise VTLError(f"{described(proxy)}: {_why(e)}; name Tor's SOCKS port, or give --start-tor") from None
+    return str(found[0][4][0]), proxy[1]
 
 
 def probe(proxy: Proxy, user: str | None = None) -> Report:
@@ -59,6 +72,7 @@ def probe(proxy: Proxy, user: str | None = None) -> Report:
     Raises VTLError, in one line, if it does not.
     """
     name = described(proxy)
+    _reach(proxy)
     try:
         with _socket(proxy, PATIENCE_S, user) as sock:
             sock.connect((_IMPOSSIBLE, 80))
@@ -69,9 +83,6 @@ def probe(proxy: Proxy, user: str | None = None) -> Report:
             says = str(cause)
         elif isinstance(cause, socks.SOCKS5AuthError):
             raise VTLError(f"{name}: takes no user and password; give --isolate none") from None
-        elif isinstance(e, socks.ProxyConnectionError):
-            remedy = "start tor there, or one of our own with --start-tor"
-            raise VTLError(f"{name}: {_why(cause)}; {remedy}") from None
         else:
             raise VTLError(f"{name}: does not speak SOCKS 5: {_why(cause)}; name Tor's SOCKS port") from None
     return Report(_BAD_ONION in says or _says_so(proxy), says)
@@ -84,7 +95,8 @@ def exit_address(proxy: Proxy, url: str = CHECK_URL, user: str | None = None) ->
     """
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
-        raise VTLError(f"{url}: write an http:// address")
+        raise SpecError(f"{url}: not an address that can be asked; write one that begins with http://")
+    _reach(proxy)
     try:
         with _socket(proxy, EXIT_PATIENCE_S, user) as sock:
             sock.connect((parts.hostname, parts.port or 80))
@@ -113,19 +125,33 @@ def _socket(proxy: Proxy, timeout_s: float, user: str | None) -> Iterator["socks
         sock = _UnixSocks(proxy)
         sock.set_proxy(socks.SOCKS5, "unix", 1, rdns=True, username=user, password=password)
     else:
-        sock = socks.socksocket()
+        sock = socks.socksocket(_family(proxy))
         sock.set_proxy(socks.SOCKS5, *proxy, rdns=True, username=user, password=password)
     with sock:
         sock.settimeout(timeout_s)
         yield sock
 
 
+def _reach(proxy: Proxy) -> None:
+    """Raise VTLError if nobody listens. PySocks fails to say so of a unix socket."""
+    try:
+        with socket.socket(_family(proxy)) as sock:
+            sock.settimeout(PATIENCE_S)
+            sock.connect(proxy)
+    except OSError as e:
+        remedy = "start tor there, or one of our own with --start-tor"
+        raise VTLError(f"{described(proxy)}: {_why(e)}; {remedy}") from None
+
+
+def _family(proxy: Proxy) -> socket.AddressFamily:
+    if isinstance(proxy, str):
+        return socket.AF_UNIX
+    return socket.AF_INET6 if ":" in proxy[0] else socket.AF_INET
+
+
 def _says_so(proxy: Proxy) -> bool:
     """Whether it answers a browser that took it for another kind of proxy as Tor does."""
-    family = (
-        socket.AF_UNIX if isinstance(proxy, str) else socket.AF_INET6 if ":" in proxy[0] else socket.AF_INET
-    )
-    with contextlib.suppress(OSError), socket.socket(family) as sock:
+    with contextlib.suppress(OSError), socket.socket(_family(proxy)) as sock:
         sock.settimeout(PATIENCE_S)
         sock.connect(proxy)
         sock.sendall(b"GET / HTTP/1.0\r\n\r\n")

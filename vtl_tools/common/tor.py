@@ -36,8 +36,8 @@ _READ_MAX: Final = 65536
 
 _BOOTSTRAPPED: Final = re.compile(r"Bootstrapped (\d+)%[^:]*: (.*)")
 _COMPLAINT: Final = re.compile(r"\[(?:warn|err)\] (.*)")
-_SEE_ABOVE: Final = "see warnings above."
-"""What tor's last word refers to, instead of saying it again."""
+_ABOVE: Final = "see warnings above"
+"""What tor says last of a wrong configuration, after what is wrong with it."""
 _ENDED: Final = "vtl: ended with status "
 
 _TORRC: Final = """
@@ -114,8 +114,8 @@ class TorProcess:
         if line.startswith(_ENDED):
             self._ended(line.removeprefix("vtl: "))
         elif found := _COMPLAINT.search(line):
-            if not found[1].endswith(_SEE_ABOVE):
-                self._complaint = found[1]
+            if _ABOVE not in found[1]:
+                self._complaint = found[1].rstrip(". ")
             log.info("tor: %s", found[1])
         elif found := _BOOTSTRAPPED.search(line):
             self.percent = int(found[1])

@@ -377,3 +377,15 @@ def test_an_older_segment_does_not_move_the_window(make):
     peer.inject(".", 1, b"0123456789", ack=1, win=9000)
     peer.expect(".", ack=16)
     assert tcp.info().snd_wnd == 0
+
+
+def test_an_ack_does_not_move_an_old_window_on(make):
+    tcp, peer = make(win=2000)
+    tcp.write(bytes(9000))
+    peer.expect(".", seq=1, data=1000)
+    peer.expect(".", seq=1001, data=1000)
+    peer.inject(".", 11, b"later", ack=1, win=2000)
+    peer.expect(".", ack=1)
+    peer.inject(".", 1, ack=1001, win=1000)  # before that, by its number, but newer
+    peer.expect_nothing()
+    assert tcp.info().snd_wnd == 1000

@@ -1,7 +1,10 @@
 """Opening, closing and resetting, from every state (RFC 9293 section 3.10)."""
 
 import pytest
+from talk import Talk
 
+from vtl_tools.common.packet import address
+from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import Drop, Ended, State
 
 pytestmark = pytest.mark.usefixtures("fresh")  # IPv4 and IPv6, also where a fixture is asked for by name
@@ -271,6 +274,20 @@ def test_abort_elsewhere_says_nothing(name, request):
 def test_an_endpoint_opens_once(established):
     with pytest.raises(ValueError, match="opens once"):
         established[0].connect()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "255.255.255.255", "224.0.0.1", "ff02::1", "::"])
+def test_addresses_that_no_host_has_are_not_spoken_to(host):
+    peer = Talk(version=4 if "." in host else 6)
+    peer.path = peer.path._replace(remote=address.ip(host))
+    tcp = Endpoint(peer.path, b"", peer.now)
+    with pytest.raises(ValueError, match="no host"):
+        tcp.connect()
+    tcp.listen()
+    tcp.receive(peer.frame("S", 0), peer.now)
+    assert not tcp.asked
+    assert tcp.transmit(peer.now) == []
+    assert tcp.info().drops == {Drop.FOREIGN: 1}
 
 
 def test_damaged_and_foreign_frames_are_counted(established):

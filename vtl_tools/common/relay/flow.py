@@ -44,6 +44,7 @@ class Flow:
 
     syn: the frame that the guest called with, for an ICMP error to quote. heard_at: when anything came last.
     held: octets that are kept for the slower side. armed_at: when the relay's timer looks at it again.
+    retry_at: when the call, which could not be made, is tried again.
     """
 
     __slots__ = (
@@ -61,6 +62,7 @@ class Flow:
         "opening",
         "received_eof",
         "relay",
+        "retry_at",
         "sent_eof",
         "started_at",
         "stream",
@@ -80,7 +82,7 @@ class Flow:
         self.received_eof = self.sent_eof = False
         self.started_at = self.heard_at = now
         self.opened_at: float | None = None
-        self.armed_at = NEVER
+        self.armed_at = self.retry_at = NEVER
         self.held = self.written = 0
         self.lent: deque[tuple[int, memoryview]] | None = None
 
@@ -98,6 +100,8 @@ class Flow:
     def advance(self, events: int, now: float) -> None:
         """Go on with the call. Answer the guest's SYN by what came of it."""
         assert self.call is not None
+        if self.endpoint.ended is not None:  # the guest gave up in the same turn: there is nobody to answer
+            return
         try:
             outcome = self.call.advance(events)
         except BlockingIOError:
@@ -241,9 +245,15 @@ class Flow:
             return False
         return ended is not Ended.CLOSED or self.sent_eof or self.call is not None
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether the stream has not taken all yet that the guest said before it closed."""
+        return not self.sent_eof and self.endpoint.ended in (None, Ended.CLOSED)
+
     def hang_up(self) -> None:
-        """Close the stream, by a reset where the guest's connection ended by one."""
-        if self.endpoint.ended is not Ended.CLOSED and self.opened_at is not None:
+        """Close the stream, by a reset where it did not come to its end in order."""
+        in_order = self.sent_eof and (self.received_eof or self.endpoint.ended is Ended.CLOSED)
+        if self.opened_at is not None and not in_order:
             with suppress(OSError, AttributeError):  # not every stream can
                 self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)  # type: ignore[attr-defined]
         self.relay.poller.close(self.stream)
@@ -252,7 +262,7 @@ class Flow:
         """Return when the relay is to look at it, whatever happens."""
         limits = self.relay.limits
         if self.call is not None:
-            return self.started_at + limits.open_s
+            return min(self.retry_at, self.started_at + limits.open_s)
         due = self.heard_at + limits.idle_s
         tcp = self.endpoint.deadline()
         return due if tcp is None or due < tcp else tcp
@@ -264,12 +274,12 @@ class Flow:
             if now >= self.started_at + limits.open_s:
                 self.call = None
                 self.relay.refused(self, Reason.TTL_EXPIRED, now)
-            else:
+            elif now >= self.retry_at:
+                self.retry_at = NEVER
                 self.advance(0, now)
             return
         if now >= self.heard_at + limits.idle_s:
-            self.endpoint.abort()
-            self.sent_eof = True
+            self.relay.give_up(self, now)
         else:
             self.endpoint.wake(now)
 

@@ -47,6 +47,7 @@ _FLOWS_SHOWN_MAX: Final = 1000
 _STALE_MAX: Final = 1024
 """Timers of flows that have ended, or are looked at earlier, beyond one for each flow."""
 _OPENING: Final = (State.LISTEN, State.SYN_RECEIVED)
+_PAST: Final = (State.TIME_WAIT, State.CLOSED)
 
 SUPER_SEGMENT: Final = 65_455
 """Octets of data that fit a packet of 65,535 with all the options that may come with them."""
@@ -124,7 +125,7 @@ class Relay(Stage):
                 self.lose(frame, "checksum", now)
                 continue
             flow = flows.get(segment.flow)
-            if flow is None or (segment.flags & SYN and self._is_done(flow, now)):
+            if flow is None or (segment.flags & SYN and flow.endpoint.state in _PAST):
                 self._stranger(segment, frame, now)
                 continue
             if full and segment.length and flow.held:
@@ -136,17 +137,16 @@ class Relay(Stage):
                 flow.touched = True
                 touched.append(flow)
 
-    def _is_done(self, flow: Flow, now: float) -> bool:
-        """Whether a SYN may begin a connection anew, in whose place only TIME-WAIT is; which it then ends."""
-        if flow.endpoint.state is not State.TIME_WAIT:
-            return False
-        self._remove(flow, now)
-        return True
-
     def _stranger(self, segment: Segment, frame: memoryview, now: float) -> None:
-        """A segment of no flow: a call, or what is left of a connection that ended."""
+        """A segment of no flow: a call, or what is left of a connection that ended.
+
+        Where only TIME-WAIT is left of a flow, a call may take its place (RFC 9293 section 3.6.1).
+        """
         path = _path_back(segment.flow, frame)
-        if frame[_ETHERTYPE] not in _IP:
+        past = self.flows.get(segment.flow)
+        if past is not None and past.is_draining:  # the guest will ask again
+            self.lose(frame, "not-drained", now)
+        elif frame[_ETHERTYPE] not in _IP:
             self.lose(frame, "vlan", now)
         elif path.local_mac[0] & 1 or not (is_single_host(path.local) and is_single_host(path.remote)):
             self.lose(frame, "not-unicast", now)
@@ -159,6 +159,8 @@ class Relay(Stage):
         elif self._is_crowd(segment.flow, now):
             self.lose(frame, "half-open", now)
         else:
+            if past is not None:
+                self._remove(past, now)
             self._open(path, segment, bytes(frame), now)
 
     def _is_crowd(self, key: bytes, now: float) -> bool:
@@ -262,11 +264,19 @@ class Relay(Stage):
 
     def again(self, flow: Flow, now: float) -> None:
         """Have a flow's call tried again in a while."""
-        self._arm(flow, now + _RETRY_S)
+        flow.retry_at = now + _RETRY_S
+        if flow.armed_at > flow.retry_at:
+            self._arm(flow, flow.retry_at)
 
     def refused(self, flow: Flow, reason: Reason, now: float) -> None:
         """Tell the guest that a call came to nothing, and forget it."""
         self._tell(flow.syn, reason, now)
+        self._remove(flow, now)
+
+    def give_up(self, flow: Flow, now: float) -> None:
+        """Reset a flow at both ends."""
+        flow.endpoint.abort()
+        self.transmit(flow, now)
         self._remove(flow, now)
 
     # --- time
@@ -303,7 +313,7 @@ class Relay(Stage):
             if flow.opening and endpoint.state not in _OPENING:
                 flow.opening = False
                 self._half_open -= 1
-                self.established += 1
+                self.established += endpoint.ended is None
             held = rcv.readable + flow.written - endpoint.acknowledged
             if held != flow.held:
                 self.held += held - flow.held
@@ -319,12 +329,15 @@ class Relay(Stage):
     def _arm(self, flow: Flow, due: float) -> None:
         flow.armed_at = due
         self._timer += 1
-        timers = self._timers
-        heapq.heappush(timers, (due, self._timer, flow))
-        if len(timers) > 2 * len(self.flows) + _STALE_MAX:  # else a flow would stay until it would be late
-            flows = self.flows
+        heapq.heappush(self._timers, (due, self._timer, flow))
+        self._prune()
+
+    def _prune(self) -> None:
+        """Let go of timers that nobody waits for, and of the flows that they hold, once they are many."""
+        timers, flows = self._timers, self.flows
+        if len(timers) > 2 * len(flows) + _STALE_MAX:
             timers[:] = [
-                each for each in timers if flows.get(each[2].key) is each[2] and each[0] == each[2].armed_at
+                each for each in timers if each[0] == each[2].armed_at and flows.get(each[2].key) is each[2]
             ]
             heapq.heapify(timers)
 
@@ -340,7 +353,7 @@ class Relay(Stage):
             if at != flow.armed_at or self.flows.get(flow.key) is not flow:
                 continue
             due = flow.deadline()
-            if due > now and flow.call is None:
+            if due > now:
                 self._arm(flow, due)
                 continue
             flow.armed_at = NEVER
@@ -354,6 +367,7 @@ class Relay(Stage):
         self._more.pop(flow.key, None)
         self.held -= flow.held
         self._half_open -= flow.opening
+        self._prune()
         flow.hang_up()
         if self.on_end is not None:
             self.on_end(flow, now)

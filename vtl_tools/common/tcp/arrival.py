@@ -31,6 +31,9 @@ def arrive(tcb: TCB, segment: Segment, now: float) -> None:
         _listen(tcb, segment, now)
     elif state is State.SYN_SENT:
         _syn_sent(tcb, segment, now)
+    elif state is State.TIME_WAIT and _is_new_connection(tcb, segment):
+        tcb.drops[Drop.SUPERSEDED] += 1
+        tcb.end(Ended.CLOSED)
     else:
         _synchronized(tcb, segment, now)
 
@@ -38,7 +41,9 @@ def arrive(tcb: TCB, segment: Segment, now: float) -> None:
 def _listen(tcb: TCB, segment: Segment, now: float) -> None:
     """3.10.7.2. The SYN-ACK waits for the user to accept."""
     flags = segment.flags
-    if flags & RST:  # first, check for a RST
+    if not tcb.path.is_unicast:  # MUST-57, MUST-63: not even a reset
+        tcb.drops[Drop.FOREIGN] += 1
+    elif flags & RST:  # first, check for a RST
         tcb.drops[Drop.NOT_OPEN] += 1
     elif flags & ACK:  # second, check for an ACK
         tcb.drops[Drop.NOT_OPEN] += 1

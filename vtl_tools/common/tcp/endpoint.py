@@ -96,6 +96,8 @@ class Endpoint(TCB):
 
     def connect(self) -> None:
         """Open actively: the next transmit() has the SYN."""
+        if not self.path.is_unicast:
+            raise ValueError("no host has such an address: TCP connects two hosts")  # MUST-46
         self._open(State.SYN_SENT)
         self.syn_due = True
 
@@ -125,7 +127,7 @@ class Endpoint(TCB):
         if not self.held:
             raise ValueError("no SYN waits for an answer")
         self.snd.nxt = -self.snd.iss  # SEQ=0, as of a connection that never was (3.10.7.1)
-        output.abort(self)
+        self.reset_due, self.timestamps = True, False
         self.end(Ended.ABORTED)
 
     # --- frames and time
@@ -222,11 +224,13 @@ class Endpoint(TCB):
         self.persists += 1
         self.persist_at = NEVER
         if (piece := self.snd.override()) is not None:
+            if not self.snd.wnd:
+                self.rtt.back_off()  # SHLD-30: each probe waits longer, the second already
             self.out.append(output.send_piece(self, piece, now))
 
     def _keep_alive(self, now: float) -> None:
         if self.keep_alives >= self.config.keep_alive_probes:
-            output.abort(self)
+            self.reset_due = True
             self.end(Ended.TIMED_OUT)
             return
         self.keep_alives += 1
@@ -333,7 +337,7 @@ class Endpoint(TCB):
             self.refuse()
         elif self.state is not State.CLOSED:
             if self.state in _ABORT_IS_TOLD:
-                output.abort(self)
+                self.reset_due = True
             self.end(Ended.ABORTED)
 
     def configure(self, **changes: Any) -> None:

@@ -139,10 +139,12 @@ def reset(tcb: TCB, segment: Segment) -> None:
     tcb.out.append(tcb.framer.frame(seq, ack, flags, 0, b""))
 
 
-def abort(tcb: TCB) -> None:
-    """Queue a reset of a connection that the peer knows of (3.10.5)."""
+def abort(tcb: TCB, now: float) -> Pieces:
+    """Return a reset of a connection that the peer knows of (3.10.5)."""
+    tcb.reset_due = False
     tcb.segments_out += 1
-    tcb.out.append(tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, RST | ACK, 0, b""))
+    options = _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
+    return tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, RST | ACK, 0, options)
 
 
 def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
@@ -183,6 +185,8 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
 def transmit(tcb: TCB, now: float) -> list[Pieces]:
     """Return all that may be sent now."""
     frames = tcb.out
+    if tcb.reset_due:
+        frames.append(abort(tcb, now))
     if frames:
         tcb.out = []
     state, snd = tcb.state, tcb.snd

@@ -58,6 +58,7 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
             tcb.timed = None
         snd.queue.drop(ack)
         snd.cc.acked(octets, flight)
+        tcb.head_at, tcb.head_mark = now, snd.nxt
         tcb.stalled_since = now if ack < snd.queue.tail else None
         tcb.arm(now)
     snd.wnd = window

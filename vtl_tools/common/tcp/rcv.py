@@ -7,11 +7,11 @@ from bisect import bisect_left
 from collections import deque
 from typing import Final
 
-from vtl_tools.common.packet.seq import seq_sub
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.queue import Octets
 
 _MASK: Final = 0xFFFF_FFFF
+_HALF: Final = 0x8000_0000
 _SMALL: Final = 2048
 """In-order data below is gathered, so that a peer's tiny segments do not cost an object each."""
 _GATHERED_MAX: Final = 16384
@@ -63,7 +63,7 @@ class Receiver:
 
     def position(self, seq: int) -> int:
         """Return the position of a sequence number, taken for the one nearest to RCV.NXT."""
-        return self.nxt + seq_sub(seq, (self.irs + self.nxt) & _MASK)
+        return self.nxt + ((seq - self.irs - self.nxt + _HALF) & _MASK) - _HALF
 
     @property
     def rcv_nxt(self) -> int:
@@ -99,27 +99,32 @@ class Receiver:
         and never back: what a shift cuts off at the right was offered before, and is still taken (RFC 7323
         section 2.4).
         """
-        edge = self.nxt + max(0, self._buffer - self.readable)
+        nxt, room = self.nxt, self._buffer - self.readable
+        edge = nxt + room if room > 0 else nxt
         if edge - self._meant >= self._worth:
             self._meant = edge
-        field = min(max(0, self._meant - self.nxt) >> shift, 0xFFFF)
+        field = self._meant - nxt >> shift if self._meant > nxt else 0
+        if field > 0xFFFF:
+            field = 0xFFFF
         self._told = field << shift
-        self.edge = max(self.edge, self.nxt + self._told)
+        if nxt + self._told > self.edge:
+            self.edge = nxt + self._told
         return field
 
     @property
     def window_opened(self) -> bool:
         """Whether so much was read since the last header that the peer should know at once."""
-        room = self._buffer - self.readable
-        gain = room - max(0, self._meant - self.nxt)
+        left = self._meant - self.nxt
+        gain = self._buffer - self.readable - (left if left > 0 else 0)
         if self._told < 2 * self.mss:
             return gain >= self._worth
-        return gain >= max(1, self._buffer // 2)
+        return gain > 0 and gain >= self._buffer // 2
 
     @property
     def _worth(self) -> int:
         """How much room is worth to be told of (3.8.6.2.2); no room never is."""
-        return max(1, min(self._buffer // 2, self.mss))
+        half = self._buffer // 2
+        return self.mss if self.mss < half else half or 1
 
     # --- the user
 

@@ -33,8 +33,11 @@ class RTTEstimator:
         else:  # (2.3): RTTVAR before SRTT
             self.rttvar_s += _BETA * (abs(self.srtt_s - rtt_s) - self.rttvar_s)
             self.srtt_s += _ALPHA * (rtt_s - self.srtt_s)
-        rto_s = self.srtt_s + max(_GRANULARITY_S, _K * self.rttvar_s)
-        self.rto_s = min(max(rto_s, self._min_s), self._max_s)
+        spread_s = _K * self.rttvar_s
+        rto_s = self.srtt_s + (spread_s if spread_s > _GRANULARITY_S else _GRANULARITY_S)
+        if rto_s < self._min_s:
+            rto_s = self._min_s
+        self.rto_s = rto_s if rto_s < self._max_s else self._max_s
 
     @property
     def timeout_s(self) -> float:

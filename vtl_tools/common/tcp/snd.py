@@ -6,13 +6,13 @@ is at 0, data begins at 1. On the wire, seq() makes 32 bits of them, and positio
 
 from typing import Final, NamedTuple
 
-from vtl_tools.common.packet.seq import seq_sub
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.congestion import NewReno
 from vtl_tools.common.tcp.queue import Octets, SendQueue
 from vtl_tools.common.tcp.sack import DUP_THRESH, Scoreboard
 
 _MASK: Final = 0xFFFF_FFFF
+_HALF: Final = 0x8000_0000
 
 
 class Piece(NamedTuple):
@@ -84,7 +84,7 @@ class Sender:
 
     def position(self, seq: int) -> int:
         """Return the position of a sequence number, taken for the one nearest to SND.UNA."""
-        return self.una + seq_sub(seq, (self.iss + self.una) & _MASK)
+        return self.una + ((seq - self.iss - self.una + _HALF) & _MASK) - _HALF
 
     @property
     def snd_una(self) -> int:
@@ -114,7 +114,8 @@ class Sender:
     @property
     def room(self) -> int:
         """Octets that write() would take."""
-        return max(0, self.config.send_buffer - (self.queue.tail - self.queue.head))
+        room = self.config.send_buffer - self.queue.tail + self.queue.head
+        return room if room > 0 else 0
 
     # --- the user
 
@@ -148,7 +149,7 @@ class Sender:
             )
             if not self.sack:
                 pipe -= self.dup_acks * self.mss
-        return max(0, pipe)
+        return pipe if pipe > 0 else 0
 
     @property
     def lost(self) -> int:
@@ -244,8 +245,9 @@ class Sender:
 
     def _whole(self, octets: int) -> int:
         """Return how much a frame may carry of so much room: whole segments, and one at least."""
-        limit = min(octets, self.config.super_segment)
-        return max(limit // self.mss * self.mss, self.mss)
+        most = self.config.super_segment
+        whole = (octets if octets < most else most) // self.mss * self.mss
+        return whole or self.mss
 
     @property
     def send_size(self) -> int:
@@ -271,13 +273,15 @@ class Sender:
             self.board.high_rxt = max(self.board.high_rxt, end)
         else:
             self.nxt = end
-            self.max = max(self.max, end)
+            if end > self.max:
+                self.max = end
 
     # --- what comes back
 
     def offered(self, window: int, seq: int, ack: int) -> None:
         """Take over a window (3.10.7.4, fifth step). seq, ack: positions of the segment that offers it."""
-        if self.wl1 < seq or (self.wl1 == seq and self.wl2 <= ack):
+        # A higher ACK is newer whatever its SEG.SEQ, as in Linux; else SND.UNA would move the old window on.
+        if self.wl2 < ack or self.wl1 < seq or (self.wl1 == seq and self.wl2 <= ack):
             if self.wnd == 0 and window and self.recover is None and self.nxt <= self.una + 1:
                 self.nxt = self.una  # the octet that probed was thrown away; it goes out again at once
             self.wnd = window
@@ -286,10 +290,11 @@ class Sender:
 
     def acked(self, ack: int) -> None:
         """SND.UNA < SEG.ACK =< SND.NXT: take what is new, and recover on (RFC 6582, RFC 6675)."""
-        octets, flight = ack - self.una, self.flight
+        octets, flight = ack - self.una, self.nxt - self.una
         self.una = ack
-        self.nxt = max(self.nxt, ack)
-        self.queue.drop(min(ack, self.queue.tail))
+        if ack > self.nxt:
+            self.nxt = ack
+        self.queue.drop(ack if ack < self.queue.tail else self.queue.tail)
         board = self.board
         if board.sacked:
             board.advance(ack)
@@ -329,7 +334,7 @@ class Sender:
 
     def reordering_is_over(self) -> None:
         """Take what is missing before what the peer has for lost, and begin fast recovery."""
-        if self.recover is None and self.board and self.una < self.nxt:
+        if self.recover is None and self.board and self.una < self.nxt and self.wnd:
             self.board.lost_edge = max(self.board.lost_edge, self.board.top)
             self.begin_recovery()
 

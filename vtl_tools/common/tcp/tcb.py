@@ -26,7 +26,8 @@ class TCB:
     """The variables of a connection and its timers, which are times, or NEVER.
 
     held: a SYN came, and the user has not said yet whether to accept it. syn_due: a SYN is to be sent,
-    for the first time or again. ack_now: an acknowledgement is due. out: frames that cannot wait.
+    for the first time or again. ack_now: an acknowledgement is due. reset_due: so is a reset.
+    out: frames that cannot wait.
     ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: since when nothing new was
     acknowledged, of what is to be; None if there is nothing. timed: a position, and when it was sent, once.
     reorder_at: when what is missing before what the peer has counts as lost. head_at: when SND.UNA was sent
@@ -60,6 +61,7 @@ class TCB:
         "probe_is_next",
         "rcv",
         "reorder_at",
+        "reset_due",
         "retransmit_at",
         "rtt",
         "segments_in",
@@ -86,6 +88,7 @@ class TCB:
         self.state = State.CLOSED
         self.ended: Ended | None = None
         self.passive = self.peer_scales = self.held = self.syn_due = self.ack_now = self.timestamps = False
+        self.reset_due = False
         self.out: list[Pieces] = []
         self.drops: defaultdict[Drop, int] = defaultdict(int)
         self.ts_offset = ts_offset
@@ -175,7 +178,9 @@ class TCB:
             and snd.wnd
         ):
             alone = snd.nxt - snd.una <= snd.mss
-            probe_s = max(2 * rtt.srtt_s, _PTO_MIN_S) + (_WORST_DELAYED_ACK_S if alone else 0)
+            probe_s = 2 * rtt.srtt_s if 2 * rtt.srtt_s > _PTO_MIN_S else _PTO_MIN_S
+            if alone:
+                probe_s += _WORST_DELAYED_ACK_S
             if probe_s < timeout_s:
                 self.probe_is_next = True
                 timeout_s = probe_s

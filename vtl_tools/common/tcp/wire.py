@@ -54,6 +54,12 @@ class Path(NamedTuple):
             raise Malformed("tcp", pkt.l3_off)
         return cls(pkt.eth.dst, pkt.eth.src, net.dst, net.src, segment.dport, segment.sport)
 
+    @property
+    def is_unicast(self) -> bool:
+        """Whether both addresses are of one host each, as TCP needs (RFC 9293 section 3.9.2.3)."""
+        return all(any(host) and host[0] < 0xE0 if len(host) == 4 else any(host) and host[0] != 0xFF
+                   for host in (self.local, self.remote))  # fmt: skip
+
 
 class Segment:
     """A segment that arrived. data is a view of the frame, valid as long as that is.

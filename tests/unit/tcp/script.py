@@ -1,0 +1,138 @@
+"""Runs a conversation that is written down: packetdrill's notation, as far as an endpoint's interface goes.
+
+    config sack=True mss=1000           first, if at all: fields of Config that differ from talk.PLAIN
+    +0 listen                           calls: connect listen accept refuse close abort, write N, read N
+    +.1 < S 0:0(0) win 5000 <mss 1000>  the peer says; options are mss, sackOK, wscale, TS val ecr, sack
+    +0 > S. 0:0(0) ack 1                the endpoint must say; P is looked at only where it is written
+    +0 is state ESTABLISHED             a field of Info or property of the endpoint, as text
+    +0 fails write 1                    a call must raise ValueError
+
+A line begins with the seconds since the line before; time passes by the endpoint's deadlines. Numbers are
+relative to each end's ISS. What the endpoint says and no line expects is a failure.
+"""
+
+import re
+from ast import literal_eval
+from dataclasses import replace
+
+from talk import IRS, ISS, LETTERS, PLAIN, Talk
+
+from vtl_tools.common.packet import tcp
+
+TOLERANCE_S = 0.004
+SEGMENT = re.compile(r"([FSRP.]+) (\d+):(\d+)\((\d+)\)(?: ack (\d+))?(?: win (\d+))?(?: <(.*)>)?$")
+
+
+def options(text, base):
+    found = {}
+    for option in filter(None, (text or "").split(",")):
+        name, *words = option.split()
+        if name == "mss":
+            found["mss"] = int(words[0])
+        elif name == "wscale":
+            found["window_scale"] = int(words[0])
+        elif name == "sackOK":
+            found["sack_permitted"] = True
+        elif name == "TS":
+            found["timestamps"] = int(words[1]), int(words[3])
+        elif name == "sack":
+            edges = [tuple(int(edge) for edge in word.split(":")) for word in words]
+            found["sack"] = [tuple((base + edge) % 2**32 for edge in block) for block in edges]
+        else:
+            raise ValueError(f"no such option: {option}")
+    return found
+
+
+class Script(Talk):
+    """One conversation."""
+
+    def __init__(self, text, version=4):
+        self.script = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        config = PLAIN
+        if self.script[0].startswith("config "):
+            words = (word.split("=") for word in self.script.pop(0).split()[1:])
+            config = replace(PLAIN, **{name: literal_eval(value) for name, value in words})
+        self.times = []
+        super().__init__(config, version)
+
+    def pump(self):
+        super().pump()
+        self.times += [self.now] * (len(self.said) - len(self.times))
+
+    def run(self):
+        turns = {"<": self.hear, ">": self.say, "is": self.is_so, "fails": self.fails}
+        for line in self.script:
+            wait, word, *rest = line.split(maxsplit=2)
+            self.lines.append(f"          {line}")
+            if word in turns:
+                turns[word](float(wait), rest[0])
+            else:
+                self.pass_(float(wait))
+                self.call(word, *rest)
+        self.expect_nothing()
+
+    def call(self, name, argument=None):
+        """The user's turn."""
+        if name == "write":
+            size = int(argument)
+            assert self.tcp.write(bytes(size)) == size, self.tell(f"write({size})")
+        elif name == "read":
+            size = left = int(argument)
+            while left:
+                piece = self.tcp.read(left)
+                assert piece, self.tell(f"{size - left} octets were read, not {size}")
+                left -= len(piece)
+        else:
+            getattr(self.tcp, name)()
+        self.pump()
+
+    def fails(self, wait, rest):
+        self.pass_(wait)
+        name, *argument = rest.split()
+        try:
+            self.call(name, *argument)
+        except ValueError:
+            return
+        raise AssertionError(self.tell(f"{rest} did not fail"))
+
+    def is_so(self, wait, rest):
+        self.pass_(wait)
+        name, expected = rest.split()
+        held = self.tcp if hasattr(self.tcp, name) else self.tcp.info()
+        value = getattr(held, name)
+        value = getattr(value, "value", value)
+        assert str(value) == expected, self.tell(f"{name} is {value}, not {expected}")
+
+    def hear(self, wait, rest):
+        """The peer's turn."""
+        self.pass_(wait)
+        self.expect_nothing()
+        flags, seq, _, size, ack, win, more = SEGMENT.match(rest).groups()
+        win = 10_000 if win is None else int(win)
+        self.inject(flags, int(seq), int(size), ack=int(ack or 0), win=win, **options(more, ISS))
+
+    def say(self, wait, rest):
+        """The endpoint's turn."""
+        due = self.now + wait
+        self.pass_(wait + (TOLERANCE_S if wait else 0))
+        assert self.said, self.tell(f"nothing came: {rest}")
+        when = self.times.pop(0)
+        if not self.times or wait:
+            self.now = max(when, due - TOLERANCE_S)
+        assert abs(when - due) <= TOLERANCE_S, self.tell(f"it came at {when:.3f}, not at {due:.3f}: {rest}")
+        heard = self.said.pop(0).tcp
+        flags, seq, end, size, ack, win, more = SEGMENT.match(rest).groups()
+        bits = sum(LETTERS[letter] for letter in flags)
+        looked_at = 0xFF if bits & tcp.PSH else 0xFF & ~tcp.PSH
+        assert heard.flags & looked_at == bits, self.tell(f"other flags: {rest}: {heard!r}")
+        said = (heard.seq - ISS) % 2**32, len(heard.payload)
+        assert said == (int(seq), int(size)), self.tell(f"{rest}: {said[0]}:{said[0] + said[1]}({said[1]})")
+        assert int(end) == int(seq) + int(size), f"a wrong script: {rest}"
+        if ack is not None:
+            assert (heard.ack - IRS) % 2**32 == int(ack), self.tell(f"{rest}: {(heard.ack - IRS) % 2**32}")
+        assert win is None or heard.window == int(win), self.tell(f"{rest}: win {heard.window}")
+        for name, value in options(more, IRS).items():
+            there = getattr(heard, name)
+            if name == "timestamps":
+                there, value = there[1], value[1]  # TSval begins anywhere
+            assert there == value, self.tell(f"{rest}: {name} {there}")
