@@ -1,12 +1,10 @@
 """vtl-tor: carry a guest's TCP connections and names through Tor, and nothing else. Paper section 3.1."""
 
-import atexit
 import logging
 import os
 import resource
 import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -445,6 +443,8 @@ def main(
         if process is not None:
             process.on_progress = partial(_show_progress, stage, options.watch)
         if pcap_dropped is not None:
+            from vtl_tools.common.relay.kept import Kept
+
             stage.relay.on_loss = Kept(pcap_dropped, iface)
         return stage
 
@@ -467,37 +467,6 @@ def _descriptors() -> int:
     if most == resource.RLIM_INFINITY:
         return 1 << 20
     return max(most - _OTHERS, most // 2)
-
-
-class Kept:
-    """Writes the frames that are dropped to a file, up to a size that no guest can exceed."""
-
-    OCTETS_MAX: Final = 256 << 20
-
-    def __init__(self, path: Path, link: str) -> None:
-        from vtl_tools.common.device.capture import CaptureWriter
-
-        self._writer, self._link = CaptureWriter("--pcap-dropped", str(path)), link
-        self._room = self.OCTETS_MAX
-        atexit.register(self.close)
-
-    def __call__(self, frame: memoryview, now: float) -> None:
-        """Keep a frame."""
-        from vtl_tools.common.device.capture import INBOUND
-
-        self._room -= len(frame)
-        if self._room < 0:
-            return
-        try:
-            self._writer.write(self._link, [frame[VNET:]], INBOUND, time.time())
-        except OSError as e:  # a guest that fills the disk does not stop the service by it
-            log.warning("--pcap-dropped: %s; no more is kept", e.strerror)
-            self._room = 0
-
-    def close(self) -> None:
-        """Write what is not written yet, if there is room."""
-        with suppress(OSError):
-            self._writer.close()
 
 
 def _show_progress(stage: Tor, is_drawn: bool, percent: int, what: str) -> None:

@@ -22,6 +22,7 @@ from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, RST, SYN
 from vtl_tools.common.packet.vnet import NONE, VNET
 from vtl_tools.common.relay.flow import Flow
+from vtl_tools.common.relay.kept import Kept
 from vtl_tools.common.relay.relay import _STALE_MAX, Limits
 
 FRAMES = 200_000
@@ -290,7 +291,7 @@ def test_a_number_at_a_names_end_is_not_asked_for(either):
 
 
 def test_a_full_disk_ends_the_record_of_drops_and_nothing_else(bench, monkeypatch, caplog):
-    kept = tor.Kept(Path("/dev/full"), "vmnet1")
+    kept = Kept(Path("/dev/full"), "vmnet1")
     bench.stage.relay.on_loss = kept
     for _ in range(200):
         bench.push([bytes(1400)] * 8)
