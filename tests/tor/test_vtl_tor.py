@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from lab.tor import RELAYS, RELAYS_FOR_ONIONS, SITES, Tor, TorNetwork
 from lab.wait import until
 from tests.running import BIN
 from tests.tor.torservice import Service, vtl_tor
+from vtl_tools.common.gateway.network import GATEWAY_MAC
 
 pytestmark = [pytest.mark.tor, pytest.mark.lab, pytest.mark.slow]
 
@@ -366,6 +368,86 @@ def test_tor_goes_when_we_are_killed(scene, own):
         service.kill()
         until(lambda: not processes(host, "tor"), "tor to go")
         until(lambda: not directory.exists(), "its directory to go")
+
+
+ETH_P_ALL, ETH_P_IP = 3, 0x0800
+SO_RCVBUFFORCE = 33
+
+PEST = """
+import socket, sys, time
+targets = [("203.0.113.80", 53), ("198.51.100.1", 9001), ("10.0.2.2", 443), ("10.99.1.1", 123)]
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, 47)
+print("begun", flush=True)
+while True:
+    for where, port in targets:
+        for sock, octets in ((udp, b"out"), (raw, bytes(8))):
+            try:
+                sock.sendto(octets, (where, port))
+            except OSError:
+                pass
+        tcp = socket.socket()
+        tcp.setblocking(False)
+        tcp.connect_ex((where, port))
+        tcp.close()
+    time.sleep(0.005)
+"""
+
+
+@contextmanager
+def watched(host: Host, link: str) -> Iterator[list[tuple[str, str]]]:
+    """Who sends IPv4 to whom on a link of a host, into and out of it."""
+    with host.enter():
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 32 << 20)
+        sock.bind((link, ETH_P_ALL))
+    sock.setblocking(False)
+    seen: list[tuple[str, str]] = []
+    with sock:
+        yield seen
+        while True:
+            try:
+                packet, (_, protocol, *_) = sock.recvfrom(2048)
+            except BlockingIOError:
+                return
+            if protocol == ETH_P_IP:
+                seen.append((socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])))
+
+
+def test_tor_and_we_are_killed_while_a_guest_tries_all_it_can_and_the_host_sends_to_relays_only(scene, own):
+    """The host has the gateway's addresses, routes everything to the world, and forwards."""
+    host, guest, torrc = own
+    host.run("ip", "link", "set", "dev", "vmnet1", "address", GATEWAY_MAC.hex(":"))
+    host.addr("vmnet1", f"{RESOLVER}/24")
+    route = host.run("ip", "route", "show", "198.51.100.0/24").stdout.split()
+    host.run("ip", "route", "replace", "default", "via", route[2])
+    host.sysctl("net.ipv4.ip_forward", 1)
+    host.sysctl("net.ipv4.conf.vmnet1.rp_filter", 0)
+    host.run(BIN / "vtl-guard", "raise", "vmnet1")
+    with watched(host, "tor0") as seen:
+        pest = guest.popen("python3", "-c", PEST, stdout=subprocess.PIPE)
+        assert pest.stdout.readline() == b"begun\n"
+        for when in 0.3, 0.8, None:  # before it is ready, while tor starts, in the middle of its work
+            with vtl_tor(scene.lab, host, "--start-tor", "--torrc", torrc, ready=False) as service:
+                if when is None:
+                    service.wait_for("bootstrap", lambda event: event["percent"] == 100)
+                    assert fetch(guest, SITES[0]) == b"hello"
+                    for tor in processes(host, "tor"):
+                        os.kill(tor, signal.SIGKILL)
+                    service.wait_for("bootstrap", lambda event: "status -9" in event["what"])
+                time.sleep(when or 0.3)
+                service.kill()
+            time.sleep(0.2)
+    host.run(BIN / "vtl-guard", "clear", "vmnet1")
+    relays = {v4 for v4, _ in RELAYS.values()}
+    ours = next(src for src, dst in seen if dst in relays)
+    assert {tuple(sorted(pair)) for pair in seen} <= {tuple(sorted((ours, relay))) for relay in relays}
+    with watched(host, "tor0") as seen:  # as it does without the guard
+        until(lambda: not processes(host, "tor"), "tor to go")
+        time.sleep(0.3)
+    assert any("10.0.2.15" in pair for pair in seen)
+    pest.kill()
+    host.sysctl("net.ipv4.ip_forward", 0)
 
 
 def test_a_tor_that_cannot_start_says_why(scene, own, tmp_path):

@@ -69,6 +69,10 @@ class Guest:
                 self._put(bytes(_reset(pkt)))
         return Counter(what for pkt in got if (what := _kind(pkt)))
 
+    def forget(self) -> None:
+        """Forget what has come since the last call."""
+        self._got.clear()
+
     def is_heard(self, seconds: float) -> bool:
         """See whether the service has taken all that was sent: what is sent last it answers last."""
         self._sentinels += 1

@@ -38,6 +38,7 @@ class Proxy:
     def __init__(self, path: Path, selector: selectors.BaseSelector) -> None:
         self.path, self.asked = path, list[Request]()
         self._selector = selector
+        self._clients = set[socket.socket]()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(path))
         self._socket.listen(128)
@@ -47,16 +48,20 @@ class Proxy:
         with contextlib.suppress(BlockingIOError):
             sock, _ = self._socket.accept()
             sock.setblocking(False)
+            self._clients.add(sock)
             client = _Client(self, sock)
             self._selector.register(sock, selectors.EVENT_READ, client.read)
 
     def forget(self, sock: socket.socket) -> None:
         """Close a client's connection."""
+        self._clients.discard(sock)
         self._selector.unregister(sock)
         sock.close()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Listen no more, and hang up."""
+        for sock in list(self._clients):
+            self.forget(sock)
         self._selector.unregister(self._socket)
         self._socket.close()
 

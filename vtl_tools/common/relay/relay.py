@@ -18,6 +18,7 @@ from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.relay.call import Call
+from vtl_tools.common.relay.crowd import Crowd, Verdict
 from vtl_tools.common.relay.flow import Flow
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.socks import ANSWER, Reason
@@ -32,8 +33,6 @@ from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
 _RETRY_S: Final = 0.01
 """How long a proxy that is too busy to be called is left alone."""
 _BUFFERS_MAX: Final = 256
-_GREETED_MAX: Final = 65536
-_GREETING_S: Final = 10.0
 _ETHERTYPE: Final = VNET + 12
 _PORTS: Final = struct.Struct("!HH")
 _IP: Final = (0x08, 0x86)  # the first octets of IPv4's and IPv6's Ethertypes; a tag's is 0x81, 0x88 or 0x91
@@ -104,7 +103,7 @@ class Relay(Stage):
         self.opened = self.established = self.failed = 0
         self._half_open = 0
         self._outbox: list[Pieces] = []
-        self._greeted: dict[bytes, float] = {}
+        self._crowd, self._crowded_at = Crowd(secret), limits.half_open // 2
         self._touched: list[Flow] = []
         self._more: dict[bytes, Flow] = {}
         self._timers: list[tuple[float, int, Flow]] = []
@@ -121,12 +120,12 @@ class Relay(Stage):
             except Malformed:
                 self.other(frame, now)
                 continue
-            if not frame[0] & 3 and not is_intact(frame):
-                self.lose(frame, "checksum", now)
-                continue
             flow = flows.get(segment.flow)
             if flow is None or (segment.flags & SYN and flow.endpoint.state in _PAST):
                 self._stranger(segment, frame, now)
+                continue
+            if not frame[0] & 3 and not is_intact(frame):
+                self.lose(frame, "checksum", now)
                 continue
             if full and segment.length and flow.held:
                 self.lose(frame, "memory", now)
@@ -153,35 +152,31 @@ class Relay(Stage):
         elif path.local_mac[0] & 1 or not (is_single_host(path.local) and is_single_host(path.remote)):
             self.lose(frame, "not-unicast", now)
         elif segment.flags & (SYN | ACK | RST | FIN) != SYN:
+            if _is_broken(frame):
+                self.lose(frame, "checksum", now)
+                return
             self.lose(frame, "no-connection", now)
-            if (answer := derive.rst(Packet.at(frame))) is not None:
+            if segment.flags & RST:
+                self._crowd.hear(segment, now)
+            elif (answer := derive.rst(Packet.at(frame))) is not None:
                 self.send(0, [(bytes(answer),)], now)
         elif len(self.flows) >= self.limits.connections:
             self.lose(frame, "too-many-connections", now)
-        elif self._is_crowd(segment.flow, now):
+        elif self._half_open >= self._crowded_at and self._is_crowd(segment, frame, now):
             self.lose(frame, "half-open", now)
+        elif _is_broken(frame):
+            self.lose(frame, "checksum", now)
         else:
             if past is not None:
                 self._remove(past, now)
             self._open(path, segment, bytes(frame), now)
 
-    def _is_crowd(self, key: bytes, now: float) -> bool:
-        """Whether a SYN is to be passed over, as one of a flood.
-
-        When half of the places are taken, only who asks again gets one of the others: a real caller does,
-        after a second, and a flood has no time to.
-        """
-        half_open, most = self._half_open, self.limits.half_open
-        if half_open < most // 2:
-            return False
-        if half_open >= most:
-            return True
-        if now - self._greeted.pop(key, -_GREETING_S) < _GREETING_S:
-            return False
-        if len(self._greeted) >= _GREETED_MAX:
-            del self._greeted[next(iter(self._greeted))]
-        self._greeted[key] = now
-        return True
+    def _is_crowd(self, segment: Segment, frame: memoryview, now: float) -> bool:
+        """Whether a SYN is passed over, as one of a flood, and perhaps asked for a proof that it is not."""
+        verdict = self._crowd.judge(segment.flow, now, half_open=self._half_open, most=self.limits.half_open)
+        if verdict is Verdict.PROVE and (challenge := self._crowd.challenge(frame, segment)) is not None:
+            self.send(0, [(challenge,)], now)
+        return verdict is not Verdict.PASS
 
     def _open(self, path: Path, segment: Segment, syn: bytes, now: float) -> None:
         endpoint = Endpoint(path, self._secret, now, self.config)
@@ -402,6 +397,11 @@ class Relay(Stage):
     def list_flows(self, now: float) -> list[dict[str, object]]:
         """Return the status of each flow, of the first thousand."""
         return [flow.status(now) for flow in islice(self.flows.values(), _FLOWS_SHOWN_MAX)]
+
+
+def _is_broken(frame: memoryview) -> bool:
+    """Whether a checksum is wrong. A flood's SYNs are passed over without a look at theirs."""
+    return not frame[0] & 3 and not is_intact(frame)
 
 
 def _path_back(flow: bytes, frame: memoryview) -> Path:

@@ -1,0 +1,292 @@
+"""What a greedy or hostile guest can take from vtl-tor, and what is left for others meanwhile."""
+
+import contextlib
+import json
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dns.message
+import dns.query
+import pytest
+
+from lab.netns import Host, Lab
+from lab.wait import until
+from tests.tor.torservice import Service, vtl_tor
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+SITE, RESOLVER = "203.0.113.80", "10.0.2.2"
+ECHO, CHARGEN, DEAF = 7, 19, 99
+IDLE_CONNECTIONS = int(os.environ.get("VTL_TEST_IDLE", "5000"))
+FLOOD_PER_S = int(os.environ.get("VTL_TEST_FLOOD", "10000"))
+
+PROXY = """
+import asyncio, resource, sys
+
+resource.setrlimit(resource.RLIMIT_NOFILE, [resource.getrlimit(resource.RLIMIT_NOFILE)[1]] * 2)
+
+async def serve(reader, writer):
+    try:
+        _, count = await reader.readexactly(2)
+        methods = await reader.readexactly(count)
+        method = 2 if 2 in methods else 0
+        writer.write(bytes((5, method)))
+        if method:
+            await reader.readexactly((await reader.readexactly(2))[1])
+            await reader.readexactly((await reader.readexactly(1))[0])
+            writer.write(bytes((1, 0)))
+        _, command, _, kind = await reader.readexactly(4)
+        size = {1: 4, 4: 16}.get(kind) or (await reader.readexactly(1))[0]
+        target = await reader.readexactly(size)
+        port = int.from_bytes(await reader.readexactly(2), "big")
+        if target.endswith(b".onion"):
+            writer.write(bytes((5, 0xF6, 0, 1)) + bytes(6))
+            return writer.close()
+        writer.write(bytes((5, 0, 0, 1)) + bytes(6))
+        if port == 99:
+            await asyncio.sleep(3600)
+        while port == 19:
+            writer.write(bytes(65536))
+            await writer.drain()
+        while octets := await reader.read(65536):
+            writer.write(octets)
+            await writer.drain()
+        writer.close()
+    except (OSError, asyncio.IncompleteReadError):
+        writer.close()
+
+async def main():
+    server = await asyncio.start_unix_server(serve, sys.argv[1], limit=4096, backlog=4096)
+    print("ready", flush=True)
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+FLOOD = """
+import random, socket, struct, sys, time
+mac, per_s, seconds = bytes.fromhex(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+rng = random.Random(1)
+
+def total(octets):
+    number = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
+    while number >> 16:
+        number = (number & 0xFFFF) + (number >> 16)
+    return ~number & 0xFFFF
+
+frames = []
+for _ in range(20000):
+    src, dst = bytes((10, 0, rng.randrange(3, 250), rng.randrange(1, 255))), bytes((203, 0, 113, 80))
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40, 0, 0, 64, 6, 0, src, dst)
+    head = head[:10] + total(head).to_bytes(2, "big") + head[12:]
+    ports = rng.randrange(1024, 65536), 80
+    tcp = struct.pack("!HHIIBBHHH", *ports, rng.getrandbits(32), 0, 0x50, 2, 1000, 0, 0)
+    pseudo = src + dst + struct.pack("!HH", 6, 20)
+    tcp = tcp[:16] + total(pseudo + tcp).to_bytes(2, "big") + tcp[18:]
+    frames.append(mac + bytes.fromhex("5254000000aa0800") + head + tcp)
+sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+sock.bind(("eth0", 0x0800))
+print("begun", flush=True)
+began, sent = time.monotonic(), 0
+while (passed := time.monotonic() - began) < seconds:
+    while sent < passed * per_s:
+        for _ in range(50):
+            try:
+                sock.send(frames[sent % len(frames)])
+            except OSError:
+                pass
+            sent += 1
+        if time.monotonic() - began > seconds:
+            break
+    time.sleep(0.0005)
+print(sent / (time.monotonic() - began), flush=True)
+"""
+
+
+@dataclass
+class Scene:
+    """open: the guest's sockets, which are closed however a test ends."""
+
+    lab: Lab
+    host: Host
+    guest: Host
+    socks: str
+    open: list[socket.socket] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def service(self, *options: str) -> Iterator[Service]:
+        with vtl_tor(
+            self.lab, self.host, "--socks", f"unix:{self.socks}", "--guard", "process", *options
+        ) as s:
+            yield s
+
+    def connect(self, port: int, timeout: float = 30.0) -> socket.socket:
+        with self.guest.enter():
+            self.open.append(socket.create_connection((SITE, port), timeout))
+        return self.open[-1]
+
+    def echoed(self, octets: bytes) -> float:
+        """The seconds that a new connection takes from its beginning until it has its octets back."""
+        began = time.monotonic()
+        with self.connect(ECHO) as sock:
+            sock.sendall(octets)
+            got = b""
+            while len(got) < len(octets):
+                got += sock.recv(65536)
+        return time.monotonic() - began
+
+    def resolved(self, number: int) -> float:
+        began = time.monotonic()
+        query = dns.message.make_query(f"name{number}.example.com", "A")
+        with self.guest.enter():
+            answer = dns.query.udp(query, RESOLVER, timeout=10)
+        assert answer.answer
+        return time.monotonic() - began
+
+
+@pytest.fixture
+def scene(lab: Lab) -> Iterator[Scene]:
+    guest, host = lab.host("guest"), lab.host("host", ipv6=False)
+    lab.veth(guest, "eth0", host, "vmnet1")
+    guest.addr("eth0", "10.0.2.15/24")
+    guest.route("default", RESOLVER)
+    guest.sysctl("net.ipv4.ip_local_port_range", "1024 65535")
+    socks = str(lab.dir / "socks")
+    process = host.popen(sys.executable, "-c", PROXY, socks, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    scene = Scene(lab, host, guest, socks)
+    yield scene
+    for sock in scene.open:
+        sock.close()
+
+
+def rss(service: Service) -> int:
+    """Octets of memory that the service has."""
+    text = Path(f"/proc/{service.process.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) << 10
+
+
+def test_a_flood_of_syns_stops_neither_transfers_nor_new_connections_nor_dns(scene: Scene) -> None:
+    with scene.service() as service, scene.connect(CHARGEN) as transfer:
+        transfer.recv(1)
+        flood = scene.guest.popen(
+            *(sys.executable, "-c", FLOOD, "0276746c0001", str(FLOOD_PER_S), "6"),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert flood.stdout.readline() == "begun\n"
+        time.sleep(0.5)
+        began, octets, calls, names = time.monotonic(), 0, [], []
+        while time.monotonic() - began < 5:
+            calls.append(scene.echoed(b"hello"))
+            names.append(scene.resolved(len(names)))
+            until_s = time.monotonic() + 0.2
+            while time.monotonic() < until_s:
+                octets += len(transfer.recv(1 << 20))
+        rate = float(flood.stdout.readline())
+        status = service.status()
+        print(
+            f"{rate:,.0f} SYN/s; connections {len(calls)}, slowest {max(calls):.2f} s; names slowest"
+            f" {max(names):.2f} s; {octets / 1e6:.0f} MB; {status['drops']}; {rss(service) >> 20} MiB"
+        )
+        assert octets > 1_000_000
+        assert max(calls) < 10
+        assert max(names) < 5
+        assert status["drops"]["half-open"] > 1000
+
+
+def test_idle_connections_do_not_stop_the_others(scene: Scene) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    scene.guest.sysctl("net.ipv4.tcp_max_syn_backlog", 65536)
+    with scene.service() as service:
+        before, began = rss(service), time.monotonic()
+        idle = [scene.connect(ECHO) for _ in range(IDLE_CONNECTIONS)]
+        opened_s = time.monotonic() - began
+        assert service.status()["connections"]["established"] == IDLE_CONNECTIONS
+        each = (rss(service) - before) / IDLE_CONNECTIONS
+        took = max(scene.echoed(bytes(100_000)) for _ in range(20))
+        named = max(scene.resolved(number) for number in range(20))
+        used = service.status()["cpu"]
+        time.sleep(1)
+        now = service.status()["cpu"]
+        cpu = sum(now.values()) - sum(used.values())
+        print(
+            f"{IDLE_CONNECTIONS} idle, opened in {opened_s:.1f} s, {each:,.0f} octets each; a connection"
+            f" {took * 1000:.0f} ms, a name {named * 1000:.0f} ms, idle CPU {cpu:.2f}"
+        )
+        assert took < 1
+        assert named < 1
+        assert each < 16_000
+        for sock in idle:
+            sock.close()
+        until(lambda: not service.status()["connections"].get("established"), "all to end", 60)
+
+
+@pytest.mark.parametrize("side", ["upstream", "guest"])
+def test_what_waits_for_those_who_never_read_is_bounded(scene: Scene, side: str) -> None:
+    with scene.service("--memory", "16") as service:
+        before = rss(service)
+        deaf = [scene.connect(DEAF if side == "upstream" else CHARGEN) for _ in range(200)]
+        until_s = time.monotonic() + 3
+        while time.monotonic() < until_s:
+            for sock in deaf:
+                sock.setblocking(False)
+                if side == "upstream":
+                    with contextlib.suppress(BlockingIOError):
+                        sock.send(bytes(1 << 17))
+        held, grown = service.status()["held"], rss(service) - before
+        print(f"{side}: held {held / 2**20:.1f} MiB, memory grew by {grown / 2**20:.1f} MiB")
+        assert held <= (16 << 20) + 200 * (1 << 17)
+        assert grown < 96 << 20
+        assert scene.echoed(b"hello" * 1000) < 2
+        for sock in deaf:
+            sock.close()
+
+
+def test_no_more_connections_than_allowed_and_room_again_when_one_ends(scene: Scene) -> None:
+    with scene.service("--connections", "10") as service:
+        all_ = [scene.connect(ECHO) for _ in range(10)]
+        with pytest.raises(TimeoutError):
+            scene.connect(ECHO, timeout=1.5)
+        assert service.status()["drops"]["too-many-connections"] >= 1
+        all_.pop().close()
+        assert scene.echoed(b"again") < 5
+        for sock in all_:
+            sock.close()
+
+
+def test_a_silent_connection_is_reset_after_idle_seconds_and_one_that_talks_is_not(scene: Scene) -> None:
+    with scene.service("--idle", "2"), scene.connect(ECHO) as silent, scene.connect(ECHO) as talking:
+        for _ in range(8):
+            talking.sendall(b"x")
+            assert talking.recv(1) == b"x"
+            time.sleep(0.4)
+        with pytest.raises(ConnectionResetError):
+            silent.recv(1)
+
+
+def test_more_connections_than_descriptors_are_no_end(scene: Scene) -> None:
+    limit = 400
+    limited = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))}
+    options = ("--socks", f"unix:{scene.socks}", "--guard", "process", "--dns", "resolve")
+    with vtl_tor(scene.lab, scene.host, *options, **limited) as service:
+        held = []
+        for _ in range(limit):
+            try:
+                held.append(scene.connect(ECHO, timeout=0.05))
+            except TimeoutError:
+                break
+        assert limit // 4 < len(held) < limit
+        assert json.dumps(service.status())
+        for sock in held:
+            sock.close()
+        until(lambda: scene.echoed(b"hello") < 1, "room", 10)
