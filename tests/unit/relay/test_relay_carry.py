@@ -161,14 +161,14 @@ def test_a_guest_that_never_reads_costs_a_bounded_buffer(established):
 def test_buffers_are_lent_until_they_are_acknowledged(established):
     scene, guest, stream = established
     relay = scene.relay
-    first, second = b"\1" * 40_000, b"\2" * 40_000
+    first, second = b"\1" * 150_000, b"\2" * 150_000
     guest.inject(".", 1, ack=1, win=60_000)
     stream.bring(first)
     scene.turn()
     lent = {id(buffer) for _, buffer in guest.flow.lent}
     assert lent
     stream.bring(second)
-    for seq in range(10_000, 80_001, 10_000):
+    for seq in range(10_000, 300_001, 10_000):
         guest.inject(".", 1, ack=seq + 1, win=60_000)
         scene.turn()
     octets = b"".join(

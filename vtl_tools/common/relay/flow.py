@@ -17,15 +17,15 @@ from vtl_tools.common.tcp.tcb import NEVER
 if TYPE_CHECKING:
     from vtl_tools.common.relay.relay import Relay
 
-BUFFER: Final = 65536
-"""Octets of a buffer for what a stream brings: as many as one super-segment carries."""
+SUPER_SEGMENTS: Final = 4
+"""Frames that what a stream brings at once may fill: one system call for four of them saves a fifth."""
+BUFFER: Final = SUPER_SEGMENTS << 16
+"""Octets of a buffer for them."""
 
 _KEPT: Final = BUFFER // 2
 """Octets below which what came is copied, rather than keeping a whole buffer from others."""
 
 _PIECES_MAX: Final = 64  # of one system call
-_CHUNKS_MAX: Final = 4
-"""Buffers that one flow moves in a turn, so that the others are not kept waiting."""
 
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: closing resets
 
@@ -153,10 +153,7 @@ class Flow:
                 while lent and lent[0][0] <= acknowledged:
                     relay.buffers.append(lent.popleft()[1])
             if self.may_read:
-                for _ in range(_CHUNKS_MAX):
-                    if not self._down():
-                        break
-                    relay.transmit(self, now)
+                self._down()
         relay.transmit(self, now)
 
     def _up(self) -> None:
@@ -195,21 +192,21 @@ class Flow:
             and not (relay.held > relay.limits.memory and self.held)
         )
 
-    def _down(self) -> bool:
-        """What the stream brings goes to the guest; return whether to look for more."""
+    def _down(self) -> None:
+        """What the stream brings goes to the guest, a buffer at a time, so that others have their turn."""
         if not self.has_room:
-            return False
-        buffers, most = self.relay.buffers, self.endpoint.snd.send_size
+            return
+        buffers, most = self.relay.buffers, SUPER_SEGMENTS * self.endpoint.snd.send_size
         buffer = buffers.pop() if buffers else memoryview(bytearray(BUFFER))
         try:
             size = self.stream.recv_into(buffer, most)
         except BlockingIOError:
             self.may_read = False
             buffers.append(buffer)
-            return False
+            return
         except OSError:
             self._broken()
-            return False
+            return
         if size >= _KEPT:
             self._write(buffer[:size])
             if self.lent is None:
@@ -225,7 +222,6 @@ class Flow:
         self.relay.octets_down += size
         if size < most and not self.hung_up:
             self.may_read = False  # that was all, and the next edge will tell of more
-        return self.may_read
 
     def _write(self, octets: bytes | memoryview) -> None:
         self.written += self.endpoint.write(octets)

@@ -32,7 +32,7 @@ from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
 
 _RETRY_S: Final = 0.01
 """How long a proxy that is too busy to be called is left alone."""
-_BUFFERS_MAX: Final = 256
+_BUFFERS_MAX: Final = 64
 _ETHERTYPE: Final = VNET + 12
 _PORTS: Final = struct.Struct("!HH")
 _IP: Final = (0x08, 0x86)  # the first octets of IPv4's and IPv6's Ethertypes; a tag's is 0x81, 0x88 or 0x91
