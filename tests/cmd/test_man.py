@@ -14,6 +14,7 @@ from vtl_tools.common import cli
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
 from vtl_tools.common.errors import VTLError
+from vtl_tools.common.relay.surroundings import KINDS
 
 PAGES = sorted((ROOT / "man").iterdir())
 OVERVIEW = ROOT / "man/vtl-tools.7"
@@ -129,15 +130,15 @@ def stage_drops(path: Path) -> set[str]:
 
 def test_every_reason_why_vtl_tor_drops_is_explained_on_its_page() -> None:
     relay = (ROOT / "vtl_tools/common/relay/relay.py").read_text()
-    command = (ROOT / "vtl_tools/cmd/tor.py").read_text()
-    judged = command[command.index("def _on_frame") : command.index("def _say")]
+    source = (ROOT / "vtl_tools/common/relay/surroundings.py").read_text()
+    judged = source[source.index("def on_frame") : source.index("def deadline")]
     known = set(re.findall(r'self\.lose\([^"]*"([\w-]+)"', relay)) - {"not-tcp"}  # the gateway's are finer
     known |= {
         word
         for line in re.findall(r"(?:return|reason =) .*", judged)
         for word in re.findall('"([a-z]+)"', line)
     }
-    assert set(items(section(page("vtl-tor"), "DROPS"))) == known | set(tor.KINDS.values())
+    assert set(items(section(page("vtl-tor"), "DROPS"))) == known | set(KINDS.values())
 
 
 def test_every_member_of_vtl_tors_own_status_is_explained() -> None:

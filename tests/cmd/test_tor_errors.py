@@ -185,6 +185,30 @@ def test_what_is_not_permitted_has_a_status_of_its_own(lab: Lab) -> None:
 
 
 @pytest.mark.lab
+def test_a_second_service_of_an_interface_does_not_start_and_does_no_harm(lab: Lab) -> None:
+    host, guest = lab.host("host", ipv6=False), lab.host("guest", ipv6=False)
+    lab.veth(guest, "eth0", host, "vmnet1")
+    guest.addr("eth0", "10.0.2.9/24")
+    host.addr("vmnet1", "10.0.2.254/24")
+    run = lab.dir / "run"
+    run.mkdir(mode=0o700)
+    command = ("env", f"VTL_RUN={run}", TOOL, "-i", "vmnet1", "--no-check", "--json")
+    with host.popen(*command, stdout=PIPE, text=True) as first:
+        assert '"ready"' in first.stdout.readline()
+        done = host.run(*command, check=False)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[0] == (
+            f"vtl-tor: {run}/vtl-tor-vmnet1.sock: a service already runs there; "
+            "stop it, or choose another with --control"
+        )
+        asked = guest.run("busybox", "nslookup", "-type=a", "www.example.com", "10.0.2.2").stdout
+        assert "198.1" in asked
+        assert guest.run("ping", "-c1", "-W1", "10.0.2.254", check=False).returncode == 1
+        first.terminate()
+    assert guest.run("ping", "-c1", "-W1", "10.0.2.254", check=False).returncode == 1
+
+
+@pytest.mark.lab
 @pytest.mark.tor
 def test_a_torrc_that_tor_refuses_is_told_in_tors_words(lab: Lab) -> None:
     host = lab.host("host")
@@ -213,10 +237,16 @@ def shown(monkeypatch: pytest.MonkeyPatch, *, is_drawn: bool = False) -> str:
         terminal.flush()
         terminal.write("$ ")
         terminal.flush()
-        return reader.read(4096).decode()
+        seen = ""
+        while not seen.endswith("$ "):
+            seen += reader.read(4096).decode()
+        return seen
 
 
-def test_progress_is_one_line_that_ends_when_tor_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_one_line_that_ends_when_tor_is_ready(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")  # whatever -v has set before
     assert shown(monkeypatch) == (
         "\x1b[Ktor:   0 % Starting\r"
         "\x1b[Ktor:  45 % Asking for relay descriptors\r"
@@ -224,7 +254,10 @@ def test_progress_is_one_line_that_ends_when_tor_is_ready(monkeypatch: pytest.Mo
     )
 
 
-def test_progress_leaves_the_terminal_to_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_leaves_the_terminal_to_the_table(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")
     assert shown(monkeypatch, is_drawn=True) == "$ "
 
 

@@ -541,6 +541,35 @@ def test_a_guest_that_never_reads(world, version):
         assert near.recv(100) == b"the end"
 
 
+def test_a_server_that_never_writes(world, version):
+    with world.listen(version) as listener:
+        where = url(version, listener.getsockname()[1])
+        curl = world.guest.popen("curl", "-gsm", "1", where)
+        far, _ = listener.accept()
+        far.settimeout(PATIENCE_S)
+        with far:
+            assert far.recv(4) == b"GET "
+            assert curl.wait(PATIENCE_S) == 28, "curl's own patience has ended"
+            until(lambda: not far.recv(1000), "the end of the request", PATIENCE_S)
+
+
+def test_those_that_wait_cost_no_time(world, version):
+    """Idle, half-closed at either end, or full in either direction."""
+    pairs = [world.joined(version) for _ in range(5)]
+    (_, _), (near, _), (_, far), (full, _), (_, flood) = pairs
+    near.shutdown(socket.SHUT_WR)
+    far.shutdown(socket.SHUT_WR)
+    fill(full)
+    fill(flood)
+    before, start = world.status()["cpu"], time.monotonic()
+    time.sleep(1.5)
+    after, seconds = world.status()["cpu"], time.monotonic() - start
+    assert sum(after.values()) - sum(before.values()) < 0.1 * seconds
+    for pair in pairs:
+        for sock in pair:
+            sock.close()
+
+
 def test_a_slow_reader_gets_every_octet(world, version):
     near, far = world.joined(version)
     data, got = FILE[:2_000_000], bytearray()

@@ -13,6 +13,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 RANK = {
     "errors": 0,
     "packet": 1,
+    "parameters": 1,
     "privilege": 1,
     "socks": 1,
     "watch": 1,
@@ -27,7 +28,7 @@ RANK = {
     "proxy_check": 1,
     "relay": 5,
     "runtime": 5,
-    "tor": 1,
+    "tor": 2,
     "workers": 6,
     "cli": 7,
     "cmd": 8,

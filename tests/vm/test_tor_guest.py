@@ -59,7 +59,9 @@ def service(lab, host, net):
     process.events = [json.loads(process.stdout.readline())]
     while process.events[-1].get("percent") != 100:
         process.events.append(json.loads(process.stdout.readline()))
-    return process
+    yield process
+    process.terminate()  # its tor's directory is not the lab's to remove
+    process.wait(20)
 
 
 def fetch(guest, url):

@@ -1,5 +1,6 @@
 """vtl-tor: carry a guest's TCP connections and names through Tor, and nothing else. Paper section 3.1."""
 
+import atexit
 import logging
 import os
 import resource
@@ -14,52 +15,29 @@ import click
 
 from vtl_tools.common import cli
 from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.errors import Malformed, VTLError
-from vtl_tools.common.packet import address, derive, icmp
-from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.errors import VTLError
+from vtl_tools.common.packet import address
+from vtl_tools.common.parameters import Proxy, Subnet
 from vtl_tools.common.stage import Stage
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Network
 
     from vtl_tools.common.gateway.lookups import Lookup
-    from vtl_tools.common.packet.udp import UDP
     from vtl_tools.common.relay.call import Call, SocksCall
     from vtl_tools.common.relay.flow import Flow
     from vtl_tools.common.relay.relay import Limits
     from vtl_tools.common.runtime import Options
-    from vtl_tools.common.socks import Credentials, Reason
+    from vtl_tools.common.socks import Reason
     from vtl_tools.common.tcp.wire import Path as TCPPath
     from vtl_tools.common.tor import TorProcess
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SOCKS: Final = "127.0.0.1:9050"
-DHCP: Final = 67
 DNS: Final = 53
-KINDS: Final = {
-    123: "ntp",
-    443: "quic",
-    547: "dhcpv6",
-    1900: "ssdp",
-    3478: "stun",
-    5353: "mdns",
-    5355: "llmnr",
-}
-"""What a datagram that goes nowhere is counted as, by its destination port."""
-
-
 _OTHERS: Final = 2048
 """Descriptors for what is not a connection, above all look-ups, of which there may be 1024 at once."""
-NOT_FOR_GUESTS: Final = {
-    "0.0.0.0/8": "addresses that are no host's",
-    "127.0.0.0/8": "loopback addresses",
-    "169.254.0.0/16": "addresses that are nobody's to lease",
-    "198.18.0.0/15": "the addresses that stand for names",
-    "224.0.0.0/3": "multicast and reserved addresses",
-}
-"""What --subnet may not overlap, and why."""
 
 
 class Tor(Stage):
@@ -82,93 +60,38 @@ class Tor(Stage):
     ) -> None:
         from vtl_tools.common.gateway.dns import Mode, Resolver
         from vtl_tools.common.gateway.network import Network
+        from vtl_tools.common.relay.isolation import Apart, Isolation
         from vtl_tools.common.relay.names import Names
         from vtl_tools.common.relay.relay import Limits, Relay
+        from vtl_tools.common.relay.surroundings import Surroundings
 
         super().__init__(ports=1)
-        self.proxy, self.isolate, self.process, self._dhcp = proxy, isolate, process, dhcp
-        self._pipelined = pipelined
-        self.network = Network()
+        self.proxy, self.process, self._pipelined = proxy, process, pipelined
+        self.isolation = Isolation(Apart(isolate))
+        network = Network()
         if subnet is not None:
             first = subnet[1].packed
-            self.network = Network(subnet=subnet, gateway=first, dns=first)
+            network = Network(subnet=subnet, gateway=first, dns=first)
         self.relay = Relay(self._call, os.urandom(32), limits=limits or Limits())
         self.relay.drops = self.drops
-        self.relay.other, self.relay.on_end = self._on_frame, self._on_end
+        self.relay.on_end = self._on_end
         self.relay.out, self.relay.out_pieces = self.out, self.out_pieces
         self.sources = [*self.relay.sources, *([] if process is None else [process])]
         self.resolver = Resolver(Mode(dns))
         self.names = Names(self.resolver, self.relay.poller, self._ask, self._say)
-        self._salt = os.urandom(8).hex().encode()
-        self.identity = 0
-        self._streams = 0
-        self.on_mtu(0, 1500)
+        self.surroundings = Surroundings(network, self.names, dhcp=dhcp, say=self._say, lose=self.relay.lose)
+        self.relay.other = self.surroundings.on_frame
 
     def on_mtu(self, port: int, octets: int) -> None:
         """Speak in packets that the link carries, and tell the guest so."""
-        from vtl_tools.common.gateway.dhcp import Server
-        from vtl_tools.common.gateway.neighbours import Neighbours
         from vtl_tools.common.gateway.network import MTU_MIN
 
         self.relay.config = replace(self.relay.config, mtu=max(octets, MTU_MIN))
-        network = replace(self.network, mtu=min(max(octets, MTU_MIN), 1500))
-        self._neighbours = Neighbours(network, 0.0)
-        self._leases = Server(network, mac_of=self._neighbours.mac_of)
-
-    # --- frames
+        self.surroundings.on_mtu(octets)
 
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
-        """Take the guest's frames: TCP is the relay's, which hands back what is not."""
+        """Take the guest's frames: TCP is the relay's, which hands on what is not."""
         self.relay.on_batch(port, batch, now)
-
-    def _on_frame(self, frame: memoryview, now: float) -> None:
-        try:
-            pkt = Packet.at(frame)
-            reason = self._on_packet(pkt, now)
-        except Malformed:
-            reason = "malformed"
-        if reason:
-            self.relay.lose(frame, reason, now)
-
-    def _on_packet(self, pkt: Packet, now: float) -> str:
-        """Answer what is no TCP segment; return as what it is dropped, "" if it is not."""
-        if pkt.l3_off != VNET + 14:
-            return "vlan"
-        if pkt.arp is not None or pkt.nd is not None:
-            if (answer := self._neighbours.answer(pkt, now)) is not None:
-                self._say(answer, now)
-            return ""
-        net = pkt.ip
-        if net is None:
-            return "ethertype"
-        if net.is_fragment:
-            return "fragment"
-        if (datagram := pkt.udp) is not None:
-            return self._on_datagram(pkt, datagram, now)
-        return "icmp" if pkt.icmp is not None else "tcp" if pkt.tcp is not None else "protocol"
-
-    def _on_datagram(self, pkt: Packet, datagram: "UDP", now: float) -> str:
-        if datagram.dport == DHCP and pkt.ipv4 is not None:
-            if not self._dhcp:
-                return "dhcp"
-            if (answer := self._leases.answer(pkt, now)) is not None:
-                self._say(answer, now)
-            return ""
-        if not pkt.verify():
-            return "checksum"
-        if datagram.dport == DNS:
-            self.names.on_datagram(pkt, now)
-            return ""
-        assert pkt.ip is not None
-        if len(pkt.ip.dst) == 4:
-            kind, code = icmp.UNREACHABLE, icmp.PORT_UNREACHABLE
-        else:
-            kind, code = icmp.V6_UNREACHABLE, icmp.V6_PORT_UNREACHABLE
-        if derive.may_send_error(pkt, kind, code):  # so that QUIC falls back to TCP at once
-            refusal = derive.icmp_error(pkt, kind, code, src=pkt.ip.dst)
-            if refusal is not None:
-                self._say(refusal, now)
-        return KINDS.get(datagram.dport, "udp")
 
     def _say(self, frame: bytes | bytearray, now: float) -> None:
         self.send(0, [(bytes(frame),)], now)
@@ -187,7 +110,7 @@ class Tor(Stage):
         name = self.resolver.names.name_of(path.local)
         if name is None and self.resolver.names.owns(path.local):
             return Reason.HOST_UNREACHABLE  # it stood for a name once, and the guest should ask again
-        credentials = self._credentials(path.remote_mac, path.local, path.local_port)
+        credentials = self.isolation.credentials(path.remote_mac, path.local, path.local_port)
         call = SocksCall(
             self.proxy, name or path.local, path.local_port, credentials, pipelined=self._pipelined
         )
@@ -202,30 +125,13 @@ class Tor(Stage):
     def _ask(self, lookup: "Lookup") -> "SocksCall":
         from vtl_tools.common.relay.call import SocksCall
 
-        credentials = self._credentials(b"dns", str(lookup.target).encode(), DNS)
+        credentials = self.isolation.credentials(b"dns", str(lookup.target).encode(), DNS)
         return SocksCall(self.proxy, lookup.target, 0, credentials, lookup.command, pipelined=self._pipelined)
-
-    def _credentials(self, guest: bytes, dest: bytes, port: int) -> "Credentials | None":
-        """Return user and password by which Tor tells apart what may not share a circuit."""
-        from vtl_tools.common.socks import Credentials
-
-        if self.isolate == "none":
-            return Credentials(b"vtl", b"%d" % self.identity) if self.identity else None
-        self._streams += 1
-        apart = {
-            "guest": b"",
-            "dest": dest.hex().encode(),
-            "port": b"%d" % port,
-            "conn": b"%d" % self._streams,
-        }
-        user = b"-".join((b"vtl", self._salt, guest.hex().encode(), apart[self.isolate][:64]))
-        return Credentials(user, b"%d" % self.identity)
 
     def new_identity(self) -> int:
         """Have what is opened from now on use other circuits than before; return how often that was asked."""
-        self.identity += 1
         self.resolver.forget()
-        return self.identity
+        return self.isolation.renew()
 
     # --- time
 
@@ -237,15 +143,14 @@ class Tor(Stage):
 
     def deadline(self) -> float | None:
         """Return when the first of its parts is due."""
-        parts = self.relay.deadline(), self.names.deadline(), self._neighbours.deadline()
+        parts = self.relay.deadline(), self.names.deadline(), self.surroundings.deadline()
         return min((due for due in parts if due is not None), default=None)
 
     def wake(self, now: float) -> None:
         """Do what is due."""
         self.relay.wake(now)
         self.names.wake(now)
-        if (advertisement := self._neighbours.wake(now)) is not None:
-            self._say(advertisement, now)
+        self.surroundings.wake(now)
 
     def flows(self, now: float) -> list[dict[str, object]]:
         """Return the status of each connection, with the name that was called, if it was one."""
@@ -257,52 +162,16 @@ class Tor(Stage):
     def status(self, now: float) -> dict[str, object]:
         """Return what is carried, and by whom."""
         host = self.proxy if isinstance(self.proxy, str) else f"{self.proxy[0]}:{self.proxy[1]}"
-        tor: dict[str, object] = {"socks": host, "isolate": self.isolate, "identity": self.identity}
+        tor: dict[str, object] = {
+            "socks": host,
+            "isolate": str(self.isolation.apart),
+            "identity": self.isolation.identity,
+        }
         if self.process is not None:
             tor |= {"bootstrapped": self.process.percent, "restarts": self.process.restarts}
         names = {"queries": self.names.queries, "names": len(self.resolver.names)}
         carried = self.relay.status(now)
         return {"tor": tor, "connections": carried.pop("connections"), "carried": carried, "dns": names}
-
-
-class Proxy(click.ParamType[Any]):
-    """HOST:PORT, or unix:PATH."""
-
-    name = "proxy"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int] | str:
-        """Take it apart."""
-        if not isinstance(value, str):
-            return value  # type: ignore[no-any-return]
-        if value.startswith("unix:") and len(value) > len("unix:"):
-            return value.removeprefix("unix:")
-        host, _, port = value.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-            self.fail(f"{value!r}: write HOST:PORT or unix:PATH, such as {DEFAULT_SOCKS}", param, ctx)
-        return host.strip("[]"), int(port)
-
-
-class Subnet(click.ParamType[Any]):
-    """An IPv4 network."""
-
-    name = "subnet"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read it."""
-        from ipaddress import IPv4Network
-
-        try:
-            network = IPv4Network(value)
-        except ValueError as e:
-            self.fail(f"{e}; write a network such as 10.0.2.0/24", param, ctx)
-        if not 8 <= network.prefixlen <= 29:
-            self.fail(f"{value}: write a network of 8 to 29 bits", param, ctx)
-        for taken, what in NOT_FOR_GUESTS.items():
-            if network.overlaps(IPv4Network(taken)):
-                self.fail(f"{value}: in it are {what}; write another, such as 10.0.2.0/24", param, ctx)
-        return network
 
 
 socks_option = click.option(
@@ -426,6 +295,7 @@ def main(
     connections = min(connections, _descriptors())
 
     def make_stage() -> Tor:
+        from vtl_tools.common.device.kept import Kept
         from vtl_tools.common.relay.relay import Limits
         from vtl_tools.common.tor import TorProcess
 
@@ -443,9 +313,9 @@ def main(
         if process is not None:
             process.on_progress = partial(_show_progress, stage, options.watch)
         if pcap_dropped is not None:
-            from vtl_tools.common.relay.kept import Kept
-
-            stage.relay.on_loss = Kept(pcap_dropped, iface)
+            kept = Kept("--pcap-dropped", pcap_dropped, iface)
+            atexit.register(kept.close)
+            stage.relay.on_loss = kept
         return stage
 
     cli.run(

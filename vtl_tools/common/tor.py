@@ -15,9 +15,11 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from vtl_tools.common import privilege
 from vtl_tools.common.errors import VTLError
 
 log = logging.getLogger(__name__)
@@ -202,7 +204,7 @@ class _Keeper:
             group=group,
             extra_groups=None if self._user is None else [],
             umask=0o077,
-            restore_signals=True,
+            preexec_fn=partial(privilege.keep_only, ()),  # tor has no business with them
         )
 
 

@@ -269,3 +269,19 @@ def test_the_status_tells_what_was_carried(established):
     assert (flow["stage"], flow["state"]) == ("established", "ESTABLISHED")
     assert (flow["octets_up"], flow["octets_down"], flow["held"]) == (5, 2, 6)
     assert flow["idle_s"] == 1.5
+
+
+def test_what_comes_in_the_moment_in_which_a_shut_window_is_probed_is_taken(established):
+    """The probe, which is not sent yet, shows the very octets that the new ones would be put behind."""
+    scene, guest, stream = established
+    guest.inject(".", 1, ack=1, win=1000)
+    stream.bring(bytes(1001))
+    guest.expect(".", seq=1, data=1000)
+    guest.inject(".", 1, ack=1001, win=0)
+    stream.bring(b"more")
+    guest.expect_nothing()
+    scene.pass_(1.0)
+    guest.expect(".", seq=1001, data=1)
+    scene.said.clear()
+    guest.inject(".", 1, ack=1002, win=1000)
+    guest.expect(".", seq=1002, data=b"more")

@@ -188,6 +188,20 @@ def test_a_stream_that_takes_nothing_is_left_after_the_idle_time(established):
     assert scene.relay.held == 0
 
 
+@pytest.mark.parametrize("code", [errno.ECONNRESET, errno.EPIPE])
+def test_a_stream_that_breaks_when_the_guest_is_through_ends_the_flow(stream_closed, code):
+    scene, guest, stream = stream_closed
+    stream.room = 0
+    guest.inject("F.", 1, b"hello", ack=2)
+    guest.expect(".", ack=7)
+    scene.pass_(10.0)
+    stream.fail(code)
+    guest.expect_nothing()
+    assert guest.flow is None
+    assert stream.closed
+    assert scene.relay.held == 0
+
+
 # --- what breaks
 
 

@@ -15,14 +15,15 @@ import pytest
 from vtl_tools.cmd import tor
 from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.device.capture import quiet_scapy
+from vtl_tools.common.device.kept import Kept
 from vtl_tools.common.leaktest.proxy import Proxy
 from vtl_tools.common.packet import build
 from vtl_tools.common.packet.address import ip
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, RST, SYN
 from vtl_tools.common.packet.vnet import NONE, VNET
+from vtl_tools.common.relay import surroundings
 from vtl_tools.common.relay.flow import Flow
-from vtl_tools.common.relay.kept import Kept
 from vtl_tools.common.relay.relay import _STALE_MAX, Limits
 
 FRAMES = 200_000
@@ -277,7 +278,7 @@ def test_reasons_for_drops_are_few_whatever_the_port(bench):
                              dport=port, payload=b"x")[VNET:]) for port in range(1, 65536, 97)]  # fmt: skip
     for start in range(0, len(ports), SLOTS):
         bench.push(ports[start : start + SLOTS])
-    assert len(bench.stage.drops) <= len(tor.KINDS) + 2
+    assert len(bench.stage.drops) <= len(surroundings.KINDS) + 2
     assert isinstance(bench.stage.drops, Counter)
 
 
@@ -291,7 +292,7 @@ def test_a_number_at_a_names_end_is_not_asked_for(either):
 
 
 def test_a_full_disk_ends_the_record_of_drops_and_nothing_else(bench, monkeypatch, caplog):
-    kept = Kept(Path("/dev/full"), "vmnet1")
+    kept = Kept("--pcap-dropped", Path("/dev/full"), "vmnet1")
     bench.stage.relay.on_loss = kept
     for _ in range(200):
         bench.push([bytes(1400)] * 8)

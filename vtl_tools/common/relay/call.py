@@ -152,13 +152,13 @@ class SocksCall:
             if self._request:
                 self._request = self._request[self.stream.send(self._request) :]
                 return None  # nothing can have come before it was asked for
-            octets = self.stream.recv(_ANSWER_MAX)
-            for event in self._client.receive(octets) if octets else self._client.eof():
-                if not isinstance(event, Send):
-                    return event
-                self._request += event.octets
-            if self._request:
-                self._request = self._request[self.stream.send(self._request) :]
+            while not self._request:  # more than once if the answer is in pieces: the end may be behind them
+                octets = self.stream.recv(_ANSWER_MAX)
+                for event in self._client.receive(octets) if octets else self._client.eof():
+                    if not isinstance(event, Send):
+                        return event
+                    self._request += event.octets
+            self._request = self._request[self.stream.send(self._request) :]
         except BlockingIOError:
             if not self._started:
                 raise

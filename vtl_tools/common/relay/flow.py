@@ -233,6 +233,7 @@ class Flow:
     def _broken(self) -> None:
         """The stream was reset: so is the guest's connection."""
         self.may_read = self.may_write = False
+        self.sent_eof = True  # what the guest said before it closed has nowhere to go either
         self.endpoint.abort()
 
     # --- the end

@@ -132,8 +132,10 @@ class Relay(Stage):
             if full and segment.length and (brimful or flow.held):
                 self.lose(frame, "memory", now)
                 continue
-            flow.endpoint.arrive(segment, now)
-            flow.heard_at = now
+            endpoint = flow.endpoint
+            if segment.length or not endpoint.keep_alives:  # else it answers us, and says nothing of its own
+                flow.heard_at = now
+            endpoint.arrive(segment, now)
             if not flow.touched:
                 flow.touched = True
                 touched.append(flow)
@@ -311,7 +313,7 @@ class Relay(Stage):
                 flow.opening = False
                 self._half_open -= 1
                 self.established += endpoint.ended is None
-            held = rcv.readable + flow.written - endpoint.acknowledged
+            held = rcv.readable + rcv.early_octets + flow.written - endpoint.acknowledged
             if held != flow.held:
                 self.held += held - flow.held
                 flow.held = held

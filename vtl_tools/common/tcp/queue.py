@@ -29,9 +29,13 @@ class SendQueue:
         if size < _SMALL:
             last = self._pieces[-1] if self._pieces else None
             if type(last) is bytearray and len(last) + size <= _TAIL_MAX:
-                last += data
-                self.tail += size
-                return
+                try:
+                    last += data
+                except BufferError:  # a frame that is not sent yet shows it
+                    last = None
+                else:
+                    self.tail += size
+                    return
             data = bytearray(data)  # only these are ours to extend: what a caller gives is kept as a view
         elif type(data) is bytearray:
             data = memoryview(data)

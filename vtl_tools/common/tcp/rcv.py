@@ -21,12 +21,13 @@ class Receiver:
     """RCV.* of one connection. nxt: RCV.NXT. edge: behind all that we ever offered to take.
 
     shift: Rcv.Wind.Shift. mss: what we take the peer's segments to be. fin: the position of the peer's FIN,
-    once it came, in order or not. readable: octets in order. dsack: a range that came twice, not told yet.
+    once it came, in order or not. readable: octets in order; early_octets: those behind a gap. dsack: a
+    range that came twice, not told yet.
     """
 
     __slots__ = (
-        "_buffer", "_early", "_early_at", "_early_max", "_early_octets", "_meant", "_runs", "_tail", "_told",
-        "borrowed", "dsack", "edge", "fin", "irs", "mss", "nxt", "queue", "readable", "received", "shift",
+        "_buffer", "_early", "_early_at", "_early_max", "_meant", "_runs", "_tail", "_told", "borrowed",
+        "dsack", "early_octets", "edge", "fin", "irs", "mss", "nxt", "queue", "readable", "received", "shift",
     )  # fmt: skip
 
     def __init__(self, config: Config) -> None:
@@ -46,7 +47,7 @@ class Receiver:
         self._tail: bytearray | None = None  # the last of the queue, if small pieces are gathered there
         self._early: dict[int, bytes] = {}  # out of order, by position; no two overlap
         self._early_at: list[int] = []  # their positions, sorted
-        self._early_octets = 0
+        self.early_octets = 0
         self._runs: list[tuple[int, int]] = []  # what they form together, the latest first
         self._told = 0  # the window in the last header, in octets
         self._meant = 0  # the edge that it would have offered if a header had room for all of it
@@ -259,7 +260,7 @@ class Receiver:
                     break
                 self._early[at] = bytes(data[at - start : stop - start])
                 places.insert(i, at)
-                self._early_octets += stop - at
+                self.early_octets += stop - at
                 i += 1
             if stop == end:
                 break
@@ -284,7 +285,7 @@ class Receiver:
             if at != self.nxt:
                 break
             data = self._early.pop(at)
-            self._early_octets -= len(data)
+            self.early_octets -= len(data)
             self._append(data)
             done += 1
         if done:

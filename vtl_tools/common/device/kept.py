@@ -1,6 +1,5 @@
-"""Keeping the frames that a service drops, for a look at them, at a cost that has a bound."""
+"""Frames that a service dropped, kept in a file."""
 
-import atexit
 import logging
 import time
 from contextlib import suppress
@@ -12,16 +11,17 @@ from vtl_tools.common.packet.vnet import VNET
 
 log = logging.getLogger(__name__)
 
+OCTETS_MAX: Final = 256 << 20
+"""What is kept of what a guest sends, at most."""
+
 
 class Kept:
-    """Writes the frames that are dropped to a file, up to a size that no guest can exceed."""
+    """A capture file of bounded size. Raises DeviceError if it cannot be written at all."""
 
-    OCTETS_MAX: Final = 256 << 20
-
-    def __init__(self, path: Path, link: str) -> None:
-        self._writer, self._link = CaptureWriter("--pcap-dropped", str(path)), link
-        self._room = self.OCTETS_MAX
-        atexit.register(self.close)
+    def __init__(self, option: str, path: Path, link: str) -> None:
+        self._option, self._link = option, link
+        self._writer = CaptureWriter(option, str(path))
+        self._room = OCTETS_MAX
 
     def __call__(self, frame: memoryview, now: float) -> None:
         """Keep a frame."""
@@ -31,7 +31,7 @@ class Kept:
         try:
             self._writer.write(self._link, [frame[VNET:]], INBOUND, time.time())
         except OSError as e:  # a guest that fills the disk does not stop the service by it
-            log.warning("--pcap-dropped: %s; no more is kept", e.strerror)
+            log.warning("%s: %s; no more is kept", self._option, e.strerror)
             self._room = 0
 
     def close(self) -> None:
