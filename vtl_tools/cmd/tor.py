@@ -439,8 +439,10 @@ def selftest(options: tuple[str, ...], json: bool) -> None:
     """
     if "--start-tor" in options:
         raise click.UsageError("selftest has a proxy of its own: leave --start-tor out")
-    from vtl_tools.common.leaktest import report, run
+    from vtl_tools.common.device.capture import quiet_scapy
 
+    with quiet_scapy():
+        from vtl_tools.common.leaktest import report, run
     service = [
         sys.executable,
         "-P",

@@ -56,14 +56,16 @@ def test_a_flood_gets_no_more_than_half_of_the_calls(fresh):
     assert scene.relay.drops == {"half-open": 96}
 
 
-def test_when_all_calls_are_taken_nobody_is_let_in(fresh):
-    scene = fresh(half_open=4)
-    crowd(scene, 2)
-    for _ in range(2):
-        crowd(scene, 5, start=51000)
-    assert len(scene.relay.flows) == 4
+def test_who_asks_again_may_take_three_quarters_of_the_calls_and_is_challenged_then(fresh):
+    scene = fresh(half_open=8)
+    crowd(scene, 4)
     crowd(scene, 5, start=51000)
-    assert len(scene.relay.flows) == 4
+    scene.expect_nothing()
+    scene.pass_(1.0)
+    crowd(scene, 5, start=51000)
+    assert len(scene.relay.flows) == 6
+    assert len(scene.said) == 3
+    scene.said.clear()
 
 
 def test_who_asked_long_ago_is_not_remembered(fresh):
@@ -77,10 +79,10 @@ def test_who_asked_long_ago_is_not_remembered(fresh):
 
 
 def test_the_memory_of_who_asked_is_bounded(fresh, monkeypatch):
-    monkeypatch.setattr("vtl_tools.common.relay.relay._GREETED_MAX", 10)
+    monkeypatch.setattr("vtl_tools.common.relay.crowd._REMEMBERED_MAX", 10)
     scene = fresh(half_open=2)
     crowd(scene, 100)
-    assert len(scene.relay._greeted) <= 10
+    assert len(scene.relay._crowd._asked) <= 10
 
 
 @pytest.mark.parametrize("how", ["established", "reset", "refused", "late"])

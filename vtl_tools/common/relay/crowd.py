@@ -52,7 +52,10 @@ class Crowd:
             _bound(self._asked)
             return Verdict.DROP
         del self._asked[flow]
-        if since < _REMEMBERED_S and half_open < most * 3 // 4:
+        if since >= _REMEMBERED_S:
+            self._asked[flow] = now
+            return Verdict.DROP
+        if half_open < most * 3 // 4:
             return Verdict.PASS
         if self._second != int(now):
             self._second, self._challenges = int(now), 0

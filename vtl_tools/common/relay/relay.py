@@ -64,7 +64,8 @@ class Limits:
 
     connections: flows at once. half_open: of them, those that are not established yet. open_s: how long a
     call may take. idle_s: silence after which a flow is reset (RFC 5382 wants two hours and four minutes).
-    memory: kept for slower sides, of all flows together; beyond it each has what it has, and no more.
+    memory: kept for slower sides, of all flows together; beyond it each has what it has, and no more,
+    and beyond twice as much nobody gets any.
     """
 
     connections: int = 65536
@@ -114,6 +115,7 @@ class Relay(Stage):
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
         """Take the guest's frames."""
         flows, touched, full = self.flows, self._touched, self.is_full
+        brimful = full and self.held > 2 * self.limits.memory
         for frame in batch:
             try:
                 segment = parse(frame)
@@ -127,7 +129,7 @@ class Relay(Stage):
             if not frame[0] & 3 and not is_intact(frame):
                 self.lose(frame, "checksum", now)
                 continue
-            if full and segment.length and flow.held:
+            if full and segment.length and (brimful or flow.held):
                 self.lose(frame, "memory", now)
                 continue
             endpoint = flow.endpoint
