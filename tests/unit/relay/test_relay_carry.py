@@ -258,6 +258,7 @@ def test_the_status_tells_what_was_carried(established):
     status = scene.relay.status(scene.now)
     assert status == {
         "connections": {"established": 1}, "opened": 1, "established": 1, "failed": 0,
+        "evicted": 0,
         "octets_up": 1, "octets_down": 2, "held": 6,
     }  # fmt: skip
     (flow,) = scene.relay.list_flows(scene.now + 1.5)

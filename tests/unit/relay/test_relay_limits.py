@@ -372,3 +372,19 @@ def test_the_guests_fin_is_acknowledged_by_ours():
 
 def test_the_limits_are_those_of_the_standards():
     assert Limits().idle_s >= 7440, "RFC 5382 REQ-5"
+
+
+def test_beyond_twice_the_memory_who_holds_most_is_reset_and_the_others_are_not(fresh):
+    scene = fresh(memory=0)
+    light = scene.guest(40_000)
+    light.establish().room = 0
+    light.inject(".", 1, 100, ack=1)
+    for port in range(40_001, 40_081):
+        guest = scene.guest(port)
+        guest.establish().room = 0
+        guest.inject(".", 1, 60_000, ack=1)
+        scene.turn()
+        assert scene.relay.held <= 4 << 20
+    assert 0 < scene.relay.evicted < 80
+    assert len(scene.relay.flows) == 81 - scene.relay.evicted
+    assert light.flow.key in scene.relay.flows

@@ -43,6 +43,8 @@ _TICK_S: Final = 0.01
 _PUMPED_MAX: Final = 64
 """Flows with more to bring that have a turn before frames are looked at again."""
 _FLOWS_SHOWN_MAX: Final = 1000
+_BATCH: Final = 4 << 20
+"""Octets that one batch may bring."""
 _STALE_MAX: Final = 1024
 """Timers of flows that have ended, or are looked at earlier, beyond one for each flow."""
 _OPENING: Final = (State.LISTEN, State.SYN_RECEIVED)
@@ -64,8 +66,8 @@ class Limits:
 
     connections: flows at once. half_open: of them, those that are not established yet. open_s: how long a
     call may take. idle_s: silence after which a flow is reset (RFC 5382 wants two hours and four minutes).
-    memory: kept for slower sides, of all flows together; beyond it each has what it has, and no more,
-    and beyond twice as much nobody gets any.
+    memory: kept for slower sides, of all flows together; beyond it each has what it has, and no more. Beyond
+    twice as much those that have most are reset, so that the others still have their turn.
     """
 
     connections: int = 65536
@@ -101,7 +103,7 @@ class Relay(Stage):
         self.on_loss: Callable[[memoryview, float], object] | None = None
         self.on_end: Callable[[Flow, float], object] | None = None
         self.octets_up = self.octets_down = self.held = 0
-        self.opened = self.established = self.failed = 0
+        self.opened = self.established = self.failed = self.evicted = 0
         self._half_open = 0
         self._outbox: list[Pieces] = []
         self._crowd, self._crowded_at = Crowd(secret), limits.half_open // 2
@@ -115,7 +117,6 @@ class Relay(Stage):
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
         """Take the guest's frames."""
         flows, touched, full = self.flows, self._touched, self.is_full
-        brimful = full and self.held > 2 * self.limits.memory
         for frame in batch:
             try:
                 segment = parse(frame)
@@ -129,7 +130,7 @@ class Relay(Stage):
             if not frame[0] & 3 and not is_intact(frame):
                 self.lose(frame, "checksum", now)
                 continue
-            if full and segment.length and (brimful or flow.held):
+            if full and segment.length and flow.held:
                 self.lose(frame, "memory", now)
                 continue
             endpoint = flow.endpoint
@@ -322,8 +323,19 @@ class Relay(Stage):
                 continue
             if flow.armed_at > now + _TICK_S:
                 self._arm(flow, now + _TICK_S)
+        if self.held > 2 * self.limits.memory + _BATCH:
+            self._relieve(now)
         self._post(now)
         del self.buffers[_BUFFERS_MAX:]
+
+    def _relieve(self, now: float) -> None:
+        """Reset the flows that hold most. As much is freed at once as to be worth the sorting."""
+        bound = (2 * self.limits.memory + _BATCH) * 7 // 8
+        for flow in sorted(self.flows.values(), key=lambda each: each.held, reverse=True):
+            if self.held <= bound:
+                break
+            self.evicted += 1
+            self.give_up(flow, now)
 
     def _arm(self, flow: Flow, due: float) -> None:
         flow.armed_at = due
@@ -391,6 +403,7 @@ class Relay(Stage):
             "opened": self.opened,
             "established": self.established,
             "failed": self.failed,
+            "evicted": self.evicted,
             "octets_up": self.octets_up,
             "octets_down": self.octets_down,
             "held": self.held,
