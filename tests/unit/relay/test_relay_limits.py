@@ -379,7 +379,9 @@ def test_beyond_twice_the_memory_who_holds_most_is_reset_and_the_others_are_not(
     light = scene.guest(40_000)
     light.establish().room = 0
     light.inject(".", 1, 100, ack=1)
+    scene.turn()
     for port in range(40_001, 40_081):
+        scene.said.clear()
         guest = scene.guest(port)
         guest.establish().room = 0
         guest.inject(".", 1, 60_000, ack=1)
