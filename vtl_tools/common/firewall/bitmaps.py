@@ -72,8 +72,8 @@ class Spans:
         bits = self._groups[group]
         if isinstance(bits, int):
             return bits
-        mask = 0
-        for bit in bits:
+        mask = 1 << bits[0]
+        for bit in bits[1:]:
             mask |= 1 << bit
         return mask
 

@@ -142,7 +142,9 @@ class _Clauses:
                 if len(versions) > 1:
                     cursor.refuse("expected a name: a number means one type in icmp and another in icmp6")
                 numbers = self._sets.numbers(cursor, "a type", 255)
-                self._types += [(_first(versions[0], low), _first(versions[0], high)) for low, high in numbers]
+                self._types += [
+                    (_first(versions[0], low), _first(versions[0], high)) for low, high in numbers
+                ]
                 return  # which took the commas as well
             else:
                 cursor.fail("an ICMP type, by name or number")
@@ -207,9 +209,10 @@ class _Clauses:
             token = self._seen.get(name)
             if token and not (self._protocols and all(p in _PORTS for p in self._protocols)):
                 cursor.refuse("expected 'tcp' or 'udp' before ports, and no other protocol", token.column)
-        for name in "limit of connections", "limit of the rate":
-            if name in self._seen and verdict is not Verdict.ALLOW:
-                cursor.refuse("expected a limit in a rule that allows only", self._seen[name].column)
+        if verdict is not Verdict.ALLOW:
+            for name in "limit of connections", "limit of the rate":
+                if name in self._seen:
+                    cursor.refuse("expected a limit in a rule that allows only", self._seen[name].column)
         self._check_versions()
         if self._types is None:
             return None

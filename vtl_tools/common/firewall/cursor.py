@@ -79,7 +79,7 @@ class Cursor:
         return self.value(token, what)
 
     def value(self, token: Token, what: str) -> int:
-        """Return the value of a token that is a number. RuleError if it is beyond all that is a number here."""
+        """Return the value of a token that is a number. RuleError if it is too large to be one here."""
         if len(token.text) > _DIGITS_MAX:
             self.fail(what, token)
         try:

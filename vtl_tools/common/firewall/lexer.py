@@ -2,6 +2,7 @@
 
 import re
 from enum import Enum
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from vtl_tools.common.firewall.names import KEYWORDS
@@ -38,15 +39,12 @@ class Token(NamedTuple):
     column: int
 
 
-_TOKEN: Final = re.compile(r'([@\w.:/%-]+)|([,={}])|"([^"]*)"|(#.*)|[ \t]+|(.)', re.ASCII | re.DOTALL)
-_ATOMS: Final = (
-    (re.compile(r"\d+|0x[0-9a-fA-F]+", re.ASCII), Kind.NUMBER),
-    (re.compile(r"\d+-\d+", re.ASCII), Kind.RANGE),
-    (re.compile(r"\d+/[smh]", re.ASCII), Kind.RATE),
-    (re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}"), Kind.MAC),
-    (re.compile(r"@[A-Za-z_][\w-]*", re.ASCII), Kind.SET),
-    (re.compile(r"[A-Za-z][\w-]*", re.ASCII), Kind.NAME),
-    (re.compile(r"[0-9a-fA-F.:/%a-z-]*[.:][0-9a-fA-F.:/%a-z-]*"), Kind.ADDRESS),
+_TOKEN: Final = re.compile(r'[ \t]*(?:([@\w.:/%-]+)|([,={}])|"([^"]*)"|(#.*|\r?$)|(.))', re.ASCII | re.DOTALL)
+_ATOM: Final = re.compile(
+    r"(?P<NUMBER>\d+|0x[0-9a-fA-F]+)|(?P<RANGE>\d+-\d+)|(?P<RATE>\d+/[smh])"
+    r"|(?P<MAC>[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5})|(?P<SET>@[A-Za-z_][\w-]*)|(?P<NAME>[A-Za-z][\w-]*)"
+    r"|(?P<ADDRESS>[\w%/-]*[.:][\w.:%/-]*)",
+    re.ASCII,
 )
 
 
@@ -83,24 +81,26 @@ class Source:
             problem = f"expected a line of at most {LINE_MAX} characters; a set in braces goes over several"
             raise self.error(line, LINE_MAX + 1, problem)
         out: list[Token] = []
-        for match in _TOKEN.finditer(text.removesuffix("\r")):
+        for match in _TOKEN.finditer(text):
             group = match.lastindex
             if group == 1:
                 atom = match[1]
-                kind = Kind.WORD if atom in KEYWORDS else _classify(atom)
+                kind = WORD if atom in KEYWORDS else _classify(atom)
                 if kind is None:
-                    raise self.error(line, match.start() + 1, f"expected a word or a value, not {atom!r}")
-                out.append(Token(kind, atom, match.start() + 1))
+                    raise self.error(line, match.start(1) + 1, f"expected a word or a value, not {atom!r}")
+                out.append(Token(kind, atom, match.start(1) + 1))
             elif group == 2:
-                out.append(Token(Kind.MARK, match[2], match.start() + 1))
+                out.append(Token(MARK, match[2], match.start(2) + 1))
             elif group == 3:
-                out.append(Token(Kind.STRING, match[3], match.start() + 1))
+                out.append(Token(Kind.STRING, match[3], match.start(3)))
             elif group == 5:
                 what = "a closing quote" if match[5] == '"' else "a word or a value"
-                raise self.error(line, match.start() + 1, f"expected {what}, not {match[5]!r}")
+                raise self.error(line, match.start(5) + 1, f"expected {what}, not {match[5]!r}")
         out.append(Token(Kind.END, "", len(text) + 1))
         return out
 
 
+@lru_cache(maxsize=4096)
 def _classify(atom: str) -> Kind | None:
-    return next((kind for form, kind in _ATOMS if form.fullmatch(atom)), None)
+    match = _ATOM.fullmatch(atom)
+    return Kind[match.lastgroup] if match is not None and match.lastgroup is not None else None

@@ -5,9 +5,12 @@ from typing import Final
 from vtl_tools.common.packet import ether, ip
 
 KEYWORDS: Final = frozenset(
-    "allow any arp burst code connections deny empty ethertype from icmp icmp6 in include ip ip6 limit log mac"
-    " none out pcap per port protocol reject set source tcp to type udp vlan".split()
-)
+    (
+        "allow", "any", "arp", "burst", "code", "connections", "deny", "empty", "ethertype", "from", "icmp",
+        "icmp6", "in", "include", "ip", "ip6", "limit", "log", "mac", "none", "out", "pcap", "per", "port",
+        "protocol", "reject", "set", "source", "tcp", "to", "type", "udp", "vlan",
+    )
+)  # fmt: skip
 MARKS: Final = frozenset(",={}")
 
 UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}

@@ -15,7 +15,7 @@ from vtl_tools.common.firewall.rule import IN, OUT, Rule, Ruleset
 from vtl_tools.common.firewall.sets import Sets
 
 Read = Callable[[str, int], bytes]
-"""Returns at most so many octets from the start of a file, by name; "-" is standard input. May raise OSError."""
+"""Returns at most so many octets from the start of a file, by its name. May raise OSError."""
 
 OCTETS_MAX: Final = 16 << 20
 """Of all files together."""

@@ -132,7 +132,7 @@ class _Kinds:
         self._named = bitmap(typed, size)
 
     def find(self, fields: Fields) -> int:
-        """Return the rules that ask for a packet's protocol, or for any. Neighbour discovery is to be named."""
+        """Return the rules that ask for a packet's protocol, or for any. ARP is to be named."""
         if fields.is_neighbour:
             return self._named if fields.src else self._arp
         if fields.src:
@@ -157,7 +157,9 @@ def _address_maps(rules: Sequence[Rule], side: Callable[[Rule], Addresses | None
     if not groups:
         return {}
     spans = {
-        octets: [([(first, after(last)) for first, last in asked.family(octets)], bits) for asked, bits in groups]
+        octets: [
+            ([(first, after(last)) for first, last in asked.family(octets)], bits) for asked, bits in groups
+        ]
         for octets in (4, 16)
     }
     return {octets: Spans(rest, found, len(rules)) for octets, found in spans.items()}
@@ -175,7 +177,9 @@ def _mac_map(rules: Sequence[Rule], field: Callable[[Rule], frozenset[bytes] | N
     return Spans(rest, found, len(rules)) if groups else None
 
 
-def _grouped(rules: Sequence[Rule], field: Callable[[Rule], T | None]) -> tuple[int, list[tuple[T, list[int]]]]:
+def _grouped(
+    rules: Sequence[Rule], field: Callable[[Rule], T | None]
+) -> tuple[int, list[tuple[T, list[int]]]]:
     """Return the rules that do not ask for a field, and the others by what they ask for."""
     base: list[int] = []
     groups: dict[T, list[int]] = {}

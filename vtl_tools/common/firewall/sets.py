@@ -125,7 +125,7 @@ class _List:
 
     def all(self, cursor: Cursor) -> NamedSet:
         """Take items with commas between them."""
-        if cursor.token.kind is Kind.SET:
+        if cursor.token.kind is Kind.SET:  # by itself: nothing is copied, and all that name it share it
             alone = self._set(cursor)
             if not cursor.accept(","):
                 return alone

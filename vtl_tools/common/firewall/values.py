@@ -147,7 +147,7 @@ def _prefix(text: str) -> Span:
     number = int.from_bytes(address, "big")
     if number & host:
         right = format_ip((number & ~host).to_bytes(len(address), "big"))
-        raise ValueError(f"{text} has bits set behind its prefix: write {right}/{tail}, or {head} for the host")
+        raise ValueError(f"{text} has bits set behind its prefix: write {right}/{tail}, or {head}")
     return address, (number | host).to_bytes(len(address), "big")
 
 
