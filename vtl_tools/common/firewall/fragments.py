@@ -109,10 +109,11 @@ class Fragments:
         partial.octets += len(piece.frame)
         self._octets += len(piece.frame)
         self._of_source[partial.source] += len(piece.frame)
-        if partial.total is None or sum(end - start for start, end, _, _ in partial.pieces) < partial.total:
+        pieces = partial.pieces
+        if partial.total is None or sum(end - start for start, end, _, _ in pieces) < partial.total:
             return None
         self._forget(key)
-        return Whole(tuple(piece.frame for piece in partial.pieces), _join(partial.pieces))
+        return Whole(tuple(piece.frame for piece in pieces), _join(pieces))
 
     def deadline(self) -> float | None:
         """Return when the oldest is given up."""
