@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from vtl_tools.common.firewall.flow import Decision, Flow, flow_key
+from vtl_tools.common.firewall.flow import Decision, Flow, Opening, flow_key
 from vtl_tools.common.firewall.rule import NO_RULE, Verdict
 from vtl_tools.common.firewall.shares import Shares
 from vtl_tools.common.packet import build
@@ -72,7 +72,7 @@ def test_no_segment_of_the_peer_opens_what_only_the_vm_may(said):
 
 def flow(source, number):
     key = flow_key(IN, 17, bytes((10, 0, 0, source)), VM, number.to_bytes(4, "big"), -1, IN)
-    return Flow(key, ALLOWED, IN, (b"", b"", -1), None)
+    return Flow(key, ALLOWED, Opening(IN, b"", b"", -1), None)
 
 
 class SharesMachine(RuleBasedStateMachine):

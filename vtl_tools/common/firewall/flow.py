@@ -15,12 +15,22 @@ if TYPE_CHECKING:
 Ends = tuple[TcpEnd, TcpEnd]
 """The VM's end of a TCP connection, and the other."""
 
-Link = tuple[bytes, bytes, int]
-"""Source and destination Ethernet address of a connection's first packet, and its VLAN as Fields has it."""
+BEGUN, ANSWERED, ASSURED = range(3)
+"""How far a flow is: the other side has spoken; both are known to hear each other."""
+
+
+class Opening(NamedTuple):
+    """Of a connection's first packet: its direction, Ethernet addresses, and VLAN as Fields has it."""
+
+    initiator: Direction
+    src_mac: bytes
+    dst_mac: bytes
+    vlan: int
+
 
 _STATES: Final = tuple(State)
 _NUMBER: Final = {state: number for number, state in enumerate(_STATES)}
-_END: Final = struct.Struct("=BBBx11I")
+_END: Final = struct.Struct("=BBB10I")
 _HEARD, _ISS, _FIN, _STAMPS, _RECENT = 1, 2, 4, 8, 16
 _NO_SCALE: Final = 255
 _NAMES: Final = {ip.TCP: "tcp", ip.UDP: "udp", ip.ICMP: "icmp", ip.ICMPV6: "icmp6"}
@@ -43,31 +53,31 @@ class Decision(NamedTuple):
 class Flow:
     """A connection: TCP, UDP, an echo, or any other protocol between two addresses.
 
-    key: as flow_key() makes it. decision: of each packet that belongs. initiator: which way the first
-    packet went. until: when it ends, unless something comes; seconds. answered: whether the other side has
-    spoken; assured: whether both are known to hear each other. ends: of TCP only; packed while it is quiet.
+    key: as flow_key() makes it. decision: of each packet that belongs. opening: of many flows, one object.
+    until: when it ends, unless something comes; seconds. use: BEGUN, ANSWERED or ASSURED. ends: of TCP
+    only; packed while it is quiet.
     """
 
     __slots__ = (
-        "answered", "assured", "before", "behind", "bucket", "decision", "ends", "initiator", "key", "link",
-        "share", "until",
+        "before", "behind", "bucket", "decision", "ends", "key", "opening", "share", "until", "use",
     )  # fmt: skip
 
-    def __init__(
-        self, key: bytes, decision: Decision, initiator: Direction, link: Link, ends: Ends | None
-    ) -> None:
+    def __init__(self, key: bytes, decision: Decision, opening: Opening, ends: Ends | None) -> None:
         self.key = key
         self.decision = decision
-        self.initiator = initiator
-        self.link = link
+        self.opening = opening
         self.ends: Ends | bytes | None = ends
         self.until = 0.0
         self.bucket = 0
-        self.answered = False
-        self.assured = False
+        self.use = BEGUN
         self.share: Share | None = None
         self.before: Flow | None = None
         self.behind: Flow | None = None
+
+    @property
+    def initiator(self) -> Direction:
+        """Which way the first packet went."""
+        return self.opening.initiator
 
     @property
     def addresses(self) -> tuple[bytes, bytes]:
@@ -105,7 +115,7 @@ class Flow:
         name = _NAMES.get(self.protocol, f"protocol {self.protocol}")
         local, remote = f"{format_ip(here)} {sport}", f"{format_ip(there)} {dport}"
         ends = (local, remote) if self.initiator is OUT else (remote, local)
-        vlan = "" if self.link[2] == UNTAGGED else f" vlan {self.link[2]}"
+        vlan = "" if self.opening.vlan == UNTAGGED else f" vlan {self.opening.vlan}"
         return f"{self.initiator.value} {name} {ends[0]} to {ends[1]}{vlan}"
 
 
@@ -145,21 +155,22 @@ def _pack(end: TcpEnd) -> bytes:
     )
     return _END.pack(
         _NUMBER[end.state], flags, _NO_SCALE if end.wscale is None else end.wscale,
-        end.snd_nxt, end.snd_una, end.snd_wnd, end.snd_wl1, end.max_snd_wnd, end.rcv_nxt, end.rcv_wnd,
+        end.snd_nxt, end.snd_una, end.snd_wl1, end.max_snd_wnd, end.rcv_nxt, end.rcv_wnd,
         end.iss or 0, end.fin or 0, end.tsval, end.ts_recent or 0,
     )  # fmt: skip
 
 
 def unpack(packed: bytes) -> Ends:
     """Return both ends anew, as pack() got them."""
-    local, remote = _END.iter_unpack(packed)
-    return _unpack(*local), _unpack(*remote)
+    local, remote = (_unpack(*fields) for fields in _END.iter_unpack(packed))
+    local.snd_wnd, remote.snd_wnd = remote.rcv_wnd, local.rcv_wnd  # what one offers is what the other has
+    return local, remote
 
 
 def _unpack(state: int, flags: int, scale: int, *numbers: int) -> TcpEnd:
     end = TcpEnd(0, state=_STATES[state], timestamps=flags & _STAMPS != 0)
     (
-        end.snd_nxt, end.snd_una, end.snd_wnd, end.snd_wl1, end.max_snd_wnd, end.rcv_nxt, end.rcv_wnd,
+        end.snd_nxt, end.snd_una, end.snd_wl1, end.max_snd_wnd, end.rcv_nxt, end.rcv_wnd,
         iss, fin, end.tsval, recent,
     ) = numbers  # fmt: skip
     end.heard = flags & _HEARD != 0

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import Final
 
-from vtl_tools.common.firewall.flow import Ends, Flow, pack, unpack
+from vtl_tools.common.firewall.flow import ASSURED, Ends, Flow, pack, unpack
 from vtl_tools.common.firewall.shares import Shares
 
 LOOK_S: Final = 60.0
@@ -55,7 +55,7 @@ class Flows:
     def remove(self, flow: Flow) -> None:
         """Let a flow go that is known."""
         del self._flows[flow.key]
-        (self._assured if flow.assured else self._begun).remove(flow)
+        (self._assured if flow.use == ASSURED else self._begun).remove(flow)
         self._take_out(flow)
         flow.ends = None
 
@@ -68,9 +68,9 @@ class Flows:
 
     def assure(self, flow: Flow) -> None:
         """Learn that both sides of a flow use it."""
-        if not flow.assured:
+        if flow.use != ASSURED:
             self._begun.remove(flow)
-            flow.assured = True
+            flow.use = ASSURED
             self._assured.add(flow)
 
     def ends(self, flow: Flow) -> Ends:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.firewall import tcp_flow
+from vtl_tools.common.firewall import tcp_flow, udp_plain
 from vtl_tools.common.firewall.clauses import ICMP6
 from vtl_tools.common.firewall.fields import NONE, Fields
-from vtl_tools.common.firewall.flow import Decision, Ends, Flow, flow_key
+from vtl_tools.common.firewall.flow import ANSWERED, ASSURED, BEGUN, Decision, Ends, Flow, Opening, flow_key
 from vtl_tools.common.firewall.fragments import Fragments
 from vtl_tools.common.firewall.limits import Limits
 from vtl_tools.common.firewall.policy import Judgement, Policy
@@ -16,20 +16,19 @@ from vtl_tools.common.firewall.rule import OUT, STACKED, Direction, Rule, Verdic
 from vtl_tools.common.firewall.table import Flows
 from vtl_tools.common.model import tcp_plain
 from vtl_tools.common.model.tcp_arrival import Seen, arrive
-from vtl_tools.common.packet import ether, icmp, ip, vnet
+from vtl_tools.common.packet import ether, icmp, ip
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import PORTS, Packet
 from vtl_tools.common.packet.tcp_state import State
 from vtl_tools.common.packet.view import Buffer
 
-_TYPE: Final = vnet.VNET + 12
 _L3: Final = tcp_plain.L3
-_IPV4: Final = ether.IPV4.to_bytes(2, "big")
-_IPV6: Final = ether.IPV6.to_bytes(2, "big")
 _HELD: Final = Decision(None, None, "fragment-held")
 _PROTOCOL: Final = {4: _L3 + 9, 6: _L3 + 6}
-_ENDED: Final = bytes((ip.TCP,))
+_TCP: Final = bytes((ip.TCP,))
+_UDP: Final = bytes((ip.UDP,))
+_OPENINGS_MAX: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +72,18 @@ class Tracker:
         self.fragments = Fragments()
         self._limits = Limits()
         self._known: dict[Rule, Decision] = {}
-        self._links: dict[tuple[bytes, bytes, int], tuple[bytes, bytes, int]] = {}
+        self._openings: dict[Opening, Opening] = {}
 
     # --- packets
 
     def receive(self, frame: Buffer, direction: Direction, now: float) -> Decision:
         """Decide about a frame, which stays the caller's. Nothing is raised for foreign octets."""
-        kind = bytes(frame[_TYPE:_L3])
-        version = 4 if kind == _IPV4 else 6 if kind == _IPV6 else 0
-        if version and len(frame) >= _L3 + 40 and frame[_PROTOCOL[version]] == ip.TCP:
-            decision = self._plain(frame, version, direction, now)
+        if len(frame) >= _L3 + IPv6.SIZE and (version := frame[_L3] >> 4) in _PROTOCOL:
+            protocol, decision = frame[_PROTOCOL[version]], None
+            if protocol == ip.TCP:
+                decision = self._plain_tcp(frame, version, direction, now)
+            elif protocol == ip.UDP:
+                decision = self._plain_udp(frame, version, direction, now)
             if decision is not None:
                 return decision
         try:
@@ -137,16 +138,16 @@ class Tracker:
             return flow.decision
         return self._followed(flow, ends, seen, now)
 
-    def _plain(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
+    def _plain_tcp(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
         """Decide about an ordinary TCP segment of a known connection; None: look closer."""
         plain = tcp_plain.read(frame, version)
         if plain is None:
             return None
         src, dst, sport, dport, seq, ack, flags, window, at, data, end = plain
         if direction is OUT:
-            flow = self.flows.get(src + dst + PORTS.pack(sport, dport) + _ENDED)
+            flow = self.flows.get(src + dst + PORTS.pack(sport, dport) + _TCP)
         else:
-            flow = self.flows.get(dst + src + PORTS.pack(dport, sport) + _ENDED)
+            flow = self.flows.get(dst + src + PORTS.pack(dport, sport) + _TCP)
         if flow is None:
             return None
         ends = flow.ends
@@ -159,10 +160,24 @@ class Tracker:
         seen = arrive(tx, rx, seq, ack, flags, window, end - data, stamp)
         if not seen.taken:
             return None  # which judges it again, to the same end, and says what is to be done
-        if tx.state is State.ESTABLISHED and rx.state is State.ESTABLISHED and flow.assured:
+        if tx.state is State.ESTABLISHED and rx.state is State.ESTABLISHED and flow.use == ASSURED:
             flow.until = now + self.timeouts.established
             return flow.decision
         return self._followed(flow, ends, seen, now)
+
+    def _plain_udp(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
+        """Decide about an ordinary datagram of a known connection; None: look closer."""
+        plain = udp_plain.read(frame, version)
+        if plain is None:
+            return None
+        src, dst, here, there = plain
+        flow = self.flows.get(
+            (src + dst + here + there if direction is OUT else dst + src + there + here) + _UDP
+        )
+        if flow is None:
+            return None
+        self._spoken(flow, direction, now)
+        return flow.decision
 
     def _followed(self, flow: Flow, ends: Ends, seen: Seen, now: float) -> Decision:
         if not seen.taken:
@@ -176,8 +191,9 @@ class Tracker:
     def _spoken(self, flow: Flow, direction: Direction, now: float) -> None:
         """Follow a packet of a connection that is not of TCP."""
         if direction is not flow.initiator:
-            flow.answered = True
-        elif flow.answered:
+            if flow.use == BEGUN:
+                flow.use = ANSWERED
+        elif flow.use == ANSWERED:
             self.flows.assure(flow)
         self.flows.keep(flow, now + self._silence(flow), now)
 
@@ -186,7 +202,7 @@ class Tracker:
         if protocol == ip.TCP:
             return self.timeouts.opening
         if protocol == ip.UDP:
-            return self.timeouts.udp_assured if flow.assured else self.timeouts.udp
+            return self.timeouts.udp_assured if flow.use == ASSURED else self.timeouts.udp
         return self.timeouts.echo if protocol in (ip.ICMP, ip.ICMPV6) else self.timeouts.other
 
     def _fragment(self, pkt: Packet, direction: Direction, now: float) -> Decision:
@@ -232,10 +248,10 @@ class Tracker:
                 return _denied("tcp-not-open", judgement.rule)
         if refused := self._refused(judgement, fields, now):
             return _denied(refused, judgement.rule)
-        link = fields.src_mac, fields.dst_mac, fields.vlan
-        if len(self._links) < 1024:
-            link = self._links.setdefault(link, link)
-        flow = Flow(key, self._decision(judgement.rule), direction, link, ends)
+        opening = Opening(direction, fields.src_mac, fields.dst_mac, fields.vlan)
+        if len(self._openings) < _OPENINGS_MAX:
+            opening = self._openings.setdefault(opening, opening)
+        flow = Flow(key, self._decision(judgement.rule), opening, ends)
         victim = self.flows.add(flow, now + self._silence(flow), now)
         if victim is not None:
             self._closed(victim)
@@ -316,7 +332,7 @@ def first_fields(flow: Flow) -> Fields:
         message = ICMP6 | icmp.V6_ECHO_REQUEST << 8 if six else icmp.ECHO_REQUEST << 8
     if protocol not in (ip.TCP, ip.UDP):
         sport = dport = NONE
-    src_mac, dst_mac, vlan = flow.link
+    _, src_mac, dst_mac, vlan = flow.opening
     kind = ether.IPV6 if six else ether.IPV4
     return Fields(kind, protocol, src, dst, sport, dport, message, src_mac, dst_mac, vlan)
 
