@@ -58,13 +58,24 @@ _NO_RULE: Final = Judgement(NO_RULE.verdict, NO_RULE)
 
 
 class Table:
-    """The rules of one direction: a map for each field that any of them asks for."""
+    """The rules of one direction: a map for each field that any of them asks for.
 
-    __slots__ = ("_dport", "_dst", "_dst_mac", "_icmp", "_judgements", "_kinds", "_sport", "_src", "_src_mac",
-                 "_untagged", "_vlan", "rules")  # fmt: skip
+    The rule that catches all is in no map, nor is what is behind it. Else each bitmap would have its bit,
+    and be as long as there are rules.
+    """
+
+    __slots__ = (
+        "_caught", "_dport", "_dst", "_dst_mac", "_icmp", "_judgements", "_kinds", "_last", "_sport", "_src",
+        "_src_mac", "_untagged", "_vlan", "rules",
+    )  # fmt: skip
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.rules = rules
+        last = (bit for bit, rule in enumerate(rules) if rule.is_catch_all and rule.vlan is None)
+        self._last = next(last, len(rules))
+        caught = Judgement(rules[self._last].verdict, rules[self._last]) if self._last < len(rules) else None
+        self._caught = caught or _NO_RULE
+        rules = rules[: self._last]
         self._judgements = [Judgement(rule.verdict, rule) for rule in rules]
         self._kinds = _Kinds(rules)
         self._src = _address_maps(rules, lambda rule: rule.src)
@@ -79,13 +90,17 @@ class Table:
 
     def judge(self, fields: Fields) -> Judgement:
         """Return what the first rule says."""
-        found = self.matching(fields)
+        found = self._find(fields)
         if found:
             return self._judgements[(found & -found).bit_length() - 1]
-        return _NEIGHBOURS if fields.is_neighbour else _NO_RULE
+        return _NEIGHBOURS if fields.is_neighbour else self._caught
 
     def matching(self, fields: Fields) -> int:
-        """Return all rules that match, bit i for rules[i]."""
+        """Return the rules that match, bit i for rules[i], as far as the one that catches all."""
+        found = self._find(fields)
+        return found if fields.is_neighbour or self._last == len(self.rules) else found | 1 << self._last
+
+    def _find(self, fields: Fields) -> int:
         found = self._kinds.find(fields)
         if src := fields.src:
             family = len(src)
