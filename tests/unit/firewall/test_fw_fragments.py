@@ -53,6 +53,7 @@ def test_fragments_are_kept_until_the_packet_is_whole_and_then_sent_on_as_they_c
     decision = wire.pass_on(parts[2], OUT)
     assert decision.why == "new"
     assert decision.frames == tuple(map(bytes, parts))
+    assert decision.whole[-108:] == whole[-108:]
     assert len(wire.tracker.fragments) == wire.tracker.fragments.octets == 0
     again = [piece(whole, 0, 48, number=2), piece(whole, 48, 108, number=2)]
     assert wire.raw(again[0], OUT) == "fragment-held"
@@ -118,6 +119,30 @@ def test_a_second_fragment_header_says_nothing(wire):
     nested[28:30] = (len(nested) - 64).to_bytes(2, "big")
     assert Packet.at(nested).ip.is_fragment is False
     assert wire.raw(nested, OUT) == "fragment-nested"
+
+
+def test_neighbour_discovery_in_fragments_is_dropped(wire):
+    here, there = ends(OUT, six=True)["src"], ends(OUT, six=True)["dst"]
+    macs = {"src_mac": bytes(6), "dst_mac": bytes(6)}
+    advert = build.neighbor_advert(**macs, src=here, dst=there, target=here, lladdr=bytes(6))
+    assert wire.raw(advert, OUT) == "+rule"
+    assert wire.raw(piece(advert, 0, 32), OUT) == "fragment-neighbour"  # in one, atomic
+    assert wire.raw(piece(advert, 0, 24), OUT) == "fragment-neighbour"
+    options = bytes((ip.ICMPV6, 0, 1, 4, 0, 0, 0, 0))
+    hidden = advert[:30] + bytes((ip.DSTOPTS,)) + advert[31:64] + options + advert[64:]
+    hidden[28:30] = (len(hidden) - 64).to_bytes(2, "big")
+    for part in piece_behind(hidden, 0, 8), piece_behind(hidden, 8, 40):
+        assert wire.raw(part, OUT).startswith(("fragment", "malformed"))
+
+
+def piece_behind(frame, start, end):
+    """A fragment whose header stands before the extensions."""
+    data = frame[64:]
+    part = frame[:64] + bytes((frame[30], 0)) + (start | (end < len(data))).to_bytes(2, "big") + bytes(4)
+    part += data[start:end]
+    part[28:30] = (len(part) - 64).to_bytes(2, "big")
+    part[30] = ip.FRAGMENT
+    return part
 
 
 def test_an_atomic_fragment_is_whole(wire):

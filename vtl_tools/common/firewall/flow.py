@@ -41,13 +41,15 @@ class Decision(NamedTuple):
 
     verdict: None, if it is a fragment that is kept until the others are here. rule: what decided; None if
     no rule was asked. why: one word, as counters are to be called. frames: where fragments were kept, all
-    of the packet, to be sent on (or dropped) in place of this one.
+    of the packet, to be sent on (or dropped) in place of this one. whole: the packet that they make, for
+    whoever inspects it, too, or tells its sender.
     """
 
     verdict: Verdict | None
     rule: Rule | None
     why: str
     frames: tuple[bytes, ...] = ()
+    whole: bytearray | None = None
 
 
 class Flow:

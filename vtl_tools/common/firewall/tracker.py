@@ -16,7 +16,7 @@ from vtl_tools.common.firewall.rule import OUT, STACKED, Direction, Rule, Verdic
 from vtl_tools.common.firewall.table import Flows
 from vtl_tools.common.model import tcp_plain
 from vtl_tools.common.model.tcp_arrival import Seen, arrive
-from vtl_tools.common.packet import ether, icmp, ip
+from vtl_tools.common.packet import ether, icmp, ip, nd
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import PORTS, Packet
@@ -89,7 +89,7 @@ class Tracker:
         try:
             return self.judge(Packet.at(frame), direction, now)
         except Malformed as err:
-            return _denied(f"malformed-{err.what.partition('.')[0]}")
+            return _malformed(err)
 
     def judge(self, pkt: Packet, direction: Direction, now: float) -> Decision:
         """Decide about a packet. Raises Malformed, and nothing else."""
@@ -212,9 +212,14 @@ class Tracker:
         if isinstance(got, str):
             return _denied(got)
         try:
-            return self.judge(Packet.at(got.packet), direction, now)._replace(frames=got.frames)
+            whole = Packet.at(got.packet)
+            # Its receiver drops neighbour discovery that came in fragments, as nobody can inspect it
+            decision = (
+                _denied("fragment-neighbour") if whole.nd is not None else self.judge(whole, direction, now)
+            )
         except Malformed as err:
-            return _denied(f"malformed-{err.what.partition('.')[0]}")._replace(frames=got.frames)
+            decision = _malformed(err)
+        return decision._replace(frames=got.frames, whole=got.packet)
 
     def _related(self, pkt: Packet, fields: Fields, direction: Direction) -> Decision | None:
         """Decide about an ICMP error, if it is about a connection that is known."""
@@ -340,14 +345,23 @@ def first_fields(flow: Flow) -> Fields:
 def _suspicious(net: IPv4 | IPv6) -> str:
     """Return why a packet is dropped before a rule is asked, or "".
 
-    A second fragment header would say something else than the first. Where a route is given by the sender,
-    the addresses are not where the packet goes (RFC 7126 section 4.3, RFC 5095).
+    A second fragment header would say something else than the first. Neighbour discovery has none at all
+    (RFC 6980 section 5). Where the sender gives a route, the addresses are not where the packet goes
+    (RFC 7126 section 4.3, RFC 5095).
     """
     if isinstance(net, IPv4):
         return "source-route" if net.has_source_route else ""
-    if net.fragment_off and sum(number == ip.FRAGMENT for number, _, _ in net.extensions()) > 1:
-        return "fragment-nested"
+    if net.fragment_off:
+        if sum(number == ip.FRAGMENT for number, _, _ in net.extensions()) > 1:
+            return "fragment-nested"
+        at, is_first = net.payload_off, not net.is_later_fragment
+        if is_first and net.protocol == ip.ICMPV6 and at < net.end and net.buf[at] in nd.MESSAGES:
+            return "fragment-neighbour"
     return "source-route" if net.is_routed else ""
+
+
+def _malformed(err: Malformed) -> Decision:
+    return _denied(f"malformed-{err.what.partition('.')[0]}")
 
 
 def _denied(why: str, rule: Rule | None = None) -> Decision:
