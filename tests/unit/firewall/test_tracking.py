@@ -197,6 +197,16 @@ def test_a_tag_makes_another_connection(wire):
     assert tagged.come("S.", 0, 1) == "rule"
 
 
+def test_a_connection_goes_to_the_ethernet_addresses_that_its_rule_allows():
+    wire = Wire("allow out tcp to mac 52:54:00:00:00:02\ndeny")
+    other = bytes(6)
+    assert wire.out("S", 0, dst_mac=other) == "rule"
+    wire.open()
+    assert wire.out(".", 1, 1, b"x", dst_mac=other) == "rule"
+    assert wire.out(".", 1, 1, b"x", src_mac=other) == "+known"
+    assert wire.come(".", 1, 2, src_mac=other) == "+known"  # the answer may come from another router
+
+
 def test_source_routes_are_dropped_whatever_the_rules(wire):
     open_wire = Wire("allow")
     frame = segment(OUT, "S", 0)

@@ -29,10 +29,14 @@ class Judgement(NamedTuple):
 
 
 class Policy:
-    """All rules of a file, compiled. Immutable: a new file makes a new one."""
+    """All rules of a file, compiled. Immutable: a new file makes a new one.
+
+    asks_macs: whether any rule asks for Ethernet addresses.
+    """
 
     def __init__(self, ruleset: Ruleset) -> None:
         self.ruleset = ruleset
+        self.asks_macs = any(rule.src_mac is not None or rule.dst_mac is not None for rule in ruleset.rules)
         self._out = Table([rule for rule in ruleset.rules if OUT in rule.directions])
         self._in = Table([rule for rule in ruleset.rules if IN in rule.directions])
 

@@ -78,7 +78,8 @@ class Tracker:
 
     def receive(self, frame: Buffer, direction: Direction, now: float) -> Decision:
         """Decide about a frame, which stays the caller's. Nothing is raised for foreign octets."""
-        if len(frame) >= _L3 + IPv6.SIZE and (version := frame[_L3] >> 4) in _PROTOCOL:
+        version = frame[_L3] >> 4 if len(frame) >= _L3 + IPv6.SIZE else 0
+        if version in _PROTOCOL and not self.policy.asks_macs:
             protocol, decision = frame[_PROTOCOL[version]], None
             if protocol == ip.TCP:
                 decision = self._plain_tcp(frame, version, direction, now)
@@ -116,12 +117,24 @@ class Tracker:
         key = flow_key(direction, fields.protocol, fields.src, fields.dst, ports, fields.vlan, initiator)
         flow = self.flows.get(key)
         if flow is not None:
-            decision = self._further(flow, pkt, direction, now)
+            decision = self._moved(flow, fields, direction) or self._further(flow, pkt, direction, now)
             if decision is not None:
                 return decision
         if initiator is not direction:
             return self._stateless(fields, direction, now)
         return self._first(key, pkt, fields, direction, now)
+
+    def _moved(self, flow: Flow, fields: Fields, direction: Direction) -> Decision | None:
+        """Refuse a packet whose Ethernet addresses are not the first one's, if rules do not allow these."""
+        _, *macs, _ = flow.opening
+        if (
+            direction is not flow.initiator
+            or not self.policy.asks_macs
+            or macs == [fields.src_mac, fields.dst_mac]
+        ):
+            return None
+        verdict, rule = self.policy.judge(direction, fields)
+        return None if verdict is Verdict.ALLOW else Decision(verdict, rule, "rule")
 
     def _further(self, flow: Flow, pkt: Packet, direction: Direction, now: float) -> Decision | None:
         """Decide about a packet of a known connection; None if it begins the next one with its addresses."""
