@@ -1,6 +1,7 @@
 """What a rule compares with: ranges of addresses and of numbers, in order and without overlap."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
@@ -155,11 +156,10 @@ def _prefix(text: str) -> Span:
 def parse_address(text: str) -> bytes:
     """Return the octets of an address. ValueError if it is none; a zone such as %eth0 is no part of one."""
     if ":" not in text:
-        parts = text.split(".")
-        if len(parts) == 4 and all(part.isdecimal() and len(part) < 4 for part in parts):
-            numbers = [int(part) for part in parts]
-            if max(numbers) < 256 and ".".join(map(str, numbers)) == text:  # 010 is 8 to some
-                return bytes(numbers)
+        with suppress(ValueError):
+            octets = bytes(map(int, text.split(".")))
+            if len(octets) == 4 and ".".join(map(str, octets)) == text:  # 010 is 8 to some
+                return octets
         raise ValueError(f"{text} is no IP address")
     try:
         if "%" not in text:
