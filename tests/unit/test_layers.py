@@ -12,6 +12,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 RANK = {
     "errors": 0,
+    "firewall": 3,
     "packet": 1,
     "parameters": 1,
     "privilege": 1,
@@ -35,7 +36,7 @@ RANK = {
 }
 """What may import what: only what ranks lower. A new part of common/ is given its place here."""
 
-SANS_IO = ("gateway", "model", "packet", "socks", "tcp")
+SANS_IO = ("firewall", "gateway", "model", "packet", "socks", "tcp")
 IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "time"}
 LINES_MAX = 600
 SEQUENCE_NUMBERS = ("_nxt", "_una", "_seq")

@@ -1,0 +1,78 @@
+"""What rules ask of a packet, read from it once."""
+
+from typing import Final
+
+from vtl_tools.common.errors import Malformed
+from vtl_tools.common.firewall.clauses import ICMP6
+from vtl_tools.common.firewall.rule import STACKED, UNTAGGED
+from vtl_tools.common.packet import ether, nd
+from vtl_tools.common.packet.icmp import ICMPv6
+from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.tcp import TCP
+from vtl_tools.common.packet.udp import UDP
+
+NONE: Final = -1
+"""In place of a port, a type or a protocol that a packet has not."""
+
+
+class Fields:
+    """src, dst: 4 or 16 octets; empty if this is not IP. protocol: IP's; NONE if this is not IP.
+
+    sport, dport: of TCP and UDP. icmp: as Rule.icmp. vlan: one number, UNTAGGED or STACKED.
+    is_neighbour: whether this is ARP, or neighbour discovery that a host would take (RFC 4861 6.1, 7.1).
+    """
+
+    __slots__ = (
+        "dport", "dst", "dst_mac", "ethertype", "icmp", "is_neighbour", "protocol", "sport", "src", "src_mac",
+        "vlan",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        ethertype: int,
+        protocol: int = NONE,
+        src: bytes = b"",
+        dst: bytes = b"",
+        sport: int = NONE,
+        dport: int = NONE,
+        icmp: int = NONE,
+        src_mac: bytes = bytes(6),
+        dst_mac: bytes = bytes(6),
+        vlan: int = UNTAGGED,
+        is_neighbour: bool = False,
+    ) -> None:
+        self.ethertype = ethertype
+        self.protocol = protocol
+        self.src = src
+        self.dst = dst
+        self.sport = sport
+        self.dport = dport
+        self.icmp = icmp
+        self.src_mac = src_mac
+        self.dst_mac = dst_mac
+        self.vlan = vlan
+        self.is_neighbour = is_neighbour
+
+    @classmethod
+    def of(cls, pkt: Packet) -> "Fields":
+        """Read a packet, which must be no fragment. Raises Malformed, and nothing else."""
+        eth = pkt.eth
+        tags = pkt.vlans
+        vlan = UNTAGGED if not tags else tags[0].vid if len(tags) == 1 else STACKED
+        made = cls(pkt.ethertype, src_mac=eth.src, dst_mac=eth.dst, vlan=vlan)
+        if pkt.ethertype == ether.ARP:
+            made.is_neighbour = True
+        if (net := pkt.ip) is None:
+            return made
+        if net.is_fragment:
+            raise Malformed("fragment", net.off)
+        made.protocol, made.src, made.dst = net.protocol, net.src, net.dst
+        inner = pkt.transport
+        if isinstance(inner, TCP | UDP):
+            made.sport, made.dport = inner.sport, inner.dport
+        elif isinstance(inner, ICMPv6):
+            made.icmp = ICMP6 | inner.type << 8 | inner.code
+            made.is_neighbour = inner.type in nd.MESSAGES and inner.code == 0 and net.ttl == 255
+        elif inner is not None:
+            made.icmp = inner.type << 8 | inner.code
+        return made

@@ -1,0 +1,381 @@
+"""Packets in, decisions out. Reads no clock; `now` is in seconds, and only grows."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from vtl_tools.common.errors import Malformed
+from vtl_tools.common.firewall import tcp_flow, udp_plain
+from vtl_tools.common.firewall.clauses import ICMP6
+from vtl_tools.common.firewall.fields import NONE, Fields
+from vtl_tools.common.firewall.flow import ANSWERED, ASSURED, BEGUN, Decision, Ends, Flow, Opening, flow_key
+from vtl_tools.common.firewall.fragments import Fragments
+from vtl_tools.common.firewall.limits import Limits
+from vtl_tools.common.firewall.policy import Judgement, Policy
+from vtl_tools.common.firewall.quoted import quoted_flow
+from vtl_tools.common.firewall.rule import OUT, STACKED, Direction, Rule, Verdict
+from vtl_tools.common.firewall.table import Flows
+from vtl_tools.common.model import tcp_plain
+from vtl_tools.common.model.tcp_arrival import Seen, arrive
+from vtl_tools.common.packet import ether, icmp, ip, nd
+from vtl_tools.common.packet.ipv4 import IPv4
+from vtl_tools.common.packet.ipv6 import IPv6
+from vtl_tools.common.packet.packet import PORTS, Packet
+from vtl_tools.common.packet.tcp_state import State
+from vtl_tools.common.packet.view import Buffer
+
+_L3: Final = tcp_plain.L3
+_HELD: Final = Decision(None, None, "fragment-held")
+_PROTOCOL: Final = {4: _L3 + 9, 6: _L3 + 6}
+_TCP: Final = bytes((ip.TCP,))
+_UDP: Final = bytes((ip.UDP,))
+_OPENINGS_MAX: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds of silence after which a connection ends.
+
+    TCP: opening and closing are transitory (RFC 5382 REQ-5: 4 minutes at least), established is for
+    2 hours and 4 minutes (the same), closed for what is still under way. UDP (RFC 4787 REQ-5: 2 minutes at
+    least), echo (RFC 5508 REQ-2: 60 seconds), other protocols. assured: once both sides have used it.
+    """
+
+    opening: float = 240.0
+    established: float = 7440.0
+    closing: float = 240.0
+    closed: float = 10.0
+    udp: float = 120.0
+    udp_assured: float = 300.0
+    echo: float = 60.0
+    other: float = 600.0
+
+
+class Tracker:
+    """A stateful firewall without its links: a policy, and the connections that it has let through.
+
+    join: whether a TCP segment in the middle of a connection may begin one, if a rule allows it; for a
+    while after a start, since connections were there before us.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        flows_max: int = 131_072,
+        timeouts: Timeouts | None = None,
+        join: bool = False,
+    ) -> None:
+        self.policy = policy
+        self.join = join
+        self.timeouts = timeouts or Timeouts()
+        self.flows = Flows(flows_max)
+        self.fragments = Fragments()
+        self._limits = Limits()
+        self._known: dict[Rule, Decision] = {}
+        self._openings: dict[Opening, Opening] = {}
+
+    # --- packets
+
+    def receive(self, frame: Buffer, direction: Direction, now: float) -> Decision:
+        """Decide about a frame, which stays the caller's. Nothing is raised for foreign octets."""
+        version = frame[_L3] >> 4 if len(frame) >= _L3 + IPv6.SIZE else 0
+        if version in _PROTOCOL and not self.policy.asks_macs:
+            protocol, decision = frame[_PROTOCOL[version]], None
+            if protocol == ip.TCP:
+                decision = self._plain_tcp(frame, version, direction, now)
+            elif protocol == ip.UDP:
+                decision = self._plain_udp(frame, version, direction, now)
+            if decision is not None:
+                return decision
+        try:
+            return self.judge(Packet.at(frame), direction, now)
+        except Malformed as err:
+            return _malformed(err)
+
+    def judge(self, pkt: Packet, direction: Direction, now: float) -> Decision:
+        """Decide about a packet. Raises Malformed, and nothing else."""
+        net = pkt.ip
+        if net is not None:
+            if refused := _suspicious(net):
+                return _denied(refused)
+            if net.is_fragment:
+                return self._fragment(pkt, direction, now)
+        fields = Fields.of(pkt)
+        if fields.is_neighbour or not fields.src or fields.vlan == STACKED:
+            return self._stateless(fields, direction, now)
+        ports, initiator = b"\0\0\0\0", direction
+        if fields.dport >= 0:
+            ports = PORTS.pack(fields.sport, fields.dport)
+        elif (message := pkt.icmp) is not None:
+            if not message.is_echo:
+                return self._related(pkt, fields, direction) or self._stateless(fields, direction, now)
+            ports = PORTS.pack(message.identifier, message.identifier)
+            if not message.is_echo_request:
+                initiator = direction.other
+        elif fields.protocol in (ip.ICMP, ip.ICMPV6):
+            return self._stateless(fields, direction, now)  # of the other version of IP: nobody's
+        key = flow_key(direction, fields.protocol, fields.src, fields.dst, ports, fields.vlan, initiator)
+        flow = self.flows.get(key)
+        if flow is not None:
+            decision = self._moved(flow, fields, direction) or self._further(flow, pkt, direction, now)
+            if decision is not None:
+                return decision
+        if initiator is not direction:
+            return self._stateless(fields, direction, now)
+        return self._first(key, pkt, fields, direction, now)
+
+    def _moved(self, flow: Flow, fields: Fields, direction: Direction) -> Decision | None:
+        """Refuse a packet whose Ethernet addresses are not the first one's, if rules do not allow these."""
+        _, *macs, _ = flow.opening
+        if (
+            direction is not flow.initiator
+            or not self.policy.asks_macs
+            or macs == [fields.src_mac, fields.dst_mac]
+        ):
+            return None
+        verdict, rule = self.policy.judge(direction, fields)
+        return None if verdict is Verdict.ALLOW else Decision(verdict, rule, "rule")
+
+    def _further(self, flow: Flow, pkt: Packet, direction: Direction, now: float) -> Decision | None:
+        """Decide about a packet of a known connection; None if it begins the next one with its addresses."""
+        segment = pkt.tcp
+        if segment is None:
+            self._spoken(flow, direction, now)
+            return flow.decision
+        ends = self.flows.ends(flow)
+        if tcp_flow.starts_anew(ends, segment.flags):
+            self.end(flow)
+            return None
+        seen = tcp_flow.follow(ends, direction, segment)
+        if not seen.taken and tcp_flow.may_pass(ends, direction, flow.initiator, segment, seen):
+            return flow.decision
+        return self._followed(flow, ends, seen, now)
+
+    def _plain_tcp(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
+        """Decide about an ordinary TCP segment of a known connection; None: look closer."""
+        plain = tcp_plain.read(frame, version)
+        if plain is None:
+            return None
+        src, dst, sport, dport, seq, ack, flags, window, at, data, end = plain
+        if direction is OUT:
+            flow = self.flows.get(src + dst + PORTS.pack(sport, dport) + _TCP)
+        else:
+            flow = self.flows.get(dst + src + PORTS.pack(dport, sport) + _TCP)
+        if flow is None:
+            return None
+        ends = flow.ends
+        if not isinstance(ends, tuple):
+            ends = self.flows.ends(flow)
+        tx, rx = ends if direction is OUT else (ends[1], ends[0])
+        stamp = tcp_plain.tsval(frame, at, data) if tx.timestamps else None
+        if stamp == -1:
+            return None
+        seen = arrive(tx, rx, seq, ack, flags, window, end - data, stamp)
+        if not seen.taken:
+            return None  # which judges it again, to the same end, and says what is to be done
+        if tx.state is State.ESTABLISHED and rx.state is State.ESTABLISHED and flow.use == ASSURED:
+            flow.until = now + self.timeouts.established
+            return flow.decision
+        return self._followed(flow, ends, seen, now)
+
+    def _plain_udp(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
+        """Decide about an ordinary datagram of a known connection; None: look closer."""
+        plain = udp_plain.read(frame, version)
+        if plain is None:
+            return None
+        src, dst, here, there = plain
+        flow = self.flows.get(
+            (src + dst + here + there if direction is OUT else dst + src + there + here) + _UDP
+        )
+        if flow is None:
+            return None
+        self._spoken(flow, direction, now)
+        return flow.decision
+
+    def _followed(self, flow: Flow, ends: Ends, seen: Seen, now: float) -> Decision:
+        if not seen.taken:
+            return _denied(f"tcp-{seen.text}", flow.decision.rule)
+        stage = tcp_flow.stage(ends)
+        self.flows.keep(flow, now + getattr(self.timeouts, stage), now)
+        if stage == "established":
+            self.flows.assure(flow)
+        return flow.decision
+
+    def _spoken(self, flow: Flow, direction: Direction, now: float) -> None:
+        """Follow a packet of a connection that is not of TCP."""
+        if direction is not flow.initiator:
+            if flow.use == BEGUN:
+                flow.use = ANSWERED
+        elif flow.use == ANSWERED:
+            self.flows.assure(flow)
+        self.flows.keep(flow, now + self._silence(flow), now)
+
+    def _silence(self, flow: Flow) -> float:
+        protocol = flow.protocol
+        if protocol == ip.TCP:
+            return self.timeouts.opening
+        if protocol == ip.UDP:
+            return self.timeouts.udp_assured if flow.use == ASSURED else self.timeouts.udp
+        return self.timeouts.echo if protocol in (ip.ICMP, ip.ICMPV6) else self.timeouts.other
+
+    def _fragment(self, pkt: Packet, direction: Direction, now: float) -> Decision:
+        got = self.fragments.add(pkt, direction, now)
+        if got is None:
+            return _HELD
+        if isinstance(got, str):
+            return _denied(got)
+        try:
+            whole = Packet.at(got.packet)
+            # Its receiver drops neighbour discovery that came in fragments, as nobody can inspect it
+            decision = (
+                _denied("fragment-neighbour") if whole.nd is not None else self.judge(whole, direction, now)
+            )
+        except Malformed as err:
+            decision = _malformed(err)
+        return decision._replace(frames=got.frames, whole=got.packet)
+
+    def _related(self, pkt: Packet, fields: Fields, direction: Direction) -> Decision | None:
+        """Decide about an ICMP error, if it is about a connection that is known."""
+        quoted = quoted_flow(pkt, direction, fields.vlan)
+        flow = self.flows.get(quoted.key) if quoted is not None else None
+        if flow is None or quoted is None:
+            return None
+        if quoted.seq is not None and not tcp_flow.quotes_what_was_sent(
+            self.flows.ends(flow), quoted.direction, quoted.seq
+        ):
+            return _denied("icmp-not-sent", flow.decision.rule)
+        return Decision(Verdict.ALLOW, flow.decision.rule, "related")
+
+    def _stateless(self, fields: Fields, direction: Direction, now: float) -> Decision:
+        """Decide about a packet by itself: it is of no connection that could be followed."""
+        judgement = self.policy.judge(direction, fields)
+        refused = self._refused(judgement, fields, now)
+        if refused:
+            return _denied(refused, judgement.rule)
+        return Decision(judgement.verdict, judgement.rule, "rule")
+
+    def _first(self, key: bytes, pkt: Packet, fields: Fields, direction: Direction, now: float) -> Decision:
+        """Decide about a packet that may begin a connection."""
+        judgement = self.policy.judge(direction, fields)
+        if judgement.verdict is not Verdict.ALLOW:
+            return Decision(judgement.verdict, judgement.rule, "rule")
+        ends: Ends | None = None
+        if (segment := pkt.tcp) is not None:
+            ends = tcp_flow.opened(segment, direction, join=self.join)
+            if ends is None:
+                return _denied("tcp-not-open", judgement.rule)
+        if refused := self._refused(judgement, fields, now):
+            return _denied(refused, judgement.rule)
+        opening = Opening(direction, fields.src_mac, fields.dst_mac, fields.vlan)
+        if len(self._openings) < _OPENINGS_MAX:
+            opening = self._openings.setdefault(opening, opening)
+        flow = Flow(key, self._decision(judgement.rule), opening, ends)
+        victim = self.flows.add(flow, now + self._silence(flow), now)
+        if victim is not None:
+            self._closed(victim)
+        self._limits.opened(judgement.rule, flow.source)
+        if ends is not None and tcp_flow.stage(ends) == "established":
+            self._followed(flow, ends, Seen.ACK, now)
+        return Decision(Verdict.ALLOW, judgement.rule, "new")
+
+    def _refused(self, judgement: Judgement, fields: Fields, now: float) -> str:
+        rule = judgement.rule
+        if rule.rate is None and rule.cap is None:
+            return ""
+        source = fields.src if len(fields.src) == 4 else fields.src[:8]
+        return self._limits.admit(rule, source, now)
+
+    def _decision(self, rule: Rule) -> Decision:
+        """Return what every further packet of a rule's connections is told, which is one object for all."""
+        return self._known.setdefault(rule, Decision(Verdict.ALLOW, rule, "known"))
+
+    # --- time
+
+    def deadline(self) -> float | None:
+        """Return when wake() is due; None: never."""
+        times = [due for due in (self.flows.deadline(), self.fragments.deadline()) if due is not None]
+        return min(times, default=None)
+
+    def wake(self, now: float) -> list[Flow]:
+        """Let go what has ended, and return it. Early is harmless."""
+        self.fragments.wake(now)
+        ended = self.flows.expire(now)
+        for flow in ended:
+            self._closed(flow)
+        return ended
+
+    # --- what an operator does
+
+    def end(self, flow: Flow) -> None:
+        """Forget a connection that is known: its next packet is judged as a first one."""
+        self.flows.remove(flow)
+        self._closed(flow)
+
+    def _closed(self, flow: Flow) -> None:
+        if flow.decision.rule is not None:
+            self._limits.closed(flow.decision.rule, flow.source)
+
+    def would_end(self, policy: Policy) -> list[Flow]:
+        """Return the connections that another policy would not allow. Changes nothing."""
+        return [
+            flow
+            for flow in self.flows
+            if policy.judge(flow.initiator, first_fields(flow)).verdict is not Verdict.ALLOW
+        ]
+
+    def replace(self, policy: Policy) -> list[Flow]:
+        """Take another policy from now on. Connections that it does not allow end, and are returned.
+
+        The others count for the limits of the rules that allow them now, but none ends for a limit.
+        """
+        judged = [(flow, policy.judge(flow.initiator, first_fields(flow))) for flow in self.flows]
+        self.policy, self._limits, self._known = policy, Limits(), {}
+        ended: list[Flow] = []
+        for flow, judgement in judged:
+            if judgement.verdict is Verdict.ALLOW:
+                flow.decision = self._decision(judgement.rule)
+                self._limits.opened(judgement.rule, flow.source)
+            else:
+                self.flows.remove(flow)
+                ended.append(flow)
+        return ended
+
+
+def first_fields(flow: Flow) -> Fields:
+    """Return what a policy asks of the first packet of a connection."""
+    (here, there), (near, far), protocol = flow.addresses, flow.ports, flow.protocol
+    src, dst, sport, dport = (here, there, near, far) if flow.initiator is OUT else (there, here, far, near)
+    six, message = len(src) == 16, NONE
+    if protocol in (ip.ICMP, ip.ICMPV6):
+        message = ICMP6 | icmp.V6_ECHO_REQUEST << 8 if six else icmp.ECHO_REQUEST << 8
+    if protocol not in (ip.TCP, ip.UDP):
+        sport = dport = NONE
+    _, src_mac, dst_mac, vlan = flow.opening
+    kind = ether.IPV6 if six else ether.IPV4
+    return Fields(kind, protocol, src, dst, sport, dport, message, src_mac, dst_mac, vlan)
+
+
+def _suspicious(net: IPv4 | IPv6) -> str:
+    """Return why a packet is dropped before a rule is asked, or "".
+
+    A second fragment header would say something else than the first. Neighbour discovery has none at all
+    (RFC 6980 section 5). Where the sender gives a route, the addresses are not where the packet goes
+    (RFC 7126 section 4.3, RFC 5095).
+    """
+    if isinstance(net, IPv4):
+        return "source-route" if net.has_source_route else ""
+    if net.fragment_off:
+        if sum(number == ip.FRAGMENT for number, _, _ in net.extensions()) > 1:
+            return "fragment-nested"
+        at, is_first = net.payload_off, not net.is_later_fragment
+        if is_first and net.protocol == ip.ICMPV6 and at < net.end and net.buf[at] in nd.MESSAGES:
+            return "fragment-neighbour"
+    return "source-route" if net.is_routed else ""
+
+
+def _malformed(err: Malformed) -> Decision:
+    return _denied(f"malformed-{err.what.partition('.')[0]}")
+
+
+def _denied(why: str, rule: Rule | None = None) -> Decision:
+    return Decision(Verdict.DENY, rule, why)

@@ -1,0 +1,169 @@
+"""What a rule compares with: ranges of addresses and of numbers, in order and without overlap."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import AddressValueError, IPv6Address
+from typing import Final
+
+from vtl_tools.common.packet.address import format_ip
+
+Span = tuple[bytes, bytes]
+"""First and last address of a range, both in it, of 4 or 16 octets."""
+
+Ranges = tuple[tuple[int, int], ...]
+"""Ranges of numbers, first and last in it."""
+
+_BITS: Final = {4: 32, 16: 128}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Addresses:
+    """IPv4 and IPv6 addresses, which are never each other's: ::/0 holds no IPv4 address. May be empty.
+
+    By identity: rules that name one set share one object, which the compiler makes use of.
+    """
+
+    v4: tuple[Span, ...]
+    v6: tuple[Span, ...]
+
+    @classmethod
+    def of(cls, spans: Iterable[Span]) -> "Addresses":
+        """Return the union of ranges."""
+        both = list(spans)
+        return cls(
+            _union([span for span in both if len(span[0]) == 4]),
+            _union([span for span in both if len(span[0]) == 16]),
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.v4 or self.v6)
+
+    def __contains__(self, address: bytes) -> bool:
+        return any(first <= address <= last for first, last in self.family(len(address)))
+
+    def family(self, octets: int) -> tuple[Span, ...]:
+        """Return the ranges of addresses of 4 or 16 octets."""
+        return self.v4 if octets == 4 else self.v6
+
+    def covers(self, other: "Addresses") -> bool:
+        """Say whether every address of the other is one of these."""
+        return _covers(self.v4, other.v4) and _covers(self.v6, other.v6)
+
+    def __str__(self) -> str:
+        return ", ".join(first_last(span) for span in (*self.v4, *self.v6)) or "empty"
+
+
+def first_last(span: Span) -> str:
+    """Return a range of addresses as a prefix, if it is one, or as its first and last."""
+    first, last = (int.from_bytes(octets, "big") for octets in span)
+    host = first ^ last
+    if host & (host + 1) == 0 and first & host == 0:
+        text = format_ip(span[0])
+        return text if not host else f"{text}/{_BITS[len(span[0])] - host.bit_length()}"
+    return f"{format_ip(span[0])}-{format_ip(span[1])}"
+
+
+def _union(spans: list[Span]) -> tuple[Span, ...]:
+    if len(spans) < 2:
+        return tuple(spans)
+    out: list[Span] = []
+    for first, last in sorted(spans):
+        if out and (first <= out[-1][1] or first == after(out[-1][1])):
+            if last > out[-1][1]:
+                out[-1] = out[-1][0], last
+        else:
+            out.append((first, last))
+    return tuple(out)
+
+
+def after(address: bytes) -> bytes | None:
+    """Return the next address; None behind the last there is."""
+    number = int.from_bytes(address, "big") + 1
+    return None if number >> len(address) * 8 else number.to_bytes(len(address), "big")
+
+
+def _covers(wide: tuple[Span, ...], narrow: tuple[Span, ...]) -> bool:
+    if len(wide) * len(narrow) > 10_000:
+        return wide == narrow  # it is a warning that depends on it, which may be left out
+    return all(any(first <= low and high <= last for first, last in wide) for low, high in narrow)
+
+
+def ranges(pairs: Iterable[tuple[int, int]]) -> Ranges:
+    """Return the union of ranges of numbers."""
+    out: list[tuple[int, int]] = []
+    for first, last in sorted(pairs):
+        if out and first <= out[-1][1] + 1:
+            out[-1] = out[-1][0], max(last, out[-1][1])
+        else:
+            out.append((first, last))
+    return tuple(out)
+
+
+def holds(wide: Ranges, number: int) -> bool:
+    """Say whether a number is in one of the ranges."""
+    return any(first <= number <= last for first, last in wide)
+
+
+def ranges_cover(wide: Ranges, narrow: Ranges) -> bool:
+    """Say whether every number of the one is in the other."""
+    if len(wide) * len(narrow) > 10_000:
+        return wide == narrow
+    return all(any(first <= low and high <= last for first, last in wide) for low, high in narrow)
+
+
+def show_ranges(pairs: Sequence[tuple[int, int]]) -> str:
+    """Return ranges as they are written."""
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in pairs)
+
+
+def parse_addresses(text: str) -> Span:
+    """Return the range that an address, a prefix or "first-last" names.
+
+    ValueError, with what is wrong: no address, a prefix that is too long or has host bits set, ends of
+    different versions or in the wrong order.
+    """
+    if "/" in text:
+        return _prefix(text)
+    if "-" in text:
+        low, _, high = text.partition("-")
+        first, last = parse_address(low), parse_address(high)
+        if len(first) != len(last):
+            raise ValueError(f"{text} goes from one IP version to the other")
+        if first > last:
+            raise ValueError(f"{text} ends before it begins")
+        return first, last
+    address = parse_address(text)
+    return address, address
+
+
+def _prefix(text: str) -> Span:
+    head, _, tail = text.partition("/")
+    address = parse_address(head)
+    bits = len(address) * 8
+    if not tail.isdecimal() or len(tail) > 3 or int(tail) > bits or (tail[0] == "0" and tail != "0"):
+        raise ValueError(f"/{tail} is no length of a prefix: 0 to {bits} bits")
+    host = (1 << bits - int(tail)) - 1
+    number = int.from_bytes(address, "big")
+    if number & host:
+        right = format_ip((number & ~host).to_bytes(len(address), "big"))
+        raise ValueError(f"{text} has bits set behind its prefix: write {right}/{tail}, or {head}")
+    return address, (number | host).to_bytes(len(address), "big")
+
+
+@lru_cache(maxsize=4096)
+def parse_address(text: str) -> bytes:
+    """Return the octets of an address. ValueError if it is none; a zone such as %eth0 is no part of one."""
+    if ":" not in text:
+        with suppress(ValueError):
+            octets = bytes(map(int, text.split(".")))
+            if len(octets) == 4 and ".".join(map(str, octets)) == text:  # 010 is 8 to some
+                return octets
+        raise ValueError(f"{text} is no IP address")
+    try:
+        if "%" not in text:
+            return IPv6Address(text).packed
+    except AddressValueError:
+        pass
+    raise ValueError(f"{text} is no IP address")
