@@ -23,6 +23,7 @@ from lab.wait import until
 from tests.cmd.tools import BIN
 from vtl_tools.cmd import tor
 from vtl_tools.common.errors import VTLError
+from vtl_tools.common.runtime import Options
 from vtl_tools.common.tor import TorProcess
 
 TOOL = BIN / "vtl-tor"
@@ -233,7 +234,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, *, is_drawn: bool = False) -> str:
         monkeypatch.setattr("sys.stderr", terminal)
         stage = tor.Tor(("127.0.0.1", 9050))
         for percent, what in (0, "Starting"), (45, "Asking for relay descriptors"), (100, "Done"):
-            tor._show_progress(stage, is_drawn, percent, what)
+            tor._show_progress(stage, Options(watch=is_drawn), None, percent, what)
         terminal.flush()
         terminal.write("$ ")
         terminal.flush()

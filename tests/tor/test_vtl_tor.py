@@ -340,8 +340,11 @@ def own(scene: Scene) -> tuple[Host, Host, Path]:
 
 def test_a_tor_of_our_own_is_started_watched_and_started_again(scene, own):
     host, guest, torrc = own
-    with vtl_tor(scene.lab, host, "--start-tor", "--torrc", torrc, "--guard", "process") as service:
+    url = f"http://www.example:{OTHER_PORT}/"
+    options = ("--torrc", torrc, "--guard", "process", "--url", url)
+    with vtl_tor(scene.lab, host, "--start-tor", *options) as service:
         service.wait_for("bootstrap", lambda event: event["percent"] == 100)
+        service.wait_for("exit", lambda event: event["seen"]["IP"] in EXITS)
         percents = [event["percent"] for event in service.events if event["event"] == "bootstrap"]
         assert percents == sorted(percents)
         assert fetch(guest, SITES[0]) == b"hello"

@@ -241,6 +241,7 @@ socks_option = click.option(
     help="Keep the frames that are dropped (pcapng).",
 )
 @click.option("--check/--no-check", default=True, help="See first that the proxy answers (default).")
+@click.option("--url", metavar="URL", help="Ask a web service, too, what address it sees; see 'check'.")
 @click.option(
     "--pipeline/--no-pipeline",
     default=None,
@@ -258,6 +259,7 @@ def main(
     idle: int,
     pcap_dropped: Path | None,
     check: bool,
+    url: str | None,
     pipeline: bool | None,
     guard: str,
     options: "Options",
@@ -289,6 +291,10 @@ def main(
         is_tor = probe(socks, user).is_tor
         if not is_tor:
             log.warning("%s: answers, and is not Tor: it sees where the guest goes", described(socks))
+    if url is not None and not start_tor:
+        from vtl_tools.common.proxy_check import exit_address
+
+        _show_exit(exit_address(socks, url, user), json=options.json)
     from vtl_tools.common.device.spec import open_device
     from vtl_tools.common.guard import MARK
 
@@ -311,7 +317,7 @@ def main(
             **settings,
         )
         if process is not None:
-            process.on_progress = partial(_show_progress, stage, options.watch)
+            process.on_progress = partial(_show_progress, stage, options, url)
         if pcap_dropped is not None:
             kept = Kept("--pcap-dropped", pcap_dropped, iface)
             atexit.register(kept.close)
@@ -339,12 +345,35 @@ def _descriptors() -> int:
     return max(most - _OTHERS, most // 2)
 
 
-def _show_progress(stage: Tor, is_drawn: bool, percent: int, what: str) -> None:
-    """Tell how far tor is. is_drawn: --watch has the terminal, and tells as well."""
+def _show_exit(seen: dict[str, object], *, json: bool) -> None:
+    """Tell what address the world sees."""
+    if json:
+        cli.print_json([{"event": "exit", "seen": seen}])
+    else:
+        click.echo(f"vtl-tor: the world sees {seen.get('IP', seen)}", err=True)
+
+
+def _ask_for_exit(proxy: tuple[str, int] | str, url: str, *, json: bool) -> None:
+    """Find out what address the world sees, beside the frames, since it takes a while."""
+    from vtl_tools.common.proxy_check import exit_address
+
+    try:
+        _show_exit(exit_address(proxy, url, "vtl-check"), json=json)
+    except VTLError as e:
+        log.warning("%s", e)
+
+
+def _show_progress(stage: Tor, options: "Options", url: str | None, percent: int, what: str) -> None:
+    """Tell how far tor is, and when it is ready, what the world sees."""
+    if percent == 100 and url is not None:
+        from threading import Thread
+
+        ask = partial(_ask_for_exit, stage.proxy, url, json=options.json)
+        Thread(target=ask, daemon=True).start()
     stage.event("bootstrap", percent=percent, what=what)
     if log.isEnabledFor(logging.INFO):  # a line for each step, among the other lines
         log.info("tor: %d %%: %s", percent, what)
-    elif sys.stderr.isatty() and not is_drawn:
+    elif sys.stderr.isatty() and not options.watch:  # whose table tells as well
         end = "\n" if percent == 100 else "\r"
         print(f"\x1b[Ktor: {percent:3d} % {what:.60}", end=end, file=sys.stderr, flush=True)
 
