@@ -14,7 +14,7 @@ from vtl_tools.common.tcp.sack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, Drop, Ended, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import Frame, Path, Pieces, Segment, is_intact, parse
+from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Path, Pieces, Segment, is_intact, parse
 
 DEFAULT: Final = Config()
 
@@ -139,8 +139,8 @@ class Endpoint(TCB):
             if not frame[0] & 3 and not is_intact(frame):
                 self.drops[Drop.CHECKSUM] += 1
                 return
-        except Malformed:
-            self.drops[Drop.MALFORMED] += 1
+        except Malformed as found:
+            self.drops[Drop.SOURCE_ROUTE if found.what == SOURCE_ROUTE else Drop.MALFORMED] += 1
             return
         if segment.flow != self.framer.expected:
             self.drops[Drop.FOREIGN] += 1

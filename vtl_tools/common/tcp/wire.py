@@ -34,6 +34,9 @@ _OUT4: Final = struct.Struct("!10s16sHHIH12sIIHHHH")
 _OUT6: Final = struct.Struct("!10s18sHH36sIIHHHH")
 _DONT_FRAGMENT: Final = 0x4000
 
+SOURCE_ROUTE: Final = "ip.source_route"
+"""What is Malformed in a packet that its sender routed."""
+
 
 class Path(NamedTuple):
     """Who talks to whom, as seen by us. Addresses are octets (see packet/address.py)."""
@@ -135,6 +138,9 @@ def _locate(frame: Frame) -> tuple[bytes, int, int, int]:
     net, segment = pkt.ip, pkt.tcp
     if net is None or segment is None or net.is_fragment:
         raise Malformed("tcp", pkt.l3_off)
+    # RFC 7126 section 4.3, RFC 5095; an IPv6 routing header at its end is ignored (RFC 8200 section 4.4)
+    if net.is_routed or (len(net.src) == 4 and net.has_source_route):
+        raise Malformed(SOURCE_ROUTE, pkt.l3_off)
     form = _FLOW4 if len(net.src) == 4 else _FLOW6
     flow = form.pack(net.src, net.dst, segment.sport, segment.dport)
     return flow, segment.off, segment.payload_off, segment.end
