@@ -301,6 +301,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
                 tcb.stalled_since = now
         if snd.wnd == 0 and tcb.stalled_since is not None:
             tcb.stalled_since = now  # MUST-37: a peer that answers may keep its window shut for ever
+            tcb.rtt.answered()
     return True
 
 

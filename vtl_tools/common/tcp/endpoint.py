@@ -17,6 +17,7 @@ from vtl_tools.common.tcp.tcb import NEVER, TCB
 from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Path, Pieces, Segment, is_intact, parse
 
 DEFAULT: Final = Config()
+_R1: Final = 3  # retransmissions (RFC 9293 section 3.8.3, SHLD-10)
 
 _ABORT_IS_TOLD = frozenset(  # 3.10.5
     (State.SYN_RECEIVED, State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT)
@@ -225,7 +226,7 @@ class Endpoint(TCB):
         self.persist_at = NEVER
         if (piece := self.snd.override()) is not None:
             if not self.snd.wnd:
-                self.rtt.back_off()  # SHLD-30: each probe waits longer, the second already
+                self.rtt.back_off(again=False)  # SHLD-30: each probe waits longer, the second already
             self.out.append(output.send_piece(self, piece, now))
 
     def _keep_alive(self, now: float) -> None:
@@ -264,6 +265,15 @@ class Endpoint(TCB):
     def readable(self) -> int:
         """Octets that read() has."""
         return self.rcv.readable
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the path seems dead (R1, MUST-20), so that IP, whose owner sees this, should be told.
+
+        A SYN or data was sent three times more and not acknowledged, or a probe of a shut window was not
+        answered as often.
+        """
+        return self.ended is None and self.rtt.unanswered >= _R1
 
     @property
     def at_eof(self) -> bool:
