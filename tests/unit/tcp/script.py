@@ -23,7 +23,7 @@ from vtl_tools.common.packet import tcp
 
 TOLERANCE_S = 0.004
 SEGMENT = re.compile(
-    r"([FSRPU.]+) (\d+):(\d+)\((\d+)\)(?: ack (\d+))?(?: win (\d+))?(?: urg (\d+))?(?: <(.*)>)?$"
+    r"([FSRPUEW.]+) (\d+):(\d+)\((\d+)\)(?: ack (\d+))?(?: win (\d+))?(?: urg (\d+))?(?: <(.*)>)?$"
 )
 
 

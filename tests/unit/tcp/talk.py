@@ -8,6 +8,7 @@ from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.wire import Path
 
 LETTERS = {"S": tcp.SYN, ".": tcp.ACK, "P": tcp.PSH, "F": tcp.FIN, "R": tcp.RST, "U": tcp.URG}
+LETTERS |= {"E": tcp.ECE, "W": tcp.CWR}
 MACS = address.mac("02:00:00:00:00:01"), address.mac("02:00:00:00:00:02")
 HOSTS = {4: ("10.0.0.1", "10.0.0.2"), 6: ("fd00::1", "fd00::2")}
 ISS, IRS = 2**32 - 3, 2**31 - 2  # numbers wrap around, or change sign, soon
