@@ -136,7 +136,7 @@ def test_every_reason_why_vtl_tor_drops_is_explained_on_its_page() -> None:
     known |= {
         word
         for line in re.findall(r"(?:return|reason =) .*", judged)
-        for word in re.findall('"([a-z]+)"', line)
+        for word in re.findall('"([a-z-]+)"', line)
     }
     assert set(items(section(page("vtl-tor"), "DROPS"))) == known | set(KINDS.values())
 

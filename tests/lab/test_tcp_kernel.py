@@ -212,6 +212,21 @@ def test_half_closed_by_the_kernel_we_still_send(wire, opening):
         assert wire.endpoint.ended is Ended.CLOSED
 
 
+@OPENINGS
+def test_urgent_data_arrives_both_ways(wire, opening):
+    with opening(wire) as sock:
+        sock.send(b"before!", socket.MSG_OOB)
+        sock.send(b"after")
+        wire.until(lambda: wire.endpoint.readable == 12, "the kernel's octets")
+        assert wire.endpoint.urgent == 7
+        assert [bytes(wire.endpoint.read(7)), bytes(wire.endpoint.read())] == [b"before!", b"after"]
+        wire.endpoint.write(b"ours!", urgent=True)
+        wire.endpoint.write(b"more")
+        wire.until(lambda: wire.endpoint.acknowledged == 9, "an acknowledgement")
+        assert sock.recv(1, socket.MSG_OOB) == b"!"  # Linux: the octet before the pointer
+        assert [sock.recv(100), sock.recv(100)] == [b"ours", b"more"]
+
+
 def test_an_abort_resets_the_kernels_socket(wire):
     with active(wire) as sock:
         wire.endpoint.abort()

@@ -101,6 +101,8 @@ class Hostile(RuleBasedStateMachine):
 
     def reset_model(self):
         self.came, self.fins = Ranges(), set()
+        self.up = 0  # behind what our user called urgent
+        self.up_may = self.up_must = 0  # the furthest that RCV.UP may be, and the least
         self.must_nxt = 1  # what must have been taken, in order
         self.took_at = self.now  # when that grew last
         self.read_octets = self.written = 0
@@ -182,9 +184,10 @@ class Hostile(RuleBasedStateMachine):
         if flags & tcp.RST:
             assert answer_to is None or not answer_to & tcp.RST, "a reset answered by a reset"
             assert not length
+            assert not flags & tcp.URG
             return
-        assert not flags & tcp.URG
         if flags & tcp.SYN:
+            assert not flags & tcp.URG
             assert start == 0, "our SYN is at the ISS"
             self.syn_shift = said.window_scale
             assert length == 0
@@ -196,9 +199,19 @@ class Hostile(RuleBasedStateMachine):
                 assert (said.timestamps is not None) == self.stamped
             return
         assert flags & tcp.ACK, "all but a first SYN acknowledge"
+        self.hear_urgent(start, flags & tcp.URG, said.urgent)
         self.hear_ack(said)
         assert length <= self.mss
         self.hear_data(start, bytes(said.payload), flags & tcp.FIN)
+
+    def hear_urgent(self, start, flag, pointer):
+        """Whatever starts before SND.UP says so, until that is acknowledged; a keep-alive comes later."""
+        assert flag or not pointer
+        if flag:
+            assert self.una_must < self.up, "urgent again"
+            assert pointer == min(self.up - start, 65535) > 0
+        else:
+            assert start >= self.up or self.una_may >= self.up, "the urgent pointer was left out"
 
     def hear_ack(self, said):
         ack = signed(said.ack - self.irs)
@@ -253,9 +266,9 @@ class Hostile(RuleBasedStateMachine):
           anchor=ANCHORS, seq=NEAR, ack_anchor=ACKS, ack=NEAR, exact=st.integers(0, 3),
           length=st.sampled_from([0, 0, 1, 10, 100, 1500, 40_000]),
           win=st.sampled_from([0, 1, 500, 5000, 65535]), left=NEAR, size=st.integers(-5, 3000),
-          blocks=st.integers(0, 3),
+          blocks=st.integers(0, 3), urgent=st.sampled_from([0, 1, 20, 3000, 65535]),
           stamp=st.sampled_from([0, 0, 0, 1, 10, -1, -1000, -(2**30), None]))  # fmt: skip
-    def say(self, flags, anchor, seq, ack_anchor, ack, exact, length, win, left, size, blocks, stamp):
+    def say(self, flags, anchor, seq, ack_anchor, ack, exact, length, win, left, size, blocks, urgent, stamp):
         bits = sum(LETTERS[letter] for letter in flags)
         places = {"next": self.acked, "edge": self.edge, "start": 0, "sent": self.peer_sent}
         old = self.una_may - self.max_wnd
@@ -276,9 +289,10 @@ class Hostile(RuleBasedStateMachine):
             win,
             stamp,
             [(ack + left + i * size * 2, ack + left + i * size * 2 + size) for i in range(blocks)],
+            urgent=urgent,
         )
 
-    def say_one(self, bits, seq, ack, length, win, stamp, sack=(), damage=None):
+    def say_one(self, bits, seq, ack, length, win, stamp, sack=(), damage=None, urgent=0):
         self.said += 1
         syn, options = bits & tcp.SYN, {}
         if syn:
@@ -302,19 +316,19 @@ class Hostile(RuleBasedStateMachine):
             src_mac=path.remote_mac, dst_mac=path.local_mac, src=path.remote, dst=path.local,
             sport=path.remote_port, dport=path.local_port, seq=(self.irs + seq) % 2**32,
             ack=(self.iss + ack) % 2**32, flags=bits, window=win, payload=octets(PATTERN, seq, seq + length),
-            options=encoded,
+            options=encoded, urgent=urgent,
         )  # fmt: skip
         if damage is not None:
             frame = damage(frame)
         else:
-            self.reckon(bits, signed(seq), signed(ack), length, win, tsval)
+            self.reckon(bits, signed(seq), signed(ack), length, win, tsval, urgent)
         self.tcp.receive(frame, self.now)
         frame[:] = bytes(len(frame))  # it was borrowed
         if self.tcp.asked:
             self.tcp.accept()
         self.hear(bits)
 
-    def reckon(self, bits, seq, ack, length, win, tsval):
+    def reckon(self, bits, seq, ack, length, win, tsval, urgent):
         """Move the bounds by a segment that is about to arrive."""
         state = self.tcp.state
         if state in UNSYNCHRONIZED:
@@ -337,9 +351,13 @@ class Hostile(RuleBasedStateMachine):
         if state is State.SYN_RECEIVED and ack != 1:
             return
         self.may_take(bits, seq, ack, length, win << self.out_shift, tsval)
+        if bits & tcp.URG:
+            self.up_may = max(self.up_may, seq + urgent)
         exact = seq == self.nxt and ack >= self.una_may
         newest = not self.stamped or self.newest is None or (tsval - self.newest) % 2**32 < 2**31
         if exact and newest and state is not State.SYN_RECEIVED:
+            if bits & tcp.URG and state not in PEER_CLOSED:
+                self.up_must = max(self.up_must, seq + urgent)
             self.must_take(bits, seq, ack, length, win << self.out_shift)
         else:
             self.right_now = None
@@ -406,16 +424,18 @@ class Hostile(RuleBasedStateMachine):
 
     # --- what the user does
 
-    @rule(size=st.sampled_from([0, 1, 400, 5000, 120_000]))
-    def write(self, size):
+    @rule(size=st.sampled_from([0, 1, 400, 5000, 120_000]), urgent=st.sampled_from([False, False, True]))
+    def write(self, size, urgent):
         room = self.tcp.writable
         try:
-            took = self.tcp.write(octets(OURS, 1 + self.written, 1 + self.written + size))
+            took = self.tcp.write(octets(OURS, 1 + self.written, 1 + self.written + size), urgent=urgent)
         except ValueError:
             assert room == 0
             return
         assert took == min(size, room)
         self.written += took
+        if urgent and took:
+            self.up = 1 + self.written
         self.hear()
 
     @rule(size=st.sampled_from([1, 50, 1 << 20]), often=st.sampled_from([1, 1000]))
@@ -528,6 +548,11 @@ class Hostile(RuleBasedStateMachine):
         got = self.read_octets + self.tcp.readable
         assert got + 1 >= self.must_nxt or info.state is State.CLOSED, "octets that were to be taken"
         assert got + 1 <= self.came.prefix(), "octets that did not come"
+        up, next_ = self.tcp.urgent + 1 + self.read_octets, 1 + self.read_octets
+        assert min([self.up_must, *self.fins]) <= up, (
+            "an urgent pointer that was not taken"
+        )  # nor behind a FIN
+        assert up <= max(self.up_may, next_), "an urgent pointer that did not come"
         if self.tcp.at_eof and info.state is not State.CLOSED:
             assert self.may_nxt > self.came.prefix() or self.fins
 

@@ -109,6 +109,9 @@ MUTATIONS = {
     ),
     "segments-too-large": after(Sender, "start", lambda s, mss: setattr(s, "mss", s.mss + 1)),
     "fin-forgotten": changed(Sender, "_piece", lambda piece: piece._replace(fin=False)),
+    "urgent-pointer-forgotten": after(Endpoint, "write", lambda end, *_, **__: put("up", 0)(end.snd)),
+    "urgent-pointer-ignored": instead(Receiver, "urgent", 0),
+    "urgent-super-segments": changed(Sender, "_whole", lambda octets: octets * 2),
     "all-at-once-is-not": after(output, "acknowledge", lambda tcb, now: put("ack_now", True)(tcb)),
 }
 

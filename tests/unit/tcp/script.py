@@ -1,9 +1,11 @@
 """Runs a conversation that is written down: packetdrill's notation, as far as an endpoint's interface goes.
 
     config sack=True mss=1000           first, if at all: fields of Config that differ from talk.PLAIN
-    +0 listen                           calls: connect listen accept refuse close abort, write N, read N
+    +0 listen                           calls: connect listen accept refuse close abort, read N, write N
+    +0 write 10 urgent
     +.1 < S 0:0(0) win 5000 <mss 1000>  the peer says; options are mss, sackOK, wscale, TS val ecr, sack
     +0 > S. 0:0(0) ack 1                the endpoint must say; P is looked at only where it is written
+    +0 < U. 1:2(1) ack 1 win 9 urg 1    and the urgent pointer
     +0 is state ESTABLISHED             a field of Info or property of the endpoint, as text
     +0 fails write 1                    a call must raise ValueError
 
@@ -20,7 +22,9 @@ from talk import IRS, ISS, LETTERS, PLAIN, Talk
 from vtl_tools.common.packet import tcp
 
 TOLERANCE_S = 0.004
-SEGMENT = re.compile(r"([FSRP.]+) (\d+):(\d+)\((\d+)\)(?: ack (\d+))?(?: win (\d+))?(?: <(.*)>)?$")
+SEGMENT = re.compile(
+    r"([FSRPUEW.]+) (\d+):(\d+)\((\d+)\)(?: ack (\d+))?(?: win (\d+))?(?: urg (\d+))?(?: <(.*)>)?$"
+)
 
 
 def options(text, base):
@@ -74,8 +78,10 @@ class Script(Talk):
     def call(self, name, argument=None):
         """The user's turn."""
         if name == "write":
-            size = int(argument)
-            assert self.tcp.write(bytes(size)) == size, self.tell(f"write({size})")
+            size, *urgent = argument.split()
+            size = int(size)
+            took = self.tcp.write(bytes(size), urgent=urgent == ["urgent"])
+            assert took == size, self.tell(f"write({size})")
         elif name == "read":
             size = left = int(argument)
             while left:
@@ -107,9 +113,10 @@ class Script(Talk):
         """The peer's turn."""
         self.pass_(wait)
         self.expect_nothing()
-        flags, seq, _, size, ack, win, more = SEGMENT.match(rest).groups()
+        flags, seq, _, size, ack, win, urg, more = SEGMENT.match(rest).groups()
         win = 10_000 if win is None else int(win)
-        self.inject(flags, int(seq), int(size), ack=int(ack or 0), win=win, **options(more, ISS))
+        numbers = {"ack": int(ack or 0), "win": win, "urgent": int(urg or 0)}
+        self.inject(flags, int(seq), int(size), **numbers, **options(more, ISS))
 
     def say(self, wait, rest):
         """The endpoint's turn."""
@@ -121,7 +128,7 @@ class Script(Talk):
             self.now = max(when, due - TOLERANCE_S)
         assert abs(when - due) <= TOLERANCE_S, self.tell(f"it came at {when:.3f}, not at {due:.3f}: {rest}")
         heard = self.said.pop(0).tcp
-        flags, seq, end, size, ack, win, more = SEGMENT.match(rest).groups()
+        flags, seq, end, size, ack, win, urg, more = SEGMENT.match(rest).groups()
         bits = sum(LETTERS[letter] for letter in flags)
         looked_at = 0xFF if bits & tcp.PSH else 0xFF & ~tcp.PSH
         assert heard.flags & looked_at == bits, self.tell(f"other flags: {rest}: {heard!r}")
@@ -131,6 +138,7 @@ class Script(Talk):
         if ack is not None:
             assert (heard.ack - IRS) % 2**32 == int(ack), self.tell(f"{rest}: {(heard.ack - IRS) % 2**32}")
         assert win is None or heard.window == int(win), self.tell(f"{rest}: win {heard.window}")
+        assert heard.urgent == int(urg or 0), self.tell(f"{rest}: urg {heard.urgent}")
         for name, value in options(more, IRS).items():
             there = getattr(heard, name)
             if name == "timestamps":

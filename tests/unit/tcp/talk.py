@@ -7,7 +7,8 @@ from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.wire import Path
 
-LETTERS = {"S": tcp.SYN, ".": tcp.ACK, "P": tcp.PSH, "F": tcp.FIN, "R": tcp.RST}
+LETTERS = {"S": tcp.SYN, ".": tcp.ACK, "P": tcp.PSH, "F": tcp.FIN, "R": tcp.RST, "U": tcp.URG}
+LETTERS |= {"E": tcp.ECE, "W": tcp.CWR}
 MACS = address.mac("02:00:00:00:00:01"), address.mac("02:00:00:00:00:02")
 HOSTS = {4: ("10.0.0.1", "10.0.0.2"), 6: ("fd00::1", "fd00::2")}
 ISS, IRS = 2**32 - 3, 2**31 - 2  # numbers wrap around, or change sign, soon
@@ -32,14 +33,14 @@ class Talk:
                 self.said.append(pkt)
                 self.lines.append(f"{self.now:9.3f} < {pkt.tcp!r}")
 
-    def frame(self, flags, seq=0, data=b"", ack=0, win=10_000, **options):
+    def frame(self, flags, seq=0, data=b"", ack=0, win=10_000, urgent=0, **options):
         path = self.path
         bits = sum(LETTERS[letter] for letter in flags)
         return build.tcp(
             src_mac=path.remote_mac, dst_mac=path.local_mac, src=path.remote, dst=path.local,
             sport=path.remote_port, dport=path.local_port, seq=(IRS + seq) % 2**32,
             ack=(ISS + ack) % 2**32 if bits & tcp.ACK else 0, flags=bits, window=win, payload=data,
-            options=tcp.encode_options(**options),
+            options=tcp.encode_options(**options), urgent=urgent,
         )  # fmt: skip
 
     def inject(self, flags, seq=0, data=b"", **more):

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 from talk import ISS, PLAIN
 
+from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.isn import initial_sequence_number
 from vtl_tools.common.tcp.state import Drop, Ended, State
@@ -389,3 +390,33 @@ def test_an_ack_does_not_move_an_old_window_on(make):
     peer.inject(".", 1, ack=1001, win=1000)  # before that, by its number, but newer
     peer.expect_nothing()
     assert tcp.info().snd_wnd == 1000
+
+
+def test_urgent_data_may_be_longer_than_a_pointer_reaches(make):
+    tcp, peer = make(replace(PLAIN, window_scaling=True, initial_window=200), win=65535)
+    tcp.write(bytes(150_000), urgent=True)
+    for seq in range(1, 150_001, 1000):
+        assert peer.expect("U.", seq=seq, data=1000).urgent == min(150_001 - seq, 65535)
+    tcp.write(bytes(1000))
+    peer.expect(".", seq=150_001, data=1000)
+
+
+def test_urgent_data_goes_out_in_plain_segments_and_what_follows_does_not(make):
+    tcp, peer = make(replace(PLAIN, initial_window=20))
+    tcp.write(bytes(4000))
+    tcp.write(b"!", urgent=True)
+    tcp.write(bytes(3999))
+    assert [Packet.at(frame).tcp_payload_len for frame in tcp.transmit(peer.now)] == [1000] * 8
+    peer.inject(".", 1, ack=8001)
+    tcp.write(bytes(4000))
+    assert [Packet.at(frame).tcp_payload_len for frame in tcp.transmit(peer.now)] == [4000]
+
+
+def test_a_write_that_was_not_taken_is_not_urgent(make):
+    tcp, peer = make(replace(PLAIN, send_buffer=10))
+    tcp.write(b"0123456789")
+    peer.expect(".", seq=1, data=10)
+    assert tcp.write(b"!", urgent=True) == 0
+    peer.inject(".", 1, ack=1)
+    peer.pass_(1)
+    peer.expect(".", seq=1, data=10)

@@ -188,12 +188,12 @@ def test_the_last_ack_ends_the_connection(last_ack):
 
 def test_a_fin_in_time_wait_is_acked_again_and_begins_the_time_anew(time_wait):
     tcp, peer = time_wait
-    peer.pass_(50)
+    peer.pass_(200)
     peer.inject("F.", 1, ack=2)
     peer.expect(".", seq=2, ack=2)
-    peer.pass_(50)
+    peer.pass_(239)  # two MSL are four minutes
     assert tcp.state is State.TIME_WAIT
-    peer.pass_(11)
+    peer.pass_(2)
     assert (tcp.state, tcp.ended) == (State.CLOSED, Ended.CLOSED)
     assert tcp.deadline() is None
 

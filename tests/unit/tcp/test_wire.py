@@ -7,8 +7,9 @@ from talk import PLAIN, Talk
 
 from vtl_tools.common.packet import tcp, vnet
 from vtl_tools.common.packet.checksum import checksum
+from vtl_tools.common.packet.ipv4 import LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.tcp.state import Ended
+from vtl_tools.common.tcp.state import Drop, Ended
 
 
 @pytest.mark.parametrize(
@@ -42,16 +43,20 @@ def test_dscp_and_ttl_are_as_told(fresh):
     assert ip.dscp == 46
 
 
+def extended(frame, options):
+    """A frame with IP options, of a multiple of four octets."""
+    frame[44:44] = options
+    frame[24] += len(options) // 4
+    frame[27] += len(options)
+    frame[34:36] = bytes(2)
+    frame[34:36] = checksum(frame[24 : 44 + len(options)]).to_bytes(2, "big")
+    return frame
+
+
 def test_ip_options_are_ignored():
     peer = Talk()
     peer.tcp.listen()
-    frame = peer.frame("S", 0, mss=1000)
-    frame[44:44] = bytes(4)  # behind the IP header
-    frame[24] = 0x46
-    frame[27] += 4
-    frame[34:36] = bytes(2)
-    frame[34:36] = checksum(frame[24:48]).to_bytes(2, "big")
-    peer.tcp.receive(frame, peer.now)
+    peer.tcp.receive(extended(peer.frame("S", 0, mss=1000), bytes(4)), peer.now)
     assert peer.tcp.asked
 
 
@@ -77,3 +82,27 @@ def test_a_super_segment_says_what_it_is_to_be_cut_into(established):
     (frame,) = end.transmit(peer.now)
     assert vnet.HEADER.unpack_from(frame)[3] == 1000
     assert Packet.at(frame).tcp_payload_len == 5000
+
+
+@pytest.mark.parametrize("kind", [LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE])
+@pytest.mark.parametrize("pointer", [4, 8], ids=["to be followed", "at its end"])
+def test_what_its_sender_routed_is_dropped(kind, pointer):
+    peer = Talk()
+    peer.tcp.listen()
+    route = bytes((1, kind, 7, pointer)) + peer.path.local
+    peer.tcp.receive(extended(peer.frame("S"), route), peer.now)
+    assert not peer.tcp.asked
+    assert peer.tcp.info().drops == {Drop.SOURCE_ROUTE: 1}
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_routing_header_is_ignored_at_its_end_only(left):
+    peer = Talk(version=6)
+    peer.tcp.listen()
+    frame = peer.frame("S", 0, mss=1000)
+    frame[64:64] = bytes((6, 2, 0, left, 0, 0, 0, 0)) + peer.path.local
+    frame[30] = 43
+    frame[29] += 24
+    peer.tcp.receive(frame, peer.now)
+    assert peer.tcp.asked == (not left)
+    assert peer.tcp.info().drops == ({Drop.SOURCE_ROUTE: 1} if left else {})

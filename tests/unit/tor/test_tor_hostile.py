@@ -298,3 +298,13 @@ def test_a_full_disk_ends_the_record_of_drops_and_nothing_else(bench, monkeypatc
         bench.push([bytes(1400)] * 8)
     assert sum("--pcap-dropped" in line for line in caplog.messages) == 1
     kept.close()
+
+
+def test_a_call_along_a_route_of_the_guests_choice_is_dropped(bench):
+    frame = bytearray(syn(4000))
+    frame[34:34] = bytes((1, 131, 7, 8)) + GUEST  # behind the IP header
+    frame[14] += 2
+    frame[17] += 8
+    bench.push([frame])
+    assert bench.stage.drops == {"source-route": 1}
+    assert not bench.stage.relay.flows

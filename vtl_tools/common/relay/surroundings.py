@@ -81,7 +81,9 @@ class Surroundings:
             return "fragment"
         if (datagram := pkt.udp) is not None:
             return self._on_datagram(pkt, datagram, now)
-        return "icmp" if pkt.icmp is not None else "tcp" if pkt.tcp is not None else "protocol"
+        if pkt.tcp is not None:  # the relay would not have it
+            return "source-route" if net.has_source_route else "tcp"
+        return "icmp" if pkt.icmp is not None else "protocol"
 
     def _on_datagram(self, pkt: Packet, datagram: "UDP", now: float) -> str:
         if datagram.dport == DHCP and pkt.ipv4 is not None:

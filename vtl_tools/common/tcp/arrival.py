@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
+from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
 from vtl_tools.common.tcp.output import agree, reset
 from vtl_tools.common.tcp.prediction import predicted
 from vtl_tools.common.tcp.state import ON_FIN, ON_FIN_ACKED, TAKES_DATA, Drop, Ended, State
@@ -150,6 +150,9 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     # RFC 7323 section 5.3 (R3); not before, or who guesses neither SEQ nor ACK could move TS.Recent
     if tcb.timestamps and segment.stamps is not None and seq <= tcb.last_ack:
         tcb.ts_recent, tcb.ts_recent_at = segment.stamps[0], now
+
+    # sixth, check the URG bit
+    _urgent(tcb, segment, seq)
 
     # seventh, process the segment text
     length = segment.length
@@ -301,6 +304,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
                 tcb.stalled_since = now
         if snd.wnd == 0 and tcb.stalled_since is not None:
             tcb.stalled_since = now  # MUST-37: a peer that answers may keep its window shut for ever
+            tcb.rtt.answered()
     return True
 
 
@@ -335,6 +339,12 @@ def _progress(tcb: TCB, segment: Segment, ack: int, dsack: bool, now: float) -> 
             tcb.end(Ended.CLOSED)
         else:
             tcb.become(following)
+
+
+def _urgent(tcb: TCB, segment: Segment, seq: int) -> None:
+    """Sixth step. The user sees it in `urgent`, and reads what is urgent in its place (RFC 6093)."""
+    if segment.flags & URG and tcb.state in TAKES_DATA:
+        tcb.rcv.up = max(tcb.rcv.up, seq + segment.urgent)  # RCV.UP <- max(RCV.UP,SEG.UP)
 
 
 def _text(tcb: TCB, segment: Segment, seq: int, now: float) -> None:

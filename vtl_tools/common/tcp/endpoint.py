@@ -12,11 +12,12 @@ from vtl_tools.common.tcp.isn import initial_numbers
 from vtl_tools.common.tcp.queue import Octets
 from vtl_tools.common.tcp.sack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Piece
-from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, Drop, Ended, State
+from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, SENDS_DATA, Drop, Ended, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import Frame, Path, Pieces, Segment, is_intact, parse
+from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Path, Pieces, Segment, is_intact, parse
 
 DEFAULT: Final = Config()
+_R1: Final = 3  # retransmissions (RFC 9293 section 3.8.3, SHLD-10)
 
 _ABORT_IS_TOLD = frozenset(  # 3.10.5
     (State.SYN_RECEIVED, State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT)
@@ -139,8 +140,8 @@ class Endpoint(TCB):
             if not frame[0] & 3 and not is_intact(frame):
                 self.drops[Drop.CHECKSUM] += 1
                 return
-        except Malformed:
-            self.drops[Drop.MALFORMED] += 1
+        except Malformed as found:
+            self.drops[Drop.SOURCE_ROUTE if found.what == SOURCE_ROUTE else Drop.MALFORMED] += 1
             return
         if segment.flow != self.framer.expected:
             self.drops[Drop.FOREIGN] += 1
@@ -225,7 +226,7 @@ class Endpoint(TCB):
         self.persist_at = NEVER
         if (piece := self.snd.override()) is not None:
             if not self.snd.wnd:
-                self.rtt.back_off()  # SHLD-30: each probe waits longer, the second already
+                self.rtt.back_off(again=False)  # SHLD-30: each probe waits longer, the second already
             self.out.append(output.send_piece(self, piece, now))
 
     def _keep_alive(self, now: float) -> None:
@@ -266,6 +267,24 @@ class Endpoint(TCB):
         return self.rcv.readable
 
     @property
+    def urgent(self) -> int:
+        """Octets of what read() returns next that are urgent (MUST-33); may be more than are readable yet.
+
+        They end before the octet that the urgent pointer points to (MUST-62). It grows when the pointer
+        advances, which the user learns by looking after receive().
+        """
+        return self.rcv.urgent
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the path seems dead (R1, MUST-20), so that IP, whose owner sees this, should be told.
+
+        A SYN or data was sent three times more and not acknowledged, or a probe of a shut window was not
+        answered as often.
+        """
+        return self.ended is None and self.rtt.unanswered >= _R1
+
+    @property
     def at_eof(self) -> bool:
         """Whether the peer has closed, and all it had sent was read."""
         finished = self.rcv.fin is not None and self.rcv.nxt > self.rcv.fin
@@ -289,14 +308,20 @@ class Endpoint(TCB):
     def _may_write(self) -> bool:
         return self.state in MAY_WRITE and self.snd.fin is None
 
-    def write(self, data: Octets) -> int:
+    def write(self, data: Octets, *, urgent: bool = False) -> int:
         """Queue octets; return how many were taken, which may be none. Large pieces are held by reference.
 
-        The caller must not change data until it is acknowledged.
+        The caller must not change data until it is acknowledged. urgent: all up to the end of what was taken
+        is (3.8.5), and the peer learns so even while its window is shut.
         """
         if not self._may_write():
             raise ValueError(f"the connection is {self.state.value}: nothing can be written")
-        return self.snd.write(data)
+        taken, snd = self.snd.write(data), self.snd
+        if urgent and taken:
+            if not snd.is_urgent and self.state in SENDS_DATA:
+                self.ack_now = True  # rides on the data, if that may go out
+            snd.up = snd.queue.tail  # SND.UP
+        return taken
 
     @property
     def acknowledged(self) -> int:

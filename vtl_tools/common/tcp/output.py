@@ -3,7 +3,7 @@
 import struct
 from typing import Final
 
-from vtl_tools.common.packet.tcp import ACK, FIN, PSH, RST, SYN, encode_options
+from vtl_tools.common.packet.tcp import ACK, FIN, PSH, RST, SYN, URG, encode_options
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import SENDS_DATA, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
@@ -12,6 +12,7 @@ from vtl_tools.common.tcp.wire import Pieces, Segment
 _STAMPS: Final = struct.Struct("!III")
 _STAMPS_ALONE: Final = 0x0101_080A
 _SEGMENT_MIN: Final = 536  # RFC 9293 MUST-15, IPv4; 1220 over IPv6
+_URGENT_MAX: Final = 0xFFFF  # if SND.UP is further ahead, the segments that follow tell of the rest
 
 
 def our_mss(tcb: TCB) -> int:
@@ -60,6 +61,10 @@ def frame(
     options = _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
     if blocks:
         options += encode_options(sack=blocks)
+    urgent = 0
+    if snd.up > position and snd.is_urgent:  # a keep-alive is before SND.UNA, and so is an old SND.UP
+        flags |= URG
+        urgent = min(snd.up - position, _URGENT_MAX)
     return tcb.framer.frame(
         (snd.iss + position) & 0xFFFF_FFFF,
         rcv.rcv_nxt,
@@ -69,6 +74,7 @@ def frame(
         length,
         data,
         snd.mss if length > snd.mss else 0,
+        urgent,
     )
 
 
@@ -150,8 +156,8 @@ def abort(tcb: TCB, now: float) -> Pieces:
 def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
     """Send what is new in whole segments, and the end of it, as far as both windows let it.
 
-    Nothing counts as lost, and the user has not closed: what Sender.next() would say, in a third of the
-    time. Returns whether there is something left that it has to judge.
+    Nothing counts as lost or is urgent, and the user has not closed: what Sender.next() would say, in a third
+    of the time. Returns whether there is something left that it has to judge.
     """
     snd = tcb.snd
     queue, mss, no_delay = snd.queue, snd.mss, snd.config.no_delay
@@ -214,7 +220,12 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
     snd = tcb.snd
     if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
         snd.cc.idle(tcb.config.initial_window)
-    ordinary = snd.recover is None and snd.fin is None and not (snd.dup_acks or snd.board.sacked)
+    ordinary = (
+        snd.recover is None
+        and snd.fin is None
+        and snd.up <= snd.una
+        and not (snd.dup_acks or snd.board.sacked)
+    )
     if not ordinary or _stream(tcb, frames, now):
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:
             frames.append(send_piece(tcb, piece, now))

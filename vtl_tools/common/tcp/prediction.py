@@ -6,13 +6,13 @@ is comes to the same here, in a third of the time.
 
 from typing import Final
 
-from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
+from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
 from vtl_tools.common.tcp.tcb import NEVER, TCB
 from vtl_tools.common.tcp.wire import Segment
 
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
-_TELLING: Final = FIN | SYN | RST | ACK
+_TELLING: Final = FIN | SYN | RST | ACK | URG
 
 
 def predicted(tcb: TCB, segment: Segment, now: float) -> bool:

@@ -22,12 +22,13 @@ class Receiver:
 
     shift: Rcv.Wind.Shift. mss: what we take the peer's segments to be. fin: the position of the peer's FIN,
     once it came, in order or not. readable: octets in order; early_octets: those behind a gap. dsack: a
-    range that came twice, not told yet.
+    range that came twice, not told yet. up: RCV.UP, behind what the peer called urgent.
     """
 
     __slots__ = (
         "_buffer", "_early", "_early_at", "_early_max", "_meant", "_runs", "_tail", "_told", "borrowed",
         "dsack", "early_octets", "edge", "fin", "irs", "mss", "nxt", "queue", "readable", "received", "shift",
+        "up",
     )  # fmt: skip
 
     def __init__(self, config: Config) -> None:
@@ -36,6 +37,7 @@ class Receiver:
         self.irs = 0
         self.nxt = 0
         self.edge = 0
+        self.up = 0
         self.shift = 0
         self.mss = 536
         self.fin: int | None = None
@@ -128,6 +130,12 @@ class Receiver:
         return self.mss if self.mss < half else half or 1
 
     # --- the user
+
+    @property
+    def urgent(self) -> int:
+        """Octets from what read() returns next up to RCV.UP, whether they came yet or not."""
+        up = self.up if self.fin is None else min(self.up, self.fin)
+        return max(0, up - 1 - self.received + self.readable)
 
     def read(self, octets: int) -> Octets:
         """Return up to so many octets of what is next: one piece, as it came; empty if there is none."""

@@ -13,7 +13,7 @@ RTO_AFTER_SYN_LOST_S: Final = 3.0  # (5.7)
 class RTTEstimator:
     """SRTT, RTTVAR and RTO of one connection, in seconds. srtt_s is None before the first sample."""
 
-    __slots__ = ("_max_s", "_min_s", "backoffs", "rto_s", "rttvar_s", "srtt_s")
+    __slots__ = ("_max_s", "_min_s", "backoffs", "rto_s", "rttvar_s", "srtt_s", "unanswered")
 
     def __init__(self, min_s: float, max_s: float) -> None:
         self._min_s, self._max_s = min_s, max_s
@@ -21,6 +21,7 @@ class RTTEstimator:
         self.rttvar_s = 0.0
         self.rto_s = INITIAL_RTO_S
         self.backoffs = 0  # timeouts since something new was acknowledged
+        self.unanswered = 0  # retransmissions since, or since the peer last said that its window is shut
 
     def limit(self, min_s: float, max_s: float) -> None:
         """Keep the RTO between these from now on."""
@@ -46,13 +47,18 @@ class RTTEstimator:
             return self.rto_s
         return min(self.rto_s * (1 << min(self.backoffs, 16)), self._max_s)
 
-    def back_off(self) -> None:
-        """Note a timeout."""
+    def back_off(self, *, again: bool = True) -> None:
+        """Note a timeout. again: something is sent once more for it."""
         self.backoffs += 1
+        self.unanswered += again
 
     def progressed(self) -> None:
         """Note that something new was acknowledged: the path is alive, so the backoff ends."""
-        self.backoffs = 0
+        self.backoffs = self.unanswered = 0
+
+    def answered(self) -> None:
+        """Note that a probe of a shut window was answered: the path is alive, but the backoff goes on."""
+        self.unanswered = 0
 
     def handshake_was_slow(self) -> None:
         """Begin anew with three seconds if the SYN timed out and no sample exists (5.7)."""

@@ -29,6 +29,7 @@ class Sender:
 
     wnd: SND.WND; max_wnd: the most ever. wl1, wl2: SND.WL1 (a position of the receiver) and SND.WL2.
     shift: Snd.Wind.Shift. mss: Eff.snd.MSS. fin: the position of our FIN, once the user has closed.
+    up: SND.UP, behind what the user called urgent; there is nothing urgent unless it is ahead of una.
     recover: the end of what was in flight when recovery began; None outside of it. loss: recovery is from a
     timeout. dup_acks: in a row, and taken for a segment each if the peer has no SACK.
     """
@@ -53,6 +54,7 @@ class Sender:
         "sack",
         "shift",
         "una",
+        "up",
         "wl1",
         "wl2",
         "wnd",
@@ -61,7 +63,7 @@ class Sender:
     def __init__(self, config: Config, iss: int) -> None:
         self.config = config
         self.iss = iss
-        self.una = self.nxt = self.max = 0
+        self.una = self.nxt = self.max = self.up = 0
         self.wnd = self.max_wnd = self.wl1 = self.wl2 = self.shift = 0
         self.mss = 536
         self.queue = SendQueue()
@@ -118,6 +120,11 @@ class Sender:
         return room if room > 0 else 0
 
     # --- the user
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether something urgent is not acknowledged yet."""
+        return self.up > self.una
 
     def write(self, data: Octets) -> int:
         """Queue what there is room for; return how many octets that is."""
@@ -213,7 +220,7 @@ class Sender:
         if window <= 0 or room < min(self.mss, data):
             return None
         size = min(data, window, self._whole(room))
-        if size < data or not (self.config.no_delay or self.fin is not None):
+        if size < data or not (self.config.no_delay or self.fin is not None or self.up > self.nxt):
             # 3.8.6.2.1: (1) full segments, (2) all there is with nothing in flight, (3) half of the window
             whole = size // self.mss * self.mss
             if size == data:
@@ -244,8 +251,11 @@ class Sender:
         return self._piece(start, self.nxt, again=True) if start < self.nxt else None
 
     def _whole(self, octets: int) -> int:
-        """Return how much a frame may carry of so much room: whole segments, and one at least."""
-        most = self.config.super_segment
+        """Return how much a frame may carry of so much room: whole segments, and one at least.
+
+        While something is urgent it is one, since a super-segment has one urgent pointer for all.
+        """
+        most = 0 if self.up > self.una else self.config.super_segment
         whole = (octets if octets < most else most) // self.mss * self.mss
         return whole or self.mss
 

@@ -35,6 +35,7 @@ class Drop(StrEnum):
     """Why a segment went no further; the values are what --json prints."""
 
     MALFORMED = "malformed"
+    SOURCE_ROUTE = "source-route"  # which would let others send in a third's name
     CHECKSUM = "checksum"
     FOREIGN = "foreign"  # of another connection
     NOT_OPEN = "not-open"  # there is no connection that it could be of

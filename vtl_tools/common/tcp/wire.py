@@ -34,6 +34,9 @@ _OUT4: Final = struct.Struct("!10s16sHHIH12sIIHHHH")
 _OUT6: Final = struct.Struct("!10s18sHH36sIIHHHH")
 _DONT_FRAGMENT: Final = 0x4000
 
+SOURCE_ROUTE: Final = "ip.source_route"
+"""What is Malformed in a packet that its sender routed."""
+
 
 class Path(NamedTuple):
     """Who talks to whom, as seen by us. Addresses are octets (see packet/address.py)."""
@@ -64,23 +67,32 @@ class Path(NamedTuple):
 class Segment:
     """A segment that arrived. data is a view of the frame, valid as long as that is.
 
-    length: octets of data. Options are None or empty where there are none; mss, window_scale and
-    sack_permitted are read from a SYN only.
+    length: octets of data. urgent: how far behind seq the urgent pointer is, where flags has URG. Options are
+    None or empty where there are none; mss, window_scale and sack_permitted are read from a SYN only.
     """
 
     __slots__ = (
         "ack", "data", "flags", "flow", "length", "mss", "sack", "sack_permitted", "seq", "stamps",
-        "window", "window_scale",
+        "urgent", "window", "window_scale",
     )  # fmt: skip
 
     def __init__(
-        self, flow: bytes, seq: int, ack: int, flags: int, window: int, data: memoryview, length: int
+        self,
+        flow: bytes,
+        seq: int,
+        ack: int,
+        flags: int,
+        window: int,
+        urgent: int,
+        data: memoryview,
+        length: int,
     ) -> None:
         self.flow = flow
         self.seq = seq
         self.ack = ack
         self.flags = flags
         self.window = window
+        self.urgent = urgent
         self.data = data
         self.length = length
         self.stamps: tuple[int, int] | None = None
@@ -96,13 +108,13 @@ def parse(frame: Frame) -> Segment:
     if size < _SHORTEST:
         raise Malformed("tcp", size)
     if frame[_ETHERTYPE] == 0x08 or size < _L4_OF_6 + TCP.SIZE:
-        kind, first, length, fragment, protocol, flow, seq, ack, offset, flags, window, _, _ = (
+        kind, first, length, fragment, protocol, flow, seq, ack, offset, flags, window, _, urgent = (
             _IN4.unpack_from(frame, _ETHERTYPE)
         )
         plain = kind == ether.IPV4 and first == 0x45 and not fragment & 0x3FFF and protocol == 6
         l4, end = _L4_OF_4, _ETHERTYPE + 2 + length
     else:
-        kind, first, length, protocol, flow, seq, ack, offset, flags, window, _, _ = _IN6.unpack_from(
+        kind, first, length, protocol, flow, seq, ack, offset, flags, window, _, urgent = _IN6.unpack_from(
             frame, _ETHERTYPE
         )
         plain = kind == ether.IPV6 and first >> 4 == 6 and protocol == 6
@@ -110,8 +122,8 @@ def parse(frame: Frame) -> Segment:
     off = l4 + (offset >> 4) * 4
     if not plain or not l4 + TCP.SIZE <= off <= end <= size:
         flow, l4, off, end = _locate(frame)
-        _, _, seq, ack, _, flags, window, _, _ = TCP.HEADER.unpack_from(frame, l4)
-    segment = Segment(flow, seq, ack, flags, window, memoryview(frame)[off:end], end - off)
+        _, _, seq, ack, _, flags, window, _, urgent = TCP.HEADER.unpack_from(frame, l4)
+    segment = Segment(flow, seq, ack, flags, window, urgent, memoryview(frame)[off:end], end - off)
     if off - l4 == 32:
         head, tsval, tsecr = _STAMPS.unpack_from(frame, l4 + 20)
         if head == _STAMPS_ALONE:  # as on nearly all segments
@@ -135,6 +147,9 @@ def _locate(frame: Frame) -> tuple[bytes, int, int, int]:
     net, segment = pkt.ip, pkt.tcp
     if net is None or segment is None or net.is_fragment:
         raise Malformed("tcp", pkt.l3_off)
+    # RFC 7126 section 4.3, RFC 5095; an IPv6 routing header at its end is ignored (RFC 8200 section 4.4)
+    if net.is_routed or (len(net.src) == 4 and net.has_source_route):
+        raise Malformed(SOURCE_ROUTE, pkt.l3_off)
     form = _FLOW4 if len(net.src) == 4 else _FLOW6
     flow = form.pack(net.src, net.dst, segment.sport, segment.dport)
     return flow, segment.off, segment.payload_off, segment.end
@@ -195,10 +210,12 @@ class Framer:
         length: int = 0,
         data: list[memoryview] | None = None,
         gso_size: int = 0,
+        urgent: int = 0,
     ) -> Pieces:
         """Return a segment with so many octets of data, which are not copied. Numbers are as on the wire.
 
-        options: a multiple of four octets. gso_size: what a super-segment is to be cut into, else 0.
+        options: a multiple of four octets. gso_size: what a super-segment is to be cut into, else 0;
+        not with an urgent pointer, which whoever cuts would leave as it is in each piece.
         """
         header = TCP.SIZE + len(options)
         if gso_size:
@@ -213,10 +230,11 @@ class Framer:
             full = -(self._ip_sum + total) % 0xFFFF
             head = _OUT4.pack(
                 virtio, self._head, total, 0, self._ttl, full, self._who,
-                seq, ack, offset_flags, window, pseudo, 0,
+                seq, ack, offset_flags, window, pseudo, urgent,
             )  # fmt: skip
         else:
             head = _OUT6.pack(
-                virtio, self._head, size, self._ttl, self._who, seq, ack, offset_flags, window, pseudo, 0
+                virtio, self._head, size, self._ttl, self._who,
+                seq, ack, offset_flags, window, pseudo, urgent,
             )  # fmt: skip
         return (head + options, *data) if data else (head + options,)
