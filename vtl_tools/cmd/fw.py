@@ -150,17 +150,14 @@ class Firewall(Stage):
             return
         from vtl_tools.common.firewall.question import describe
 
-        fields = describe(whole)
-        verdict = decision.verdict.value if decision.verdict is not None else ""
-        self.event(
-            "log",
-            rule=f"{rule.place.file}:{rule.place.line}",
-            verdict=verdict,
-            why=decision.why,
-            direction=self._directions[port].value,
-            suppressed=self._logs.waived(),
-            **fields,
-        )
+        told = {
+            "rule": f"{rule.place.file}:{rule.place.line}",
+            "verdict": decision.verdict.value if decision.verdict is not None else "",
+            "why": decision.why,
+            "direction": self._directions[port].value,
+            "suppressed": self._logs.waived(),
+        }
+        self.event("log", **told, **describe(whole))
 
     def _answer(self, whole: memoryview, port: int, now: float) -> None:
         """Tell a packet's sender that it was rejected, as the host that it was for would."""
