@@ -33,6 +33,8 @@ LOGS_PER_S: Final = 100.0
 LISTED_MAX: Final = 1000
 """Rules of a status."""
 REMARKS_SHOWN: Final = 20
+RELOAD_S: Final = 120.0
+"""How long a service may take to compile the most rules that there may be, with frames in between."""
 _JUDGED: Final = frozenset(("new", "rule", "limit-rate", "limit-connections"))
 """Why a packet is judged by a rule, and not as one of a connection."""
 
@@ -421,7 +423,7 @@ link_argument = click.argument("link", required=False)
 link_option = click.option("--link", metavar="LINK", help="Which service, by its first link; else all.")
 
 
-def _ask_each(verb: str, link: str | None, **arguments: object) -> list[Any]:
+def _ask_each(verb: str, link: str | None, **arguments: Any) -> list[Any]:
     from vtl_tools.common import control
 
     return [control.ask(path, verb, **arguments) for path in control.find("vtl-fw", link)]
@@ -454,7 +456,9 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
         load(name, reader)  # what is wrong with it is told here, and never gets there
         for request in pieces(reader.files, token):
             control.ask(path, "upload", **request)
-        results.append(control.ask(path, "reload", token=token, file=name, dry_run=dry_run))
+        results.append(
+            control.ask(path, "reload", patience_s=RELOAD_S, token=token, file=name, dry_run=dry_run)
+        )
     if json:
         cli.print_json(results)
         return

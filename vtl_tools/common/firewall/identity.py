@@ -18,7 +18,7 @@ from vtl_tools.common.gateway import dhcp_wire
 from vtl_tools.common.packet import address, arp, ether, icmp, ip, nd
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
-from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.packet import PORTS, Packet
 from vtl_tools.common.packet.udp import UDP
 from vtl_tools.common.packet.view import Buffer
 from vtl_tools.common.packet.vnet import VNET
@@ -27,6 +27,8 @@ CLAIMS_MAX: Final = 64
 """IPv6 addresses of the VM, of which it makes new ones each day (RFC 8981); the oldest goes first."""
 OTHERS_MAX: Final = 1024
 LEASES_MAX: Final = 16
+PLAIN_MAX: Final = 4096
+"""Addresses of prefixes that are remembered to be of one; others are looked up again."""
 LEASE_S: Final = 3600.0
 """Of an acknowledgement that does not say how long it holds (RFC 2131 table 3 has it say so)."""
 HOP_LIMIT: Final = 255
@@ -42,7 +44,9 @@ _HEAD: Final = slice(VNET + 6, VNET + 38)  # from the source address to the end 
 _V4: Final = ether.IPV4.to_bytes(2, "big")
 _V6: Final = ether.IPV6.to_bytes(2, "big")
 _PROTOCOL4, _PROTOCOL6 = VNET + 14 + 9, VNET + 14 + 6
-_TAGGED: Final = frozenset((0x81, 0x88))  # the first octet of the ethertypes of VLAN tags
+_PORTS4, _PORTS6 = VNET + 14 + 20, VNET + 14 + 40
+_KIND: Final = slice(VNET + 12, VNET + 14)
+_NO_OPTIONS: Final = 0x45  # IPv4's version and header length
 
 Network = IPv4Network | IPv6Network
 
@@ -60,7 +64,7 @@ class Identity:
         self.claims: OrderedDict[bytes, None] = OrderedDict()
         self._others: OrderedDict[bytes, None] = OrderedDict()
         self._fixed = {net.version for net in given}
-        self._plain: set[bytes] = set()
+        self._plain = {first for first, last in self.given if first == last}
         self._plain_v4 = self._plain_v6 = b""
         if mac is not None:
             self._take(mac)
@@ -68,12 +72,19 @@ class Identity:
     def refuse(self, frame: Buffer, now: float) -> str:
         """Return why a frame of the VM is not its own to send, as counters are called; or ""."""
         head = bytes(frame[_HEAD])
-        if len(head) == 32:  # an ordinary TCP segment, of which there are most
+        if len(head) == 32:  # ordinary TCP or UDP, of which there is most
             kind = head[:8]
             if kind == self._plain_v4:
-                if head[17] == ip.TCP and head[20:24] in self._plain:
+                if head[20:24] in self._plain and (
+                    head[17] == ip.TCP
+                    or (head[17] == ip.UDP and head[8] == _NO_OPTIONS and _is_common(frame, _PORTS4))
+                ):
                     return ""
-            elif kind == self._plain_v6 and head[14] == ip.TCP and head[16:] in self._plain:
+            elif (
+                kind == self._plain_v6
+                and head[16:] in self._plain
+                and (head[14] == ip.TCP or (head[14] == ip.UDP and _is_common(frame, _PORTS6)))
+            ):
                 return ""
         try:
             return self._judge(Packet.at(frame), now)
@@ -84,10 +95,10 @@ class Identity:
         """Learn from a frame that goes to the VM. Nothing is raised for foreign octets."""
         if len(frame) <= _PROTOCOL4:
             return
-        version = frame[VNET + 14] >> 4
-        if version == 4 and frame[_PROTOCOL4] != ip.UDP and frame[VNET + 12] not in _TAGGED:
+        kind = bytes(frame[_KIND])
+        if kind == _V4 and frame[_PROTOCOL4] != ip.UDP:
             return
-        if version == 6 and frame[_PROTOCOL6] != ip.ICMPV6 and frame[VNET + 12] not in _TAGGED:
+        if kind == _V6 and frame[_PROTOCOL6] in (ip.TCP, ip.UDP):
             return
         try:
             pkt = Packet.at(frame)
@@ -198,10 +209,14 @@ class Identity:
     def _owns(self, octets: bytes) -> bool:
         if octets in self._plain:
             return True
-        return any(
+        if any(
             len(octets) == len(first) and first <= octets <= last and address.is_single_host(octets)
             for first, last in self.given
-        )
+        ):
+            if len(self._plain) < PLAIN_MAX:
+                self._plain.add(octets)
+            return True
+        return False
 
     def _claim(self, octets: bytes) -> bool:
         if 6 in self._fixed or octets in self._others or not address.is_single_host(octets):
@@ -247,3 +262,11 @@ class Identity:
         self._others.move_to_end(octets)
         if len(self._others) > OTHERS_MAX:
             self._others.popitem(last=False)
+
+
+def _is_common(frame: Buffer, at: int) -> bool:
+    """Say whether UDP's ports are not those of DHCP, whatever else they are."""
+    if len(frame) < at + 4:
+        return False
+    sport, dport = PORTS.unpack_from(frame, at)
+    return sport not in _SERVERS and dport not in _CLIENTS and dport != dhcp_wire.SERVER_PORT
