@@ -77,6 +77,8 @@ def test_rules_decide_and_answers_need_none(lab: Lab, scene: Scene) -> None:
         assert reaches(client, "10.9.0.2")
         assert reaches(client, "fd09::2")
         assert not reaches(server, "10.9.0.1")
+        for address in "10.9.0.2", "fd09::2":  # in fragments
+            client.run("ping", "-c1", "-W1", "-q", "-s4000", address)
         for listener, caller, address, port in (
             (web, client, "10.9.0.2", 80),
             (ssh, server, "10.9.0.1", 22),

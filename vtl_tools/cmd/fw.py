@@ -65,6 +65,7 @@ class Firewall(Stage):
         self.file, self.identity, self.kept = file, identity, kept
         self.counts: dict[Rule, list[int]] = {}
         self.upload = Upload()
+        self._is_compiling = False
         self._directions = OUT, IN
         self._allow, self._reject = Verdict.ALLOW, Verdict.REJECT
         self._answers, self._logs = Bucket(ANSWERS_PER_S), Bucket(LOGS_PER_S)
@@ -238,8 +239,14 @@ class Firewall(Stage):
         name = request.get("file")
         if not isinstance(name, str):
             raise VTLError("reload: needs the name of a file")
+        if self._is_compiling:  # the first could be done last
+            raise VTLError("reload: another one is under way; try again")
         read = self.upload.reader(request.get("token"))
-        policy = await to_thread(answers.compiled, name, read)  # frames go on meanwhile
+        self._is_compiling = True
+        try:
+            policy = await to_thread(answers.compiled, name, read)  # frames go on meanwhile
+        finally:
+            self._is_compiling = False
         if request.get("dry_run"):
             ended = self.tracker.would_end(policy)
         else:
@@ -511,7 +518,17 @@ def kill(packet: tuple[str, ...], link: str | None) -> None:
     from vtl_tools.common.firewall.question import read
 
     read(packet)  # so that what is wrong with it is told as wrong usage
-    _ask_each("kill", link, words=packet)
+    from vtl_tools.common import control
+
+    refusals = []
+    paths = control.find("vtl-fw", link)
+    for path in paths:
+        try:
+            control.ask(path, "kill", words=packet)
+        except VTLError as e:
+            refusals.append(e)
+    if len(refusals) == len(paths):  # no service has it
+        raise refusals[0]
 
 
 @main.command(epilog=cli.EPILOG)

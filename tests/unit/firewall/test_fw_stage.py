@@ -12,6 +12,8 @@ from vtl_tools.common.firewall import answers, question
 from vtl_tools.common.firewall.bucket import Bucket
 from vtl_tools.common.firewall.identity import Identity
 from vtl_tools.common.firewall.uploads import Upload, pieces
+from vtl_tools.common.gateway import dhcp_wire
+from vtl_tools.common.gateway.dhcp_wire import Message
 from vtl_tools.common.packet import build, icmp
 from vtl_tools.common.packet.packet import Packet
 
@@ -270,3 +272,34 @@ def test_a_bucket_fills_again():
     assert [bucket.take(0.0) for _ in range(3)] == [True, True, False]
     assert bucket.take(0.5)
     assert bucket.waived() == 1
+
+
+@pytest.mark.parametrize(("text", "learns"), [("allow any", True), ("allow out\ndeny in", False)])
+def test_only_a_lease_that_passes_is_learned(text, learns):
+    service = Service(text, identity=Identity())
+    asked = Message(dhcp_wire.BOOTREQUEST, 7, VM_MAC, options={53: bytes((dhcp_wire.DISCOVER,))})
+    given = Message(dhcp_wire.BOOTREPLY, 8, VM_MAC, yiaddr=VM, options={53: bytes((dhcp_wire.ACK,))})
+    assert service.say(0, udp(OUT, 68, 67, asked.encode(), src=bytes(4), dst=b"\xff" * 4))[0]
+    assert bool(service.say(1, udp(IN, 67, 68, given.encode(), dst=b"\xff" * 4))[0]) is learns
+    assert bool(service.say(0, segment(OUT, "S", 0))[0]) is learns
+    assert service.stage.drops["spoofed-address"] == (not learns)
+
+
+def test_of_two_reloads_at_once_the_second_is_refused():
+    stage = Service().stage
+
+    async def both():
+        bring("one", "allow any")
+        first = asyncio.create_task(stage.reload({"token": "one", "file": "new.rules"}))
+        await asyncio.sleep(0)
+        bring("two", "deny any")
+        with pytest.raises(VTLError, match="under way"):
+            await stage.reload({"token": "two", "file": "new.rules"})
+        return await first
+
+    def bring(token, text):
+        for request in pieces({"new.rules": text.encode()}, token):
+            stage.upload.take(request)
+
+    assert asyncio.run(both())["rules"] == 1
+    assert stage.tracker.policy.rules[0].text == "allow any"
