@@ -1,4 +1,4 @@
-"""A vtl-bridge that runs in a host of the lab, for the tests of kernels and of guests."""
+"""A service that runs in a host of the lab, for the tests of kernels and of guests: mostly vtl-bridge."""
 
 import json
 import os
@@ -17,7 +17,7 @@ BIN = Path(sys.executable).parent
 
 
 class Bridge:
-    """A running vtl-bridge: its process, its control socket, and the events that it printed."""
+    """A running service: its process, its control socket, and the events that it printed."""
 
     def __init__(self, lab: Lab, process: subprocess.Popen[str], socket: Path) -> None:
         self.lab, self.process, self.socket = lab, process, socket
@@ -26,7 +26,7 @@ class Bridge:
     def event(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line, f"vtl-bridge ended: {self.process.wait()}"
+        assert line, f"the service ended: {self.process.wait()}"
         event: dict[str, Any] = json.loads(line)
         return event
 
@@ -40,7 +40,12 @@ class Bridge:
 
 @contextmanager
 def bridge(
-    lab: Lab, host: Host, *arguments: str | Path, name: str = "b", user: int | None = None
+    lab: Lab,
+    host: Host,
+    *arguments: str | Path,
+    name: str = "b",
+    user: int | None = None,
+    service: str = "vtl-bridge",
 ) -> Iterator[Bridge]:
     run = lab.dir / f"run-{user}"
     if not run.exists():
@@ -48,7 +53,7 @@ def bridge(
         if user is not None:
             os.chown(run, user, user)
     socket = lab.dir / f"run-{user}" / f"{name}.sock"
-    tool = [BIN / "vtl-bridge"] if user is None else as_user(lab, host, "vtl-bridge")
+    tool = [BIN / service] if user is None else as_user(lab, host, service)
     process = host.popen(
         *tool, *arguments, "--control", socket, "--json", stdout=subprocess.PIPE, text=True, user=user
     )

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.cmd.tools import ROOT, SERVICES, TOOLS, arguments, command, options
-from vtl_tools.cmd import tor
+from vtl_tools.cmd import fw, tor
 from vtl_tools.common import cli
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
 from vtl_tools.common.errors import VTLError
+from vtl_tools.common.firewall.identity import Identity
+from vtl_tools.common.firewall.parser import parse
+from vtl_tools.common.firewall.policy import Policy
 from vtl_tools.common.relay.surroundings import KINDS
 
 PAGES = sorted((ROOT / "man").iterdir())
@@ -149,6 +152,23 @@ def test_every_member_of_vtl_tors_own_status_is_explained() -> None:
         assert isinstance(value, dict)
         for key in value:
             assert re.search(rf"^\.Cm {key}\b", text, re.M), (member, key)
+
+
+def test_every_member_of_vtl_fws_own_status_is_explained() -> None:
+    policy = Policy(parse("x", lambda name, octets: b"deny any"))
+    status = fw.Firewall(policy, identity=Identity()).status(0.0)
+    text = section(page("vtl-fw"), "STATUS")
+    assert items(text) == list(status)
+    for value in status.values():
+        assert isinstance(value, dict)
+        for key in value:
+            assert re.search(rf"^(\.Cm )?{key}\b", text, re.M), key
+
+
+def test_every_reason_why_a_vm_may_not_send_is_explained() -> None:
+    source = (ROOT / "vtl_tools/common/firewall/identity.py").read_text()
+    reasons = set(re.findall(r'"((?:spoofed|rogue)-\w+)"', source))
+    assert reasons <= set(items(section(page("vtl-fw"), "DROPS")))
 
 
 def test_every_event_and_every_member_of_a_status_is_explained() -> None:

@@ -158,13 +158,15 @@ def _connect(path: Path) -> socket.socket:
     return sock
 
 
-def ask(path: Path, verb: str, **arguments: object) -> Result:
+def ask(path: Path, verb: str, *, patience_s: float = PATIENCE_S, **arguments: object) -> Result:
     """Ask a running service; return its result.
 
-    Raises NotRunningError, PermissionNeededError, or VTLError with what the service said.
+    patience_s: how long the answer may take. Raises NotRunningError, PermissionNeededError, or VTLError with
+    what the service said.
     """
     try:
         with _connect(path) as sock, sock.makefile("rb") as answers:
+            sock.settimeout(patience_s)
             sock.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
             line = answers.readline(ANSWER_MAX)
     except PermissionError:
