@@ -353,8 +353,10 @@ def test_status_watch_that_is_interrupted_ends_with_130(tmp_path: Path) -> None:
 def test_a_service_that_is_ended_says_what_it_did(tmp_path: Path, number: int, code: int) -> None:
     with service(tmp_path) as process:
         process.send_signal(number)
-        out, err = process.communicate(timeout=10)
-        assert process.returncode == code
-        events = [json.loads(line) for line in out.splitlines()]
+        assert process.stdout is not None
+        assert process.stderr is not None
+        # Not communicate(): it would leave out what came in one read with the first line.
+        events = [json.loads(line) for line in process.stdout]
         assert [event["event"] for event in events] == ["link", "link", "stats"]
-        assert err == ""
+        assert process.stderr.read() == ""
+        assert process.wait(10) == code
