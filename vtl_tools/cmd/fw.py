@@ -367,12 +367,9 @@ def main(
     def make_stage() -> Firewall:
         kept = None
         if pcap_rules is not None:
-            import atexit
-
             from vtl_tools.common.device.kept import Kept
 
             kept = Kept("--pcap-rules", pcap_rules, iface)
-            atexit.register(kept.close)
         file = STDIN if rules == "-" else str(Path(rules).absolute())
         return Firewall(
             policy,
@@ -426,18 +423,11 @@ def _identity(mac: str | None, addresses: tuple[str, ...]) -> "Callable[[], Iden
 
 # --- verbs
 
-link_argument = click.argument("link", required=False)
 link_option = click.option("--link", metavar="LINK", help="Which service, by its first link; else all.")
 
 
-def _ask_each(verb: str, link: str | None, **arguments: Any) -> list[Any]:
-    from vtl_tools.common import control
-
-    return [control.ask(path, verb, **arguments) for path in control.find("vtl-fw", link)]
-
-
 @main.command(epilog=cli.EPILOG)
-@link_argument
+@cli.link_argument
 @rules_option
 @click.option("--dry-run", is_flag=True, help="Change nothing; list the connections that would end.")
 @cli.json_option
@@ -480,26 +470,20 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
 
 
 @main.command(epilog=cli.EPILOG)
-@link_argument
+@cli.link_argument
 @cli.json_option
 @cli.verbose_option
 def flows(link: str | None, json: bool) -> None:
     """List the connections that are known: who made them, their state, when they end, their rule."""
-    found = [flow for flows in _ask_each("flows", link) for flow in flows]
+    found = [flow for flows in cli.ask_each(main, "flows", link) for flow in flows]
     if json:
         cli.print_json(found)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for title in ("connection", "state", "ends in", "rule"):
-        table.add_column(title, justify="right" if title == "ends in" else "left")
-    for flow in found:
-        table.add_row(
-            flow["flow"], " ".join(flow["states"] or ()), f"{flow['ends_in_s']:.0f} s", flow["rule"]
-        )
-    Console().print(table)
+    rows = (
+        (flow["flow"], " ".join(flow["states"] or ()), f"{flow['ends_in_s']:.0f} s", flow["rule"])
+        for flow in found
+    )
+    cli.print_table(("connection", "state", "ends in", "rule"), rows, right=("ends in",))
 
 
 words_argument = click.argument("packet", nargs=-1, required=True)
@@ -551,7 +535,7 @@ def explain(packet: tuple[str, ...], rules: str | None, link: str | None, json: 
     if rules is not None:
         results: list[Any] = [explained(load(rules, Reader()), asked)]
     else:
-        results = _ask_each("explain", link, words=packet)
+        results = cli.ask_each(main, "explain", link, words=packet)
     if json:
         cli.print_json(results)
         return

@@ -27,16 +27,17 @@ def list_(json: bool) -> None:
     if not found:
         click.echo("no guard stands", err=True)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for title in ("interface", "form", "ends with", "kept from the host", "kept from the guest"):
-        table.add_column(title)
-    for g in found:
-        ends = f"process {g.pid}" if g.pid else f"vtl-guard clear {g.name}"
-        table.add_row(g.name, g.form, ends, f"{g.kept_in:,}", f"{g.kept_out:,}")
-    Console().print(table)
+    rows = (
+        (
+            g.name,
+            g.form,
+            f"process {g.pid}" if g.pid else f"vtl-guard clear {g.name}",
+            f"{g.kept_in:,}",
+            f"{g.kept_out:,}",
+        )
+        for g in found
+    )
+    cli.print_table(("interface", "form", "ends with", "kept from the host", "kept from the guest"), rows)
 
 
 @main.command("raise")

@@ -1,6 +1,5 @@
 """vtl-tor: carry a guest's TCP connections and names through Tor, and nothing else. Paper section 3.1."""
 
-import atexit
 import logging
 import os
 import resource
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_SOCKS: Final = "127.0.0.1:9050"
-DNS: Final = 53
 _OTHERS: Final = 2048
 """Descriptors for what is not a connection, above all look-ups, of which there may be 1024 at once."""
 
@@ -103,7 +101,7 @@ class Tor(Stage):
         from vtl_tools.common.relay.call import SocksCall
         from vtl_tools.common.socks import Reason
 
-        if path.local_port == DNS:
+        if path.local_port == self.names.port:
             return self.names.call(path.remote)
         if address.is_internal(path.local) and not self.resolver.names.owns(path.local):
             return Reason.PROHIBITED  # Tor would say no; another proxy might reach this host, or its network
@@ -119,13 +117,13 @@ class Tor(Stage):
 
     def _on_end(self, flow: "Flow", now: float) -> None:
         path = flow.endpoint.path
-        if path.local_port != DNS:
+        if path.local_port != self.names.port:
             self.resolver.names.unpin(path.local, now)
 
     def _ask(self, lookup: "Lookup") -> "SocksCall":
         from vtl_tools.common.relay.call import SocksCall
 
-        credentials = self.isolation.credentials(b"dns", str(lookup.target).encode(), DNS)
+        credentials = self.isolation.credentials(b"dns", str(lookup.target).encode(), self.names.port)
         return SocksCall(self.proxy, lookup.target, 0, credentials, lookup.command, pipelined=self._pipelined)
 
     def new_identity(self) -> int:
@@ -319,9 +317,7 @@ def main(
         if process is not None:
             process.on_progress = partial(_show_progress, stage, options, url)
         if pcap_dropped is not None:
-            kept = Kept("--pcap-dropped", pcap_dropped, iface)
-            atexit.register(kept.close)
-            stage.relay.on_loss = kept
+            stage.relay.on_loss = Kept("--pcap-dropped", pcap_dropped, iface)
         return stage
 
     cli.run(
@@ -383,50 +379,38 @@ def _is_given(parameter: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
-def _ask_each(verb: str, link: str | None) -> list[Any]:
-    from vtl_tools.common import control
-
-    return [control.ask(path, verb) for path in control.find("vtl-tor", link)]
-
-
-link_argument = click.argument("link", required=False)
-
-
 @main.command(epilog=cli.EPILOG)
-@link_argument
+@cli.link_argument
 @cli.verbose_option
 def newnym(link: str | None) -> None:
     """Have connections that are opened from now on take other circuits.
 
     LINK is the service's link, or the path of its control socket; without it all are told.
     """
-    for number in _ask_each("newnym", link):
+    for number in cli.ask_each(main, "newnym", link):
         click.echo(f"identity {number}", err=True)
 
 
 @main.command(epilog=cli.EPILOG)
-@link_argument
+@cli.link_argument
 @cli.json_option
 @cli.verbose_option
 def flows(link: str | None, json: bool) -> None:
     """List the connections that are carried: from where to where, how far, and how much."""
-    found = [flow for flows in _ask_each("flows", link) for flow in flows]
+    found = [flow for flows in cli.ask_each(main, "flows", link) for flow in flows]
     if json:
         cli.print_json(found)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for title in ("from", "to", "stage", "state", "age", "up", "down", "waiting"):
-        table.add_column(title, justify="right" if title in ("age", "up", "down", "waiting") else "left")
-    for flow in found:
-        to = flow["name"] or flow["to"]
-        table.add_row(
-            f"{flow['from']} {flow['from_port']}", f"{to} {flow['to_port']}", flow["stage"], flow["state"],
+    counts = ("age", "up", "down", "waiting")
+    rows = (
+        (
+            f"{flow['from']} {flow['from_port']}", f"{flow['name'] or flow['to']} {flow['to_port']}",
+            flow["stage"], flow["state"],
             f"{flow['age_s']:.0f} s", *(f"{flow[key]:,}" for key in ("octets_up", "octets_down", "held")),
-        )  # fmt: skip
-    Console().print(table)
+        )
+        for flow in found
+    )  # fmt: skip
+    cli.print_table(("from", "to", "stage", "state", *counts), rows, right=counts)
 
 
 @main.command(epilog=cli.EPILOG)

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -211,11 +211,34 @@ def guards_for(links: Sequence["Device"], form: str) -> list["Guard"]:
     return guards
 
 
+link_argument = click.argument("link", required=False)
+
+
+def ask_each(tool: click.Group, verb: str, link: str | None, **arguments: Any) -> list[Any]:
+    """Ask the running services of a tool, the one on `link` or all, and return their results."""
+    from vtl_tools.common import control
+
+    return [control.ask(path, verb, **arguments) for path in control.find(str(tool.name), link)]
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """Print a table on standard output. right: the titles of columns that are numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for title in titles:
+        table.add_column(title, justify="right" if title in right else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
 def status_verb(tool: Tool) -> None:
     """Give a tool its `status` verb."""
 
     @tool.command(name="status", epilog=EPILOG)
-    @click.argument("link", required=False)
+    @link_argument
     @json_option
     @click.option("--watch", is_flag=True, help="Draw a live table until interrupted.")
     @verbose_option

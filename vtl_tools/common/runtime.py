@@ -36,8 +36,8 @@ SPIN_S: Final = 100e-6
 """How long an idle service keeps looking before it sleeps: being woken costs both sides more than that."""
 
 GC_THRESHOLD: Final = (100_000, 50, 1000)
-"""What a service makes goes by reference counts; with Python's own numbers a third of a short connection's
-time was spent on looking for cycles among the others."""
+"""When Python looks for cycles: seldom. What a service makes goes by reference counts, and a look at all that
+many connections hold would keep frames waiting."""
 
 PATIENCE_S: Final = 0.05
 """How long the reader of our events may keep us waiting."""
@@ -158,7 +158,7 @@ class Runner:
             server.close()
 
     def _capabilities(self) -> set[int]:
-        kept = {c for link in self.links for c in link.capabilities} | self.stage.capabilities
+        kept = {c for link in self.links for c in link.capabilities}
         return kept | {privilege.NET_ADMIN} if self.guards else kept
 
     def _control(self) -> control.Server:

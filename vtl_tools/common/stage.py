@@ -83,11 +83,6 @@ class Stage:
         for i in range(0, len(frames), SLOTS):
             self.out[port](batch.join(frames[i : i + SLOTS]), now)
 
-    @property
-    def capabilities(self) -> frozenset[int]:
-        """What of the process's capabilities the service itself needs while it runs."""
-        return frozenset()
-
     def drop(self, batch: Batch, indices: Iterable[int], reason: str) -> None:
         """Take frames out of a batch, and count them."""
         gone = set(indices)

@@ -8,7 +8,7 @@ from talk import ISS, PLAIN
 
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.tcp.config import Config
-from vtl_tools.common.tcp.isn import initial_sequence_number
+from vtl_tools.common.tcp.isn import initial_numbers
 from vtl_tools.common.tcp.state import Drop, Ended, State
 
 
@@ -289,14 +289,14 @@ def test_window_scale_holds_only_if_both_offer_it(make):
 def test_initial_numbers_depend_on_path_secret_and_time(closed):
     path = closed[1].path
     numbers = {
-        initial_sequence_number(secret, other, now)
+        initial_numbers(secret, other, now)[0]
         for secret in (b"one", b"two")
         for other in (path, path._replace(remote_port=1))
         for now in (0.0, 1.0)
     }
     assert len(numbers) == 8
-    first = initial_sequence_number(b"one", path, 0.0)
-    assert (initial_sequence_number(b"one", path, 1.0) - first) % 2**32 == 250_000
+    first = initial_numbers(b"one", path, 0.0)[0]
+    assert (initial_numbers(b"one", path, 1.0)[0] - first) % 2**32 == 250_000
 
 
 @pytest.mark.parametrize(

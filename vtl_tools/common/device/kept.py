@@ -1,5 +1,6 @@
 """Frames that a service dropped, kept in a file."""
 
+import atexit
 import logging
 import time
 from contextlib import suppress
@@ -22,6 +23,7 @@ class Kept:
         self._option, self._link = option, link
         self._writer = CaptureWriter(option, str(path))
         self._room = OCTETS_MAX
+        atexit.register(self.close)
 
     def __call__(self, frame: memoryview, now: float) -> None:
         """Keep a frame."""

@@ -1,6 +1,6 @@
 """What a rule compares with: ranges of addresses and of numbers, in order and without overlap."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -111,11 +111,6 @@ def ranges_cover(wide: Ranges, narrow: Ranges) -> bool:
     if len(wide) * len(narrow) > 10_000:
         return wide == narrow
     return all(any(first <= low and high <= last for first, last in wide) for low, high in narrow)
-
-
-def show_ranges(pairs: Sequence[tuple[int, int]]) -> str:
-    """Return ranges as they are written."""
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in pairs)
 
 
 def parse_addresses(text: str) -> Span:

@@ -44,6 +44,8 @@ class Names:
     ask: returns the call that asks the proxy, not yet begun.
     """
 
+    port: Final = PORT
+
     def __init__(
         self,
         resolver: Resolver,

@@ -25,7 +25,6 @@ from vtl_tools.common.socks import ANSWER, Reason
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
-from vtl_tools.common.tcp.output import transmit
 from vtl_tools.common.tcp.state import State
 from vtl_tools.common.tcp.tcb import NEVER
 from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
@@ -91,9 +90,8 @@ class Relay(Stage):
         *,
         config: Config = RELAYED,
         limits: Limits = Limits(),
-        ports: int = 1,
     ) -> None:
-        super().__init__(ports)
+        super().__init__(ports=1)
         self.dial, self.config, self.limits, self._secret = dial, config, limits, secret
         self.poller = Poller()
         self.sources = [self]
@@ -247,7 +245,7 @@ class Relay(Stage):
 
     def transmit(self, flow: Flow, now: float) -> None:
         """Send what a flow's endpoint has for the guest."""
-        for pieces in transmit(flow.endpoint, now):
+        for pieces in flow.endpoint.transmit_pieces(now):
             if len(pieces) == 1:
                 self._outbox.append(pieces)
             elif len(pieces) == 2 and len(pieces[1]) < _JOINED:

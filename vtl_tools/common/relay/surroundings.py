@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING, Final
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.gateway.dhcp import Server
+from vtl_tools.common.gateway.dhcp_wire import SERVER_PORT
 from vtl_tools.common.gateway.neighbours import Neighbours
 from vtl_tools.common.gateway.network import MTU_MIN, Network
 from vtl_tools.common.packet import derive, icmp
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.relay.names import PORT, Names
 
 if TYPE_CHECKING:
     from vtl_tools.common.packet.udp import UDP
-    from vtl_tools.common.relay.names import Names
 
-DHCP: Final = 67
-DNS: Final = 53
 MTU_MAX: Final = 1500
 """What guests are told at most, whatever the link takes: it is what they were made for."""
 
@@ -42,7 +41,7 @@ class Surroundings:
     def __init__(
         self,
         network: Network,
-        names: "Names",
+        names: Names,
         *,
         dhcp: bool,
         say: Callable[[bytes | bytearray, float], object],
@@ -86,7 +85,7 @@ class Surroundings:
         return "icmp" if pkt.icmp is not None else "protocol"
 
     def _on_datagram(self, pkt: Packet, datagram: "UDP", now: float) -> str:
-        if datagram.dport == DHCP and pkt.ipv4 is not None:
+        if datagram.dport == SERVER_PORT and pkt.ipv4 is not None:
             if not self._dhcp:
                 return "dhcp"
             if (answer := self._leases.answer(pkt, now)) is not None:
@@ -94,7 +93,7 @@ class Surroundings:
             return ""
         if not pkt.verify():
             return "checksum"
-        if datagram.dport == DNS:
+        if datagram.dport == PORT:
             self._names.on_datagram(pkt, now)
             return ""
         self._refuse(pkt, now)

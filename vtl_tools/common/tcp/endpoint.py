@@ -296,11 +296,6 @@ class Endpoint(TCB):
         return self.snd.room if self._may_write() else 0
 
     @property
-    def send_size(self) -> int:
-        """Octets that one frame carries at most: whole segments."""
-        return self.snd.send_size
-
-    @property
     def unsent(self) -> int:
         """Octets written and not sent yet, and our FIN."""
         return self.snd.unsent

@@ -12,16 +12,11 @@ _PORTS: Final = struct.Struct("!HH")
 _NUMBERS: Final = struct.Struct("!II")
 
 
-def initial_sequence_number(secret: bytes, path: Path, now: float) -> int:
-    """Return ISN = M + F(localip, localport, remoteip, remoteport, secretkey)."""
-    return initial_numbers(secret, path, now)[0]
-
-
 def initial_numbers(secret: bytes, path: Path, now: float) -> tuple[int, int]:
-    """Return the initial sequence number, and what to add to the clock of timestamps.
+    """Return ISN = M + F(localip, localport, remoteip, remoteport, secretkey), and a clock's offset.
 
-    secret: up to 64 octets that nobody else knows, the same for as long as connections are made. The offset
-    is so that TSval tells nobody our uptime (RFC 7323 section 5.4).
+    secret: up to 64 octets that nobody else knows, the same for as long as connections are made. The
+    offset is added to the clock of timestamps, so that TSval tells nobody our uptime (RFC 7323 section 5.4).
     """
     _, _, local, remote, local_port, remote_port = path
     ends = local + remote + _PORTS.pack(local_port, remote_port)
