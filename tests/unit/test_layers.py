@@ -13,6 +13,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 RANK = {
     "errors": 0,
     "firewall": 3,
+    "freeze": 3,
     "packet": 1,
     "parameters": 1,
     "privilege": 1,
@@ -36,7 +37,7 @@ RANK = {
 }
 """What may import what: only what ranks lower. A new part of common/ is given its place here."""
 
-SANS_IO = ("firewall", "gateway", "model", "packet", "socks", "tcp")
+SANS_IO = ("firewall", "freeze", "gateway", "model", "packet", "socks", "tcp")
 IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "time"}
 LINES_MAX = 600
 SEQUENCE_NUMBERS = ("_nxt", "_una", "_seq")

@@ -1,0 +1,74 @@
+"""What a peer's own retransmissions prove about how much of its data was acknowledged.
+
+An acknowledgement by the VM may have passed unseen: before the service ran, or because it looks at a sample
+only. What it acknowledged is then where its peer repeats itself, once nothing is answered: a retransmission
+timer sends the earliest segment that is not acknowledged (RFC 6298 section 5.4), each time after twice as
+long, and a probe or keep-alive is the octet before it (RFC 9293 sections 3.8.4 and 3.8.6.1). To take another
+for that would cost octets, so a segment in the middle must not pass for one:
+
+* a tail loss probe (RFC 8985 section 7) repeats the last segment once, and recovery repeats what is missing,
+  a round trip after it was sent: three times, with pauses that grow, is neither;
+* whatever comes from before begins anew.
+"""
+
+from typing import Final
+
+from vtl_tools.common.packet.seq import seq_add, seq_gt, seq_lt
+
+APART_S: Final = 0.15
+"""What comes again sooner is a copy, or recovery: retransmission timers are 0.2 s at least, less a tick."""
+GROWS: Final = 1.4
+"""A timer doubles its pause; the network may shorten it."""
+LONGEST_S: Final = 45.0
+"""Pauses that are as long as this need not grow any more: RFC 6298 (2.5) lets them stop at a minute."""
+PATIENCE_S: Final = 250.0
+"""When a candidate that did not come again is given up: two of Linux's longest pauses."""
+
+
+class Proof:
+    """What was seen of one peer since the VM is away. now: seconds."""
+
+    __slots__ = (
+        "_above", "_count", "_empty", "_empty_at", "_empty_count", "_last", "_pause", "_seq", "asked",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self._seq: int | None = None
+        self._count, self._last, self._pause = 0, 0.0, 0.0
+        self._empty: int | None = None
+        self._empty_count, self._above, self._empty_at = 0, 0, 0.0
+        self.asked = False
+        """Whether the peer was asked what it sends next; it will answer by an empty segment that says so."""
+
+    def data(self, seq: int, now: float) -> int | None:
+        """Take a segment with data or a FIN; return SND.UNA if that is proven."""
+        first = self._seq
+        if first is None or seq_lt(seq, first) or (seq != first and now - self._last > PATIENCE_S):
+            self._seq, self._count, self._last, self._pause = seq, 1, now, 0.0
+            return None
+        pause = now - self._last
+        if seq != first or pause < APART_S:
+            return None
+        if self._count == 1 or pause >= GROWS * self._pause or pause >= LONGEST_S:
+            self._count += 1
+        self._last, self._pause = now, pause
+        return first if self._count >= 3 else None
+
+    def empty(self, seq: int, highest: int | None, now: float) -> int | None:
+        """Take a segment without data; return SND.UNA if that is proven.
+
+        highest: behind all that the peer was seen to have sent. An ordinary acknowledgement is there or
+        further; what is before it is a probe, or late.
+        """
+        first = self._empty
+        if first is None or seq_lt(seq, first) or (seq != first and now - self._empty_at > PATIENCE_S):
+            self._empty, self._empty_count, self._empty_at = seq, 1, now
+            self._above = 0
+            return None
+        if seq != first or now - self._empty_at < APART_S:
+            return None
+        self._empty_count, self._empty_at = self._empty_count + 1, now
+        self._above += highest is not None and seq_gt(highest, seq)
+        if self._above >= (1 if self.asked else 2) and self._empty_count >= (2 if self.asked else 3):
+            return seq_add(seq, 1)
+        return None
