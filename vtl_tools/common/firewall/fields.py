@@ -6,10 +6,13 @@ from vtl_tools.common.errors import Malformed
 from vtl_tools.common.firewall.clauses import ICMP6
 from vtl_tools.common.firewall.rule import STACKED, UNTAGGED
 from vtl_tools.common.packet import ether, nd
+from vtl_tools.common.packet.ether import Ethernet
 from vtl_tools.common.packet.icmp import ICMPv6
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.udp import UDP
+from vtl_tools.common.packet.view import Buffer
+from vtl_tools.common.packet.vnet import VNET
 
 NONE: Final = -1
 """In place of a port, a type or a protocol that a packet has not."""
@@ -52,6 +55,12 @@ class Fields:
         self.dst_mac = dst_mac
         self.vlan = vlan
         self.is_neighbour = is_neighbour
+
+    @classmethod
+    def plain(cls, frame: Buffer, protocol: int, src: bytes, dst: bytes, sport: int, dport: int) -> "Fields":
+        """Take what was read from a frame that has IP right behind Ethernet."""
+        dst_mac, src_mac, kind = Ethernet.HEADER.unpack_from(frame, VNET)
+        return cls(kind, protocol, src, dst, sport, dport, NONE, src_mac, dst_mac)
 
     @classmethod
     def of(cls, pkt: Packet) -> "Fields":

@@ -12,14 +12,15 @@ from vtl_tools.common.firewall.fragments import Fragments
 from vtl_tools.common.firewall.limits import Limits
 from vtl_tools.common.firewall.policy import Judgement, Policy
 from vtl_tools.common.firewall.quoted import quoted_flow
-from vtl_tools.common.firewall.rule import OUT, STACKED, Direction, Rule, Verdict
+from vtl_tools.common.firewall.rule import OUT, STACKED, UNTAGGED, Direction, Rule, Verdict
 from vtl_tools.common.firewall.table import Flows
 from vtl_tools.common.model import tcp_plain
 from vtl_tools.common.model.tcp_arrival import Seen, arrive
-from vtl_tools.common.packet import ether, icmp, ip, nd
+from vtl_tools.common.packet import ether, icmp, ip, nd, tcp
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import PORTS, Packet
+from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.tcp_state import State
 from vtl_tools.common.packet.view import Buffer
 
@@ -117,12 +118,12 @@ class Tracker:
         key = flow_key(direction, fields.protocol, fields.src, fields.dst, ports, fields.vlan, initiator)
         flow = self.flows.get(key)
         if flow is not None:
-            decision = self._moved(flow, fields, direction) or self._further(flow, pkt, direction, now)
+            decision = self._moved(flow, fields, direction) or self._further(flow, pkt.tcp, direction, now)
             if decision is not None:
                 return decision
         if initiator is not direction:
             return self._stateless(fields, direction, now)
-        return self._first(key, pkt, fields, direction, now)
+        return self._first(key, pkt.tcp, fields, direction, now)
 
     def _moved(self, flow: Flow, fields: Fields, direction: Direction) -> Decision | None:
         """Refuse a packet whose Ethernet addresses are not the first one's, if rules do not allow these."""
@@ -136,9 +137,8 @@ class Tracker:
         verdict, rule = self.policy.judge(direction, fields)
         return None if verdict is Verdict.ALLOW else Decision(verdict, rule, "rule")
 
-    def _further(self, flow: Flow, pkt: Packet, direction: Direction, now: float) -> Decision | None:
+    def _further(self, flow: Flow, segment: TCP | None, direction: Direction, now: float) -> Decision | None:
         """Decide about a packet of a known connection; None if it begins the next one with its addresses."""
-        segment = pkt.tcp
         if segment is None:
             self._spoken(flow, direction, now)
             return flow.decision
@@ -155,7 +155,7 @@ class Tracker:
         """Decide about an ordinary TCP segment of a known connection; None: look closer."""
         plain = tcp_plain.read(frame, version)
         if plain is None:
-            return None
+            return self._plain_syn(frame, version, direction, now)
         src, dst, sport, dport, seq, ack, flags, window, at, data, end = plain
         if direction is OUT:
             flow = self.flows.get(src + dst + PORTS.pack(sport, dport) + _TCP)
@@ -178,17 +178,32 @@ class Tracker:
             return flow.decision
         return self._followed(flow, ends, seen, now)
 
+    def _plain_syn(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
+        """Decide about an ordinary segment with SYN; None: look closer."""
+        plain = tcp_plain.read(frame, version, tcp.SYN)
+        if plain is None:
+            return None
+        src, dst, sport, dport, _, _, _, _, at, _, end = plain
+        key = flow_key(direction, ip.TCP, src, dst, PORTS.pack(sport, dport), UNTAGGED, direction)
+        segment = TCP.at(frame, at, end)
+        flow = self.flows.get(key)
+        if flow is not None and (decision := self._further(flow, segment, direction, now)) is not None:
+            return decision
+        fields = Fields.plain(frame, ip.TCP, src, dst, sport, dport)
+        return self._first(key, segment, fields, direction, now)
+
     def _plain_udp(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
-        """Decide about an ordinary datagram of a known connection; None: look closer."""
+        """Decide about an ordinary datagram; None: look closer."""
         plain = udp_plain.read(frame, version)
         if plain is None:
             return None
         src, dst, here, there = plain
-        flow = self.flows.get(
-            (src + dst + here + there if direction is OUT else dst + src + there + here) + _UDP
-        )
+        key = (src + dst + here + there if direction is OUT else dst + src + there + here) + _UDP
+        flow = self.flows.get(key)
         if flow is None:
-            return None
+            sport, dport = int.from_bytes(here, "big"), int.from_bytes(there, "big")
+            fields = Fields.plain(frame, ip.UDP, src, dst, sport, dport)
+            return self._first(key, None, fields, direction, now)
         self._spoken(flow, direction, now)
         return flow.decision
 
@@ -254,13 +269,15 @@ class Tracker:
             return _denied(refused, judgement.rule)
         return Decision(judgement.verdict, judgement.rule, "rule")
 
-    def _first(self, key: bytes, pkt: Packet, fields: Fields, direction: Direction, now: float) -> Decision:
+    def _first(
+        self, key: bytes, segment: TCP | None, fields: Fields, direction: Direction, now: float
+    ) -> Decision:
         """Decide about a packet that may begin a connection."""
         judgement = self.policy.judge(direction, fields)
         if judgement.verdict is not Verdict.ALLOW:
             return Decision(judgement.verdict, judgement.rule, "rule")
         ends: Ends | None = None
-        if (segment := pkt.tcp) is not None:
+        if segment is not None:
             ends = tcp_flow.opened(segment, direction, join=self.join)
             if ends is None:
                 return _denied("tcp-not-open", judgement.rule)
