@@ -4,8 +4,9 @@ from typing import Final
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.firewall.clauses import ICMP6
-from vtl_tools.common.firewall.rule import STACKED, UNTAGGED
-from vtl_tools.common.packet import ether, nd
+from vtl_tools.common.firewall.flow import Flow
+from vtl_tools.common.firewall.rule import OUT, STACKED, UNTAGGED
+from vtl_tools.common.packet import ether, icmp, ip, nd
 from vtl_tools.common.packet.ether import Ethernet
 from vtl_tools.common.packet.icmp import ICMPv6
 from vtl_tools.common.packet.packet import Packet
@@ -85,3 +86,17 @@ class Fields:
         elif inner is not None:
             made.icmp = inner.type << 8 | inner.code
         return made
+
+    @classmethod
+    def first_of(cls, flow: Flow) -> "Fields":
+        """Return what the first packet of a connection had."""
+        (here, there), (near, far), protocol = flow.addresses, flow.ports, flow.protocol
+        initiator, src_mac, dst_mac, vlan = flow.opening
+        src, dst, sport, dport = (here, there, near, far) if initiator is OUT else (there, here, far, near)
+        six, message = len(src) == 16, NONE
+        if protocol in (ip.ICMP, ip.ICMPV6):
+            message = ICMP6 | icmp.V6_ECHO_REQUEST << 8 if six else icmp.ECHO_REQUEST << 8
+        if protocol not in (ip.TCP, ip.UDP):
+            sport = dport = NONE
+        kind = ether.IPV6 if six else ether.IPV4
+        return cls(kind, protocol, src, dst, sport, dport, message, src_mac, dst_mac, vlan)

@@ -1,13 +1,22 @@
 """Packets in, decisions out. Reads no clock; `now` is in seconds, and only grows."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.firewall import tcp_flow, udp_plain
-from vtl_tools.common.firewall.clauses import ICMP6
-from vtl_tools.common.firewall.fields import NONE, Fields
-from vtl_tools.common.firewall.flow import ANSWERED, ASSURED, BEGUN, Decision, Ends, Flow, Opening, flow_key
+from vtl_tools.common.firewall.fields import Fields
+from vtl_tools.common.firewall.flow import (
+    ANSWERED,
+    ASSURED,
+    BEGUN,
+    Decision,
+    Ends,
+    Flow,
+    Opening,
+    Timeouts,
+    flow_key,
+)
 from vtl_tools.common.firewall.fragments import Fragments
 from vtl_tools.common.firewall.limits import Limits
 from vtl_tools.common.firewall.policy import Judgement, Policy
@@ -16,7 +25,7 @@ from vtl_tools.common.firewall.rule import OUT, STACKED, UNTAGGED, Direction, Ru
 from vtl_tools.common.firewall.table import Flows
 from vtl_tools.common.model import tcp_plain
 from vtl_tools.common.model.tcp_arrival import Seen, arrive
-from vtl_tools.common.packet import ether, icmp, ip, nd, tcp
+from vtl_tools.common.packet import ip, nd, tcp
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import PORTS, Packet
@@ -30,25 +39,6 @@ _PROTOCOL: Final = {4: _L3 + 9, 6: _L3 + 6}
 _TCP: Final = bytes((ip.TCP,))
 _UDP: Final = bytes((ip.UDP,))
 _OPENINGS_MAX: Final = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds of silence after which a connection ends.
-
-    TCP: opening and closing are transitory (RFC 5382 REQ-5: 4 minutes at least), established is for
-    2 hours and 4 minutes (the same), closed for what is still under way. UDP (RFC 4787 REQ-5: 2 minutes at
-    least), echo (RFC 5508 REQ-2: 60 seconds), other protocols. assured: once both sides have used it.
-    """
-
-    opening: float = 240.0
-    established: float = 7440.0
-    closing: float = 240.0
-    closed: float = 10.0
-    udp: float = 120.0
-    udp_assured: float = 300.0
-    echo: float = 60.0
-    other: float = 600.0
 
 
 class Tracker:
@@ -72,6 +62,8 @@ class Tracker:
         self.flows = Flows(flows_max)
         self.fragments = Fragments()
         self._limits = Limits()
+        self._closely = policy.asks_macs
+        self._unjudged: list[Flow] = []
         self._known: dict[Rule, Decision] = {}
         self._openings: dict[Opening, Opening] = {}
 
@@ -80,7 +72,7 @@ class Tracker:
     def receive(self, frame: Buffer, direction: Direction, now: float) -> Decision:
         """Decide about a frame, which stays the caller's. Nothing is raised for foreign octets."""
         version = frame[_L3] >> 4 if len(frame) >= _L3 + IPv6.SIZE else 0
-        if version in _PROTOCOL and not self.policy.asks_macs:
+        if version in _PROTOCOL and not self._closely:
             protocol, decision = frame[_PROTOCOL[version]], None
             if protocol == ip.TCP:
                 decision = self._plain_tcp(frame, version, direction, now)
@@ -116,7 +108,7 @@ class Tracker:
         elif fields.protocol in (ip.ICMP, ip.ICMPV6):
             return self._stateless(fields, direction, now)  # of the other version of IP: nobody's
         key = flow_key(direction, fields.protocol, fields.src, fields.dst, ports, fields.vlan, initiator)
-        flow = self.flows.get(key)
+        flow = self._find(key)
         if flow is not None:
             decision = self._moved(flow, fields, direction) or self._further(flow, pkt.tcp, direction, now)
             if decision is not None:
@@ -252,7 +244,7 @@ class Tracker:
     def _related(self, pkt: Packet, fields: Fields, direction: Direction) -> Decision | None:
         """Decide about an ICMP error, if it is about a connection that is known."""
         quoted = quoted_flow(pkt, direction, fields.vlan)
-        flow = self.flows.get(quoted.key) if quoted is not None else None
+        flow = self._find(quoted.key) if quoted is not None else None
         if flow is None or quoted is None:
             return None
         if quoted.seq is not None and not tcp_flow.quotes_what_was_sent(
@@ -299,6 +291,10 @@ class Tracker:
         rule = judgement.rule
         if rule.rate is None and rule.cap is None:
             return ""
+        if rule.cap is not None and self._unjudged:  # any of which may count
+            for flow in self._unjudged:
+                self._still_allowed(flow)
+            self._judged_anew()
         source = fields.src if len(fields.src) == 4 else fields.src[:8]
         return self._limits.admit(rule, source, now)
 
@@ -332,44 +328,57 @@ class Tracker:
         if flow.decision.rule is not None:
             self._limits.closed(flow.decision.rule, flow.source)
 
-    def would_end(self, policy: Policy) -> list[Flow]:
-        """Return the connections that another policy would not allow. Changes nothing."""
-        return [
-            flow
-            for flow in self.flows
-            if policy.judge(flow.initiator, first_fields(flow)).verdict is not Verdict.ALLOW
-        ]
+    def would_end(self, policy: Policy) -> Iterator[Flow | None]:
+        """Return the connections that another policy would not allow, and None for others. Changes nothing.
 
-    def replace(self, policy: Policy) -> list[Flow]:
-        """Take another policy from now on. Connections that it does not allow end, and are returned.
-
-        The others count for the limits of the rules that allow them now, but none ends for a limit.
+        One at a time: so that packets may come in between, as with replace().
         """
-        judged = [(flow, policy.judge(flow.initiator, first_fields(flow))) for flow in self.flows]
+        for flow in self.flows:
+            allowed = (
+                flow.share is None
+                or policy.judge(flow.initiator, Fields.first_of(flow)).verdict is Verdict.ALLOW
+            )
+            yield None if allowed else flow
+
+    def replace(self, policy: Policy) -> Iterator[Flow | None]:
+        """Take another policy from now on. Connections that it does not allow end.
+
+        Returns what judges one connection at a time, and tells which ended: go to its end. A connection that
+        it has not come to is judged when its next packet comes. Those that stay count for the limits of the
+        rules that allow them now, but none ends for a limit.
+        """
         self.policy, self._limits, self._known = policy, Limits(), {}
-        ended: list[Flow] = []
-        for flow, judgement in judged:
-            if judgement.verdict is Verdict.ALLOW:
-                flow.decision = self._decision(judgement.rule)
-                self._limits.opened(judgement.rule, flow.source)
-            else:
-                self.flows.remove(flow)
-                ended.append(flow)
-        return ended
+        self._closely, self._unjudged = True, list(self.flows)
+        return self._judge_anew(self._unjudged)
 
+    def _judge_anew(self, flows: list[Flow]) -> Iterator[Flow | None]:
+        for flow in flows:
+            yield None if self._still_allowed(flow) else flow
+        self._judged_anew()
 
-def first_fields(flow: Flow) -> Fields:
-    """Return what a policy asks of the first packet of a connection."""
-    (here, there), (near, far), protocol = flow.addresses, flow.ports, flow.protocol
-    src, dst, sport, dport = (here, there, near, far) if flow.initiator is OUT else (there, here, far, near)
-    six, message = len(src) == 16, NONE
-    if protocol in (ip.ICMP, ip.ICMPV6):
-        message = ICMP6 | icmp.V6_ECHO_REQUEST << 8 if six else icmp.ECHO_REQUEST << 8
-    if protocol not in (ip.TCP, ip.UDP):
-        sport = dport = NONE
-    _, src_mac, dst_mac, vlan = flow.opening
-    kind = ether.IPV6 if six else ether.IPV4
-    return Fields(kind, protocol, src, dst, sport, dport, message, src_mac, dst_mac, vlan)
+    def _judged_anew(self) -> None:
+        self._closely, self._unjudged = self.policy.asks_macs, []
+
+    def _still_allowed(self, flow: Flow) -> bool:
+        """Judge a connection by the policy that holds now, unless it was, or has ended."""
+        decision = flow.decision
+        if decision.verdict is not Verdict.ALLOW:
+            return False
+        if flow.share is None or (decision.rule is not None and self._known.get(decision.rule) is decision):
+            return True
+        verdict, rule = self.policy.judge(flow.initiator, Fields.first_of(flow))
+        if verdict is Verdict.ALLOW:
+            flow.decision = self._decision(rule)
+            self._limits.opened(rule, flow.source)
+            return True
+        flow.decision = _denied("rule", rule)
+        self.flows.remove(flow)
+        return False
+
+    def _find(self, key: bytes) -> Flow | None:
+        """Return a connection that is known, and still allowed."""
+        flow = self.flows.get(key)
+        return None if flow is None or (self._unjudged and not self._still_allowed(flow)) else flow
 
 
 def _suspicious(net: IPv4 | IPv6) -> str:
