@@ -32,6 +32,7 @@ class Service:
 
     def __init__(self, text=TEXT, **options):
         self.stage = Firewall(policy(text), "fw.rules", **options)
+        self.verbs = self.stage.verbs()
         self.got, self.batches, self.events = ([], []), [], []
         for port in 0, 1:
             self.stage.out[port] = lambda batch, now, port=port: self.take(port, batch)
@@ -197,16 +198,16 @@ def test_rules_with_an_error_change_nothing():
 def test_flows_are_named_killed_and_explained():
     service = Service()
     service.say(0, segment(OUT, "S", 0))
-    (flow,) = answers.flows(service.stage.tracker, 1000.0)
+    (flow,) = answers.flows(service.stage.tracker, 1000.0)["flows"]
     assert flow["flow"] == "out tcp 10.0.0.5:40000 192.0.2.1:80"
     assert flow["rule"] == "fw.rules:2"
     words = flow["flow"].split()
-    told = service.stage.explain({"words": words})
+    told = service.verbs["explain"]({"words": words})
     assert told["rule"] == "fw.rules:2: allow out tcp port 80"
     assert told["known"] == flow["flow"]
-    assert service.stage.kill({"words": words}) == {"flow": flow["flow"]}
+    assert service.verbs["kill"]({"words": words}) == {"flow": flow["flow"]}
     with pytest.raises(VTLError, match="no such connection"):
-        service.stage.kill({"words": words})
+        service.verbs["kill"]({"words": words})
     assert len(service.stage.tracker.flows) == 0
 
 
@@ -214,9 +215,9 @@ def test_flows_are_named_killed_and_explained():
     "request_", [{}, {"words": "out"}, {"words": [1]}, {"words": []}, {"words": ["x"] * 9}]
 )
 def test_requests_that_mean_nothing_are_refused(request_):
-    for verb in Service().stage.kill, Service().stage.explain:
+    for verb in "kill", "explain":
         with pytest.raises(VTLError):
-            verb(request_)
+            Service().verbs[verb](request_)
 
 
 @pytest.mark.parametrize(
