@@ -11,8 +11,8 @@ import click
 
 from vtl_tools.common import cli
 from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.errors import VTLError
-from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.errors import Malformed, VTLError
+from vtl_tools.common.packet.vnet import F_NEEDS_CSUM, VNET
 from vtl_tools.common.parameters import Mac, Network
 from vtl_tools.common.stage import Stage
 
@@ -88,6 +88,10 @@ class Firewall(Stage):
         before: Decision | None = None
         tally = [0, 0]
         for i, frame in enumerate(batch):
+            if (frame[0] & F_NEEDS_CSUM or frame[1]) and (why := _unbound(frame)):
+                self.drops[why] += 1
+                lost.append(i)
+                continue
             if refuse is not None and (why := refuse(frame, now)):
                 self.drops[why] += 1
                 lost.append(i)
@@ -229,6 +233,17 @@ class Firewall(Stage):
             ended = self.tracker.replace(policy)
             self.file, self.counts = name, {}
         return answers.reloaded(self.tracker, policy, ended)
+
+
+def _unbound(frame: memoryview) -> str:
+    """Return why a frame could be sent as another than it is, as counters are called; or ""."""
+    from vtl_tools.common.packet.offload import bind
+
+    try:
+        bind(frame)
+    except Malformed as err:
+        return f"malformed-{err.what.partition('.')[0]}"
+    return ""
 
 
 # --- the command

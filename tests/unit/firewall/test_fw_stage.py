@@ -14,7 +14,7 @@ from vtl_tools.common.firewall.identity import Identity
 from vtl_tools.common.firewall.uploads import Upload, pieces
 from vtl_tools.common.gateway import dhcp_wire
 from vtl_tools.common.gateway.dhcp_wire import Message
-from vtl_tools.common.packet import build, icmp
+from vtl_tools.common.packet import build, icmp, vnet
 from vtl_tools.common.packet.packet import Packet
 
 TEXT = """
@@ -304,3 +304,16 @@ def test_of_two_reloads_at_once_the_second_is_refused():
 
     assert asyncio.run(both())["rules"] == 1
     assert stage.tracker.policy.rules[0].text == "allow any"
+
+
+def test_what_a_checksum_would_be_written_over_is_judged_as_it_will_be():
+    """A port that the rules allow, which the sum makes another when the frame is sent."""
+    frame = bytearray(udp(OUT, 5000, 53))
+    frame[:10] = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, 34, 2)
+    service = Service()
+    passed, (answer,) = service.say(0, frame)
+    assert passed == []
+    assert Packet.at(bytearray(answer)).icmp.is_error
+    frame[1] = vnet.GSO_UDP_L4
+    assert service.say(0, frame) == ([], [])
+    assert service.stage.drops == {"rule": 1, "malformed-vnet": 1}
