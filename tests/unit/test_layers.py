@@ -14,7 +14,7 @@ RANK = {
     "errors": 0,
     "firewall": 3,
     "packet": 1,
-    "parameters": 1,
+    "parameters": 2,
     "privilege": 1,
     "socks": 1,
     "watch": 1,
