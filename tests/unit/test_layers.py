@@ -17,6 +17,7 @@ RANK = {
     "packet": 1,
     "parameters": 2,
     "privilege": 1,
+    "snapshot": 4,
     "socks": 1,
     "watch": 1,
     "gateway": 2,

@@ -31,8 +31,9 @@ class Connection:
     vm_ack: the highest that the VM has acknowledged. vm_nxt: behind all that it was seen to have sent.
     vm_window: its last one, as in a segment without SYN. vm_scale: its shift; None: not heard.
     peer_ack: the highest that the peer has acknowledged; peer_nxt, peer_window: likewise.
-    seen: when it was last heard of. epoch: see Table.missed(). head: the peer's frame with the octet at vm_ack; newest: its latest pure
-    ACK. probes: segments answered since the VM is away, the first at `since`. may_at: see Pace.
+    seen: when it was last heard of. epoch: see Table.missed(). head: the peer's frame with the octet at
+    vm_ack; newest: its latest pure ACK. probes: segments answered since the VM is away, the first at
+    `since`. may_at: see Pace.
     """
 
     __slots__ = (

@@ -143,7 +143,7 @@ class _Reader:
             if not isinstance(text, str) or len(text) > FRAME_MAX * 4 // 3 + 4:
                 raise ValueError
             frame = b64decode(text, validate=True)
-            segment = parse(frame, False)
+            segment = parse(bytearray(frame), False)
             if segment.end > len(frame) or (segment.flags & RST == 0) == (key is None):
                 raise ValueError
         except (ValueError, Malformed):

@@ -167,7 +167,7 @@ class Table:
         if connection is not None:
             self.release(connection)
 
-    def hold(self, connection: Connection, frame: Buffer, *, head: bool) -> bool:
+    def hold(self, connection: Connection, frame: Buffer | bytes, *, head: bool) -> bool:
         """Keep a copy of a frame until the VM is back, in the place of the one before, if there is room.
 
         head: it has the octet that the VM is to take next; else it is an ACK without data.

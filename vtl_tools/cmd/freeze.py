@@ -1,0 +1,525 @@
+"""vtl-freeze: a VM's TCP connections outlast its absence, however long. Paper section 3.5."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from vtl_tools.common import cli
+from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.errors import NotRunningError, SpecError, VTLError
+from vtl_tools.common.freeze import answers, state
+from vtl_tools.common.freeze.freezer import Freezer
+from vtl_tools.common.freeze.report import report as report_of
+from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.stage import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vtl_tools.common.device.ring import Ring
+    from vtl_tools.common.runtime import Options
+    from vtl_tools.common.snapshot import Snapshot
+
+TOOL: Final = "vtl-freeze"
+LOOK_S: Final = 0.25
+"""How often it is seen how much is heard, and whether there is something to be written."""
+HEARD_PER_S: Final = 8000.0
+"""Segments that are looked at each second; of more, a sample."""
+ONE_IN_MAX: Final = 256
+SAVE_S: Final = 5.0
+SAVE_SHARE: Final = 50.0
+"""Writing takes at most one part in so many of the time, while the VM is there."""
+SAVED_AT_ONCE_S: Final = 0.05
+"""How long peers are answered first, before the state is written."""
+
+
+class Freeze(Stage):
+    """Beside an interface, port 0 is the VM's side and port 1 the network's; on another link, port 0 is both.
+
+    listen: says whether the ports are to hear anything. overlay: whether there is the one link only.
+    """
+
+    def __init__(
+        self,
+        freezer: Freezer,
+        vm: str = "",
+        *,
+        listen: "Callable[[bool], object]" = lambda wanted: None,
+        snapshot: "Snapshot | None" = None,
+        overlay: bool = False,
+    ) -> None:
+        super().__init__(1 if overlay else 2)
+        self.freezer, self.vm, self.overlay = freezer, vm, overlay
+        self.listen, self.snapshot = listen, snapshot
+        self.network = 0 if overlay else 1
+        self.drops = freezer.unanswered
+        self.ring: Ring | None = None
+        self._looked_at, self._heard, self._one_in, self._missed = 0.0, 0, 1, 0
+        self._save_at, self._saving_since, self._save_cost_s = 0.0, 0.0, 0.0
+        self._told_of_vm = False
+        if snapshot is not None:
+            self.sources.append(snapshot)
+
+    def hear_through(self, ring: "Ring") -> None:
+        """Follow what passes an interface."""
+        self.ring = ring
+        self.sources.append(ring)
+
+    # --- frames
+
+    def on_batch(self, port: int, batch: Batch, now: float) -> None:
+        """Take what the VM's side or the network's heard, or what came by the one link."""
+        freezer = self.freezer
+        if self.overlay:
+            self._on_overlay(batch, now)
+        elif port == 0:
+            for frame in batch:
+                freezer.from_vm(frame, now)
+        else:
+            for frame in batch:
+                freezer.from_peer(frame, now)
+
+    def _on_overlay(self, batch: Batch, now: float) -> None:
+        freezer = self.freezer
+        for frame in batch:
+            if bytes(frame[VNET + 6 : VNET + 12]) not in freezer.table.macs:
+                freezer.from_peer(frame, now)
+            elif freezer.frozen:
+                freezer.from_vm(frame, now)
+            else:
+                freezer.hear(frame, True, now)
+
+    def settle(self, now: float) -> None:
+        """Send what is to be said, and tell of a VM that speaks though it is to be away."""
+        freezer = self.freezer
+        if freezer.to_network or freezer.to_vm:
+            to_network, to_vm = freezer.take()
+            self.send(self.network, [(frame,) for frame in to_network], now)
+            self.send(0, [(frame,) for frame in to_vm], now)
+        if freezer.heard_vm and not self._told_of_vm:
+            self._told_of_vm = True
+            self.event("speaks", vm=self.vm)
+
+    # --- time
+
+    def deadline(self) -> float | None:
+        """Return when to look next."""
+        return self._looked_at if self.freezer.thawing else self._looked_at + LOOK_S
+
+    def wake(self, now: float) -> None:
+        """Go on with thawing, see how much is heard, and write the state if it is time."""
+        if self.freezer.thawing:
+            self.freezer.thaw()
+        if now - self._looked_at < LOOK_S:
+            return
+        self._sample(now)
+        self._looked_at = now
+        if self.snapshot is None:
+            return
+        if self._saving_since and not self.snapshot.is_writing:
+            self._save_cost_s, self._saving_since = now - self._saving_since, 0.0
+        if now >= self._save_at and not self._saving_since:
+            self.save(now)
+
+    def save(self, now: float) -> None:
+        """Begin to write the state."""
+        if self.snapshot is None:
+            return
+        self._save_at = now  # again, where one is under way that is older
+        if self.snapshot.begin(now):
+            self._saving_since = now
+            pause_s = 0.0 if self.freezer.frozen else SAVE_SHARE * self._save_cost_s
+            self._save_at = now + max(SAVE_S, pause_s)
+
+    def _sample(self, now: float) -> None:
+        """Have the ring keep so many segments as can be looked at for next to nothing."""
+        ring = self.ring
+        if ring is None:
+            return
+        per_s = (ring.frames - self._heard) * self._one_in / max(now - self._looked_at, LOOK_S)
+        self._heard = ring.frames
+        one_in = 1
+        while one_in < ONE_IN_MAX and per_s > HEARD_PER_S * one_in * (1 if one_in >= self._one_in else 0.5):
+            one_in *= 2
+        missed = ring.missed
+        ring.status()
+        self.freezer.table.missed(one_in > 1 or self._one_in > 1 or ring.missed > missed)
+        if one_in != self._one_in:
+            self._one_in = one_in
+            ring.sample(one_in)
+
+    # --- what an operator asks
+
+    def start(self, now: float) -> dict[str, object]:
+        """Speak for the VM from now on."""
+        began = self.freezer.start(now)
+        if began:
+            self.listen(True)
+            self._told_of_vm = False
+            self.event("frozen", vm=self.vm, connections=len(self.freezer.table))
+        return {"vm": self.vm, "began": began, "connections": len(self.freezer.table)}
+
+    def stop(self, now: float) -> dict[str, object]:
+        """Fall silent, and open the windows of the first peers; wake() goes on."""
+        freezer = self.freezer
+        for_s, ended = now - freezer.frozen_at, freezer.stop(now)
+        if ended:
+            self.listen(False)
+            freezer.thaw()
+            self.settle(now)
+            self.event("thawed", vm=self.vm, frozen_s=round(for_s, 3))
+        return {"vm": self.vm, "ended": ended, "frozen_s": round(for_s, 3) if ended else 0.0}
+
+    def announce(self, now: float) -> dict[str, object]:
+        """Tell the network where the VM is now."""
+        frames = answers.announcements(self.freezer.table.hosts)
+        self.send(self.network, [(bytes(frame),) for frame in frames], now)
+        return {"vm": self.vm, "announced": len(frames)}
+
+    def take_up(self, text: bytes, name: str, now: float) -> None:
+        """Put a state in the place of what is known. Raises VTLError, and then nothing has changed."""
+        vm = state.load(text, name, self.freezer, now)
+        self.vm = self.vm or vm
+        self.listen(self.freezer.frozen)
+        self._told_of_vm = False
+
+    def status(self, now: float) -> dict[str, object]:
+        """Return whether the VM is away, and what is known."""
+        freezer = self.freezer
+        table = freezer.table
+        return {
+            "freeze": {
+                "vm": self.vm,
+                "frozen": freezer.frozen,
+                "frozen_s": round(now - freezer.frozen_at, 3) if freezer.frozen else 0.0,
+                "speaks": freezer.frozen and freezer.heard_vm,
+                "connections": len(table),
+                "unknown": table.strangers,
+                "held": len(freezer.touched),
+                "kept_octets": table.held,
+                "answered": freezer.answered,
+                "opened": freezer.opened,
+                "evicted": table.evicted,
+                "one_in": self._one_in,
+                "missed": 0 if self.ring is None else self.ring.missed,
+                "state": "" if self.snapshot is None else str(self.snapshot.path),
+            }
+        }
+
+
+# --- the command
+
+
+def _verbs(stage: Freeze) -> dict[str, Any]:
+    import asyncio
+
+    clock = time.monotonic
+
+    def later() -> None:
+        asyncio.get_running_loop().call_later(SAVED_AT_ONCE_S, lambda: stage.save(clock()))
+
+    def start(_: dict[str, Any]) -> dict[str, object]:
+        told = stage.start(clock())
+        later()
+        return told
+
+    async def stop(_: dict[str, Any]) -> dict[str, object]:
+        told = stage.stop(clock())
+        while stage.freezer.thawing:
+            stage.wake(clock())
+            stage.settle(clock())
+            await asyncio.sleep(0)  # frames have their turn
+        later()
+        return told
+
+    async def written(_: dict[str, Any]) -> dict[str, object]:
+        """Write the state, and tell in which file it is."""
+        assert stage.snapshot is not None
+        snapshot = stage.snapshot
+        for _again in range(2):  # a write that is under way may be from before
+            while not snapshot.begin(clock()):
+                await asyncio.sleep(0.01)
+        while snapshot.is_writing:
+            await asyncio.sleep(0.01)
+        return {"file": str(snapshot.path)}
+
+    def take_up(request: dict[str, Any]) -> dict[str, object]:
+        """Read the state that was put beside ours."""
+        assert stage.snapshot is not None
+        beside = _beside(stage.snapshot.path)
+        try:
+            with beside.open("rb") as file:
+                text = file.read(state.OCTETS_MAX + 1)
+            beside.unlink()
+        except OSError as e:
+            raise VTLError(f"{beside}: {e.strerror}; run import as the service's user") from None
+        stage.take_up(text, str(request.get("name")), clock())
+        told = stage.announce(clock()) if stage.freezer.frozen else {"vm": stage.vm, "announced": 0}
+        later()
+        return {**told, "frozen": stage.freezer.frozen, "connections": len(stage.freezer.table)}
+
+    return {
+        "start": start,
+        "stop": stop,
+        "report": lambda request: report_of(stage.freezer, clock()),
+        "export": written,
+        "import": take_up,
+        "announce": lambda _: stage.announce(clock()),
+    }
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.import")
+
+
+def _serve(iface: str, vm: str, mac: str | None, state_file: Path | None, options: "Options") -> None:
+    if not iface:
+        raise click.UsageError("give --iface: the interface that the VM is behind, or a link to its network")
+    overlay = ":" in iface
+    own = _mac(mac)
+    if overlay and own is None:
+        raise click.UsageError("give --mac: on a link that is not the VM's own, its address tells its frames")
+    from vtl_tools.common.control import path_for
+    from vtl_tools.common.guard import MARK
+    from vtl_tools.common.snapshot import Snapshot
+
+    path = state_file or path_for(TOOL, iface).with_suffix(".state")
+    links: list[Any] = []
+
+    def make_links(_: int) -> list[Any]:
+        if overlay:
+            from vtl_tools.common.device.spec import open_device
+
+            links.append(open_device(iface, mark=MARK))
+        else:
+            from vtl_tools.common.device.outside import NetworkSide, VMSide
+
+            links.extend((VMSide(iface, mark=MARK), NetworkSide(iface, mark=MARK)))
+        return links
+
+    def listen(wanted: bool) -> None:
+        for link in () if overlay else links:
+            link.listen(wanted)
+
+    def make_stage() -> Freeze:
+        freezer = Freezer(any_mac=own is None)
+        snapshot = Snapshot(path, lambda now: state.dump(freezer, stage.vm, now))
+        stage = Freeze(freezer, vm, listen=listen, snapshot=snapshot, overlay=overlay)
+        if (text := snapshot.read(state.OCTETS_MAX)) is not None:
+            stage.take_up(text, str(path), time.monotonic())
+        if own is not None:
+            freezer.table.macs.add(own)
+        snapshot.save(time.monotonic())  # so that it is known at once whether that can be done
+        if not overlay:
+            from vtl_tools.common.device.ring import Ring
+
+            stage.hear_through(Ring(iface, freezer.hear, mark=MARK))
+        return stage
+
+    cli.run(make_stage, make_links, options, guard="off", verbs=_verbs)
+
+
+def _mac(text: str | None) -> bytes | None:
+    if text is None:
+        return None
+    from vtl_tools.common.packet import address
+
+    try:
+        own = address.mac(text)
+    except ValueError as e:
+        raise click.BadParameter(str(e), param_hint="'--mac'") from None
+    if address.is_multicast_mac(own) or not any(own):
+        raise click.BadParameter(f"{text} is no machine's address", param_hint="'--mac'")
+    return own
+
+
+def _run_options(function: Any) -> Any:
+    """Add the options by which the service is run."""
+    path = click.Path(path_type=Path, dir_okay=False)
+    for option in (
+        cli.common_options,
+        click.option("--state", "state_file", type=path, metavar="FILE", help="Where to keep what is known."),
+        click.option("--mac", metavar="MAC", help="The VM's Ethernet address.  [default: learned]"),
+        click.option("--vm", default="", metavar="NAME", help="A name for the VM, by which verbs find it."),
+        cli.iface_option(),
+    ):
+        function = option(function)
+    return function
+
+
+@click.group(TOOL, cls=cli.Tool)
+@_run_options
+def main(iface: str, vm: str, mac: str | None, state_file: Path | None, options: "Options") -> None:
+    """Keep a VM's TCP connections alive while it is suspended, or migrates, for as long as that takes.
+
+    \b
+    vtl-freeze run --iface vnet0 &
+    virsh suspend VM; vtl-freeze start; ...; virsh resume VM; vtl-freeze stop
+    """
+    _serve(iface, vm, mac, state_file, options)
+
+
+@main.command(epilog=cli.EPILOG)
+@_run_options
+def run(iface: str, vm: str, mac: str | None, state_file: Path | None, options: "Options") -> None:
+    """Follow the VM's connections, and do what the other verbs ask. The word may be left out."""
+    _serve(iface, vm, mac, state_file, options)
+
+
+# --- verbs
+
+
+def _which(function: Any) -> Any:
+    """Add the options by which a verb chooses its service."""
+    for option in (
+        cli.verbose_option,
+        cli.json_option,
+        click.option("--vm", metavar="NAME", help="The service of this VM."),
+        click.option("--iface", "-i", metavar="LINK", help="The service on this link."),
+    ):
+        function = option(function)
+    return function
+
+
+def _found(iface: str | None, vm: str | None) -> "Iterator[Path]":
+    """Yield the control sockets that are meant. Raises NotRunningError."""
+    from vtl_tools.common import control
+
+    paths = control.find(TOOL, iface)
+    found = [path for path in paths if vm is None or control.ask(path, "status")["freeze"]["vm"] == vm]
+    if not found:
+        raise NotRunningError(f"{vm}: no service is for this VM; see 'vtl-freeze status'")
+    yield from found
+
+
+def _one(iface: str | None, vm: str | None) -> Path:
+    """Return the one control socket that is meant. Raises NotRunningError, SpecError."""
+    path, *others = _found(iface, vm)
+    if others:
+        raise SpecError("several services run here: say which by --iface or --vm")
+    return path
+
+
+def _ask(verb: str, iface: str | None, vm: str | None, **arguments: Any) -> "Iterator[dict[str, Any]]":
+    from vtl_tools.common import control
+
+    for path in _found(iface, vm):
+        yield control.ask(path, verb, **arguments)
+
+
+@main.command(epilog=cli.EPILOG)
+@_which
+def start(iface: str | None, vm: str | None, json: bool) -> None:
+    """Answer for the VM from now on: it is suspended. Without --vm or --iface, for all that are followed."""
+    for told in _ask("start", iface, vm):
+        if json:
+            cli.print_json([told])
+        else:
+            before = "frozen" if told["began"] else "was frozen already"
+            click.echo(f"{before}: {told['connections']} connections", err=True)
+
+
+@main.command(epilog=cli.EPILOG)
+@_which
+def stop(iface: str | None, vm: str | None, json: bool) -> None:
+    """Fall silent and open the peers' windows: the VM is back."""
+    for told in _ask("stop", iface, vm):
+        if json:
+            cli.print_json([told])
+        else:
+            click.echo(f"after {told['frozen_s']} s" if told["ended"] else "was not frozen", err=True)
+
+
+@main.command(epilog=cli.EPILOG)
+@_which
+def report(iface: str | None, vm: str | None, json: bool) -> None:
+    """List the connections that are held: for how long, and what may end them all the same."""
+    rows = [row for told in _ask("report", iface, vm) for row in told["connections"]]
+    if json:
+        cli.print_json(rows)
+        return
+    cli.print_table(
+        ("VM", "peer", "held", "probes", "risks"),
+        ((r["vm"], r["peer"], f"{r['held_s']:.0f} s", str(r["probes"]), ", ".join(r["risks"])) for r in rows),
+        right=("held", "probes"),
+    )
+
+
+@main.command(epilog=cli.EPILOG)
+@_which
+def announce(iface: str | None, vm: str | None, json: bool) -> None:
+    """Tell the network that the VM is here now, by gratuitous ARP, neighbour advertisements and RARP."""
+    for told in _ask("announce", iface, vm):
+        if json:
+            cli.print_json([told])
+
+
+@main.command(epilog=cli.EPILOG)
+@click.argument("file", default="-")
+@_which
+def export(file: str, iface: str | None, vm: str | None, json: bool) -> None:
+    """Write what is known of the VM's connections to FILE, or to standard output, for another host."""
+    from vtl_tools.common import control
+
+    told = control.ask(_one(iface, vm), "export", patience_s=60.0)
+    text = _read(told["file"])
+    if file == "-":
+        sys.stdout.buffer.write(text)
+        sys.stdout.buffer.flush()
+    else:
+        _write(Path(file), text)
+        if json:
+            cli.print_json([{"file": file, "octets": len(text)}])
+
+
+@main.command("import", epilog=cli.EPILOG)
+@click.argument("file", default="-")
+@_which
+def import_(file: str, iface: str | None, vm: str | None, json: bool) -> None:
+    """Take up what `export` wrote on another host, from FILE or standard input, and announce the VM here.
+
+    A VM that was away is away here as well, until `stop`.
+    """
+    from vtl_tools.common import control
+
+    path = _one(iface, vm)
+    name = "<stdin>" if file == "-" else file
+    text = sys.stdin.buffer.read(state.OCTETS_MAX + 1) if file == "-" else _read(file)
+    state.load(text, name, Freezer(), 0.0)  # what is wrong with it is told before anything is changed
+    kept = control.ask(path, "status")["freeze"]["state"]
+    _write(_beside(Path(kept)), text)
+    told = control.ask(path, "import", patience_s=60.0, name=name)
+    if json:
+        cli.print_json([told])
+    else:
+        away = "frozen" if told["frozen"] else "not frozen"
+        click.echo(f"{told['connections']} connections, {away}", err=True)
+
+
+def _read(name: str) -> bytes:
+    try:
+        with Path(name).open("rb") as file:
+            return file.read(state.OCTETS_MAX + 1)
+    except OSError as e:
+        raise VTLError(f"{name}: {e.strerror}; name a file that can be read") from None
+
+
+def _write(path: Path, text: bytes) -> None:
+    """Replace a file as a whole; only its owner may read it, as there are users' data in it."""
+    import os
+
+    beside = path.with_name(f"{path.name}.new")
+    try:
+        beside.unlink(missing_ok=True)
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(text)
+        beside.replace(path)
+    except OSError as e:
+        raise VTLError(f"{path}: {e.strerror}; name a file that can be written") from None
+
+
+cli.status_verb(main)
