@@ -47,7 +47,7 @@ class Transfer:
 
 
 @pytest.mark.parametrize(
-    ("moved", "one_in"), [(False, 1), (True, 1), (False, 16)], ids=["", "moves", "sampled"]
+    ("moved", "one_in"), [(False, 1), (True, 1), (False, 16)], ids=["stays", "moves", "sampled"]
 )
 @pytest.mark.parametrize(("up", "down"), [(0, 300_000), (300_000, 0), (200_000, 200_000)])
 @pytest.mark.parametrize("version", [4, 6])
@@ -136,8 +136,9 @@ def test_whatever_happens_every_octet_arrives_once(
         for one in options
     )
     net = FreezeNetwork(
-        rng, one_in=one_in, configs=configs, loss=loss, reorder=reorder, duplicate=reorder / 5, corrupt=loss / 5,
-        version=rng.choice((4, 6)), delay_s=delay_s, iss=(rng.choice((None, 2**32 - 500)),) * 2,
+        rng, one_in=one_in, configs=configs, loss=loss, reorder=reorder, duplicate=reorder / 5,
+        corrupt=loss / 5, version=rng.choice((4, 6)), delay_s=delay_s,
+        iss=(rng.choice((None, 2**32 - 500)),) * 2,
     )  # fmt: skip
     net.watched = watched
     net.open()

@@ -18,7 +18,7 @@ from vtl_tools.common.packet.seq import seq_add, seq_gt, seq_lt
 APART_S: Final = 0.15
 """What comes again sooner is a copy, or recovery: retransmission timers are 0.2 s at least, less a tick."""
 PROBES_APART_S: Final = 0.9
-"""The same for probes: keep-alives are a second apart at least, and a network delays nothing by as much twice."""
+"""The same for probes: keep-alives are a second apart at least, and nothing is so late twice."""
 GROWS: Final = 1.4
 """A timer doubles its pause; the network may shorten it."""
 LONGEST_S: Final = 45.0
