@@ -1,7 +1,7 @@
 """vtl-freeze between real kernels: a VM that is cut off loses its connections, and with it keeps them.
 
-The VM is a host whose cable is cut on the way, so that nothing of it is heard and nothing gets to it. Its peers
-give up after seconds, in the place of a quarter of an hour (tcp_retries2).
+The VM is a host whose cable is cut on the way, so that nothing of it is heard and nothing gets to it. Its
+peers give up after seconds, in the place of a quarter of an hour (tcp_retries2).
 """
 
 import os

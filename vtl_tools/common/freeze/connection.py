@@ -94,13 +94,13 @@ class Connection:
         """Follow a segment of the peer that has an ACK; tell whether it can be of the connection.
 
         doubt: whether segments of the VM may have passed unseen. An ACK of what was never sent is somebody
-        else's guess (RFC 5961 section 5), and nothing is learned from it. whole: its checksum is right; the
-        first such one is believed more than all that was only overheard, which may be damaged.
+        else's guess (RFC 5961 section 5), and nothing is learned from it. whole: its checksum is right; in
+        doubt, the first such one is believed more than all that was only overheard, which may be damaged.
         """
         _, seq, ack, flags, window, length, tsval, tsecr, _, _, _ = segment
         if not self._may_acknowledge(ack, doubt):
             return False
-        if whole and not self.flags & HEARD_WHOLE:
+        if whole and doubt and not self.flags & HEARD_WHOLE:
             self.flags |= HEARD_WHOLE
             self.peer_ack = self.peer_nxt = self.peer_tsval = None
         if self.peer_ack is None or seq_ge(ack, self.peer_ack):
