@@ -306,6 +306,13 @@ def _serve(iface: str, vm: str, mac: str | None, state_file: Path | None, option
 
     def make_stage() -> Freeze:
         freezer = Freezer(any_mac=own is None)
+        ring = None
+        if not overlay:
+            from vtl_tools.common.device.ring import Ring
+
+            ring = Ring(iface, freezer.hear, mark=MARK)
+        if state_file is None:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         snapshot = Snapshot(path, lambda now: state.dump(freezer, stage.vm, now))
         stage = Freeze(freezer, vm, listen=listen, snapshot=snapshot, overlay=overlay)
         if (text := snapshot.read(state.OCTETS_MAX)) is not None:
@@ -313,10 +320,8 @@ def _serve(iface: str, vm: str, mac: str | None, state_file: Path | None, option
         if own is not None:
             freezer.table.macs.add(own)
         snapshot.save(time.monotonic())  # so that it is known at once whether that can be done
-        if not overlay:
-            from vtl_tools.common.device.ring import Ring
-
-            stage.hear_through(Ring(iface, freezer.hear, mark=MARK))
+        if ring is not None:
+            stage.hear_through(ring)
         return stage
 
     cli.run(make_stage, make_links, options, guard="off", verbs=_verbs)

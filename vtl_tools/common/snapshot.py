@@ -82,7 +82,6 @@ class Snapshot:
         """Write the state, and wait until that is done. Raises VTLError."""
         self._reap(wait=True)
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._write(now)
         except OSError as e:
             raise VTLError(f"{self.path}: {e.strerror}; choose another with --state") from None
