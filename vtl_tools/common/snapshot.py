@@ -1,6 +1,5 @@
 """A state on disk, written by a copy of the process: that stands still, and frames do not wait for it."""
 
-import contextlib
 import logging
 import os
 import signal
@@ -15,7 +14,24 @@ from vtl_tools.common.errors import VTLError
 log = logging.getLogger(__name__)
 
 _NICE: Final = 10
-_PIECE: Final = 1 << 20
+
+
+def read(path: Path, most: int) -> bytes:
+    """Return what is in a file, at most `most` octets and one. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(most + 1)
+
+
+def replace(path: Path, pieces: Iterable[str]) -> None:
+    """Replace a file as a whole; only its owner may read it. Raises OSError."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.unlink(missing_ok=True)
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.writelines(pieces)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
 
 
 class Snapshot:
@@ -40,18 +56,21 @@ class Snapshot:
     def read(self, most: int) -> bytes | None:
         """Return what is in the file, at most `most` octets and one; None: there is none. Raises VTLError."""
         try:
-            with self.path.open("rb") as file:
-                return file.read(most + 1)
+            return read(self.path, most)
         except FileNotFoundError:
             return None
         except OSError as e:
             raise VTLError(f"{self.path}: {e.strerror}; choose another with --state") from None
 
     def begin(self, now: float) -> bool:
-        """Write the state as it is now; False: the write before is not done yet."""
+        """Write the state as it is now; False: the write before is not done yet. See `written`, `failed`."""
         if self._child is not None:
             return False
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as e:  # the next try may do better
+            self._fail(e.strerror)
+            return True
         if not pid:
             status = 1
             try:
@@ -59,7 +78,7 @@ class Snapshot:
                 for number in signal.SIGTERM, signal.SIGINT:
                     signal.signal(number, signal.SIG_IGN)  # what is half written would be lost
                 os.nice(_NICE)
-                self._write(now)
+                replace(self.path, self.make(now))
                 status = 0
             finally:
                 os._exit(status)
@@ -67,22 +86,11 @@ class Snapshot:
         self._handle.watch(self._child[1])
         return True
 
-    def _write(self, now: float) -> None:
-        beside = self.path.with_name(f"{self.path.name}.new")
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.writelines(self.make(now))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.path)
-
     def save(self, now: float) -> None:
         """Write the state, and wait until that is done. Raises VTLError."""
         self._reap(wait=True)
         try:
-            self._write(now)
+            replace(self.path, self.make(now))
         except OSError as e:
             raise VTLError(f"{self.path}: {e.strerror}; choose another with --state") from None
         self.written += 1
@@ -101,8 +109,16 @@ class Snapshot:
         self._handle.forget(fd)
         os.close(fd)
         self._child = None
-        self.written, self.failed = self.written + (not status), self.failed + bool(status)
+        if status:
+            self._fail("not written; see whether there is room")
+        else:
+            self.written += 1
         return True
+
+    def _fail(self, why: str | None) -> None:
+        if not self.failed:
+            log.warning("%s: %s", self.path, why)
+        self.failed += 1
 
     def close(self) -> None:
         """Write the state a last time, and give everything back. Idempotent."""
