@@ -13,12 +13,17 @@ import click
 from vtl_tools.common import cli
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed, VTLError
-from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.packet.vnet import F_NEEDS_CSUM, VNET
+from vtl_tools.common.parameters import Mac, Network
 from vtl_tools.common.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from ipaddress import IPv4Network, IPv6Network
 
+    from vtl_tools.common.control import Verb
+    from vtl_tools.common.device.base import Device
+    from vtl_tools.common.firewall.files import Reader
     from vtl_tools.common.firewall.flow import Decision
     from vtl_tools.common.firewall.identity import Identity
     from vtl_tools.common.firewall.policy import Policy
@@ -27,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STDIN: Final = "<stdin>"
 ANSWERS_PER_S: Final = 1000.0
 """Resets and ICMP errors of `reject` (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f)."""
 LOGS_PER_S: Final = 100.0
@@ -54,7 +58,7 @@ class Firewall(Stage):
     def __init__(
         self,
         policy: "Policy",
-        file: str = STDIN,
+        file: str = "",
         *,
         identity: "Identity | None" = None,
         kept: "Callable[[memoryview, float], object] | None" = None,
@@ -89,6 +93,10 @@ class Firewall(Stage):
         before: Decision | None = None
         tally = [0, 0]
         for i, frame in enumerate(batch):
+            if (frame[0] & F_NEEDS_CSUM or frame[1]) and (why := _unbound(frame)):
+                self.drops[why] += 1
+                lost.append(i)
+                continue
             if refuse is not None and (why := refuse(frame, now)):
                 self.drops[why] += 1
                 lost.append(i)
@@ -156,36 +164,16 @@ class Firewall(Stage):
             return
         if not self._logs.take(now):
             return
-        from vtl_tools.common.firewall.question import describe
+        from vtl_tools.common.firewall.answers import logged
 
-        told = {
-            "rule": f"{rule.place.file}:{rule.place.line}",
-            "verdict": decision.verdict.value if decision.verdict is not None else "",
-            "why": decision.why,
-            "direction": self._directions[port].value,
-            "suppressed": self._logs.waived(),
-        }
-        self.event("log", **told, **describe(whole))
+        told = logged(rule, decision, self._directions[port], whole)
+        self.event("log", suppressed=self._logs.waived(), **told)
 
     def _answer(self, whole: memoryview, port: int, now: float) -> None:
         """Tell a packet's sender that it was rejected, as the host that it was for would."""
-        from vtl_tools.common.packet import derive, icmp
-        from vtl_tools.common.packet.ipv4 import IPv4
-        from vtl_tools.common.packet.packet import Packet
+        from vtl_tools.common.firewall.refusal import refusal
 
-        try:
-            pkt = Packet.at(whole)
-            net = pkt.ip
-            if net is None:
-                return
-            if pkt.tcp is not None:
-                answer = derive.rst(pkt)
-            elif isinstance(net, IPv4):
-                answer = derive.icmp_error(pkt, icmp.UNREACHABLE, icmp.ADMIN_PROHIBITED, src=net.dst)
-            else:
-                answer = derive.icmp_error(pkt, icmp.V6_UNREACHABLE, icmp.V6_ADMIN_PROHIBITED, src=net.dst)
-        except Malformed:
-            return
+        answer = refusal(whole)
         if answer is not None and self._answers.take(now):
             self.send(port, [(bytes(answer),)], now)
 
@@ -206,34 +194,26 @@ class Firewall(Stage):
 
     def status(self, now: float) -> dict[str, object]:
         """Return the policy, what it is applied to, and how often each rule was."""
-        tracker = self.tracker
-        told: dict[str, object] = {
-            "policy": {
-                "file": self.file,
-                "rules": len(tracker.policy.rules),
-                "flows": len(tracker.flows),
-                "flows_max": tracker.flows.flows_max,
-                "evicted": tracker.flows.evicted,
-                "fragmented": len(tracker.fragments),
-            }
-        }
+        from vtl_tools.common.firewall import answers
+
+        told: dict[str, object] = {"policy": answers.status(self.tracker, self.file)}
         if self.identity is not None:
             told["identity"] = self.identity.status()
         counts = sorted(self.counts.items(), key=lambda one: (one[0].place.file, one[0].place.line))
         told["rules"] = {str(r): {"packets": n, "octets": o} for r, (n, o) in counts[:LISTED_MAX]}
         return told
 
-    def kill(self, request: dict[str, Any]) -> dict[str, object]:
-        """End a connection. Raises VTLError."""
+    def verbs(self) -> "dict[str, Verb]":
+        """Return what can be asked beside the status, by name."""
         from vtl_tools.common.firewall import answers
 
-        return answers.kill(self.tracker, request)
-
-    def explain(self, request: dict[str, Any]) -> dict[str, object]:
-        """Say which rule judges a packet. Raises VTLError."""
-        from vtl_tools.common.firewall import answers
-
-        return answers.explain(self.tracker, request)
+        return {
+            "flows": lambda _: answers.flows(self.tracker, time.monotonic()),
+            "kill": partial(answers.kill, self.tracker),
+            "explain": partial(answers.explain, self.tracker),
+            "upload": self.upload.take,
+            "reload": self.reload,
+        }
 
     async def reload(self, request: dict[str, Any]) -> dict[str, object]:
         """Take the policy that was uploaded, or only tell what that would end. Raises VTLError."""
@@ -272,36 +252,30 @@ class Firewall(Stage):
         return answers.reloaded(self.tracker, policy, ended)
 
 
-# --- rule files
+def _unbound(frame: memoryview) -> str:
+    """Return why a frame could be sent as another than it is, as counters are called; or ""."""
+    from vtl_tools.common.packet.offload import bind
+
+    try:
+        bind(frame)
+    except Malformed as err:
+        return f"malformed-{err.what.partition('.')[0]}"
+    return ""
 
 
-class Reader:
-    """Reads rule files, and keeps what it read, to be sent on."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-
-    def __call__(self, name: str, octets: int) -> bytes:
-        """Return at most so many octets of a file; a name of STDIN is standard input."""
-        if name not in self.files:
-            if name == STDIN:
-                self.files[name] = sys.stdin.buffer.read(octets)
-            else:
-                with Path(name).open("rb") as file:
-                    self.files[name] = file.read(octets)
-        return self.files[name]
+# --- the command
 
 
-def load(file: str, reader: Reader, *, warn: bool = True) -> "Policy":
+def load(file: str, reader: "Reader | None" = None, *, warn: bool = True) -> "Policy":
     """Return the policy of a file, and print what is odd about it. Raises RuleError.
 
     On a terminal, the line at fault is shown too.
     """
-    from vtl_tools.common.firewall.answers import compiled
+    from vtl_tools.common.firewall.files import Reader
     from vtl_tools.common.firewall.place import RuleError
 
     try:
-        policy = compiled(STDIN if file == "-" else file, reader)
+        policy = (reader or Reader()).load(file)
     except RuleError as e:
         if e.text and sys.stderr.isatty():
             click.echo(e.excerpt, err=True)
@@ -314,9 +288,6 @@ def load(file: str, reader: Reader, *, warn: bool = True) -> "Policy":
     return policy
 
 
-# --- the command
-
-
 rules_option = click.option("--rules", metavar="FILE", help="What may pass; - is standard input.")
 
 
@@ -324,9 +295,15 @@ rules_option = click.option("--rules", metavar="FILE", help="What may pass; - is
 @cli.iface_option()
 @click.option("--uplink", "-u", metavar="LINK", help="The link to the network, of the same kinds.")
 @rules_option
-@click.option("--mac", metavar="MAC", help="The VM's Ethernet address.  [default: the first that it uses]")
+@click.option(
+    "--mac",
+    type=Mac(),
+    metavar="MAC",
+    help="The VM's Ethernet address.  [default: the first that it uses]",
+)
 @click.option(
     "--address",
+    type=Network(),
     multiple=True,
     metavar="ADDRESS",
     help="An address or prefix of the VM; may be repeated.  [default: learned from DHCP and ND]",
@@ -352,8 +329,8 @@ def main(
     iface: str,
     uplink: str,
     rules: str,
-    mac: str | None,
-    address: tuple[str, ...],
+    mac: bytes | None,
+    address: "tuple[IPv4Network | IPv6Network, ...]",
     spoofing: bool,
     flows: int,
     pcap_rules: Path | None,
@@ -376,66 +353,29 @@ def main(
     if spoofing and (mac or address):
         raise click.UsageError("--spoofing lets every address pass: leave --mac and --address out")
     cli.check_links((iface, uplink))
-    make_identity = None if spoofing else _identity(mac, address)
-    policy = load(rules, Reader())
+    policy = load(rules)
     if pcap_rules is None and any(rule.pcap for rule in policy.rules):
         log.warning("%s: a rule says pcap, and nothing is kept without --pcap-rules", rules)
 
-    def make_stage() -> Firewall:
-        kept = None
-        if pcap_rules is not None:
-            from vtl_tools.common.device.kept import Kept
+    from vtl_tools.common.device.kept import Kept
+    from vtl_tools.common.device.spec import open_device
+    from vtl_tools.common.firewall.files import full_name
+    from vtl_tools.common.firewall.identity import Identity
+    from vtl_tools.common.guard import MARK
 
-            kept = Kept("--pcap-rules", pcap_rules, iface)
-        file = STDIN if rules == "-" else str(Path(rules).absolute())
+    def make_stage() -> Firewall:
         return Firewall(
             policy,
-            file,
-            identity=None if make_identity is None else make_identity(),
-            kept=kept,
+            full_name(rules),
+            identity=None if spoofing else Identity(mac, address),
+            kept=None if pcap_rules is None else Kept("--pcap-rules", pcap_rules, iface),
             flows_max=flows,
         )
 
-    from vtl_tools.common.device.spec import open_device
-    from vtl_tools.common.guard import MARK
-
-    def verbs(stage: Firewall) -> dict[str, Any]:
-        from vtl_tools.common.firewall import answers
-
-        return {
-            "flows": lambda _: answers.flows(stage.tracker, time.monotonic()),
-            "kill": stage.kill,
-            "explain": stage.explain,
-            "upload": stage.upload.take,
-            "reload": stage.reload,
-        }
-
-    def make_links(_: int) -> list[Any]:
+    def make_links(_: int) -> "list[Device]":
         return [open_device(spec, mark=MARK) for spec in (iface, uplink)]
 
-    cli.run(make_stage, make_links, options, guard=guard, verbs=verbs)
-
-
-def _identity(mac: str | None, addresses: tuple[str, ...]) -> "Callable[[], Identity]":
-    """Return what makes the VM's identity. Raises click.BadParameter."""
-    import ipaddress
-
-    from vtl_tools.common.firewall.identity import Identity
-    from vtl_tools.common.packet import address
-
-    own = None
-    if mac is not None:
-        try:
-            own = address.mac(mac)
-        except ValueError as e:
-            raise click.BadParameter(str(e), param_hint="'--mac'") from None
-        if address.is_multicast_mac(own) or not any(own):
-            raise click.BadParameter(f"{mac} is no machine's address", param_hint="'--mac'")
-    try:
-        networks = [ipaddress.ip_network(text) for text in addresses]
-    except ValueError as e:
-        raise click.BadParameter(f"{e}; write 192.0.2.5 or 2001:db8::/64", param_hint="'--address'") from None
-    return partial(Identity, own, networks)
+    cli.run(make_stage, make_links, options, guard=guard, verbs=Firewall.verbs)
 
 
 # --- verbs
@@ -458,6 +398,7 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
     from secrets import token_hex
 
     from vtl_tools.common import control
+    from vtl_tools.common.firewall.files import STDIN, Reader, full_name
     from vtl_tools.common.firewall.uploads import pieces
 
     results = []
@@ -465,8 +406,7 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
         file = rules or str(control.ask(path, "status")["policy"]["file"])
         if file == STDIN and not rules:
             raise click.UsageError("the rules came by a pipe: give --rules")
-        reader, token = Reader(), token_hex(8)
-        name = STDIN if file == "-" else str(Path(file).absolute())
+        reader, token, name = Reader(), token_hex(8), full_name(file)
         load(name, reader)  # what is wrong with it is told here, and never gets there
         for request in pieces(reader.files, token):
             control.ask(path, "upload", **request)
@@ -492,7 +432,7 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
 @cli.verbose_option
 def flows(link: str | None, json: bool) -> None:
     """List the connections that are known: who made them, their state, when they end, their rule."""
-    found = [flow for flows in cli.ask_each(main, "flows", link) for flow in flows]
+    found = [flow for told in cli.ask_each(main, "flows", link) for flow in told["flows"]]
     if json:
         cli.print_json(found)
         return
@@ -550,7 +490,7 @@ def explain(packet: tuple[str, ...], rules: str | None, link: str | None, json: 
 
     asked = read(packet)
     if rules is not None:
-        results: list[Any] = [explained(load(rules, Reader()), asked)]
+        results: list[Any] = [explained(load(rules), asked)]
     else:
         results = cli.ask_each(main, "explain", link, words=packet)
     if json:
@@ -572,7 +512,7 @@ def check(file: str, json: bool) -> None:
     """See whether a rule FILE can be used, and what is odd about it. Needs no privilege and no service."""
     from vtl_tools.common.firewall.explain import unreachable
 
-    policy = load(file, Reader(), warn=False)
+    policy = load(file, warn=False)
     remarks = [*policy.ruleset.remarks, *unreachable(policy)]
     if json:
         cli.print_json([{"file": file, "rules": len(policy.rules), "warnings": [str(r) for r in remarks]}])

@@ -1,9 +1,11 @@
-"""What options of services take that click does not know: a proxy, a network for guests."""
+"""What options of services take that click does not know: a proxy, networks, an Ethernet address."""
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Final
 
 import click
+
+from vtl_tools.common.packet import address
 
 NOT_FOR_GUESTS: Final = {
     "0.0.0.0/8": "addresses that are no host's",
@@ -51,3 +53,36 @@ class Subnet(click.ParamType[Any]):
             if network.overlaps(IPv4Network(taken)):
                 self.fail(f"{value}: in it are {what}; write another, such as 10.0.2.0/24", param, ctx)
         return network
+
+
+class Network(click.ParamType[Any]):
+    """An address or a prefix, of either version of IP."""
+
+    name = "network"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> IPv4Network | IPv6Network:
+        """Read it."""
+        try:
+            return ip_network(value)
+        except ValueError as e:
+            self.fail(f"{e}; write 192.0.2.5 or 2001:db8::/64", param, ctx)
+
+
+class Mac(click.ParamType[Any]):
+    """The Ethernet address of a machine, as octets."""
+
+    name = "mac"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """Read it."""
+        if isinstance(value, bytes):
+            return value
+        try:
+            octets = address.mac(value)
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
+        if address.is_multicast_mac(octets) or not any(octets):
+            self.fail(f"{value} is no machine's address", param, ctx)
+        return octets

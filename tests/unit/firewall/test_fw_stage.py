@@ -14,7 +14,7 @@ from vtl_tools.common.firewall.identity import Identity
 from vtl_tools.common.firewall.uploads import Upload, pieces
 from vtl_tools.common.gateway import dhcp_wire
 from vtl_tools.common.gateway.dhcp_wire import Message
-from vtl_tools.common.packet import build, icmp
+from vtl_tools.common.packet import build, icmp, vnet
 from vtl_tools.common.packet.packet import Packet
 
 TEXT = """
@@ -32,6 +32,7 @@ class Service:
 
     def __init__(self, text=TEXT, **options):
         self.stage = Firewall(policy(text), "fw.rules", **options)
+        self.verbs = self.stage.verbs()
         self.got, self.batches, self.events = ([], []), [], []
         for port in 0, 1:
             self.stage.out[port] = lambda batch, now, port=port: self.take(port, batch)
@@ -197,16 +198,16 @@ def test_rules_with_an_error_change_nothing():
 def test_flows_are_named_killed_and_explained():
     service = Service()
     service.say(0, segment(OUT, "S", 0))
-    (flow,) = answers.flows(service.stage.tracker, 1000.0)
+    (flow,) = answers.flows(service.stage.tracker, 1000.0)["flows"]
     assert flow["flow"] == "out tcp 10.0.0.5:40000 192.0.2.1:80"
     assert flow["rule"] == "fw.rules:2"
     words = flow["flow"].split()
-    told = service.stage.explain({"words": words})
+    told = service.verbs["explain"]({"words": words})
     assert told["rule"] == "fw.rules:2: allow out tcp port 80"
     assert told["known"] == flow["flow"]
-    assert service.stage.kill({"words": words}) == {"flow": flow["flow"]}
+    assert service.verbs["kill"]({"words": words}) == {"flow": flow["flow"]}
     with pytest.raises(VTLError, match="no such connection"):
-        service.stage.kill({"words": words})
+        service.verbs["kill"]({"words": words})
     assert len(service.stage.tracker.flows) == 0
 
 
@@ -214,9 +215,9 @@ def test_flows_are_named_killed_and_explained():
     "request_", [{}, {"words": "out"}, {"words": [1]}, {"words": []}, {"words": ["x"] * 9}]
 )
 def test_requests_that_mean_nothing_are_refused(request_):
-    for verb in Service().stage.kill, Service().stage.explain:
+    for verb in "kill", "explain":
         with pytest.raises(VTLError):
-            verb(request_)
+            Service().verbs[verb](request_)
 
 
 @pytest.mark.parametrize(
@@ -303,3 +304,16 @@ def test_of_two_reloads_at_once_the_second_is_refused():
 
     assert asyncio.run(both())["rules"] == 1
     assert stage.tracker.policy.rules[0].text == "allow any"
+
+
+def test_what_a_checksum_would_be_written_over_is_judged_as_it_will_be():
+    """A port that the rules allow, which the sum makes another when the frame is sent."""
+    frame = bytearray(udp(OUT, 5000, 53))
+    frame[:10] = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, 34, 2)
+    service = Service()
+    passed, (answer,) = service.say(0, frame)
+    assert passed == []
+    assert Packet.at(bytearray(answer)).icmp.is_error
+    frame[1] = vnet.GSO_UDP_L4
+    assert service.say(0, frame) == ([], [])
+    assert service.stage.drops == {"rule": 1, "malformed-vnet": 1}

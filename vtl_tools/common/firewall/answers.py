@@ -6,11 +6,13 @@ from typing import Any, Final
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.firewall import question
 from vtl_tools.common.firewall.explain import explain as steps_to
-from vtl_tools.common.firewall.flow import Flow
+from vtl_tools.common.firewall.flow import Decision, Flow
 from vtl_tools.common.firewall.parser import parse
 from vtl_tools.common.firewall.policy import Policy
 from vtl_tools.common.firewall.question import Question
+from vtl_tools.common.firewall.rule import Direction, Rule
 from vtl_tools.common.firewall.tracker import Tracker
+from vtl_tools.common.packet.view import Buffer
 
 LISTED_MAX: Final = 1000
 """Connections that a reload names, and rules that an explanation has; a reload counts them all."""
@@ -23,7 +25,30 @@ def compiled(name: str, read: Callable[[str, int], bytes]) -> Policy:
     return Policy(parse(name, read))
 
 
-def flows(tracker: Tracker, now: float) -> list[Answer]:
+def status(tracker: Tracker, file: str) -> Answer:
+    """Return what the policy is, and what it is applied to."""
+    return {
+        "file": file,
+        "rules": len(tracker.policy.rules),
+        "flows": len(tracker.flows),
+        "flows_max": tracker.flows.flows_max,
+        "evicted": tracker.flows.evicted,
+        "fragmented": len(tracker.fragments),
+    }
+
+
+def logged(rule: Rule, decision: Decision, direction: Direction, frame: Buffer) -> Answer:
+    """Return what a log says of a packet that a rule judged."""
+    return {
+        "rule": f"{rule.place.file}:{rule.place.line}",
+        "verdict": decision.verdict.value if decision.verdict is not None else "",
+        "why": decision.why,
+        "direction": direction.value,
+        **question.describe(frame),
+    }
+
+
+def flows(tracker: Tracker, now: float) -> Answer:
     """Return what is known of each connection."""
 
     def one(flow: Flow) -> Answer:
@@ -35,7 +60,7 @@ def flows(tracker: Tracker, now: float) -> list[Answer]:
             "rule": "" if rule is None else f"{rule.place.file}:{rule.place.line}",
         }
 
-    return [one(flow) for flow in tracker.flows]
+    return {"flows": [one(flow) for flow in tracker.flows]}
 
 
 def kill(tracker: Tracker, request: Answer) -> Answer:

@@ -1,0 +1,37 @@
+"""Rule files, from the disk or from standard input."""
+
+import sys
+from pathlib import Path
+from typing import Final
+
+from vtl_tools.common.firewall.parser import parse
+from vtl_tools.common.firewall.policy import Policy
+
+STDIN: Final = "<stdin>"
+"""What standard input is called, where a file is named."""
+
+
+class Reader:
+    """Reads rule files, as parse() asks for them, and keeps what it read, to be sent on."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+
+    def __call__(self, name: str, octets: int) -> bytes:
+        """Return at most so many octets of a file. Raises OSError."""
+        if name not in self.files:
+            if name == STDIN:
+                self.files[name] = sys.stdin.buffer.read(octets)
+            else:
+                with Path(name).open("rb") as file:
+                    self.files[name] = file.read(octets)
+        return self.files[name]
+
+    def load(self, file: str) -> Policy:
+        """Read a file with all that it includes, and compile it; - is standard input. Raises RuleError."""
+        return Policy(parse(STDIN if file == "-" else file, self))
+
+
+def full_name(file: str) -> str:
+    """Return what a file is called wherever the reader of the name is."""
+    return STDIN if file == "-" else str(Path(file).absolute())
