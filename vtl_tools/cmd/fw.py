@@ -68,6 +68,7 @@ class Firewall(Stage):
         from vtl_tools.common.firewall.rule import IN, OUT, Verdict
         from vtl_tools.common.firewall.tracker import Tracker
         from vtl_tools.common.firewall.uploads import Upload
+        from vtl_tools.common.packet.offload import bind
 
         super().__init__()
         self.tracker = Tracker(policy, flows_max=flows_max)
@@ -79,6 +80,7 @@ class Firewall(Stage):
         self._allow, self._reject = Verdict.ALLOW, Verdict.REJECT
         self._answers, self._logs = Bucket(ANSWERS_PER_S), Bucket(LOGS_PER_S)
         self._picked = Batch()
+        self._bind = bind
 
     # --- frames
 
@@ -93,7 +95,7 @@ class Firewall(Stage):
         before: Decision | None = None
         tally = [0, 0]
         for i, frame in enumerate(batch):
-            if (frame[0] & F_NEEDS_CSUM or frame[1]) and (why := _unbound(frame)):
+            if (frame[0] & F_NEEDS_CSUM or frame[1]) and (why := self._unbound(frame)):
                 self.drops[why] += 1
                 lost.append(i)
                 continue
@@ -128,6 +130,14 @@ class Firewall(Stage):
             self.out[1 - port](self._picked.pick(batch, kept), now)
         if late:
             self.send(1 - port, [(frame,) for frame in late], now)
+
+    def _unbound(self, frame: memoryview) -> str:
+        """Return why a frame could be sent as another than it is, as counters are called; or ""."""
+        try:
+            self._bind(frame)
+        except Malformed as err:
+            return f"malformed-{err.what.partition('.')[0]}"
+        return ""
 
     def _other(self, decision: "Decision", frame: memoryview, port: int, now: float) -> bool:
         """Take note of a decision that is not the common one; say whether it lets the packet pass."""
@@ -250,17 +260,6 @@ class Firewall(Stage):
             gc.enable()
             sys.setswitchinterval(interval)
         return answers.reloaded(self.tracker, policy, ended)
-
-
-def _unbound(frame: memoryview) -> str:
-    """Return why a frame could be sent as another than it is, as counters are called; or ""."""
-    from vtl_tools.common.packet.offload import bind
-
-    try:
-        bind(frame)
-    except Malformed as err:
-        return f"malformed-{err.what.partition('.')[0]}"
-    return ""
 
 
 # --- the command
