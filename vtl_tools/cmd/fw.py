@@ -43,7 +43,7 @@ RELOAD_S: Final = 120.0
 SWITCH_S: Final = 100e-6
 """How long the thread that compiles a policy may keep the interpreter from frames that wait."""
 AT_ONCE: Final = 256
-"""Connections that another policy judges before frames have their turn: a millisecond's work."""
+"""Connections that another policy judges, or rules that are let go, before frames have their turn."""
 _JUDGED: Final = frozenset(("new", "rule", "limit-rate", "limit-connections"))
 """Why a packet is judged by a rule, and not as one of a connection."""
 
@@ -238,6 +238,7 @@ class Firewall(Stage):
             raise VTLError("reload: another one is under way; try again")
         read = self.upload.reader(request.get("token"))
         self._is_reloading = True
+        gone: list[Rule] = []
         interval = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
         gc.disable()
@@ -247,6 +248,7 @@ class Firewall(Stage):
             if request.get("dry_run"):
                 steps = self.tracker.would_end(policy)
             else:
+                gone = list(self.tracker.policy.rules)
                 steps = self.tracker.replace(policy)
                 self.file, self.counts = name, {}
             ended = []
@@ -255,6 +257,9 @@ class Firewall(Stage):
                     await sleep(0)
                 if flow is not None:
                     ended.append(flow)
+            while gone:
+                del gone[-AT_ONCE:]
+                await sleep(0)
         finally:
             self._is_reloading = False
             gc.enable()
