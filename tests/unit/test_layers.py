@@ -27,6 +27,7 @@ RANK = {
     "leaktest": 3,
     "stage": 4,
     "proxy_check": 1,
+    "qmp": 4,
     "relay": 5,
     "runtime": 5,
     "tor": 2,

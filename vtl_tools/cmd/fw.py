@@ -1,5 +1,6 @@
 """vtl-fw: a stateful firewall that the guest cannot touch. Paper section 3.4."""
 
+import gc
 import logging
 import sys
 import time
@@ -39,6 +40,10 @@ LISTED_MAX: Final = 1000
 REMARKS_SHOWN: Final = 20
 RELOAD_S: Final = 120.0
 """How long a service may take to compile the most rules that there may be, with frames in between."""
+SWITCH_S: Final = 100e-6
+"""How long the thread that compiles a policy may keep the interpreter from frames that wait."""
+AT_ONCE: Final = 256
+"""Connections that another policy judges before frames have their turn: a millisecond's work."""
 _JUDGED: Final = frozenset(("new", "rule", "limit-rate", "limit-connections"))
 """Why a packet is judged by a rule, and not as one of a connection."""
 
@@ -69,7 +74,7 @@ class Firewall(Stage):
         self.file, self.identity, self.kept = file, identity, kept
         self.counts: dict[Rule, list[int]] = {}
         self.upload = Upload()
-        self._is_compiling = False
+        self._is_reloading = False
         self._directions = OUT, IN
         self._allow, self._reject = Verdict.ALLOW, Verdict.REJECT
         self._answers, self._logs = Bucket(ANSWERS_PER_S), Bucket(LOGS_PER_S)
@@ -212,26 +217,38 @@ class Firewall(Stage):
 
     async def reload(self, request: dict[str, Any]) -> dict[str, object]:
         """Take the policy that was uploaded, or only tell what that would end. Raises VTLError."""
-        from asyncio import to_thread
+        from asyncio import sleep, to_thread
 
         from vtl_tools.common.firewall import answers
 
         name = request.get("file")
         if not isinstance(name, str):
             raise VTLError("reload: needs the name of a file")
-        if self._is_compiling:  # the first could be done last
+        if self._is_reloading:  # the first could be done last
             raise VTLError("reload: another one is under way; try again")
         read = self.upload.reader(request.get("token"))
-        self._is_compiling = True
+        self._is_reloading = True
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
+        gc.disable()
         try:
             policy = await to_thread(answers.compiled, name, read)  # frames go on meanwhile
+            gc.freeze()
+            if request.get("dry_run"):
+                steps = self.tracker.would_end(policy)
+            else:
+                steps = self.tracker.replace(policy)
+                self.file, self.counts = name, {}
+            ended = []
+            for number, flow in enumerate(steps):
+                if number % AT_ONCE == 0:
+                    await sleep(0)
+                if flow is not None:
+                    ended.append(flow)
         finally:
-            self._is_compiling = False
-        if request.get("dry_run"):
-            ended = self.tracker.would_end(policy)
-        else:
-            ended = self.tracker.replace(policy)
-            self.file, self.counts = name, {}
+            self._is_reloading = False
+            gc.enable()
+            sys.setswitchinterval(interval)
         return answers.reloaded(self.tracker, policy, ended)
 
 

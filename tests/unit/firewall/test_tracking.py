@@ -257,16 +257,18 @@ def test_connections_per_source_are_counted_until_they_end():
     assert wire.come("S", 0, vm=22, peer=6) == "limit-connections"
 
 
+def ended(steps):
+    return [str(flow) for flow in steps if flow is not None]
+
+
 def test_a_new_policy_ends_what_it_does_not_allow_and_keeps_the_rest(wire):
     wire.open()
     assert wire.udp(OUT) == "+new"
     assert wire.ping(OUT) == "+new"
     narrower = policy("allow out udp\nallow out icmp type echo-request\ndeny")
-    assert [str(flow) for flow in wire.tracker.would_end(narrower)] == [
-        "out tcp 10.0.0.5 40000 to 192.0.2.1 80"
-    ]
+    assert ended(wire.tracker.would_end(narrower)) == ["out tcp 10.0.0.5 40000 to 192.0.2.1 80"]
     assert wire.out(".", 1, 1) == "+known"
-    assert len(wire.tracker.replace(narrower)) == 1
+    assert ended(wire.tracker.replace(narrower)) == ["out tcp 10.0.0.5 40000 to 192.0.2.1 80"]
     assert wire.out(".", 1, 1) == "rule"
     assert wire.udp(IN) == "+known"
     assert wire.ping(IN, reply=True) == "+known"
@@ -277,9 +279,45 @@ def test_a_new_policy_counts_the_connections_that_it_finds():
     wire = Wire("allow in tcp port 22\ndeny")
     for port in 1, 2:
         assert wire.come("S", 0, vm=22, peer=port) == "+new"
-    wire.tracker.replace(policy("allow in tcp port 22 limit 3 connections\ndeny"))
+    anew = wire.tracker.replace(policy("allow in tcp port 22 limit 3 connections\ndeny"))
     assert wire.come("S", 0, vm=22, peer=3) == "+new"
     assert wire.come("S", 0, vm=22, peer=4) == "limit-connections"
+    assert ended(anew) == []
+    assert wire.come("S", 0, vm=22, peer=4) == "limit-connections"
+
+
+def test_a_new_policy_holds_for_each_packet_from_the_first_on(wire):
+    """However far it has got with the connections that were there."""
+    wire.open()
+    wire.open(vm=40001)
+    wire.open(vm=40002)
+    assert wire.udp(OUT) == "+new"
+    anew = wire.tracker.replace(policy("allow out udp\nallow out tcp to 192.0.2.1 source port 40002\ndeny"))
+    assert wire.come(".", 1, 1, b"x") == "rule"
+    assert wire.out(".", 1, 1) == "rule"
+    assert wire.udp(IN) == "+known"
+    assert wire.come(".", 1, 1, b"x", vm=40002) == "+known"
+    assert {f.decision.rule.place.line for f in wire.tracker.flows if f.ports[0] in (5000, 40002)} == {1, 2}
+    assert ended(anew) == [
+        "out tcp 10.0.0.5 40000 to 192.0.2.1 80",
+        "out tcp 10.0.0.5 40001 to 192.0.2.1 80",
+    ]
+    assert len(wire.tracker.flows) == 2
+    assert wire.come(".", 2, 1, b"x", vm=40002) == "+known"
+
+
+def test_while_a_new_policy_judges_connections_may_end_and_begin():
+    wire = Wire("allow out tcp port 80\ndeny")
+    wire.open()
+    wire.open(vm=40001)
+    (first, second) = wire.tracker.flows
+    anew = wire.tracker.replace(policy("allow out tcp port 80 limit 2 connections\ndeny"))
+    wire.tracker.end(first)
+    assert wire.out("S", 0, vm=40003) == "+new"
+    assert wire.out("S", 0, vm=40004) == "limit-connections"
+    wire.tracker.end(second)
+    assert ended(anew) == []
+    wire.open(vm=40005)
 
 
 def test_a_flood_takes_room_from_itself():

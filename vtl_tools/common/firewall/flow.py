@@ -1,6 +1,7 @@
 """One connection in the table: small, as there may be 100,000 of them."""
 
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vtl_tools.common.firewall.rule import OUT, UNTAGGED, Direction, Rule, Verdict
@@ -17,6 +18,25 @@ Ends = tuple[TcpEnd, TcpEnd]
 
 BEGUN, ANSWERED, ASSURED = range(3)
 """How far a flow is: the other side has spoken; both are known to hear each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds of silence after which a connection ends.
+
+    TCP: opening and closing are transitory (RFC 5382 REQ-5: 4 minutes at least), established is for
+    2 hours and 4 minutes (the same), closed for what is still under way. UDP (RFC 4787 REQ-5: 2 minutes at
+    least), echo (RFC 5508 REQ-2: 60 seconds), other protocols. assured: once both sides have used it.
+    """
+
+    opening: float = 240.0
+    established: float = 7440.0
+    closing: float = 240.0
+    closed: float = 10.0
+    udp: float = 120.0
+    udp_assured: float = 300.0
+    echo: float = 60.0
+    other: float = 600.0
 
 
 class Opening(NamedTuple):
