@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vtl_tools.common.firewall.files import Reader
     from vtl_tools.common.firewall.flow import Decision
     from vtl_tools.common.firewall.identity import Identity
+    from vtl_tools.common.firewall.memory import Keeper
     from vtl_tools.common.firewall.policy import Policy
     from vtl_tools.common.firewall.rule import Rule
     from vtl_tools.common.runtime import Options
@@ -72,6 +73,7 @@ class Firewall(Stage):
         super().__init__()
         self.tracker = Tracker(policy, flows_max=flows_max)
         self.file, self.identity, self.kept = file, identity, kept
+        self.keeper: Keeper | None = None
         self.counts: dict[Rule, list[int]] = {}
         self.upload = Upload()
         self._is_reloading = False
@@ -181,14 +183,16 @@ class Firewall(Stage):
 
     def deadline(self) -> float | None:
         """Return when the first of its parts is due."""
-        due = self.tracker.deadline(), self.identity.deadline() if self.identity is not None else None
-        return min((when for when in due if when is not None), default=None)
+        parts = (part.deadline() for part in (self.tracker, self.identity, self.keeper) if part is not None)
+        return min((when for when in parts if when is not None), default=None)
 
     def wake(self, now: float) -> None:
         """Let go what has ended."""
         self.tracker.wake(now)
         if self.identity is not None:
             self.identity.wake(now)
+        if self.keeper is not None:
+            self.keeper.wake(now)
 
     # --- what an operator asks
 
@@ -309,6 +313,7 @@ rules_option = click.option("--rules", metavar="FILE", help="What may pass; - is
     help="An address or prefix of the VM; may be repeated.  [default: learned from DHCP and ND]",
 )
 @click.option("--spoofing", is_flag=True, help="Let the VM send as whoever it likes.")
+@click.option("--forget", is_flag=True, help="Learn anew who the VM is, as it is another one now.")
 @click.option(
     "--flows",
     type=click.IntRange(1, 1 << 22),
@@ -332,6 +337,7 @@ def main(
     mac: bytes | None,
     address: "tuple[IPv4Network | IPv6Network, ...]",
     spoofing: bool,
+    forget: bool,
     flows: int,
     pcap_rules: Path | None,
     guard: str,
@@ -357,20 +363,25 @@ def main(
     if pcap_rules is None and any(rule.pcap for rule in policy.rules):
         log.warning("%s: a rule says pcap, and nothing is kept without --pcap-rules", rules)
 
+    from vtl_tools.common.control import path_for
     from vtl_tools.common.device.kept import Kept
     from vtl_tools.common.device.spec import open_device
     from vtl_tools.common.firewall.files import full_name
     from vtl_tools.common.firewall.identity import Identity
+    from vtl_tools.common.firewall.restart import keeper
     from vtl_tools.common.guard import MARK
 
     def make_stage() -> Firewall:
-        return Firewall(
+        stage = Firewall(
             policy,
             full_name(rules),
             identity=None if spoofing else Identity(mac, address),
             kept=None if pcap_rules is None else Kept("--pcap-rules", pcap_rules, iface),
             flows_max=flows,
         )
+        path = (options.control or path_for("vtl-fw", iface)).with_suffix(".state")
+        stage.keeper = keeper(path, stage.tracker, stage.identity, time.monotonic(), forget=forget)
+        return stage
 
     def make_links(_: int) -> "list[Device]":
         return [open_device(spec, mark=MARK) for spec in (iface, uplink)]
