@@ -224,9 +224,7 @@ def test_a_firewall_that_is_started_again_knows_the_guest_and_its_connections(sc
     with listening(scene.server, 5001) as listener:
         with scene.learned() as firewall:
             scene.lease()
-            scene.guest.sh(
-                f"mkfifo /tmp/in; (nc {PEER} 5001 </tmp/in >/tmp/out; echo end >>/tmp/out) & sleep 1000 >/tmp/in &"
-            )
+            scene.guest.sh(f"mkfifo /tmp/in; nc {PEER} 5001 </tmp/in >/tmp/out & sleep 1000 >/tmp/in &")
             connection = listener.accept()[0]
             state = firewall.socket.with_suffix(".state")
             until(lambda: "out tcp" in state.read_text(), "the connection to be kept")
