@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.cmd.tools import ROOT, SERVICES, TOOLS, arguments, command, options
-from vtl_tools.cmd import fw, tor
+from vtl_tools.cmd import tor
 from vtl_tools.common import cli
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
 from vtl_tools.common.errors import VTLError
+from vtl_tools.common.filter import Firewall
 from vtl_tools.common.firewall import lexer, parser, sets
 from vtl_tools.common.firewall.identity import Identity
 from vtl_tools.common.firewall.names import KEYWORDS
@@ -162,7 +163,7 @@ def test_every_member_of_vtl_tors_own_status_is_explained() -> None:
 
 def test_every_member_of_vtl_fws_own_status_is_explained() -> None:
     policy = Policy(parse("x", lambda name, octets: b"deny any"))
-    status = fw.Firewall(policy, identity=Identity()).status(0.0)
+    status = Firewall(policy, identity=Identity()).status(0.0)
     text = section(page("vtl-fw"), "STATUS")
     assert items(text) == list(status)
     for value in status.values():

@@ -322,6 +322,10 @@ class Tracker:
         source = fields.src if len(fields.src) == 4 else fields.src[:8]
         return self._limits.admit(rule, source, now)
 
+    def left(self, rule: Rule, source: bytes, now: float) -> dict[str, int]:
+        """Return what is left of a rule's limits for a source, by what is limited."""
+        return self._limits.look(rule, source if len(source) == 4 else source[:8], now)
+
     def _decision(self, rule: Rule) -> Decision:
         """Return what every further packet of a rule's connections is told, which is one object for all."""
         return self._known.setdefault(rule, Decision(Verdict.ALLOW, rule, "known"))
