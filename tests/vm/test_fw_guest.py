@@ -6,6 +6,7 @@ One guest serves all tests. What leaves by the uplink is recorded at its other e
 import json
 import re
 import socket
+import stat
 import struct
 import subprocess
 from contextlib import contextmanager
@@ -108,9 +109,9 @@ class Scene:
         rules.write_text(text)
         return self.service("vtl-fw", "--rules", rules, *arguments)
 
-    def learned(self, *arguments):
+    def learned(self):
         """A firewall that was told nothing of the guest."""
-        return self.firewall(RULES, *arguments)
+        return self.firewall(RULES, "--forget")
 
     def lease(self):
         """Let the guest get its addresses: by DHCP that of IPv4, by itself that of IPv6."""
@@ -147,6 +148,13 @@ class Scene:
 
         until(arrived, "what is honest, and was sent last")
         return seen
+
+
+def listening(host, port):
+    with host.enter():
+        listener = socket.create_server(("", port))
+        listener.settimeout(30)
+        return listener
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +218,35 @@ def test_a_guest_is_told_that_it_was_rejected(scene):
             assert "Connection refused" in refused.err
             shown = scene.guest.sh(f"{traceroute} -n -q1 -m1 -w9 {address}", check=True).out
             assert re.search(rf"^ 1  {address} .* {prohibited}$", shown, re.M)
+
+
+def test_a_firewall_that_is_started_again_knows_the_guest_and_its_connections(scene):
+    with listening(scene.server, 5001) as listener:
+        with scene.learned() as firewall:
+            scene.lease()
+            scene.guest.sh(f"mkfifo /tmp/in; nc {PEER} 5001 </tmp/in >/tmp/out & sleep 1000 >/tmp/in &")
+            connection = listener.accept()[0]
+            state = firewall.socket.with_suffix(".state")
+            until(lambda: "out tcp" in state.read_text(), "the connection to be kept")
+            firewall.kill()
+            firewall.wait(10)
+        with connection, scene.firewall(RULES) as firewall:
+            assert stat.S_IMODE(state.stat().st_mode) == 0o600
+            connection.sendall(
+                b"first\n"
+            )  # the guest has nothing to say: who made the connection is remembered
+            until(lambda: scene.guest.sh("cat /tmp/out").out == "first\n", "what the server sends")
+            scene.guest.sh("echo second >/tmp/in")
+            assert connection.recv(99) == b"second\n"
+            assert scene.guest.inject([scene.attacker.honest("known")]) == []
+            assert scene.until_seen("known")
+            forged = [
+                attack for attack in scene.attacker.all() if attack.name.startswith("TCP in the middle")
+            ]
+            assert len(forged) > 5
+            assert scene.try_all(forged) == set()
+            status = control.ask(firewall.socket, "status")
+            assert status["identity"]["addresses"].split(", ")[0] == ME
 
 
 def test_kill_9_in_the_middle_lets_nothing_pass(scene):
