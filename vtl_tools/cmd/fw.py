@@ -13,6 +13,7 @@ from vtl_tools.common.errors import VTLError
 from vtl_tools.common.parameters import Mac, Network
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from ipaddress import IPv4Network, IPv6Network
 
     from vtl_tools.common.device.base import Device
@@ -41,12 +42,17 @@ def load(file: str, reader: "Reader | None" = None, *, warn: bool = True) -> "Po
         if e.text and sys.stderr.isatty():
             click.echo(e.excerpt, err=True)
         raise
-    remarks = policy.ruleset.remarks if warn else ()
+    if warn:
+        show_warnings(file, policy.ruleset.remarks)
+    return policy
+
+
+def show_warnings(file: str, remarks: "Sequence[object]") -> None:
+    """Print what is odd about a file, unless it is too much."""
     for remark in remarks[:REMARKS_SHOWN]:
         log.warning("%s", remark)
     if len(remarks) > REMARKS_SHOWN:
         log.warning("%s: %d more warnings; see 'vtl-fw check'", file, len(remarks) - REMARKS_SHOWN)
-    return policy
 
 
 rules_option = click.option("--rules", metavar="FILE", help="What may pass; - is standard input.")
@@ -179,12 +185,16 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
         if file == STDIN and not rules:
             raise click.UsageError("the rules came by a pipe: give --rules")
         reader, token, name = Reader(), token_hex(8), full_name(file)
-        load(name, reader)  # what is wrong with it is told here, and never gets there
-        for request in pieces(reader.files, token):
-            control.ask(path, "upload", **request)
-        results.append(
-            control.ask(path, "reload", patience_s=RELOAD_S, token=token, file=name, dry_run=dry_run)
-        )
+        reader.gather(name)
+        try:
+            for request in pieces(reader.files, token):
+                control.ask(path, "upload", **request)
+            told = control.ask(path, "reload", patience_s=RELOAD_S, token=token, file=name, dry_run=dry_run)
+        except VTLError:
+            load(name, reader)  # if the file is at fault, it is told here, with the line
+            raise
+        show_warnings(file, told["warnings"])
+        results.append(told)
     if json:
         cli.print_json(results)
         return

@@ -33,7 +33,7 @@ LISTED_MAX: Final = 1000
 SWITCH_S: Final = 100e-6
 """How long the thread that compiles a policy may keep the interpreter from frames that wait."""
 AT_ONCE: Final = 256
-"""Connections that another policy judges before frames have their turn: a millisecond's work."""
+"""Connections that another policy judges, or rules that are let go, before frames have their turn."""
 _JUDGED: Final = frozenset(("new", "rule", "limit-rate", "limit-connections"))
 """Why a packet is judged by a rule, and not as one of a connection."""
 
@@ -80,7 +80,8 @@ class Firewall(Stage):
         late: list[bytes] = []
         before: Decision | None = None
         tally = [0, 0]
-        for i, frame in enumerate(batch):
+        frames = (batch[0],) if batch.count == 1 else batch  # as of bulk TCP: 0.4 us less
+        for i, frame in enumerate(frames):
             if (frame[0] & F_NEEDS_CSUM or frame[1]) and (why := _unbound(frame)):
                 self.drops[why] += 1
                 lost.append(i)
@@ -209,6 +210,7 @@ class Firewall(Stage):
             raise VTLError("reload: another one is under way; try again")
         read = self.upload.reader(request.get("token"))
         self._is_reloading = True
+        gone: list[Rule] = []
         interval = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
         gc.disable()
@@ -218,6 +220,7 @@ class Firewall(Stage):
             if request.get("dry_run"):
                 steps = self.tracker.would_end(policy)
             else:
+                gone = list(self.tracker.policy.rules)
                 steps = self.tracker.replace(policy)
                 self.file, self.counts = name, {}
             ended = []
@@ -226,6 +229,9 @@ class Firewall(Stage):
                     await asyncio.sleep(0)
                 if flow is not None:
                     ended.append(flow)
+            while gone:  # all at once would take ten milliseconds
+                del gone[-AT_ONCE:]
+                await asyncio.sleep(0)
         finally:
             self._is_reloading = False
             gc.enable()

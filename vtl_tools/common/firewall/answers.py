@@ -150,9 +150,16 @@ def line(told: Answer) -> str:
 
 
 def reloaded(tracker: Tracker, policy: Policy, ended: list[Flow]) -> Answer:
-    """Return what another policy ended, or would end."""
+    """Return what another policy ended, or would end, and what is odd about it."""
     names = [question.name(flow) for flow in ended[:LISTED_MAX]]
-    return {"rules": len(policy.rules), "flows": len(tracker.flows), "ended": len(ended), "names": names}
+    warnings = [str(remark) for remark in policy.ruleset.remarks]
+    return {
+        "rules": len(policy.rules),
+        "flows": len(tracker.flows),
+        "ended": len(ended),
+        "names": names,
+        "warnings": warnings,
+    }
 
 
 def _words(request: Answer) -> list[str]:

@@ -1,17 +1,20 @@
 """A firewall's files: rules, from the disk or from standard input, and what is remembered of a link."""
 
 import os
+import re
 import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from vtl_tools.common.firewall.parser import parse
+from vtl_tools.common.firewall.parser import FILES_MAX, OCTETS_MAX, included, parse
 from vtl_tools.common.firewall.policy import Policy
 
 STDIN: Final = "<stdin>"
 """What standard input is called, where a file is named."""
+
+_INCLUDE: Final = re.compile(rb'^[ \t]*include[ \t]*"([^"\n]*)"', re.MULTILINE)
 
 
 class Reader:
@@ -29,6 +32,23 @@ class Reader:
                 with Path(name).open("rb") as file:
                     self.files[name] = file.read(octets)
         return self.files[name]
+
+    def gather(self, name: str) -> None:
+        """Read a file and what it seems to include, to be sent on, without a look at the rest.
+
+        What cannot be read is left out: whoever parses it misses it, and says so.
+        """
+        names, octets = [name], 0
+        while names and len(self.files) < FILES_MAX and octets <= OCTETS_MAX:
+            name = names.pop()
+            if name in self.files:
+                continue
+            try:
+                data = self(name, OCTETS_MAX + 1)
+            except (OSError, ValueError):
+                continue
+            octets += len(data)
+            names += [included(name, text.decode(errors="replace")) for text in _INCLUDE.findall(data)]
 
     def load(self, file: str) -> Policy:
         """Read a file with all that it includes, and compile it; - is standard input. Raises RuleError."""

@@ -41,6 +41,11 @@ def parse(file: str, read: Read) -> Ruleset:
     return Ruleset(tuple(parser.rules), tuple(parser.remarks), tuple(parser.files))
 
 
+def included(by: str, text: str) -> str:
+    """Return the name of a file that another includes, as it is written there."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(by), text))
+
+
 class _Parser:
     def __init__(self, read: Read) -> None:
         self._read = read
@@ -108,8 +113,7 @@ class _Parser:
         token = cursor.token
         if token.kind is not Kind.STRING or not token.text:
             cursor.fail('a file name in "quotes"')
-        folder = posixpath.dirname(cursor.source.file)
-        name = posixpath.normpath(posixpath.join(folder, token.text))
+        name = included(cursor.source.file, token.text)
         if name in self._open:
             cursor.refuse(f"expected another file: {name} is the one that includes this")
         if len(self._open) == DEPTH_MAX:

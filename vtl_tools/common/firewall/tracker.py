@@ -140,11 +140,13 @@ class Tracker:
         return self._followed(flow, ends, seen, now)
 
     def _plain_tcp(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
-        """Decide about an ordinary TCP segment of a known connection; None: look closer."""
-        plain = tcp_plain.read(frame, version)
+        """Decide about an ordinary TCP segment of a known connection, or with SYN; None: look closer."""
+        plain = tcp_plain.read(frame, version, 0)
         if plain is None:
-            return self._plain_syn(frame, version, direction, now)
+            return None
         src, dst, sport, dport, seq, ack, flags, window, at, data, end = plain
+        if flags & tcp.SYN:
+            return self._plain_syn(frame, plain, direction, now)
         if direction is OUT:
             flow = self.flows.get(src + dst + PORTS.pack(sport, dport) + _TCP)
         else:
@@ -166,11 +168,9 @@ class Tracker:
             return flow.decision
         return self._followed(flow, ends, seen, now)
 
-    def _plain_syn(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
-        """Decide about an ordinary segment with SYN; None: look closer."""
-        plain = tcp_plain.read(frame, version, tcp.SYN)
-        if plain is None:
-            return None
+    def _plain_syn(
+        self, frame: Buffer, plain: tcp_plain.Segment, direction: Direction, now: float
+    ) -> Decision | None:
         src, dst, sport, dport, _, _, _, _, at, _, end = plain
         key = flow_key(direction, ip.TCP, src, dst, PORTS.pack(sport, dport), UNTAGGED, direction)
         segment = TCP.at(frame, at, end)
@@ -328,7 +328,10 @@ class Tracker:
 
     def _decision(self, rule: Rule) -> Decision:
         """Return what every further packet of a rule's connections is told, which is one object for all."""
-        return self._known.setdefault(rule, Decision(Verdict.ALLOW, rule, "known"))
+        known = self._known.get(rule)
+        if known is None:
+            known = self._known[rule] = Decision(Verdict.ALLOW, rule, "known")
+        return known
 
     # --- time
 
