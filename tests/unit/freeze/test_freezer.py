@@ -161,6 +161,21 @@ def test_only_one_speaks(talk):
     assert talk.thaw() == []  # the VM has spoken of this connection itself
 
 
+def test_what_is_kept_is_kept_until_the_vm_has_taken_it(talk):
+    talk.peer(".", 1001, 201, 1000)
+    talk.vm(".", 201, 1001, 10)
+    assert talk.freezer.table.held
+    talk.vm(".", 211, 2001)
+    assert not talk.freezer.table.held
+
+
+def test_a_peer_that_was_told_by_a_newer_segment_is_told_again(talk):
+    for _ in range(3):
+        talk.peer(".", 1001, 201, 1000)
+    talk.vm(".", 201, 1001)
+    assert talk.thaw() == [(".", 202, 1001, 500, (1000, 5000))]
+
+
 def test_who_starts_twice_or_stops_without_a_start_does_no_harm(talk):
     assert not talk.freezer.start(talk.now)
     assert talk.peer(".", 1001, 201, 10) == [ANSWER]

@@ -90,7 +90,8 @@ class Freezer:
         return bool(self.thawing)
 
     def _thaw(self, connection: Connection) -> None:
-        spoke = connection.flags & SPOKE
+        # What the VM said itself is not newer to a peer that was told by a higher SEG.SEQ
+        spoke = connection.flags & (SPOKE | RAISED) == SPOKE
         if connection.probes and connection.vm_window and connection.has_numbers and not spoke:
             self.to_network.append(answers.ack(connection, connection.vm_window))
             self.opened += 1
@@ -144,12 +145,15 @@ class Freezer:
             return
         self.quiet_until, self.heard_vm = now + QUIET_S, True
         try:
+            known = self.table.get(parse(frame, True).key)
+            before = None if known is None else known.vm_ack
             connection = self.table.hear(frame, True, now)
         except Malformed:  # as ARP is
             return
         if connection is not None:
             connection.flags |= SPOKE
-            self.table.release(connection)
+            if connection.vm_ack != before:  # it has taken what was kept for it
+                self.table.release(connection)
             self._touch(connection)
 
     def is_quiet(self, now: float) -> bool:
