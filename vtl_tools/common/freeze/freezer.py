@@ -18,6 +18,8 @@ from vtl_tools.common.packet.seq import seq_add, seq_between, seq_gt, seq_le, se
 from vtl_tools.common.packet.tcp import ACK, RST, SYN
 from vtl_tools.common.packet.view import Buffer
 
+LATE_S: Final = 0.1
+"""How late what is overheard may be; a ring hands over what it has each few milliseconds."""
 QUIET_S: Final = 1.0
 """How long nothing is said after the VM itself was heard."""
 REPEATED: Final = 2
@@ -129,7 +131,7 @@ class Freezer:
 
     def hear(self, frame: Buffer, from_vm: bool, now: float) -> None:
         """Follow a frame that is overheard: it may be cut behind its TCP header, damaged, and late."""
-        if self.frozen and not from_vm:
+        if self.frozen and not from_vm and now - self.frozen_at > LATE_S:
             return  # it comes as a whole, to from_peer()
         try:
             connection = self.table.hear(frame, from_vm, now)
