@@ -39,8 +39,8 @@ class Connection:
 
     __slots__ = (
         "epoch", "flags", "head", "key", "l2", "may_at", "may_challenge_at", "newest", "peer_ack",
-        "peer_nxt", "peer_tsval", "peer_window", "probes", "proof", "repeated", "seen", "since", "vm_ack", "vm_nxt", "vm_scale",
-        "vm_tsval", "vm_window",
+        "peer_nxt", "peer_tsval", "peer_window", "probes", "proof", "repeated", "seen", "since",
+        "vm_ack", "vm_nxt", "vm_scale", "vm_tsval", "vm_window",
     )  # fmt: skip
 
     def __init__(self, key: bytes, now: float) -> None:

@@ -32,7 +32,7 @@ FRAME_MAX: Final = vnet.VNET + 14 + 16 + 40 + 0xFFFF
 
 _CONNECTION: Final = answers.Pace(10.0, 10)
 _CHALLENGES: Final = answers.Pace(1.0, 5)
-"""Of one connection, to what cannot be of it: whoever sends that may answer us in turn (RFC 5961 section 7)."""
+"""Of one connection, to what cannot be of it: who sends that may answer us in turn (RFC 5961 section 7)."""
 _ALL: Final = answers.Pace(50_000.0, 10_000)
 
 
