@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cmd.tools import ROOT, SERVICES, TOOLS, arguments, command, options
-from vtl_tools.cmd import fw, tor
+from vtl_tools.cmd import fw, subnet, tor
 from vtl_tools.common import cli
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
@@ -18,6 +18,8 @@ from vtl_tools.common.firewall.identity import Identity
 from vtl_tools.common.firewall.parser import parse
 from vtl_tools.common.firewall.policy import Policy
 from vtl_tools.common.relay.surroundings import KINDS
+from vtl_tools.common.shortcut.peer import Found, State
+from vtl_tools.common.shortcut.vm import VM
 
 PAGES = sorted((ROOT / "man").iterdir())
 OVERVIEW = ROOT / "man/vtl-tools.7"
@@ -169,6 +171,36 @@ def test_every_reason_why_a_vm_may_not_send_is_explained() -> None:
     source = (ROOT / "vtl_tools/common/firewall/identity.py").read_text()
     reasons = set(re.findall(r'"((?:spoofed|rogue)-\w+)"', source))
     assert reasons <= set(items(section(page("vtl-fw"), "DROPS")))
+
+
+def test_every_member_of_vtl_subnets_own_status_is_explained() -> None:
+    stage = subnet.Subnet(VM(), nonce=bytes, given={bytes((10, 0, 0, 1)): bytes((2, 0, 0, 0, 0, 1))})
+    status = stage.status(0.0)
+    text = section(page("vtl-subnet"), "STATUS")
+    assert set(status) <= set(items(text))
+    listed = status.pop("shortcuts")
+    assert isinstance(listed, dict)
+    words = {state.value for state in State} | {found.value for found in Found} | set(*listed.values())
+    for value in status.values():
+        assert isinstance(value, dict)
+        words |= set(value)
+    for word in words:
+        assert re.search(rf"^\.(It )?Cm (\w+ , )*{word}\b|No or Cm {word}\b", text, re.M), word
+
+
+def test_every_reason_and_every_why_of_vtl_subnet_is_explained() -> None:
+    folder = ROOT / "vtl_tools/common/shortcut"
+    stage, peers = (ROOT / "vtl_tools/cmd/subnet.py").read_text(), (folder / "peers.py").read_text()
+    judged = stage[stage.index("def _way_in") : stage.index("# --- frames")]
+    reasons = {subnet.PROTOCOL, subnet.NEIGHBOURS, *re.findall(r'return "([\w-]+)"', judged)}
+    reasons |= {
+        word for line in re.findall(r"ignored\[.*", peers) for word in re.findall('"([a-z-]+)"', line)
+    }
+    assert set(items(section(page("vtl-subnet"), "DROPS"))) == reasons - {"tag"}
+    changes = (folder / "peer.py").read_text() + peers + stage
+    calls = re.findall(r"(?:_become|_try|lose|_gone|_forget|lost_link)\(.*", changes)
+    whys = {word for line in calls for word in re.findall('"([a-z-]+)"', line)}
+    assert set(items(section(page("vtl-subnet"), "EVENTS"))) == whys
 
 
 def test_every_event_and_every_member_of_a_status_is_explained() -> None:

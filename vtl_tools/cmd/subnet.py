@@ -1,0 +1,456 @@
+"""vtl-subnet: two VMs of different subnets that share a LAN reach each other on it. Paper section 3.2."""
+
+import ipaddress
+import logging
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from vtl_tools.common import cli
+from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.errors import Malformed, SpecError
+from vtl_tools.common.packet import address, derive, icmp
+from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.shortcut import message, wire
+from vtl_tools.common.shortcut.peer import Shortcut, State
+from vtl_tools.common.shortcut.peers import Peers
+from vtl_tools.common.shortcut.vm import VM, Network
+from vtl_tools.common.stage import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vtl_tools.common.runtime import Options
+
+log = logging.getLogger(__name__)
+
+FROM_VM, DEFAULT, DIRECT = 0, 1, 2
+LOOK_S: Final = 2.0
+"""How often what goes from whom to whom is looked at anew, so that it is seen to be still in use."""
+WAYS_MAX: Final = 4096
+NEWCOMERS_PER_S: Final = 100.0
+ERRORS_PER_S: Final = 100.0
+LISTED_MAX: Final = 1000
+KEY_MIN: Final = 16
+IPV6_MTU_MIN: Final = 1280
+
+PROTOCOL: Final = "protocol"
+NEIGHBOURS: Final = "neighbours"
+LONG: Final = ""
+Way = Shortcut | str
+"""What becomes of frames from one to another: a shortcut, LONG, or why they are dropped."""
+
+_OURS: Final = message.ETHERTYPE.to_bytes(2, "big")
+
+
+class Subnet(Stage):
+    """Three ports: the VM, its network, and the direct link. What is for a peer goes by the direct link.
+
+    options: of Peers.
+    """
+
+    def __init__(self, vm: VM, **options: Any) -> None:
+        from vtl_tools.common.firewall.bucket import Bucket
+
+        super().__init__(3)
+        self.vm = vm
+        admit = Bucket(NEWCOMERS_PER_S).take
+        self.peers = Peers(vm, admit=admit, told=self._told, ignored=self.drops, **options)
+        self._ways: list[dict[bytes, Way]] = [{}, {}, {}]
+        self._ways_until = 0.0
+        self._errors = Bucket(ERRORS_PER_S)
+        self._picked = Batch()
+        self._takes = self._from_vm, self._from_default, self._from_direct
+
+    def on_batch(self, port: int, batch: Batch, now: float) -> None:
+        """Send each frame the way that is right for it."""
+        if self.peers.is_changed or now >= self._ways_until:
+            self.peers.is_changed = False
+            self._ways_until = now + LOOK_S
+            for ways in self._ways:
+                ways.clear()
+        self._takes[port](batch, now)
+
+    # --- from the VM
+
+    def _from_vm(self, batch: Batch, now: float) -> None:
+        short: list[int] = []
+        lost: list[int] = []
+        ways = self._ways[FROM_VM]
+        for i, frame in enumerate(batch):
+            head = bytes(frame[: wire.HEAD])
+            ends = wire.key(head)
+            way = ways.get(ends)
+            if way is None:
+                way = self._keep(FROM_VM, ends, self._way_out(head, now))
+            if way == LONG:
+                continue
+            if isinstance(way, str):
+                self.drops[way] += 1
+                lost.append(i)
+            elif self._may_shorten(way, frame, head, now):
+                wire.hop(frame, head, way.peer.mac)
+                way.tx_frames += 1
+                way.tx_octets += len(frame) - VNET
+                short.append(i)
+        if len(short) == batch.count:
+            self.out[DIRECT](batch, now)
+        elif not short and not lost:
+            self.out[DEFAULT](batch, now)
+        else:
+            gone = {*short, *lost}
+            self._pass(DEFAULT, batch, [i for i in range(batch.count) if i not in gone], now)
+            self._pass(DIRECT, batch, short, now)
+
+    def _way_out(self, head: bytes, now: float) -> Way:
+        """Say which way frames of the VM go, and learn from them who it is and whom it talks to."""
+        vm, src_mac, dst_mac = self.vm, head[wire.SRC_MAC], head[wire.DST_MAC]
+        if head[wire.KIND] == _OURS:
+            return PROTOCOL
+        if len(src_mac) < 6 or src_mac[0] & 1:
+            return LONG
+        if vm.mac is None and any(src_mac):
+            vm.mac = src_mac
+            self.peers.changed(now)
+        ends = wire.ends(head)
+        if ends is None or src_mac != vm.mac or dst_mac[0] & 1:
+            return LONG
+        src, dst = ends
+        vm.gateway = dst_mac
+        if vm.sent(src, now):
+            self.peers.changed(now)
+        shortcut = self.peers.shortcuts.get(dst)
+        if shortcut is None or dst_mac == shortcut.peer.mac:  # of its own subnet: there is no mismatch
+            return LONG
+        shortcut.gateway, shortcut.asked = dst_mac, True
+        self.peers.want(shortcut, now)
+        peer = shortcut.peer
+        is_known = src in vm.addresses and src in peer.takes and dst in peer.current
+        return shortcut if peer.is_up and is_known else LONG
+
+    def _may_shorten(self, shortcut: Shortcut, frame: memoryview, head: bytes, now: float) -> bool:
+        """Say whether a packet may go by a shortcut, as it may by a router that has nothing to say to it."""
+        if wire.ttl(head) < 2 or not wire.is_plain(head, frame):
+            return False
+        mtu = self.peers.mtu_of(shortcut.peer)
+        if wire.largest(head, len(frame)) <= mtu:
+            return True
+        is_told = wire.must_not_fragment(head) and (head[wire.KIND] == wire.V4 or mtu >= IPV6_MTU_MIN)
+        if is_told and self._errors.take(now):
+            self._tell_mtu(frame, mtu, now)
+        return False
+
+    def _tell_mtu(self, frame: memoryview, mtu: int, now: float) -> None:
+        """Tell the VM how large its packets may be, so that those to come take the short way."""
+        try:
+            pkt = Packet.at(frame)
+            net = pkt.ip
+            if net is None:
+                return
+            is_v4 = len(net.dst) == 4
+            kind = icmp.UNREACHABLE if is_v4 else icmp.V6_PACKET_TOO_BIG
+            code = icmp.FRAGMENTATION_NEEDED if is_v4 else 0
+            error = derive.icmp_error(pkt, kind, code, src=net.dst, rest=mtu)
+        except Malformed:
+            return
+        if error is not None:
+            self.send(FROM_VM, [(bytes(error),)], now)
+
+    # --- from its network
+
+    def _from_default(self, batch: Batch, now: float) -> None:
+        ways, lost = self._ways[DEFAULT], []
+        for i, frame in enumerate(batch):
+            head = bytes(frame[: wire.HEAD])
+            ends = wire.key(head)
+            way = ways.get(ends)
+            if way is None:
+                way = self._keep(DEFAULT, ends, self._way_home(head, now))
+            if way != LONG:
+                lost.append(i)
+        if lost:
+            self.drop(batch, lost, PROTOCOL)
+        if batch.count:
+            self.out[FROM_VM](batch, now)
+
+    def _way_home(self, head: bytes, now: float) -> Way:
+        """Learn from what the network delivers which addresses it takes the VM for."""
+        vm, src_mac = self.vm, head[wire.SRC_MAC]
+        if head[wire.KIND] == _OURS:
+            return PROTOCOL
+        if head[wire.KIND] == wire.ARP:
+            sha, spa = head[wire.L3 + 8 : wire.L3 + 14], head[wire.L3 + 14 : wire.L3 + 18]
+            if sha != vm.mac and vm.disputed(spa, now):
+                self.peers.changed(now)
+        ends = wire.ends(head)
+        if ends is None or vm.mac is None or head[wire.DST_MAC] != vm.mac or src_mac[0] & 1:
+            return LONG
+        src, dst = ends
+        vm.gateway = vm.gateway or src_mac
+        if vm.delivered(dst, now):
+            self.peers.changed(now)
+        shortcut = self.peers.shortcuts.get(src)
+        if shortcut is not None and not shortcut.asked:
+            shortcut.gateway = src_mac
+        return LONG
+
+    # --- from the direct link
+
+    def _from_direct(self, batch: Batch, now: float) -> None:
+        ways, lost = self._ways[DIRECT], []
+        for i, frame in enumerate(batch):
+            head = bytes(frame[: wire.HEAD])
+            if head[wire.KIND] == _OURS:
+                self.peers.receive(frame, now)
+                lost.append(i)
+                continue
+            if head[wire.KIND] == wire.ARP or wire.is_neighbour_discovery(head):
+                self.peers.listen(frame, now)
+                self.drops[NEIGHBOURS] += 1
+                lost.append(i)
+                continue
+            ends = wire.key(head)
+            way = ways.get(ends)
+            if way is None:
+                way = self._keep(DIRECT, ends, self._way_in(head, now))
+            if isinstance(way, Shortcut):
+                way = self._deliver(way, frame, head)
+            if way != LONG:
+                self.drops[way] += 1
+                lost.append(i)
+        if not lost:
+            self.out[FROM_VM](batch, now)
+        elif len(lost) < batch.count:
+            gone = set(lost)
+            self._pass(FROM_VM, batch, [i for i in range(batch.count) if i not in gone], now)
+
+    def _way_in(self, head: bytes, now: float) -> Way:
+        """Say whether frames of the direct link are a peer's for our VM."""
+        vm, peers, src_mac = self.vm, self.peers, head[wire.SRC_MAC]
+        ends = wire.ends(head)
+        if ends is None:
+            return "not-ip"
+        src, dst = ends
+        if src_mac == vm.mac:
+            return "own-mac"
+        if head[wire.DST_MAC] != vm.mac:
+            peers.heard_from(src, src_mac, now)
+            return "not-for-vm"
+        if not peers.is_allowed(src):
+            return "not-allowed"
+        if not peers.takes_from(src, src_mac, now):
+            return "unknown-peer"
+        if dst not in vm.addresses:
+            return "not-vms-address"
+        return peers.shortcuts[src]
+
+    def _deliver(self, shortcut: Shortcut, frame: memoryview, head: bytes) -> str:
+        """Make a packet look as if it came the long way; return LONG, or why it is no packet of a peer."""
+        gateway = self.peers.gateway_of(shortcut)
+        if gateway is None:
+            return "no-gateway"
+        if wire.ttl(head) == wire.TTL_MAX:  # no process was on its way, which would have taken one
+            return "no-hop"
+        if not wire.is_plain(head, frame):
+            return "options"
+        frame[wire.SRC_MAC] = gateway
+        shortcut.rx_frames += 1
+        shortcut.rx_octets += len(frame) - VNET
+        return LONG
+
+    # --- frames
+
+    def _keep(self, port: int, ends: bytes, way: Way) -> Way:
+        ways = self._ways[port]
+        if len(ways) >= WAYS_MAX:
+            ways.clear()
+        ways[ends] = way
+        return way
+
+    def _pass(self, port: int, batch: Batch, indices: "Sequence[int]", now: float) -> None:
+        if indices:
+            self.out[port](self._picked.pick(batch, indices), now)
+
+    def settle(self, now: float) -> None:
+        """Send what is to be said to peers."""
+        if self.peers.outbox:
+            frames, self.peers.outbox = self.peers.outbox, []
+            self.send(DIRECT, [(frame,) for frame in frames], now)
+
+    # --- what happens around it
+
+    def on_mtu(self, port: int, octets: int) -> None:
+        """Note what fits the links; what fits the default one is not ours to know."""
+        if port == DIRECT:
+            self.peers.mtu = min(octets, 65535)
+        elif port == FROM_VM:
+            self.peers.vm_mtu = min(octets, 65535)
+
+    def on_link(self, port: int, up: bool, now: float) -> None:
+        """Leave the direct link at once when it goes."""
+        if port == DIRECT and up:
+            self.peers.changed(now)
+        elif port == DIRECT:
+            self.peers.lost_link("link-down", now)
+
+    def deadline(self) -> float | None:
+        """Return when a peer is to be asked, or all to be told."""
+        return self.peers.deadline()
+
+    def wake(self, now: float) -> None:
+        """Ask, tell, and give up who does not answer."""
+        self.peers.wake(now)
+
+    def leave(self, now: float) -> None:
+        """Tell the peers that their packets would come to nothing."""
+        self.peers.leave()
+        self.settle(now)
+
+    def _told(self, shortcut: Shortcut, was: State, why: str) -> None:
+        peer = shortcut.peer
+        fields = {"address": address.format_ip(shortcut.address), "peer": address.format_mac(peer.mac)}
+        log.debug("%s: %s, was %s: %s", fields["address"], peer.state.value, was.value, why)
+        self.event("shortcut", **fields, state=peer.state.value, was=was.value, why=why)
+
+    def status(self, now: float) -> dict[str, object]:
+        """Return who the VM is, its shortcuts, and what the long way was spared."""
+        from vtl_tools.common.shortcut.report import report
+
+        return report(self.peers, now, LISTED_MAX)
+
+
+# --- the command
+
+
+class PeerParameter(click.ParamType[Any]):
+    """IP=MAC."""
+
+    name = "peer"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[bytes, bytes]:
+        """Take it apart."""
+        text, _, mac_text = str(value).partition("=")
+        try:
+            octets, mac = address.ip(text), address.mac(mac_text)
+        except ValueError as e:
+            self.fail(f"{e}; write IP=MAC, such as 192.0.2.7=52:54:00:00:00:07", param, ctx)
+        if not address.is_single_host(octets) or address.is_link_local(octets) or mac[0] & 1 or not any(mac):
+            self.fail(f"{value}: is no machine's address", param, ctx)
+        return octets, mac
+
+
+class Prefix(click.ParamType[Any]):
+    """An address or prefix."""
+
+    name = "prefix"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Network:
+        """Read it."""
+        try:
+            return ipaddress.ip_network(value)
+        except ValueError as e:
+            self.fail(f"{e}; write 192.0.2.5 or 2001:db8::/64", param, ctx)
+
+
+class Mac(click.ParamType[Any]):
+    """A machine's Ethernet address."""
+
+    name = "mac"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """Read it."""
+        try:
+            mac = address.mac(value)
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
+        if address.is_multicast_mac(mac) or not any(mac):
+            self.fail(f"{value} is no machine's address", param, ctx)
+        return mac
+
+
+def read_key(path: Path) -> bytes:
+    """Return the key in a file. Raises SpecError."""
+    try:
+        key = path.read_bytes().strip()
+        if path.stat().st_mode & stat.S_IROTH:
+            log.warning("%s: others may read it; use 'chmod o= %s'", path, path)
+    except OSError as e:
+        raise SpecError(f"{path}: {e.strerror}; make one with 'openssl rand -hex 32'") from None
+    if len(key) < KEY_MIN:
+        raise SpecError(f"{path}: a key of less than {KEY_MIN} octets; make one with 'openssl rand -hex 32'")
+    return key
+
+
+@click.group("vtl-subnet", cls=cli.Tool)
+@cli.iface_option()
+@click.option("--default", "-u", metavar="LINK", help="The link to the VM's network, of the same kinds.")
+@click.option("--direct", "-d", metavar="LINK", help="The link that the VMs share, of the same kinds.")
+@click.option(
+    "--allow", type=Prefix(), multiple=True, metavar="PREFIX", help="Peers' addresses; may be repeated."
+)
+@click.option(
+    "--peer", type=PeerParameter(), multiple=True, metavar="IP=MAC",
+    help="An address and where on the direct link it is; may be repeated.",
+)  # fmt: skip
+@click.option("--mac", type=Mac(), help="The VM's Ethernet address.  [default: the first that it uses]")
+@click.option(
+    "--address", "addresses", type=Prefix(), multiple=True, metavar="PREFIX",
+    help="An address or prefix of the VM; may be repeated.  [default: learned from its traffic]",
+)  # fmt: skip
+@click.option(
+    "--key", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Believe only who has the same key.",
+)  # fmt: skip
+@cli.guard_option
+@cli.common_options
+def main(
+    iface: str,
+    default: str,
+    direct: str,
+    allow: tuple[Network, ...],
+    peer: tuple[tuple[bytes, bytes], ...],
+    mac: bytes | None,
+    addresses: tuple[Network, ...],
+    key: Path | None,
+    guard: str,
+    options: "Options",
+) -> None:
+    """Carry what a VM sends to a VM of another subnet by a link that both share, and all else as ever.
+
+    \b
+    vtl-subnet --iface vm1 --default proxylink --direct lanlink --allow 10.2.0.0/16
+    vtl-subnet --iface vm1 --default proxylink --direct lanlink --peer 10.2.0.5=52:54:00:00:00:05
+    """
+    for given, option, what in (
+        (iface, "--iface", "the interface that the VM is behind"),
+        (default, "--default", "the link to its network"),
+        (direct, "--direct", "the link that it shares with its peers"),
+        (allow or peer, "--allow or --peer", "to which addresses the short way may be taken"),
+    ):
+        if not given:
+            raise click.UsageError(f"give {option}: {what}")
+    cli.check_links((iface, default, direct))
+    secret = None if key is None else read_key(key)
+
+    def make_stage() -> Subnet:
+        from secrets import token_bytes
+
+        vm = VM(mac, addresses)
+        return Subnet(vm, nonce=token_bytes, allow=allow, given=dict(peer), key=secret)
+
+    def make_links(_: int) -> list[Any]:
+        from vtl_tools.common.device.spec import open_device
+        from vtl_tools.common.guard import MARK
+
+        return [open_device(spec, mark=MARK) for spec in (iface, default, direct)]
+
+    # The direct link is commonly the host's own LAN, and nothing on it that concerns us is for the host.
+    cli.run(make_stage, make_links, options, guard=guard, guarded=2)
+
+
+cli.status_verb(main)
