@@ -190,15 +190,15 @@ def test_every_member_of_vtl_subnets_own_status_is_explained() -> None:
 
 def test_every_reason_and_every_why_of_vtl_subnet_is_explained() -> None:
     folder = ROOT / "vtl_tools/common/shortcut"
-    stage, peers = (ROOT / "vtl_tools/cmd/subnet.py").read_text(), (folder / "peers.py").read_text()
-    judged = stage[stage.index("def _way_in") : stage.index("# --- frames")]
+    stage, ways = (ROOT / "vtl_tools/cmd/subnet.py").read_text(), (folder / "ways.py").read_text()
+    peers = (folder / "peers.py").read_text() + (folder / "table.py").read_text()
+    judged = ways + stage[stage.index("def _deliver") : stage.index("# --- frames")]
     reasons = {subnet.PROTOCOL, subnet.NEIGHBOURS, *re.findall(r'return "([\w-]+)"', judged)}
-    reasons |= {
-        word for line in re.findall(r"ignored\[.*", peers) for word in re.findall('"([a-z-]+)"', line)
-    }
+    counted = re.findall(r"ignored\[.*", peers)
+    reasons |= {word for line in counted for word in re.findall('"([a-z-]+)"', line)}
     assert set(items(section(page("vtl-subnet"), "DROPS"))) == reasons - {"tag"}
     changes = (folder / "peer.py").read_text() + peers + stage
-    calls = re.findall(r"(?:_become|_try|lose|_gone|_forget|lost_link)\(.*", changes)
+    calls = re.findall(r"(?:_become|_try|lose|remove|_forget|lost_link)\(.*", changes)
     whys = {word for line in calls for word in re.findall('"([a-z-]+)"', line)}
     assert set(items(section(page("vtl-subnet"), "EVENTS"))) == whys
 

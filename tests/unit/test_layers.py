@@ -11,10 +11,11 @@ PACKAGE = ROOT / "vtl_tools"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 RANK = {
+    "bucket": 0,
     "errors": 0,
     "firewall": 3,
     "packet": 1,
-    "parameters": 1,
+    "parameters": 2,
     "privilege": 1,
     "socks": 1,
     "watch": 1,
@@ -37,7 +38,7 @@ RANK = {
 }
 """What may import what: only what ranks lower. A new part of common/ is given its place here."""
 
-SANS_IO = ("firewall", "gateway", "model", "packet", "shortcut", "socks", "tcp")
+SANS_IO = ("bucket", "firewall", "gateway", "model", "packet", "shortcut", "socks", "tcp")
 IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "time"}
 LINES_MAX = 600
 SEQUENCE_NUMBERS = ("_nxt", "_una", "_seq")

@@ -55,7 +55,7 @@ class Firewall(Stage):
         kept: "Callable[[memoryview, float], object] | None" = None,
         flows_max: int = 131_072,
     ) -> None:
-        from vtl_tools.common.firewall.bucket import Bucket
+        from vtl_tools.common.bucket import Bucket
         from vtl_tools.common.firewall.rule import IN, OUT, Verdict
         from vtl_tools.common.firewall.tracker import Tracker
         from vtl_tools.common.firewall.uploads import Upload

@@ -1,6 +1,5 @@
 """vtl-subnet: two VMs of different subnets that share a LAN reach each other on it. Paper section 3.2."""
 
-import ipaddress
 import logging
 import stat
 from pathlib import Path
@@ -9,41 +8,36 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from vtl_tools.common import cli
+from vtl_tools.common.bucket import Bucket
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed, SpecError
 from vtl_tools.common.packet import address, derive, icmp
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import VNET
-from vtl_tools.common.shortcut import message, wire
+from vtl_tools.common.parameters import Mac, Neighbour, Prefix
+from vtl_tools.common.shortcut import wire
 from vtl_tools.common.shortcut.peer import Shortcut, State
 from vtl_tools.common.shortcut.peers import Peers
-from vtl_tools.common.shortcut.vm import VM, Network
+from vtl_tools.common.shortcut.vm import VM
+from vtl_tools.common.shortcut.ways import LONG, OURS, PROTOCOL, Ways
 from vtl_tools.common.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from ipaddress import IPv4Network, IPv6Network
 
     from vtl_tools.common.runtime import Options
 
 log = logging.getLogger(__name__)
 
 FROM_VM, DEFAULT, DIRECT = 0, 1, 2
-LOOK_S: Final = 2.0
-"""How often what goes from whom to whom is looked at anew, so that it is seen to be still in use."""
-WAYS_MAX: Final = 4096
-NEWCOMERS_PER_S: Final = 100.0
 ERRORS_PER_S: Final = 100.0
 LISTED_MAX: Final = 1000
 KEY_MIN: Final = 16
-IPV6_MTU_MIN: Final = 1280
+IPV6_MTU_MIN: Final = 1280  # RFC 8200 section 5
+FILE: Final = click.Path(path_type=Path, dir_okay=False)
 
-PROTOCOL: Final = "protocol"
 NEIGHBOURS: Final = "neighbours"
-LONG: Final = ""
-Way = Shortcut | str
-"""What becomes of frames from one to another: a shortcut, LONG, or why they are dropped."""
-
-_OURS: Final = message.ETHERTYPE.to_bytes(2, "big")
 
 
 class Subnet(Stage):
@@ -53,25 +47,17 @@ class Subnet(Stage):
     """
 
     def __init__(self, vm: VM, **options: Any) -> None:
-        from vtl_tools.common.firewall.bucket import Bucket
-
         super().__init__(3)
         self.vm = vm
-        admit = Bucket(NEWCOMERS_PER_S).take
-        self.peers = Peers(vm, admit=admit, told=self._told, ignored=self.drops, **options)
-        self._ways: list[dict[bytes, Way]] = [{}, {}, {}]
-        self._ways_until = 0.0
+        self.peers = Peers(vm, told=self._told, ignored=self.drops, **options)
+        self._ways = Ways(self.peers)
         self._errors = Bucket(ERRORS_PER_S)
         self._picked = Batch()
         self._takes = self._from_vm, self._from_default, self._from_direct
 
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
         """Send each frame the way that is right for it."""
-        if self.peers.is_changed or now >= self._ways_until:
-            self.peers.is_changed = False
-            self._ways_until = now + LOOK_S
-            for ways in self._ways:
-                ways.clear()
+        self._ways.refresh(now)
         self._takes[port](batch, now)
 
     # --- from the VM
@@ -79,13 +65,12 @@ class Subnet(Stage):
     def _from_vm(self, batch: Batch, now: float) -> None:
         short: list[int] = []
         lost: list[int] = []
-        ways = self._ways[FROM_VM]
+        known = self._ways.known[FROM_VM]
         for i, frame in enumerate(batch):
             head = bytes(frame[: wire.HEAD])
-            ends = wire.key(head)
-            way = ways.get(ends)
+            way = known.get(wire.key(head))
             if way is None:
-                way = self._keep(FROM_VM, ends, self._way_out(head, now))
+                way = self._ways.look(FROM_VM, head, now)
             if way == LONG:
                 continue
             if isinstance(way, str):
@@ -104,32 +89,6 @@ class Subnet(Stage):
             gone = {*short, *lost}
             self._pass(DEFAULT, batch, [i for i in range(batch.count) if i not in gone], now)
             self._pass(DIRECT, batch, short, now)
-
-    def _way_out(self, head: bytes, now: float) -> Way:
-        """Say which way frames of the VM go, and learn from them who it is and whom it talks to."""
-        vm, src_mac, dst_mac = self.vm, head[wire.SRC_MAC], head[wire.DST_MAC]
-        if head[wire.KIND] == _OURS:
-            return PROTOCOL
-        if len(src_mac) < 6 or src_mac[0] & 1:
-            return LONG
-        if vm.mac is None and any(src_mac):
-            vm.mac = src_mac
-            self.peers.changed(now)
-        ends = wire.ends(head)
-        if ends is None or src_mac != vm.mac or dst_mac[0] & 1:
-            return LONG
-        src, dst = ends
-        vm.gateway = dst_mac
-        if vm.sent(src, now):
-            self.peers.changed(now)
-        shortcut = self.peers.shortcuts.get(dst)
-        if shortcut is None or dst_mac == shortcut.peer.mac:  # of its own subnet: there is no mismatch
-            return LONG
-        shortcut.gateway, shortcut.asked = dst_mac, True
-        self.peers.want(shortcut, now)
-        peer = shortcut.peer
-        is_known = src in vm.addresses and src in peer.takes and dst in peer.current
-        return shortcut if peer.is_up and is_known else LONG
 
     def _may_shorten(self, shortcut: Shortcut, frame: memoryview, head: bytes, now: float) -> bool:
         """Say whether a packet may go by a shortcut, as it may by a router that has nothing to say to it."""
@@ -162,13 +121,12 @@ class Subnet(Stage):
     # --- from its network
 
     def _from_default(self, batch: Batch, now: float) -> None:
-        ways, lost = self._ways[DEFAULT], []
+        known, lost = self._ways.known[DEFAULT], []
         for i, frame in enumerate(batch):
             head = bytes(frame[: wire.HEAD])
-            ends = wire.key(head)
-            way = ways.get(ends)
+            way = known.get(wire.key(head))
             if way is None:
-                way = self._keep(DEFAULT, ends, self._way_home(head, now))
+                way = self._ways.look(DEFAULT, head, now)
             if way != LONG:
                 lost.append(i)
         if lost:
@@ -176,34 +134,13 @@ class Subnet(Stage):
         if batch.count:
             self.out[FROM_VM](batch, now)
 
-    def _way_home(self, head: bytes, now: float) -> Way:
-        """Learn from what the network delivers which addresses it takes the VM for."""
-        vm, src_mac = self.vm, head[wire.SRC_MAC]
-        if head[wire.KIND] == _OURS:
-            return PROTOCOL
-        if head[wire.KIND] == wire.ARP:
-            sha, spa = head[wire.L3 + 8 : wire.L3 + 14], head[wire.L3 + 14 : wire.L3 + 18]
-            if sha != vm.mac and vm.disputed(spa, now):
-                self.peers.changed(now)
-        ends = wire.ends(head)
-        if ends is None or vm.mac is None or head[wire.DST_MAC] != vm.mac or src_mac[0] & 1:
-            return LONG
-        src, dst = ends
-        vm.gateway = vm.gateway or src_mac
-        if vm.delivered(dst, now):
-            self.peers.changed(now)
-        shortcut = self.peers.shortcuts.get(src)
-        if shortcut is not None and not shortcut.asked:
-            shortcut.gateway = src_mac
-        return LONG
-
     # --- from the direct link
 
     def _from_direct(self, batch: Batch, now: float) -> None:
-        ways, lost = self._ways[DIRECT], []
+        known, lost = self._ways.known[DIRECT], []
         for i, frame in enumerate(batch):
             head = bytes(frame[: wire.HEAD])
-            if head[wire.KIND] == _OURS:
+            if head[wire.KIND] == OURS:
                 self.peers.receive(frame, now)
                 lost.append(i)
                 continue
@@ -212,10 +149,9 @@ class Subnet(Stage):
                 self.drops[NEIGHBOURS] += 1
                 lost.append(i)
                 continue
-            ends = wire.key(head)
-            way = ways.get(ends)
+            way = known.get(wire.key(head))
             if way is None:
-                way = self._keep(DIRECT, ends, self._way_in(head, now))
+                way = self._ways.look(DIRECT, head, now)
             if isinstance(way, Shortcut):
                 way = self._deliver(way, frame, head)
             if way != LONG:
@@ -227,29 +163,9 @@ class Subnet(Stage):
             gone = set(lost)
             self._pass(FROM_VM, batch, [i for i in range(batch.count) if i not in gone], now)
 
-    def _way_in(self, head: bytes, now: float) -> Way:
-        """Say whether frames of the direct link are a peer's for our VM."""
-        vm, peers, src_mac = self.vm, self.peers, head[wire.SRC_MAC]
-        ends = wire.ends(head)
-        if ends is None:
-            return "not-ip"
-        src, dst = ends
-        if src_mac == vm.mac:
-            return "own-mac"
-        if head[wire.DST_MAC] != vm.mac:
-            peers.heard_from(src, src_mac, now)
-            return "not-for-vm"
-        if not peers.is_allowed(src):
-            return "not-allowed"
-        if not peers.takes_from(src, src_mac, now):
-            return "unknown-peer"
-        if dst not in vm.addresses:
-            return "not-vms-address"
-        return peers.shortcuts[src]
-
     def _deliver(self, shortcut: Shortcut, frame: memoryview, head: bytes) -> str:
         """Make a packet look as if it came the long way; return LONG, or why it is no packet of a peer."""
-        gateway = self.peers.gateway_of(shortcut)
+        gateway = shortcut.gateway or self.vm.gateway
         if gateway is None:
             return "no-gateway"
         if wire.ttl(head) == wire.TTL_MAX:  # no process was on its way, which would have taken one
@@ -262,13 +178,6 @@ class Subnet(Stage):
         return LONG
 
     # --- frames
-
-    def _keep(self, port: int, ends: bytes, way: Way) -> Way:
-        ways = self._ways[port]
-        if len(ways) >= WAYS_MAX:
-            ways.clear()
-        ways[ends] = way
-        return way
 
     def _pass(self, port: int, batch: Batch, indices: "Sequence[int]", now: float) -> None:
         if indices:
@@ -312,8 +221,8 @@ class Subnet(Stage):
     def _told(self, shortcut: Shortcut, was: State, why: str) -> None:
         peer = shortcut.peer
         fields = {"address": address.format_ip(shortcut.address), "peer": address.format_mac(peer.mac)}
-        log.debug("%s: %s, was %s: %s", fields["address"], peer.state.value, was.value, why)
-        self.event("shortcut", **fields, state=peer.state.value, was=was.value, why=why)
+        log.debug("%s: %s, was %s: %s", fields["address"], shortcut.state.value, was.value, why)
+        self.event("shortcut", **fields, state=shortcut.state.value, was=was.value, why=why)
 
     def status(self, now: float) -> dict[str, object]:
         """Return who the VM is, its shortcuts, and what the long way was spared."""
@@ -323,54 +232,6 @@ class Subnet(Stage):
 
 
 # --- the command
-
-
-class PeerParameter(click.ParamType[Any]):
-    """IP=MAC."""
-
-    name = "peer"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[bytes, bytes]:
-        """Take it apart."""
-        text, _, mac_text = str(value).partition("=")
-        try:
-            octets, mac = address.ip(text), address.mac(mac_text)
-        except ValueError as e:
-            self.fail(f"{e}; write IP=MAC, such as 192.0.2.7=52:54:00:00:00:07", param, ctx)
-        if not address.is_single_host(octets) or address.is_link_local(octets) or mac[0] & 1 or not any(mac):
-            self.fail(f"{value}: is no machine's address", param, ctx)
-        return octets, mac
-
-
-class Prefix(click.ParamType[Any]):
-    """An address or prefix."""
-
-    name = "prefix"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Network:
-        """Read it."""
-        try:
-            return ipaddress.ip_network(value)
-        except ValueError as e:
-            self.fail(f"{e}; write 192.0.2.5 or 2001:db8::/64", param, ctx)
-
-
-class Mac(click.ParamType[Any]):
-    """A machine's Ethernet address."""
-
-    name = "mac"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
-        """Read it."""
-        try:
-            mac = address.mac(value)
-        except ValueError as e:
-            self.fail(str(e), param, ctx)
-        if address.is_multicast_mac(mac) or not any(mac):
-            self.fail(f"{value} is no machine's address", param, ctx)
-        return mac
 
 
 def read_key(path: Path) -> bytes:
@@ -394,28 +255,24 @@ def read_key(path: Path) -> bytes:
     "--allow", type=Prefix(), multiple=True, metavar="PREFIX", help="Peers' addresses; may be repeated."
 )
 @click.option(
-    "--peer", type=PeerParameter(), multiple=True, metavar="IP=MAC",
-    help="An address and where on the direct link it is; may be repeated.",
-)  # fmt: skip
+    "--peer", type=Neighbour(), multiple=True, metavar="IP=MAC", help="One at MAC; may be repeated."
+)
 @click.option("--mac", type=Mac(), help="The VM's Ethernet address.  [default: the first that it uses]")
 @click.option(
-    "--address", "addresses", type=Prefix(), multiple=True, metavar="PREFIX",
+    "--address", "own", type=Prefix(), multiple=True, metavar="PREFIX",
     help="An address or prefix of the VM; may be repeated.  [default: learned from its traffic]",
 )  # fmt: skip
-@click.option(
-    "--key", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="Believe only who has the same key.",
-)  # fmt: skip
+@click.option("--key", type=FILE, metavar="FILE", help="Believe only who has the same key.")
 @cli.guard_option
 @cli.common_options
 def main(
     iface: str,
     default: str,
     direct: str,
-    allow: tuple[Network, ...],
+    allow: tuple["IPv4Network | IPv6Network", ...],
     peer: tuple[tuple[bytes, bytes], ...],
     mac: bytes | None,
-    addresses: tuple[Network, ...],
+    own: tuple["IPv4Network | IPv6Network", ...],
     key: Path | None,
     guard: str,
     options: "Options",
@@ -440,7 +297,7 @@ def main(
     def make_stage() -> Subnet:
         from secrets import token_bytes
 
-        vm = VM(mac, addresses)
+        vm = VM(mac, own)
         return Subnet(vm, nonce=token_bytes, allow=allow, given=dict(peer), key=secret)
 
     def make_links(_: int) -> list[Any]:

@@ -1,9 +1,11 @@
-"""What options of services take that click does not know: a proxy, a network for guests."""
+"""What options of services take that click does not know: a proxy, a network for guests, addresses."""
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Final
 
 import click
+
+from vtl_tools.common.packet import address
 
 NOT_FOR_GUESTS: Final = {
     "0.0.0.0/8": "addresses that are no host's",
@@ -51,3 +53,53 @@ class Subnet(click.ParamType[Any]):
             if network.overlaps(IPv4Network(taken)):
                 self.fail(f"{value}: in it are {what}; write another, such as 10.0.2.0/24", param, ctx)
         return network
+
+
+class Neighbour(click.ParamType[Any]):
+    """IP=MAC."""
+
+    name = "neighbour"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[bytes, bytes]:
+        """Take it apart."""
+        text, _, mac_text = str(value).partition("=")
+        try:
+            octets, mac = address.ip(text), address.mac(mac_text)
+        except ValueError as e:
+            self.fail(f"{e}; write IP=MAC, such as 192.0.2.7=52:54:00:00:00:07", param, ctx)
+        if not address.is_single_host(octets) or address.is_link_local(octets) or mac[0] & 1 or not any(mac):
+            self.fail(f"{value}: is no machine's address", param, ctx)
+        return octets, mac
+
+
+class Prefix(click.ParamType[Any]):
+    """An address or prefix."""
+
+    name = "prefix"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> IPv4Network | IPv6Network:
+        """Read it."""
+        try:
+            return ip_network(value)
+        except ValueError as e:
+            self.fail(f"{e}; write 192.0.2.5 or 2001:db8::/64", param, ctx)
+
+
+class Mac(click.ParamType[Any]):
+    """A machine's Ethernet address."""
+
+    name = "mac"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """Read it."""
+        try:
+            mac = address.mac(value)
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
+        if address.is_multicast_mac(mac) or not any(mac):
+            self.fail(f"{value} is no machine's address", param, ctx)
+        return mac

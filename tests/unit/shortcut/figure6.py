@@ -1,11 +1,13 @@
 """Figure 6 in memory and virtual time: VMs of different subnets, a long way between them, and a LAN."""
 
 import heapq
+from contextlib import suppress
 from itertools import count
 from random import Random
 
 from vtl_tools.cmd.subnet import DEFAULT, DIRECT, FROM_VM, Subnet
 from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import address, build
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import VNET
@@ -49,7 +51,8 @@ class Site:
 
     def _to_vm(self, batch, now):
         for frame in map(bytes, batch):
-            (self.told if Packet.at(bytearray(frame)).icmp is not None else self.got).append(frame)
+            with suppress(Malformed):
+                (self.told if Packet.at(bytearray(frame)).icmp is not None else self.got).append(frame)
 
     def _to_default(self, batch, now):
         for frame in map(bytes, batch):
@@ -90,8 +93,8 @@ class Site:
         return "".join({LONG_TTL: "l", SHORT_TTL: "s"}[ttl] for ttl, _, _ in self.took())
 
     def state(self, peer, v6=False):
-        shortcut = self.peers.shortcuts.get(peer.ip6 if v6 else peer.ip)
-        return shortcut and shortcut.peer.state.value
+        shortcut = self.peers.table.shortcuts.get(peer.ip6 if v6 else peer.ip)
+        return shortcut and shortcut.state.value
 
     def crash(self):
         self.dead = True
@@ -117,8 +120,11 @@ class World:
         heapq.heappush(self._events, (self.now + delay_s, next(self._order), do, args))
 
     def route(self, sender, frame):
-        pkt = Packet.at(bytearray(frame))
-        if pkt.ip is None or pkt.eth.dst != sender.gateway or pkt.ip.ttl < 3:
+        try:
+            pkt = Packet.at(bytearray(frame))
+            if pkt.ip is None or pkt.eth.dst != sender.gateway or pkt.ip.ttl < 3:
+                return
+        except Malformed:
             return
         for site in self.sites:
             if pkt.ip.dst in (site.ip, site.ip6):

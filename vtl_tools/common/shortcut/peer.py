@@ -70,10 +70,22 @@ class Shortcut:
     """The Ethernet address by which our VM reaches the address the long way, once known."""
     asked: bool = False
     """Whether that is the one that our VM itself sent to."""
+    told: State = State.CANDIDATE
+    """What was told of it last."""
     tx_frames: int = 0
     tx_octets: int = 0
     rx_frames: int = 0
     rx_octets: int = 0
+
+    @property
+    def state(self) -> State:
+        """The peer's; a candidate only while the peer is up and takes nothing for this address."""
+        peer = self.peer
+        if not peer.is_up or (
+            self.address in peer.current and any(len(octets) == len(self.address) for octets in peer.takes)
+        ):
+            return peer.state
+        return State.CANDIDATE
 
     @property
     def spared(self) -> tuple[int, int]:
@@ -91,8 +103,8 @@ class Peer:
     mac: bytes
     found: Found
     timing: Timing
-    changed: "Callable[[Peer, State, str], object]"
-    """Called after each change of state, with what was and why."""
+    changed: "Callable[[Peer, str], object]"
+    """Called after each change of its state, or of what it takes, with why."""
     heard: float
     address: bytes | None = None
     mtu: int = 65535
@@ -167,6 +179,10 @@ class Peer:
         if len(self._nonces) > NONCES_MAX:
             self._nonces.popitem(last=False)
 
+    def put_off(self, now: float) -> None:
+        """Note that no probe could be sent to it."""
+        self._next_probe = now + self.timing.probe_s
+
     def knows(self, nonce: bytes) -> bool:
         """Say whether this is the nonce of a probe that it was sent lately."""
         return nonce in self._nonces
@@ -209,7 +225,7 @@ class Peer:
         elif self.is_up and not is_good:
             self.lose("refused", now)
         elif (self.takes, self.current, True) != before:
-            self.changed(self, self.state, "addresses")
+            self.changed(self, "answered")
         return True
 
     def lose(self, why: str, now: float) -> None:
@@ -272,5 +288,5 @@ class Peer:
         return min(2 * hold_s, self.timing.hold_max_s) or self.timing.hold_s
 
     def _become(self, state: State, why: str, now: float) -> None:
-        was, self.state, self.since = self.state, state, now
-        self.changed(self, was, why)
+        self.state, self.since = state, now
+        self.changed(self, why)

@@ -1,34 +1,35 @@
-"""Who is on the direct link, and by which short ways it is reached: listens, announces, probes, answers.
+"""Who is on the direct link, and whether the way there holds: listens, announces, probes, answers.
 
 Pulled like every machine: frames and `now` in; `outbox` has the frames that are to be sent on that link.
 """
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from vtl_tools.common.bucket import Bucket
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import address, arp, build, nd
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.view import Buffer
 from vtl_tools.common.packet.vnet import VNET
-from vtl_tools.common.shortcut.message import ADDRESSES_MAX, GROUP, NONCE, Kind, Message
+from vtl_tools.common.shortcut.message import GROUP, NONCE, Kind, Message
 from vtl_tools.common.shortcut.peer import Found, Peer, Shortcut, State, Timing
+from vtl_tools.common.shortcut.table import Table, Told
 from vtl_tools.common.shortcut.vm import VM, Network
 
-PEERS_MAX: Final = 1024
 CHANGE_S: Final = 0.5
-"""How soon a change is announced, and how often at most."""
+"""How soon a change is announced."""
+NEWCOMERS_PER_S: Final = 100.0
+QUIET_S: Final = 30.0
+"""How long nothing is said in the name of an Ethernet address that somebody else uses."""
 HOP_LIMIT: Final = 255  # of neighbour discovery (RFC 4861 section 7.1)
 
 
 class Peers:
-    """The table of peers and shortcuts of one VM.
+    """Speaks for one VM on the direct link.
 
-    allow: prefixes of addresses to and from which the short way may be taken. given: addresses and the
-    Ethernet addresses where they are, also allowed. nonce: returns so many octets that nobody can guess.
-    admit: says whether there is time for one more stranger. told: called with each shortcut that changed
-    its state, what it was, and why. ignored: counts what is heard and not heeded, by why.
+    nonce: returns so many octets that nobody can guess. allow, given, told, ignored: as Table has them.
     """
 
     def __init__(
@@ -37,72 +38,39 @@ class Peers:
         *,
         nonce: Callable[[int], bytes],
         allow: Iterable[Network] = (),
-        given: "dict[bytes, bytes] | None" = None,
+        given: Mapping[bytes, bytes] | None = None,
         key: bytes | None = None,
         timing: Timing | None = None,
-        admit: Callable[[float], bool] = lambda now: True,
-        told: Callable[[Shortcut, State, str], object] = lambda shortcut, was, why: None,
+        told: Told = lambda shortcut, was, why: None,
         ignored: Counter[str] | None = None,
     ) -> None:
         self.vm, self.key, self.timing = vm, key, timing or Timing()
+        self.ignored: Counter[str] = Counter() if ignored is None else ignored
+        self.table = Table(vm, self.timing, allow, given or {}, told, self.ignored)
         self.mtu = 65535
         """Of the direct link, in octets of the largest IP packet."""
         self.vm_mtu = 65535
         self.outbox: list[bytes] = []
-        self.shortcuts: dict[bytes, Shortcut] = {}
-        self.peers: OrderedDict[tuple[bytes, bytes | None], Peer] = OrderedDict()
-        self.ignored = Counter() if ignored is None else ignored
-        self.conflicts = 0
-        self.spared = [0, 0]
-        """Frames and octets of shortcuts that are no more."""
-        self.is_changed = True
-        """Whether what the short way is taken for may have changed; the owner looks, and resets it."""
-        self._allow = [(net.network_address.packed, net.broadcast_address.packed) for net in allow]
-        self._given = dict(given or {})
-        self._nonce, self._admit, self._told = nonce, admit, told
+        self._nonce = nonce
+        self._strangers, self._overheard = Bucket(NEWCOMERS_PER_S), Bucket(NEWCOMERS_PER_S)
+        self._quiet_until = 0.0
         self._active: set[Peer] = set()
-        self._announce_at = 0.0
-        self._sweep_at = 0.0
-        self._due = 0.0
-        for octets in self._given:
-            self._restore(octets, 0.0)
-
-    # --- questions
-
-    def is_allowed(self, octets: bytes, mac: bytes | None = None) -> bool:
-        """Say whether the short way may be taken to and from an address, which is at mac."""
-        if (named := self._given.get(octets)) is not None:
-            return mac is None or mac == named
-        return any(len(octets) == len(first) and first <= octets <= last for first, last in self._allow)
+        self._announce_at = self._sweep_at = self._due = 0.0
 
     def mtu_of(self, peer: Peer) -> int:
         """Return the octets of the largest IP packet that goes to a peer."""
         return min(self.mtu, peer.mtu)
 
-    def gateway_of(self, shortcut: Shortcut) -> bytes | None:
-        """Return the Ethernet address from which our VM expects what a shortcut brings; None: not known."""
-        return shortcut.gateway or self.vm.gateway
-
-    def takes_from(self, octets: bytes, mac: bytes, now: float) -> bool:
-        """Say whether packets from an address at mac are delivered to our VM."""
-        shortcut = self.shortcuts.get(octets)
-        return (
-            shortcut is not None
-            and shortcut.peer.mac == mac
-            and shortcut.peer.is_verified(now)
-            and octets in shortcut.peer.current
-        )
-
     # --- what our VM and its network do
 
     def changed(self, now: float) -> None:
         """Note that the VM's addresses changed: all are told soon."""
-        self.is_changed = True
+        self.table.is_changed = True
         self._announce_by(now + CHANGE_S)
 
     def want(self, shortcut: Shortcut, now: float) -> None:
         """Note that the VM has something for the address of a shortcut."""
-        if self.vm.mac is not None:
+        if self.vm.mac is not None and now >= self._quiet_until:
             shortcut.peer.want(now)
             self._follow(shortcut.peer)
 
@@ -111,9 +79,17 @@ class Peers:
         for peer in list(self._active):
             peer.lose(why, now)
 
+    def name_taken(self, now: float) -> None:
+        """Note that somebody else on the direct link uses our VM's Ethernet address.
+
+        To go on would tell the link's switches that it is here, and so cut the other off.
+        """
+        self._quiet_until = now + QUIET_S
+        self.lost_link("name-taken", now)
+
     def leave(self) -> None:
         """Tell the peers that probed us that we go."""
-        for peer in self.peers.values():
+        for peer in self.table.peers.values():
             if peer.their_nonce is not None:
                 self._say(Kind.BYE, peer.mac, nonce=peer.their_nonce)
 
@@ -126,30 +102,23 @@ class Peers:
         except Malformed as err:
             self.ignored["unauthenticated" if err.what == "tag" else "malformed-message"] += 1
             return
-        if said.mac == self.vm.mac or self.vm.mac is None:
+        if said.mac == self.vm.mac:
+            self.name_taken(now)
+        if self.vm.mac is None or now < self._quiet_until:
             return
-        to_us = bytes(frame[VNET : VNET + 6]) == self.vm.mac
-        peer = self.peers.get((said.mac, None))
+        peer = self.table.process_at(said.mac)
         if said.kind is Kind.ANNOUNCE:
             self._announced_by(said, peer, now)
-        elif not to_us:
+        elif bytes(frame[VNET : VNET + 6]) != self.vm.mac:
             return
         elif said.kind is Kind.PROBE:
             self._probed_by(said, peer, now)
-        elif peer is None:
-            self.ignored["unasked-reply"] += 1
         elif said.kind is Kind.REPLY:
-            if peer.awaits(said.nonce):
-                peer.set_mtu(said.mtu)
-                self._set_claims(peer, said.addresses, now)
-                peer.replied(said.nonce, said.accepts, frozenset(peer.addresses), now)
-                self._follow(peer)
-            else:
-                self.ignored["unasked-reply"] += 1
-        elif peer.knows(said.nonce):
-            self._gone(peer, "bye", now)
-        else:
+            self._replied_by(said, peer, now)
+        elif peer is None or not peer.knows(said.nonce):
             self.ignored["unasked-bye"] += 1
+        else:
+            self.table.remove(peer, "bye", now)
 
     def listen(self, frame: Buffer, now: float) -> None:
         """Hear who says by ARP or neighbour discovery where an address is."""
@@ -158,22 +127,53 @@ class Peers:
             mac = pkt.eth.src
             if (said := pkt.arp) is not None:
                 if said.sha == mac:
-                    self._heard(said.spa, mac, now, is_answer=said.oper == arp.REPLY)
+                    self.heard(said.spa, mac, now, is_answer=said.oper == arp.REPLY)
                 return
             message, net = pkt.nd, pkt.ipv6
             if message is None or net is None or net.hop_limit != HOP_LIMIT or not pkt.verify():
                 return
             if isinstance(message, nd.NeighborAdvert):
                 if message.target_lladdr in (None, mac):
-                    self._heard(message.target, mac, now, is_answer=True)
+                    self.heard(message.target, mac, now, is_answer=True)
             elif isinstance(message, nd.NeighborSolicit) and message.source_lladdr == mac:
-                self._heard(net.src, mac, now)
+                self.heard(net.src, mac, now)
         except Malformed:
-            self.ignored["malformed-arp"] += 1
+            self.ignored["malformed-neighbour"] += 1
 
-    def heard_from(self, octets: bytes, mac: bytes, now: float) -> None:
-        """Note that a packet from an address came from mac."""
-        self._heard(octets, mac, now)
+    def heard(self, octets: bytes, mac: bytes, now: float, *, is_answer: bool = False) -> None:
+        """Note that somebody without a process shows by what it sends that an address is at mac.
+
+        is_answer: it may be the answer to a probe of ours.
+        """
+        if not address.is_single_host(octets) or mac[0] & 1 or not self.table.is_allowed(octets, mac):
+            return
+        if mac == self.vm.mac or octets in self.vm.addresses:
+            return
+        if self.key is not None and octets not in self.table.given:
+            return  # nobody vouches for it
+        shortcut = self.table.shortcuts.get(octets)
+        if shortcut is None:
+            if self._has_time(self._overheard, now):
+                self.table.add(mac, Found.HEARD, now, octets)
+            return
+        peer = shortcut.peer
+        if peer.address is None:
+            return  # the word of a process goes before what is overheard
+        if peer.mac != mac:
+            if (
+                peer.found is Found.HEARD
+                and not peer.is_verified(now)
+                and self._has_time(self._overheard, now)
+            ):
+                self.table.remove(peer, "moved", now)
+                self.table.add(mac, Found.HEARD, now, octets)
+            return
+        self.table.spoke(peer, now)
+        if is_answer and peer.awaits(octets):
+            peer.replied(octets, 0xFFFF, frozenset((octets,)), now)
+        else:
+            peer.alive(now)
+        self._follow(peer)
 
     # --- time
 
@@ -188,11 +188,14 @@ class Peers:
         if now >= self._announce_at:
             self._announce(now)
         if now >= self._sweep_at:
-            self._sweep(now)
+            self._sweep_at = now + self.timing.announce_s
+            self.table.sweep(now)
+            if self.vm.wake(now):
+                self.changed(now)
         for peer in list(self._active):
-            if peer.wake(now):
+            if self.table.has(peer) and peer.wake(now):
                 self._probe(peer, now)
-            if peer.deadline() is None:
+            if peer.deadline() is None or not self.table.has(peer):
                 self._active.discard(peer)
         due = (when for peer in self._active if (when := peer.deadline()) is not None)
         self._due = min(self._sweep_at, self._announce_at, *due)
@@ -205,13 +208,6 @@ class Peers:
         if (when := peer.deadline()) is not None:
             self._active.add(peer)
             self._due = min(self._due, when)
-
-    def _sweep(self, now: float) -> None:
-        self._sweep_at = now + self.timing.announce_s
-        for peer in [peer for peer in self.peers.values() if peer.is_gone(now)]:
-            self._gone(peer, "silent", now)
-        if self.vm.wake(now):
-            self.changed(now)
 
     # --- saying
 
@@ -226,34 +222,29 @@ class Peers:
     def _announce(self, now: float) -> None:
         jitter = 0.8 + 0.4 * self._nonce(1)[0] / 255  # so that not all speak at once
         self._announce_at = now + self.timing.announce_s * jitter
-        if self.vm.addresses:
-            for to in (GROUP, *dict.fromkeys(self._given.values())):
+        if self.vm.addresses and now >= self._quiet_until:
+            for to in (GROUP, *dict.fromkeys(self.table.given.values())):
                 self._say(Kind.ANNOUNCE, to)
 
     def _probe(self, peer: Peer, now: float) -> None:
         mac = self.vm.mac
-        if mac is None:
+        if mac is None or now < self._quiet_until:
+            peer.put_off(now)
             return
-        nonce, packet = self._nonce(NONCE), self.mtu_of(peer) if peer.state is State.PROBING else 0
+        packet = self.mtu_of(peer) if peer.state is State.PROBING else 0
         if peer.address is None:
+            nonce, wanted = self._nonce(NONCE), peer.state is not State.CANDIDATE
             peer.probed(nonce, self.vm.addresses, now)
-            wanted = peer.state is not State.CANDIDATE
             self._say(Kind.PROBE, peer.mac, packet=packet, nonce=nonce, wanted=wanted)
             return
         # An answer to ARP has no nonce: the peer's address is what tells to which probe it belongs.
         peer.probed(peer.address, self.vm.addresses, now)
         if len(peer.address) == 4:  # from nobody, so that no neighbour learns anything (RFC 5227 section 2.1)
-            frame = build.arp(
-                src_mac=mac, dst_mac=peer.mac, sha=mac, spa=address.UNSPECIFIED4, tpa=peer.address
-            )
+            nobody, target = address.UNSPECIFIED4, peer.address
+            frame = build.arp(src_mac=mac, dst_mac=peer.mac, sha=mac, spa=nobody, tpa=target)
         else:
-            frame = build.neighbor_solicit(
-                src_mac=mac,
-                dst_mac=peer.mac,
-                src=address.link_local(mac),
-                dst=peer.address,
-                target=peer.address,
-            )
+            own, target = address.link_local(mac), peer.address
+            frame = build.neighbor_solicit(src_mac=mac, dst_mac=peer.mac, src=own, dst=target, target=target)
         self.outbox.append(bytes(frame).ljust(VNET + 14 + packet, b"\0"))
 
     # --- hearing
@@ -268,137 +259,50 @@ class Peers:
         peer.alive(now)
         self._follow(peer)
 
-    def _spoke(self, peer: Peer, said: Message, now: float) -> None:
-        """Note what a peer says unasked: it may claim addresses, and gives none up, as it may be a replay."""
-        peer.heard = now
-        if not peer.is_verified(now):
-            peer.set_mtu(said.mtu)
-        for octets in said.addresses:
-            self._claim(octets, peer, now)
-        self.peers.move_to_end((peer.mac, None))
-
-    def _newcomer(self, said: Message, now: float) -> Peer | None:
-        if not any(self.is_allowed(octets, said.mac) for octets in said.addresses):
-            self.ignored["not-allowed"] += 1
-            return None
-        return self._new(Peer(said.mac, Found.ANNOUNCED, self.timing, self._changed, now, mtu=said.mtu), now)
-
-    def _new(self, peer: Peer, now: float) -> Peer | None:
-        """Make room for a peer that was not known. None: too many strangers come, or none can go."""
-        if peer.found is not Found.GIVEN:
-            if (self.key is None or peer.found is Found.HEARD) and not self._admit(now):
-                self.ignored["too-many"] += 1
-                return None
-            if len(self.peers) >= PEERS_MAX:
-                idle = next((other for other in self.peers.values() if other.is_idle(now)), None)
-                if idle is None:
-                    self.ignored["too-many"] += 1
-                    return None
-                self._gone(idle, "evicted", now)
-        self.peers[peer.mac, peer.address] = peer
-        return peer
-
     def _probed_by(self, said: Message, peer: Peer | None, now: float) -> None:
         if peer is None:
             peer = self._newcomer(said, now)
+            if peer is None and not self._has_time(self._strangers, now):
+                return
+        accepts = 0
         if peer is not None:
             self._spoke(peer, said, now)
             peer.their_nonce = said.nonce
-        if peer is None and not self._admit(now):
-            return
-        accepts = 0
-        if self.vm.gateway is not None:
-            for i, octets in enumerate(said.addresses):
-                accepts |= self.takes_from(octets, said.mac, now) << i
+            if self.vm.gateway is not None:
+                for i, octets in enumerate(said.addresses):
+                    accepts |= self.table.takes_from(octets, said.mac, now) << i
         self._say(Kind.REPLY, said.mac, nonce=said.nonce, accepts=accepts)
         if peer is not None and said.wanted and peer.may_probe(now):
             self._probe(peer, now)  # so that we know, too, and may say that we take what comes
 
-    def _heard(self, octets: bytes, mac: bytes, now: float, *, is_answer: bool = False) -> None:
-        if not address.is_single_host(octets) or mac[0] & 1 or not self.is_allowed(octets, mac):
+    def _replied_by(self, said: Message, peer: Peer | None, now: float) -> None:
+        if peer is None or not peer.awaits(said.nonce):
+            self.ignored["unasked-reply"] += 1
             return
-        if mac == self.vm.mac or octets in self.vm.addresses:
-            return
-        if self.key is not None and octets not in self._given:
-            return  # nobody vouches for it
-        shortcut = self.shortcuts.get(octets)
-        if shortcut is None:
-            fresh = Peer(mac, Found.HEARD, self.timing, self._changed, now, octets)
-            peer = self._new(fresh, now)
-            if peer is not None:
-                self._claim(octets, peer, now)
-            return
-        peer = shortcut.peer
-        if peer.address is None:
-            return  # the word of a process goes before what is overheard
-        if peer.mac != mac:
-            if not peer.is_verified(now) and peer.found is Found.HEARD:
-                self._gone(peer, "moved", now)
-                self._heard(octets, mac, now)
-            return
-        if is_answer and peer.knows(octets):
-            peer.replied(octets, 0xFFFF, frozenset((octets,)), now)
-        else:
-            peer.alive(now)
+        peer.set_mtu(said.mtu)
+        self.table.set_claims(peer, said.addresses, now)
+        self.table.spoke(peer, now)
+        peer.replied(said.nonce, said.accepts, frozenset(peer.addresses), now)
         self._follow(peer)
 
-    # --- who has which address
+    def _newcomer(self, said: Message, now: float) -> Peer | None:
+        if not any(self.table.is_allowed(octets, said.mac) for octets in said.addresses):
+            self.ignored["not-allowed"] += 1
+            return None
+        if self.key is None and not self._has_time(self._strangers, now):  # who has the key is no stranger
+            return None
+        return self.table.add(said.mac, Found.ANNOUNCED, now)
 
-    def _claim(self, octets: bytes, peer: Peer, now: float) -> None:
-        if octets in peer.addresses or octets in self.vm.addresses or len(peer.addresses) >= ADDRESSES_MAX:
-            return
-        if not self.is_allowed(octets, peer.mac):
-            return
-        shortcut = self.shortcuts.get(octets)
-        if shortcut is None:
-            self.shortcuts[octets] = Shortcut(octets, peer)
-        else:
-            owner = shortcut.peer
-            if owner.address is None and not owner.is_gone(now) and not owner.is_mute():
-                self.conflicts += 1
-                return
-            if owner.addresses == {octets}:
-                self._forget(owner, "claimed", now)
-            owner.addresses.discard(octets)
-            shortcut.peer = peer
-        peer.addresses.add(octets)
-        self.is_changed = True
+    def _has_time(self, bucket: Bucket, now: float) -> bool:
+        if bucket.take(now):
+            return True
+        self.ignored["too-many"] += 1
+        return False
 
-    def _set_claims(self, peer: Peer, said: tuple[bytes, ...], now: float) -> None:
-        """Hold a peer to what it says when asked: these are its addresses, and no others."""
-        for octets in peer.addresses - set(said):
-            peer.addresses.discard(octets)
-            self._release(octets, now)
-        for octets in said:
-            self._claim(octets, peer, now)
-
-    def _release(self, octets: bytes, now: float) -> None:
-        """Take note that nobody claims an address any more."""
-        shortcut = self.shortcuts.pop(octets)
-        self.spared = [a + b for a, b in zip(self.spared, shortcut.spared, strict=True)]
-        self.is_changed = True
-        self._restore(octets, now)
-
-    def _restore(self, octets: bytes, now: float) -> None:
-        if (mac := self._given.get(octets)) is not None:
-            peer = self._new(Peer(mac, Found.GIVEN, self.timing, self._changed, now, octets), now)
-            assert peer is not None
-            self._claim(octets, peer, now)
-
-    def _gone(self, peer: Peer, why: str, now: float) -> None:
-        """Forget a peer, and its claims."""
-        self._forget(peer, why, now)
-        for octets in list(peer.addresses):
-            self._release(octets, now)
-
-    def _forget(self, peer: Peer, why: str, now: float) -> None:
-        peer.lose(why, now)
-        self._active.discard(peer)
-        del self.peers[peer.mac, peer.address]
-        self.is_changed = True
-
-    def _changed(self, peer: Peer, was: State, why: str) -> None:
-        self.is_changed = True
-        if peer.state is not was:
-            for octets in sorted(peer.addresses):
-                self._told(self.shortcuts[octets], was, why)
+    def _spoke(self, peer: Peer, said: Message, now: float) -> None:
+        """Note what a peer says unasked: it may claim addresses, and gives none up, as it may be a replay."""
+        self.table.spoke(peer, now)
+        if not peer.is_verified(now):
+            peer.set_mtu(said.mtu)
+        for octets in said.addresses:
+            self.table.claim(octets, peer, now)

@@ -1,15 +1,17 @@
 """What `vtl-subnet status` prints."""
 
 from vtl_tools.common.packet import address
-from vtl_tools.common.shortcut.peer import Shortcut
+from vtl_tools.common.shortcut.peer import Shortcut, State
 from vtl_tools.common.shortcut.peers import Peers
 
 
 def report(peers: Peers, now: float, listed_max: int) -> dict[str, object]:
     """Return who the VM is, its shortcuts (the most used first), and what the long way was spared."""
     vm = peers.vm
-    shortcuts = sorted(peers.shortcuts.values(), key=lambda one: one.spared, reverse=True)
-    spared = [sum(column) for column in zip(peers.spared, *(one.spared for one in shortcuts), strict=True)]
+    shortcuts = sorted(peers.table.shortcuts.values(), key=lambda one: one.spared, reverse=True)
+    spared = [
+        sum(column) for column in zip(peers.table.spared, *(one.spared for one in shortcuts), strict=True)
+    ]
     return {
         "vm": {
             "mac": "" if vm.mac is None else address.format_mac(vm.mac),
@@ -18,9 +20,9 @@ def report(peers: Peers, now: float, listed_max: int) -> dict[str, object]:
         "spared": {
             "frames": spared[0],
             "octets": spared[1],
-            "shortcuts_up": sum(one.peer.is_up for one in shortcuts),
-            "peers": len(peers.peers),
-            "conflicts": peers.conflicts,
+            "shortcuts_up": sum(one.state is State.UP for one in shortcuts),
+            "peers": len(peers.table.peers),
+            "conflicts": peers.table.conflicts,
         },
         "shortcuts": {address.format_ip(one.address): _shortcut(one, now) for one in shortcuts[:listed_max]},
     }
@@ -31,7 +33,7 @@ def _shortcut(one: Shortcut, now: float) -> dict[str, object]:
     return {
         "peer": address.format_mac(peer.mac),
         "found": peer.found.value,
-        "state": peer.state.value,
+        "state": one.state.value,
         "since_s": round(now - peer.since, 1),
         "rtt_ms": round(peer.rtt_s * 1e3, 3),
         "losses": peer.losses,

@@ -8,7 +8,7 @@ import struct
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.packet import ether, icmp, ip, nd, vnet
+from vtl_tools.common.packet import arp, ether, icmp, ip, nd, vnet
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.vnet import VNET
 
@@ -58,6 +58,13 @@ def ends(head: bytes) -> tuple[bytes, bytes] | None:
     return None
 
 
+def arp_sender(head: bytes) -> tuple[bytes, bytes] | None:
+    """Return the hardware and protocol address of who sends an ARP packet of Ethernet and IPv4 (RFC 826)."""
+    if head[L3 : L3 + 6] != arp.ARP.ETHERNET_IPV4 or len(head) < L3 + 28:
+        return None
+    return head[L3 + 8 : L3 + 14], head[L3 + 14 : L3 + 18]
+
+
 def ttl(head: bytes) -> int:
     """Return how many hops an IP packet may still take."""
     return head[_TTL4] if head[KIND] == V4 else head[_HOPS6]
@@ -79,7 +86,7 @@ def is_plain(head: bytes, frame: memoryview) -> bool:
 
 def is_neighbour_discovery(head: bytes) -> bool:
     """Say whether an ICMPv6 message is of neighbour discovery, which no router passes on (RFC 4861)."""
-    if head[KIND] != V6 or head[_NEXT6] != ip.ICMPV6 or len(head) <= _TYPE6:
+    if head[KIND] != V6 or len(head) <= _TYPE6 or head[_NEXT6] != ip.ICMPV6:
         return False
     return nd.ROUTER_SOLICIT <= head[_TYPE6] <= icmp.V6_REDIRECT
 
