@@ -360,6 +360,7 @@ def test_status_tells_what_was_spared(world):
     row = status["shortcuts"]["10.2.0.5"]
     assert status["vm"] == {"mac": address.format_mac(one.mac), "addresses": "10.1.0.5"}
     assert (row["state"], row["found"], row["peer"]) == ("up", "announced", address.format_mac(other.mac))
+    row = status["traffic"]["10.2.0.5"]
     frames = row["tx_frames"] + row["rx_frames"]
     octets = frames * (len(one.packet(other)) - 10)
     assert frames > 100

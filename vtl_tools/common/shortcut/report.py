@@ -24,6 +24,15 @@ def report(peers: Peers, now: float, listed_max: int) -> dict[str, object]:
             "peers": len(peers.table.peers),
             "conflicts": peers.table.conflicts,
         },
+        "traffic": {
+            address.format_ip(one.address): {
+                "tx_frames": one.tx_frames,
+                "tx_octets": one.tx_octets,
+                "rx_frames": one.rx_frames,
+                "rx_octets": one.rx_octets,
+            }
+            for one in shortcuts[:listed_max]
+        },
         "shortcuts": {address.format_ip(one.address): _shortcut(one, now) for one in shortcuts[:listed_max]},
     }
 
@@ -37,8 +46,4 @@ def _shortcut(one: Shortcut, now: float) -> dict[str, object]:
         "since_s": round(now - peer.since, 1),
         "rtt_ms": round(peer.rtt_s * 1e3, 3),
         "losses": peer.losses,
-        "tx_frames": one.tx_frames,
-        "tx_octets": one.tx_octets,
-        "rx_frames": one.rx_frames,
-        "rx_octets": one.rx_octets,
     }
