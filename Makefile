@@ -25,6 +25,7 @@ bench: setup
 	@tools/setup-bench
 	$(PY) bench/bridge.py --quick --json
 	$(PY) bench/relay.py --quick --json
+	$(PY) bench/subnet.py --quick --json
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -218,11 +218,10 @@ class Subnet(Stage):
         self.peers.leave()
         self.settle(now)
 
-    def _told(self, shortcut: Shortcut, was: State, why: str) -> None:
-        peer = shortcut.peer
-        fields = {"address": address.format_ip(shortcut.address), "peer": address.format_mac(peer.mac)}
-        log.debug("%s: %s, was %s: %s", fields["address"], shortcut.state.value, was.value, why)
-        self.event("shortcut", **fields, state=shortcut.state.value, was=was.value, why=why)
+    def _told(self, shortcut: Shortcut, state: State, was: State, why: str) -> None:
+        mine, mac = address.format_ip(shortcut.address), address.format_mac(shortcut.peer.mac)
+        log.debug("%s: %s, was %s: %s", mine, state.value, was.value, why)
+        self.event("shortcut", address=mine, peer=mac, state=state.value, was=was.value, why=why)
 
     def status(self, now: float) -> dict[str, object]:
         """Return who the VM is, its shortcuts, and what the long way was spared."""

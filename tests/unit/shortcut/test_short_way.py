@@ -197,7 +197,24 @@ def test_a_process_that_ends_says_so(world):
     world.run(0.01)
     assert one.state(other) is None
     ends = {"address": "10.2.0.5", "peer": address.format_mac(other.mac)}
-    assert one.events[-1] == ("shortcut", {**ends, "state": "holding", "was": "up", "why": "bye"})
+    assert [event for _, event in one.events[-2:]] == [
+        {**ends, "state": "holding", "was": "up", "why": "bye"},
+        {**ends, "state": "candidate", "was": "holding", "why": "given-up"},
+    ]
+
+
+def test_a_peer_that_gives_an_address_up_is_held_to_it(world):
+    """Here by a restart so quick that nobody noticed: the new process does not know its VM's address yet."""
+    one, other = world
+    world.chat(3.0)
+    other.restart()
+    other.push(FROM_VM, other.packet(one))  # so that it knows its MAC address
+    one.send(other)
+    world.run(0.3)
+    assert one.state(other) is None
+    assert one.events[-1][1]["why"] == "given-up"
+    world.chat(8.0)
+    assert one.state(other) == "up"
 
 
 def test_a_link_that_goes_down_is_left_at_once(world):

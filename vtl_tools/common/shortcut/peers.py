@@ -41,7 +41,7 @@ class Peers:
         given: Mapping[bytes, bytes] | None = None,
         key: bytes | None = None,
         timing: Timing | None = None,
-        told: Told = lambda shortcut, was, why: None,
+        told: Told = lambda shortcut, state, was, why: None,
         ignored: Counter[str] | None = None,
     ) -> None:
         self.vm, self.key, self.timing = vm, key, timing or Timing()

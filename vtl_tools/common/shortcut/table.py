@@ -14,8 +14,8 @@ from vtl_tools.common.shortcut.vm import VM, Network
 
 PEERS_MAX: Final = 1024
 
-Told = Callable[[Shortcut, State, str], object]
-"""Called with each shortcut that changed its state, what it was, and why."""
+Told = Callable[[Shortcut, State, State, str], object]
+"""Called with each shortcut that changed its state, what it is now, what it was, and why."""
 
 
 class Table:
@@ -139,6 +139,8 @@ class Table:
     def _release(self, octets: bytes, now: float) -> None:
         """Take note that nobody claims an address any more."""
         shortcut = self.shortcuts.pop(octets)
+        if shortcut.told is not State.CANDIDATE:
+            self._told(shortcut, State.CANDIDATE, shortcut.told, "given-up")
         self.spared = [a + b for a, b in zip(self.spared, shortcut.spared, strict=True)]
         self.is_changed = True
         self._restore(octets, now)
@@ -158,4 +160,4 @@ class Table:
             shortcut = self.shortcuts[octets]
             if (state := shortcut.state) is not shortcut.told:
                 was, shortcut.told = shortcut.told, state
-                self._told(shortcut, was, why)
+                self._told(shortcut, state, was, why)
