@@ -16,6 +16,7 @@ from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.parameters import Mac, Neighbour, Prefix
 from vtl_tools.common.shortcut import wire
+from vtl_tools.common.shortcut.message import MTU_MIN
 from vtl_tools.common.shortcut.peer import Shortcut, State
 from vtl_tools.common.shortcut.peers import Peers
 from vtl_tools.common.shortcut.vm import VM
@@ -92,8 +93,10 @@ class Subnet(Stage):
 
     def _may_shorten(self, shortcut: Shortcut, frame: memoryview, head: bytes, now: float) -> bool:
         """Say whether a packet may go by a shortcut, as it may by a router that has nothing to say to it."""
-        if wire.ttl(head) < 2 or not wire.is_plain(head, frame):
+        if wire.hops(head, frame) < 2:
             return False
+        if len(frame) - wire.L3 <= MTU_MIN:
+            return True
         mtu = self.peers.mtu_of(shortcut.peer)
         if wire.largest(head, len(frame)) <= mtu:
             return True
@@ -140,22 +143,13 @@ class Subnet(Stage):
         known, lost = self._ways.known[DIRECT], []
         for i, frame in enumerate(batch):
             head = bytes(frame[: wire.HEAD])
-            if head[wire.KIND] == OURS:
-                self.peers.receive(frame, now)
-                lost.append(i)
-                continue
-            if head[wire.KIND] == wire.ARP or wire.is_neighbour_discovery(head):
-                self.peers.listen(frame, now)
-                self.drops[NEIGHBOURS] += 1
-                lost.append(i)
-                continue
-            way = known.get(wire.key(head))
+            way = known.get(wire.key(head)) if head[wire.KIND] in wire.IP else "not-ip"
             if way is None:
                 way = self._ways.look(DIRECT, head, now)
             if isinstance(way, Shortcut):
                 way = self._deliver(way, frame, head)
             if way != LONG:
-                self.drops[way] += 1
+                self._keep_out(way, frame, head, now)
                 lost.append(i)
         if not lost:
             self.out[FROM_VM](batch, now)
@@ -168,14 +162,25 @@ class Subnet(Stage):
         gateway = shortcut.gateway or self.vm.gateway
         if gateway is None:
             return "no-gateway"
-        if wire.ttl(head) == wire.TTL_MAX:  # no process was on its way, which would have taken one
+        hops = wire.hops(head, frame)
+        if hops == wire.HOPS_MAX:  # no process was on its way, which would have taken one
             return "no-hop"
-        if not wire.is_plain(head, frame):
+        if not hops:
             return "options"
         frame[wire.SRC_MAC] = gateway
         shortcut.rx_frames += 1
         shortcut.rx_octets += len(frame) - VNET
         return LONG
+
+    def _keep_out(self, why: str, frame: memoryview, head: bytes, now: float) -> None:
+        """Listen to a frame that is not for the VM, and count it."""
+        if head[wire.KIND] == OURS:
+            self.peers.receive(frame, now)
+        elif head[wire.KIND] == wire.ARP or wire.is_neighbour_discovery(head):
+            self.peers.listen(frame, now)
+            self.drops[NEIGHBOURS] += 1
+        else:
+            self.drops[why] += 1
 
     # --- frames
 

@@ -160,9 +160,15 @@ def test_a_peer_that_stopped_answering_is_no_peer(up):
     assert one.took() == []
 
 
-def test_who_speaks_in_the_vms_own_name_silences_us(up):
+@pytest.mark.parametrize("how", ["packet", "arp", "message"])
+def test_who_speaks_in_the_vms_own_name_silences_us(up, how):
     one, other = up
-    one.push(DIRECT, build.udp(src_mac=one.mac, dst_mac=EVE, src=one.ip, dst=other.ip, sport=1, dport=2))
+    said = {
+        "packet": build.udp(src_mac=one.mac, dst_mac=EVE, src=one.ip, dst=other.ip, sport=1, dport=2),
+        "arp": build.arp(src_mac=one.mac, dst_mac=b"\xff" * 6, sha=one.mac, spa=one.ip, tpa=one.ip),
+        "message": announce(one.mac, "10.3.0.5"),
+    }
+    one.push(DIRECT, said[how])
     assert one.state(other) == "holding"
     one.direct.clear()
     assert set("".join(up.chat(QUIET_S - 1.0, every=0.2))) <= {"l", "s"}

@@ -125,6 +125,9 @@ class Peers:
         try:
             pkt = Packet.at(frame)
             mac = pkt.eth.src
+            if mac == self.vm.mac:
+                self.name_taken(now)
+                return
             if (said := pkt.arp) is not None:
                 if said.sha == mac:
                     self.heard(said.spa, mac, now, is_answer=said.oper == arp.REPLY)
@@ -147,7 +150,7 @@ class Peers:
         """
         if not address.is_single_host(octets) or mac[0] & 1 or not self.table.is_allowed(octets, mac):
             return
-        if mac == self.vm.mac or octets in self.vm.addresses:
+        if octets in self.vm.addresses:
             return
         if self.key is not None and octets not in self.table.given:
             return  # nobody vouches for it

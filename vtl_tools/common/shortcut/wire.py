@@ -25,6 +25,7 @@ ENDS4: Final = slice(L3 + 12, L3 + 20)
 ENDS6: Final = slice(L3 + 8, L3 + 40)
 V4: Final = ether.IPV4.to_bytes(2, "big")
 V6: Final = ether.IPV6.to_bytes(2, "big")
+IP: Final = frozenset((V4, V6))
 ARP: Final = ether.ARP.to_bytes(2, "big")
 
 _TTL4: Final = L3 + 8
@@ -41,7 +42,7 @@ _SUM: Final = struct.Struct("!H")
 _GSO_SIZE: Final = struct.Struct("=H")
 _ONE_HOP: Final = 0xFEFF
 """RFC 1624 (3), ~m + m', for a TTL that is one less: it is the high octet of its word."""
-TTL_MAX: Final = 255
+HOPS_MAX: Final = 255
 
 
 def key(head: bytes) -> bytes:
@@ -65,23 +66,22 @@ def arp_sender(head: bytes) -> tuple[bytes, bytes] | None:
     return head[L3 + 8 : L3 + 14], head[L3 + 14 : L3 + 18]
 
 
-def ttl(head: bytes) -> int:
-    """Return how many hops an IP packet may still take."""
-    return head[_TTL4] if head[KIND] == V4 else head[_HOPS6]
+def hops(head: bytes, frame: memoryview) -> int:
+    """Return how many hops an IP packet may still take.
 
-
-def is_plain(head: bytes, frame: memoryview) -> bool:
-    """Say whether an IP packet has nothing that a router on its way would have to do, or to refuse."""
+    0 also if it has something that a router on its way would have to do, or to refuse: options, or a routing
+    header.
+    """
     if head[KIND] == V4:
-        return head[L3] == _NO_OPTIONS
+        return head[_TTL4] if head[L3] == _NO_OPTIONS else 0
     if head[_NEXT6] in _PLAIN6:
-        return True
+        return head[_HOPS6]
     if head[_NEXT6] == ip.HOPOPTS:
-        return False
+        return 0
     try:
-        return not IPv6.at(frame, L3, gso=head[1] != vnet.GSO_NONE).routing_off
+        return 0 if IPv6.at(frame, L3, gso=head[1] != vnet.GSO_NONE).routing_off else head[_HOPS6]
     except Malformed:
-        return False
+        return 0
 
 
 def is_neighbour_discovery(head: bytes) -> bool:
