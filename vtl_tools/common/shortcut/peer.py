@@ -129,8 +129,9 @@ class Peer:
         self._streak = self._unanswered = 0
         self._flap_s = self._retry_s = 0.0
         self._is_flap = False
-        self._nonces: OrderedDict[bytes, tuple[float, tuple[bytes, ...]] | None] = OrderedDict()
-        """Of our probes: when it was sent, and which addresses of ours were in it; None: it is answered."""
+        self._nonces: OrderedDict[bytes, tuple[float, bool, tuple[bytes, ...]] | None] = OrderedDict()
+        """Of our probes: when it was sent, whether it was as large as what is to go there, and which addresses of
+        ours were in it; None: it is answered."""
 
     @property
     def is_up(self) -> bool:
@@ -175,7 +176,7 @@ class Peer:
             self._streak = 0
         self._unanswered += 1
         self._next_probe = now + self.timing.probe_s
-        self._nonces[nonce] = now, ours
+        self._nonces[nonce] = now, self.state is State.PROBING, ours
         if len(self._nonces) > NONCES_MAX:
             self._nonces.popitem(last=False)
 
@@ -208,7 +209,7 @@ class Peer:
         if sent is None:
             return False
         self._nonces[nonce] = None
-        at, ours = sent
+        at, is_large, ours = sent
         took = now - at
         self.rtt_s = took if not self.rtt_s else self.rtt_s + (took - self.rtt_s) / 8
         self.heard = self._replied = now
@@ -219,7 +220,7 @@ class Peer:
         self.current = current
         self.verified_until = now + self.timing.verified_s
         is_good = bool(self.takes and self.addresses & current)
-        self._streak = self._streak + 1 if is_good else 0
+        self._streak = self._streak + is_large if is_good else 0
         if self.state is State.PROBING and self._streak >= self.timing.replies:
             self._become(State.UP, "answered", now)
         elif self.is_up and not is_good:
