@@ -24,6 +24,7 @@ bench: setup
 	$(VENV)/bin/pip install --quiet --editable '.[bench]'
 	@tools/setup-bench
 	$(PY) bench/bridge.py --quick --json
+	$(PY) bench/fw.py --quick --json
 	$(PY) bench/relay.py --quick --json
 	$(PY) bench/subnet.py --quick --json
 

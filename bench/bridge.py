@@ -21,16 +21,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from scene import SERVER, Scene, alternate, quiet, ratio
+from scene import SERVER, Scene, alternate, quiet, ratio, say
 
 from lab.netns import Lab
 
 TWO = ("--iface", "vmnet1", "--iface", "eth0")
 FLOOD = Path(__file__).with_name("flood.py")
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def tcp(scene: Scene, rounds: int, seconds: float, flows: int) -> dict[str, float]:

@@ -23,7 +23,6 @@ import resource
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scene import BIN, ROOT, alternate, ratio
+from scene import BIN, ROOT, alternate, ratio, say
 
 from lab.errors import LabError
 from lab.netns import Host, Lab
@@ -92,10 +91,6 @@ class Failed(Exception):  # noqa: N818 - it says what happened
 
 
 FAILURES = (Failed, LabError, OSError, subprocess.SubprocessError)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def build_load() -> Path:

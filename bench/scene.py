@@ -1,4 +1,4 @@
-"""The scene of the bridge's benchmarks: a client and a server, and a host in the middle that joins them."""
+"""The scene of the benchmarks of what joins links: a client and a server, and a host in the middle."""
 
 import json
 import statistics
@@ -22,6 +22,10 @@ BIN = Path(sys.executable).parent
 def quiet(host: Host, *command: str | Path, **options: Any) -> "subprocess.Popen[Any]":
     """Start a process whose output nobody reads."""
     return host.popen(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 class Scene:
@@ -52,13 +56,15 @@ class Scene:
                 self.middle.run("ip", "link", "set", "dev", port, "nomaster")
 
     @contextmanager
-    def vtl(self, *arguments: str, name: str = "vtl") -> Iterator["Bridge"]:
-        """Join them by a vtl-bridge with these arguments."""
-        bridge = Bridge(self, name, arguments)
+    def vtl(
+        self, *arguments: str | Path, name: str = "vtl", service: str = "vtl-bridge"
+    ) -> Iterator["Service"]:
+        """Join them by one of our services with these arguments."""
+        running = Service(self, name, service, arguments)
         try:
-            yield bridge
+            yield running
         finally:
-            bridge.end()
+            running.end()
 
     def reach(self) -> None:
         """Wait until the client reaches the server."""
@@ -85,16 +91,16 @@ class Scene:
         return float(ran.stdout)
 
 
-class Bridge:
-    """A running vtl-bridge."""
+class Service:
+    """One of our services that runs."""
 
-    def __init__(self, scene: Scene, name: str, arguments: tuple[str, ...]) -> None:
+    def __init__(self, scene: Scene, name: str, service: str, arguments: tuple[str | Path, ...]) -> None:
         self.socket = scene.run_dir / f"{name}.sock"
-        command = [BIN / "vtl-bridge", *arguments, "--control", self.socket, "--json"]
+        command = [BIN / service, *arguments, "--control", self.socket, "--json"]
         self.process = scene.middle.popen(*command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         if '"ready"' not in (line := self.process.stdout.readline()):
-            raise SystemExit(f"bench: vtl-bridge did not start: {line}")
+            raise SystemExit(f"bench: {service} did not start: {line}")
 
     def status(self) -> dict[str, Any]:
         from vtl_tools.common import control
@@ -147,5 +153,28 @@ def _rtt(count: int) -> None:
         print(statistics.median(took) * 1e6)
 
 
+def _longest() -> None:
+    """Print the longest round trip in seconds, one each 2 ms, until standard input ends."""
+    import select
+    import socket
+    from contextlib import suppress
+
+    longest = -1.0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((SERVER, 5300))
+        sock.settimeout(2)
+        while not select.select([sys.stdin], [], [], 0.002)[0]:
+            start = time.perf_counter()
+            with suppress(TimeoutError, ConnectionRefusedError):  # what is lost took at least so long
+                sock.send(b"x" * 18)
+                sock.recv(64)
+            if longest < 0:
+                longest = 0.0  # the first one had to find the way
+                print("ready", flush=True)
+            else:
+                longest = max(longest, time.perf_counter() - start)
+    print(longest)
+
+
 if __name__ == "__main__":
-    {"echo": _echo, "rtt": lambda: _rtt(int(sys.argv[2]))}[sys.argv[1]]()
+    {"echo": _echo, "rtt": lambda: _rtt(int(sys.argv[2])), "longest": _longest}[sys.argv[1]]()

@@ -1,4 +1,4 @@
-"""What a guest boots: a Debian cloud kernel, downloaded once and never installed.
+"""What a guest boots: a Debian cloud kernel, downloaded once and never installed. And what root runs in it.
 
 Kept under $VTL_CACHE, or .cache of the repository. Elsewhere than on Debian, VTL_GUEST_KERNEL names a
 kernel (vmlinuz) and VTL_GUEST_MODULES the directory with its modules (lib/modules/VERSION).
@@ -6,6 +6,7 @@ kernel (vmlinuz) and VTL_GUEST_MODULES the directory with its modules (lib/modul
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -52,6 +53,23 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def frames_program() -> Path:
+    """Return frames.c compiled, static, so that it runs in a guest without libraries."""
+    source = Path(__file__).with_name("frames.c")
+    cache = cache_dir()
+    program = cache / f"frames-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}"
+    with locked(cache):
+        if not program.exists():
+            with tempfile.TemporaryDirectory(dir=cache, prefix=WORK) as name:
+                made = Path(name, "frames")
+                command = ["gcc", "-Os", "-s", "-static", "-o", made, source]
+                built = subprocess.run(command, capture_output=True, text=True, check=False)
+                if built.returncode:
+                    raise LabError(f"guest: {source.name}: {built.stderr}; install gcc and libc6-dev")
+                made.rename(program)
+    return program
 
 
 def guest_kernel() -> Kernel:

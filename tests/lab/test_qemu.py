@@ -1,10 +1,13 @@
 """Our framings against QEMU's own: a hub in QEMU, without a guest, joins a stream and a datagram link."""
 
+import select
+
 import pytest
 
 from tests.unit.device.helpers import ether, plain, read_all, until
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.spec import open_device
+from vtl_tools.common.qmp import Monitor
 
 pytestmark = pytest.mark.lab
 
@@ -35,3 +38,32 @@ def test_frames_pass_through_qemu(lab, server):
                 assert source.write(Batch.of([plain(n, size) for n, size in enumerate(sizes)])) == len(sizes)
                 assert read_all(target, len(frames)) == frames
         assert stream.drops == dgram.drops == {}
+
+
+def test_a_monitor_is_told_that_a_machine_stops_and_goes_on(lab):
+    ours, theirs = (lab.dir / name for name in ("ours.qmp", "theirs.qmp"))
+    told = []
+    monitor = Monitor(str(ours), lambda name, data, now: told.append(name))  # waits for QEMU
+    lab.host("qemu").popen(
+        *("qemu-system-x86_64", "-machine", "none", "-display", "none", "-nodefaults"),
+        *("-qmp", f"unix:{ours},server=on,wait=off", "-qmp", f"unix:{theirs},server=on,wait=off"),
+    )
+
+    def wait_for(*names):
+        while told != list(names):
+            assert select.select([monitor], [], [], 10)[0], told
+            monitor.poll(0.0)
+
+    wait_for("STATUS")
+    operator = Monitor(str(theirs), lambda name, data, now: None)
+    while not operator.up:
+        assert select.select([operator], [], [], 10)[0]
+        operator.poll(0.0)
+    operator._ask("stop")
+    wait_for("STATUS", "STOP")
+    operator._ask("cont")
+    wait_for("STATUS", "STOP", "RESUME")
+    operator._ask("quit")
+    wait_for("STATUS", "STOP", "RESUME", "SHUTDOWN")
+    for one in operator, monitor:
+        one.close()

@@ -29,6 +29,8 @@ RANK = {
     "shortcut": 3,
     "stage": 4,
     "proxy_check": 1,
+    "qmp": 4,
+    "filter": 5,
     "relay": 5,
     "runtime": 5,
     "tor": 2,

@@ -12,9 +12,10 @@ from vtl_tools.common.bucket import Bucket
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed, SpecError
 from vtl_tools.common.packet import address, derive, icmp
+from vtl_tools.common.packet.offload import bind
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import VNET
-from vtl_tools.common.parameters import Mac, Neighbour, Prefix
+from vtl_tools.common.parameters import Mac, Neighbour, Network
 from vtl_tools.common.shortcut import wire
 from vtl_tools.common.shortcut.message import MTU_MIN
 from vtl_tools.common.shortcut.peer import Shortcut, State
@@ -93,7 +94,7 @@ class Subnet(Stage):
 
     def _may_shorten(self, shortcut: Shortcut, frame: memoryview, head: bytes, now: float) -> bool:
         """Say whether a packet may go by a shortcut, as it may by a router that has nothing to say to it."""
-        if wire.hops(head, frame) < 2:
+        if wire.hops(head, frame) < 2 or not _is_honest(frame, head):
             return False
         if len(frame) - wire.L3 <= MTU_MIN:
             return True
@@ -167,6 +168,8 @@ class Subnet(Stage):
             return "no-hop"
         if not hops:
             return "options"
+        if not _is_honest(frame, head):
+            return "offload"
         frame[wire.SRC_MAC] = gateway
         shortcut.rx_frames += 1
         shortcut.rx_octets += len(frame) - VNET
@@ -235,6 +238,17 @@ class Subnet(Stage):
         return report(self.peers, now, LISTED_MAX)
 
 
+def _is_honest(frame: memoryview, head: bytes) -> bool:
+    """Say whether a frame is what was read of it also when its checksum is written where its sender says."""
+    if head[0] == 0 == head[1]:
+        return True
+    try:
+        bind(frame)
+    except Malformed:
+        return False
+    return frame[: wire.HEAD] == head
+
+
 # --- the command
 
 
@@ -256,14 +270,14 @@ def read_key(path: Path) -> bytes:
 @click.option("--default", "-u", metavar="LINK", help="The link to the VM's network, of the same kinds.")
 @click.option("--direct", "-d", metavar="LINK", help="The link that the VMs share, of the same kinds.")
 @click.option(
-    "--allow", type=Prefix(), multiple=True, metavar="PREFIX", help="Peers' addresses; may be repeated."
+    "--allow", type=Network(), multiple=True, metavar="PREFIX", help="Peers' addresses; may be repeated."
 )
 @click.option(
     "--peer", type=Neighbour(), multiple=True, metavar="IP=MAC", help="One at MAC; may be repeated."
 )
 @click.option("--mac", type=Mac(), help="The VM's Ethernet address.  [default: the first that it uses]")
 @click.option(
-    "--address", "own", type=Prefix(), multiple=True, metavar="PREFIX",
+    "--address", "own", type=Network(), multiple=True, metavar="PREFIX",
     help="An address or prefix of the VM; may be repeated.  [default: learned from its traffic]",
 )  # fmt: skip
 @click.option("--key", type=FILE, metavar="FILE", help="Believe only who has the same key.")

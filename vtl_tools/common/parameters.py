@@ -1,4 +1,4 @@
-"""What options of services take that click does not know: a proxy, a network for guests, addresses."""
+"""What options of services take that click does not know: a proxy, networks, Ethernet addresses."""
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Final
@@ -55,6 +55,39 @@ class Subnet(click.ParamType[Any]):
         return network
 
 
+class Network(click.ParamType[Any]):
+    """An address or a prefix, of either version of IP."""
+
+    name = "network"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> IPv4Network | IPv6Network:
+        """Read it."""
+        try:
+            return ip_network(value)
+        except ValueError as e:
+            self.fail(f"{e}; write 192.0.2.5 or 2001:db8::/64", param, ctx)
+
+
+class Mac(click.ParamType[Any]):
+    """The Ethernet address of a machine, as octets."""
+
+    name = "mac"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """Read it."""
+        if isinstance(value, bytes):
+            return value
+        try:
+            octets = address.mac(value)
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
+        if address.is_multicast_mac(octets) or not any(octets):
+            self.fail(f"{value} is no machine's address", param, ctx)
+        return octets
+
+
 class Neighbour(click.ParamType[Any]):
     """IP=MAC."""
 
@@ -72,34 +105,3 @@ class Neighbour(click.ParamType[Any]):
         if not address.is_single_host(octets) or address.is_link_local(octets) or mac[0] & 1 or not any(mac):
             self.fail(f"{value}: is no machine's address", param, ctx)
         return octets, mac
-
-
-class Prefix(click.ParamType[Any]):
-    """An address or prefix."""
-
-    name = "prefix"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> IPv4Network | IPv6Network:
-        """Read it."""
-        try:
-            return ip_network(value)
-        except ValueError as e:
-            self.fail(f"{e}; write 192.0.2.5 or 2001:db8::/64", param, ctx)
-
-
-class Mac(click.ParamType[Any]):
-    """A machine's Ethernet address."""
-
-    name = "mac"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
-        """Read it."""
-        try:
-            mac = address.mac(value)
-        except ValueError as e:
-            self.fail(str(e), param, ctx)
-        if address.is_multicast_mac(mac) or not any(mac):
-            self.fail(f"{value} is no machine's address", param, ctx)
-        return mac

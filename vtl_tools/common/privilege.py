@@ -12,6 +12,9 @@ NET_ADMIN: Final = 12
 NET_RAW: Final = 13
 """CAP_NET_RAW: to open an AF_PACKET socket anew."""
 
+BPF: Final = 39
+"""CAP_BPF: to run a program that is loaded already, where the kernel asks for it even then."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _VERSION_3: Final = 0x20080522
 _PR_CAPBSET_DROP: Final = 24

@@ -1,6 +1,6 @@
 """What anybody may send, and what must hold for the table whatever happens."""
 
-from fw import IN, OUT, PEER, VM, Wire, ends, segment
+from fw import IN, OUT, PEER, VM, Malformed, Wire, ends, segment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -8,7 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from vtl_tools.common.firewall.flow import Decision, Flow, Opening, flow_key
 from vtl_tools.common.firewall.rule import NO_RULE, Verdict
 from vtl_tools.common.firewall.shares import Shares
-from vtl_tools.common.packet import build
+from vtl_tools.common.packet import build, tcp
+from vtl_tools.common.packet.packet import Packet
 
 ALLOWED = Decision(Verdict.ALLOW, NO_RULE, "known")
 SEEDS = [
@@ -18,6 +19,20 @@ SEEDS = [
     build.icmp_echo(**ends(OUT), identifier=1, sequence=1),
     build.arp(src_mac=b"\2" * 6, dst_mac=b"\4" * 6, sha=b"\2" * 6, spa=VM, tpa=PEER),
 ]
+
+PLAIN = [
+    segment(direction, flags, seq, ack, data, options=options)
+    for direction, flags, seq, ack, data, options in (
+        (OUT, "S", 0, 0, b"", tcp.encode_options(mss=1460, window_scale=7, timestamps=(1, 0))),
+        (IN, "S.", 0, 1, b"", tcp.encode_options(mss=1460, window_scale=2, timestamps=(5, 1))),
+        (OUT, "S", 9, 0, b"", b""),
+        (OUT, ".", 1, 1, b"", tcp.encode_options(timestamps=(2, 5))),
+        (IN, "P.", 1, 1, b"data", tcp.encode_options(timestamps=(6, 2))),
+        (IN, "R", 5, 0, b"", b""),
+        (OUT, "R", 1, 0, b"", b""),
+    )
+]
+PLAIN += [build.udp(**ends(OUT, six=six), sport=5000, dport=80, payload=b"?") for six in (False, True)]
 
 
 @settings(max_examples=300, deadline=None)
@@ -51,6 +66,41 @@ def test_broken_packets_get_a_decision(changed):
         before = bytes(frame)
         assert wire.tracker.receive(frame, direction, 1.0).why
         assert bytes(frame) == before
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(PLAIN),
+            st.lists(st.tuples(st.integers(22, 90), st.integers(0, 255)), max_size=1),
+            st.sampled_from([IN, OUT]),
+        ),
+        max_size=12,
+    )
+)
+def test_the_quick_way_leads_where_the_slow_one_does(changed):
+    quick, slow = (
+        Wire("allow out tcp, udp port 80\nallow in tcp from 0.0.0.0/1\ndeny").tracker for _ in "ab"
+    )
+    for seed, changes, direction in changed:
+        frame = bytearray(seed)
+        for at, octet in changes:
+            frame[at % len(frame)] = octet
+        told = quick.receive(frame, direction, 1.0)
+        try:
+            expected = slow.judge(Packet.at(frame), direction, 1.0)
+        except Malformed:
+            assert told.why.startswith("malformed")
+        else:
+            assert (told.verdict, str(told.rule), told.why) == (
+                expected.verdict,
+                str(expected.rule),
+                expected.why,
+            )
+        assert [(f.key, f.opening, f.states, f.until) for f in quick.flows] == [
+            (f.key, f.opening, f.states, f.until) for f in slow.flows
+        ]
 
 
 @given(

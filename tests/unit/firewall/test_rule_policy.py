@@ -179,9 +179,11 @@ reject"""
 def test_a_map_that_keeps_few_bitmaps_gives_the_same(limit, data):
     bounds = st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted)
     groups = data.draw(st.lists(st.tuples(bounds, st.sets(st.integers(0, 99), min_size=1)), max_size=20))
+    sparse = data.draw(st.sampled_from([0, bitmaps._SPARSE, 100]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bitmaps, "MEMORY_OCTETS", limit)
         patch.setattr(bitmaps, "_FEW", 3)
+        patch.setattr(bitmaps, "_SPARSE", sparse)
         taken = set()
         own = []
         for (low, high), bits in groups:

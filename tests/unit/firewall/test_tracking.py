@@ -1,8 +1,10 @@
 """Connections as conversations: what belongs passes, what does not is dropped and says why."""
 
+import pytest
 from fw import IN, OUT, PEER, PEER6, PEER_MAC, VM, VM6, VM_MAC, Wire, ends, policy, segment
 
 from vtl_tools.common.firewall.flow import pack, unpack
+from vtl_tools.common.firewall.memory import Keeper, recall
 from vtl_tools.common.packet import build, icmp, ip, tcp
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp_state import State
@@ -89,12 +91,62 @@ def test_windows_are_scaled_as_both_syns_agreed(wire):
     assert wire.come(".", 140_000, 1, b"x") == "tcp-out-of-window"
 
 
-def test_a_connection_that_was_there_before_is_joined_where_that_is_asked_for():
-    wire = Wire("allow out tcp port 80\ndeny", join=True)
-    assert wire.out("P.", 500, 900, b"hello") == "+new"
-    assert wire.come(".", 900, 505) == "+known"
-    assert wire.come(".", 2_000_000_000, 505, b"x") == "tcp-out-of-window"
-    assert wire.come("P.", 1, 1, peer=81) == "rule"
+def restarted(before, text):
+    """Another firewall, which knows what the one before has remembered."""
+    told = []
+    keeper = Keeper(before.tracker, None, "boot", told.append)
+    keeper.wake(before.now)
+    keeper.close()
+    after = Wire(text)
+    assert recall(told[-1], "boot", after.tracker, None, after.now)
+    return after
+
+
+@pytest.mark.parametrize("first", [OUT, IN])
+def test_a_connection_of_before_a_restart_goes_on_whoever_speaks_first(wire, first):
+    wire.open()
+    after = restarted(wire, "allow out tcp port 80\nreject")
+    says = {
+        OUT: lambda: after.out("P.", 500, 900, b"hello"),
+        IN: lambda: after.come("P.", 900, 500, b"hello"),
+    }
+    assert says[first]() == "+known"
+    assert says[first.other]() == "+known"
+    assert after.come(".", 2_000_000_000, 505, b"x") == "tcp-out-of-window"
+    assert after.out(".", 500, 900, vm=40001) == "tcp-not-open"
+    assert after.come(".", 900, 500, vm=40001) == "rule"
+
+
+def test_after_a_restart_the_new_rules_hold_for_connections_of_before(wire):
+    wire.open()
+    after = restarted(wire, "allow out tcp port 443\ndeny")
+    assert after.out(".", 500, 900) == "rule"
+    assert after.come(".", 900, 500) == "rule"
+
+
+def test_connections_of_before_are_waited_for_some_minutes_only(wire):
+    wire.open()
+    after = restarted(wire, "allow out tcp port 80\ndeny")
+    after.now += 301
+    assert after.come(".", 900, 500) == "rule"
+    after.tracker.wake(after.now)
+    assert after.out(".", 500, 900) == "tcp-not-open"
+
+
+def test_a_new_connection_may_have_the_ports_of_one_of_before(wire):
+    wire.open()
+    after = restarted(wire, "allow out tcp port 80\ndeny")
+    assert after.come("S", 0) == "rule"
+    assert after.come("R", 0) == "rule"
+    after.open()
+
+
+def test_udp_and_others_of_before_go_on_too(wire):
+    for direction in OUT, IN, OUT:
+        wire.udp(direction)
+    after = restarted(wire, "allow out udp port 53\ndeny")
+    assert after.udp(IN) == "+known"
+    assert after.udp(IN, vm=5001) == "rule"
 
 
 def test_tcp_ends_after_silence_as_long_as_its_state_bears(wire):
@@ -257,16 +309,18 @@ def test_connections_per_source_are_counted_until_they_end():
     assert wire.come("S", 0, vm=22, peer=6) == "limit-connections"
 
 
+def ended(steps):
+    return [str(flow) for flow in steps if flow is not None]
+
+
 def test_a_new_policy_ends_what_it_does_not_allow_and_keeps_the_rest(wire):
     wire.open()
     assert wire.udp(OUT) == "+new"
     assert wire.ping(OUT) == "+new"
     narrower = policy("allow out udp\nallow out icmp type echo-request\ndeny")
-    assert [str(flow) for flow in wire.tracker.would_end(narrower)] == [
-        "out tcp 10.0.0.5 40000 to 192.0.2.1 80"
-    ]
+    assert ended(wire.tracker.would_end(narrower)) == ["out tcp 10.0.0.5 40000 to 192.0.2.1 80"]
     assert wire.out(".", 1, 1) == "+known"
-    assert len(wire.tracker.replace(narrower)) == 1
+    assert ended(wire.tracker.replace(narrower)) == ["out tcp 10.0.0.5 40000 to 192.0.2.1 80"]
     assert wire.out(".", 1, 1) == "rule"
     assert wire.udp(IN) == "+known"
     assert wire.ping(IN, reply=True) == "+known"
@@ -277,9 +331,45 @@ def test_a_new_policy_counts_the_connections_that_it_finds():
     wire = Wire("allow in tcp port 22\ndeny")
     for port in 1, 2:
         assert wire.come("S", 0, vm=22, peer=port) == "+new"
-    wire.tracker.replace(policy("allow in tcp port 22 limit 3 connections\ndeny"))
+    anew = wire.tracker.replace(policy("allow in tcp port 22 limit 3 connections\ndeny"))
     assert wire.come("S", 0, vm=22, peer=3) == "+new"
     assert wire.come("S", 0, vm=22, peer=4) == "limit-connections"
+    assert ended(anew) == []
+    assert wire.come("S", 0, vm=22, peer=4) == "limit-connections"
+
+
+def test_a_new_policy_holds_for_each_packet_from_the_first_on(wire):
+    """However far it has got with the connections that were there."""
+    wire.open()
+    wire.open(vm=40001)
+    wire.open(vm=40002)
+    assert wire.udp(OUT) == "+new"
+    anew = wire.tracker.replace(policy("allow out udp\nallow out tcp to 192.0.2.1 source port 40002\ndeny"))
+    assert wire.come(".", 1, 1, b"x") == "rule"
+    assert wire.out(".", 1, 1) == "rule"
+    assert wire.udp(IN) == "+known"
+    assert wire.come(".", 1, 1, b"x", vm=40002) == "+known"
+    assert {f.decision.rule.place.line for f in wire.tracker.flows if f.ports[0] in (5000, 40002)} == {1, 2}
+    assert ended(anew) == [
+        "out tcp 10.0.0.5 40000 to 192.0.2.1 80",
+        "out tcp 10.0.0.5 40001 to 192.0.2.1 80",
+    ]
+    assert len(wire.tracker.flows) == 2
+    assert wire.come(".", 2, 1, b"x", vm=40002) == "+known"
+
+
+def test_while_a_new_policy_judges_connections_may_end_and_begin():
+    wire = Wire("allow out tcp port 80\ndeny")
+    wire.open()
+    wire.open(vm=40001)
+    (first, second) = wire.tracker.flows
+    anew = wire.tracker.replace(policy("allow out tcp port 80 limit 2 connections\ndeny"))
+    wire.tracker.end(first)
+    assert wire.out("S", 0, vm=40003) == "+new"
+    assert wire.out("S", 0, vm=40004) == "limit-connections"
+    wire.tracker.end(second)
+    assert ended(anew) == []
+    wire.open(vm=40005)
 
 
 def test_a_flood_takes_room_from_itself():

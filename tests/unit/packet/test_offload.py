@@ -24,7 +24,8 @@ from tests.supersegments import (
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import vnet
 from vtl_tools.common.packet.checksum import pseudo_sum
-from vtl_tools.common.packet.offload import is_plain, max_frame, partial_to_full, segment
+from vtl_tools.common.packet.offload import bind, is_plain, max_frame, partial_to_full, segment
+from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.supersegment import MAX_HEADERS, MAX_SEGMENTS, UDP_MAX_SEGMENTS
 
 ETHER = vnet.VNET  # offsets below are into frames without tags, options or extension headers
@@ -435,3 +436,87 @@ def test_foreign_octets_become_plain_frames_or_are_malformed(frame, changes, siz
         segments = segment(frame)
         assert all(is_plain(s) for s in segments)
         assert max(len(s) for s in segments) - vnet.VNET == greatest
+
+
+# --- bind: a frame is what it says
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        *FRAMES,
+        udp(4, b"data", 0),
+        tcp(6, b"data", 0),
+        tcp(4, octets(300), 100, gso_type=vnet.GSO_TCPV4 | vnet.GSO_ECN),
+        tcp(4, b"data", 0, tags=[(0x88A8, 1), (0x8100, 2)], ip_options=bytes(4)),
+        udp(6, b"data", 0, extensions=[(60, HOP_BY_HOP)]),
+        with_vnet(tcp(4, octets(300), 100), flags=vnet.F_DATA_VALID),
+    ],
+)
+def test_what_an_honest_kernel_sends_is_left_alone(frame):
+    before = bytes(frame)
+    bind(frame)
+    assert frame == before
+
+
+@pytest.mark.parametrize(("build", "l4"), [(tcp, TCP4), (udp, TCP4)])
+@pytest.mark.parametrize("tags", [(), [(0x8100, 7)]])
+def test_a_sum_to_be_written_over_a_port_is_there_before_anyone_reads_it(build, l4, tags):
+    l4 += 4 * len(tags)
+    frame = with_vnet(build(4, b"data", 0, tags=tags), csum_start=l4 - ETHER, csum_offset=2)
+    sent = bytearray(frame)
+    partial_to_full(sent)  # as whoever sends it would
+    bind(frame)
+    assert frame == sent
+    assert u16(frame, l4 + 2) != 2000
+    assert is_plain(frame)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"csum_offset": 2}, "vnet.csum_start"),
+        ({"csum_start": 14 + 20 + 8}, "vnet.csum_start"),
+        ({"gso_type": vnet.GSO_TCPV6}, "vnet.gso_type"),
+        ({"gso_type": vnet.GSO_UDP_L4}, "vnet.gso_type"),
+        ({"gso_type": 0x77}, "vnet.gso_type"),
+    ],
+)
+def test_a_super_segment_of_something_else_than_it_says_is_refused(changes, what):
+    with pytest.raises(Malformed) as caught:
+        bind(with_vnet(tcp(4, octets(300), 100), **changes))
+    assert caught.value.what == what
+
+
+def test_what_a_super_segment_has_behind_its_packet_would_be_sent_too():
+    for frame in tcp(4, octets(300), 100, length=100), tcp(6, octets(300), 100, length=100):
+        with pytest.raises(Malformed):
+            bind(frame)
+
+
+def test_a_sum_in_a_fragment_is_made_at_once():
+    frame = udp(4, octets(16), 0)
+    frame[L3 + 6 : L3 + 8] = b"\x20\x00"
+    bind(frame)
+    assert is_plain(frame)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(FRAMES),
+    st.lists(st.tuples(st.integers(0, 110), st.integers(0, 255)), max_size=4),
+    st.integers(vnet.VNET, 500),
+)
+def test_foreign_octets_are_bound_or_malformed(frame, changes, size):
+    frame = bytearray(frame[:size])
+    for at, octet in changes:
+        if at < len(frame):
+            frame[at] = octet
+    with suppress(Malformed):
+        bind(frame)
+        once = bytes(frame)
+        bind(frame)
+        assert frame == once
+        pkt = Packet.at(frame)
+        if pkt.needs_csum:
+            assert vnet.HEADER.unpack_from(frame)[4:] == (pkt.transport.off - ETHER, pkt.transport.SUM)

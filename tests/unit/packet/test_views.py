@@ -1,6 +1,8 @@
 """Reading and writing one header in place."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import address, build, tcp
@@ -94,6 +96,14 @@ def test_an_option_whose_length_cannot_be_ends_the_options():
     header = Packet.at(segment(options=b"\x02\x04\x05\xb4\x03\x00\x08\x0a")).tcp
     assert list(header.options()) == [(2, b"\x05\xb4")]
     assert header.timestamps is None
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 3, 4, 5, 8, 10, 255]), max_size=40).map(bytes))
+def test_what_a_syn_offers_is_read_at_once_as_it_is_by_name(options):
+    for given_ in options, tcp.encode_options(mss=1460, window_scale=7, timestamps=(1, 2)) + options[:20]:
+        header = Packet.at(segment(flags=tcp.SYN, options=given_)).tcp
+        by_name = header.mss, header.window_scale, header.sack_permitted, header.timestamps
+        assert header.offered() == by_name
 
 
 def test_a_view_prints_its_fields():

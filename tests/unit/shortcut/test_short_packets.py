@@ -222,6 +222,23 @@ def test_super_segments_of_udp(up, v6):
         assert up(frame) == [way]
 
 
+@pytest.mark.parametrize("at", [6, 14 + 8, 14 + 12, 14 + 16])
+def test_a_checksum_that_is_to_be_written_elsewhere_takes_no_short_way(up, at):
+    """A guest has its host write over the addresses, or the TTL, that were looked at."""
+    frame = up.one.packet(up.other, bytes(100))
+    vnet.HEADER.pack_into(frame, 0, vnet.F_NEEDS_CSUM, vnet.GSO_NONE, 0, 0, at, 0)
+    assert up(frame) == ["long"]
+    vnet.HEADER.pack_into(frame, 0, vnet.F_NEEDS_CSUM, vnet.GSO_TCPV4, 54, 40, at, 0)
+    assert up(frame) == ["long"]
+    fields = {"src_mac": up.other.mac, "dst_mac": up.one.mac, "src": up.other.ip, "dst": up.one.ip, "ttl": 63}
+    frame = build.udp(**fields, sport=1, dport=2, payload=bytes(100))
+    vnet.HEADER.pack_into(frame, 0, vnet.F_NEEDS_CSUM, vnet.GSO_NONE, 0, 0, at, 0)
+    up.one.got.clear()
+    up.one.push(DIRECT, frame)
+    assert up.one.got == []
+    assert up.one.stage.drops == {"offload": 1}
+
+
 # --- what is no packet for a shortcut
 
 

@@ -4,12 +4,16 @@ from typing import Final
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.firewall.clauses import ICMP6
-from vtl_tools.common.firewall.rule import STACKED, UNTAGGED
-from vtl_tools.common.packet import ether, nd
+from vtl_tools.common.firewall.flow import Flow
+from vtl_tools.common.firewall.rule import OUT, STACKED, UNTAGGED
+from vtl_tools.common.packet import ether, icmp, ip, nd
+from vtl_tools.common.packet.ether import Ethernet
 from vtl_tools.common.packet.icmp import ICMPv6
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.udp import UDP
+from vtl_tools.common.packet.view import Buffer
+from vtl_tools.common.packet.vnet import VNET
 
 NONE: Final = -1
 """In place of a port, a type or a protocol that a packet has not."""
@@ -54,6 +58,12 @@ class Fields:
         self.is_neighbour = is_neighbour
 
     @classmethod
+    def plain(cls, frame: Buffer, protocol: int, src: bytes, dst: bytes, sport: int, dport: int) -> "Fields":
+        """Take what was read from a frame that has IP right behind Ethernet."""
+        dst_mac, src_mac, kind = Ethernet.HEADER.unpack_from(frame, VNET)
+        return cls(kind, protocol, src, dst, sport, dport, NONE, src_mac, dst_mac)
+
+    @classmethod
     def of(cls, pkt: Packet) -> "Fields":
         """Read a packet, which must be no fragment. Raises Malformed, and nothing else."""
         eth = pkt.eth
@@ -76,3 +86,17 @@ class Fields:
         elif inner is not None:
             made.icmp = inner.type << 8 | inner.code
         return made
+
+    @classmethod
+    def first_of(cls, flow: Flow) -> "Fields":
+        """Return what the first packet of a connection had."""
+        (here, there), (near, far), protocol = flow.addresses, flow.ports, flow.protocol
+        initiator, src_mac, dst_mac, vlan = flow.opening
+        src, dst, sport, dport = (here, there, near, far) if initiator is OUT else (there, here, far, near)
+        six, message = len(src) == 16, NONE
+        if protocol in (ip.ICMP, ip.ICMPV6):
+            message = ICMP6 | icmp.V6_ECHO_REQUEST << 8 if six else icmp.ECHO_REQUEST << 8
+        if protocol not in (ip.TCP, ip.UDP):
+            sport = dport = NONE
+        kind = ether.IPV6 if six else ether.IPV4
+        return cls(kind, protocol, src, dst, sport, dport, message, src_mac, dst_mac, vlan)

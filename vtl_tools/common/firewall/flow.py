@@ -1,6 +1,7 @@
 """One connection in the table: small, as there may be 100,000 of them."""
 
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vtl_tools.common.firewall.rule import OUT, UNTAGGED, Direction, Rule, Verdict
@@ -19,6 +20,25 @@ BEGUN, ANSWERED, ASSURED = range(3)
 """How far a flow is: the other side has spoken; both are known to hear each other."""
 
 
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds of silence after which a connection ends.
+
+    TCP: opening and closing are transitory (RFC 5382 REQ-5: 4 minutes at least), established is for
+    2 hours and 4 minutes (the same), closed for what is still under way. UDP (RFC 4787 REQ-5: 2 minutes at
+    least), echo (RFC 5508 REQ-2: 60 seconds), other protocols. assured: once both sides have used it.
+    """
+
+    opening: float = 240.0
+    established: float = 7440.0
+    closing: float = 240.0
+    closed: float = 10.0
+    udp: float = 120.0
+    udp_assured: float = 300.0
+    echo: float = 60.0
+    other: float = 600.0
+
+
 class Opening(NamedTuple):
     """Of a connection's first packet: its direction, Ethernet addresses, and VLAN as Fields has it."""
 
@@ -33,6 +53,8 @@ _NUMBER: Final = {state: number for number, state in enumerate(_STATES)}
 _END: Final = struct.Struct("=BBB10I")
 _HEARD, _ISS, _FIN, _STAMPS, _RECENT = 1, 2, 4, 8, 16
 _NO_SCALE: Final = 255
+_SIX: Final = 2 * 16 + 4 + 1
+"""Octets of a key with IPv6 addresses, at least; one with IPv4's has far fewer."""
 _NAMES: Final = {ip.TCP: "tcp", ip.UDP: "udp", ip.ICMP: "icmp", ip.ICMPV6: "icmp6"}
 
 
@@ -101,8 +123,10 @@ class Flow:
     @property
     def source(self) -> bytes:
         """Who made the connection: its address, of IPv6 the first 64 bits, as a host has all behind them."""
-        address = self.addresses[0 if self.initiator is OUT else 1]
-        return address if len(address) == 4 else address[:8]
+        key, is_here = self.key, self.opening.initiator is OUT
+        if len(key) < _SIX:
+            return key[:4] if is_here else key[4:8]
+        return key[:8] if is_here else key[16:24]
 
     @property
     def states(self) -> tuple[State, State] | None:
@@ -139,7 +163,7 @@ def flow_key(
 
 
 def _address_octets(key: bytes) -> int:
-    return 4 if len(key) < 36 else 16
+    return 4 if len(key) < _SIX else 16
 
 
 def pack(ends: Ends) -> bytes:

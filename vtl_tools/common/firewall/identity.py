@@ -10,6 +10,7 @@ All that a router or a DHCP server says is the network's to say. Reads no clock;
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
@@ -49,6 +50,16 @@ _KIND: Final = slice(VNET + 12, VNET + 14)
 _NO_OPTIONS: Final = 0x45  # IPv4's version and header length
 
 Network = IPv4Network | IPv6Network
+
+
+@dataclass(slots=True)
+class Learned:
+    """The VM's Ethernet address, its leases and when they end, its IPv6 addresses, and those of others."""
+
+    mac: bytes | None
+    leases: dict[bytes, float]
+    claims: list[bytes]
+    others: list[bytes]
 
 
 class Identity:
@@ -130,6 +141,25 @@ class Identity:
         own = [text if (ends := text.split("-"))[0] != ends[1] else ends[0] for text in own]
         own += [address.format_ip(octets) for octets in (*self.leases, *self.claims)]
         return {"mac": "" if self.mac is None else address.format_mac(self.mac), "addresses": ", ".join(own)}
+
+    # --- over a restart
+
+    def learned(self) -> Learned:
+        """Return what the next one may be told by recall()."""
+        return Learned(self.mac, dict(self.leases), list(self.claims), list(self._others))
+
+    def recall(self, learned: Learned, now: float) -> None:
+        """Take up what an earlier one learned of the same VM, unless another is given now."""
+        if learned.mac is None or self.mac not in (None, learned.mac):
+            return
+        self._take(learned.mac)
+        self._others.update(dict.fromkeys(learned.others[-OTHERS_MAX:]))
+        if 4 not in self._fixed:
+            held = {octets: until for octets, until in learned.leases.items() if until > now}
+            self.leases.update(list(held.items())[-LEASES_MAX:])
+        if 6 not in self._fixed:
+            self.claims.update(dict.fromkeys(learned.claims[-CLAIMS_MAX:]))
+        self._plain.update(self.leases, self.claims)
 
     # --- what the VM sends
 

@@ -1,25 +1,35 @@
 """Packets in, decisions out. Reads no clock; `now` is in seconds, and only grows."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.firewall import tcp_flow, udp_plain
-from vtl_tools.common.firewall.clauses import ICMP6
-from vtl_tools.common.firewall.fields import NONE, Fields
-from vtl_tools.common.firewall.flow import ANSWERED, ASSURED, BEGUN, Decision, Ends, Flow, Opening, flow_key
+from vtl_tools.common.firewall.fields import Fields
+from vtl_tools.common.firewall.flow import (
+    ANSWERED,
+    ASSURED,
+    BEGUN,
+    Decision,
+    Ends,
+    Flow,
+    Opening,
+    Timeouts,
+    flow_key,
+)
 from vtl_tools.common.firewall.fragments import Fragments
 from vtl_tools.common.firewall.limits import Limits
 from vtl_tools.common.firewall.policy import Judgement, Policy
 from vtl_tools.common.firewall.quoted import quoted_flow
-from vtl_tools.common.firewall.rule import OUT, STACKED, Direction, Rule, Verdict
+from vtl_tools.common.firewall.rule import OUT, STACKED, UNTAGGED, Direction, Rule, Verdict
 from vtl_tools.common.firewall.table import Flows
 from vtl_tools.common.model import tcp_plain
 from vtl_tools.common.model.tcp_arrival import Seen, arrive
-from vtl_tools.common.packet import ether, icmp, ip, nd
+from vtl_tools.common.packet import ip, nd, tcp
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import PORTS, Packet
+from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.tcp_state import State
 from vtl_tools.common.packet.view import Buffer
 
@@ -31,31 +41,8 @@ _UDP: Final = bytes((ip.UDP,))
 _OPENINGS_MAX: Final = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds of silence after which a connection ends.
-
-    TCP: opening and closing are transitory (RFC 5382 REQ-5: 4 minutes at least), established is for
-    2 hours and 4 minutes (the same), closed for what is still under way. UDP (RFC 4787 REQ-5: 2 minutes at
-    least), echo (RFC 5508 REQ-2: 60 seconds), other protocols. assured: once both sides have used it.
-    """
-
-    opening: float = 240.0
-    established: float = 7440.0
-    closing: float = 240.0
-    closed: float = 10.0
-    udp: float = 120.0
-    udp_assured: float = 300.0
-    echo: float = 60.0
-    other: float = 600.0
-
-
 class Tracker:
-    """A stateful firewall without its links: a policy, and the connections that it has let through.
-
-    join: whether a TCP segment in the middle of a connection may begin one, if a rule allows it; for a
-    while after a start, since connections were there before us.
-    """
+    """A stateful firewall without its links: a policy, and the connections that it has let through."""
 
     def __init__(
         self,
@@ -63,23 +50,25 @@ class Tracker:
         *,
         flows_max: int = 131_072,
         timeouts: Timeouts | None = None,
-        join: bool = False,
     ) -> None:
         self.policy = policy
-        self.join = join
         self.timeouts = timeouts or Timeouts()
         self.flows = Flows(flows_max)
         self.fragments = Fragments()
         self._limits = Limits()
+        self._closely = policy.asks_macs
+        self._unjudged: list[Flow] = []
         self._known: dict[Rule, Decision] = {}
         self._openings: dict[Opening, Opening] = {}
+        self._recalled: dict[bytes, Opening] = {}
+        self._recalled_until = 0.0
 
     # --- packets
 
     def receive(self, frame: Buffer, direction: Direction, now: float) -> Decision:
         """Decide about a frame, which stays the caller's. Nothing is raised for foreign octets."""
         version = frame[_L3] >> 4 if len(frame) >= _L3 + IPv6.SIZE else 0
-        if version in _PROTOCOL and not self.policy.asks_macs:
+        if version in _PROTOCOL and not self._closely:
             protocol, decision = frame[_PROTOCOL[version]], None
             if protocol == ip.TCP:
                 decision = self._plain_tcp(frame, version, direction, now)
@@ -115,14 +104,14 @@ class Tracker:
         elif fields.protocol in (ip.ICMP, ip.ICMPV6):
             return self._stateless(fields, direction, now)  # of the other version of IP: nobody's
         key = flow_key(direction, fields.protocol, fields.src, fields.dst, ports, fields.vlan, initiator)
-        flow = self.flows.get(key)
+        flow = self._find(key)
         if flow is not None:
-            decision = self._moved(flow, fields, direction) or self._further(flow, pkt, direction, now)
+            decision = self._moved(flow, fields, direction) or self._further(flow, pkt.tcp, direction, now)
             if decision is not None:
                 return decision
         if initiator is not direction:
             return self._stateless(fields, direction, now)
-        return self._first(key, pkt, fields, direction, now)
+        return self._first(key, pkt.tcp, fields, direction, now)
 
     def _moved(self, flow: Flow, fields: Fields, direction: Direction) -> Decision | None:
         """Refuse a packet whose Ethernet addresses are not the first one's, if rules do not allow these."""
@@ -136,9 +125,8 @@ class Tracker:
         verdict, rule = self.policy.judge(direction, fields)
         return None if verdict is Verdict.ALLOW else Decision(verdict, rule, "rule")
 
-    def _further(self, flow: Flow, pkt: Packet, direction: Direction, now: float) -> Decision | None:
+    def _further(self, flow: Flow, segment: TCP | None, direction: Direction, now: float) -> Decision | None:
         """Decide about a packet of a known connection; None if it begins the next one with its addresses."""
-        segment = pkt.tcp
         if segment is None:
             self._spoken(flow, direction, now)
             return flow.decision
@@ -152,11 +140,13 @@ class Tracker:
         return self._followed(flow, ends, seen, now)
 
     def _plain_tcp(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
-        """Decide about an ordinary TCP segment of a known connection; None: look closer."""
-        plain = tcp_plain.read(frame, version)
+        """Decide about an ordinary TCP segment of a known connection, or with SYN; None: look closer."""
+        plain = tcp_plain.read(frame, version, 0)
         if plain is None:
             return None
         src, dst, sport, dport, seq, ack, flags, window, at, data, end = plain
+        if flags & tcp.SYN:
+            return self._plain_syn(frame, plain, direction, now)
         if direction is OUT:
             flow = self.flows.get(src + dst + PORTS.pack(sport, dport) + _TCP)
         else:
@@ -178,17 +168,30 @@ class Tracker:
             return flow.decision
         return self._followed(flow, ends, seen, now)
 
+    def _plain_syn(
+        self, frame: Buffer, plain: tcp_plain.Segment, direction: Direction, now: float
+    ) -> Decision | None:
+        src, dst, sport, dport, _, _, _, _, at, _, end = plain
+        key = flow_key(direction, ip.TCP, src, dst, PORTS.pack(sport, dport), UNTAGGED, direction)
+        segment = TCP.at(frame, at, end)
+        flow = self.flows.get(key)
+        if flow is not None and (decision := self._further(flow, segment, direction, now)) is not None:
+            return decision
+        fields = Fields.plain(frame, ip.TCP, src, dst, sport, dport)
+        return self._first(key, segment, fields, direction, now)
+
     def _plain_udp(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
-        """Decide about an ordinary datagram of a known connection; None: look closer."""
+        """Decide about an ordinary datagram; None: look closer."""
         plain = udp_plain.read(frame, version)
         if plain is None:
             return None
         src, dst, here, there = plain
-        flow = self.flows.get(
-            (src + dst + here + there if direction is OUT else dst + src + there + here) + _UDP
-        )
+        key = (src + dst + here + there if direction is OUT else dst + src + there + here) + _UDP
+        flow = self.flows.get(key)
         if flow is None:
-            return None
+            sport, dport = int.from_bytes(here, "big"), int.from_bytes(there, "big")
+            fields = Fields.plain(frame, ip.UDP, src, dst, sport, dport)
+            return self._first(key, None, fields, direction, now)
         self._spoken(flow, direction, now)
         return flow.decision
 
@@ -237,7 +240,7 @@ class Tracker:
     def _related(self, pkt: Packet, fields: Fields, direction: Direction) -> Decision | None:
         """Decide about an ICMP error, if it is about a connection that is known."""
         quoted = quoted_flow(pkt, direction, fields.vlan)
-        flow = self.flows.get(quoted.key) if quoted is not None else None
+        flow = self._find(quoted.key) if quoted is not None else None
         if flow is None or quoted is None:
             return None
         if quoted.seq is not None and not tcp_flow.quotes_what_was_sent(
@@ -254,14 +257,18 @@ class Tracker:
             return _denied(refused, judgement.rule)
         return Decision(judgement.verdict, judgement.rule, "rule")
 
-    def _first(self, key: bytes, pkt: Packet, fields: Fields, direction: Direction, now: float) -> Decision:
+    def _first(
+        self, key: bytes, segment: TCP | None, fields: Fields, direction: Direction, now: float
+    ) -> Decision:
         """Decide about a packet that may begin a connection."""
+        if self._recalled and (decision := self._again(key, segment, direction, now)) is not None:
+            return decision
         judgement = self.policy.judge(direction, fields)
         if judgement.verdict is not Verdict.ALLOW:
             return Decision(judgement.verdict, judgement.rule, "rule")
         ends: Ends | None = None
-        if (segment := pkt.tcp) is not None:
-            ends = tcp_flow.opened(segment, direction, join=self.join)
+        if segment is not None:
+            ends = tcp_flow.opened(segment, direction, join=False)
             if ends is None:
                 return _denied("tcp-not-open", judgement.rule)
         if refused := self._refused(judgement, fields, now):
@@ -269,25 +276,62 @@ class Tracker:
         opening = Opening(direction, fields.src_mac, fields.dst_mac, fields.vlan)
         if len(self._openings) < _OPENINGS_MAX:
             opening = self._openings.setdefault(opening, opening)
-        flow = Flow(key, self._decision(judgement.rule), opening, ends)
+        self._add(Flow(key, self._decision(judgement.rule), opening, ends), judgement.rule, now)
+        return Decision(Verdict.ALLOW, judgement.rule, "new")
+
+    def _add(self, flow: Flow, rule: Rule, now: float) -> None:
         victim = self.flows.add(flow, now + self._silence(flow), now)
         if victim is not None:
             self._closed(victim)
-        self._limits.opened(judgement.rule, flow.source)
-        if ends is not None and tcp_flow.stage(ends) == "established":
-            self._followed(flow, ends, Seen.ACK, now)
-        return Decision(Verdict.ALLOW, judgement.rule, "new")
+        self._limits.opened(rule, flow.source)
+
+    def _again(self, key: bytes, segment: TCP | None, direction: Direction, now: float) -> Decision | None:
+        """Decide about a packet of a connection of before a restart; None if it is of none that is allowed.
+
+        Which side began it is known, so that an answer is none the less an answer; the windows are not.
+        """
+        opening = self._recalled.get(key)
+        if opening is None or now >= self._recalled_until:
+            return None
+        ends: Ends | None = None
+        if segment is not None and (
+            segment.flags & tcp.SYN or (ends := tcp_flow.opened(segment, direction, join=True)) is None
+        ):
+            return None
+        del self._recalled[key]
+        flow = Flow(key, _HELD, opening, ends)
+        verdict, rule = self.policy.judge(opening.initiator, Fields.first_of(flow))
+        if verdict is not Verdict.ALLOW:
+            return None
+        flow.decision = self._decision(rule)
+        self._add(flow, rule, now)
+        self.flows.assure(flow)
+        if ends is not None:
+            return self._followed(flow, ends, Seen.ACK, now)
+        self._spoken(flow, direction, now)
+        return flow.decision
 
     def _refused(self, judgement: Judgement, fields: Fields, now: float) -> str:
         rule = judgement.rule
         if rule.rate is None and rule.cap is None:
             return ""
+        if rule.cap is not None and self._unjudged:  # any of which may count
+            for flow in self._unjudged:
+                self._still_allowed(flow)
+            self._judged_anew()
         source = fields.src if len(fields.src) == 4 else fields.src[:8]
         return self._limits.admit(rule, source, now)
 
+    def left(self, rule: Rule, source: bytes, now: float) -> dict[str, int]:
+        """Return what is left of a rule's limits for a source, by what is limited."""
+        return self._limits.look(rule, source if len(source) == 4 else source[:8], now)
+
     def _decision(self, rule: Rule) -> Decision:
         """Return what every further packet of a rule's connections is told, which is one object for all."""
-        return self._known.setdefault(rule, Decision(Verdict.ALLOW, rule, "known"))
+        known = self._known.get(rule)
+        if known is None:
+            known = self._known[rule] = Decision(Verdict.ALLOW, rule, "known")
+        return known
 
     # --- time
 
@@ -299,10 +343,18 @@ class Tracker:
     def wake(self, now: float) -> list[Flow]:
         """Let go what has ended, and return it. Early is harmless."""
         self.fragments.wake(now)
+        if now >= self._recalled_until:
+            self._recalled = {}
         ended = self.flows.expire(now)
         for flow in ended:
             self._closed(flow)
         return ended
+
+    # --- over a restart
+
+    def recall(self, openings: dict[bytes, Opening], until: float) -> None:
+        """Know connections of before, by their keys, until a time; each once something is heard of it."""
+        self._recalled, self._recalled_until = openings, until
 
     # --- what an operator does
 
@@ -315,44 +367,57 @@ class Tracker:
         if flow.decision.rule is not None:
             self._limits.closed(flow.decision.rule, flow.source)
 
-    def would_end(self, policy: Policy) -> list[Flow]:
-        """Return the connections that another policy would not allow. Changes nothing."""
-        return [
-            flow
-            for flow in self.flows
-            if policy.judge(flow.initiator, first_fields(flow)).verdict is not Verdict.ALLOW
-        ]
+    def would_end(self, policy: Policy) -> Iterator[Flow | None]:
+        """Return the connections that another policy would not allow, and None for others. Changes nothing.
 
-    def replace(self, policy: Policy) -> list[Flow]:
-        """Take another policy from now on. Connections that it does not allow end, and are returned.
-
-        The others count for the limits of the rules that allow them now, but none ends for a limit.
+        One at a time: so that packets may come in between, as with replace().
         """
-        judged = [(flow, policy.judge(flow.initiator, first_fields(flow))) for flow in self.flows]
+        for flow in self.flows:
+            allowed = (
+                flow.share is None
+                or policy.judge(flow.initiator, Fields.first_of(flow)).verdict is Verdict.ALLOW
+            )
+            yield None if allowed else flow
+
+    def replace(self, policy: Policy) -> Iterator[Flow | None]:
+        """Take another policy from now on. Connections that it does not allow end.
+
+        Returns what judges one connection at a time, and tells which ended: go to its end. A connection that
+        it has not come to is judged when its next packet comes. Those that stay count for the limits of the
+        rules that allow them now, but none ends for a limit.
+        """
         self.policy, self._limits, self._known = policy, Limits(), {}
-        ended: list[Flow] = []
-        for flow, judgement in judged:
-            if judgement.verdict is Verdict.ALLOW:
-                flow.decision = self._decision(judgement.rule)
-                self._limits.opened(judgement.rule, flow.source)
-            else:
-                self.flows.remove(flow)
-                ended.append(flow)
-        return ended
+        self._closely, self._unjudged = True, list(self.flows)
+        return self._judge_anew(self._unjudged)
 
+    def _judge_anew(self, flows: list[Flow]) -> Iterator[Flow | None]:
+        for flow in flows:
+            yield None if self._still_allowed(flow) else flow
+        self._judged_anew()
 
-def first_fields(flow: Flow) -> Fields:
-    """Return what a policy asks of the first packet of a connection."""
-    (here, there), (near, far), protocol = flow.addresses, flow.ports, flow.protocol
-    src, dst, sport, dport = (here, there, near, far) if flow.initiator is OUT else (there, here, far, near)
-    six, message = len(src) == 16, NONE
-    if protocol in (ip.ICMP, ip.ICMPV6):
-        message = ICMP6 | icmp.V6_ECHO_REQUEST << 8 if six else icmp.ECHO_REQUEST << 8
-    if protocol not in (ip.TCP, ip.UDP):
-        sport = dport = NONE
-    _, src_mac, dst_mac, vlan = flow.opening
-    kind = ether.IPV6 if six else ether.IPV4
-    return Fields(kind, protocol, src, dst, sport, dport, message, src_mac, dst_mac, vlan)
+    def _judged_anew(self) -> None:
+        self._closely, self._unjudged = self.policy.asks_macs, []
+
+    def _still_allowed(self, flow: Flow) -> bool:
+        """Judge a connection by the policy that holds now, unless it was, or has ended."""
+        decision = flow.decision
+        if decision.verdict is not Verdict.ALLOW:
+            return False
+        if flow.share is None or (decision.rule is not None and self._known.get(decision.rule) is decision):
+            return True
+        verdict, rule = self.policy.judge(flow.initiator, Fields.first_of(flow))
+        if verdict is Verdict.ALLOW:
+            flow.decision = self._decision(rule)
+            self._limits.opened(rule, flow.source)
+            return True
+        flow.decision = _denied("rule", rule)
+        self.flows.remove(flow)
+        return False
+
+    def _find(self, key: bytes) -> Flow | None:
+        """Return a connection that is known, and still allowed."""
+        flow = self.flows.get(key)
+        return None if flow is None or (self._unjudged and not self._still_allowed(flow)) else flow
 
 
 def _suspicious(net: IPv4 | IPv6) -> str:

@@ -196,11 +196,10 @@ def arrive_syn(tx: TcpEnd, rx: TcpEnd, segment: TCP) -> Seen:
         if tx.state not in through or rx.state not in through or not seq_gt(seq, tx.snd_nxt):
             return Seen.UNEXPECTED_SYN
     crossing = rx.state is State.SYN_SENT
-    tx.open(segment)
-    if segment.timestamps is not None:
+    if tx.open(segment) is not None:
         rx.ts_recent = tx.tsval
     rx.rcv_nxt = (seq + 1) & _MASK
-    rx.snd_wnd = rx.max_snd_wnd = segment.window
+    rx.snd_wnd = rx.max_snd_wnd = tx.rcv_wnd
     rx.snd_wl1 = seq
     if crossing:  # each has sent its SYN, and the other's is under way (RFC 9293 figure 7)
         tx.rcv_nxt = rx.snd_nxt
@@ -228,20 +227,20 @@ def _answer(tx: TcpEnd, rx: TcpEnd, segment: TCP, again: bool) -> Seen:
         return Seen.UNEXPECTED_SYN if rx.is_synchronized else Seen.NOT_OPEN
     if ack == rx.iss or (rx.snd_nxt - ack) & _MASK >= _HALF or (ack - rx.snd_una) & _MASK >= _HALF:
         return Seen.ACK_OF_UNSENT
-    tx.open(segment)
+    stamps = tx.open(segment)
     if rx.heard:
         agree(tx, rx)
     else:  # the SYN was not seen; what it offered is in the answer, but for its shift and MSS
         if tx.wscale is None:
             tx.wscale = rx.wscale = 0
         rx.timestamps, rx.sack_permitted = tx.timestamps, tx.sack_permitted
-    if segment.timestamps is not None:
-        tx.ts_recent, rx.ts_recent = segment.timestamps[1], tx.tsval
+    if stamps is not None:
+        tx.ts_recent, rx.ts_recent = stamps[1], tx.tsval
     rx.snd_una = tx.rcv_nxt = ack
     rx.rcv_nxt = (seq + 1) & _MASK
     tx.snd_wnd = tx.max_snd_wnd = rx.rcv_wnd
     tx.snd_wl1 = (ack - 1) & _MASK
-    rx.snd_wnd = rx.max_snd_wnd = segment.window
+    rx.snd_wnd = rx.max_snd_wnd = tx.rcv_wnd
     rx.snd_wl1 = seq
     tx.state, rx.state = State.SYN_RECEIVED, State.ESTABLISHED
     return Seen.SYN

@@ -87,25 +87,24 @@ class TcpEnd:
             return self.fin is not None
         return True
 
-    def open(self, segment: TCP) -> None:
-        """Begin, or begin anew, with a SYN of this end, with or without ACK (RFC 9293 section 3.5)."""
-        self.iss = self.snd_una = segment.seq
-        self.snd_nxt = (segment.seq + segment.seg_len) & 0xFFFF_FFFF
+    def open(self, segment: TCP) -> tuple[int, int] | None:
+        """Begin, or begin anew, with a SYN of this end, with or without ACK (RFC 9293 section 3.5).
+
+        Returns the SYN's timestamps.
+        """
+        _, _, seq, _, _, _, window, _, _ = segment.HEADER.unpack_from(segment.buf, segment.off)
+        self.iss = self.snd_una = seq
+        self.snd_nxt = (seq + segment.seg_len) & 0xFFFF_FFFF
         self.fin = self.ts_recent = None
         self.snd_wnd = self.max_snd_wnd = 0
-        self.rcv_wnd = segment.window  # never shifted in a SYN
+        self.rcv_wnd = window  # never shifted in a SYN
         self.heard = True
-        self.offer(segment)
-
-    def offer(self, segment: TCP) -> None:
-        """Take over the options of this end's SYN."""
-        shift, stamps = segment.window_scale, segment.timestamps
+        self.mss, shift, self.sack_permitted, stamps = segment.offered()
         self.wscale = None if shift is None else min(shift, SHIFT_MAX)
-        self.mss = segment.mss
-        self.sack_permitted = segment.sack_permitted
         self.timestamps = stamps is not None
         if stamps is not None:
             self.tsval = stamps[0]
+        return stamps
 
 
 def agree(one: TcpEnd, two: TcpEnd) -> None:

@@ -10,13 +10,18 @@ from itertools import repeat
 from typing import Final, TypeAlias
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.packet import vnet
+from vtl_tools.common.packet import ether, ip, vnet
 from vtl_tools.common.packet.checksum import ones_sum
-from vtl_tools.common.packet.supersegment import UDP_CHECKSUM, SuperSegment
+from vtl_tools.common.packet.ipv4 import IPv4
+from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.supersegment import KINDS, TCP_CHECKSUM, UDP_CHECKSUM, SuperSegment
+from vtl_tools.common.packet.tcp import TCP
+from vtl_tools.common.packet.udp import UDP
 from vtl_tools.common.packet.vnet import VNET
 
 Frame: TypeAlias = bytearray | memoryview
 
+_FRAGMENTED: Final = 0x3FFF  # IPv4: more fragments, or an offset (RFC 791 section 3.1)
 _MF: Final = 0x2000  # IPv4: more fragments (RFC 791 section 3.1)
 _FIN: Final = 0x01
 _PSH: Final = 0x08
@@ -27,6 +32,28 @@ _IPV4_VARIED: Final = struct.Struct("!HHHHH")  # from octet 2: total_length id f
 _TCP_VARIED: Final = struct.Struct("!IIHHH")  # from octet 4: seq ack offset+flags window checksum
 _UDP_VARIED: Final = struct.Struct("!HH")  # from octet 4: length checksum
 _MIN_CSUM_START: Final = 14 + 20  # Ethernet, and the shortest IP header
+
+# flags, gso_type, csum_start and csum_offset; ethertype; IPv4's first octet, total length, fragment and
+# protocol, among which are IPv6's first octet, payload length and next header
+_FRONT: Final = struct.Struct("!BB4x4s12xHBxHHHxB")
+
+
+def _places(version: int, octets: int) -> dict[int, tuple[bytes, frozenset[int]]]:
+    """Return for TCP and UDP right behind an IP header where a frame's partial checksum is, as csum_start and
+    csum_offset, and as what the frame may be a super-segment.
+    """
+    fields = {ip.TCP: TCP_CHECKSUM, ip.UDP: UDP_CHECKSUM}
+    return {
+        protocol: (
+            struct.pack("=HH", 14 + octets, field),
+            frozenset(kind for kind, *rest in KINDS if rest == [version, protocol]),
+        )
+        for protocol, field in fields.items()
+    }
+
+
+_PLACES4: Final = _places(4, 20)
+_PLACES6: Final = _places(6, 40)
 
 
 def is_plain(frame: Frame) -> bool:
@@ -57,6 +84,44 @@ def partial_to_full(frame: Frame) -> None:
             full = 0xFFFF  # 0 means "none" in UDP (RFC 768)
         _U16.pack_into(frame, field, full)
     frame[:VNET] = vnet.NONE
+
+
+def bind(frame: Frame) -> None:
+    """See to it that a frame says of itself what will be sent, so that it can be judged by that.
+
+    The vnet header is its sender's, and a checksum is written where it says, behind everybody who read an
+    address or a port there: so one that is not in the header of TCP or UDP is made at once, in place.
+    Raises Malformed where that cannot be, and for a super-segment that is not of the protocol it says, or
+    goes on where its packet ends. frame: any octets.
+    """
+    if len(frame) >= _FRONT.size:
+        flags, gso_type, at, kind, first, total, length, word, protocol = _FRONT.unpack_from(frame)
+        known, end = None, 0
+        if kind == ether.IPV4:
+            if first == 0x45 and not word & _FRAGMENTED:
+                known, end = _PLACES4.get(protocol), total
+        elif kind == ether.IPV6 and first >> 4 == 6:
+            known, end = _PLACES6.get(word >> 8), length + 40
+        if (
+            known is not None
+            and (at == known[0] or not flags & vnet.F_NEEDS_CSUM)
+            and (not gso_type or (gso_type in known[1] and end == len(frame) - VNET - 14))
+        ):
+            return  # as nearly all frames are
+    flags, gso_type, _, _, *place = vnet.HEADER.unpack_from(frame)
+    pkt = Packet.at(frame)
+    net, inner = pkt.ip, pkt.transport
+    whole = net is not None and not net.is_fragment and isinstance(inner, TCP | UDP)
+    fits = whole and inner is not None and place == [inner.off - VNET, inner.SUM]
+    if gso_type != vnet.GSO_NONE:
+        if not whole or net is None or net.end != len(frame):
+            raise Malformed("vnet.gso_type", 1)
+        if (gso_type, 4 if isinstance(net, IPv4) else 6, net.protocol) not in KINDS:
+            raise Malformed("vnet.gso_type", 1)
+        if flags & vnet.F_NEEDS_CSUM and not fits:
+            raise Malformed("vnet.csum_start", 6)
+    elif flags & vnet.F_NEEDS_CSUM and not fits:
+        partial_to_full(frame)
 
 
 def segment(frame: Frame) -> Sequence[Frame]:

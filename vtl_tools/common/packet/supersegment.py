@@ -47,7 +47,7 @@ _FRAGMENTED: Final = 0x3FFF  # IPv4: more fragments, or an offset (RFC 791 secti
 
 _U16: Final = struct.Struct("!H")
 
-_KINDS: Final = frozenset(
+KINDS: Final = frozenset(
     (
         (vnet.GSO_TCPV4, 4, _TCP),
         (vnet.GSO_TCPV4 | vnet.GSO_ECN, 4, _TCP),
@@ -87,7 +87,7 @@ class SuperSegment(NamedTuple):
 
         version, l3 = _network(view)
         protocol, l4, link = _ipv4_end(view, l3) if version == 4 else _ipv6_end(view, l3)
-        if (gso_type, version, protocol) not in _KINDS:
+        if (gso_type, version, protocol) not in KINDS:
             raise Malformed("vnet.gso_type", 1)
         payload = _payload(view, protocol, l4)
         pseudo = _pseudo(view, version, protocol, l3, l4)

@@ -124,6 +124,22 @@ class TCP(View):
         """Whether the sender of this SYN takes SACK options."""
         return self.find_option(SACK_PERMITTED, 2) > 0
 
+    def offered(self) -> tuple[int | None, int | None, bool, tuple[int, int] | None]:
+        """Return mss, window_scale, sack_permitted and timestamps, by going through the options once."""
+        buf, mss, shift, sack, stamps = self.buf, None, None, False, None
+        for kind, at, size in walk_options(buf, self.off + self.SIZE, self.payload_off):
+            if kind == MSS:
+                if size == 4 and mss is None:
+                    mss = buf[at + 2] << 8 | buf[at + 3]
+            elif kind == WINDOW_SCALE:
+                if size == 3 and shift is None:
+                    shift = buf[at + 2]
+            elif kind == SACK_PERMITTED:
+                sack = sack or size == 2
+            elif kind == TIMESTAMPS and size == 10 and stamps is None:
+                stamps = _TWO_U32.unpack_from(buf, at + 2)
+        return mss, shift, sack, stamps
+
     @property
     def sack(self) -> list[tuple[int, int]]:
         """The SACK blocks as (left edge, right edge), in the order sent; at most four."""

@@ -1,0 +1,271 @@
+"""Root in a real guest tries to get past vtl-fw: with frames of its own making, and with the firewall killed.
+
+One guest serves all tests. What leaves by the uplink is recorded at its other end.
+"""
+
+import json
+import re
+import socket
+import stat
+import struct
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+
+from lab.netns import Lab
+from lab.wait import until
+from tests.running import BIN
+from tests.vm.attacks import ME, ME6, OPEN, PEER, PEER6, Attack, Attacker, mark
+from vtl_tools.common import control
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+
+MAC = "52:54:00:aa:00:01"
+MAC_OCTETS = bytes.fromhex(MAC.replace(":", ""))
+ALL = "allow any vlan any\nallow any\n"
+RULES = f"""
+allow out udp port 67
+allow in udp source port 67 port 68
+allow out udp port {OPEN}
+allow out tcp port 80, 5001
+allow out icmp, icmp6 type echo-request
+reject out tcp port 81
+reject out udp port 33434-33534
+deny any log
+"""
+RCVBUFFORCE, AUXDATA, VLAN_VALID, OUTGOING = 33, 8, 1 << 4, 4
+SOL_PACKET = 263
+
+
+class Wire:
+    """Whatever comes in at an interface: Ethernet frames with their tags."""
+
+    def __init__(self, lab, host, interface="eth0"):
+        with host.enter():
+            self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            self.sock.setsockopt(socket.SOL_SOCKET, RCVBUFFORCE, 32 << 20)
+            self.sock.setsockopt(SOL_PACKET, AUXDATA, 1)
+            self.sock.bind((interface, 3))  # ETH_P_ALL
+        self.sock.setblocking(False)
+        lab.defer(self.sock.close)
+
+    def read(self):
+        """What came since the last time."""
+        frames = []
+        while True:
+            try:
+                frame, auxiliary, _, (_, _, kind, _, _) = self.sock.recvmsg(70_000, 64)
+            except BlockingIOError:
+                return frames
+            if kind == OUTGOING:
+                continue
+            status, _, _, _, _, tci, tpid = struct.unpack("=IIIHHHH", auxiliary[0][2])
+            if status & VLAN_VALID:
+                frame = frame[:12] + struct.pack("!HH", tpid, tci) + frame[12:]
+            frames.append(frame)
+
+
+class Scene:
+    """guest - vmnet1 [host] eth0 - server 10.9.0.2, fd09::2, which leases addresses."""
+
+    def __init__(self, lab):
+        self.lab = lab
+        self.host, self.server = lab.host("host"), lab.host("server")
+        self.host.tap("vmnet1")
+        lab.veth(self.host, "eth0", self.server, "eth0")
+        self.host.run("ethtool", "-K", "eth0", "tx", "off")  # as a card without: sums are made here
+        self.server.addr("eth0", "10.9.0.2/24", "fd09::2/64")
+        self.guest = lab.guest("vm", on=self.host, tap="vmnet1", mac=MAC, wait=False)
+        leases = lab.dir / "leases"
+        leases.touch()
+        conf = lab.dir / "udhcpd.conf"
+        conf.write_text(
+            f"start 10.9.0.50\nend 10.9.0.50\ninterface eth0\nlease_file {leases}\npidfile {lab.dir}/pid\n"
+            "option subnet 255.255.255.0\noption router 10.9.0.2\noption lease 3600\n"
+        )
+        self.server.popen("busybox", "udhcpd", "-f", conf, stderr=subprocess.DEVNULL)
+        self.wire = Wire(lab, self.server)
+        self.attacker = Attacker(MAC, self.server.mac("eth0"))
+        self.guest.ready()
+
+    @contextmanager
+    def service(self, tool, *arguments):
+        socket = self.lab.dir / "s.sock"
+        links = ("--iface", "vmnet1", "--iface" if tool == "vtl-bridge" else "--uplink", "eth0")
+        process = self.host.popen(
+            BIN / tool, *links, *arguments, "--control", socket, "--json", stdout=subprocess.PIPE, text=True
+        )
+        process.socket = socket
+        assert json.loads(process.stdout.readline())["event"] == "ready"
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(10)
+
+    def firewall(self, text, *arguments):
+        rules = self.lab.dir / "fw.rules"
+        rules.write_text(text)
+        return self.service("vtl-fw", "--rules", rules, *arguments)
+
+    def learned(self):
+        """A firewall that was told nothing of the guest."""
+        return self.firewall(RULES, "--forget")
+
+    def lease(self):
+        """Let the guest get its addresses: by DHCP that of IPv4, by itself that of IPv6."""
+        self.server.run("ip", "neigh", "flush", "dev", "eth0")  # what attacks came out has spoilt it
+        lease = self.guest.lease()
+        script = "ip neigh flush dev eth0; ip addr replace {ME6}/64 dev eth0; ping6 -c1 -W9 {PEER6}"
+        self.guest.sh(script.format(ME6=ME6, PEER6=PEER6), check=True)
+        return lease
+
+    def unguard(self):
+        for interface in "vmnet1", "eth0":
+            self.host.run(BIN / "vtl-guard", "clear", interface)
+
+    def packets(self, firewall, rule: str) -> int:
+        """How many a rule has judged, by what its text has in it."""
+        rules = control.ask(firewall.socket, "status")["rules"]
+        return sum(count["packets"] for text, count in rules.items() if rule in text)
+
+    def try_all(self, attacks: list[Attack]) -> set[str]:
+        """Let the guest send them; the names of those that came out at the uplink."""
+        self.wire.read()
+        frames = [frame for attack in attacks for frame in attack.frames]
+        assert self.guest.inject([*frames, self.attacker.honest("last")]) == []
+        self.last_seen = seen = [frame for frame in self.until_seen("last") if b"t!" in frame]
+        return {attack.name for attack in attacks if any(map(attack.shows_in, seen))}
+
+    def until_seen(self, name: str) -> list[bytes]:
+        """All that comes out, up to an honest datagram and with it."""
+        seen: list[bytes] = []
+
+        def arrived() -> bool:
+            seen.extend(self.wire.read())
+            return any(mark(name) in frame for frame in seen)
+
+        until(arrived, "what is honest, and was sent last")
+        return seen
+
+
+def listening(host, port):
+    with host.enter():
+        listener = socket.create_server(("", port))
+        listener.settimeout(30)
+        return listener
+
+
+@pytest.fixture(scope="module")
+def scene():
+    with Lab() as lab:
+        yield Scene(lab)
+
+
+@pytest.fixture
+def lab(scene):
+    """So that what the guest printed is shown where a test fails."""
+    return scene.lab
+
+
+def test_nothing_that_root_in_the_guest_sends_gets_past(scene):
+    attacks = scene.attacker.all()
+    with scene.learned() as firewall:
+        assert scene.lease()["ip"] == ME
+        assert scene.try_all(attacks) == set()
+        assert set(scene.last_seen) == {scene.attacker.honest("last")[10:]}
+        drops = control.ask(firewall.socket, "status")["drops"]
+    assert drops.keys() >= {
+        "spoofed-mac", "spoofed-address", "spoofed-arp", "spoofed-nd", "spoofed-dhcp", "rogue-dhcp",
+        "rogue-router", "source-route", "fragment-tiny", "fragment-overlap", "fragment-nested",
+        "fragment-neighbour", "fragment-malformed", "tcp-not-open", "malformed-ipv4", "malformed-ipv6",
+        "rule",
+    }  # fmt: skip
+
+
+def test_what_it_tried_comes_out_where_nothing_forbids_it(scene):
+    """Else the test above would prove nothing."""
+    attacks = scene.attacker.all()
+    with scene.firewall(ALL, "--spoofing"):
+        scene.lease()
+        assert scene.try_all(attacks) == {attack.name for attack in attacks if not attack.always}
+    scene.unguard()
+    with scene.service("vtl-bridge"):
+        assert scene.try_all(attacks) == {attack.name for attack in attacks}
+
+
+def test_a_guest_is_known_by_its_lease(scene):
+    scene.guest.sh(f"ip addr replace {ME}/24 dev eth0", check=True)
+    with scene.learned() as firewall:
+        early = scene.attacker.honest("early")
+        assert scene.guest.inject([early]) == []
+        until(lambda: control.ask(firewall.socket, "status")["drops"].get("spoofed-address"), "its end")
+        lease = scene.lease()
+        assert (lease["ip"], lease["serverid"], lease["lease"]) == (ME, PEER, "3600")
+        assert scene.guest.inject([scene.attacker.honest("leased")]) == []
+        assert early[10:] not in scene.until_seen("leased")
+        assert scene.guest.sh(f"ping -c1 -W5 {PEER}").status == 0
+        known = control.ask(firewall.socket, "status")["identity"]
+        assert (known["mac"], known["addresses"].split(", ")[0]) == (MAC, ME)
+
+
+def test_a_guest_is_told_that_it_was_rejected(scene):
+    with scene.learned():
+        scene.lease()
+        for address, traceroute, prohibited in (PEER, "traceroute", "!A"), (PEER6, "traceroute6", "!S"):
+            refused = scene.guest.sh(f"nc -w 9 {address} 81 </dev/null")
+            assert "Connection refused" in refused.err
+            shown = scene.guest.sh(f"{traceroute} -n -q1 -m1 -w9 {address}", check=True).out
+            assert re.search(rf"^ 1  {address} .* {prohibited}$", shown, re.M)
+
+
+def test_a_firewall_that_is_started_again_knows_the_guest_and_its_connections(scene):
+    with listening(scene.server, 5001) as listener:
+        with scene.learned() as firewall:
+            scene.lease()
+            scene.guest.sh(f"mkfifo /tmp/in; nc {PEER} 5001 </tmp/in >/tmp/out & sleep 1000 >/tmp/in &")
+            connection = listener.accept()[0]
+            state = firewall.socket.with_suffix(".state")
+            until(lambda: "out tcp" in state.read_text(), "the connection to be kept")
+            firewall.kill()
+            firewall.wait(10)
+        with connection, scene.firewall(RULES) as firewall:
+            assert stat.S_IMODE(state.stat().st_mode) == 0o600
+            connection.sendall(
+                b"first\n"
+            )  # the guest has nothing to say: who made the connection is remembered
+            until(lambda: scene.guest.sh("cat /tmp/out").out == "first\n", "what the server sends")
+            scene.guest.sh("echo second >/tmp/in")
+            assert connection.recv(99) == b"second\n"
+            assert scene.guest.inject([scene.attacker.honest("known")]) == []
+            assert scene.until_seen("known")
+            forged = [
+                attack for attack in scene.attacker.all() if attack.name.startswith("TCP in the middle")
+            ]
+            assert len(forged) > 5
+            assert scene.try_all(forged) == set()
+            status = control.ask(firewall.socket, "status")
+            assert status["identity"]["addresses"].split(", ")[0] == ME
+
+
+def test_kill_9_in_the_middle_lets_nothing_pass(scene):
+    """On a host that would answer the guest, and forward for it."""
+    scene.host.addr("vmnet1", "10.9.0.254/24")
+    scene.host.sysctl("net.ipv4.ip_forward", 1)
+    scene.lab.http(scene.server, 80, {"page": bytes(64 << 20)})
+    inside = Wire(scene.lab, scene.host, "vmnet1")
+    with scene.learned() as firewall:
+        scene.lease()
+        scene.guest.sh(f"wget -qO /dev/null http://{PEER}/page >/dev/null 2>&1 &")
+        until(lambda: scene.packets(firewall, "port 80") > 50, "the download")
+        firewall.kill()
+        firewall.wait(10)
+    scene.wire.read()
+    assert scene.guest.inject([scene.attacker.honest("after the end")]) == []
+    ping = "ping -c1 -W1 10.9.0.254"
+    assert scene.guest.sh(ping).status == 1
+    assert any(mark("after the end") in frame for frame in inside.read())
+    assert [frame for frame in scene.wire.read() if frame[6:12] == MAC_OCTETS] == []
+    scene.unguard()
+    assert scene.guest.sh(ping).status == 0

@@ -1,0 +1,208 @@
+"""Filters of what a socket receives (classic BPF), and frames that enter the host as if received (eBPF).
+
+bpf(2), packet(7), and linux/filter.h for the numbers.
+"""
+
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from vtl_tools.common.packet import ether, ip
+from vtl_tools.common.packet.tcp import FIN, RST, SYN
+from vtl_tools.common.packet.view import Buffer
+
+ALL: Final = 0xFFFF_FFFF
+"""Octets of a frame to keep, for all that there are."""
+
+_SO_ATTACH_FILTER: Final = 26
+_INSTRUCTION: Final = struct.Struct("=HBBI")  # code, jump if true, jump if false, k
+
+_LD_W, _LD_H, _LD_B = 0x20, 0x28, 0x30
+_LD_B_X: Final = 0x50
+_LDX_IHL: Final = 0xB1
+_MOD: Final = 0x94
+_JEQ, _JSET = 0x15, 0x45
+_RET: Final = 0x06
+_PKTTYPE, _MARK, _RANDOM = 0xFFFF_F004, 0xFFFF_F014, 0xFFFF_F038  # SKF_AD_OFF and what is there
+_OUTGOING: Final = 4
+_FRAGMENT: Final = 0x1FFF
+
+Step = tuple[int, int] | tuple[int, int, str, str] | str
+"""An instruction and its k; a jump also has where to, if so and if not ("": the next). A name: a label."""
+
+
+def assemble(steps: Sequence[Step]) -> bytes:
+    """Return a classic BPF program; jumps go forward only, to labels."""
+    at, count = {}, 0
+    for step in steps:
+        if isinstance(step, str):
+            at[step] = count
+        else:
+            count += 1
+    program = b""
+    for step in steps:
+        if isinstance(step, str):
+            continue
+        code, k, *where = step
+        here = len(program) // _INSTRUCTION.size + 1
+        jumps = [at[label] - here if label else 0 for label in map(str, where)] or [0, 0]
+        program += _INSTRUCTION.pack(code, *jumps, k)
+    return program
+
+
+def attach(sock: socket.socket, program: bytes) -> None:
+    """Have a socket receive only what a program keeps, from the next frame on. Replaces the one before."""
+    held = ctypes.create_string_buffer(program, len(program))
+    fprog = struct.pack("HxxxxxxP", len(program) // _INSTRUCTION.size, ctypes.addressof(held))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+
+
+NOTHING: Final = assemble([(_RET, 0)])
+
+
+def _tagged_or_not(steps: Callable[[int], list[Step]]) -> list[Step]:
+    """Repeat steps for frames without a VLAN tag, and with one: from the ethertype on."""
+    return [
+        (_LD_H, 12),
+        (_JEQ, ether.CTAG, "tagged", ""),
+        (_JEQ, ether.STAG, "tagged", ""),
+        *steps(0),
+        "tagged",
+        (_LD_H, 16),
+        *steps(4),
+    ]
+
+
+def segments(mark: int, snap: int, one_in: int = 1) -> bytes:
+    """Keep `snap` octets of TCP segments, of either direction, that do not bear our mark.
+
+    one_in: of those without SYN, FIN or RST, one in so many, at random.
+    """
+
+    def steps(tag: int) -> list[Step]:
+        return [
+            (_JEQ, ether.IPV6, f"v6.{tag}", ""),
+            (_JEQ, ether.IPV4, "", "drop"),
+            (_LD_B, 23 + tag),
+            (_JEQ, ip.TCP, "", "drop"),
+            (_LD_H, 20 + tag),
+            (_JSET, _FRAGMENT, "drop", ""),
+            (_LDX_IHL, 14 + tag),
+            (_LD_B_X, 14 + tag + 13),
+            (_JSET, SYN | FIN | RST, "keep", "sample"),
+            f"v6.{tag}",
+            (_LD_B, 20 + tag),
+            (_JEQ, ip.TCP, "", "drop"),
+            (_LD_B, 54 + tag + 13),
+            (_JSET, SYN | FIN | RST, "keep", "sample"),
+        ]
+
+    sample: list[Step] = ["sample", (_LD_W, _RANDOM), (_MOD, max(one_in, 1)), (_JEQ, 0, "keep", "drop")]
+    ours: list[Step] = [(_LD_W, _MARK), (_JEQ, mark, "drop", "")]
+    return assemble([*ours, *_tagged_or_not(steps), *sample, "keep", (_RET, snap), "drop", (_RET, 0)])
+
+
+def conversation(mark: int, *, outgoing: bool) -> bytes:
+    """Keep TCP, ARP and ICMPv6, whole, of one direction, that do not bear our mark.
+
+    outgoing: what the host sends on the interface; else what comes in there.
+    """
+
+    def steps(tag: int) -> list[Step]:
+        return [
+            (_JEQ, ether.ARP, "keep", ""),
+            (_JEQ, ether.IPV6, f"v6.{tag}", ""),
+            (_JEQ, ether.IPV4, "", "drop"),
+            (_LD_B, 23 + tag),
+            (_JEQ, ip.TCP, "keep", "drop"),
+            f"v6.{tag}",
+            (_LD_B, 20 + tag),
+            (_JEQ, ip.TCP, "keep", ""),
+            (_JEQ, ip.ICMPV6, "keep", "drop"),
+        ]
+
+    where = ("", "drop") if outgoing else ("drop", "")
+    ours: list[Step] = [
+        (_LD_W, _MARK),
+        (_JEQ, mark, "drop", ""),
+        (_LD_B, _PKTTYPE),
+        (_JEQ, _OUTGOING, *where),
+    ]
+    return assemble([*ours, *_tagged_or_not(steps), "keep", (_RET, ALL), "drop", (_RET, 0)])
+
+
+# --- frames that enter the host
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_NR_BPF: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361}
+_PROG_LOAD: Final = 5
+_PROG_TEST_RUN: Final = 10
+_SCHED_CLS: Final = 3
+_CTX: Final = struct.Struct("=8xI36xI140x")  # struct __sk_buff: mark, cb[0]
+_LOAD: Final = struct.Struct("=IIQQ24x")  # type, instructions; their address; the licence's
+_RUN: Final = struct.Struct("=IIIIQQIIIIQQ16x")
+_LICENSE: Final = b"GPL"  # what the kernel asks of who calls bpf_clone_redirect
+_CLONE_REDIRECT: Final = 13
+_INGRESS: Final = 1
+_PROGRAM: Final = b"".join(
+    struct.pack("=BBhi", code, registers, offset, k)
+    for code, registers, offset, k in (
+        (0x61, 0x12, 48, 0),  # r2 = skb->cb[0], the interface
+        (0xB7, 0x03, 0, _INGRESS),  # r3 = flags
+        (0x85, 0x00, 0, _CLONE_REDIRECT),  # r0 = bpf_clone_redirect(skb, r2, r3)
+        (0x95, 0x00, 0, 0),
+    )
+)
+
+
+class Injector:
+    """Puts frames into the host's network stack as if an interface had received them.
+
+    A program is run on each, by BPF_PROG_TEST_RUN, that hands it to the interface: this needs no further
+    interface, and works for each kind. Interfaces are those of the caller's network namespace. Linux 5.2
+    and later.
+    """
+
+    def __init__(self) -> None:
+        """Load the program. Raises OSError."""
+        program = ctypes.create_string_buffer(_PROGRAM, len(_PROGRAM))
+        licence = ctypes.create_string_buffer(_LICENSE)
+        count = len(_PROGRAM) // 8
+        load = _LOAD.pack(_SCHED_CLS, count, ctypes.addressof(program), ctypes.addressof(licence))
+        self._fd = _bpf(_PROG_LOAD, ctypes.create_string_buffer(load, len(load)))
+        self._ctx = ctypes.create_string_buffer(_CTX.size)
+        self._run = ctypes.create_string_buffer(_RUN.size)
+
+    def send(self, frame: Buffer, index: int, mark: int) -> bool:
+        """Have interface `index` receive an Ethernet frame; tell whether it did. Raises OSError.
+
+        frame: without virtio_net_hdr, all sums made; about 3,500 octets at most.
+        """
+        octets = bytes(frame)
+        held = ctypes.c_char_p(octets)
+        where = ctypes.cast(held, ctypes.c_void_p).value
+        _CTX.pack_into(self._ctx, 0, mark, index)
+        ctx = ctypes.addressof(self._ctx)
+        _RUN.pack_into(self._run, 0, self._fd, 0, len(octets), 0, where, 0, 1, 0, _CTX.size, 0, ctx, 0)
+        _bpf(_PROG_TEST_RUN, self._run)
+        return not int.from_bytes(self._run.raw[4:8], "little")
+
+    def close(self) -> None:
+        """Unload the program. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _bpf(command: int, attributes: "ctypes.Array[ctypes.c_char]") -> int:
+    number = _NR_BPF.get(os.uname().machine)
+    if number is None:
+        raise OSError(f"bpf(2) is not known on {os.uname().machine}")
+    done: int = _libc.syscall(number, command, attributes, len(attributes))
+    if done < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return done

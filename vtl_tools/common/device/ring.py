@@ -1,0 +1,142 @@
+"""What passes an interface, overheard: the first octets of TCP segments, both ways, in a ring (packet(7)).
+
+The kernel copies what a filter keeps into memory that is shared with it (TPACKET_V3), a block at a time,
+so that watching costs no system call, and no wake-up, for each frame.
+"""
+
+import mmap
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from vtl_tools.common.device import bpf
+from vtl_tools.common.device.base import RETRY_S
+from vtl_tools.common.device.handle import Handle
+from vtl_tools.common.errors import DeviceError, PermissionNeededError
+from vtl_tools.common.packet.vnet import VNET
+
+Hear = Callable[[memoryview, bool, float], object]
+"""Takes a frame, cut to the ring's snap length and borrowed for the call; whether the VM sent it; now."""
+
+SNAP: Final = 14 + 8 + 60 + 60
+"""Octets that are kept of a frame: up to the end of TCP's options, behind two tags and IP's options."""
+
+BLOCK: Final = 1 << 18
+BLOCKS: Final = 16
+HANDED_OVER_MS: Final = 8
+"""How long a block is filled before it is handed over, full or not."""
+
+_SOL_PACKET: Final = 263
+_RX_RING: Final = 5
+_STATISTICS: Final = 6
+_VERSION: Final = 10
+_VNET_HDR: Final = 15
+_TPACKET_V3: Final = 2
+_ETH_P_ALL: Final = 3
+_FRAME: Final = 2048  # of no meaning to TPACKET_V3, but checked
+_USER: Final = 1
+_OUTGOING: Final = 4
+_STATUS: Final = struct.Struct("=8xIII")  # a block's status, its frames, and where the first is
+# struct tpacket3_hdr: next, octets kept, where Ethernet starts, the tag that was taken out; then sockaddr_ll
+_HEAD: Final = struct.Struct("=I8xI8xH6xIH20xB")
+_TAG: Final = struct.Struct("!HH")
+
+
+class Ring:
+    """A service's source (stage.Source). Survives the interface's being taken down, deleted and made anew.
+
+    mark: SO_MARK of what is not heard, since it is our own.
+    """
+
+    def __init__(self, name: str, hear: Hear, *, mark: int) -> None:
+        """Open it. Raises DeviceError, PermissionNeededError."""
+        self.name, self.hear, self.mark = name, hear, mark
+        self.frames = self.missed = 0
+        self._one_in = 1
+        self._next = 0
+        self._handle = Handle()
+        self.fileno = self._handle.fileno
+        try:
+            self._index = socket.if_nametoindex(name)
+        except OSError:
+            raise DeviceError(f"{name}: no such network interface; list them with 'ip link'") from None
+        try:
+            self._open()
+        except PermissionError:
+            raise PermissionNeededError(
+                f"{name}: not permitted to watch the interface; run as root or with CAP_NET_RAW"
+            ) from None
+        except OSError as e:
+            raise DeviceError(f"{name}: {e.strerror}; check it with 'ip link show {name}'") from None
+
+    def _open(self) -> None:
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+        sock.setsockopt(_SOL_PACKET, _VERSION, _TPACKET_V3)
+        sock.setsockopt(_SOL_PACKET, _VNET_HDR, 1)
+        request = struct.pack("7I", BLOCK, BLOCKS, _FRAME, BLOCK // _FRAME * BLOCKS, HANDED_OVER_MS, 0, 0)
+        sock.setsockopt(_SOL_PACKET, _RX_RING, request)
+        self._sock, self._map = sock, mmap.mmap(sock.fileno(), BLOCK * BLOCKS)
+        self._memory, self._next = memoryview(self._map), 0
+        self.sample(self._one_in)
+        sock.bind((self.name, _ETH_P_ALL))
+        self._handle.watch(sock.fileno())
+
+    def sample(self, one_in: int) -> None:
+        """Keep one in so many segments, at random; all with SYN, FIN or RST, whatever the number."""
+        self._one_in = one_in
+        bpf.attach(self._sock, bpf.segments(self.mark, SNAP, one_in))
+
+    def poll(self, now: float) -> bool:
+        """Hand on what is in the next block; tell whether there was one."""
+        start = self._next * BLOCK
+        memory = self._memory
+        status, count, offset = _STATUS.unpack_from(memory, start)
+        if not status & _USER:
+            self._look()
+            return False
+        hear, at = self.hear, start + offset
+        self.frames += count
+        for _ in range(count):
+            following, kept, mac, tci, tpid, kind = _HEAD.unpack_from(memory, at)
+            first = at + mac - VNET
+            frame = memory[first : first + VNET + kept]
+            hear(_tagged(frame, tpid, tci) if tpid else frame, kind != _OUTGOING, now)
+            at += following
+        struct.pack_into("=I", memory, start + 8, 0)  # the block is the kernel's again
+        self._next = (self._next + 1) % BLOCKS
+        return True
+
+    def _look(self) -> None:
+        """See whether the interface went away, and is back as another one."""
+        if not self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) and not self._handle.rang():
+            return
+        try:
+            index = socket.if_nametoindex(self.name)
+            if index != self._index:
+                self._sock.bind((self.name, _ETH_P_ALL))
+                self._index = index
+        except OSError:  # it is still away
+            self._handle.alarm(RETRY_S)
+
+    def status(self) -> dict[str, object]:
+        """Return how many frames were heard, and how many came while the ring was full."""
+        # struct tpacket_stats_v3: packets, drops, queue freezes; since last asked.
+        stats = self._sock.getsockopt(_SOL_PACKET, _STATISTICS, 12)
+        self.missed += struct.unpack("III", stats)[1]
+        return {"frames": self.frames, "missed": self.missed, "one_in": self._one_in}
+
+    def close(self) -> None:
+        """Give everything back. Idempotent."""
+        if not self._map.closed:
+            self._memory.release()
+            self._map.close()
+            self._sock.close()
+            self._handle.close()
+
+
+def _tagged(frame: memoryview, tpid: int, tci: int) -> memoryview:
+    """The kernel took the outer VLAN tag out: put it back, as PacketDevice does."""
+    kept = bytearray(frame)
+    kept[VNET + 12 : VNET + 12] = _TAG.pack(tpid, tci)
+    return memoryview(kept)
