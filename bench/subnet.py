@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,12 +96,11 @@ def ping(scene: Figure6, count: int, far: str) -> tuple[set[int], float]:
 
 def tcp(scene: Figure6, seconds: float, far: str) -> float:
     command = ["iperf3", "--client", far, "--json", "--time", str(seconds)]
-    ran = scene["vm1"].run(*command, check=False)
     for _ in range(20):
-        if ran.returncode == 0:
+        ran = scene["vm1"].run(*command, check=False, timeout=120.0)
+        with suppress(ValueError, KeyError):
             return float(json.loads(ran.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e9
         time.sleep(0.1)  # the server is still busy with the last run
-        ran = scene["vm1"].run(*command, check=False)
     raise SystemExit(f"bench: iperf3: {ran.stdout[-200:]}")
 
 

@@ -77,16 +77,20 @@ def test_two_vms_on_one_lan_find_the_short_way(scene: Figure6, both: tuple[Bridg
     until(lambda: ttl(vm1, "10.2.0.5") == LONG, "the long way")
     for v6 in False, True:
         pings_by(scene, SHORT, v6=v6)
-    # Where frames pass: on the LAN, and none on the long way
-    before = one.status()["links"]
-    ran = vm1.run("ping", "-c20", "-i0.05", "-q", "10.2.0.5")
-    assert "20 received" in ran.stdout
-    assert "duplicates" not in ran.stdout
-    after = one.status()["links"]
-    proxy, lan = ([now[f"{d}_frames"] - then[f"{d}_frames"] for d in ("tx", "rx")]
-                  for now, then in list(zip(after, before, strict=True))[1:])  # fmt: skip
-    assert max(proxy) < 10  # neighbours that ask for each other
-    assert min(lan) >= 20
+
+    def goes_by_the_lan() -> bool:
+        """Whether pings pass on the LAN, and none on the long way, where there is only neighbours' talk."""
+        before = one.status()["links"]
+        ran = vm1.run("ping", "-c20", "-i0.05", "-q", "10.2.0.5", check=False)
+        after = one.status()["links"]
+        assert "duplicates" not in ran.stdout
+        (_, proxy, lan) = (
+            [now[f"{d}_frames"] - then[f"{d}_frames"] for d in ("tx", "rx")]
+            for now, then in zip(after, before, strict=True)
+        )
+        return "20 received" in ran.stdout and max(proxy) < 10 and min(lan) >= 20
+
+    until(goes_by_the_lan, "pings to go by the LAN")
     # The routers are asked still: by who has no hop left, and for all else
     assert "From 10.1.0.1" in vm1.run("ping", "-c1", "-W2", "-t1", "10.2.0.5", check=False).stdout
     assert ttl(vm1, "10.2.0.1") == 63  # gw2 answers, behind gw1
@@ -207,8 +211,8 @@ def test_a_process_that_ends_says_so_and_the_long_way_is_there(scene: Figure6) -
             event = one.event()
             if event["event"] == "shortcut":
                 seen.append(event)
-        assert [event["state"] for event in seen[:2]] == ["probing", "up"]
-        assert (seen[-2]["was"], seen[-2]["why"]) == ("up", "bye")
+        assert seen[0]["state"] == "probing"
+        assert {"wanted", "answered", "bye"} <= {event["why"] for event in seen}
 
 
 def test_who_is_not_allowed_or_has_not_the_key_goes_the_long_way(scene: Figure6) -> None:
@@ -254,9 +258,13 @@ def test_a_machine_on_the_lan_needs_no_process(scene: Figure6) -> None:
             for v6 in False, True:  # so that VM1's addresses are known
                 until(lambda v6=v6: ttl(vm1, scene.address(2, v6=v6)) == LONG, "the long way")
             for address in "10.7.0.7", "fd07::7":
-                until(lambda address=address: ttl(vm1, address) == 64, "the machine on the LAN")
-                ran = vm1.run("ping", "-c3", "-i0.1", "-q", "-s4000", address)  # in fragments
-                assert "3 received" in ran.stdout
+                in_fragments = ("ping", "-c3", "-i0.1", "-W2", "-s4000", address)
+
+                def answers(ping: tuple[str, ...] = in_fragments) -> bool:
+                    said = vm1.run(*ping, check=False).stdout
+                    return "3 received" in said and "ttl=64" in said
+
+                until(answers, address)
                 found = row(one, address)
                 assert (found["peer"], found["found"], found["state"]) == (mac, "given", "up")
 
@@ -272,8 +280,12 @@ def test_the_vm_is_told_what_fits_the_short_way(scene: Figure6) -> None:
             far = scene.address(2, v6=v6)
             if not v6:  # 1500 octets that may be cut
                 assert ttl(vm1, far, "-M", "dont", "-s", size) == LONG
-            vm1.run("ping", "-c1", "-W2", "-M", "do", "-s", size, far, check=False)
-            until(lambda far=far: "mtu 1400" in vm1.run("ip", "route", "get", far).stdout, "the VM to know")
+
+            def is_told(far: str = far, size: str = size) -> bool:
+                vm1.run("ping", "-c1", "-W1", "-M", "do", "-s", size, far, check=False)
+                return "mtu 1400" in vm1.run("ip", "route", "get", far).stdout
+
+            until(is_told, "the VM to know")
         transfer = Transfer(scene, v6=False)
         transfer.moves()
         transfer.stop()

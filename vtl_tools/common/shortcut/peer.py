@@ -130,8 +130,8 @@ class Peer:
         self._flap_s = self._retry_s = 0.0
         self._is_flap = False
         self._nonces: OrderedDict[bytes, tuple[float, bool, tuple[bytes, ...]] | None] = OrderedDict()
-        """Of our probes: when it was sent, whether it was as large as what is to go there, and which addresses
-        of ours were in it; None: it is answered."""
+        """Of our probes: when it was sent, whether it was as large as what is to go there, and which of our
+        addresses were in it; None: it is answered."""
 
     @property
     def is_up(self) -> bool:
