@@ -1,8 +1,6 @@
 """vtl-subnet: two VMs of different subnets that share a LAN reach each other on it. Paper section 3.2."""
 
 import logging
-import stat
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -10,12 +8,12 @@ import click
 from vtl_tools.common import cli
 from vtl_tools.common.bucket import Bucket
 from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.errors import Malformed, SpecError
+from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import address, derive, icmp
 from vtl_tools.common.packet.offload import bind
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import VNET
-from vtl_tools.common.parameters import Mac, Neighbour, Network
+from vtl_tools.common.parameters import Mac, Neighbour, Network, Secret
 from vtl_tools.common.shortcut import wire
 from vtl_tools.common.shortcut.message import MTU_MIN
 from vtl_tools.common.shortcut.peer import Shortcut, State
@@ -35,9 +33,7 @@ log = logging.getLogger(__name__)
 FROM_VM, DEFAULT, DIRECT = 0, 1, 2
 ERRORS_PER_S: Final = 100.0
 LISTED_MAX: Final = 1000
-KEY_MIN: Final = 16
 IPV6_MTU_MIN: Final = 1280  # RFC 8200 section 5
-FILE: Final = click.Path(path_type=Path, dir_okay=False)
 
 NEIGHBOURS: Final = "neighbours"
 
@@ -252,19 +248,6 @@ def _is_honest(frame: memoryview, head: bytes) -> bool:
 # --- the command
 
 
-def read_key(path: Path) -> bytes:
-    """Return the key in a file. Raises SpecError."""
-    try:
-        key = path.read_bytes().strip()
-        if path.stat().st_mode & stat.S_IROTH:
-            log.warning("%s: others may read it; use 'chmod o= %s'", path, path)
-    except OSError as e:
-        raise SpecError(f"{path}: {e.strerror}; make one with 'openssl rand -hex 32'") from None
-    if len(key) < KEY_MIN:
-        raise SpecError(f"{path}: a key of less than {KEY_MIN} octets; make one with 'openssl rand -hex 32'")
-    return key
-
-
 @click.group("vtl-subnet", cls=cli.Tool)
 @cli.iface_option()
 @click.option("--default", "-u", metavar="LINK", help="The link to the VM's network, of the same kinds.")
@@ -280,7 +263,7 @@ def read_key(path: Path) -> bytes:
     "--address", "own", type=Network(), multiple=True, metavar="PREFIX",
     help="An address or prefix of the VM; may be repeated.  [default: learned from its traffic]",
 )  # fmt: skip
-@click.option("--key", type=FILE, metavar="FILE", help="Believe only who has the same key.")
+@click.option("--key", type=Secret(), metavar="FILE", help="Believe only who has the same key.")
 @cli.guard_option
 @cli.common_options
 def main(
@@ -291,7 +274,7 @@ def main(
     peer: tuple[tuple[bytes, bytes], ...],
     mac: bytes | None,
     own: tuple["IPv4Network | IPv6Network", ...],
-    key: Path | None,
+    key: bytes | None,
     guard: str,
     options: "Options",
 ) -> None:
@@ -310,13 +293,12 @@ def main(
         if not given:
             raise click.UsageError(f"give {option}: {what}")
     cli.check_links((iface, default, direct))
-    secret = None if key is None else read_key(key)
 
     def make_stage() -> Subnet:
         from secrets import token_bytes
 
         vm = VM(mac, own)
-        return Subnet(vm, nonce=token_bytes, allow=allow, given=dict(peer), key=secret)
+        return Subnet(vm, nonce=token_bytes, allow=allow, given=dict(peer), key=key)
 
     def make_links(_: int) -> list[Any]:
         from vtl_tools.common.device.spec import open_device
