@@ -4,6 +4,7 @@ usage: bench/subnet.py [--quick] [--json]      (needs root)
 
 long_rtt_ms, short_rtt_ms    round trip of a ping by the far gateways and by the LAN, median
 long_gbit, short_gbit        TCP goodput of one flow
+fallback_ms                  for how long pings are lost when the LAN's switch forgets a cable
 short_ratio                  the short way's over that of two vtl-bridges in the same places
 default_ratio                the default way's over vtl-bridge's, between two interfaces
 user_us_per_frame            user CPU of vtl-subnet for a 60-byte frame that takes the short way
@@ -94,6 +95,19 @@ def ping(scene: Figure6, count: int, far: str) -> tuple[set[int], float]:
     return {int(t) for t in re.findall(r"ttl=(\d+)", said)}, statistics.median(took) if took else 0.0
 
 
+def fallback(scene: Figure6, far: str) -> float:
+    """Cut the LAN in the middle of pings; return for how many milliseconds none was answered."""
+    every_s, count = 0.02, 150
+    command = ("ping", "-n", f"-i{every_s}", f"-c{count}", "-W3", far)
+    pinging = scene["vm1"].popen(*command, stdout=subprocess.PIPE, text=True)
+    time.sleep(0.5)
+    scene.unplug(2)
+    said, _ = pinging.communicate(timeout=60)
+    scene.plug(2)
+    answered = set(re.findall(r"icmp_seq=(\d+)", said))
+    return (count - len(answered)) * every_s * 1000
+
+
 def tcp(scene: Figure6, seconds: float, far: str) -> float:
     command = ["iperf3", "--client", far, "--json", "--time", str(seconds)]
     for _ in range(20):
@@ -168,6 +182,7 @@ def figure6(lab: Lab, rounds: int, seconds: float) -> dict[str, float]:
             scene.plug(n)
         reach(scene, far, 63)
         found["short_rtt_ms"] = ping(scene, 50, far)[1]
+        found["fallback_ms"] = fallback(scene, far)
 
     ours_cost, bridge_cost = Cost(), Cost()
 
