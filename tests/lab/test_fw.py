@@ -26,6 +26,7 @@ allow out icmp, icmp6 type echo-request
 reject out tcp port 81
 deny any log
 """
+SIX = ("--address", "fd09::1", "--address", "fe80::/10")
 Scene = tuple[Host, Host, Host]
 
 
@@ -45,7 +46,7 @@ def firewall(lab: Lab, middle: Host, *arguments: str, text: str = RULES) -> Iter
     rules = lab.dir / "fw.rules"
     rules.write_text(text)
     links = ("--iface", "vmnet1", "--uplink", "eth0", "--rules", rules)
-    own = () if "--spoofing" in arguments else ("--address", "10.9.0.1")
+    own = () if "--spoofing" in arguments else ("--address", "10.9.0.1", *SIX)
     with bridge(lab, middle, *links, *own, *arguments, service="vtl-fw") as running:
         assert running.ready["event"] == "ready"
         yield running

@@ -82,10 +82,13 @@ class Firewall(Stage):
         tally = [0, 0]
         frames = (batch[0],) if batch.count == 1 else batch  # as of bulk TCP: 0.4 us less
         for i, frame in enumerate(frames):
-            if (frame[0] & F_NEEDS_CSUM or frame[1]) and (why := _unbound(frame)):
-                self.drops[why] += 1
-                lost.append(i)
-                continue
+            if frame[0] & F_NEEDS_CSUM or frame[1]:
+                try:
+                    bind(frame)
+                except Malformed as err:
+                    self.drops[f"malformed-{err.what.partition('.')[0]}"] += 1
+                    lost.append(i)
+                    continue
             if refuse is not None and (why := refuse(frame, now)):
                 self.drops[why] += 1
                 lost.append(i)
@@ -237,12 +240,3 @@ class Firewall(Stage):
             gc.enable()
             sys.setswitchinterval(interval)
         return answers.reloaded(self.tracker, policy, ended)
-
-
-def _unbound(frame: memoryview) -> str:
-    """Return why a frame could be sent as another than it is, as counters are called; or ""."""
-    try:
-        bind(frame)
-    except Malformed as err:
-        return f"malformed-{err.what.partition('.')[0]}"
-    return ""

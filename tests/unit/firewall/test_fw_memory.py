@@ -5,14 +5,14 @@ import stat
 from ipaddress import ip_network
 
 import pytest
-from fw import IN, OUT, PEER6, PEER_MAC, VM, VM_MAC, Wire
+from fw import IN, OUT, PEER6, PEER_MAC, VM, VM6, VM_MAC, Wire
 from hypothesis import given
 from hypothesis import strategies as st
-from test_fw_identity import LOCAL6, ack, dhcp, neighbour, segment
+from test_fw_identity import LOCAL6, ack, announced, claims, dhcp, neighbour, segment
 
 from vtl_tools.common.firewall import memory
 from vtl_tools.common.firewall.files import read_private, write_private
-from vtl_tools.common.firewall.identity import CLAIMS_MAX, LEASES_MAX, OTHERS_MAX, Identity
+from vtl_tools.common.firewall.identity import CLAIMS_MAX, LEASES_MAX, OTHERS_MAX, PREFIXES_MAX, Identity
 from vtl_tools.common.firewall.memory import Keeper, recall
 from vtl_tools.common.gateway import dhcp_wire
 from vtl_tools.common.packet import address, nd
@@ -26,6 +26,7 @@ def known():
     vm = Identity()
     vm.refuse(dhcp(dhcp_wire.DISCOVER), 0.0)
     vm.heard(ack(seconds=600), 0.0)
+    vm.heard(announced(valid=900), 0.0)
     assert vm.refuse(neighbour(nd.NEIGHBOR_SOLICIT, LOCAL6, PEER6), 0.0) == ""
     vm.heard(neighbour(nd.NEIGHBOR_ADVERT, PEER6, PEER6, PEER_MAC, nd.TARGET_LLADDR, mac=PEER_MAC), 0.0)
     return vm
@@ -50,6 +51,7 @@ def test_a_vm_is_known_after_a_restart():
     assert vm.status() == known().status()
     assert vm.refuse(segment(VM), 1.0) == ""
     assert vm.refuse(segment(LOCAL6, PEER6), 1.0) == ""
+    assert claims(vm, VM6, 1.0)
     assert vm.refuse(neighbour(nd.NEIGHBOR_ADVERT, LOCAL6, PEER6), 1.0) == "spoofed-nd"
     assert vm.refuse(segment(VM, src_mac=PEER_MAC), 1.0) == "spoofed-mac"
     assert vm.deadline() == 600.0
@@ -79,6 +81,8 @@ def test_another_boot_is_another_vm():
         "", "x", "vtl-fw 2 boot\n", f"{FIRST}mac\n", f"{FIRST}mac x\n", f"{FIRST}mac {MAC}\nmac {MAC}\n",
         f"{FIRST}lease 10.0.0.5\n", f"{FIRST}lease 10.0.0.5 nan\n", f"{FIRST}lease 10.0.0.5 inf\n",
         f"{FIRST}lease 10.0.0.5 1e300\n", f"{FIRST}lease 224.0.0.1 5\n", f"{FIRST}lease ::1 5\n",
+        f"{FIRST}prefix ::/0 5\n", f"{FIRST}prefix 2001:db8::/64\n", f"{FIRST}prefix 10.0.0.0/8 5\n",
+        f"{FIRST}prefix 2001:db8::1/64 5\n", f"{FIRST}prefix 2001:db8::/64 nan\n",
         f"{FIRST}claim 10.0.0.5\n", f"{FIRST}claim ff02::1\n", f"{FIRST}claim ::\n", f"{FIRST}claim\n",
         f"{FIRST}flow\n", f"{FIRST}flow {MAC} {MAC} out tcp 1.1.1.1 1.1.1.1\n", f"{FIRST}what 5\n",
         f"{FIRST}\n", FIRST + "other 2001:db8::1\n" * memory.LINES_MAX,
@@ -103,9 +107,11 @@ def test_whatever_it_is_no_more_than_a_value_error_comes_of_it(text):
 
 def test_what_is_remembered_is_bounded():
     lines = [f"claim 2001:db8::{i:x}" for i in range(1, 999)] + [f"other fd00::{i:x}" for i in range(1, 1999)]
+    lines += [f"prefix 2001:db8:{i:x}::/48 100.0" for i in range(99)]
     lines += [f"lease 10.0.{i // 200}.{i % 200 + 1} 100.0" for i in range(500)]
     vm = taken("\n".join([FIRST.strip(), f"mac {MAC}", *lines]))
     assert (len(vm.claims), len(vm.leases), len(vm.learned().others)) == (CLAIMS_MAX, LEASES_MAX, OTHERS_MAX)
+    assert len(vm.prefixes) == PREFIXES_MAX
     wire = Wire("allow any")
     for vm_port in range(memory.FLOWS_MAX + 10):
         for direction in OUT, IN, OUT:

@@ -5,6 +5,7 @@ A word and what it is about on each line:
     vtl-fw 1 BOOT
     mac 52:54:00:00:00:01
     lease 10.0.0.5 86400.0
+    prefix 2001:db8::/64 90000.0
     claim 2001:db8::5
     other 2001:db8::1
     flow 52:54:00:00:00:01 52:54:00:00:00:02 out tcp 10.0.0.5:40000 1.2.3.4:443
@@ -14,6 +15,7 @@ text that is not right, nothing is used.
 """
 
 from collections.abc import Callable, Iterator
+from ipaddress import IPv6Network
 from itertools import islice
 from math import isfinite
 from typing import Final
@@ -21,13 +23,21 @@ from typing import Final
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.firewall import question
 from vtl_tools.common.firewall.flow import ASSURED, Flow, Opening
-from vtl_tools.common.firewall.identity import CLAIMS_MAX, LEASES_MAX, OTHERS_MAX, Identity, Learned
+from vtl_tools.common.firewall.identity import (
+    CLAIMS_MAX,
+    LEASES_MAX,
+    OTHERS_MAX,
+    PREFIX_BITS_MIN,
+    PREFIXES_MAX,
+    Identity,
+    Learned,
+)
 from vtl_tools.common.firewall.tracker import Tracker
 from vtl_tools.common.packet import address
 
 FLOWS_MAX: Final = 4096
 """Connections that are remembered: the latest that both sides use."""
-LINES_MAX: Final = 1 + 1 + LEASES_MAX + CLAIMS_MAX + OTHERS_MAX + FLOWS_MAX
+LINES_MAX: Final = 1 + 1 + LEASES_MAX + PREFIXES_MAX + CLAIMS_MAX + OTHERS_MAX + FLOWS_MAX
 OCTETS_MAX: Final = LINES_MAX * 160
 EVERY_S: Final = 5.0
 RECALLED_S: Final = 300.0
@@ -102,7 +112,7 @@ def recall(text: str, boot: str, tracker: Tracker, identity: Identity | None, no
         raise ValueError("not what vtl-fw writes")
     if lines[0].split()[2:] != [boot]:
         return False
-    learned, openings = Learned(None, {}, [], []), dict[bytes, Opening]()
+    learned, openings = Learned(), dict[bytes, Opening]()
     for line in lines[1:]:
         try:
             _take(line, learned, openings, now)
@@ -119,6 +129,8 @@ def _identity_lines(learned: Learned) -> Iterator[str]:
         yield f"mac {address.format_mac(learned.mac)}\n"
     for octets, until in learned.leases.items():
         yield f"lease {address.format_ip(octets)} {until:.1f}\n"
+    for prefix, until in learned.prefixes.items():
+        yield f"prefix {prefix} {until:.1f}\n"
     for word, addresses in ("claim", learned.claims), ("other", learned.others):
         for octets in addresses:
             yield f"{word} {address.format_ip(octets)}\n"
@@ -137,12 +149,17 @@ def _take(line: str, learned: Learned, openings: dict[bytes, Opening], now: floa
         openings[asked.key()] = Opening(asked.direction, src_mac, dst_mac, asked.vlan)
     elif word == "mac" and learned.mac is None:
         (learned.mac,) = map(address.mac, rest)
-    elif word == "lease":
-        leased, end = rest
+    elif word in ("lease", "prefix"):
+        what, end = rest
         until = float(end)
         if not isfinite(until) or until > now + _LEASE_MAX_S:
             raise ValueError
-        learned.leases[_host(leased, 4)] = until
+        if word == "lease":
+            learned.leases[_host(what, 4)] = until
+        elif (prefix := IPv6Network(what)).prefixlen >= PREFIX_BITS_MIN:
+            learned.prefixes[prefix] = until
+        else:
+            raise ValueError
     elif word in ("claim", "other") and len(rest) == 1:
         (learned.claims if word == "claim" else learned.others).append(_host(rest[0], 16))
     else:
