@@ -196,6 +196,18 @@ def test_a_map_that_keeps_few_bitmaps_gives_the_same(limit, data):
             assert spans[value] == bitmap(wanted, 100) | 1 << 100
 
 
+def test_a_code_is_asked_of_each_type_also_of_neighbouring_ones():
+    compiled = policy("allow icmp type 12, 11 code 1\ndeny")
+    allowed = [
+        (kind, code)
+        for kind in range(10, 14)
+        for code in range(3)
+        if compiled.judge(OUT, fields_of("icmp", bytes(4), bytes(4), kind=kind, code=code)).rule.place.line
+        == 1
+    ]
+    assert allowed == [(11, 1), (12, 1)]
+
+
 def test_all_of_ipv6_is_not_all():
     compiled = policy("allow out to ::/0\ndeny")
     assert compiled.judge(OUT, fields_of("tcp", bytes(4), bytes(4))).rule.place.line == 2

@@ -287,6 +287,15 @@ def test_neighbours_are_found_unless_a_rule_names_them():
     assert [wire.raw(frame, OUT) for frame in (arp, solicit)] == ["+rule", "rule"]
 
 
+def test_a_rule_that_names_neighbours_holds_also_behind_one_that_catches_all_else():
+    arp = build.arp(src_mac=VM_MAC, dst_mac=PEER_MAC, sha=VM_MAC, spa=VM, tpa=PEER)
+    solicit = build.neighbor_solicit(src_mac=VM_MAC, dst_mac=PEER_MAC, src=VM6, dst=PEER6, target=PEER6)
+    wire = Wire("deny\nallow out udp\ndeny out arp, udp\ndeny icmp6 type neighbour-solicitation")
+    assert [wire.raw(frame, OUT) for frame in (arp, solicit)] == ["rule", "rule"]
+    assert wire.raw(arp, IN) == "+rule"
+    assert wire.udp(OUT) == "rule"
+
+
 def test_a_rate_lets_through_so_many_new_connections_and_then_denies():
     wire = Wire("allow in tcp port 22 limit 2/s burst 3\nallow in tcp\ndeny")
     said = [wire.come("S", 0, vm=22, peer=port) for port in range(1, 6)]

@@ -21,6 +21,7 @@ from vtl_tools.common.firewall.fragments import Fragments
 from vtl_tools.common.firewall.limits import Limits
 from vtl_tools.common.firewall.policy import Judgement, Policy
 from vtl_tools.common.firewall.quoted import quoted_flow
+from vtl_tools.common.firewall.retries import Retries
 from vtl_tools.common.firewall.rule import OUT, STACKED, UNTAGGED, Direction, Rule, Verdict
 from vtl_tools.common.firewall.table import Flows
 from vtl_tools.common.model import tcp_plain
@@ -60,6 +61,7 @@ class Tracker:
         self._unjudged: list[Flow] = []
         self._known: dict[Rule, Decision] = {}
         self._openings: dict[Opening, Opening] = {}
+        self._retries = Retries()
         self._recalled: dict[bytes, Opening] = {}
         self._recalled_until = 0.0
 
@@ -134,14 +136,23 @@ class Tracker:
         if tcp_flow.starts_anew(ends, segment.flags):
             self.end(flow)
             return None
+        if refused := tcp_flow.refuse(ends, direction, flow.initiator, segment):
+            return _denied(refused, flow.decision.rule)
         seen = tcp_flow.follow(ends, direction, segment)
-        if not seen.taken and tcp_flow.may_pass(ends, direction, flow.initiator, segment, seen):
-            return flow.decision
+        if not seen.taken:
+            retries = self._retries
+            if (anew := retries.answered(flow, segment, direction)) is not None:
+                flow.ends = anew
+                return self._followed(flow, anew, Seen.SYN, now)
+            challenged = retries.challenged(flow)
+            if tcp_flow.may_pass(ends, direction, flow.initiator, segment, seen, challenged):
+                retries.passed(flow, segment, direction)
+                return flow.decision
         return self._followed(flow, ends, seen, now)
 
     def _plain_tcp(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
         """Decide about an ordinary TCP segment of a known connection, or with SYN; None: look closer."""
-        plain = tcp_plain.read(frame, version, 0)
+        plain = tcp_plain.read(frame, version, tcp.RST)  # which is looked at closely
         if plain is None:
             return None
         src, dst, sport, dport, seq, ack, flags, window, at, data, end = plain
@@ -243,8 +254,10 @@ class Tracker:
         flow = self._find(quoted.key) if quoted is not None else None
         if flow is None or quoted is None:
             return None
-        if quoted.seq is not None and not tcp_flow.quotes_what_was_sent(
-            self.flows.ends(flow), quoted.direction, quoted.seq
+        if quoted.seq is not None and not any(
+            tcp_flow.quotes_what_was_sent(ends, quoted.direction, quoted.seq)
+            for ends in (self.flows.ends(flow), self._retries.ends(flow))
+            if ends is not None
         ):
             return _denied("icmp-not-sent", flow.decision.rule)
         return Decision(Verdict.ALLOW, flow.decision.rule, "related")
@@ -364,6 +377,7 @@ class Tracker:
         self._closed(flow)
 
     def _closed(self, flow: Flow) -> None:
+        self._retries.forget(flow)
         if flow.decision.rule is not None:
             self._limits.closed(flow.decision.rule, flow.source)
 
