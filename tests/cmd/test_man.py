@@ -20,9 +20,12 @@ from vtl_tools.common.firewall.identity import Identity
 from vtl_tools.common.firewall.names import KEYWORDS
 from vtl_tools.common.firewall.parser import parse
 from vtl_tools.common.firewall.policy import Policy
+from vtl_tools.common.freeze.freezer import Freezer
+from vtl_tools.common.freeze.report import RISKS
 from vtl_tools.common.relay.surroundings import KINDS
 from vtl_tools.common.shortcut.peer import Found, State
 from vtl_tools.common.shortcut.vm import VM
+from vtl_tools.common.stand_in import Freeze
 
 PAGES = sorted((ROOT / "man").iterdir())
 OVERVIEW = ROOT / "man/vtl-tools.7"
@@ -88,7 +91,7 @@ def test_a_page_lists_exactly_the_verbs_with_their_options_and_arguments(tool: s
     assert sorted(verb for verb, _ in lines) == sorted(command(tool).commands)
     for verb, rest in lines:
         assert flags(rest) == options(tool, verb), verb
-        of_none = re.sub(r"Fl -[\w-]+ Ar \S+", "", rest)
+        of_none = re.sub(r"Fl -?[\w-]+ Ar \S+", "", rest)
         assert set(re.findall(r"Ar (\w+)", of_none)) == arguments(tool, verb), verb
 
 
@@ -111,7 +114,7 @@ def test_shared_options_are_explained_in_the_overview() -> None:
     shared = {word for option in declared for word in (*option.opts, *option.secondary_opts)}
     assert shared <= explained
     for tool in SERVICES:
-        assert explained <= options(tool), tool
+        assert explained - options(tool) <= ({"--guard"} if tool == "vtl-freeze" else set()), tool
 
 
 def test_every_kind_of_link_is_explained() -> None:
@@ -172,6 +175,20 @@ def test_every_member_of_vtl_fws_own_status_is_explained() -> None:
         assert isinstance(value, dict)
         for key in value:
             assert re.search(rf"^(\.Cm )?{key}\b", text, re.M), key
+
+
+def test_vtl_freezes_page_explains_its_status_risks_and_reasons() -> None:
+    text = page("vtl-freeze")
+    status = Freeze(Freezer()).status(0.0)
+    assert items(section(text, "STATUS")) == list(status)
+    for value in status.values():
+        assert isinstance(value, dict)
+        for key in value:
+            assert re.search(rf"^\.Cm {key}\b", section(text, "STATUS"), re.M), key
+    assert items(section(text, "RISKS")) == list(RISKS)
+    source = (ROOT / "vtl_tools/common/freeze/freezer.py").read_text()
+    reasons = dict.fromkeys(re.findall(r'self\.unanswered\["([\w-]+)"\]', source))
+    assert sorted(items(section(text, "DROPS"))) == sorted(reasons)
 
 
 def literal(text: str) -> list[str]:

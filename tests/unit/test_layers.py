@@ -14,9 +14,11 @@ RANK = {
     "bucket": 0,
     "errors": 0,
     "firewall": 3,
+    "freeze": 3,
     "packet": 1,
     "parameters": 2,
     "privilege": 1,
+    "snapshot": 4,
     "socks": 1,
     "watch": 1,
     "gateway": 2,
@@ -31,6 +33,7 @@ RANK = {
     "proxy_check": 1,
     "qmp": 4,
     "filter": 5,
+    "stand_in": 5,
     "relay": 5,
     "runtime": 5,
     "tor": 2,
@@ -40,7 +43,7 @@ RANK = {
 }
 """What may import what: only what ranks lower. A new part of common/ is given its place here."""
 
-SANS_IO = ("bucket", "firewall", "gateway", "model", "packet", "shortcut", "socks", "tcp")
+SANS_IO = ("bucket", "firewall", "freeze", "gateway", "model", "packet", "shortcut", "socks", "tcp")
 IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "time"}
 LINES_MAX = 600
 SEQUENCE_NUMBERS = ("_nxt", "_una", "_seq")

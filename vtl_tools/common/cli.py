@@ -95,7 +95,7 @@ def common_options(function: Callable[P, R]) -> Callable[P, R]:
         from vtl_tools.common.runtime import SPIN_S, Options
 
         kwargs["options"] = Options(
-            service=str(context.command.name),
+            service=str(context.find_root().command.name),
             json=json,
             watch=watch,
             pcap=pcap,
