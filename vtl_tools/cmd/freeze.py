@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from vtl_tools.common import cli
+from vtl_tools.common import cli, privilege
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import NotRunningError, SpecError, VTLError
 from vtl_tools.common.freeze import answers, state
 from vtl_tools.common.freeze.freezer import Freezer
+from vtl_tools.common.freeze.guest import Do, Guest
 from vtl_tools.common.freeze.report import report as report_of
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.stage import Stage
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from vtl_tools.common.device.ring import Ring
+    from vtl_tools.common.qmp import Monitor
     from vtl_tools.common.runtime import Options
     from vtl_tools.common.snapshot import Snapshot
 
@@ -59,7 +61,9 @@ class Freeze(Stage):
         self.ring: Ring | None = None
         self._looked_at, self._heard, self._one_in, self._missed = 0.0, 0, 1, 0
         self._save_at, self._saving_since, self._save_cost_s = 0.0, 0.0, 0.0
-        self._told_of_vm = False
+        self._told_of_vm = self._imported = False
+        self.guest = Guest()
+        self.monitor: Monitor | None = None
         if snapshot is not None:
             self.sources.append(snapshot)
 
@@ -67,6 +71,12 @@ class Freeze(Stage):
         """Follow what passes an interface."""
         self.ring = ring
         self.sources.append(ring)
+
+    def follow(self, monitor: "Monitor") -> None:
+        """Do what QEMU tells to do; its monitor tells on_qemu()."""
+        self.monitor = monitor
+        self.capabilities = frozenset({privilege.DAC_OVERRIDE})  # it is QEMU's user's
+        self.sources.append(monitor)
 
     # --- frames
 
@@ -87,7 +97,7 @@ class Freeze(Stage):
         for frame in batch:
             if bytes(frame[VNET + 6 : VNET + 12]) not in freezer.table.macs:
                 freezer.from_peer(frame, now)
-            elif freezer.frozen:
+            elif freezer.frozen and not freezer.left:
                 freezer.from_vm(frame, now)
             else:
                 freezer.hear(frame, True, now)
@@ -151,6 +161,35 @@ class Freeze(Stage):
             self._one_in = one_in
             ring.sample(one_in)
 
+    # --- what QEMU tells
+
+    def on_qemu(self, event: str, data: dict[str, Any], now: float) -> None:
+        """Take an event of the VM's QEMU."""
+        do = self.guest.told(event, data)
+        if do is Do.START:
+            self.start(now)
+        elif do is Do.LEAVE:
+            self.leave(now)
+        elif do in (Do.STOP, Do.ARRIVE):
+            self._go_on(now, arrived=do is Do.ARRIVE)
+        if do is not Do.NOTHING:
+            self._save_at = now
+
+    def _go_on(self, now: float, *, arrived: bool) -> None:
+        """The VM runs here. What was kept of one that had left is of use only if it never arrived there."""
+        if not arrived:
+            self.freezer.left = False
+        if arrived or self._imported:
+            self._imported = False
+            self.announce(now)
+        self.stop(now)
+
+    def leave(self, now: float) -> None:
+        """Fall silent, since the VM is another host's, and be ready to tell that one what is known."""
+        self.freezer.leave(now)
+        self.listen(False)
+        self.event("left", vm=self.vm, connections=len(self.freezer.table))
+
     # --- what an operator asks
 
     def start(self, now: float) -> dict[str, object]:
@@ -183,8 +222,23 @@ class Freeze(Stage):
         """Put a state in the place of what is known. Raises VTLError, and then nothing has changed."""
         vm = state.load(text, name, self.freezer, now)
         self.vm = self.vm or vm
-        self.listen(self.freezer.frozen)
+        self.listen(self.freezer.frozen and not self.freezer.left)
         self._told_of_vm = False
+
+    def import_(self, text: bytes, name: str, now: float) -> dict[str, object]:
+        """Take up another host's state, and announce the VM. Raises VTLError: nothing has changed."""
+        heard = [one for one in self.freezer.table if one.vm_nxt is not None] if self.guest.runs else []
+        self.take_up(text, name, now)
+        frozen = self.freezer.frozen
+        told: dict[str, object] = {"vm": self.vm, "announced": 0}
+        if frozen:
+            self.start(now)
+            told = self.announce(now)
+            self._imported = not self.guest.runs
+        if self.guest.runs:  # it was faster than what is known of it
+            self.freezer.catch_up(heard, now)
+            self.stop(now)
+        return {**told, "frozen": self.freezer.frozen, "connections": len(self.freezer.table)}
 
     def status(self, now: float) -> dict[str, object]:
         """Return whether the VM is away, and what is known."""
@@ -194,6 +248,7 @@ class Freeze(Stage):
             "freeze": {
                 "vm": self.vm,
                 "frozen": freezer.frozen,
+                "left": freezer.left,
                 "frozen_s": round(now - freezer.frozen_at, 3) if freezer.frozen else 0.0,
                 "speaks": freezer.frozen and freezer.heard_vm,
                 "connections": len(table),
@@ -206,6 +261,7 @@ class Freeze(Stage):
                 "one_in": self._one_in,
                 "missed": 0 if self.ring is None else self.ring.missed,
                 "state": "" if self.snapshot is None else str(self.snapshot.path),
+                "qmp": None if self.monitor is None else self.monitor.status(),
             }
         }
 
@@ -256,10 +312,9 @@ def _verbs(stage: Freeze) -> dict[str, Any]:
             beside.unlink()
         except OSError as e:
             raise VTLError(f"{beside}: {e.strerror}; run import as the service's user") from None
-        stage.take_up(text, str(request.get("name")), clock())
-        told = stage.announce(clock()) if stage.freezer.frozen else {"vm": stage.vm, "announced": 0}
+        told = stage.import_(text, str(request.get("name")), clock())
         later()
-        return {**told, "frozen": stage.freezer.frozen, "connections": len(stage.freezer.table)}
+        return told
 
     return {
         "start": start,
@@ -275,7 +330,9 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.import")
 
 
-def _serve(iface: str, vm: str, mac: str | None, state_file: Path | None, options: "Options") -> None:
+def _serve(
+    iface: str, vm: str, mac: str | None, qmp: str | None, state_file: Path | None, options: "Options"
+) -> None:
     if not iface:
         raise click.UsageError("give --iface: the interface that the VM is behind, or a link to its network")
     overlay = ":" in iface
@@ -317,6 +374,10 @@ def _serve(iface: str, vm: str, mac: str | None, state_file: Path | None, option
             from vtl_tools.common.device.ring import Ring
 
             stage.hear_through(Ring(iface, freezer.hear, mark=MARK))
+        if qmp is not None:
+            from vtl_tools.common.qmp import Monitor
+
+            stage.follow(Monitor(qmp, stage.on_qemu))
         return stage
 
     cli.run(make_stage, make_links, options, guard="off", verbs=_verbs)
@@ -342,6 +403,7 @@ def _run_options(function: Any) -> Any:
     for option in (
         cli.common_options,
         click.option("--state", "state_file", type=path, metavar="FILE", help="Where to keep what is known."),
+        click.option("--qmp", metavar="SOCKET", help="Freeze and thaw as this monitor of QEMU tells."),
         click.option("--mac", metavar="MAC", help="The VM's Ethernet address.  [default: learned]"),
         click.option("--vm", default="", metavar="NAME", help="A name for the VM, by which verbs find it."),
         cli.iface_option(),
@@ -352,21 +414,25 @@ def _run_options(function: Any) -> Any:
 
 @click.group(TOOL, cls=cli.Tool)
 @_run_options
-def main(iface: str, vm: str, mac: str | None, state_file: Path | None, options: "Options") -> None:
+def main(
+    iface: str, vm: str, mac: str | None, qmp: str | None, state_file: Path | None, options: "Options"
+) -> None:
     """Keep a VM's TCP connections alive while it is suspended, or migrates, for as long as that takes.
 
     \b
     vtl-freeze run --iface vnet0 &
     virsh suspend VM; vtl-freeze start; ...; virsh resume VM; vtl-freeze stop
     """
-    _serve(iface, vm, mac, state_file, options)
+    _serve(iface, vm, mac, qmp, state_file, options)
 
 
 @main.command(epilog=cli.EPILOG)
 @_run_options
-def run(iface: str, vm: str, mac: str | None, state_file: Path | None, options: "Options") -> None:
+def run(
+    iface: str, vm: str, mac: str | None, qmp: str | None, state_file: Path | None, options: "Options"
+) -> None:
     """Follow the VM's connections, and do what the other verbs ask. The word may be left out."""
-    _serve(iface, vm, mac, state_file, options)
+    _serve(iface, vm, mac, qmp, state_file, options)
 
 
 # --- verbs
