@@ -59,11 +59,11 @@ def test_a_monitor_is_told_that_a_machine_stops_and_goes_on(lab):
     while not operator.up:
         assert select.select([operator], [], [], 10)[0]
         operator.poll(0.0)
-    operator._ask("stop", {})
+    operator._ask("stop")
     wait_for("STATUS", "STOP")
-    operator._ask("cont", {})
+    operator._ask("cont")
     wait_for("STATUS", "STOP", "RESUME")
-    operator._ask("quit", {})
+    operator._ask("quit")
     wait_for("STATUS", "STOP", "RESUME", "SHUTDOWN")
     for one in operator, monitor:
         one.close()

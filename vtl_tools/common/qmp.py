@@ -88,8 +88,11 @@ class Monitor:
         if "QMP" in message:
             # Else QEMU would not tell of a migration; it refuses while one is under way, which does no harm.
             events = {"capabilities": [{"capability": "events", "state": True}]}
-            asked = ("qmp_capabilities", {}), ("migrate-set-capabilities", events), ("query-status", {})
-            self.up = all(self._ask(command, arguments) for command, arguments in asked)
+            self.up = (
+                self._ask("qmp_capabilities")
+                and self._ask("migrate-set-capabilities", **events)
+                and self._ask("query-status")
+            )
             return
         said, event, data = message.get("return"), message.get("event"), message.get("data")
         if isinstance(event, str):
@@ -97,7 +100,7 @@ class Monitor:
         elif isinstance(said, dict) and "running" in said:
             self.told("STATUS", said, now)
 
-    def _ask(self, command: str, arguments: dict[str, Any]) -> bool:
+    def _ask(self, command: str, **arguments: Any) -> bool:
         if self._sock is None:
             return False
         try:
