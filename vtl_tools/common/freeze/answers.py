@@ -30,7 +30,7 @@ class Pace:
     __slots__ = ("_burst_s", "_each_s")
 
     def __init__(self, per_s: float, burst: int) -> None:
-        self._each_s, self._burst_s = 1 / per_s, (burst - 1) / per_s
+        self._each_s, self._burst_s = 1 / per_s, (burst - 0.5) / per_s  # sums of floats are not exact
 
     def take(self, may_at: float, now: float) -> float | None:
         """Return the state after one more; None: it is too soon. may_at: the state before, 0 at first."""

@@ -19,6 +19,7 @@ RAISED: Final = 16  # the peer did not believe the shut window: SEG.SEQ is one h
 USER_TIMEOUT: Final = 32  # the peer has told of a user timeout (RFC 5482)
 ACK_LATER: Final = 64  # the held acknowledgement came after the held head
 CLOSED: Final = 128  # it will be forgotten
+HEARD_WHOLE: Final = 256  # the peer's numbers are from segments whose checksum was looked at
 
 GAP: Final = 1 << 26
 """Octets that may have passed unseen, where not all is seen."""
@@ -89,15 +90,19 @@ class Connection:
 
     # --- what the peer sends
 
-    def peer_sent(self, segment: Segment, doubt: bool) -> bool:
+    def peer_sent(self, segment: Segment, doubt: bool, whole: bool = False) -> bool:
         """Follow a segment of the peer that has an ACK; tell whether it can be of the connection.
 
         doubt: whether segments of the VM may have passed unseen. An ACK of what was never sent is somebody
-        else's guess (RFC 5961 section 5), and nothing is learned from it.
+        else's guess (RFC 5961 section 5), and nothing is learned from it. whole: its checksum is right; in
+        doubt, the first such one is believed more than all that was only overheard, which may be damaged.
         """
         _, seq, ack, flags, window, length, tsval, tsecr, _, _, _ = segment
         if not self._may_acknowledge(ack, doubt):
             return False
+        if whole and doubt and not self.flags & HEARD_WHOLE:
+            self.flags |= HEARD_WHOLE
+            self.peer_ack = self.peer_nxt = self.peer_tsval = None
         if self.peer_ack is None or seq_ge(ack, self.peer_ack):
             self.peer_ack, self.peer_window = ack, window
         end = seq_add(seq, length)
@@ -106,7 +111,7 @@ class Connection:
         if tsval is not None and tsecr is not None:
             if self.peer_tsval is None or seq_gt(tsval, self.peer_tsval):
                 self.peer_tsval = tsval
-            if doubt or self.vm_tsval is None:
+            if whole and (doubt or self.vm_tsval is None):
                 self.vm_tsval = tsecr if self.vm_tsval is None else seq_max(tsecr, self.vm_tsval)
         if flags & FIN:
             self.flags |= PEER_FIN

@@ -10,7 +10,7 @@ from typing import Final
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.freeze import answers
-from vtl_tools.common.freeze.connection import ACK_LATER, GAP, RAISED, SPOKE, Connection
+from vtl_tools.common.freeze.connection import ACK_LATER, GAP, HEARD_WHOLE, RAISED, SPOKE, Connection
 from vtl_tools.common.freeze.headers import Segment, ethernet_back, is_intact, parse
 from vtl_tools.common.freeze.proof import Proof
 from vtl_tools.common.freeze.table import Table
@@ -122,7 +122,7 @@ class Freezer:
         """Forget what concerns only the VM's absence."""
         self.table.release(connection)
         connection.proof, connection.probes, connection.repeated = None, 0, 0
-        connection.flags &= ~(SPOKE | RAISED | ACK_LATER)
+        connection.flags &= ~(SPOKE | RAISED | ACK_LATER | HEARD_WHOLE)
 
     def _forget(self) -> None:
         for connection in (*self.thawing, *self.touched.values()):
@@ -156,7 +156,9 @@ class Freezer:
     # --- what is heard
 
     def hear(self, frame: Buffer, from_vm: bool, now: float) -> None:
-        """Follow a frame that is overheard: it may be cut behind its TCP header, and late."""
+        """Follow a frame that is overheard: it may be cut behind its TCP header, damaged, and late."""
+        if self.frozen and not from_vm:
+            return  # it comes as a whole, to from_peer()
         try:
             connection = self.table.hear(frame, from_vm, now)
         except Malformed:
@@ -191,7 +193,8 @@ class Freezer:
             self._neighbour(frame, now)
             return
         if self.is_quiet(now):
-            self.hear(frame, False, now)
+            if not self.frozen:
+                self.hear(frame, False, now)
             return
         if not is_intact(frame, segment):
             self.unanswered["checksum"] += 1
@@ -242,7 +245,7 @@ class Freezer:
             self.unanswered["no-ack"] += 1
             return
         doubt = self.table.doubts(connection)
-        if not connection.peer_sent(segment, doubt):
+        if not connection.peer_sent(segment, doubt, whole=True):
             self.unanswered["bad-ack"] += 1
             self._answer(connection, now)
             return

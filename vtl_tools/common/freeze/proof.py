@@ -17,6 +17,8 @@ from vtl_tools.common.packet.seq import seq_add, seq_gt, seq_lt
 
 APART_S: Final = 0.15
 """What comes again sooner is a copy, or recovery: retransmission timers are 0.2 s at least, less a tick."""
+PROBES_APART_S: Final = 0.9
+"""The same for probes: keep-alives are a second apart at least, and nothing is so late twice."""
 GROWS: Final = 1.4
 """A timer doubles its pause; the network may shorten it."""
 LONGEST_S: Final = 45.0
@@ -29,19 +31,21 @@ class Proof:
     """What was seen of one peer since the VM is away. now: seconds."""
 
     __slots__ = (
-        "_above", "_count", "_empty", "_empty_at", "_empty_count", "_last", "_pause", "_seq", "asked",
+        "_below", "_count", "_empty", "_empty_at", "_last", "_pause", "_seq", "asked",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._seq: int | None = None
         self._count, self._last, self._pause = 0, 0.0, 0.0
         self._empty: int | None = None
-        self._empty_count, self._above, self._empty_at = 0, 0, 0.0
+        self._below, self._empty_at = 0, 0.0
         self.asked = False
-        """Whether the peer was asked what it sends next; it will answer by an empty segment that says so."""
+        """Whether the peer was asked what it sends next, as its last empty segment may be a probe."""
 
     def data(self, seq: int, now: float) -> int | None:
         """Take a segment with data or a FIN; return SND.UNA if that is proven."""
+        if self._empty is not None and not seq_gt(seq, self._empty):
+            self._empty = None  # what comes again is not acknowledged, so no probe was before it
         first = self._seq
         if first is None or seq_lt(seq, first) or (seq != first and now - self._last > PATIENCE_S):
             self._seq, self._count, self._last, self._pause = seq, 1, now, 0.0
@@ -57,18 +61,18 @@ class Proof:
     def empty(self, seq: int, highest: int | None, now: float) -> int | None:
         """Take a segment without data; return SND.UNA if that is proven.
 
-        highest: behind all that the peer was seen to have sent. An ordinary acknowledgement is there or
-        further; what is before it is a probe, or late.
+        highest: behind all that the peer was seen to have sent. An ordinary acknowledgement is there; a probe
+        is one before, as it is sent only where nothing is on its way. What is before that is late.
         """
+        if highest is not None and seq_gt(highest, seq_add(seq, 1)):
+            return None
         first = self._empty
         if first is None or seq_lt(seq, first) or (seq != first and now - self._empty_at > PATIENCE_S):
-            self._empty, self._empty_count, self._empty_at = seq, 1, now
-            self._above = 0
+            self._empty, self._empty_at, self.asked = seq, now, False
+            self._below = 0
             return None
-        if seq != first or now - self._empty_at < APART_S:
+        if seq != first or now - self._empty_at < PROBES_APART_S:
             return None
-        self._empty_count, self._empty_at = self._empty_count + 1, now
-        self._above += highest is not None and seq_gt(highest, seq)
-        if self._above >= (1 if self.asked else 2) and self._empty_count >= (2 if self.asked else 3):
-            return seq_add(seq, 1)
-        return None
+        self._empty_at = now
+        self._below += highest == seq_add(seq, 1)
+        return seq_add(seq, 1) if self._below >= 2 else None

@@ -24,7 +24,13 @@ _NUMBERS: Final = {
     "peer_ack": _U32, "peer_nxt": _U32, "peer_tsval": _U32,
 }  # fmt: skip
 """Fields that may be unknown, and the largest value of each."""
-_COUNTS: Final = {"vm_window": 0xFFFF, "peer_window": 0xFFFF, "flags": 0xFF, "probes": _U32, "repeated": _U32}
+_COUNTS: Final = {
+    "vm_window": 0xFFFF,
+    "peer_window": 0xFFFF,
+    "flags": 0x1FF,
+    "probes": _U32,
+    "repeated": _U32,
+}
 _SECONDS_MAX: Final = 1e9
 
 

@@ -1,0 +1,62 @@
+"""What proves where a peer's SND.UNA is, and what does not."""
+
+from vtl_tools.common.freeze.proof import Proof
+
+
+def data(*seen):
+    """The first number proven by segments at (when, seq), as the index of the segment and the number."""
+    proof = Proof()
+    for i, (now, seq) in enumerate(seen):
+        if (number := proof.data(seq, now)) is not None:
+            return i, number
+    return None
+
+
+def test_a_retransmission_timer_proves_the_head():
+    assert data((0, 100), (0.2, 100), (0.6, 100)) == (2, 100)
+    assert data((0, 100), (60, 100), (120, 100)) == (2, 100)
+
+
+def test_a_tail_loss_probe_proves_nothing_even_if_the_head_is_lost():
+    assert data((0, 300), (0.4, 300)) is None
+    assert data((0, 300), (0.4, 300), (1.0, 100), (1.6, 300), (1.8, 100), (3.4, 100)) == (5, 100)
+
+
+def test_copies_and_recovery_prove_nothing():
+    assert data((0, 100), (0.01, 100), (0.02, 100), (0.1, 100)) is None
+    assert data((0, 100), (0.2, 100), (0.4, 100), (0.6, 100), (0.8, 100)) is None
+
+
+def test_what_is_before_begins_anew():
+    assert data((0, 200), (0.2, 200), (0.3, 100), (0.6, 200), (1.4, 200)) is None
+    assert data((0, 100), (1000, 200), (1001, 200), (1003, 200)) == (3, 200)
+
+
+def empty(*seen):
+    proof = Proof()
+    for i, (now, seq, highest) in enumerate(seen):
+        if (number := proof.empty(seq, highest, now)) is not None:
+            return i, number
+    return None
+
+
+def test_a_probe_is_before_what_is_next():
+    assert empty((0, 99, 100), (1, 99, 100), (2, 99, 100)) == (2, 100)
+
+
+def test_an_acknowledgement_is_no_probe():
+    assert empty(*((i, 100, 100) for i in range(9))) is None
+    assert empty(*((i, 100, None) for i in range(9))) is None
+
+
+def test_what_is_late_is_no_probe():
+    assert empty(*((i / 10, 99, 100) for i in range(9))) is None
+    assert empty(*((i, 99, 5000) for i in range(9))) is None
+
+
+def test_what_comes_again_has_no_probe_before_it():
+    proof = Proof()
+    proof.empty(99, 100, 0)
+    proof.empty(99, 100, 1)
+    proof.data(99, 1.5)
+    assert proof.empty(99, 100, 2) is None

@@ -1,0 +1,145 @@
+"""What is followed while the VM is there: maxima, in bounded room."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtl_tools.common.errors import Malformed
+from vtl_tools.common.freeze import table as table_module
+from vtl_tools.common.freeze.freezer import Freezer
+from vtl_tools.common.freeze.headers import parse
+from vtl_tools.common.freeze.table import Table
+
+
+def numbers(connection):
+    return connection.vm_window, connection.vm_scale, connection.vm_tsval, connection.peer_tsval
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_both_ends_numbers_are_followed(new_talk, version):
+    talk = new_talk(version)
+    talk.peer("S", 0)
+    talk.vm("S.", 0, 1, window=65_535, scale=7)
+    assert numbers(talk.connection) == (511, 7, 1000, None)
+    talk.peer(".", 1, 1, stamps=(5001, 1000))
+    talk.vm(".", 1, 1, stamps=(1002, 5001), window=400)
+    assert numbers(talk.connection) == (400, 7, 1002, 5001)
+
+
+def test_what_comes_late_takes_nothing_back(new_talk):
+    talk = new_talk().open()
+    before = talk.connection.vm_ack, talk.connection.peer_ack, numbers(talk.connection)
+    talk.vm(".", 1, 501, stamps=(990, 4000), window=3)
+    talk.peer(".", 1, 1, stamps=(4000, 900), window=3)
+    assert (talk.connection.vm_ack, talk.connection.peer_ack, numbers(talk.connection)) == before
+
+
+def test_without_scaling_at_the_peer_the_vm_does_not_scale(new_talk):
+    talk = new_talk()
+    talk.vm("S", 0)
+    frame = talk._frame(False, "S.", 0, 1, 0, (5000, 1000), None, scale=None)
+    talk.freezer.hear(memoryview(frame), False, talk.now)
+    assert talk.connection.vm_scale == 0
+
+
+def test_a_connection_anew_forgets_the_one_before(new_talk):
+    talk = new_talk().open()
+    talk.vm("S.", 70_000, 90_001)
+    assert talk.connection.peer_ack is None
+    assert (talk.connection.vm_ack + 5000) % 2**32 == 90_001
+
+
+def test_a_reset_of_the_vm_ends_it_and_floods_leave_nothing(new_talk):
+    talk = new_talk().open()
+    talk.vm("R", 201)
+    for port in range(100):
+        talk.port = port
+        talk.peer("S", 0)
+        talk.vm("R.", 0, 1)
+        talk.peer(".", 1, 1, 10)
+    assert list(talk.freezer.table) == []
+
+
+def test_closed_connections_make_room_first_then_idle_ones(new_talk):
+    talk = new_talk()
+    talk.freezer.table = table = Table(3)
+    for port, idle_s in (1, 0.0), (2, 100.0), (3, 100.0):
+        talk.port = port
+        talk.open()
+        talk.now += idle_s
+    talk.vm("F.", 201, 1001)
+    talk.peer("F.", 1001, 202)
+    ports = []
+    for port in 4, 5, 6:
+        talk.port = port
+        talk.open()
+        ports.append(sorted(int.from_bytes(one.key[10:12], "big") for one in table))
+    assert ports == [[1, 2, 4], [2, 4, 5], [4, 5, 6]]
+    assert table.evicted == 3
+
+
+def test_closed_connections_go_in_time(new_talk):
+    talk = new_talk().open()
+    for _ in range(3):
+        talk.vm("F.", 201, 1001)
+        talk.peer("F.", 1001, 202)
+    talk.now += table_module.CLOSED_S + 1
+    talk.port = 5
+    talk.open()
+    assert len(talk.freezer.table) == 1
+
+
+def test_what_is_kept_is_bounded(new_talk, monkeypatch):
+    monkeypatch.setattr(table_module, "HELD_MAX", 3000)
+    talk = new_talk()
+    for port in range(5):
+        talk.port = port
+        talk.open()
+    talk.freeze()
+    for port in range(5):
+        talk.port = port
+        talk.peer(".", 1001, 201, 1000)
+    assert talk.freezer.table.held <= 3000
+    assert talk.freezer.unanswered["not-kept"] == 3
+    talk.thaw()
+    assert talk.freezer.table.held == 0
+
+
+@given(octets=st.binary(max_size=200), from_vm=st.booleans(), frozen=st.booleans())
+def test_whatever_comes_is_followed_or_malformed(octets, from_vm, frozen):
+    frame = bytearray(octets)
+    with pytest.raises(Malformed) if len(octets) < 40 else _nothing():
+        parse(frame, from_vm)
+    freezer = Freezer()
+    if frozen:
+        freezer.start(0.0)
+    freezer.hear(memoryview(frame), from_vm, 1.0)
+    freezer.from_vm(frame, 1.0)
+    freezer.from_peer(frame, 3.0)
+
+
+class _nothing:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        return kind is not None and issubclass(kind, Malformed)
+
+
+@given(data=st.data())
+def test_damaged_segments_are_followed_or_malformed(data):
+    from freeze_talk import Talk
+
+    talk = Talk(data.draw(st.sampled_from([4, 6])), vlan=data.draw(st.sampled_from([None, 7]))).open()
+    if data.draw(st.booleans()):
+        talk.freeze()
+    for _ in range(3):
+        frame = talk._frame(
+            False, data.draw(st.sampled_from([".", "S.", "R", "F."])), 1001, 201, 5, (1, 1), None
+        )
+        frame[0] = 1  # so that the checksum is nobody's business
+        for _ in range(data.draw(st.integers(0, 4))):
+            frame[data.draw(st.integers(10, len(frame) - 1))] = data.draw(st.integers(0, 255))
+        cut = memoryview(frame)[: data.draw(st.integers(10, len(frame)))]
+        talk.freezer.from_peer(cut, talk.now)
+        talk.freezer.hear(cut, data.draw(st.booleans()), talk.now)
