@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FILE = Random(1).randbytes(3_000_000)
-CHUNK = 10_000
+CHUNK, BLOCK = 10_000, 50_000
 MAC = "52:54:00:f0:00:01"
 PEER, PEER6, GUEST, GUEST6 = "10.0.0.1", "fd00::1", "10.0.0.2", "fd00::2"
 GONE, HELD, HELD6 = "10.0.0.3", "10.0.0.4", "fd00::4"
@@ -119,9 +119,9 @@ class World:
         lab.veth(self.peer, "eth0", lan, "peer")
         self.gone = lab.host("gone")
         lab.veth(self.gone, "eth0", lan, "gone")
-        self.held = lab.host("held")
-        lab.veth(self.held, "eth0", self.here.host, "vm0")
-        self.here.host.run("ip", "link", "set", "dev", "vm0", "master", "br0")
+        self.one, self.held = self.here, lab.host("held")
+        lab.veth(self.held, "eth0", self.one.host, "vm0")
+        self.one.host.run("ip", "link", "set", "dev", "vm0", "master", "br0")
         lab.bridge(lan, "br0", ["one", "two", "peer", "gone"])
         self.held.addr("eth0", f"{HELD}/24", f"{HELD6}/64")
         self.peer.addr("eth0", f"{PEER}/24", f"{PEER6}/64")
@@ -339,14 +339,11 @@ def test_a_peer_that_does_not_believe_a_window_that_shrinks_to_nothing(world):
     lost.run("ip", "link", "set", "dev", "eth0", "up")
     guest.put("/tmp/data", FILE)
     guest.sh(f"echo {PATIENCE['tcp_retries2']} >/proc/sys/net/ipv4/tcp_retries2", check=True)
-    send = f"for at in $(seq {len(FILE) // CHUNK}); do dd bs={CHUNK} count=1; usleep 20000; done"
+    send = f"for at in $(seq {len(FILE) // BLOCK}); do dd bs={BLOCK} count=1; usleep 50000; done"
     for port in 5000, 5001:
-        guest.sh(
-            f"({send} </tmp/data 2>/dev/null | nc -l -p {port} 2>/tmp/{port}; echo >>/tmp/{port}) >/dev/null &",
-            check=True,
-        )
+        guest.sh(f"({send} </tmp/data 2>/dev/null | nc -l -p {port} 2>/tmp/{port}) >/dev/null &", check=True)
         until(lambda port=port: guest.sh(f"netstat -ltn | grep :{port}").status == 0, "a server in the guest")
-    with world.here.vtl_freeze(tap="vm0") as service, ExitStack() as stack:
+    with world.one.vtl_freeze(tap="vm0") as service, ExitStack() as stack:
         downloads = []
         for host, address in (held, (GUEST6, 5000)), (lost, (GUEST, 5001)):
             with host.enter():
@@ -354,7 +351,7 @@ def test_a_peer_that_does_not_believe_a_window_that_shrinks_to_nothing(world):
             downloads.append(sock)
         got = [bytearray(), bytearray()]
         for sock, some in zip(downloads, got, strict=True):
-            while len(some) < CHUNK * 10:
+            while len(some) < 5 * BLOCK:
                 some += sock.recv(1 << 16)
         lost.run("ip", "link", "set", "dev", "eth0", "down")
         held.run("nft", "-f", "-", input=CUT)
