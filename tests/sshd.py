@@ -19,7 +19,8 @@ mount -n --move "$1/run" /run
 def options(key: str | Path, port: int) -> list[str]:
     """What ssh is to be called with."""
     words = ["-i", str(key), "-p", str(port), "-F", "none"]
-    for option in "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "LogLevel=ERROR":
+    known = "UserKnownHostsFile=/dev/null"
+    for option in "StrictHostKeyChecking=no", known, "BatchMode=yes", "LogLevel=ERROR":
         words += ["-o", option]
     return words
 

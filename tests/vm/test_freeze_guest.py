@@ -179,7 +179,7 @@ class World:
             sender[0].sendall(b"?")
             idler[0].setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for sock in (*sender, *idler):
-                with pytest.raises(OSError, match="timed out|No route"):
+                with pytest.raises(OSError, match=r"timed out|No route"):
                     sock.recv(1)
 
 
@@ -264,7 +264,7 @@ class Work:
         """All of it."""
         self.serving.join()
         assert self.server_error in GIVEN_UP
-        with pytest.raises(OSError, match="timed out|No route") as caught:
+        with pytest.raises(OSError, match=r"timed out|No route") as caught:
             self.idle.recv(1)
         assert caught.value.errno in GIVEN_UP
         self.world.guest.sh("echo still there? 1<>/tmp/work/typed", check=True)

@@ -18,13 +18,13 @@ class Do(Enum):
     """It is another host's now: say nothing for it, and keep what is known."""
 
 
-_STANDS: Final = frozenset(
-    ("debug", "finish-migrate", "guest-panicked", "internal-error", "io-error", "paused", "save-vm",
-     "suspended", "watchdog")
+_STANDS: Final = (
+    "debug", "finish-migrate", "guest-panicked", "internal-error", "io-error", "paused", "save-vm",
+    "suspended", "watchdog",
 )  # fmt: skip
 """QEMU's words (RunState) for a VM that may go on here."""
-_COMES: Final = frozenset(("inmigrate", "prelaunch"))
-_LEFT: Final = frozenset(("completed", "postcopy-active"))
+_COMES: Final = ("inmigrate", "prelaunch")
+_LEFT: Final = ("completed", "postcopy-active")
 
 
 class Guest:
