@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cmd.tools import ROOT, SERVICES, TOOLS, arguments, command, options
-from vtl_tools.cmd import fw, tor
+from vtl_tools.cmd import freeze, fw, tor
 from vtl_tools.common import cli
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
@@ -17,6 +17,8 @@ from vtl_tools.common.errors import VTLError
 from vtl_tools.common.firewall.identity import Identity
 from vtl_tools.common.firewall.parser import parse
 from vtl_tools.common.firewall.policy import Policy
+from vtl_tools.common.freeze.freezer import Freezer
+from vtl_tools.common.freeze.report import RISKS
 from vtl_tools.common.relay.surroundings import KINDS
 
 PAGES = sorted((ROOT / "man").iterdir())
@@ -79,7 +81,7 @@ def test_a_page_lists_exactly_the_verbs_with_their_options_and_arguments(tool: s
     assert sorted(verb for verb, _ in lines) == sorted(command(tool).commands)
     for verb, rest in lines:
         assert flags(rest) == options(tool, verb), verb
-        of_none = re.sub(r"Fl -[\w-]+ Ar \S+", "", rest)
+        of_none = re.sub(r"Fl -?[\w-]+ Ar \S+", "", rest)
         assert set(re.findall(r"Ar (\w+)", of_none)) == arguments(tool, verb), verb
 
 
@@ -102,7 +104,7 @@ def test_shared_options_are_explained_in_the_overview() -> None:
     shared = {word for option in declared for word in (*option.opts, *option.secondary_opts)}
     assert shared <= explained
     for tool in SERVICES:
-        assert explained <= options(tool), tool
+        assert explained - options(tool) <= ({"--guard"} if tool == "vtl-freeze" else set()), tool
 
 
 def test_every_kind_of_link_is_explained() -> None:
@@ -163,6 +165,20 @@ def test_every_member_of_vtl_fws_own_status_is_explained() -> None:
         assert isinstance(value, dict)
         for key in value:
             assert re.search(rf"^(\.Cm )?{key}\b", text, re.M), key
+
+
+def test_vtl_freezes_page_explains_its_status_risks_and_reasons() -> None:
+    text = page("vtl-freeze")
+    status = freeze.Freeze(Freezer()).status(0.0)
+    assert items(section(text, "STATUS")) == list(status)
+    for value in status.values():
+        assert isinstance(value, dict)
+        for key in value:
+            assert re.search(rf"^\.Cm {key}\b", section(text, "STATUS"), re.M), key
+    assert items(section(text, "RISKS")) == list(RISKS)
+    source = (ROOT / "vtl_tools/common/freeze/freezer.py").read_text()
+    reasons = dict.fromkeys(re.findall(r'self\.unanswered\["([\w-]+)"\]', source))
+    assert sorted(items(section(text, "DROPS"))) == sorted(reasons)
 
 
 def test_every_reason_why_a_vm_may_not_send_is_explained() -> None:

@@ -363,6 +363,13 @@ def _serve(
 
     def make_stage() -> Freeze:
         freezer = Freezer(any_mac=own is None)
+        ring = None
+        if not overlay:
+            from vtl_tools.common.device.ring import Ring
+
+            ring = Ring(iface, freezer.hear, mark=MARK)
+        if state_file is None:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         snapshot = Snapshot(path, lambda now: state.dump(freezer, stage.vm, now))
         stage = Freeze(freezer, vm, listen=listen, snapshot=snapshot, overlay=overlay)
         if (text := snapshot.read(state.OCTETS_MAX)) is not None:
@@ -370,10 +377,8 @@ def _serve(
         if own is not None:
             freezer.table.macs.add(own)
         snapshot.save(time.monotonic())  # so that it is known at once whether that can be done
-        if not overlay:
-            from vtl_tools.common.device.ring import Ring
-
-            stage.hear_through(Ring(iface, freezer.hear, mark=MARK))
+        if ring is not None:
+            stage.hear_through(ring)
         if qmp is not None:
             from vtl_tools.common.qmp import Monitor
 
@@ -575,15 +580,10 @@ def _read(name: str) -> bytes:
 
 def _write(path: Path, text: bytes) -> None:
     """Replace a file as a whole; only its owner may read it, as there are users' data in it."""
-    import os
+    from vtl_tools.common.snapshot import replace
 
-    beside = path.with_name(f"{path.name}.new")
     try:
-        beside.unlink(missing_ok=True)
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(text)
-        beside.replace(path)
+        replace(path, [text])
     except OSError as e:
         raise VTLError(f"{path}: {e.strerror}; name a file that can be written") from None
 

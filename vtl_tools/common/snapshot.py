@@ -18,6 +18,19 @@ _NICE: Final = 10
 _PIECE: Final = 1 << 20
 
 
+def replace(path: Path, pieces: Iterable[bytes]) -> None:
+    """Replace a file as a whole by one of mode 0600, or leave it as it is. Raises OSError."""
+    beside = path.with_name(f"{path.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        beside.unlink()
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.writelines(pieces)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
 class Snapshot:
     """A service's source (stage.Source) that keeps one file. make: yields the file's text as it is now.
 
@@ -68,21 +81,12 @@ class Snapshot:
         return True
 
     def _write(self, now: float) -> None:
-        beside = self.path.with_name(f"{self.path.name}.new")
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.writelines(self.make(now))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.path)
+        replace(self.path, (piece.encode() for piece in self.make(now)))
 
     def save(self, now: float) -> None:
         """Write the state, and wait until that is done. Raises VTLError."""
         self._reap(wait=True)
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._write(now)
         except OSError as e:
             raise VTLError(f"{self.path}: {e.strerror}; choose another with --state") from None

@@ -1,4 +1,4 @@
-"""What QEMU tells of its guest, in the orders in which QEMU 7.2 tells it, and what the service makes of it."""
+"""What QEMU tells of its guest, in the orders in which QEMU 7.2 does, and what the service makes of it."""
 
 import json
 

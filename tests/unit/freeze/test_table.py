@@ -1,6 +1,9 @@
 """What is followed while the VM is there: maxima, in bounded room."""
 
+from contextlib import suppress
+
 import pytest
+from freeze_talk import Talk
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,14 +104,15 @@ def test_what_is_kept_is_bounded(new_talk, monkeypatch):
         talk.peer(".", 1001, 201, 1000)
     assert talk.freezer.table.held <= 3000
     assert talk.freezer.unanswered["not-kept"] == 3
-    talk.thaw()
+    talk.freezer.stop(talk.now)
+    talk.freezer.thaw()
     assert talk.freezer.table.held == 0
 
 
 @given(octets=st.binary(max_size=200), from_vm=st.booleans(), frozen=st.booleans())
 def test_whatever_comes_is_followed_or_malformed(octets, from_vm, frozen):
     frame = bytearray(octets)
-    with pytest.raises(Malformed) if len(octets) < 40 else _nothing():
+    with suppress(Malformed):
         parse(frame, from_vm)
     freezer = Freezer()
     if frozen:
@@ -118,18 +122,8 @@ def test_whatever_comes_is_followed_or_malformed(octets, from_vm, frozen):
     freezer.from_peer(frame, 3.0)
 
 
-class _nothing:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        return kind is not None and issubclass(kind, Malformed)
-
-
 @given(data=st.data())
 def test_damaged_segments_are_followed_or_malformed(data):
-    from freeze_talk import Talk
-
     talk = Talk(data.draw(st.sampled_from([4, 6])), vlan=data.draw(st.sampled_from([None, 7]))).open()
     if data.draw(st.booleans()):
         talk.freeze()
