@@ -12,13 +12,13 @@ from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import NotRunningError, SpecError, VTLError
 from vtl_tools.common.freeze import answers, state
 from vtl_tools.common.freeze.freezer import Freezer
-from vtl_tools.common.freeze.guest import Do, Guest
+from vtl_tools.common.freeze.guest import Follower
 from vtl_tools.common.freeze.report import report as report_of
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.stage import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from vtl_tools.common.device.ring import Ring
     from vtl_tools.common.qmp import Monitor
@@ -32,8 +32,8 @@ HEARD_PER_S: Final = 8000.0
 """Segments that are looked at each second; of more, a sample."""
 ONE_IN_MAX: Final = 256
 SAVE_S: Final = 5.0
-SAVE_SHARE: Final = 50.0
-"""Writing takes at most one part in so many of the time, while the VM is there."""
+SAVE_SHARES: Final = 50.0, 20.0
+"""Writing takes at most one part in so many of the time: while the VM is there, and while it is away."""
 SAVED_AT_ONCE_S: Final = 0.05
 """How long peers are answered first, before the state is written."""
 
@@ -61,9 +61,13 @@ class Freeze(Stage):
         self.ring: Ring | None = None
         self._looked_at, self._heard, self._one_in, self._missed = 0.0, 0, 1, 0
         self._save_at, self._saving_since, self._save_cost_s = 0.0, 0.0, 0.0
-        self._told_of_vm = self._imported = False
-        self.guest = Guest()
+        self._told_of_vm = False
+        self.qemu = Follower(self)
         self.monitor: Monitor | None = None
+        self._gaps = False
+        self._saved: tuple[object, ...] = ()
+        self.heard = 0
+        """Frames that came by the one link."""
         if snapshot is not None:
             self.sources.append(snapshot)
 
@@ -73,7 +77,7 @@ class Freeze(Stage):
         self.sources.append(ring)
 
     def follow(self, monitor: "Monitor") -> None:
-        """Do what QEMU tells to do; its monitor tells on_qemu()."""
+        """Do what QEMU tells to do; its monitor tells qemu.told()."""
         self.monitor = monitor
         self.capabilities = frozenset({privilege.DAC_OVERRIDE})  # it is QEMU's user's
         self.sources.append(monitor)
@@ -94,6 +98,7 @@ class Freeze(Stage):
 
     def _on_overlay(self, batch: Batch, now: float) -> None:
         freezer = self.freezer
+        self.heard += batch.count
         for frame in batch:
             if bytes(frame[VNET + 6 : VNET + 12]) not in freezer.table.macs:
                 freezer.from_peer(frame, now)
@@ -107,11 +112,15 @@ class Freeze(Stage):
         freezer = self.freezer
         if freezer.to_network or freezer.to_vm:
             to_network, to_vm = freezer.take()
-            self.send(self.network, [(frame,) for frame in to_network], now)
-            self.send(0, [(frame,) for frame in to_vm], now)
+            self._say(self.network, to_network, now)
+            self._say(0, to_vm, now)
         if freezer.heard_vm and not self._told_of_vm:
             self._told_of_vm = True
             self.event("speaks", vm=self.vm)
+
+    def _say(self, port: int, frames: "Sequence[bytes | bytearray]", now: float) -> None:
+        if frames:
+            self.send(port, [(bytes(frame),) for frame in frames], now)
 
     # --- time
 
@@ -131,18 +140,31 @@ class Freeze(Stage):
             return
         if self._saving_since and not self.snapshot.is_writing:
             self._save_cost_s, self._saving_since = now - self._saving_since, 0.0
-        if now >= self._save_at and not self._saving_since:
+        if now >= self._save_at and not self._saving_since and self._saved != self._seen_so_far():
             self.save(now)
 
     def save(self, now: float) -> None:
         """Begin to write the state."""
         if self.snapshot is None:
             return
-        self._save_at = now  # again, where one is under way that is older
+        self._save_at, self._saved = now, ()  # again, where one is under way that is older
         if self.snapshot.begin(now):
             self._saving_since = now
-            pause_s = 0.0 if self.freezer.frozen else SAVE_SHARE * self._save_cost_s
-            self._save_at = now + max(SAVE_S, pause_s)
+            self._saved = self._seen_so_far()
+            self._save_at = now + max(SAVE_S, SAVE_SHARES[self.freezer.frozen] * self._save_cost_s)
+
+    def _seen_so_far(self) -> tuple[object, ...]:
+        """Return what differs when there is something new to be written."""
+        freezer = self.freezer
+        told = (
+            freezer.frozen,
+            freezer.left,
+            freezer.answered,
+            len(freezer.touched),
+            len(freezer.resets),
+            freezer.table.held,
+        )
+        return (*told, 0 if self.ring is None else self.ring.frames, self.heard)
 
     def _sample(self, now: float) -> None:
         """Have the ring keep so many segments as can be looked at for next to nothing."""
@@ -156,48 +178,28 @@ class Freeze(Stage):
             one_in *= 2
         missed = ring.missed
         ring.status()
-        self.freezer.table.missed(one_in > 1 or self._one_in > 1 or ring.missed > missed)
+        gaps = one_in > 1 or self._one_in > 1 or ring.missed > missed
+        self.freezer.table.missed(gaps or self._gaps)  # what is heard next may be from before
+        self._gaps = gaps
         if one_in != self._one_in:
             self._one_in = one_in
             ring.sample(one_in)
 
-    # --- what QEMU tells
-
-    def on_qemu(self, event: str, data: dict[str, Any], now: float) -> None:
-        """Take an event of the VM's QEMU."""
-        do = self.guest.told(event, data)
-        if do is Do.START:
-            self.start(now)
-        elif do is Do.LEAVE:
-            self.leave(now)
-        elif do in (Do.STOP, Do.ARRIVE):
-            self._go_on(now, arrived=do is Do.ARRIVE)
-        if do is not Do.NOTHING:
-            self._save_at = now
-
-    def _go_on(self, now: float, *, arrived: bool) -> None:
-        """The VM runs here. What was kept of one that had left is of use only if it never arrived there."""
-        if not arrived:
-            self.freezer.left = False
-        if arrived or self._imported:
-            self._imported = False
-            self.announce(now)
-        self.stop(now)
+    # --- what an operator asks, or QEMU
 
     def leave(self, now: float) -> None:
         """Fall silent, since the VM is another host's, and be ready to tell that one what is known."""
         self.freezer.leave(now)
         self.listen(False)
+        self._save_at = now
         self.event("left", vm=self.vm, connections=len(self.freezer.table))
-
-    # --- what an operator asks
 
     def start(self, now: float) -> dict[str, object]:
         """Speak for the VM from now on."""
         began = self.freezer.start(now)
         if began:
             self.listen(True)
-            self._told_of_vm = False
+            self._told_of_vm, self._save_at = False, now
             self.event("frozen", vm=self.vm, connections=len(self.freezer.table))
         return {"vm": self.vm, "began": began, "connections": len(self.freezer.table)}
 
@@ -209,13 +211,14 @@ class Freeze(Stage):
             self.listen(False)
             freezer.thaw()
             self.settle(now)
+            self._save_at = now
             self.event("thawed", vm=self.vm, frozen_s=round(for_s, 3))
         return {"vm": self.vm, "ended": ended, "frozen_s": round(for_s, 3) if ended else 0.0}
 
     def announce(self, now: float) -> dict[str, object]:
         """Tell the network where the VM is now."""
         frames = answers.announcements(self.freezer.table.hosts)
-        self.send(self.network, [(bytes(frame),) for frame in frames], now)
+        self._say(self.network, frames, now)
         return {"vm": self.vm, "announced": len(frames)}
 
     def take_up(self, text: bytes, name: str, now: float) -> None:
@@ -224,21 +227,6 @@ class Freeze(Stage):
         self.vm = self.vm or vm
         self.listen(self.freezer.frozen and not self.freezer.left)
         self._told_of_vm = False
-
-    def import_(self, text: bytes, name: str, now: float) -> dict[str, object]:
-        """Take up another host's state, and announce the VM. Raises VTLError: nothing has changed."""
-        heard = [one for one in self.freezer.table if one.vm_nxt is not None] if self.guest.runs else []
-        self.take_up(text, name, now)
-        frozen = self.freezer.frozen
-        told: dict[str, object] = {"vm": self.vm, "announced": 0}
-        if frozen:
-            self.start(now)
-            told = self.announce(now)
-            self._imported = not self.guest.runs
-        if self.guest.runs:  # it was faster than what is known of it
-            self.freezer.catch_up(heard, now)
-            self.stop(now)
-        return {**told, "frozen": self.freezer.frozen, "connections": len(self.freezer.table)}
 
     def status(self, now: float) -> dict[str, object]:
         """Return whether the VM is away, and what is known."""
@@ -260,6 +248,7 @@ class Freeze(Stage):
                 "evicted": table.evicted,
                 "one_in": self._one_in,
                 "missed": 0 if self.ring is None else self.ring.missed,
+                "unsaved": 0 if self.snapshot is None else self.snapshot.failed,
                 "state": "" if self.snapshot is None else str(self.snapshot.path),
                 "qmp": None if self.monitor is None else self.monitor.status(),
             }
@@ -271,6 +260,8 @@ class Freeze(Stage):
 
 def _verbs(stage: Freeze) -> dict[str, Any]:
     import asyncio
+
+    from vtl_tools.common.snapshot import read
 
     clock = time.monotonic
 
@@ -295,11 +286,14 @@ def _verbs(stage: Freeze) -> dict[str, Any]:
         """Write the state, and tell in which file it is."""
         assert stage.snapshot is not None
         snapshot = stage.snapshot
+        before = snapshot.written
         for _again in range(2):  # a write that is under way may be from before
             while not snapshot.begin(clock()):
                 await asyncio.sleep(0.01)
         while snapshot.is_writing:
             await asyncio.sleep(0.01)
+        if snapshot.written == before:
+            raise VTLError(f"{snapshot.path}: cannot be written; see whether there is room")
         return {"file": str(snapshot.path)}
 
     def take_up(request: dict[str, Any]) -> dict[str, object]:
@@ -307,12 +301,11 @@ def _verbs(stage: Freeze) -> dict[str, Any]:
         assert stage.snapshot is not None
         beside = _beside(stage.snapshot.path)
         try:
-            with beside.open("rb") as file:
-                text = file.read(state.OCTETS_MAX + 1)
+            text = read(beside, state.OCTETS_MAX)
             beside.unlink()
         except OSError as e:
             raise VTLError(f"{beside}: {e.strerror}; run import as the service's user") from None
-        told = stage.import_(text, str(request.get("name")), clock())
+        told = stage.qemu.take_up(text, str(request.get("name")), clock())
         later()
         return told
 
@@ -382,7 +375,7 @@ def _serve(
         if qmp is not None:
             from vtl_tools.common.qmp import Monitor
 
-            stage.follow(Monitor(qmp, stage.on_qemu))
+            stage.follow(Monitor(qmp, stage.qemu.told))
         return stage
 
     cli.run(make_stage, make_links, options, guard="off", verbs=_verbs)
@@ -535,11 +528,9 @@ def export(file: str, iface: str | None, vm: str | None, json: bool) -> None:
     """Write what is known of the VM's connections to FILE, or to standard output, for another host."""
     from vtl_tools.common import control
 
-    told = control.ask(_one(iface, vm), "export", patience_s=60.0)
-    text = _read(told["file"])
+    text = _read(control.ask(_one(iface, vm), "export", patience_s=60.0)["file"])
     if file == "-":
-        sys.stdout.buffer.write(text)
-        sys.stdout.buffer.flush()
+        click.echo(text, nl=False)
     else:
         _write(Path(file), text)
         if json:
@@ -571,19 +562,19 @@ def import_(file: str, iface: str | None, vm: str | None, json: bool) -> None:
 
 
 def _read(name: str) -> bytes:
+    from vtl_tools.common.snapshot import read
+
     try:
-        with Path(name).open("rb") as file:
-            return file.read(state.OCTETS_MAX + 1)
+        return read(Path(name), state.OCTETS_MAX)
     except OSError as e:
         raise VTLError(f"{name}: {e.strerror}; name a file that can be read") from None
 
 
 def _write(path: Path, text: bytes) -> None:
-    """Replace a file as a whole; only its owner may read it, as there are users' data in it."""
     from vtl_tools.common.snapshot import replace
 
     try:
-        replace(path, [text])
+        replace(path, [text.decode()])
     except OSError as e:
         raise VTLError(f"{path}: {e.strerror}; name a file that can be written") from None
 

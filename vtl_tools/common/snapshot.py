@@ -1,6 +1,5 @@
 """A state on disk, written by a copy of the process: that stands still, and frames do not wait for it."""
 
-import contextlib
 import logging
 import os
 import signal
@@ -15,16 +14,20 @@ from vtl_tools.common.errors import VTLError
 log = logging.getLogger(__name__)
 
 _NICE: Final = 10
-_PIECE: Final = 1 << 20
 
 
-def replace(path: Path, pieces: Iterable[bytes]) -> None:
-    """Replace a file as a whole by one of mode 0600, or leave it as it is. Raises OSError."""
+def read(path: Path, most: int) -> bytes:
+    """Return what is in a file, at most `most` octets and one. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(most + 1)
+
+
+def replace(path: Path, pieces: Iterable[str]) -> None:
+    """Replace a file as a whole; only its owner may read it. Raises OSError."""
     beside = path.with_name(f"{path.name}.new")
-    with contextlib.suppress(FileNotFoundError):
-        beside.unlink()
+    beside.unlink(missing_ok=True)
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
+    with os.fdopen(fd, "w") as file:
         file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
@@ -53,18 +56,21 @@ class Snapshot:
     def read(self, most: int) -> bytes | None:
         """Return what is in the file, at most `most` octets and one; None: there is none. Raises VTLError."""
         try:
-            with self.path.open("rb") as file:
-                return file.read(most + 1)
+            return read(self.path, most)
         except FileNotFoundError:
             return None
         except OSError as e:
             raise VTLError(f"{self.path}: {e.strerror}; choose another with --state") from None
 
     def begin(self, now: float) -> bool:
-        """Write the state as it is now; False: the write before is not done yet."""
+        """Write the state as it is now; False: the write before is not done yet. See `written`, `failed`."""
         if self._child is not None:
             return False
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as e:  # the next try may do better
+            self._fail(e.strerror)
+            return True
         if not pid:
             status = 1
             try:
@@ -72,7 +78,7 @@ class Snapshot:
                 for number in signal.SIGTERM, signal.SIGINT:
                     signal.signal(number, signal.SIG_IGN)  # what is half written would be lost
                 os.nice(_NICE)
-                self._write(now)
+                replace(self.path, self.make(now))
                 status = 0
             finally:
                 os._exit(status)
@@ -80,14 +86,11 @@ class Snapshot:
         self._handle.watch(self._child[1])
         return True
 
-    def _write(self, now: float) -> None:
-        replace(self.path, (piece.encode() for piece in self.make(now)))
-
     def save(self, now: float) -> None:
         """Write the state, and wait until that is done. Raises VTLError."""
         self._reap(wait=True)
         try:
-            self._write(now)
+            replace(self.path, self.make(now))
         except OSError as e:
             raise VTLError(f"{self.path}: {e.strerror}; choose another with --state") from None
         self.written += 1
@@ -106,8 +109,16 @@ class Snapshot:
         self._handle.forget(fd)
         os.close(fd)
         self._child = None
-        self.written, self.failed = self.written + (not status), self.failed + bool(status)
+        if status:
+            self._fail("not written; see whether there is room")
+        else:
+            self.written += 1
         return True
+
+    def _fail(self, why: str | None) -> None:
+        if not self.failed:
+            log.warning("%s: %s", self.path, why)
+        self.failed += 1
 
     def close(self) -> None:
         """Write the state a last time, and give everything back. Idempotent."""

@@ -93,7 +93,7 @@ class Service(Freeze):
 
     def tell(self, *events):
         for event in events:
-            self.on_qemu(*event, self.talk.now)
+            self.qemu.told(*event, self.talk.now)
         return self
 
     def export(self):
@@ -133,7 +133,7 @@ def test_what_has_left_is_not_answered_for_and_can_be_exported(service, other):
     assert service.hears == [True, False]
     assert service.printed == ["frozen", "left"]
     assert service.status(service.talk.now)["freeze"]["left"]
-    told = other.tell(status("inmigrate"), COMPLETED).import_(service.export(), "x", other.talk.now)
+    told = other.tell(status("inmigrate"), COMPLETED).qemu.take_up(service.export(), "x", other.talk.now)
     assert told == {"vm": "web", "announced": 2, "frozen": True, "connections": 1}
     assert other.hears[-1] is True
     assert keep_alive(other) == [ANSWER]
@@ -199,7 +199,7 @@ def test_a_state_that_comes_after_the_vm_opens_the_windows_at_once(service, othe
     service.talk.peer(".", 1001, 201, 1000)
     service.tell(COMPLETED)
     other.tell(status("inmigrate"), COMPLETED, RESUME)
-    told = other.import_(service.export(), "x", other.talk.now)
+    told = other.qemu.take_up(service.export(), "x", other.talk.now)
     assert not told["frozen"]
     assert other.printed == ["frozen", "thawed"]
     assert len(other.sent) == 2 + 1 + 1, "two announcements, a window, and what the peer sent"
@@ -213,7 +213,7 @@ def test_a_state_that_comes_after_the_vm_does_not_undo_what_it_said(service, oth
     other.tell(status("inmigrate"), COMPLETED, RESUME)
     other.talk.vm("P.", 201, 2001, 50, stamps=(1100, 5000))
     other.talk.peer(".", 2001, 251, stamps=(5100, 1100))
-    other.import_(service.export(), "x", other.talk.now)
+    other.qemu.take_up(service.export(), "x", other.talk.now)
     assert len(other.sent) == 2 + 1, "two announcements, and what the peer sent, but no window"
     other.tell(STOP)
     assert other.talk.peer(".", 2000, 251, stamps=(5200, 1100)) == [(".", 251, 2001, 0, (1100, 5200))]
@@ -226,7 +226,7 @@ def test_a_state_of_a_vm_that_runs_knows_connections_beside_those_that_were_hear
     other.tell(RUNNING)
     other.talk.port += 1
     other.talk.open()
-    other.import_(service.export(), "x", other.talk.now)
+    other.qemu.take_up(service.export(), "x", other.talk.now)
     assert len(other.freezer.table) == 2
 
 
@@ -234,7 +234,7 @@ def test_the_monitor_needs_a_right_that_the_links_do_not(service, tmp_path):
     from vtl_tools.common.qmp import Monitor
 
     assert not service.capabilities
-    monitor = Monitor(str(tmp_path / "qmp"), service.on_qemu)
+    monitor = Monitor(str(tmp_path / "qmp"), service.qemu.told)
     service.follow(monitor)
     assert len(service.capabilities) == 1
     assert service.status(0.0)["freeze"]["qmp"] == {"socket": str(tmp_path / "qmp"), "up": False, "losses": 0}
