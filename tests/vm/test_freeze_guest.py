@@ -144,15 +144,21 @@ class World:
         self.uri = f"unix:{self.lab.dir}/incoming-{len(self.lab.guests)}"
         self.there.boot(args=("-incoming", self.uri, "-S"))
 
-    def migrate(self):
-        """Have the script move the guest, and its connections."""
+    def script(self, uri):
+        """Run the one that moves the guest, and its connections; return what went wrong."""
         here, there = self.here, self.there
         way = ("env", f"VTL_RUN={there.run}", "nsenter", f"--net={there.host.netns}", "sh", "-c")
-        here.command(
-            *(DOCS / "freeze-migrate", "--iface", here.tap, "--qmp", here.operator, "--uri", self.uri),
+        ran = here.host.run(
+            *(DOCS / "freeze-migrate", "--iface", here.tap, "--qmp", here.operator, "--uri", uri),
             *("--to", shlex.join(way), "--there-iface", there.tap, "--there-qmp", there.operator),
-        )
-        assert here.status()["left"]
+            env=here.env, timeout=LONG_S, check=False,
+        )  # fmt: skip
+        return (ran.returncode, ran.stderr) if ran.returncode else None
+
+    def migrate(self):
+        """Move the guest."""
+        assert self.script(self.uri) is None
+        assert self.here.status()["left"]
         self.moved()
 
     def moved(self):
@@ -215,6 +221,13 @@ class Work:
         self.serving.start()
         self.flows()
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.hurry.set()
+        self.idle.close()
+
     def serve(self, sock):
         """Answer as a server that takes its time, until it is told to hurry."""
         with sock:
@@ -249,7 +262,7 @@ class Work:
         until(lambda: self.read("idle") == b"still there?", "the idle one", LONG_S)
         self.world.guest.sh("echo yes >/tmp/work/said; echo bye >/tmp/work/typed", check=True)
         assert self.idle.recv(10) == b"yes\n"
-        self.idle.close()
+        self.idle.shutdown(socket.SHUT_WR)
         for name in "session", "file", "idle":
             until(lambda name=name: self.read(f"{name}.end"), f"the end of {name}", LONG_S)
             assert self.read(f"{name}.end") == b"0\n", self.read(name)
@@ -274,11 +287,10 @@ class Work:
 
 
 def test_stopped_and_gone_on_though_the_service_is_killed_meanwhile(world):
-    with world.here.vtl_freeze() as service:
-        work = Work(world)
+    with world.here.vtl_freeze() as service, Work(world) as work:
         world.guest.qmp("stop")
-        until(lambda: service.status()["frozen"], "the freeze")
-        threading.Timer(2.0, service.service.kill).start()
+        until(lambda: service.status()["answered"], "an answer", LONG_S)
+        service.service.kill()
         service.service.wait(10)
         service.service.stdout.close()
         service.vtl_freeze()
@@ -292,10 +304,12 @@ def test_stopped_and_gone_on_though_the_service_is_killed_meanwhile(world):
 
 def test_moved_while_stopped(world):
     world.await_guest()
-    with world.here.vtl_freeze() as before, world.there.vtl_freeze() as after:
-        work = Work(world)
+    with world.here.vtl_freeze() as before, world.there.vtl_freeze() as after, Work(world) as work:
         world.guest.qmp("stop")
         world.outlast()
+        status, why = world.script("exec:head -c 100000 >/dev/null")
+        assert (status, why.startswith("freeze-migrate: ")) == (1, True), why
+        assert (before.status()["frozen"], before.status()["left"]) == (True, False)
         answered = before.status()["answered"]
         assert answered > 3
         world.migrate()
@@ -311,8 +325,7 @@ def test_moved_while_stopped(world):
 
 def test_moved_while_running(world):
     world.await_guest()
-    with world.here.vtl_freeze(), world.there.vtl_freeze() as after:
-        work = Work(world)
+    with world.here.vtl_freeze(), world.there.vtl_freeze() as after, Work(world) as work:
         world.migrate()
         assert not after.status()["frozen"]
         work.goes_on()
@@ -320,14 +333,14 @@ def test_moved_while_running(world):
 
 def test_moved_without_the_service_all_is_lost(world):
     world.await_guest()
-    work = Work(world)
-    world.guest.qmp("stop")
-    world.outlast()
-    world.guest.qmp("migrate", uri=world.uri)
-    until(lambda: world.guest.qmp("query-migrate")["status"] == "completed", "the migration", LONG_S)
-    world.moved()
-    world.guest.qmp("cont")
-    work.is_lost()
+    with Work(world) as work:
+        world.guest.qmp("stop")
+        world.outlast()
+        world.guest.qmp("migrate", uri=world.uri)
+        until(lambda: world.guest.qmp("query-migrate")["status"] == "completed", "the migration", LONG_S)
+        world.moved()
+        world.guest.qmp("cont")
+        work.is_lost()
 
 
 def test_a_peer_that_does_not_believe_a_window_that_shrinks_to_nothing(world):
