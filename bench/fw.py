@@ -130,15 +130,15 @@ class Firewall:
         host.call(partial(_send, interface, frames))
         until(lambda: self._seen(link) >= seen, "frames that were sent", 60)
 
-    def user_us(self, action: Callable[[], object]) -> float:
-        """Return the user CPU that each frame costs that comes in during an action."""
+    def user(self, action: Callable[[], object]) -> tuple[float, int]:
+        """Return the seconds of user CPU, and the frames that came in, during an action."""
         before = self.service.status()
         action()
         after = self.service.status()
         frames = sum(
             b["rx_frames"] - a["rx_frames"] for a, b in zip(before["links"], after["links"], strict=True)
         )
-        return (after["cpu"]["user"] - before["cpu"]["user"]) / frames * 1e6
+        return after["cpu"]["user"] - before["cpu"]["user"], frames
 
     def resident(self) -> int:
         """Return the octets of memory that the service has."""
@@ -235,19 +235,28 @@ def throughput(scene: Scene, rounds: int, seconds: float) -> dict[str, object]:
 
 
 def frames(scene: Scene, rounds: int, seconds: float) -> dict[str, object]:
-    new: dict[int, list[float]] = {rules: [] for rules in RULES}
+    known: dict[int, list[tuple[float, int]]] = {rules: [] for rules in RULES}
+    new: dict[int, list[tuple[float, int]]] = {rules: [] for rules in RULES}
 
-    def judged(rules: int) -> float:
+    def judged(rules: int) -> None:
         with firewall(scene, rules) as fw:
             fw.open(range(KNOWN))
-            new[rules].append(fw.user_us(lambda: fw.begin(range(KNOWN, KNOWN + CHUNK))))
-            return fw.user_us(lambda: fw.flood(seconds))
+            for at in KNOWN, KNOWN + CHUNK:
+                new[rules].append(fw.user(partial(fw.begin, range(at, at + CHUNK))))
+            known[rules].append(fw.user(partial(fw.flood, seconds)))
 
-    user = dict(zip(RULES, alternate(rounds, *(partial(judged, rules) for rules in RULES)), strict=True))
-    say(f"user CPU for a frame, by rules: known {user}, new {new} us")
-    known_us, new_us = (  # the least: the others were disturbed
-        {rules: round(min(us), 3) for rules, us in found.items()} for found in (user, new)
-    )
+    def each(readings: dict[int, list[tuple[float, int]]]) -> dict[int, float]:
+        """Return microseconds for a frame of all readings: the kernel only samples who runs."""
+        return {
+            rules: round(sum(s for s, _ in of) / sum(n for _, n in of) * 1e6, 3)
+            for rules, of in readings.items()
+        }
+
+    for _ in range(rounds):
+        for rules in RULES:
+            judged(rules)
+    known_us, new_us = each(known), each(new)
+    say(f"user CPU for a frame, by rules: known {known_us}, new {new_us} us")
     return {
         "user_us_per_frame": known_us,
         "new_flow_user_us": new_us,

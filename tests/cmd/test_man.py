@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.cmd.tools import ROOT, SERVICES, TOOLS, arguments, command, options
-from vtl_tools.cmd import freeze, fw, tor
+from vtl_tools.cmd import freeze, tor
 from vtl_tools.common import cli
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
 from vtl_tools.common.errors import VTLError
+from vtl_tools.common.filter import Firewall
+from vtl_tools.common.firewall import lexer, parser, sets
 from vtl_tools.common.firewall.identity import Identity
+from vtl_tools.common.firewall.names import KEYWORDS
 from vtl_tools.common.firewall.parser import parse
 from vtl_tools.common.firewall.policy import Policy
 from vtl_tools.common.freeze.freezer import Freezer
@@ -23,6 +26,8 @@ from vtl_tools.common.relay.surroundings import KINDS
 
 PAGES = sorted((ROOT / "man").iterdir())
 OVERVIEW = ROOT / "man/vtl-tools.7"
+RULES = ROOT / "man/vtl-fw.5"
+FORMATS = [RULES]
 SOURCES = sorted((ROOT / "vtl_tools").rglob("*.py"))
 
 
@@ -61,12 +66,14 @@ def test_a_page_is_sound_mdoc_and_renders(path: Path) -> None:
     command = ["man", "--warnings", "-l", path]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert shown.stderr == ""
-    for heading in "NAME", "DESCRIPTION", "EXIT STATUS", "SEE ALSO", "CAVEATS":
+    needed = ["NAME", "DESCRIPTION", "SEE ALSO", "CAVEATS", *["EXIT STATUS"] * (path not in FORMATS)]
+    for heading in needed:
         assert re.search(rf"^{heading}$", shown.stdout, re.M), heading
 
 
 def test_every_executable_has_a_page_and_every_page_an_executable() -> None:
-    assert sorted(path.name for path in PAGES) == sorted([f"{tool}.1" for tool in TOOLS] + [OVERVIEW.name])
+    commands = [ROOT / f"man/{tool}.1" for tool in TOOLS]
+    assert sorted([*commands, *FORMATS, OVERVIEW]) == PAGES
     assert {f"Xr {tool} 1" for tool in TOOLS} <= set(re.findall(r"Xr vtl-\w+ 1", OVERVIEW.read_text()))
 
 
@@ -158,7 +165,7 @@ def test_every_member_of_vtl_tors_own_status_is_explained() -> None:
 
 def test_every_member_of_vtl_fws_own_status_is_explained() -> None:
     policy = Policy(parse("x", lambda name, octets: b"deny any"))
-    status = fw.Firewall(policy, identity=Identity()).status(0.0)
+    status = Firewall(policy, identity=Identity()).status(0.0)
     text = section(page("vtl-fw"), "STATUS")
     assert items(text) == list(status)
     for value in status.values():
@@ -179,6 +186,41 @@ def test_vtl_freezes_page_explains_its_status_risks_and_reasons() -> None:
     source = (ROOT / "vtl_tools/common/freeze/freezer.py").read_text()
     reasons = dict.fromkeys(re.findall(r'self\.unanswered\["([\w-]+)"\]', source))
     assert sorted(items(section(text, "DROPS"))) == sorted(reasons)
+
+
+def literal(text: str) -> list[str]:
+    """What stands in a page's displays, as it is shown."""
+    return re.findall(r"^\.Bd -literal[^\n]*\n(.*?)^\.Ed$", text, re.M | re.S)
+
+
+def test_the_grammar_of_rules_is_that_of_the_documentation() -> None:
+    text = (ROOT / "docs/firewall-rules.md").read_text()
+    grammar = "".join(re.findall(r"^```ebnf\n(.*?)^```$", text, re.M | re.S))
+    assert literal(section(RULES.read_text(), "GRAMMAR")) == [grammar]
+    in_page = re.findall(r"^\.It Cm (\S+) Ta (\S+) Ta (\S+)$", RULES.read_text(), re.M)
+    in_text = re.findall(r"^\| `(\S+)` \| (\d*) +\| (\d*) +\|$", text, re.M)
+    assert in_page == [(name, four or "-", six or "-") for name, four, six in in_text]
+    assert len(in_page) > 10
+
+
+def test_the_examples_of_rules_are_right() -> None:
+    examples = literal(section(RULES.read_text(), "EXAMPLES"))
+    assert len(examples) >= 3
+    first = literal(section(RULES.read_text(), "DESCRIPTION"))
+    for example in [*examples, *first, *literal(section(page("vtl-fw"), "DESCRIPTION"))]:
+        ruleset = parse("x", lambda name, octets, text=example: text.encode())
+        assert ruleset.rules
+        assert not ruleset.remarks
+
+
+def test_every_word_and_every_bound_of_a_rule_is_on_the_page() -> None:
+    text = RULES.read_text()
+    explained = set(re.findall(r"^\.(?:It )?Cm ([^\n]+)", text[: text.index(".Sh GRAMMAR")], re.M))
+    assert KEYWORDS - {"set"} <= {word for line in explained for word in re.findall(r"[a-z][a-z0-9]*", line)}
+    errors = section(text, "WHAT IS AN ERROR")
+    assert f"{parser.OCTETS_MAX >> 20} MiB" in errors
+    for bound in parser.RULES_MAX, parser.LINES_MAX, lexer.LINE_MAX, sets.ITEMS_MAX, parser.DEPTH_MAX:
+        assert f"{bound:,}" in errors, bound
 
 
 def test_every_reason_why_a_vm_may_not_send_is_explained() -> None:

@@ -62,7 +62,7 @@ def test_an_empty_environment_with_the_wheel_runs_every_executable(wheel: Path, 
     for tool in TOOLS:
         assert run(home / "bin" / tool, "--help").startswith(f"Usage: {tool} ")
         assert (home / f"share/man/man1/{tool}.1").read_text() == (ROOT / f"man/{tool}.1").read_text()
-    overview = home / "share/man/man7/vtl-tools.7"
-    assert overview.read_text() == (ROOT / "man/vtl-tools.7").read_text()
+    for page in "vtl-fw.5", "vtl-tools.7":
+        assert (home / f"share/man/man{page[-1]}" / page).read_text() == (ROOT / "man" / page).read_text()
     where = run(home / "bin/python", "-c", "import vtl_tools; print(vtl_tools.__file__)")
     assert where.startswith(str(home))

@@ -25,7 +25,7 @@ from vtl_tools.common import control
 pytestmark = pytest.mark.lab
 
 VM4, VM6 = "10.9.0.2", "fd09::2"
-GIVES_UP_S = 5.0
+GIVES_UP_S = 4.0
 """What tcp_retries2=3 comes to is about 3 s: 0.2, 0.4, 0.8 and 1.6 after a last transmission."""
 CUT = """
 table netdev cut {
@@ -175,7 +175,7 @@ def test_with_it_they_go_on(lab: Lab, scene: Scene, flows: list[Flow]) -> None:
         until(lambda: held(running)["connections"] == 5 or None, "the connections to be known")
         cut(cable)
         control.ask(running.socket, "start")
-        time.sleep(2.5 * GIVES_UP_S)  # nothing else tells that they would have given up
+        time.sleep(2 * GIVES_UP_S)  # nothing else tells that they would have given up
         assert [flow.error for flow in flows] == [None] * 4
         rows = control.ask(running.socket, "report")["connections"]
         assert len([row for row in rows if row["probes"] > 1]) >= 3

@@ -26,6 +26,7 @@ allow out icmp, icmp6 type echo-request
 reject out tcp port 81
 deny any log
 """
+SIX = ("--address", "fd09::1", "--address", "fe80::/10")
 Scene = tuple[Host, Host, Host]
 
 
@@ -45,7 +46,7 @@ def firewall(lab: Lab, middle: Host, *arguments: str, text: str = RULES) -> Iter
     rules = lab.dir / "fw.rules"
     rules.write_text(text)
     links = ("--iface", "vmnet1", "--uplink", "eth0", "--rules", rules)
-    own = () if "--spoofing" in arguments else ("--address", "10.9.0.1")
+    own = () if "--spoofing" in arguments else ("--address", "10.9.0.1", *SIX)
     with bridge(lab, middle, *links, *own, *arguments, service="vtl-fw") as running:
         assert running.ready["event"] == "ready"
         yield running
@@ -202,3 +203,49 @@ def test_rules_come_by_a_pipe_and_wrong_ones_start_nothing(lab: Lab, scene: Scen
             assert err.startswith("vtl-fw: <stdin>:2:20: expected a")
             assert err.count("\n") == 1
     assert not reaches(client, "10.9.0.2")
+
+
+def test_what_rules_log_is_told_on_standard_error_and_nobody_need_read_it(lab: Lab, scene: Scene) -> None:
+    client, middle, _ = scene
+    rules = lab.dir / "fw.rules"
+    rules.write_text("allow icmp type echo-request\ndeny any log\n")
+    command = [BIN / "vtl-fw", "--iface", "vmnet1", "--uplink", "eth0", "--rules", rules, "--forget"]
+    command += ["--address", "10.9.0.1", "--control", lab.dir / "l.sock"]
+    process = middle.popen(*command, stderr=subprocess.PIPE, text=True)
+    until(lambda: reaches(client, "10.9.0.2"), "the firewall")
+    with client.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.bind(("10.9.0.1", 5000))
+        sender.sendto(b"x", ("10.9.0.2", 99))
+        assert process.stderr is not None
+        line = "vtl-fw: deny out udp 10.9.0.1:5000 10.9.0.2:99 by "
+        while not (said := process.stderr.readline()).startswith(line):
+            assert said, "the service ended"
+        for _ in range(2000):
+            sender.sendto(b"x", ("10.9.0.2", 99))
+    assert reaches(client, "10.9.0.2")
+    process.terminate()
+    _, rest = process.communicate(timeout=10)
+    assert rest.count(line) >= 50
+
+
+def test_many_flows_are_listed_as_far_as_one_asks_for(lab: Lab, scene: Scene) -> None:
+    client, middle, _ = scene
+    with firewall(lab, middle, text="allow out udp\ndeny any\n") as running:
+        with client.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind(("10.9.0.1", 5000))
+            sender.sendto(b"x", ("10.9.0.2", 1))  # the others would be more than wait for an answer to ARP
+            until(lambda: running.status()["policy"]["flows"], "the first flow")
+            for port in range(10_000, 12_500):
+                sender.sendto(b"x", ("10.9.0.2", port))
+        until(lambda: running.status()["policy"]["flows"] >= 2500, "the flows")
+        command = [BIN / "vtl-fw", "flows", "--json", running.socket]
+
+        def asked(*words: str) -> tuple[int, str]:
+            ran = subprocess.run([*command, *words], capture_output=True, text=True, check=True)
+            return ran.stdout.count('"flow"'), ran.stderr
+
+        assert asked() == (1000, "there are more: narrow it by --rule or --address, or raise --limit\n")
+        count, said = asked("--limit", "10000")
+        assert (count >= 2500, said) == (True, "")
+        assert asked("--limit", "1500", "--address", "10.9.0.2/32", "--rule", "1")[0] == 1500
+        assert asked("--address", "10.9.0.3") == (0, "")

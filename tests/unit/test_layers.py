@@ -30,6 +30,7 @@ RANK = {
     "stage": 4,
     "proxy_check": 1,
     "qmp": 4,
+    "filter": 5,
     "relay": 5,
     "runtime": 5,
     "tor": 2,

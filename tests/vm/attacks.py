@@ -130,6 +130,11 @@ class Attacker:
         for source in (OTHER6, PEER6, "::", "::1", "ff02::1", f"::ffff:{ME}", "fe80::77"):
             name = f"from {source}"
             yield name, [self.ether() / IPv6(src=source, dst=PEER6) / self.open(name)]
+        for source in "2001:db8:bad::1", "fd09:0:0:1::5":
+            name = f"from {source}, once claimed"
+            claim = IPv6(src="::", dst="ff02::1", hlim=255) / ICMPv6ND_NS(tgt=source)
+            used = IPv6(src=source, dst=PEER6) / self.open(name)
+            yield name, [self.to_all_nodes(claim, name), self.ether() / used]
         name = "a spoofed ping"
         yield name, [self.ether() / IP(src=OTHER, dst=PEER) / ICMP() / Raw(mark(name))]
         name = "a spoofed source in fragments"

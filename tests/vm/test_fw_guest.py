@@ -6,11 +6,14 @@ One guest serves all tests. What leaves by the uplink is recorded at its other e
 import json
 import re
 import socket
+import stat
 import struct
 import subprocess
 from contextlib import contextmanager
 
 import pytest
+from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
+from scapy.layers.l2 import Ether
 
 from lab.netns import Lab
 from lab.wait import until
@@ -35,6 +38,13 @@ deny any log
 """
 RCVBUFFORCE, AUXDATA, VLAN_VALID, OUTGOING = 33, 8, 1 << 4, 4
 SOL_PACKET = 263
+
+
+def router_advertisement(mac):
+    """That fd09::/64 is on the link, by who is no router for elsewhere, so that the guest stays as it is."""
+    prefix = ICMPv6NDOptPrefixInfo(prefix="fd09::", prefixlen=64, L=1, A=0)
+    net = IPv6(src="fe80::2", dst="ff02::1", hlim=255)
+    return bytes(Ether(src=mac, dst="33:33:00:00:00:01") / net / ICMPv6ND_RA(routerlifetime=0) / prefix)
 
 
 class Wire:
@@ -108,13 +118,14 @@ class Scene:
         rules.write_text(text)
         return self.service("vtl-fw", "--rules", rules, *arguments)
 
-    def learned(self, *arguments):
+    def learned(self):
         """A firewall that was told nothing of the guest."""
-        return self.firewall(RULES, *arguments)
+        return self.firewall(RULES, "--forget")
 
     def lease(self):
         """Let the guest get its addresses: by DHCP that of IPv4, by itself that of IPv6."""
         self.server.run("ip", "neigh", "flush", "dev", "eth0")  # what attacks came out has spoilt it
+        self.wire.sock.send(router_advertisement(self.server.mac("eth0")))
         lease = self.guest.lease()
         script = "ip neigh flush dev eth0; ip addr replace {ME6}/64 dev eth0; ping6 -c1 -W9 {PEER6}"
         self.guest.sh(script.format(ME6=ME6, PEER6=PEER6), check=True)
@@ -147,6 +158,13 @@ class Scene:
 
         until(arrived, "what is honest, and was sent last")
         return seen
+
+
+def listening(host, port):
+    with host.enter():
+        listener = socket.create_server(("", port))
+        listener.settimeout(30)
+        return listener
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +230,35 @@ def test_a_guest_is_told_that_it_was_rejected(scene):
             assert re.search(rf"^ 1  {address} .* {prohibited}$", shown, re.M)
 
 
+def test_a_firewall_that_is_started_again_knows_the_guest_and_its_connections(scene):
+    with listening(scene.server, 5001) as listener:
+        with scene.learned() as firewall:
+            scene.lease()
+            scene.guest.sh(f"mkfifo /tmp/in; nc {PEER} 5001 </tmp/in >/tmp/out & sleep 1000 >/tmp/in &")
+            connection = listener.accept()[0]
+            state = firewall.socket.with_suffix(".state")
+            until(lambda: "out tcp" in state.read_text(), "the connection to be kept")
+            firewall.kill()
+            firewall.wait(10)
+        with connection, scene.firewall(RULES) as firewall:
+            assert stat.S_IMODE(state.stat().st_mode) == 0o600
+            connection.sendall(
+                b"first\n"
+            )  # the guest has nothing to say: who made the connection is remembered
+            until(lambda: scene.guest.sh("cat /tmp/out").out == "first\n", "what the server sends")
+            scene.guest.sh("echo second >/tmp/in")
+            assert connection.recv(99) == b"second\n"
+            assert scene.guest.inject([scene.attacker.honest("known")]) == []
+            assert scene.until_seen("known")
+            forged = [
+                attack for attack in scene.attacker.all() if attack.name.startswith("TCP in the middle")
+            ]
+            assert len(forged) > 5
+            assert scene.try_all(forged) == set()
+            status = control.ask(firewall.socket, "status")
+            assert status["identity"]["addresses"].split(", ")[0] == ME
+
+
 def test_kill_9_in_the_middle_lets_nothing_pass(scene):
     """On a host that would answer the guest, and forward for it."""
     scene.host.addr("vmnet1", "10.9.0.254/24")
@@ -231,4 +278,4 @@ def test_kill_9_in_the_middle_lets_nothing_pass(scene):
     assert any(mark("after the end") in frame for frame in inside.read())
     assert [frame for frame in scene.wire.read() if frame[6:12] == MAC_OCTETS] == []
     scene.unguard()
-    assert scene.guest.sh(ping).status == 0
+    until(lambda: scene.guest.sh(ping).status == 0, "the host, where nothing keeps it from the guest")

@@ -1,269 +1,31 @@
 """vtl-fw: a stateful firewall that the guest cannot touch. Paper section 3.4."""
 
-import gc
 import logging
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from vtl_tools.common import cli
-from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.errors import Malformed, VTLError
-from vtl_tools.common.packet.vnet import F_NEEDS_CSUM, VNET
+from vtl_tools.common.errors import VTLError
 from vtl_tools.common.parameters import Mac, Network
-from vtl_tools.common.stage import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
     from ipaddress import IPv4Network, IPv6Network
 
-    from vtl_tools.common.control import Verb
     from vtl_tools.common.device.base import Device
     from vtl_tools.common.firewall.files import Reader
-    from vtl_tools.common.firewall.flow import Decision
-    from vtl_tools.common.firewall.identity import Identity
     from vtl_tools.common.firewall.policy import Policy
-    from vtl_tools.common.firewall.rule import Rule
     from vtl_tools.common.runtime import Options
 
 log = logging.getLogger(__name__)
 
-ANSWERS_PER_S: Final = 1000.0
-"""Resets and ICMP errors of `reject` (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f)."""
-LOGS_PER_S: Final = 100.0
-LISTED_MAX: Final = 1000
-"""Rules of a status."""
 REMARKS_SHOWN: Final = 20
 RELOAD_S: Final = 120.0
 """How long a service may take to compile the most rules that there may be, with frames in between."""
-SWITCH_S: Final = 100e-6
-"""How long the thread that compiles a policy may keep the interpreter from frames that wait."""
-AT_ONCE: Final = 256
-"""Connections that another policy judges before frames have their turn: a millisecond's work."""
-_JUDGED: Final = frozenset(("new", "rule", "limit-rate", "limit-connections"))
-"""Why a packet is judged by a rule, and not as one of a connection."""
-
-
-class Firewall(Stage):
-    """Two ports: what the policy allows goes from one to the other, what it rejects is answered.
-
-    file: where the policy is from. identity: what the VM may send as; None: as it likes. kept: takes the
-    packets of rules that say `pcap`.
-    """
-
-    def __init__(
-        self,
-        policy: "Policy",
-        file: str = "",
-        *,
-        identity: "Identity | None" = None,
-        kept: "Callable[[memoryview, float], object] | None" = None,
-        flows_max: int = 131_072,
-    ) -> None:
-        from vtl_tools.common.firewall.bucket import Bucket
-        from vtl_tools.common.firewall.rule import IN, OUT, Verdict
-        from vtl_tools.common.firewall.tracker import Tracker
-        from vtl_tools.common.firewall.uploads import Upload
-
-        super().__init__()
-        self.tracker = Tracker(policy, flows_max=flows_max)
-        self.file, self.identity, self.kept = file, identity, kept
-        self.counts: dict[Rule, list[int]] = {}
-        self.upload = Upload()
-        self._is_reloading = False
-        self._directions = OUT, IN
-        self._allow, self._reject = Verdict.ALLOW, Verdict.REJECT
-        self._answers, self._logs = Bucket(ANSWERS_PER_S), Bucket(LOGS_PER_S)
-        self._picked = Batch()
-
-    # --- frames
-
-    def on_batch(self, port: int, batch: Batch, now: float) -> None:
-        """Judge each frame. A batch in which all pass goes on whole, and as it is."""
-        direction, receive = self._directions[port], self.tracker.receive
-        identity = self.identity
-        refuse = identity.refuse if identity is not None and port == 0 else None
-        heard = identity.heard if identity is not None and port == 1 else None
-        lost: list[int] = []
-        late: list[bytes] = []
-        before: Decision | None = None
-        tally = [0, 0]
-        for i, frame in enumerate(batch):
-            if (frame[0] & F_NEEDS_CSUM or frame[1]) and (why := _unbound(frame)):
-                self.drops[why] += 1
-                lost.append(i)
-                continue
-            if refuse is not None and (why := refuse(frame, now)):
-                self.drops[why] += 1
-                lost.append(i)
-                continue
-            decision = receive(frame, direction, now)
-            if decision is before:
-                tally[0] += 1
-                tally[1] += len(frame) - VNET
-            elif (
-                decision.why == "known" and not decision.frames
-            ):  # one object for all packets of a rule's connections
-                before, tally = decision, self._tally(decision.rule)
-                tally[0] += 1
-                tally[1] += len(frame) - VNET
-            elif self._other(decision, frame, port, now):
-                late += decision.frames
-                if decision.frames:
-                    lost.append(i)
-            else:
-                lost.append(i)
-                continue
-            if heard is not None:
-                heard(frame, now)
-        if not lost:
-            self.out[1 - port](batch, now)
-        elif len(lost) < batch.count:
-            gone = set(lost)
-            kept = [i for i in range(batch.count) if i not in gone]
-            self.out[1 - port](self._picked.pick(batch, kept), now)
-        if late:
-            self.send(1 - port, [(frame,) for frame in late], now)
-
-    def _other(self, decision: "Decision", frame: memoryview, port: int, now: float) -> bool:
-        """Take note of a decision that is not the common one; say whether it lets the packet pass."""
-        if decision.verdict is None:
-            return False  # kept until the rest of its packet is here
-        passes = decision.verdict is self._allow
-        why = decision.why
-        whole = frame if decision.whole is None else memoryview(decision.whole)
-        asked = self.identity if decision.frames and port == 0 else None
-        if passes and asked is not None and (spoofed := asked.refuse(whole, now)):
-            passes, why = False, spoofed
-        rule = decision.rule
-        if rule is not None:
-            tally = self._tally(rule)
-            tally[0] += len(decision.frames) or 1
-            tally[1] += sum(map(len, decision.frames)) or len(frame) - VNET
-            if (rule.log or rule.pcap) and why in _JUDGED:
-                self._note(rule, decision, whole, port, now)
-        if not passes:
-            self.drops[why] += len(decision.frames) or 1
-            if decision.verdict is self._reject:
-                self._answer(whole, port, now)
-        return passes
-
-    def _tally(self, rule: "Rule | None") -> list[int]:
-        assert rule is not None
-        return self.counts.setdefault(rule, [0, 0])
-
-    def _note(self, rule: "Rule", decision: "Decision", whole: memoryview, port: int, now: float) -> None:
-        """Do what a rule's `log` and `pcap` ask for."""
-        if rule.pcap and self.kept is not None:
-            self.kept(whole, now)
-        if not rule.log:
-            return
-        if not self._logs.take(now):
-            return
-        from vtl_tools.common.firewall.answers import logged
-
-        told = logged(rule, decision, self._directions[port], whole)
-        self.event("log", suppressed=self._logs.waived(), **told)
-
-    def _answer(self, whole: memoryview, port: int, now: float) -> None:
-        """Tell a packet's sender that it was rejected, as the host that it was for would."""
-        from vtl_tools.common.firewall.refusal import refusal
-
-        answer = refusal(whole)
-        if answer is not None and self._answers.take(now):
-            self.send(port, [(bytes(answer),)], now)
-
-    # --- time
-
-    def deadline(self) -> float | None:
-        """Return when the first of its parts is due."""
-        due = self.tracker.deadline(), self.identity.deadline() if self.identity is not None else None
-        return min((when for when in due if when is not None), default=None)
-
-    def wake(self, now: float) -> None:
-        """Let go what has ended."""
-        self.tracker.wake(now)
-        if self.identity is not None:
-            self.identity.wake(now)
-
-    # --- what an operator asks
-
-    def status(self, now: float) -> dict[str, object]:
-        """Return the policy, what it is applied to, and how often each rule was."""
-        from vtl_tools.common.firewall import answers
-
-        told: dict[str, object] = {"policy": answers.status(self.tracker, self.file)}
-        if self.identity is not None:
-            told["identity"] = self.identity.status()
-        counts = sorted(self.counts.items(), key=lambda one: (one[0].place.file, one[0].place.line))
-        told["rules"] = {str(r): {"packets": n, "octets": o} for r, (n, o) in counts[:LISTED_MAX]}
-        return told
-
-    def verbs(self) -> "dict[str, Verb]":
-        """Return what can be asked beside the status, by name."""
-        from vtl_tools.common.firewall import answers
-
-        return {
-            "flows": lambda _: answers.flows(self.tracker, time.monotonic()),
-            "kill": partial(answers.kill, self.tracker),
-            "explain": partial(answers.explain, self.tracker),
-            "upload": self.upload.take,
-            "reload": self.reload,
-        }
-
-    async def reload(self, request: dict[str, Any]) -> dict[str, object]:
-        """Take the policy that was uploaded, or only tell what that would end. Raises VTLError."""
-        from asyncio import sleep, to_thread
-
-        from vtl_tools.common.firewall import answers
-
-        name = request.get("file")
-        if not isinstance(name, str):
-            raise VTLError("reload: needs the name of a file")
-        if self._is_reloading:  # the first could be done last
-            raise VTLError("reload: another one is under way; try again")
-        read = self.upload.reader(request.get("token"))
-        self._is_reloading = True
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH_S)
-        gc.disable()
-        try:
-            policy = await to_thread(answers.compiled, name, read)  # frames go on meanwhile
-            gc.freeze()
-            if request.get("dry_run"):
-                steps = self.tracker.would_end(policy)
-            else:
-                steps = self.tracker.replace(policy)
-                self.file, self.counts = name, {}
-            ended = []
-            for number, flow in enumerate(steps):
-                if number % AT_ONCE == 0:
-                    await sleep(0)
-                if flow is not None:
-                    ended.append(flow)
-        finally:
-            self._is_reloading = False
-            gc.enable()
-            sys.setswitchinterval(interval)
-        return answers.reloaded(self.tracker, policy, ended)
-
-
-def _unbound(frame: memoryview) -> str:
-    """Return why a frame could be sent as another than it is, as counters are called; or ""."""
-    from vtl_tools.common.packet.offload import bind
-
-    try:
-        bind(frame)
-    except Malformed as err:
-        return f"malformed-{err.what.partition('.')[0]}"
-    return ""
-
-
-# --- the command
 
 
 def load(file: str, reader: "Reader | None" = None, *, warn: bool = True) -> "Policy":
@@ -280,12 +42,17 @@ def load(file: str, reader: "Reader | None" = None, *, warn: bool = True) -> "Po
         if e.text and sys.stderr.isatty():
             click.echo(e.excerpt, err=True)
         raise
-    remarks = policy.ruleset.remarks if warn else ()
+    if warn:
+        show_warnings(file, policy.ruleset.remarks)
+    return policy
+
+
+def show_warnings(file: str, remarks: "Sequence[object]") -> None:
+    """Print what is odd about a file, unless it is too much."""
     for remark in remarks[:REMARKS_SHOWN]:
         log.warning("%s", remark)
     if len(remarks) > REMARKS_SHOWN:
         log.warning("%s: %d more warnings; see 'vtl-fw check'", file, len(remarks) - REMARKS_SHOWN)
-    return policy
 
 
 rules_option = click.option("--rules", metavar="FILE", help="What may pass; - is standard input.")
@@ -309,6 +76,7 @@ rules_option = click.option("--rules", metavar="FILE", help="What may pass; - is
     help="An address or prefix of the VM; may be repeated.  [default: learned from DHCP and ND]",
 )
 @click.option("--spoofing", is_flag=True, help="Let the VM send as whoever it likes.")
+@click.option("--forget", is_flag=True, help="Learn anew who the VM is, as it is another one now.")
 @click.option(
     "--flows",
     type=click.IntRange(1, 1 << 22),
@@ -332,6 +100,7 @@ def main(
     mac: bytes | None,
     address: "tuple[IPv4Network | IPv6Network, ...]",
     spoofing: bool,
+    forget: bool,
     flows: int,
     pcap_rules: Path | None,
     guard: str,
@@ -357,20 +126,29 @@ def main(
     if pcap_rules is None and any(rule.pcap for rule in policy.rules):
         log.warning("%s: a rule says pcap, and nothing is kept without --pcap-rules", rules)
 
+    from vtl_tools.common.control import path_for
     from vtl_tools.common.device.kept import Kept
     from vtl_tools.common.device.spec import open_device
+    from vtl_tools.common.filter import Firewall
     from vtl_tools.common.firewall.files import full_name
     from vtl_tools.common.firewall.identity import Identity
+    from vtl_tools.common.firewall.restart import keeper
     from vtl_tools.common.guard import MARK
+    from vtl_tools.common.runtime import say
 
     def make_stage() -> Firewall:
-        return Firewall(
+        stage = Firewall(
             policy,
             full_name(rules),
             identity=None if spoofing else Identity(mac, address),
             kept=None if pcap_rules is None else Kept("--pcap-rules", pcap_rules, iface),
             flows_max=flows,
         )
+        path = (options.control or path_for("vtl-fw", iface)).with_suffix(".state")
+        stage.keeper = keeper(path, stage.tracker, stage.identity, time.monotonic(), forget=forget)
+        if not (options.json or options.watch):
+            stage.say = lambda line: say(sys.stderr.fileno(), f"vtl-fw: {line}", 0.0)
+        return stage
 
     def make_links(_: int) -> "list[Device]":
         return [open_device(spec, mark=MARK) for spec in (iface, uplink)]
@@ -407,12 +185,16 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
         if file == STDIN and not rules:
             raise click.UsageError("the rules came by a pipe: give --rules")
         reader, token, name = Reader(), token_hex(8), full_name(file)
-        load(name, reader)  # what is wrong with it is told here, and never gets there
-        for request in pieces(reader.files, token):
-            control.ask(path, "upload", **request)
-        results.append(
-            control.ask(path, "reload", patience_s=RELOAD_S, token=token, file=name, dry_run=dry_run)
-        )
+        reader.gather(name)
+        try:
+            for request in pieces(reader.files, token):
+                control.ask(path, "upload", **request)
+            told = control.ask(path, "reload", patience_s=RELOAD_S, token=token, file=name, dry_run=dry_run)
+        except VTLError:
+            load(name, reader)  # if the file is at fault, it is told here, with the line
+            raise
+        show_warnings(file, told["warnings"])
+        results.append(told)
     if json:
         cli.print_json(results)
         return
@@ -428,19 +210,47 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
 
 @main.command(epilog=cli.EPILOG)
 @cli.link_argument
+@click.option("--rule", metavar="LINE", help="Only those that this rule allowed; LINE or FILE:LINE.")
+@click.option(
+    "--address", type=Network(), metavar="ADDRESS", help="Only those of an address, or of a prefix."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="So many of each service at most.",
+)
 @cli.json_option
 @cli.verbose_option
-def flows(link: str | None, json: bool) -> None:
+def flows(
+    link: str | None, rule: str | None, address: "IPv4Network | IPv6Network | None", limit: int, json: bool
+) -> None:
     """List the connections that are known: who made them, their state, when they end, their rule."""
-    found = [flow for told in cli.ask_each(main, "flows", link) for flow in told["flows"]]
+    from vtl_tools.common import control
+
+    asked: dict[str, Any] = {"rule": rule, "address": None if address is None else str(address)}
+    found: list[Any] = []
+    more = False
+    for path in control.find("vtl-fw", link):
+        room, start = limit, 0
+        while room and start is not None:
+            told = control.ask(path, "flows", start=start, **asked)
+            found += told["flows"][:room]
+            more |= len(told["flows"]) > room
+            room, start = max(0, room - len(told["flows"])), told["next"]
+        more |= start is not None
     if json:
         cli.print_json(found)
-        return
-    rows = (
-        (flow["flow"], " ".join(flow["states"] or ()), f"{flow['ends_in_s']:.0f} s", flow["rule"])
-        for flow in found
-    )
-    cli.print_table(("connection", "state", "ends in", "rule"), rows, right=("ends in",))
+    else:
+        rows = (
+            (flow["flow"], " ".join(flow["states"] or ()), f"{flow['ends_in_s']:.0f} s", flow["rule"])
+            for flow in found
+        )
+        cli.print_table(("connection", "state", "ends in", "rule"), rows, right=("ends in",))
+    if more:
+        click.echo("there are more: narrow it by --rule or --address, or raise --limit", err=True)
 
 
 words_argument = click.argument("packet", nargs=-1, required=True)
@@ -500,6 +310,11 @@ def explain(packet: tuple[str, ...], rules: str | None, link: str | None, json: 
         for rule, why in result["steps"]:
             click.echo(f"{rule}\n    {why}")
         click.echo(f"{result['rule']}\n    matches: {result['verdict']}")
+        for what, left in result.get("left", {}).items():
+            name = "connections" if what == "connections" else "new ones"
+            click.echo(
+                f"    limit: room for {left} more {name}" if left else f"    limit: no more {name}: denied"
+            )
         if "known" in result:
             click.echo(f"but it is of a connection that is known: {result['known']}")
 

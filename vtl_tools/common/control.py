@@ -93,6 +93,7 @@ class Server:
                 answer = await self.answer(line)
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await asyncio.wait_for(writer.drain(), PATIENCE_S)
+                await asyncio.sleep(0)  # frames have their turn, also where the next request is here already
         except (ValueError, OSError, TimeoutError):
             pass  # an endless line, or a client that went away or does not read
         finally:

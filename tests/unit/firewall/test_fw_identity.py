@@ -7,13 +7,13 @@ from fw import PEER, PEER6, PEER_MAC, VM, VM6, VM_MAC
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtl_tools.common.firewall.identity import CLAIMS_MAX, Identity
+from vtl_tools.common.firewall.identity import CLAIMS_MAX, PREFIXES_MAX, Identity
 from vtl_tools.common.gateway import dhcp_wire
 from vtl_tools.common.gateway.dhcp_wire import Message
 from vtl_tools.common.packet import address, arp, build, nd, tcp
 from vtl_tools.common.packet.vnet import NONE
 
-LOCAL6 = address.link_local(VM_MAC)
+LOCAL6, ROUTER = address.link_local(VM_MAC), address.link_local(PEER_MAC)
 NOBODY, UNSPECIFIED = address.ip("10.0.0.9"), bytes(16)
 L2 = {"src_mac": VM_MAC, "dst_mac": PEER_MAC}
 
@@ -167,7 +167,66 @@ def test_neighbour_discovery_names_the_vm(vm):
     assert vm.refuse(neighbour(solicit, UNSPECIFIED, PEER6, None), 0.0) == "spoofed-nd"
 
 
-def test_an_ipv6_address_is_of_who_claims_it_first(guest):
+def announced(prefix="2001:db8::", bits=64, flags=0xC0, valid=600, src=ROUTER, mac=PEER_MAC, **more):
+    """What a router says of a prefix."""
+    numbers = bytes((bits, flags)) + valid.to_bytes(4, "big") + bytes(8)
+    option = build.nd_option(nd.PREFIX_INFORMATION, numbers + address.ip(prefix))
+    body = bytes(12)
+    return build.nd_message(
+        src_mac=mac, dst_mac=VM_MAC, src=src, dst=address.ALL_NODES, kind=nd.ROUTER_ADVERT, body=body,
+        options=option,
+    )  # fmt: skip
+
+
+def claims(vm, octets, now=0.0):
+    return vm.refuse(neighbour(nd.NEIGHBOR_SOLICIT, UNSPECIFIED, octets, None), now) == ""
+
+
+def test_ipv6_addresses_are_of_the_link_or_of_a_prefix_that_a_router_announced(guest):
+    far = address.ip("2001:db8:bad::1")
+    assert claims(guest, LOCAL6)
+    assert not claims(guest, VM6)
+    guest.heard(announced(), 0.0)
+    assert claims(guest, VM6)
+    assert not claims(guest, far)
+    assert guest.refuse(segment(far, PEER6), 0.0) == "spoofed-address"
+    assert not claims(guest, VM6[:-1] + b"\7", 601.0)
+    guest.heard(announced(valid=0xFFFFFFFF), 602.0)
+    assert claims(guest, VM6[:-1] + b"\7", 1e9)
+    guest.heard(announced(valid=0), 1e9)
+    assert not claims(guest, VM6[:-1] + b"\x08", 1e9)
+    assert guest.refuse(segment(VM6, PEER6), 1e9) == ""  # what it had, it has
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        announced(bits=0), announced(bits=31), announced(bits=129), announced(flags=0x3F),
+        announced(src=PEER6), announced(mac=VM_MAC), announced()[:-8],
+    ],
+    ids=["all", "most", "too long", "of no use here", "from afar", "the VM's own", "cut off"],
+)  # fmt: skip
+def test_what_announces_no_prefix_of_the_link_is_not_believed(guest, frame):
+    guest.refuse(segment(VM), 0.0)
+    guest.heard(frame, 0.0)
+    assert guest.prefixes == {}
+
+
+def test_prefixes_are_bounded(guest):
+    for number in range(PREFIXES_MAX + 5):
+        guest.heard(announced(f"2001:db8:{number:x}::"), 0.0)
+    assert len(guest.prefixes) == PREFIXES_MAX
+
+
+@pytest.fixture
+def routed(guest):
+    """A VM of which nothing is known, where a router has announced its prefix."""
+    guest.heard(announced(), 0.0)
+    return guest
+
+
+def test_an_ipv6_address_is_of_who_claims_it_first(routed):
+    guest = routed
     guest.refuse(neighbour(nd.NEIGHBOR_SOLICIT, UNSPECIFIED, LOCAL6, None), 0.0)
     heard = neighbour(nd.NEIGHBOR_ADVERT, PEER6, PEER6, PEER_MAC, nd.TARGET_LLADDR, PEER_MAC)
     guest.heard(heard, 0.0)
@@ -179,13 +238,15 @@ def test_an_ipv6_address_is_of_who_claims_it_first(guest):
     assert guest.refuse(segment(PEER6, VM6), 0.0) == "spoofed-address"
 
 
-def test_an_address_that_the_network_defends_is_not_the_vms(guest):
+def test_an_address_that_the_network_defends_is_not_the_vms(routed):
+    guest = routed
     guest.refuse(neighbour(nd.NEIGHBOR_SOLICIT, UNSPECIFIED, VM6, None), 0.0)
     guest.heard(neighbour(nd.NEIGHBOR_ADVERT, VM6, VM6, PEER_MAC, nd.TARGET_LLADDR, PEER_MAC), 0.1)
     assert guest.refuse(segment(VM6, PEER6), 1.0) == "spoofed-address"
 
 
-def test_claims_are_bounded(guest):
+def test_claims_are_bounded(routed):
+    guest = routed
     for number in range(CLAIMS_MAX + 1):
         target = VM6[:-1] + bytes((number,))
         assert guest.refuse(neighbour(nd.NEIGHBOR_SOLICIT, UNSPECIFIED, target, None), 0.0) == ""

@@ -1,13 +1,14 @@
 """The service in memory: what comes out at which port, what is answered, what is counted."""
 
 import asyncio
+import time
 
 import pytest
 from fw import IN, OUT, PEER, PEER_MAC, VM, VM_MAC, ends, policy, segment
 
-from vtl_tools.cmd.fw import Firewall
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import SpecError, VTLError
+from vtl_tools.common.filter import Firewall
 from vtl_tools.common.firewall import answers, question
 from vtl_tools.common.firewall.bucket import Bucket
 from vtl_tools.common.firewall.identity import Identity
@@ -198,7 +199,7 @@ def test_rules_with_an_error_change_nothing():
 def test_flows_are_named_killed_and_explained():
     service = Service()
     service.say(0, segment(OUT, "S", 0))
-    (flow,) = answers.flows(service.stage.tracker, 1000.0)["flows"]
+    (flow,) = answers.flows(service.stage.tracker, {}, 1000.0)["flows"]
     assert flow["flow"] == "out tcp 10.0.0.5:40000 192.0.2.1:80"
     assert flow["rule"] == "fw.rules:2"
     words = flow["flow"].split()
@@ -241,7 +242,10 @@ def test_names_of_flows_are_read_back(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "out", "off tcp 1.1.1.1:1 1.1.1.1:1", "out tcp 1.1.1.1 1.1.1.1", "out tcp ::1 1.1.1.1:5",
+    ["out arp type 5", "out ethertype", "out ethertype 0x0800", "out ethertype 0x10000", "out arp from",
+     "out arp from mac", "out arp from mac x", "out arp vlan 1 vlan 2", "out ethertype 0x",
+     "out ethertype 0xg",
+     "", "out", "off tcp 1.1.1.1:1 1.1.1.1:1", "out tcp 1.1.1.1 1.1.1.1", "out tcp ::1 1.1.1.1:5",
      "out tcp 1.1.1.1:1 1.1.1.1:70000", "out foo 1.1.1.1 1.1.1.1", "out tcp [::1]5 [::1]:5",
      "out icmp 1.1.1.1 1.1.1.2 type", "out icmp 1.1.1.1 1.1.1.2 type huge", "out icmp 1.1.1.1 1.1.1.2 a b"],
 )  # fmt: skip
@@ -317,3 +321,134 @@ def test_what_a_checksum_would_be_written_over_is_judged_as_it_will_be():
     frame[1] = vnet.GSO_UDP_L4
     assert service.say(0, frame) == ([], [])
     assert service.stage.drops == {"rule": 1, "malformed-vnet": 1}
+
+
+MANY = "allow out udp port 53\nallow in udp port 53\ndeny any"
+
+
+def many(count):
+    """A firewall of many connections: half of them out, by the first rule, half of them in."""
+    service = Service(MANY)
+    for number in range(count):
+        direction = IN if number % 2 else OUT
+        port = 53 if direction is OUT else 5000
+        ports = {"sport": 1000 + number, "dport": 53}
+        service.say(0 if direction is OUT else 1, build.udp(**ends(direction), **ports, payload=b"x" * port))
+    return service
+
+
+def listed(service, **request):
+    """The flows of all answers, and how many answers there were."""
+    found, start, rounds = [], 0, 0
+    while start is not None:
+        told = service.verbs["flows"]({**request, "start": start})
+        found += told["flows"]
+        start, rounds = told["next"], rounds + 1
+    return found, rounds
+
+
+def test_flows_come_in_answers_of_bounded_size():
+    found, rounds = listed(many(2500))
+    assert rounds == 3
+    assert len({flow["flow"] for flow in found}) == 2500
+    assert len(many(5).verbs["flows"]({})["flows"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("request_", "count"),
+    [
+        ({"rule": "1"}, 50), ({"rule": "fw.rules:2"}, 50), ({"rule": "other:1"}, 0), ({"rule": "3"}, 0),
+        ({"address": "10.0.0.0/24"}, 100), ({"address": "192.0.2.1"}, 100), ({"address": "192.0.2.2"}, 0),
+        ({"address": "::/0"}, 0), ({"rule": "1", "address": "10.0.0.5"}, 50),
+    ],
+)  # fmt: skip
+def test_flows_are_listed_by_rule_and_by_address(request_, count):
+    assert len(listed(many(100), **request_)[0]) == count
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [{"rule": 1}, {"address": 1}, {"address": "x"}, {"address": "10.0.0.1/8"}, {"start": -1}, {"start": "0"},
+     {"start": 1 << 40}],
+)  # fmt: skip
+def test_a_list_that_cannot_be_meant_is_refused(request_):
+    with pytest.raises(SpecError):
+        Service().verbs["flows"](request_)
+
+
+LINK = """
+deny out from mac 52:54:00:00:00:09
+allow out ethertype 0x88b5 vlan 7
+allow arp
+deny in icmp6 type neighbour-solicitation
+allow out udp port 53 limit 2 connections per source
+allow out udp port 54 limit 1/h burst 2
+deny any
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("out tcp 10.0.0.5:1 1.2.3.4:80 from mac 52:54:00:00:00:09", 2),
+        ("out ethertype 0x88b5 vlan 7 to mac 52:54:00:00:00:09", 3),
+        ("out ethertype 34997 vlan 7", 3),
+        ("out ethertype 0x88b5", 8),
+        ("in arp", 4),
+        ("in icmp [fe80::1] [ff02::1] type neighbour-solicitation", 5),
+        ("out udp 10.0.0.5:1 1.2.3.4:53", 6),
+    ],
+)
+def test_explain_takes_what_is_on_the_wire_too(words, line):
+    assert Service(LINK).verbs["explain"]({"words": words.split()})["rule"].startswith(f"fw.rules:{line}: ")
+
+
+def test_neighbour_discovery_is_explained_as_it_is_judged():
+    told = Service(LINK).verbs["explain"]({"words": ["out", "icmp", "fe80::1", "fe80::2", "type", "136"]})
+    assert told["rule"] == "(built in):0: allow ARP and neighbour discovery"
+
+
+def test_explain_tells_what_limits_leave():
+    service = Service(LINK)
+
+    def left(port):
+        words = f"out udp 10.0.0.5:9 192.0.2.1:{port}".split()
+        return service.verbs["explain"]({"words": words}).get("left")
+
+    assert (left(53), left(54), left(55)) == ({"connections": 2}, {"new": 2}, None)
+    now = time.monotonic()
+    service.say(0, udp(OUT, 1, 53), udp(OUT, 1, 54), now=now)
+    assert (left(53), left(54)) == ({"connections": 1}, {"new": 1})
+    service.say(0, *[udp(OUT, port, dport) for port in (2, 3) for dport in (53, 54)], now=now)
+    assert (left(53), left(54)) == ({"connections": 0}, {"new": 0})
+
+
+@pytest.mark.parametrize(
+    ("frame", "line"),
+    [
+        (udp(OUT, 5000, 99), "deny out udp 10.0.0.5:5000 192.0.2.1:99"),
+        (udp(OUT, 5000, 99, vlan=7), "deny out udp 10.0.0.5:5000 192.0.2.1:99 vlan 7"),
+        (udp(OUT, 5000, 99, **ends(OUT, True)), "deny out udp [2001:db8::5]:5000 [2001:db8:1::1]:99"),
+        (build.icmp_echo(**ends(OUT), identifier=7, sequence=1, reply=True),
+         "deny out icmp 10.0.0.5 192.0.2.1 type 0 code 0"),
+        (vnet.NONE + PEER_MAC + VM_MAC + b"\x88\xb5" + bytes(46),
+         "deny out ethertype 0x88b5 from mac 52:54:00:00:00:01 to mac 52:54:00:00:00:02"),
+    ],
+)  # fmt: skip
+def test_a_line_of_the_log_says_what_explain_takes(frame, line):
+    service, lines = Service("deny any log"), []
+    service.stage.say = lines.append
+    service.say(0, frame)
+    assert lines == [f"{line} by fw.rules:1"]
+    told = service.verbs["explain"]({"words": line.split()[1:]})
+    assert (told["verdict"], told["rule"]) == ("deny", "fw.rules:1: deny any log")
+
+
+def test_a_line_of_the_log_says_how_many_are_not_there():
+    service, lines = Service("deny any log"), []
+    service.stage.say = lines.append
+    for _ in range(4):
+        service.say(0, *[udp(OUT, 5000, 99)] * 64)
+    service.say(0, udp(OUT, 5000, 99), now=1001.0)
+    assert len(lines) == 101
+    assert lines[-1].endswith("by fw.rules:1 (156 before it not shown)")

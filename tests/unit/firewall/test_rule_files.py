@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtl_tools.common.firewall import parser
+from vtl_tools.common.firewall.files import Reader
 from vtl_tools.common.firewall.names import ICMP6_TYPES, ICMP_TYPES, KEYWORDS, MARKS
 from vtl_tools.common.firewall.place import RuleError
 from vtl_tools.common.firewall.rule import Cap, Rate
@@ -267,3 +268,27 @@ def test_whatever_is_in_a_file_it_is_rules_or_a_rule_error(data):
         assert re.match(r"\S+:\d+:\d+: ", str(error))
         assert "\n" not in str(error)
         assert error.excerpt.count("\n") == 1
+
+
+def test_what_is_gathered_to_be_sent_is_what_the_parser_asks_for(tmp_path):
+    (tmp_path / "sub").mkdir()
+    main, sub, last = tmp_path / "fw.rules", tmp_path / "sub" / "a.rules", tmp_path / "b.rules"
+    main.write_text(
+        'set @a = {\n10.0.0.0/8\n}\n \tinclude"sub/a.rules" # allow what it says\n#include "x"\ndeny'
+    )
+    sub.write_text('include "../b.rules"\n')
+    last.write_text("allow out udp")
+    gathered, asked = Reader(), Reader()
+    gathered.gather(str(main))
+    asked.load(str(main))
+    assert gathered.files == asked.files
+    assert set(asked.files) == {str(main), str(sub), str(last)}
+
+
+def test_what_is_gathered_is_bounded(tmp_path):
+    main = tmp_path / "fw.rules"
+    main.write_text('include "fw.rules"\ninclude "gone"\ninclude "\\0"\ninclude "."\n')
+    reader = Reader()
+    reader.gather(str(main))
+    assert list(reader.files) == [str(main)]
+    assert len(reader.files[str(main)]) == main.stat().st_size

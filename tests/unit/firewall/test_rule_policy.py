@@ -179,9 +179,11 @@ reject"""
 def test_a_map_that_keeps_few_bitmaps_gives_the_same(limit, data):
     bounds = st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted)
     groups = data.draw(st.lists(st.tuples(bounds, st.sets(st.integers(0, 99), min_size=1)), max_size=20))
+    sparse = data.draw(st.sampled_from([0, bitmaps._SPARSE, 100]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bitmaps, "MEMORY_OCTETS", limit)
         patch.setattr(bitmaps, "_FEW", 3)
+        patch.setattr(bitmaps, "_SPARSE", sparse)
         taken = set()
         own = []
         for (low, high), bits in groups:
@@ -192,6 +194,18 @@ def test_a_map_that_keeps_few_bitmaps_gives_the_same(limit, data):
         for value in range(-1, 62):
             wanted = {bit for ranges, bits in own for bit in bits if ranges[0][0] <= value < ranges[0][1]}
             assert spans[value] == bitmap(wanted, 100) | 1 << 100
+
+
+def test_a_code_is_asked_of_each_type_also_of_neighbouring_ones():
+    compiled = policy("allow icmp type 12, 11 code 1\ndeny")
+    allowed = [
+        (kind, code)
+        for kind in range(10, 14)
+        for code in range(3)
+        if compiled.judge(OUT, fields_of("icmp", bytes(4), bytes(4), kind=kind, code=code)).rule.place.line
+        == 1
+    ]
+    assert allowed == [(11, 1), (12, 1)]
 
 
 def test_all_of_ipv6_is_not_all():

@@ -1,8 +1,10 @@
 """Connections as conversations: what belongs passes, what does not is dropped and says why."""
 
+import pytest
 from fw import IN, OUT, PEER, PEER6, PEER_MAC, VM, VM6, VM_MAC, Wire, ends, policy, segment
 
 from vtl_tools.common.firewall.flow import pack, unpack
+from vtl_tools.common.firewall.memory import Keeper, recall
 from vtl_tools.common.packet import build, icmp, ip, tcp
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp_state import State
@@ -89,12 +91,62 @@ def test_windows_are_scaled_as_both_syns_agreed(wire):
     assert wire.come(".", 140_000, 1, b"x") == "tcp-out-of-window"
 
 
-def test_a_connection_that_was_there_before_is_joined_where_that_is_asked_for():
-    wire = Wire("allow out tcp port 80\ndeny", join=True)
-    assert wire.out("P.", 500, 900, b"hello") == "+new"
-    assert wire.come(".", 900, 505) == "+known"
-    assert wire.come(".", 2_000_000_000, 505, b"x") == "tcp-out-of-window"
-    assert wire.come("P.", 1, 1, peer=81) == "rule"
+def restarted(before, text):
+    """Another firewall, which knows what the one before has remembered."""
+    told = []
+    keeper = Keeper(before.tracker, None, "boot", told.append)
+    keeper.wake(before.now)
+    keeper.close()
+    after = Wire(text)
+    assert recall(told[-1], "boot", after.tracker, None, after.now)
+    return after
+
+
+@pytest.mark.parametrize("first", [OUT, IN])
+def test_a_connection_of_before_a_restart_goes_on_whoever_speaks_first(wire, first):
+    wire.open()
+    after = restarted(wire, "allow out tcp port 80\nreject")
+    says = {
+        OUT: lambda: after.out("P.", 500, 900, b"hello"),
+        IN: lambda: after.come("P.", 900, 500, b"hello"),
+    }
+    assert says[first]() == "+known"
+    assert says[first.other]() == "+known"
+    assert after.come(".", 2_000_000_000, 505, b"x") == "tcp-out-of-window"
+    assert after.out(".", 500, 900, vm=40001) == "tcp-not-open"
+    assert after.come(".", 900, 500, vm=40001) == "rule"
+
+
+def test_after_a_restart_the_new_rules_hold_for_connections_of_before(wire):
+    wire.open()
+    after = restarted(wire, "allow out tcp port 443\ndeny")
+    assert after.out(".", 500, 900) == "rule"
+    assert after.come(".", 900, 500) == "rule"
+
+
+def test_connections_of_before_are_waited_for_some_minutes_only(wire):
+    wire.open()
+    after = restarted(wire, "allow out tcp port 80\ndeny")
+    after.now += 301
+    assert after.come(".", 900, 500) == "rule"
+    after.tracker.wake(after.now)
+    assert after.out(".", 500, 900) == "tcp-not-open"
+
+
+def test_a_new_connection_may_have_the_ports_of_one_of_before(wire):
+    wire.open()
+    after = restarted(wire, "allow out tcp port 80\ndeny")
+    assert after.come("S", 0) == "rule"
+    assert after.come("R", 0) == "rule"
+    after.open()
+
+
+def test_udp_and_others_of_before_go_on_too(wire):
+    for direction in OUT, IN, OUT:
+        wire.udp(direction)
+    after = restarted(wire, "allow out udp port 53\ndeny")
+    assert after.udp(IN) == "+known"
+    assert after.udp(IN, vm=5001) == "rule"
 
 
 def test_tcp_ends_after_silence_as_long_as_its_state_bears(wire):
@@ -233,6 +285,15 @@ def test_neighbours_are_found_unless_a_rule_names_them():
     assert wire.raw(arp, IN) == "+rule"
     wire = Wire("deny out icmp6 type neighbour-solicitation\nallow")
     assert [wire.raw(frame, OUT) for frame in (arp, solicit)] == ["+rule", "rule"]
+
+
+def test_a_rule_that_names_neighbours_holds_also_behind_one_that_catches_all_else():
+    arp = build.arp(src_mac=VM_MAC, dst_mac=PEER_MAC, sha=VM_MAC, spa=VM, tpa=PEER)
+    solicit = build.neighbor_solicit(src_mac=VM_MAC, dst_mac=PEER_MAC, src=VM6, dst=PEER6, target=PEER6)
+    wire = Wire("deny\nallow out udp\ndeny out arp, udp\ndeny icmp6 type neighbour-solicitation")
+    assert [wire.raw(frame, OUT) for frame in (arp, solicit)] == ["rule", "rule"]
+    assert wire.raw(arp, IN) == "+rule"
+    assert wire.udp(OUT) == "rule"
 
 
 def test_a_rate_lets_through_so_many_new_connections_and_then_denies():

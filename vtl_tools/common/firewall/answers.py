@@ -1,21 +1,27 @@
 """What an operator asks a firewall that runs, and what it answers, as JSON has it."""
 
 from collections.abc import Callable
+from ipaddress import ip_network
+from itertools import islice
+from posixpath import basename
 from typing import Any, Final
 
-from vtl_tools.common.errors import VTLError
+from vtl_tools.common.errors import SpecError, VTLError
 from vtl_tools.common.firewall import question
+from vtl_tools.common.firewall.describe import describe, spoken
 from vtl_tools.common.firewall.explain import explain as steps_to
 from vtl_tools.common.firewall.flow import Decision, Flow
 from vtl_tools.common.firewall.parser import parse
 from vtl_tools.common.firewall.policy import Policy
 from vtl_tools.common.firewall.question import Question
-from vtl_tools.common.firewall.rule import Direction, Rule
+from vtl_tools.common.firewall.rule import BUILT_IN, Direction, Rule
 from vtl_tools.common.firewall.tracker import Tracker
 from vtl_tools.common.packet.view import Buffer
 
 LISTED_MAX: Final = 1000
-"""Connections that a reload names, and rules that an explanation has; a reload counts them all."""
+"""Connections that one answer names, and rules that an explanation has; a reload counts them all."""
+LOOKED_AT_MAX: Final = 10_000
+"""Connections that one answer looks at."""
 
 Answer = dict[str, Any]
 
@@ -44,23 +50,65 @@ def logged(rule: Rule, decision: Decision, direction: Direction, frame: Buffer) 
         "verdict": decision.verdict.value if decision.verdict is not None else "",
         "why": decision.why,
         "direction": direction.value,
-        **question.describe(frame),
+        **describe(frame),
     }
 
 
-def flows(tracker: Tracker, now: float) -> Answer:
-    """Return what is known of each connection."""
+def flows(tracker: Tracker, request: Answer, now: float) -> Answer:
+    """Return what is known of some connections: those of a `rule` and with an `address` in a prefix.
 
-    def one(flow: Flow) -> Answer:
-        states, rule = flow.states, flow.decision.rule
-        return {
-            "flow": question.name(flow),
-            "states": None if states is None else [state.value for state in states],
-            "ends_in_s": round(max(0.0, flow.until - now), 1),
-            "rule": "" if rule is None else f"{rule.place.file}:{rule.place.line}",
-        }
+    At most LISTED_MAX at once, and of so many looked at that frames need not wait; `next` is where to go on,
+    as `start` of the next request, and None at the end. Raises SpecError.
+    """
+    rule, prefix, start = (request.get(word) for word in ("rule", "address", "start"))
+    if not isinstance(rule, str | None) or not isinstance(prefix, str | None):
+        raise SpecError("flows: a rule is a line or FILE:LINE, an address is text")
+    if not isinstance(start, int | None) or not 0 <= (start or 0) <= tracker.flows.flows_max:
+        raise SpecError("flows: start is where the answer before ended")
+    within = None if prefix is None else _span(prefix)
+    at, found = start or 0, list[Answer]()
+    for flow in islice(tracker.flows, at, at + LOOKED_AT_MAX):
+        if len(found) == LISTED_MAX:
+            break
+        at += 1
+        if _is_asked(flow, rule, within):
+            found.append(_known(flow, now))
+    return {"flows": found, "next": at if at < len(tracker.flows) else None, "known": len(tracker.flows)}
 
-    return {"flows": [one(flow) for flow in tracker.flows]}
+
+def _span(prefix: str) -> tuple[bytes, bytes]:
+    try:
+        network = ip_network(prefix)
+    except ValueError as e:
+        raise SpecError(f"{str(e)[:120]}; write 192.0.2.5 or 2001:db8::/64") from None
+    return network.network_address.packed, network.broadcast_address.packed
+
+
+def _is_asked(flow: Flow, rule: str | None, within: tuple[bytes, bytes] | None) -> bool:
+    if flow.share is None:
+        return False
+    if rule is not None:
+        place = flow.decision.rule.place if flow.decision.rule is not None else BUILT_IN
+        if rule not in (
+            str(place.line),
+            f"{place.file}:{place.line}",
+            f"{basename(place.file)}:{place.line}",
+        ):
+            return False
+    if within is None:
+        return True
+    first, last = within
+    return any(len(end) == len(first) and first <= end <= last for end in flow.addresses)
+
+
+def _known(flow: Flow, now: float) -> Answer:
+    states, rule = flow.states, flow.decision.rule
+    return {
+        "flow": question.name(flow),
+        "states": None if states is None else [state.value for state in states],
+        "ends_in_s": round(max(0.0, flow.until - now), 1),
+        "rule": "" if rule is None else f"{rule.place.file}:{rule.place.line}",
+    }
 
 
 def kill(tracker: Tracker, request: Answer) -> Answer:
@@ -73,11 +121,17 @@ def kill(tracker: Tracker, request: Answer) -> Answer:
     return {"flow": question.name(flow)}
 
 
-def explain(tracker: Tracker, request: Answer) -> Answer:
-    """Say which rule judges a packet, and of which connection it is, if of any. Raises SpecError."""
+def explain(tracker: Tracker, request: Answer, now: float) -> Answer:
+    """Say which rule judges a packet, what its limits leave, and of which connection it is, if of any.
+
+    Raises SpecError.
+    """
     asked = question.read(_words(request))
     flow = tracker.flows.get(asked.key())
     told = explained(tracker.policy, asked)
+    rule = tracker.policy.judge(asked.direction, asked.fields()).rule
+    if left := tracker.left(rule, asked.src, now):
+        told["left"] = left
     return told if flow is None else {**told, "known": question.name(flow)}
 
 
@@ -88,10 +142,24 @@ def explained(policy: Policy, asked: Question) -> Answer:
     return {"verdict": found.judgement.verdict.value, "rule": str(found.judgement.rule), "steps": steps}
 
 
+def line(told: Answer) -> str:
+    """Return what logged() tells as a line for people."""
+    hidden = f" ({told['suppressed']} before it not shown)" if told["suppressed"] else ""
+    why = "" if told["why"] in ("rule", "new") else f", {told['why']}"
+    return f"{told['verdict']} {told['direction']} {spoken(told)} by {told['rule']}{why}{hidden}"
+
+
 def reloaded(tracker: Tracker, policy: Policy, ended: list[Flow]) -> Answer:
-    """Return what another policy ended, or would end."""
+    """Return what another policy ended, or would end, and what is odd about it."""
     names = [question.name(flow) for flow in ended[:LISTED_MAX]]
-    return {"rules": len(policy.rules), "flows": len(tracker.flows), "ended": len(ended), "names": names}
+    warnings = [str(remark) for remark in policy.ruleset.remarks]
+    return {
+        "rules": len(policy.rules),
+        "flows": len(tracker.flows),
+        "ended": len(ended),
+        "names": names,
+        "warnings": warnings,
+    }
 
 
 def _words(request: Answer) -> list[str]:

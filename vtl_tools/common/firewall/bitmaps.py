@@ -14,6 +14,10 @@ MEMORY_OCTETS: Final = 32 << 20
 _FEW: Final = 64
 """Rules of a group, and bitmaps of groups, that are few enough to be kept in another form."""
 
+_SPARSE: Final = 8
+"""Rules that satisfy a value, beside those that any does, that are few enough to be kept one by one."""
+_SPARSE_OCTETS: Final = 56 + 8 * _SPARSE
+
 Span = tuple[Any, Any]
 
 
@@ -29,10 +33,11 @@ class Spans:
     """Values of one type, in order, to bitmaps.
 
     A bitmap is the same from one end of some rule's range to the next. `starts` has these ends, in which a
-    value is found by bisection.
+    value is found by bisection. Where no value satisfies many rules, their numbers are kept in the place of
+    bitmaps: 10,000 rules for as many networks take 1 MB then, and not 25.
     """
 
-    __slots__ = ("_every", "_groups", "_kept", "_starts", "_toggles")
+    __slots__ = ("_base", "_every", "_few", "_groups", "_kept", "_starts", "_toggles")
 
     def __init__(self, base: int, groups: Sequence[tuple[Iterable[Span], Sequence[int]]], size: int) -> None:
         """base: the rules that any value satisfies. size: rules in all.
@@ -46,8 +51,12 @@ class Spans:
                 toggles.setdefault(first, []).append(group)
                 if behind is not None:
                     toggles.setdefault(behind, []).append(group)
-        self._groups = [tuple(bits) if len(bits) <= _FEW else bitmap(bits, size) for _, bits in groups]
+        self._base = base
         self._starts = sorted(toggles)
+        self._few = _few(self._starts, toggles, [bits for _, bits in groups])
+        if self._few is not None:
+            return
+        self._groups = [tuple(bits) if len(bits) <= _FEW else bitmap(bits, size) for _, bits in groups]
         self._every = 1 + len(self._starts) * (size // 8 + 32) // MEMORY_OCTETS
         self._kept = [base]
         self._toggles: list[tuple[int, ...]] = []
@@ -79,6 +88,11 @@ class Spans:
 
     def __getitem__(self, value: Any) -> int:
         at = bisect_right(self._starts, value)
+        if self._few is not None:
+            found = self._base
+            for bit in self._few[at]:
+                found |= 1 << bit
+            return found
         if self._every == 1:
             return self._kept[at]
         kept, behind = divmod(at, self._every)
@@ -87,3 +101,21 @@ class Spans:
             for group in turned:
                 found ^= self._mask(group)
         return found
+
+
+def _few(
+    starts: Sequence[Any], toggles: dict[Any, list[int]], groups: Sequence[Sequence[int]]
+) -> list[tuple[int, ...]] | None:
+    """Return the rules, beside those of the base, from each start to the next; None if they are many."""
+    if len(starts) * _SPARSE_OCTETS > MEMORY_OCTETS:
+        return None
+    active: set[int] = set()
+    out: list[tuple[int, ...]] = [()]
+    for start in starts:
+        for group in toggles[start]:
+            active ^= {group}  # twice where one of its ranges ends and the next begins
+        bits = [bit for group in active for bit in groups[group]]
+        if len(bits) > _SPARSE:
+            return None
+        out.append(tuple(bits))
+    return out

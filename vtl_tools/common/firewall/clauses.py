@@ -155,12 +155,12 @@ class _Clauses:
         cursor = self._cursor
         if self._types is None:
             cursor.refuse("expected 'type' before 'code'", self._seen["code"].column)
-        if any(low != high for low, high in self._types):
-            cursor.refuse("expected single types before 'code', not a range", self._seen["code"].column)
         codes = self._sets.numbers(cursor, "a code", 255)
-        if len(codes) * len(self._types) > 1000:
+        # types that stand next to each other are one range by now, also those that were listed
+        firsts = [first for low, high in self._types for first in range(low, high + 1, 1 << 8)]
+        if len(codes) * len(firsts) > 1000:
             cursor.refuse("expected fewer types and codes in one rule", self._seen["code"].column)
-        self._types = [(first + low, first + high) for first, _ in self._types for low, high in codes]
+        self._types = [(first + low, first + high) for first in firsts for low, high in codes]
 
     def _vlans(self) -> None:
         cursor = self._cursor

@@ -1,14 +1,20 @@
-"""Rule files, from the disk or from standard input."""
+"""A firewall's files: rules, from the disk or from standard input, and what is remembered of a link."""
 
+import os
+import re
+import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from vtl_tools.common.firewall.parser import parse
+from vtl_tools.common.firewall.parser import FILES_MAX, OCTETS_MAX, included, parse
 from vtl_tools.common.firewall.policy import Policy
 
 STDIN: Final = "<stdin>"
 """What standard input is called, where a file is named."""
+
+_INCLUDE: Final = re.compile(rb'^[ \t]*include[ \t]*"([^"\n]*)"', re.MULTILINE)
 
 
 class Reader:
@@ -27,6 +33,23 @@ class Reader:
                     self.files[name] = file.read(octets)
         return self.files[name]
 
+    def gather(self, name: str) -> None:
+        """Read a file and what it seems to include, to be sent on, without a look at the rest.
+
+        What cannot be read is left out: whoever parses it misses it, and says so.
+        """
+        names, octets = [name], 0
+        while names and len(self.files) < FILES_MAX and octets <= OCTETS_MAX:
+            name = names.pop()
+            if name in self.files:
+                continue
+            try:
+                data = self(name, OCTETS_MAX + 1)
+            except (OSError, ValueError):
+                continue
+            octets += len(data)
+            names += [included(name, text.decode(errors="replace")) for text in _INCLUDE.findall(data)]
+
     def load(self, file: str) -> Policy:
         """Read a file with all that it includes, and compile it; - is standard input. Raises RuleError."""
         return Policy(parse(STDIN if file == "-" else file, self))
@@ -35,3 +58,33 @@ class Reader:
 def full_name(file: str) -> str:
     """Return what a file is called wherever the reader of the name is."""
     return STDIN if file == "-" else str(Path(file).absolute())
+
+
+def read_private(path: Path, octets: int) -> str | None:
+    """Return the text of a file that only we can have written; None if there is none.
+
+    Raises ValueError if it is more than so many octets or others may write it, and OSError.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(fd, "rb") as file:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise ValueError("not a file of our own, of mode 0600")
+        data = file.read(octets + 1)
+    if len(data) > octets:
+        raise ValueError("too large")
+    return data.decode("ascii")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Put a file of mode 0600 in the place of an earlier one. Raises OSError."""
+    made = path.with_name(f"{path.name}.new")
+    with suppress(FileNotFoundError):
+        made.unlink()
+    fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="ascii") as file:
+        file.write(text)
+    made.rename(path)

@@ -53,6 +53,8 @@ _NUMBER: Final = {state: number for number, state in enumerate(_STATES)}
 _END: Final = struct.Struct("=BBB10I")
 _HEARD, _ISS, _FIN, _STAMPS, _RECENT = 1, 2, 4, 8, 16
 _NO_SCALE: Final = 255
+_SIX: Final = 2 * 16 + 4 + 1
+"""Octets of a key with IPv6 addresses, at least; one with IPv4's has far fewer."""
 _NAMES: Final = {ip.TCP: "tcp", ip.UDP: "udp", ip.ICMP: "icmp", ip.ICMPV6: "icmp6"}
 
 
@@ -121,8 +123,10 @@ class Flow:
     @property
     def source(self) -> bytes:
         """Who made the connection: its address, of IPv6 the first 64 bits, as a host has all behind them."""
-        address = self.addresses[0 if self.initiator is OUT else 1]
-        return address if len(address) == 4 else address[:8]
+        key, is_here = self.key, self.opening.initiator is OUT
+        if len(key) < _SIX:
+            return key[:4] if is_here else key[4:8]
+        return key[:8] if is_here else key[16:24]
 
     @property
     def states(self) -> tuple[State, State] | None:
@@ -159,7 +163,7 @@ def flow_key(
 
 
 def _address_octets(key: bytes) -> int:
-    return 4 if len(key) < 36 else 16
+    return 4 if len(key) < _SIX else 16
 
 
 def pack(ends: Ends) -> bytes:

@@ -2,15 +2,16 @@
 
 What it may send as is given, or learned. Its Ethernet address is then the first that it uses; an IPv4
 address is its own from the DHCP acknowledgement that it got until the lease ends; an IPv6 address is its own
-when it was the first to claim it by neighbour discovery, as in FCFS SAVI (RFC 6620), and nobody on the
-network has been heard to use it.
+when it was the first to claim it by neighbour discovery, as in FCFS SAVI (RFC 6620), it is link-local or of
+a prefix that a router of the network has announced, and nobody on the network has been heard to use it.
 
 All that a router or a DHCP server says is the network's to say. Reads no clock; `now` is in seconds.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
@@ -27,6 +28,9 @@ CLAIMS_MAX: Final = 64
 """IPv6 addresses of the VM, of which it makes new ones each day (RFC 8981); the oldest goes first."""
 OTHERS_MAX: Final = 1024
 LEASES_MAX: Final = 16
+PREFIXES_MAX: Final = 16
+PREFIX_BITS_MIN: Final = 32
+"""Of a shorter prefix, most is elsewhere, whoever says that it is here."""
 PLAIN_MAX: Final = 4096
 """Addresses of prefixes that are remembered to be of one; others are looked up again."""
 LEASE_S: Final = 3600.0
@@ -38,6 +42,7 @@ _DHCP6_SERVER: Final = 547
 _SERVERS: Final = frozenset((dhcp_wire.SERVER_PORT, _DHCP6_SERVER))
 _CLIENTS: Final = frozenset((dhcp_wire.CLIENT_PORT, _DHCP6_CLIENT))
 _MLD: Final = frozenset((131, 132, 143))  # RFC 2710, RFC 3810: also before there is an address
+_PREFIX_FLAGS: Final = 0xC0  # L and A (RFC 4861 section 4.6.2)
 _LLADDRS: Final = frozenset((nd.SOURCE_LLADDR, nd.TARGET_LLADDR))
 
 _HEAD: Final = slice(VNET + 6, VNET + 38)  # from the source address to the end of IPv6's source
@@ -51,6 +56,20 @@ _NO_OPTIONS: Final = 0x45  # IPv4's version and header length
 Network = IPv4Network | IPv6Network
 
 
+@dataclass(slots=True)
+class Learned:
+    """The VM's Ethernet address, its leases and when they end, its IPv6 addresses, and those of others.
+
+    prefixes: what IPv6 addresses may be of, and until when.
+    """
+
+    mac: bytes | None = None
+    leases: dict[bytes, float] = field(default_factory=dict)
+    prefixes: dict[IPv6Network, float] = field(default_factory=dict)
+    claims: list[bytes] = field(default_factory=list)
+    others: list[bytes] = field(default_factory=list)
+
+
 class Identity:
     """What one VM may send as. mac: None to learn it. networks: its addresses, of the versions of IP that
     are not to be learned.
@@ -61,6 +80,7 @@ class Identity:
         self.mac = mac
         self.given = [(net.network_address.packed, net.broadcast_address.packed) for net in given]
         self.leases: dict[bytes, float] = {}
+        self.prefixes: dict[IPv6Network, float] = {}
         self.claims: OrderedDict[bytes, None] = OrderedDict()
         self._others: OrderedDict[bytes, None] = OrderedDict()
         self._fixed = {net.version for net in given}
@@ -109,7 +129,7 @@ class Identity:
                 if isinstance(net, IPv4) and datagram.dport == dhcp_wire.CLIENT_PORT:
                     self._acknowledged(datagram.payload, now)
             elif (message := pkt.nd) is not None and net.ttl == HOP_LIMIT:
-                self._neighbour_of_network(pkt, message)
+                self._neighbour_of_network(pkt, message, now)
         except Malformed:
             return
 
@@ -131,6 +151,27 @@ class Identity:
         own += [address.format_ip(octets) for octets in (*self.leases, *self.claims)]
         return {"mac": "" if self.mac is None else address.format_mac(self.mac), "addresses": ", ".join(own)}
 
+    # --- over a restart
+
+    def learned(self) -> Learned:
+        """Return what the next one may be told by recall()."""
+        prefixes, leases = dict(self.prefixes), dict(self.leases)
+        return Learned(self.mac, leases, prefixes, list(self.claims), list(self._others))
+
+    def recall(self, learned: Learned, now: float) -> None:
+        """Take up what an earlier one learned of the same VM, unless another is given now."""
+        if learned.mac is None or self.mac not in (None, learned.mac):
+            return
+        self._take(learned.mac)
+        self._others.update(dict.fromkeys(learned.others[-OTHERS_MAX:]))
+        if 4 not in self._fixed:
+            held = {octets: until for octets, until in learned.leases.items() if until > now}
+            self.leases.update(list(held.items())[-LEASES_MAX:])
+        if 6 not in self._fixed:
+            self.prefixes.update(list(learned.prefixes.items())[-PREFIXES_MAX:])
+            self.claims.update(dict.fromkeys(learned.claims[-CLAIMS_MAX:]))
+        self._plain.update(self.leases, self.claims)
+
     # --- what the VM sends
 
     def _judge(self, pkt: Packet, now: float) -> str:
@@ -151,7 +192,7 @@ class Identity:
             if message.type in (nd.ROUTER_ADVERT, icmp.V6_REDIRECT):
                 return "rogue-router"
             if (neighbour := pkt.nd) is not None:
-                return self._neighbour(pkt, neighbour)
+                return self._neighbour(pkt, neighbour, now)
             if message.type in _MLD and address.is_unspecified(net.src):
                 return ""
         if (datagram := pkt.udp) is not None:
@@ -169,7 +210,7 @@ class Identity:
             return ""  # a probe (RFC 5227 section 2.1.1)
         return "" if self._owns(said.spa) else "spoofed-arp"
 
-    def _neighbour(self, pkt: Packet, message: nd.ND) -> str:
+    def _neighbour(self, pkt: Packet, message: nd.ND, now: float) -> str:
         net = pkt.ipv6
         assert net is not None
         for kind, data in message.options():
@@ -183,7 +224,7 @@ class Identity:
         if bare and isinstance(message, nd.NeighborAdvert):
             return "spoofed-nd"
         for octets in claimed:
-            if not self._owns(octets) and not (believed and self._claim(octets)):
+            if not self._owns(octets) and not (believed and self._claim(octets, now)):
                 return "spoofed-nd"
         return ""
 
@@ -218,8 +259,13 @@ class Identity:
             return True
         return False
 
-    def _claim(self, octets: bytes) -> bool:
+    def _claim(self, octets: bytes, now: float) -> bool:
         if 6 in self._fixed or octets in self._others or not address.is_single_host(octets):
+            return False
+        asked = IPv6Address(octets)
+        if not asked.is_link_local and not any(
+            until > now and asked in prefix for prefix, until in self.prefixes.items()
+        ):
             return False
         if len(self.claims) >= CLAIMS_MAX:
             self._plain.discard(self.claims.popitem(last=False)[0])
@@ -244,11 +290,13 @@ class Identity:
         if self.leases.pop(octets, None) is not None:
             self._plain.discard(octets)
 
-    def _neighbour_of_network(self, pkt: Packet, message: nd.ND) -> None:
+    def _neighbour_of_network(self, pkt: Packet, message: nd.ND, now: float) -> None:
         """Remember whose address somebody else's is; one that is defended is the VM's no more."""
         net = pkt.ipv6
         if net is None or pkt.eth.src == self.mac or not pkt.verify():
             return
+        if isinstance(message, nd.RouterAdvert) and IPv6Address(net.src).is_link_local:
+            self._announced(message, now)
         defended = isinstance(message, nd.NeighborAdvert)
         octets = message.target if isinstance(message, nd.NeighborAdvert) else net.src
         if address.is_unspecified(octets):
@@ -262,6 +310,18 @@ class Identity:
         self._others.move_to_end(octets)
         if len(self._others) > OTHERS_MAX:
             self._others.popitem(last=False)
+
+    def _announced(self, message: nd.RouterAdvert, now: float) -> None:
+        """Learn prefixes of the link, or that hosts may make addresses of (RFC 4861 section 6.3.4)."""
+        for octets, length, flags, valid_s, _ in message.prefixes:
+            if not flags & _PREFIX_FLAGS or not PREFIX_BITS_MIN <= length <= 128:
+                continue
+            prefix = IPv6Network((octets, length), strict=False)
+            self.prefixes.pop(prefix, None)
+            if valid_s:
+                if len(self.prefixes) >= PREFIXES_MAX:
+                    del self.prefixes[next(iter(self.prefixes))]
+                self.prefixes[prefix] = now + valid_s
 
 
 def _is_common(frame: Buffer, at: int) -> bool:

@@ -27,6 +27,17 @@ class Limits:
             return "limit-rate"
         return ""
 
+    def look(self, rule: Rule, source: bytes, now: float) -> dict[str, int]:
+        """Return what is left of a rule's limits for a source; nothing changes."""
+        left: dict[str, int] = {}
+        if (cap := rule.cap) is not None:
+            left["connections"] = max(0, cap.count - self._open[rule, source if cap.per_source else b""])
+        if (rate := rule.rate) is not None:
+            key = rule, source if rate.per_source else b""
+            tokens, since = self._buckets.get(key, (float(rate.burst), now))
+            left["new"] = int(min(float(rate.burst), tokens + (now - since) * rate.per_s))
+        return left
+
     def opened(self, rule: Rule, source: bytes) -> None:
         """Count a connection that is open from now on."""
         if rule.cap is not None:

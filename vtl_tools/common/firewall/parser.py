@@ -1,4 +1,4 @@
-"""A rule file to rules, by recursive descent; docs/firewall-rules.md has the grammar.
+"""A rule file to rules, by recursive descent; docs/firewall-rules.md and vtl-fw(5) have the grammar.
 
 Whatever the file is, RuleError is all that is raised, and the work and the memory are bounded.
 """
@@ -39,6 +39,11 @@ def parse(file: str, read: Read) -> Ruleset:
             problem = f"expected a last rule for all else that goes {direction.value}, such as 'deny any'"
             raise RuleError(place, problem)
     return Ruleset(tuple(parser.rules), tuple(parser.remarks), tuple(parser.files))
+
+
+def included(by: str, text: str) -> str:
+    """Return the name of a file that another includes, as it is written there."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(by), text))
 
 
 class _Parser:
@@ -108,8 +113,7 @@ class _Parser:
         token = cursor.token
         if token.kind is not Kind.STRING or not token.text:
             cursor.fail('a file name in "quotes"')
-        folder = posixpath.dirname(cursor.source.file)
-        name = posixpath.normpath(posixpath.join(folder, token.text))
+        name = included(cursor.source.file, token.text)
         if name in self._open:
             cursor.refuse(f"expected another file: {name} is the one that includes this")
         if len(self._open) == DEPTH_MAX:

@@ -65,12 +65,13 @@ class Table:
     """The rules of one direction: a map for each field that any of them asks for.
 
     The rule that catches all is in no map, nor is what is behind it. Else each bitmap would have its bit,
-    and be as long as there are rules.
+    and be as long as there are rules. But it catches no ARP and no neighbour discovery: where a rule behind
+    it names these, all that do are a table of their own.
     """
 
     __slots__ = (
-        "_caught", "_dport", "_dst", "_dst_mac", "_icmp", "_judgements", "_kinds", "_last", "_sport", "_src",
-        "_src_mac", "_untagged", "_vlan", "rules",
+        "_caught", "_dport", "_dst", "_dst_mac", "_icmp", "_judgements", "_kinds", "_last", "_naming",
+        "_sport", "_src", "_src_mac", "_untagged", "_vlan", "rules",
     )  # fmt: skip
 
     def __init__(self, rules: Sequence[Rule]) -> None:
@@ -79,6 +80,8 @@ class Table:
         self._last = next(last, len(rules))
         caught = Judgement(rules[self._last].verdict, rules[self._last]) if self._last < len(rules) else None
         self._caught = caught or _NO_RULE
+        late = any(_names_neighbours(rule) for rule in rules[self._last :])
+        self._naming = Table([rule for rule in rules if _names_neighbours(rule)]) if late else None
         rules = rules[: self._last]
         self._judgements = [Judgement(rule.verdict, rule) for rule in rules]
         self._kinds = _Kinds(rules)
@@ -94,6 +97,8 @@ class Table:
 
     def judge(self, fields: Fields) -> Judgement:
         """Return what the first rule says."""
+        if self._naming is not None and fields.is_neighbour:
+            return self._naming.judge(fields)
         found = self._find(fields)
         if found:
             return self._judgements[(found & -found).bit_length() - 1]
@@ -126,6 +131,12 @@ class Table:
         if self._dst_mac is not None:
             found &= self._dst_mac[fields.dst_mac]
         return found
+
+
+def _names_neighbours(rule: Rule) -> bool:
+    return (ether.ARP, None) in rule.protocols or (
+        (ether.IPV6, ip.ICMPV6) in rule.protocols and rule.icmp is not None
+    )
 
 
 class _Kinds:

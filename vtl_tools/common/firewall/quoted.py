@@ -52,7 +52,7 @@ def quoted_flow(pkt: Packet, direction: Direction, vlan: int) -> Quoted | None:
         if protocol == ip.TCP:
             seq = U32.unpack_from(pkt.buf, at + 4)[0]
     elif protocol == (ip.ICMP if four else ip.ICMPV6):
-        if at + 8 > end or pkt.buf[at] not in (_REQUESTS[not four], _REPLIES[not four]):
+        if at + 8 > end or pkt.buf[at] not in (_REQUESTS[not four], _REPLIES[not four]) or pkt.buf[at + 1]:
             return None
         ports = bytes(pkt.buf[at + 4 : at + 6]) * 2
         if pkt.buf[at] == _REPLIES[not four]:

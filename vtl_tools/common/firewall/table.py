@@ -29,6 +29,7 @@ class Flows:
         self._begun, self._assured = Shares(), Shares()
         self._buckets: dict[int, set[Flow]] = {}
         self._due: list[int] = []
+        self._second = 0
         self._unpacked: deque[Flow] = deque()
         self.get = self._flows.get
 
@@ -109,12 +110,14 @@ class Flows:
 
     def _put(self, flow: Flow, now: float) -> None:
         second = int(min(flow.until, now + LOOK_S)) + 1
+        if second != self._second:
+            self._second = second
+        flow.bucket = self._second  # one object for many flows
         bucket = self._buckets.get(second)
         if bucket is None:
             bucket = self._buckets[second] = set()
             heappush(self._due, second)
         bucket.add(flow)
-        flow.bucket = second
 
     def _take_out(self, flow: Flow) -> None:
         bucket = self._buckets.get(flow.bucket)

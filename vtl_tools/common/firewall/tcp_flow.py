@@ -10,10 +10,11 @@ from vtl_tools.common.firewall.rule import OUT, Direction
 from vtl_tools.common.model.tcp_arrival import Seen, arrive, arrive_syn
 from vtl_tools.common.model.tcp_end import TcpEnd
 from vtl_tools.common.packet.seq import seq_between, seq_sub
-from vtl_tools.common.packet.tcp import ACK, RST, SYN, TCP
+from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, TCP
 from vtl_tools.common.packet.tcp_state import State
 
 _THROUGH: Final = (State.CLOSED, State.TIME_WAIT)
+_ONE_OF: Final = SYN | FIN | RST
 _OPENING: Final = (State.SYN_SENT, State.SYN_RECEIVED, State.LISTEN)
 
 
@@ -51,18 +52,38 @@ def follow(ends: Ends, direction: Direction, segment: TCP) -> Seen:
     return arrive(tx, rx, seq, ack, flags, window, length, stamps[0] if stamps else None)
 
 
+def refuse(ends: Ends, direction: Direction, initiator: Direction, segment: TCP) -> str:
+    """Return why a segment of a known connection does not pass, whatever its numbers; or "".
+
+    No end sends two of SYN, FIN and RST in one. Where both ends open a connection at once, the other end
+    sends a SYN, too, and who made it a SYN-ACK; behind that nobody does.
+    """
+    flags = segment.flags
+    if flags & _ONE_OF not in (0, SYN, FIN, RST):
+        return "tcp-flags"
+    if not flags & SYN or (flags & ACK != 0) is not (direction is initiator):
+        return ""
+    opener, other = ends if initiator is OUT else (ends[1], ends[0])
+    if opener.state not in _OPENING and (direction is not initiator or other.state not in _OPENING):
+        return "tcp-unexpected-syn"
+    return ""
+
+
 def starts_anew(ends: Ends, flags: int) -> bool:
     """Say whether a segment is the first of another connection, as the one of these ends is through."""
     through = ends[0].state in _THROUGH and ends[1].state in _THROUGH
-    return flags & (SYN | ACK | RST) == SYN and through
+    return flags & (SYN | ACK | RST | FIN) == SYN and through
 
 
-def may_pass(ends: Ends, direction: Direction, initiator: Direction, segment: TCP, seen: Seen) -> bool:
+def may_pass(
+    ends: Ends, direction: Direction, initiator: Direction, segment: TCP, seen: Seen, challenged: int | None
+) -> bool:
     """Say whether a segment goes on though its receiver will not take it, so that the receiver can answer.
 
     A reset within the window but not at its edge, and a SYN of who made the connection, are challenged
     (RFC 5961 sections 3 and 4): without that, an end that lost its memory would never get rid of the
-    other. Before a connection is open, such a challenge is a bare ACK, and a reset answers it.
+    other. Before a connection is open, such a challenge is a bare ACK, and a reset answers it. challenged:
+    what that ACK acknowledged, None if there was none.
     """
     if seen is Seen.UNSURE_RESET:
         return True
@@ -74,8 +95,8 @@ def may_pass(ends: Ends, direction: Direction, initiator: Direction, segment: TC
     if opener.state is not State.SYN_SENT:
         return False
     if direction is initiator:
-        return segment.flags & RST != 0
-    return segment.flags & (SYN | ACK | RST) == ACK and segment.end == segment.payload_off
+        return segment.flags & RST != 0 and segment.seq == challenged
+    return segment.flags & (SYN | ACK | RST | FIN) == ACK and segment.end == segment.payload_off
 
 
 def quotes_what_was_sent(ends: Ends, quoted: Direction, seq: int) -> bool:

@@ -21,6 +21,7 @@ from vtl_tools.common.firewall.fragments import Fragments
 from vtl_tools.common.firewall.limits import Limits
 from vtl_tools.common.firewall.policy import Judgement, Policy
 from vtl_tools.common.firewall.quoted import quoted_flow
+from vtl_tools.common.firewall.retries import Retries
 from vtl_tools.common.firewall.rule import OUT, STACKED, UNTAGGED, Direction, Rule, Verdict
 from vtl_tools.common.firewall.table import Flows
 from vtl_tools.common.model import tcp_plain
@@ -42,11 +43,7 @@ _OPENINGS_MAX: Final = 1024
 
 
 class Tracker:
-    """A stateful firewall without its links: a policy, and the connections that it has let through.
-
-    join: whether a TCP segment in the middle of a connection may begin one, if a rule allows it; for a
-    while after a start, since connections were there before us.
-    """
+    """A stateful firewall without its links: a policy, and the connections that it has let through."""
 
     def __init__(
         self,
@@ -54,10 +51,8 @@ class Tracker:
         *,
         flows_max: int = 131_072,
         timeouts: Timeouts | None = None,
-        join: bool = False,
     ) -> None:
         self.policy = policy
-        self.join = join
         self.timeouts = timeouts or Timeouts()
         self.flows = Flows(flows_max)
         self.fragments = Fragments()
@@ -66,6 +61,9 @@ class Tracker:
         self._unjudged: list[Flow] = []
         self._known: dict[Rule, Decision] = {}
         self._openings: dict[Opening, Opening] = {}
+        self._retries = Retries()
+        self._recalled: dict[bytes, Opening] = {}
+        self._recalled_until = 0.0
 
     # --- packets
 
@@ -138,17 +136,28 @@ class Tracker:
         if tcp_flow.starts_anew(ends, segment.flags):
             self.end(flow)
             return None
+        if refused := tcp_flow.refuse(ends, direction, flow.initiator, segment):
+            return _denied(refused, flow.decision.rule)
         seen = tcp_flow.follow(ends, direction, segment)
-        if not seen.taken and tcp_flow.may_pass(ends, direction, flow.initiator, segment, seen):
-            return flow.decision
+        if not seen.taken:
+            retries = self._retries
+            if (anew := retries.answered(flow, segment, direction)) is not None:
+                flow.ends = anew
+                return self._followed(flow, anew, Seen.SYN, now)
+            challenged = retries.challenged(flow)
+            if tcp_flow.may_pass(ends, direction, flow.initiator, segment, seen, challenged):
+                retries.passed(flow, segment, direction)
+                return flow.decision
         return self._followed(flow, ends, seen, now)
 
     def _plain_tcp(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
-        """Decide about an ordinary TCP segment of a known connection; None: look closer."""
-        plain = tcp_plain.read(frame, version)
+        """Decide about an ordinary TCP segment of a known connection, or with SYN; None: look closer."""
+        plain = tcp_plain.read(frame, version, tcp.RST)  # which is looked at closely
         if plain is None:
-            return self._plain_syn(frame, version, direction, now)
+            return None
         src, dst, sport, dport, seq, ack, flags, window, at, data, end = plain
+        if flags & tcp.SYN:
+            return self._plain_syn(frame, plain, direction, now)
         if direction is OUT:
             flow = self.flows.get(src + dst + PORTS.pack(sport, dport) + _TCP)
         else:
@@ -170,11 +179,9 @@ class Tracker:
             return flow.decision
         return self._followed(flow, ends, seen, now)
 
-    def _plain_syn(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
-        """Decide about an ordinary segment with SYN; None: look closer."""
-        plain = tcp_plain.read(frame, version, tcp.SYN)
-        if plain is None:
-            return None
+    def _plain_syn(
+        self, frame: Buffer, plain: tcp_plain.Segment, direction: Direction, now: float
+    ) -> Decision | None:
         src, dst, sport, dport, _, _, _, _, at, _, end = plain
         key = flow_key(direction, ip.TCP, src, dst, PORTS.pack(sport, dport), UNTAGGED, direction)
         segment = TCP.at(frame, at, end)
@@ -247,8 +254,10 @@ class Tracker:
         flow = self._find(quoted.key) if quoted is not None else None
         if flow is None or quoted is None:
             return None
-        if quoted.seq is not None and not tcp_flow.quotes_what_was_sent(
-            self.flows.ends(flow), quoted.direction, quoted.seq
+        if quoted.seq is not None and not any(
+            tcp_flow.quotes_what_was_sent(ends, quoted.direction, quoted.seq)
+            for ends in (self.flows.ends(flow), self._retries.ends(flow))
+            if ends is not None
         ):
             return _denied("icmp-not-sent", flow.decision.rule)
         return Decision(Verdict.ALLOW, flow.decision.rule, "related")
@@ -265,12 +274,14 @@ class Tracker:
         self, key: bytes, segment: TCP | None, fields: Fields, direction: Direction, now: float
     ) -> Decision:
         """Decide about a packet that may begin a connection."""
+        if self._recalled and (decision := self._again(key, segment, direction, now)) is not None:
+            return decision
         judgement = self.policy.judge(direction, fields)
         if judgement.verdict is not Verdict.ALLOW:
             return Decision(judgement.verdict, judgement.rule, "rule")
         ends: Ends | None = None
         if segment is not None:
-            ends = tcp_flow.opened(segment, direction, join=self.join)
+            ends = tcp_flow.opened(segment, direction, join=False)
             if ends is None:
                 return _denied("tcp-not-open", judgement.rule)
         if refused := self._refused(judgement, fields, now):
@@ -278,14 +289,40 @@ class Tracker:
         opening = Opening(direction, fields.src_mac, fields.dst_mac, fields.vlan)
         if len(self._openings) < _OPENINGS_MAX:
             opening = self._openings.setdefault(opening, opening)
-        flow = Flow(key, self._decision(judgement.rule), opening, ends)
+        self._add(Flow(key, self._decision(judgement.rule), opening, ends), judgement.rule, now)
+        return Decision(Verdict.ALLOW, judgement.rule, "new")
+
+    def _add(self, flow: Flow, rule: Rule, now: float) -> None:
         victim = self.flows.add(flow, now + self._silence(flow), now)
         if victim is not None:
             self._closed(victim)
-        self._limits.opened(judgement.rule, flow.source)
-        if ends is not None and tcp_flow.stage(ends) == "established":
-            self._followed(flow, ends, Seen.ACK, now)
-        return Decision(Verdict.ALLOW, judgement.rule, "new")
+        self._limits.opened(rule, flow.source)
+
+    def _again(self, key: bytes, segment: TCP | None, direction: Direction, now: float) -> Decision | None:
+        """Decide about a packet of a connection of before a restart; None if it is of none that is allowed.
+
+        Which side began it is known, so that an answer is none the less an answer; the windows are not.
+        """
+        opening = self._recalled.get(key)
+        if opening is None or now >= self._recalled_until:
+            return None
+        ends: Ends | None = None
+        if segment is not None and (
+            segment.flags & tcp.SYN or (ends := tcp_flow.opened(segment, direction, join=True)) is None
+        ):
+            return None
+        del self._recalled[key]
+        flow = Flow(key, _HELD, opening, ends)
+        verdict, rule = self.policy.judge(opening.initiator, Fields.first_of(flow))
+        if verdict is not Verdict.ALLOW:
+            return None
+        flow.decision = self._decision(rule)
+        self._add(flow, rule, now)
+        self.flows.assure(flow)
+        if ends is not None:
+            return self._followed(flow, ends, Seen.ACK, now)
+        self._spoken(flow, direction, now)
+        return flow.decision
 
     def _refused(self, judgement: Judgement, fields: Fields, now: float) -> str:
         rule = judgement.rule
@@ -298,9 +335,16 @@ class Tracker:
         source = fields.src if len(fields.src) == 4 else fields.src[:8]
         return self._limits.admit(rule, source, now)
 
+    def left(self, rule: Rule, source: bytes, now: float) -> dict[str, int]:
+        """Return what is left of a rule's limits for a source, by what is limited."""
+        return self._limits.look(rule, source if len(source) == 4 else source[:8], now)
+
     def _decision(self, rule: Rule) -> Decision:
         """Return what every further packet of a rule's connections is told, which is one object for all."""
-        return self._known.setdefault(rule, Decision(Verdict.ALLOW, rule, "known"))
+        known = self._known.get(rule)
+        if known is None:
+            known = self._known[rule] = Decision(Verdict.ALLOW, rule, "known")
+        return known
 
     # --- time
 
@@ -312,10 +356,18 @@ class Tracker:
     def wake(self, now: float) -> list[Flow]:
         """Let go what has ended, and return it. Early is harmless."""
         self.fragments.wake(now)
+        if now >= self._recalled_until:
+            self._recalled = {}
         ended = self.flows.expire(now)
         for flow in ended:
             self._closed(flow)
         return ended
+
+    # --- over a restart
+
+    def recall(self, openings: dict[bytes, Opening], until: float) -> None:
+        """Know connections of before, by their keys, until a time; each once something is heard of it."""
+        self._recalled, self._recalled_until = openings, until
 
     # --- what an operator does
 
@@ -325,6 +377,7 @@ class Tracker:
         self._closed(flow)
 
     def _closed(self, flow: Flow) -> None:
+        self._retries.forget(flow)
         if flow.decision.rule is not None:
             self._limits.closed(flow.decision.rule, flow.source)
 

@@ -47,20 +47,25 @@ def arrive(
     """Follow a segment without SYN. window: as sent, not shifted. length: octets of data."""
     if flags & RST:
         return _reset(tx, rx, seq, ack, flags)
-    if (tx.state is not State.ESTABLISHED or rx.state is not State.ESTABLISHED) and not (
-        tx.is_synchronized and rx.is_synchronized
-    ):
-        return Seen.NOT_OPEN
+    una = tx.snd_una
+    if tx.state is not State.ESTABLISHED or rx.state is not State.ESTABLISHED:
+        if not (tx.is_synchronized and rx.is_synchronized):
+            return Seen.NOT_OPEN
+        if rx.state is State.SYN_RECEIVED and flags & ACK and not 0 < (ack - rx.snd_una) & _MASK < _HALF:
+            return Seen.OLD_ACK  # its SYN is to be acknowledged first (RFC 9293 section 3.10.7.4, fifth)
+        una = _edge(tx)
     if not flags & ACK:
         return Seen.NO_ACK
 
     # first, check the sequence number; as Linux does, what reaches what is acknowledged is in
-    una = tx.snd_una
     end = (seq + length + (flags & FIN)) & _MASK
     if (end - una) & _HALF:  # SEG.SEQ+SEG.LEN < RCV.NXT
         return _stale(tx, rx, seq, una, tsval)
     reach = rx.reach
-    if reach < (seq - una) & _MASK < _HALF or (tx.fin is not None and seq_gt(end, tx.fin)):
+    ahead = (seq - una) & _MASK
+    if (reach < ahead < _HALF and (ahead != reach + 1 or end != seq)) or (
+        tx.fin is not None and seq_gt(end, tx.fin)
+    ):  # a bare FIN needs no room, and an acknowledgement behind it has the next number
         return Seen.OUT_OF_WINDOW
     if tsval is not None and rx.ts_recent is not None and (tsval - rx.ts_recent) & _HALF:
         return Seen.OLD_TIMESTAMP
@@ -79,6 +84,12 @@ def arrive(
 
     # seventh, process the segment text; eighth, check the FIN bit
     return Seen.ACK if end == seq else _deliver(tx, rx, seq, ack, flags, end, una, reach)
+
+
+def _edge(tx: TcpEnd) -> int:
+    """Return where the other end's window begins: behind the SYN of this end, acknowledged or not."""
+    una = tx.snd_una
+    return (una + 1) & _MASK if una == tx.iss else una
 
 
 def _acknowledge(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, window: int) -> Seen | None:
@@ -152,7 +163,8 @@ def _stale(tx: TcpEnd, rx: TcpEnd, seq: int, una: int, tsval: int | None) -> See
             # refuses everything after 24 days
             tx.tsval = rx.ts_recent = tsval
         return Seen.KEEP_ALIVE
-    return Seen.RETRANSMISSION if (una - seq) & _MASK <= max(tx.max_snd_wnd, rx.reach) else Seen.OUT_OF_WINDOW
+    furthest = max(tx.max_snd_wnd, rx.reach) + 1  # a whole window again, and the FIN behind it has arrived
+    return Seen.RETRANSMISSION if (una - seq) & _MASK <= furthest else Seen.OUT_OF_WINDOW
 
 
 def _reset(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int) -> Seen:
@@ -170,8 +182,9 @@ def _reset(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int) -> Seen:
     elif not rx.is_synchronized:
         sure, doubt = tx.state is State.SYN_SENT and seq == tx.snd_nxt, Seen.NOT_OPEN
     else:
-        sure = seq in (rx.rcv_nxt, tx.snd_una)
-        inside = (seq - tx.snd_una) & _MASK <= rx.reach
+        una = _edge(tx)
+        sure = seq in (rx.rcv_nxt, una)
+        inside = (seq - una) & _MASK <= rx.reach + 1  # behind a bare FIN, which needs no room
         doubt = Seen.UNSURE_RESET if inside else Seen.OUT_OF_WINDOW
     if not sure:
         return doubt
@@ -218,6 +231,10 @@ def _answer(tx: TcpEnd, rx: TcpEnd, segment: TCP, again: bool) -> Seen:
     """Follow a SYN-ACK."""
     seq, ack = segment.seq, segment.ack
     if again:
+        if rx.iss is None:
+            return Seen.NOT_OPEN  # it has got no SYN that it could acknowledge
+        if ack == rx.iss or (rx.snd_nxt - ack) & _MASK >= _HALF or (ack - rx.iss) & _MASK >= _HALF:
+            return Seen.ACK_OF_UNSENT
         if rx.state is State.SYN_RECEIVED and ack == rx.snd_nxt:
             rx.snd_una = tx.rcv_nxt = ack  # a simultaneous open: it acknowledges our SYN
             rx.state = State.ESTABLISHED

@@ -23,11 +23,11 @@ Segment = tuple[bytes, bytes, int, int, int, int, int, int, int, int, int]
 """src, dst, sport, dport, seq, ack, flags, window; where in the frame TCP, its data and the packet end."""
 
 
-def read(frame: Buffer, version: int, syn: int = 0) -> Segment | None:
+def read(frame: Buffer, version: int, refused: int = SYN) -> Segment | None:
     """Return a plain segment's fields; None if the frame is no such, or broken.
 
-    Plain are: IP of this version right behind Ethernet, no IP options or extensions, no fragment, no SYN;
-    or, if syn is SYN, nothing but those.
+    Plain are: IP of this version right behind Ethernet, no IP options or extensions, no fragment, and none of
+    the flags that are refused.
     """
     if version == 4:
         if len(frame) < L3 + 40:
@@ -47,7 +47,7 @@ def read(frame: Buffer, version: int, syn: int = 0) -> Segment | None:
             return None
         at, end = L3 + 40, L3 + 40 + total
     data = at + (offset >> 12 << 2)
-    if protocol != ip.TCP or offset < 0x5000 or offset & SYN != syn or not data <= end <= len(frame):
+    if protocol != ip.TCP or offset < 0x5000 or offset & refused or not data <= end <= len(frame):
         return None
     return src, dst, sport, dport, seq, ack, offset & 0xFF, window, at, data, end
 

@@ -1,0 +1,44 @@
+"""A firewall goes on where the one before it on the same link ended."""
+
+import atexit
+import logging
+from pathlib import Path
+from typing import Final
+
+from vtl_tools.common.firewall.files import read_private, write_private
+from vtl_tools.common.firewall.identity import Identity
+from vtl_tools.common.firewall.memory import OCTETS_MAX, Keeper, recall
+from vtl_tools.common.firewall.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def keeper(path: Path, tracker: Tracker, identity: Identity | None, now: float, *, forget: bool) -> Keeper:
+    """Tell a firewall what the one before has kept in a file, unless that is to be forgotten.
+
+    Returns what keeps it there from now on, and at the end of the process. A file that cannot be read or
+    written is a warning.
+    """
+    boot = _BOOT.read_text().strip()
+    try:
+        text = None if forget else read_private(path, OCTETS_MAX)
+        if text is not None and recall(text, boot, tracker, identity, now):
+            log.info("%s: goes on with what was learned before", path)
+    except (OSError, ValueError) as e:
+        log.warning("%s: not used: %s", path, e)
+    failed = False
+
+    def write(text: str) -> None:
+        nonlocal failed
+        try:
+            if not failed:
+                write_private(path, text)
+        except OSError as e:
+            failed = True
+            log.warning("%s: %s; a restart will have to learn anew", path, e.strerror)
+
+    made = Keeper(tracker, identity, boot, write)
+    atexit.register(made.close)
+    return made
