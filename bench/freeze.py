@@ -39,6 +39,7 @@ from vtl_tools.common.packet.vnet import VNET
 
 DELAY_S = 0.05  # one way
 OPENED_PER_S = 2000  # so few that none of their segments is passed over
+EACH = 12_500
 LOAD_S = 5.0
 CUT = """
 table netdev cut {
@@ -196,7 +197,7 @@ class Bench:
     def many(self, count: int) -> dict[str, float]:
         with self.scene.kernel(), self.running() as service, ExitStack() as stack:
             before = _resident(service)
-            self._open(count, stack)
+            self._open(count)
             until(lambda: service.status()["freeze"]["connections"] == count, "all connections to be known")
             each = (_resident(service) - before) / count
             exported = json.loads(
@@ -223,17 +224,16 @@ class Bench:
             "stop_ms": round(stop * 1000, 1),
         }
 
-    def _open(self, count: int, stack: ExitStack) -> None:
-        """The VM opens them, two to each of its ports."""
-        listeners = [stack.enter_context(self.listener(self.peer, SERVER, 9000 + i)) for i in range(2)]
-        began = time.monotonic()
-        with self.vm.enter():
-            for i in range(count):
-                sock = stack.enter_context(socket.socket())
-                sock.connect((SERVER, 9000 + i % 2))
-                stack.enter_context(listeners[i % 2].accept()[0])
-                if i % 100 == 0:
-                    time.sleep(max(0.0, began + i / OPENED_PER_S - time.monotonic()))
+    def _open(self, count: int) -> None:
+        """The VM opens them. Processes hold them, so many each as may have so many files."""
+        for i, done in enumerate(range(0, count, EACH)):
+            for host, what in (self.peer, "accept"), (self.vm, "connect"):
+                each = str(min(EACH, count - done))
+                command = (sys.executable, __file__, what, str(9000 + i), each)
+                holder = host.popen(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                assert holder.stdout is not None
+                if holder.stdout.readline() != "ready\n":
+                    raise SystemExit(f"bench: {what}: ended before all connections were open")
 
     def _keep_alives(self, rows: list[dict[str, Any]]) -> list[bytes]:
         """Return what the peer would send on each connection to see whether the VM is there."""
@@ -293,6 +293,24 @@ def _resident(service: Service) -> int:
     return int(Path(f"/proc/{service.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
+def _hold(what: str, port: int, count: int) -> None:
+    """Be one end of some connections until standard input ends."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    held = []
+    if what == "accept":
+        listener = socket.create_server((SERVER, port), backlog=4096)
+        print("ready", flush=True)
+        held = [listener.accept()[0] for _ in range(count)]
+    else:
+        began = time.monotonic()
+        for i in range(count):
+            held.append(socket.create_connection((SERVER, port)))
+            if i % 100 == 0:
+                time.sleep(max(0.0, began + i / OPENED_PER_S - time.monotonic()))
+        print("ready", flush=True)
+    sys.stdin.read()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, within two minutes")
@@ -300,8 +318,6 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--connections", type=int, default=50_000, metavar="N")
     options = parser.parse_args()
-    files = 2 * options.connections + 1000
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     figures: dict[str, float] = {"connections": options.connections}
     for part in (
         lambda bench: bench.traffic(7 if options.quick else 15, 2.0),
@@ -317,4 +333,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] in (["accept"], ["connect"]):
+        _hold(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    else:
+        main()
