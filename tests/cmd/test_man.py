@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cmd.tools import ROOT, SERVICES, TOOLS, arguments, command, options
-from vtl_tools.cmd import freeze, tor
+from vtl_tools.cmd import tor
 from vtl_tools.common import cli
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
@@ -23,6 +23,7 @@ from vtl_tools.common.firewall.policy import Policy
 from vtl_tools.common.freeze.freezer import Freezer
 from vtl_tools.common.freeze.report import RISKS
 from vtl_tools.common.relay.surroundings import KINDS
+from vtl_tools.common.stand_in import Freeze
 
 PAGES = sorted((ROOT / "man").iterdir())
 OVERVIEW = ROOT / "man/vtl-tools.7"
@@ -176,7 +177,7 @@ def test_every_member_of_vtl_fws_own_status_is_explained() -> None:
 
 def test_vtl_freezes_page_explains_its_status_risks_and_reasons() -> None:
     text = page("vtl-freeze")
-    status = freeze.Freeze(Freezer()).status(0.0)
+    status = Freeze(Freezer()).status(0.0)
     assert items(section(text, "STATUS")) == list(status)
     for value in status.values():
         assert isinstance(value, dict)

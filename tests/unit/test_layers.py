@@ -31,6 +31,7 @@ RANK = {
     "proxy_check": 1,
     "qmp": 4,
     "filter": 5,
+    "stand_in": 5,
     "relay": 5,
     "runtime": 5,
     "tor": 2,

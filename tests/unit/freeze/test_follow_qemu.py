@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from vtl_tools.cmd.freeze import Freeze
 from vtl_tools.common.freeze import state
 from vtl_tools.common.freeze.guest import Do, Guest
+from vtl_tools.common.stand_in import Freeze
 
 ANSWER = (".", 201, 1001, 0, (1000, 5000))
 OPENING = (".", 201, 1001, 500, (1000, 5000))

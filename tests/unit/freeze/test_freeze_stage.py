@@ -4,8 +4,7 @@ import pytest
 from freeze_talk import PEER_MAC, VM_MAC, Talk
 
 from lab.wait import until
-from vtl_tools.cmd import freeze as module
-from vtl_tools.cmd.freeze import Freeze
+from vtl_tools.common import stand_in
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.freeze import state
@@ -13,6 +12,7 @@ from vtl_tools.common.freeze.freezer import Freezer
 from vtl_tools.common.packet.address import BROADCAST
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.snapshot import Snapshot
+from vtl_tools.common.stand_in import Freeze
 
 
 class Ring:
@@ -76,6 +76,12 @@ def test_on_another_link_the_vms_address_tells_its_frames():
     assert stage.status(2.0)["freeze"]["speaks"]
 
 
+def test_a_mac_that_was_given_outlasts_an_import():
+    stage, talk = plugged(mac=b"\2\0\0\0\0\7")
+    stage.take_up("".join(state.dump(Talk().open().freezer, "x", 1.0)).encode(), "x", 1.0)
+    assert talk.freezer.table.macs == {b"\2\0\0\0\0\7", VM_MAC}
+
+
 def test_a_vm_is_announced_where_its_addresses_are_known():
     stage, talk = plugged()
     assert stage.announce(1.0) == {"vm": "web", "announced": 2}
@@ -88,8 +94,8 @@ def test_more_than_can_be_looked_at_is_sampled_and_doubted():
     ring = stage.ring = Ring()
     now = 1000.0
     for per_s in (100, 50_000, 50_000, 7500, 3000, 3000, 100, 100):
-        now += module.LOOK_S
-        ring.frames += int(per_s * module.LOOK_S) // (ring.sampled or [1])[-1]
+        now += stand_in.LOOK_S
+        ring.frames += int(per_s * stand_in.LOOK_S) // (ring.sampled or [1])[-1]
         stage.wake(now)
     assert ring.sampled == [8, 2, 1]
     assert not talk.freezer.table.gaps
@@ -135,6 +141,7 @@ def test_the_state_is_written_when_it_changed(tmp_path):
     talk.freezer.stop(now)
     snapshot.close()
     snapshot.close()
+    assert not snapshot.begin(0.0), "a timer may come after the end"
     assert state.load(snapshot.path.read_bytes(), "x", other, 0.0) == "web"
     assert not other.frozen
 

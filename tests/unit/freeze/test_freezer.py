@@ -51,6 +51,16 @@ def test_what_the_vm_sent_and_was_not_acknowledged_is_not_claimed_to_have_arrive
     assert talk.peer(".", 1001, 901, 10) == [(".", 901, *ANSWER[2:])]
 
 
+def test_what_was_overheard_just_before_counts_and_not_what_comes_as_a_whole(new_talk):
+    talk = new_talk().open()
+    talk.vm(".", 201, 1001, 700)
+    talk.freeze()
+    talk.freezer.hear(memoryview(talk._frame(False, ".", 1001, 301, 0, (5000, 1000), None)), False, talk.now)
+    talk.now += 1
+    talk.freezer.hear(memoryview(talk._frame(False, ".", 1001, 401, 0, (5000, 1000), None)), False, talk.now)
+    assert talk.peer(".", 1001, 201, 10) == [(".", 301, *ANSWER[2:])]
+
+
 def test_the_vms_clock_stands_still(talk):
     assert talk.peer(".", 1001, 201, 10, stamps=(9000, 4_000_000)) == [(".", 201, 1001, 0, (1000, 9000))]
 
@@ -159,6 +169,21 @@ def test_only_one_speaks(talk):
     talk.now += freezer_module.QUIET_S
     assert talk.peer(".", 1001, 201, 10) == [ANSWER]
     assert talk.thaw() == []  # the VM has spoken of this connection itself
+
+
+def test_what_is_kept_is_kept_until_the_vm_has_taken_it(talk):
+    talk.peer(".", 1001, 201, 1000)
+    talk.vm(".", 201, 1001, 10)
+    assert talk.freezer.table.held
+    talk.vm(".", 211, 2001)
+    assert not talk.freezer.table.held
+
+
+def test_a_peer_that_was_told_by_a_newer_segment_is_told_again(talk):
+    for _ in range(3):
+        talk.peer(".", 1001, 201, 1000)
+    talk.vm(".", 201, 1001)
+    assert talk.thaw() == [(".", 202, 1001, 500, (1000, 5000))]
 
 
 def test_who_starts_twice_or_stops_without_a_start_does_no_harm(talk):

@@ -124,7 +124,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(data=st.data())
 def test_whatever_is_in_a_state_it_is_taken_or_told(data):
     from freeze_talk import Talk

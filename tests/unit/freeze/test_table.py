@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 from freeze_talk import Talk
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtl_tools.common.errors import Malformed
@@ -109,6 +109,7 @@ def test_what_is_kept_is_bounded(new_talk, monkeypatch):
     assert talk.freezer.table.held == 0
 
 
+@settings(deadline=None)
 @given(octets=st.binary(max_size=200), from_vm=st.booleans(), frozen=st.booleans())
 def test_whatever_comes_is_followed_or_malformed(octets, from_vm, frozen):
     frame = bytearray(octets)
@@ -122,6 +123,7 @@ def test_whatever_comes_is_followed_or_malformed(octets, from_vm, frozen):
     freezer.from_peer(frame, 3.0)
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_damaged_segments_are_followed_or_malformed(data):
     talk = Talk(data.draw(st.sampled_from([4, 6])), vlan=data.draw(st.sampled_from([None, 7]))).open()

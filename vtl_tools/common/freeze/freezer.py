@@ -19,6 +19,8 @@ from vtl_tools.common.packet.seq import seq_add, seq_between, seq_gt, seq_le, se
 from vtl_tools.common.packet.tcp import ACK, RST, SYN
 from vtl_tools.common.packet.view import Buffer
 
+LATE_S: Final = 0.1
+"""How late what is overheard may be; a ring hands over what it has each few milliseconds."""
 QUIET_S: Final = 1.0
 """How long nothing is said after the VM itself was heard."""
 REPEATED: Final = 2
@@ -109,7 +111,8 @@ class Freezer:
         return bool(self.thawing)
 
     def _thaw(self, connection: Connection) -> None:
-        spoke = connection.flags & SPOKE
+        # What the VM said itself is not newer to a peer that was told by a higher SEG.SEQ
+        spoke = connection.flags & (SPOKE | RAISED) == SPOKE
         if connection.probes and connection.vm_window and connection.has_numbers and not spoke:
             self.to_network.append(answers.ack(connection, connection.vm_window))
             self.opened += 1
@@ -157,7 +160,7 @@ class Freezer:
 
     def hear(self, frame: Buffer, from_vm: bool, now: float) -> None:
         """Follow a frame that is overheard: it may be cut behind its TCP header, damaged, and late."""
-        if self.frozen and not from_vm:
+        if self.frozen and not from_vm and now - self.frozen_at > LATE_S:
             return  # it comes as a whole, to from_peer()
         try:
             connection = self.table.hear(frame, from_vm, now)
@@ -173,12 +176,15 @@ class Freezer:
             return
         self.quiet_until, self.heard_vm = now + QUIET_S, True
         try:
+            known = self.table.get(parse(frame, True).key)
+            before = None if known is None else known.vm_ack
             connection = self.table.hear(frame, True, now)
         except Malformed:  # as ARP is
             return
         if connection is not None:
             connection.flags |= SPOKE
-            self.table.release(connection)
+            if connection.vm_ack != before:  # it has taken what was kept for it
+                self.table.release(connection)
             self._touch(connection)
 
     def is_quiet(self, now: float) -> bool:
