@@ -3,11 +3,11 @@
 from vtl_tools.common.freeze.proof import Proof
 
 
-def data(*seen):
+def data(*seen, stamps=True):
     """The first number proven by segments at (when, seq), as the index of the segment and the number."""
     proof = Proof()
-    for i, (now, seq) in enumerate(seen):
-        if (number := proof.data(seq, now)) is not None:
+    for i, (now, seq, *stamp) in enumerate(seen):
+        if (number := proof.data(seq, (stamp or [i])[0] if stamps else None, now)) is not None:
             return i, number
     return None
 
@@ -27,6 +27,12 @@ def test_copies_and_recovery_prove_nothing():
     assert data((0, 100), (0.2, 100), (0.4, 100), (0.6, 100), (0.8, 100)) is None
 
 
+def test_copies_that_come_late_prove_nothing():
+    assert data((0, 100, 7), (0.3, 100, 7), (0.9, 100, 7), (2, 100, 8)) is None
+    assert data((0, 100), (0.3, 100), (0.9, 100), stamps=False) is None
+    assert data((0, 100), (0.3, 100), (0.9, 100), (2.1, 100), stamps=False) == (3, 100)
+
+
 def test_what_is_before_begins_anew():
     assert data((0, 200), (0.2, 200), (0.3, 100), (0.6, 200), (1.4, 200)) is None
     assert data((0, 100), (1000, 200), (1001, 200), (1003, 200)) == (3, 200)
@@ -35,7 +41,7 @@ def test_what_is_before_begins_anew():
 def empty(*seen):
     proof = Proof()
     for i, (now, seq, highest) in enumerate(seen):
-        if (number := proof.empty(seq, highest, now)) is not None:
+        if (number := proof.empty(seq, i, highest, now)) is not None:
             return i, number
     return None
 
@@ -56,7 +62,12 @@ def test_what_is_late_is_no_probe():
 
 def test_what_comes_again_has_no_probe_before_it():
     proof = Proof()
-    proof.empty(99, 100, 0)
-    proof.empty(99, 100, 1)
-    proof.data(99, 1.5)
-    assert proof.empty(99, 100, 2) is None
+    proof.empty(99, 0, 100, 0)
+    proof.empty(99, 1, 100, 1)
+    proof.data(99, 2, 1.5)
+    assert proof.empty(99, 3, 100, 2) is None
+
+
+def test_copies_of_a_probe_are_none():
+    proof = Proof()
+    assert [proof.empty(99, 5, 100, now) for now in range(9)] == [None] * 9

@@ -313,8 +313,11 @@ class Freezer:
             proof = connection.proof = Proof()
             if known is not None:
                 self._touch(connection)
-        highest = connection.peer_nxt
-        number = proof.data(seq, now) if segment.length else proof.empty(seq, highest, now)
+        stamp = segment.tsval
+        if segment.length:
+            number = proof.data(seq, stamp, now)
+        else:
+            number = proof.empty(seq, stamp, connection.peer_nxt, now)
         if number is not None and (known is None or seq_gt(number, known)):
             connection.vm_ack, connection.proof = number, None
             self.table.release(connection)

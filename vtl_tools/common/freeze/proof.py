@@ -8,6 +8,7 @@ for that would cost octets, so a segment in the middle must not pass for one:
 
 * a tail loss probe (RFC 8985 section 7) repeats the last segment once, and recovery repeats what is missing,
   a round trip after it was sent: three times, with pauses that grow, is neither;
+* a copy that the network made has the timestamp of the first one; without timestamps, four times it must be;
 * whatever comes from before begins anew.
 """
 
@@ -23,6 +24,9 @@ GROWS: Final = 1.4
 """A timer doubles its pause; the network may shorten it."""
 LONGEST_S: Final = 45.0
 """Pauses that are as long as this need not grow any more: RFC 6298 (2.5) lets them stop at a minute."""
+STAMPED: Final = 3
+UNSTAMPED: Final = 4
+"""How often the same must come, by different timestamps or without them."""
 PATIENCE_S: Final = 250.0
 """When a candidate that did not come again is given up: two of Linux's longest pauses."""
 
@@ -31,34 +35,37 @@ class Proof:
     """What was seen of one peer since the VM is away. now: seconds."""
 
     __slots__ = (
-        "_below", "_count", "_empty", "_empty_at", "_last", "_pause", "_seq", "asked",
+        "_below", "_count", "_empty", "_empty_at", "_empty_stamp", "_last", "_pause", "_seq", "_stamp",
+        "asked",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._seq: int | None = None
         self._count, self._last, self._pause = 0, 0.0, 0.0
+        self._stamp: int | None = None
+        self._empty_stamp: int | None = None
         self._empty: int | None = None
         self._below, self._empty_at = 0, 0.0
         self.asked = False
         """Whether the peer was asked what it sends next, as its last empty segment may be a probe."""
 
-    def data(self, seq: int, now: float) -> int | None:
-        """Take a segment with data or a FIN; return SND.UNA if that is proven."""
+    def data(self, seq: int, tsval: int | None, now: float) -> int | None:
+        """Take a segment with data or a FIN; return SND.UNA if that is proven. tsval: None without stamps."""
         if self._empty is not None and not seq_gt(seq, self._empty):
             self._empty = None  # what comes again is not acknowledged, so no probe was before it
         first = self._seq
         if first is None or seq_lt(seq, first) or (seq != first and now - self._last > PATIENCE_S):
-            self._seq, self._count, self._last, self._pause = seq, 1, now, 0.0
+            self._seq, self._count, self._last, self._pause, self._stamp = seq, 1, now, 0.0, tsval
             return None
         pause = now - self._last
-        if seq != first or pause < APART_S:
+        if seq != first or pause < APART_S or (tsval is not None and tsval == self._stamp):
             return None
         if self._count == 1 or pause >= GROWS * self._pause or pause >= LONGEST_S:
             self._count += 1
-        self._last, self._pause = now, pause
-        return first if self._count >= 3 else None
+        self._last, self._pause, self._stamp = now, pause, tsval
+        return first if self._count >= (STAMPED if tsval is not None else UNSTAMPED) else None
 
-    def empty(self, seq: int, highest: int | None, now: float) -> int | None:
+    def empty(self, seq: int, tsval: int | None, highest: int | None, now: float) -> int | None:
         """Take a segment without data; return SND.UNA if that is proven.
 
         highest: behind all that the peer was seen to have sent. An ordinary acknowledgement is there; a probe
@@ -69,10 +76,11 @@ class Proof:
         first = self._empty
         if first is None or seq_lt(seq, first) or (seq != first and now - self._empty_at > PATIENCE_S):
             self._empty, self._empty_at, self.asked = seq, now, False
-            self._below = 0
+            self._below, self._empty_stamp = 0, tsval
             return None
-        if seq != first or now - self._empty_at < PROBES_APART_S:
+        copy = tsval is not None and tsval == self._empty_stamp
+        if copy or seq != first or now - self._empty_at < PROBES_APART_S:
             return None
-        self._empty_at = now
+        self._empty_at, self._empty_stamp = now, tsval
         self._below += highest == seq_add(seq, 1)
         return seq_add(seq, 1) if self._below >= 2 else None
