@@ -289,7 +289,8 @@ class Work:
 def test_stopped_and_gone_on_though_the_service_is_killed_meanwhile(world):
     with world.here.vtl_freeze() as service, Work(world) as work:
         world.guest.qmp("stop")
-        until(lambda: service.status()["answered"], "an answer", LONG_S)
+        state = Path(service.status()["state"])
+        until(lambda: json.loads(state.read_bytes())["frozen"], "the state to be written", LONG_S)
         service.service.kill()
         service.service.wait(10)
         service.service.stdout.close()

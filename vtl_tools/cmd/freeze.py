@@ -12,7 +12,7 @@ from vtl_tools.common.errors import NotRunningError, SpecError, VTLError
 from vtl_tools.common.freeze import state
 from vtl_tools.common.freeze.freezer import Freezer
 from vtl_tools.common.freeze.report import report as report_of
-from vtl_tools.common.stand_in import Freeze
+from vtl_tools.common.stand_in import SAVED_AT_ONCE_S, Freeze
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from vtl_tools.common.runtime import Options
 
 TOOL: Final = "vtl-freeze"
-SAVED_AT_ONCE_S: Final = 0.05
-"""How long peers are answered first, before the state is written."""
 
 
 # --- the command

@@ -22,6 +22,8 @@ LOOK_S: Final = 0.25
 HEARD_PER_S: Final = 8000.0
 """Segments that are looked at each second; of more, a sample."""
 ONE_IN_MAX: Final = 256
+SAVED_AT_ONCE_S: Final = 0.05
+"""How long peers are answered first, before the state is written."""
 SAVE_S: Final = 5.0
 SAVE_SHARES: Final = 50.0, 20.0
 """Writing takes at most one part in so many of the time: while the VM is there, and while it is away."""
@@ -54,6 +56,7 @@ class Freeze(Stage):
         self.ring: Ring | None = None
         self._looked_at, self._heard, self._one_in, self._missed = 0.0, 0, 1, 0
         self._save_at, self._saving_since, self._save_cost_s = 0.0, 0.0, 0.0
+        self._soon: float | None = None
         self._told_of_vm = False
         self.qemu = Follower(self)
         self.monitor: Monitor | None = None
@@ -119,12 +122,16 @@ class Freeze(Stage):
 
     def deadline(self) -> float | None:
         """Return when to look next."""
-        return self._looked_at if self.freezer.thawing else self._looked_at + LOOK_S
+        look_at = self._looked_at if self.freezer.thawing else self._looked_at + LOOK_S
+        return look_at if self._soon is None else min(look_at, self._soon)
 
     def wake(self, now: float) -> None:
         """Go on with thawing, see how much is heard, and write the state if it is time."""
         if self.freezer.thawing:
             self.freezer.thaw()
+        if self._soon is not None and now >= self._soon:
+            self._soon = None
+            self.save(now)
         if now - self._looked_at < LOOK_S:
             return
         self._sample(now)
@@ -177,7 +184,7 @@ class Freeze(Stage):
         """Fall silent, since the VM is another host's, and be ready to tell that one what is known."""
         self.freezer.leave(now)
         self.listen(False)
-        self._save_at = now
+        self._soon = now + SAVED_AT_ONCE_S
         self.event("left", vm=self.vm, connections=len(self.freezer.table))
 
     def start(self, now: float) -> dict[str, object]:
@@ -185,7 +192,7 @@ class Freeze(Stage):
         began = self.freezer.start(now)
         if began:
             self.listen(True)
-            self._told_of_vm, self._save_at = False, now
+            self._told_of_vm, self._soon = False, now + SAVED_AT_ONCE_S
             self.event("frozen", vm=self.vm, connections=len(self.freezer.table))
         return {"vm": self.vm, "began": began, "connections": len(self.freezer.table)}
 
@@ -197,7 +204,7 @@ class Freeze(Stage):
             self.listen(False)
             freezer.thaw()
             self.settle(now)
-            self._save_at = now
+            self._soon = now + SAVED_AT_ONCE_S
             self.event("thawed", vm=self.vm, frozen_s=round(for_s, 3))
         return {"vm": self.vm, "ended": ended, "frozen_s": round(for_s, 3) if ended else 0.0}
 

@@ -6,6 +6,7 @@ import pytest
 
 from vtl_tools.common.freeze import state
 from vtl_tools.common.freeze.guest import Do, Guest
+from vtl_tools.common.snapshot import Snapshot
 from vtl_tools.common.stand_in import Freeze
 
 ANSWER = (".", 201, 1001, 0, (1000, 5000))
@@ -239,3 +240,18 @@ def test_the_monitor_needs_a_right_that_the_links_do_not(service, tmp_path):
     assert len(service.capabilities) == 1
     assert service.status(0.0)["freeze"]["qmp"] == {"socket": str(tmp_path / "qmp"), "up": False, "losses": 0}
     monitor.close()
+
+
+def test_what_qemu_tells_is_written_at_once(service, tmp_path):
+    now = service.talk.now
+    service.snapshot = Snapshot(tmp_path / "x.state", lambda now: state.dump(service.freezer, "web", now))
+    service.wake(now)
+    service.snapshot.close()
+    before = service.snapshot = Snapshot(service.snapshot.path, service.snapshot.make)
+    service.tell(RUNNING, STOP)
+    assert now < service.deadline() <= now + 0.1
+    service.wake(service.deadline())
+    assert before.is_writing
+    before.close()
+    assert json.loads(before.path.read_bytes())["frozen"]
+    assert service.deadline() > now + 0.1
