@@ -27,6 +27,7 @@ bench: setup
 	$(PY) bench/fw.py --quick --json
 	$(PY) bench/relay.py --quick --json
 	$(PY) bench/freeze.py --quick --json
+	$(PY) bench/subnet.py --quick --json
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cmd.tools import ROOT, SERVICES, TOOLS, arguments, command, options
-from vtl_tools.cmd import tor
+from vtl_tools.cmd import subnet, tor
 from vtl_tools.common import cli
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
@@ -23,6 +23,8 @@ from vtl_tools.common.firewall.policy import Policy
 from vtl_tools.common.freeze.freezer import Freezer
 from vtl_tools.common.freeze.report import RISKS
 from vtl_tools.common.relay.surroundings import KINDS
+from vtl_tools.common.shortcut.peer import Found, State
+from vtl_tools.common.shortcut.vm import VM
 from vtl_tools.common.stand_in import Freeze
 
 PAGES = sorted((ROOT / "man").iterdir())
@@ -228,6 +230,34 @@ def test_every_reason_why_a_vm_may_not_send_is_explained() -> None:
     source = (ROOT / "vtl_tools/common/firewall/identity.py").read_text()
     reasons = set(re.findall(r'"((?:spoofed|rogue)-\w+)"', source))
     assert reasons <= set(items(section(page("vtl-fw"), "DROPS")))
+
+
+def test_every_member_of_vtl_subnets_own_status_is_explained() -> None:
+    stage = subnet.Subnet(VM(), nonce=bytes, given={bytes((10, 0, 0, 1)): bytes((2, 0, 0, 0, 0, 1))})
+    status = stage.status(0.0)
+    text = section(page("vtl-subnet"), "STATUS")
+    assert set(status) <= set(items(text))
+    words = {state.value for state in State} | {found.value for found in Found}
+    for name, value in status.items():
+        assert isinstance(value, dict)
+        words |= set(*value.values()) if name in ("shortcuts", "traffic") else set(value)
+    for word in words:
+        assert re.search(rf"^\.(It )?Cm (\w+ , )*{word}\b|No or Cm {word}\b", text, re.M), word
+
+
+def test_every_reason_and_every_why_of_vtl_subnet_is_explained() -> None:
+    folder = ROOT / "vtl_tools/common/shortcut"
+    stage, ways = (ROOT / "vtl_tools/cmd/subnet.py").read_text(), (folder / "ways.py").read_text()
+    peers = (folder / "peers.py").read_text() + (folder / "table.py").read_text()
+    judged = ways + stage[stage.index("def _deliver") : stage.index("# --- frames")]
+    reasons = {subnet.PROTOCOL, subnet.NEIGHBOURS, *re.findall(r'return "([\w-]+)"', judged)}
+    counted = re.findall(r"ignored\[.*", peers)
+    reasons |= {word for line in counted for word in re.findall('"([a-z-]+)"', line)}
+    assert set(items(section(page("vtl-subnet"), "DROPS"))) == reasons - {"tag"}
+    changes = (folder / "peer.py").read_text() + peers + stage
+    calls = re.findall(r"(?:_told|_become|_try|lose|remove|_forget|lost_link)\(.*", changes)
+    whys = {word for line in calls for word in re.findall('"([a-z-]+)"', line)}
+    assert set(items(section(page("vtl-subnet"), "EVENTS"))) == whys
 
 
 def test_every_event_and_every_member_of_a_status_is_explained() -> None:

@@ -11,6 +11,7 @@ PACKAGE = ROOT / "vtl_tools"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 RANK = {
+    "bucket": 0,
     "errors": 0,
     "firewall": 3,
     "freeze": 3,
@@ -27,6 +28,7 @@ RANK = {
     "device": 3,
     "guard": 3,
     "leaktest": 3,
+    "shortcut": 3,
     "stage": 4,
     "proxy_check": 1,
     "qmp": 4,
@@ -41,7 +43,7 @@ RANK = {
 }
 """What may import what: only what ranks lower. A new part of common/ is given its place here."""
 
-SANS_IO = ("firewall", "freeze", "gateway", "model", "packet", "socks", "tcp")
+SANS_IO = ("bucket", "firewall", "freeze", "gateway", "model", "packet", "shortcut", "socks", "tcp")
 IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "time"}
 LINES_MAX = 600
 SEQUENCE_NUMBERS = ("_nxt", "_una", "_seq")

@@ -288,12 +288,14 @@ def run(
     options: "Options",
     *,
     guard: str,
+    guarded: int | None = None,
     workers: int = 1,
     verbs: "Callable[[Any], dict[str, control.Verb]] | None" = None,
 ) -> None:
     """Run a service until it ends, and exit.
 
     make_links: makes the links, for a fanout number (0: all flows of the interfaces are ours alone).
+    guarded: how many of them, from the first, may have a guard; None: all.
     verbs: what can be asked of the stage beside its status, by name.
     """
     from vtl_tools.common.runtime import Runner
@@ -301,7 +303,7 @@ def run(
     if workers > 1 and options.pcap is not None:
         raise SpecError("--pcap: several workers cannot write one file; record with --workers 1")
     links = make_links(0)
-    guards = guards_for(links, guard)
+    guards = guards_for(links[:guarded], guard)
     if workers == 1:
         stage = make_stage()
         sys.exit(Runner(stage, links, options, guards, {} if verbs is None else verbs(stage)).run())

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+from vtl_tools.common.bucket import Bucket
 from vtl_tools.common.control import Verb
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed, VTLError
 from vtl_tools.common.firewall import answers
-from vtl_tools.common.firewall.bucket import Bucket
 from vtl_tools.common.firewall.flow import Decision
 from vtl_tools.common.firewall.identity import Identity
 from vtl_tools.common.firewall.memory import Keeper

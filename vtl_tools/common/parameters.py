@@ -1,12 +1,19 @@
-"""What options of services take that click does not know: a proxy, networks, an Ethernet address."""
+"""What options of services take that click does not know: a proxy, networks, Ethernet addresses, a key."""
 
+import logging
+import stat
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from vtl_tools.common.packet import address
 
+log = logging.getLogger(__name__)
+
+SECRET_MIN: Final = 16
+"""Octets of a key."""
 NOT_FOR_GUESTS: Final = {
     "0.0.0.0/8": "addresses that are no host's",
     "127.0.0.0/8": "loopback addresses",
@@ -86,3 +93,44 @@ class Mac(click.ParamType[Any]):
         if address.is_multicast_mac(octets) or not any(octets):
             self.fail(f"{value} is no machine's address", param, ctx)
         return octets
+
+
+class Neighbour(click.ParamType[Any]):
+    """IP=MAC."""
+
+    name = "neighbour"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[bytes, bytes]:
+        """Take it apart."""
+        text, _, mac_text = str(value).partition("=")
+        try:
+            octets, mac = address.ip(text), address.mac(mac_text)
+        except ValueError as e:
+            self.fail(f"{e}; write IP=MAC, such as 192.0.2.7=52:54:00:00:00:07", param, ctx)
+        if not address.is_single_host(octets) or address.is_link_local(octets) or mac[0] & 1 or not any(mac):
+            self.fail(f"{value}: is no machine's address", param, ctx)
+        return octets, mac
+
+
+class Secret(click.ParamType[Any]):
+    """A file with a key, which becomes its octets, without white space around them."""
+
+    name = "secret"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """Read it."""
+        if isinstance(value, bytes):
+            return value
+        remedy = "make one with 'openssl rand -hex 32'"
+        try:
+            path = Path(value)
+            secret = path.read_bytes().strip()
+            if path.stat().st_mode & stat.S_IROTH:
+                log.warning("%s: others may read it; use 'chmod o= %s'", path, path)
+        except OSError as e:
+            self.fail(f"{value}: {e.strerror}; {remedy}", param, ctx)
+        if len(secret) < SECRET_MIN:
+            self.fail(f"{value}: a key of less than {SECRET_MIN} octets; {remedy}", param, ctx)
+        return secret

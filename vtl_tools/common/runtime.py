@@ -144,6 +144,7 @@ class Runner:
         loop.call_soon(self._pump)
         try:
             await self._end
+            self.stage.leave(loop.time())
         finally:
             notify("STOPPING=1")
             for link in self.links:

@@ -72,6 +72,9 @@ class Stage:
     def hear(self, message: bytes, now: float) -> None:
         """Learn what another worker shared."""
 
+    def leave(self, now: float) -> None:
+        """Say a last word: the service ends, and its links are still open."""
+
     def status(self, now: float) -> dict[str, object]:
         """Return what `status` prints of this service beyond links and drops."""
         return {}

@@ -180,7 +180,7 @@ class Freeze(Stage):
 
     # --- what an operator asks, or QEMU
 
-    def leave(self, now: float) -> None:
+    def hand_over(self, now: float) -> None:
         """Fall silent, since the VM is another host's, and be ready to tell that one what is known."""
         self.freezer.leave(now)
         self.listen(False)

@@ -86,7 +86,7 @@ def _details(name: str, rows: Status) -> Table:
     table = Table(title=name, title_justify="left")
     first = next(iter(rows.values()))
     columns = list(first) if isinstance(first, dict) else ["value"]
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column)
     for key, value in rows.items():

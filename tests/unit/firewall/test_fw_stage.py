@@ -6,11 +6,11 @@ import time
 import pytest
 from fw import IN, OUT, PEER, PEER_MAC, VM, VM_MAC, ends, policy, segment
 
+from vtl_tools.common.bucket import Bucket
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import SpecError, VTLError
 from vtl_tools.common.filter import Firewall
 from vtl_tools.common.firewall import answers, question
-from vtl_tools.common.firewall.bucket import Bucket
 from vtl_tools.common.firewall.identity import Identity
 from vtl_tools.common.firewall.uploads import Upload, pieces
 from vtl_tools.common.gateway import dhcp_wire

@@ -255,3 +255,9 @@ def test_what_qemu_tells_is_written_at_once(service, tmp_path):
     before.close()
     assert json.loads(before.path.read_bytes())["frozen"]
     assert service.deadline() > now + 0.1
+
+
+def test_the_end_of_the_service_is_not_the_vms(service):
+    service.tell(RUNNING, STOP)
+    service.leave(service.talk.now)
+    assert not service.freezer.left

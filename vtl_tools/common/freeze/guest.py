@@ -87,7 +87,7 @@ class Service(Protocol):
     def stop(self, now: float) -> object:
         """Fall silent, since it is here."""
 
-    def leave(self, now: float) -> object:
+    def hand_over(self, now: float) -> object:
         """Fall silent, since it is elsewhere."""
 
     def announce(self, now: float) -> dict[str, object]:
@@ -110,7 +110,7 @@ class Follower:
         if do is Do.START:
             self.service.start(now)
         elif do is Do.LEAVE:
-            self.service.leave(now)
+            self.service.hand_over(now)
         elif do is not Do.NOTHING:
             self._go_on(now, arrived=do is Do.ARRIVE)
 
