@@ -32,6 +32,11 @@ class FreezeNetwork(Network):
         self.acked = self.stamped = None
         self.said = []
 
+    def miss(self):
+        """Look at nothing more, and know it."""
+        self.watched = False
+        self.freezer.table.missed(True)
+
     # --- the VM's clock
 
     @property

@@ -123,6 +123,13 @@ def test_no_flood_is_answered_in_full(talk):
     assert talk.freezer.unanswered == {"paced": 980}
 
 
+def test_who_disagrees_is_not_talked_with_for_long(talk):
+    assert len([one for _ in range(500) for one in talk.peer(".", 1001, 5000)]) == 5
+    talk.now += 1
+    assert len([one for _ in range(500) for one in talk.peer(".", 1001, 5000)]) == 1
+    assert talk.peer(".", 1001, 201, 10) == [ANSWER]  # which takes nothing from who is right
+
+
 def test_what_is_damaged_or_for_others_is_left_alone(talk):
     assert talk.peer(".", 1001, 201, 10, dst_mac=MAC2) == []
     frame = talk._frame(False, ".", 1001, 201, 10, (1, 1), None)

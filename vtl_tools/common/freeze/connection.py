@@ -34,13 +34,13 @@ class Connection:
     peer_ack: the highest that the peer has acknowledged; peer_nxt, peer_window: likewise.
     seen: when it was last heard of. epoch: see Table.missed(). head: the peer's frame with the octet at
     vm_ack; newest: its latest pure ACK. probes: segments answered since the VM is away, the first at
-    `since`. may_at: see Pace.
+    `since`. may_at, may_challenge_at: see Pace.
     """
 
     __slots__ = (
-        "epoch", "flags", "head", "key", "l2", "may_at", "newest", "peer_ack", "peer_nxt", "peer_tsval",
-        "peer_window", "probes", "proof", "repeated", "seen", "since", "vm_ack", "vm_nxt", "vm_scale",
-        "vm_tsval", "vm_window",
+        "epoch", "flags", "head", "key", "l2", "may_at", "may_challenge_at", "newest", "peer_ack",
+        "peer_nxt", "peer_tsval", "peer_window", "probes", "proof", "repeated", "seen", "since",
+        "vm_ack", "vm_nxt", "vm_scale", "vm_tsval", "vm_window",
     )  # fmt: skip
 
     def __init__(self, key: bytes, now: float) -> None:
@@ -62,7 +62,7 @@ class Connection:
         self.newest: bytes | None = None
         self.proof: Proof | None = None
         self.probes = self.repeated = 0
-        self.since = self.may_at = 0.0
+        self.since = self.may_at = self.may_challenge_at = 0.0
 
     # --- what the VM sends
 

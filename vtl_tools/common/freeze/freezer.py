@@ -32,6 +32,8 @@ FRAME_MAX: Final = vnet.VNET + 14 + 16 + 40 + 0xFFFF
 """Octets of a frame that is kept: a super-segment behind four VLAN tags."""
 
 _CONNECTION: Final = answers.Pace(10.0, 10)
+_CHALLENGES: Final = answers.Pace(1.0, 5)
+"""Of one connection, to what cannot be of it: who sends that may answer us in turn (RFC 5961 section 7)."""
 _ALL: Final = answers.Pace(50_000.0, 10_000)
 
 
@@ -245,7 +247,7 @@ class Freezer:
             self._reset_arrives(connection, segment, frame, now)
             return
         if flags & SYN:  # RFC 5961 section 4.2
-            self._answer(connection, now)
+            self._challenge(connection, now)
             return
         if not flags & ACK:
             self.unanswered["no-ack"] += 1
@@ -253,7 +255,7 @@ class Freezer:
         doubt = self.table.doubts(connection)
         if not connection.peer_sent(segment, doubt, whole=True):
             self.unanswered["bad-ack"] += 1
-            self._answer(connection, now)
+            self._challenge(connection, now)
             return
         if doubt:
             self._learn(connection, segment, now)
@@ -264,8 +266,10 @@ class Freezer:
         elif connection.in_window(segment.seq) or (doubt and not seq_lt(segment.seq, connection.vm_ack)):
             if self._keep(connection, frame, head=False):  # acceptable, and never answered
                 self._touch(connection)
-        else:
+        elif seq_lt(segment.seq, connection.vm_ack):
             self._answer(connection, now)
+        else:
+            self._challenge(connection, now)
 
     def _reset_arrives(self, connection: Connection, segment: Segment, frame: Buffer, now: float) -> None:
         """RFC 5961 section 3.2."""
@@ -278,7 +282,7 @@ class Freezer:
                 self.resets.append(bytes(frame))
         elif connection.in_window(segment.seq):
             self.unanswered["unsure-reset"] += 1
-            self._answer(connection, now)
+            self._challenge(connection, now)
         else:
             self.unanswered["out-of-window"] += 1
 
@@ -328,6 +332,14 @@ class Freezer:
             self.to_network.append(answers.question(connection, seq))
 
     # --- speaking
+
+    def _challenge(self, connection: Connection, now: float) -> None:
+        may_at = _CHALLENGES.take(connection.may_challenge_at, now)
+        if may_at is None:
+            self.unanswered["paced"] += 1
+        else:
+            connection.may_challenge_at = may_at
+            self._answer(connection, now)
 
     def _answer(self, connection: Connection, now: float) -> None:
         if not connection.has_numbers:
