@@ -26,6 +26,7 @@ bench: setup
 	$(PY) bench/bridge.py --quick --json
 	$(PY) bench/fw.py --quick --json
 	$(PY) bench/relay.py --quick --json
+	$(PY) bench/freeze.py --quick --json
 	$(PY) bench/subnet.py --quick --json
 
 lint: setup

@@ -17,6 +17,7 @@ import pytest
 
 from lab.netns import Lab
 from lab.wait import until
+from tests import sshd
 from vtl_tools.common import control
 
 pytestmark = pytest.mark.lab
@@ -226,51 +227,18 @@ def test_curl_and_wget_get_and_put_what_there_is(world, version):
     assert got == [FILE]
 
 
-OWN_RUN = """
-mkdir "$1/run"
-mount -n -t tmpfs none "$1/run"
-mkdir -m 755 "$1/run/sshd"
-mkdir -p "$1$2"
-mount -n --bind "$2" "$1$2"
-mount -n --move "$1/run" /run
-"""
-"""Gives a host a /run of its own, with a lab's directory in it: sshd insists on a directory there."""
-
-
 @pytest.fixture
-def sshd(world, version):
-    """An ssh server with keys that are thrown away; returns what ssh is to be called with."""
-    directory, port = world.dir / f"ssh-{version}", str(2220 + version)
-    directory.mkdir(mode=0o700)
-    for name in "host", "user":
-        world.host.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name)
-    (directory / "authorized").write_bytes((directory / "user.pub").read_bytes())
-    config = directory / "sshd_config"
-    config.write_text(
-        f"HostKey {directory}/host\nAuthorizedKeysFile {directory}/authorized\nStrictModes no\nUsePAM no\n"
-        f"PidFile none\nPermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\nUseDNS no\n"
-        f"ListenAddress 0.0.0.0:{port}\nListenAddress [::]:{port}\n"
-    )
-    world.host.run("sh", "-euc", OWN_RUN, "sh", directory, world.dir)
-    log = directory / "log"
-    server = world.host.popen("/usr/sbin/sshd", "-D", "-E", log, "-f", config)
-    until(lambda: "listening" in (log.read_text() if log.exists() else "") or server.poll(), "sshd")
-    options = ["-i", directory / "user", "-p", port, "-F", "none"]
-    for option in (
-        "StrictHostKeyChecking=no",
-        f"UserKnownHostsFile={directory}/known",
-        "BatchMode=yes",
-        "LogLevel=ERROR",
-    ):
-        options += ["-o", option]
-    return options
+def ssh(world, version):
+    """What ssh is to be called with to reach a server."""
+    port = 2220 + version
+    return sshd.options(sshd.serve(world.lab, world.host, f"ssh-{version}", port), port)
 
 
-def test_ssh_scp_and_rsync_carry_what_there_is(world, sshd, version):
+def test_ssh_scp_and_rsync_carry_what_there_is(world, ssh, version):
     host = SERVERS[version]
     bracketed = host if version == 4 else f"[{host}]"
     said = world.guest.run(
-        "ssh", *sshd, f"root@{host}", "cat; echo on the other side", input="from the guest, "
+        "ssh", *ssh, f"root@{host}", "cat; echo on the other side", input="from the guest, "
     )
     assert said.stdout == "from the guest, on the other side\n"
     directory = world.dir / f"files-{version}"
@@ -279,15 +247,15 @@ def test_ssh_scp_and_rsync_carry_what_there_is(world, sshd, version):
     (source / "big").write_bytes(FILE)
     for i in range(200):
         (source / f"small-{i}").write_bytes(Random(i).randbytes(i * 37))
-    scp = ["-P" if word == "-p" else word for word in sshd]
+    scp = ["-P" if word == "-p" else word for word in ssh]
     world.guest.run("scp", "-q", *scp, source / "big", f"root@{bracketed}:{directory}/there")
     assert (directory / "there").read_bytes() == FILE
     world.guest.run("scp", "-q", *scp, f"root@{bracketed}:{directory}/there", directory / "back")
     assert (directory / "back").read_bytes() == FILE
-    ssh = " ".join(["ssh", *map(str, sshd)])
-    world.guest.run("rsync", "-a", "-e", ssh, f"{source}/", f"root@{bracketed}:{target}/")
+    rsh = " ".join(["ssh", *ssh])
+    world.guest.run("rsync", "-a", "-e", rsh, f"{source}/", f"root@{bracketed}:{target}/")
     (source / "small-7").write_bytes(b"changed since")
-    world.guest.run("rsync", "-a", "--checksum", "-e", ssh, f"root@{bracketed}:{source}/", f"{target}/")
+    world.guest.run("rsync", "-a", "--checksum", "-e", rsh, f"root@{bracketed}:{source}/", f"{target}/")
     assert {path.name: path.read_bytes() for path in source.iterdir()} == {
         path.name: path.read_bytes() for path in target.iterdir()
     }

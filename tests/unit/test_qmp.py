@@ -52,7 +52,7 @@ def test_events_come_after_the_greeting_was_answered(talk):
             qemu.send(bytes([octet]))
             run(monitor)
         asked = [json.loads(line)["execute"] for line in qemu.recv(4096).splitlines()]
-        assert asked == ["qmp_capabilities", "query-status"]
+        assert asked == ["qmp_capabilities", "migrate-set-capabilities", "query-status"]
         assert monitor.up
         qemu.send(b'{"return": {}}\n{"return": {"running": true, "status": "running"}}\n')
         qemu.send(

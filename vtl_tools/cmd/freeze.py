@@ -12,7 +12,7 @@ from vtl_tools.common.errors import NotRunningError, SpecError, VTLError
 from vtl_tools.common.freeze import state
 from vtl_tools.common.freeze.freezer import Freezer
 from vtl_tools.common.freeze.report import report as report_of
-from vtl_tools.common.stand_in import Freeze
+from vtl_tools.common.stand_in import SAVED_AT_ONCE_S, Freeze
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from vtl_tools.common.runtime import Options
 
 TOOL: Final = "vtl-freeze"
-SAVED_AT_ONCE_S: Final = 0.05
-"""How long peers are answered first, before the state is written."""
 
 
 # --- the command
@@ -74,10 +72,9 @@ def _verbs(stage: Freeze) -> dict[str, Any]:
             beside.unlink()
         except OSError as e:
             raise VTLError(f"{beside}: {e.strerror}; run import as the service's user") from None
-        stage.take_up(text, str(request.get("name")), clock())
-        told = stage.announce(clock()) if stage.freezer.frozen else {"vm": stage.vm, "announced": 0}
+        told = stage.qemu.take_up(text, str(request.get("name")), clock())
         later()
-        return {**told, "frozen": stage.freezer.frozen, "connections": len(stage.freezer.table)}
+        return told
 
     return {
         "start": start,
@@ -93,7 +90,9 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.import")
 
 
-def _serve(iface: str, vm: str, mac: str | None, state_file: Path | None, options: "Options") -> None:
+def _serve(
+    iface: str, vm: str, mac: str | None, qmp: str | None, state_file: Path | None, options: "Options"
+) -> None:
     if not iface:
         raise click.UsageError("give --iface: the interface that the VM is behind, or a link to its network")
     overlay = ":" in iface
@@ -138,6 +137,10 @@ def _serve(iface: str, vm: str, mac: str | None, state_file: Path | None, option
         snapshot.save(time.monotonic())  # so that it is known at once whether that can be done
         if ring is not None:
             stage.hear_through(ring)
+        if qmp is not None:
+            from vtl_tools.common.qmp import Monitor
+
+            stage.follow(Monitor(qmp, stage.qemu.told))
         return stage
 
     cli.run(make_stage, make_links, options, guard="off", verbs=_verbs)
@@ -163,6 +166,7 @@ def _run_options(function: Any) -> Any:
     for option in (
         cli.common_options,
         click.option("--state", "state_file", type=path, metavar="FILE", help="Where to keep what is known."),
+        click.option("--qmp", metavar="SOCKET", help="Freeze and thaw as this monitor of QEMU tells."),
         click.option("--mac", metavar="MAC", help="The VM's Ethernet address.  [default: learned]"),
         click.option("--vm", default="", metavar="NAME", help="A name for the VM, by which verbs find it."),
         cli.iface_option(),
@@ -173,21 +177,25 @@ def _run_options(function: Any) -> Any:
 
 @click.group(TOOL, cls=cli.Tool)
 @_run_options
-def main(iface: str, vm: str, mac: str | None, state_file: Path | None, options: "Options") -> None:
+def main(
+    iface: str, vm: str, mac: str | None, qmp: str | None, state_file: Path | None, options: "Options"
+) -> None:
     """Keep a VM's TCP connections alive while it is suspended, or migrates, for as long as that takes.
 
     \b
     vtl-freeze run --iface vnet0 &
     virsh suspend VM; vtl-freeze start; ...; virsh resume VM; vtl-freeze stop
     """
-    _serve(iface, vm, mac, state_file, options)
+    _serve(iface, vm, mac, qmp, state_file, options)
 
 
 @main.command(epilog=cli.EPILOG)
 @_run_options
-def run(iface: str, vm: str, mac: str | None, state_file: Path | None, options: "Options") -> None:
+def run(
+    iface: str, vm: str, mac: str | None, qmp: str | None, state_file: Path | None, options: "Options"
+) -> None:
     """Follow the VM's connections, and do what the other verbs ask. The word may be left out."""
-    _serve(iface, vm, mac, state_file, options)
+    _serve(iface, vm, mac, qmp, state_file, options)
 
 
 # --- verbs

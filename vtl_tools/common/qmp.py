@@ -86,7 +86,13 @@ class Monitor:
 
     def _take(self, message: dict[str, Any], now: float) -> None:
         if "QMP" in message:
-            self.up = self._ask("qmp_capabilities") and self._ask("query-status")
+            # Else QEMU would not tell of a migration; it refuses while one is under way, which does no harm.
+            events = {"capabilities": [{"capability": "events", "state": True}]}
+            self.up = (
+                self._ask("qmp_capabilities")
+                and self._ask("migrate-set-capabilities", **events)
+                and self._ask("query-status")
+            )
             return
         said, event, data = message.get("return"), message.get("event"), message.get("data")
         if isinstance(event, str):
@@ -94,11 +100,11 @@ class Monitor:
         elif isinstance(said, dict) and "running" in said:
             self.told("STATUS", said, now)
 
-    def _ask(self, command: str) -> bool:
+    def _ask(self, command: str, **arguments: Any) -> bool:
         if self._sock is None:
             return False
         try:
-            self._sock.send(json.dumps({"execute": command}).encode() + b"\r\n")
+            self._sock.send(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\r\n")
         except OSError:
             self._lose()
             return False

@@ -159,7 +159,7 @@ class Runner:
             server.close()
 
     def _capabilities(self) -> set[int]:
-        kept = {c for link in self.links for c in link.capabilities}
+        kept = {c for link in self.links for c in link.capabilities} | self.stage.capabilities
         return kept | {privilege.NET_ADMIN} if self.guards else kept
 
     def _control(self) -> control.Server:

@@ -64,7 +64,7 @@ class Snapshot:
 
     def begin(self, now: float) -> bool:
         """Write the state as it is now; False: the write before is not done yet. See `written`, `failed`."""
-        if self._child is not None:
+        if self._child is not None or self._closed:
             return False
         try:
             pid = os.fork()

@@ -41,6 +41,8 @@ class Stage:
         self.out_pieces: list[Callable[[Sequence[Pieces]], object] | None] = [None] * ports
         """Where a port's link takes frames in pieces, as it would rather have them; see send()."""
         self.sources: list[Source] = []
+        self.capabilities: frozenset[int] = frozenset()
+        """What the sources need of root's rights while they run, beside what the links do."""
         self.drops: Counter[str] = Counter()
         self.event: Callable[..., object] = lambda name, **fields: None
         """Prints an event, where events are printed."""

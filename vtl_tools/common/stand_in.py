@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Final
 
+from vtl_tools.common import privilege
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.freeze import answers, state
 from vtl_tools.common.freeze.freezer import Freezer
+from vtl_tools.common.freeze.guest import Follower
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.stage import Stage
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vtl_tools.common.device.ring import Ring
+    from vtl_tools.common.qmp import Monitor
     from vtl_tools.common.snapshot import Snapshot
 
 LOOK_S: Final = 0.25
@@ -19,6 +22,8 @@ LOOK_S: Final = 0.25
 HEARD_PER_S: Final = 8000.0
 """Segments that are looked at each second; of more, a sample."""
 ONE_IN_MAX: Final = 256
+SAVED_AT_ONCE_S: Final = 0.05
+"""How long peers are answered first, before the state is written."""
 SAVE_S: Final = 5.0
 SAVE_SHARES: Final = 50.0, 20.0
 """Writing takes at most one part in so many of the time: while the VM is there, and while it is away."""
@@ -51,7 +56,10 @@ class Freeze(Stage):
         self.ring: Ring | None = None
         self._looked_at, self._heard, self._one_in, self._missed = 0.0, 0, 1, 0
         self._save_at, self._saving_since, self._save_cost_s = 0.0, 0.0, 0.0
+        self._soon: float | None = None
         self._told_of_vm = False
+        self.qemu = Follower(self)
+        self.monitor: Monitor | None = None
         self._gaps = False
         self._saved: tuple[object, ...] = ()
         self.heard = 0
@@ -63,6 +71,12 @@ class Freeze(Stage):
         """Follow what passes an interface."""
         self.ring = ring
         self.sources.append(ring)
+
+    def follow(self, monitor: "Monitor") -> None:
+        """Do what QEMU tells to do; its monitor tells qemu.told()."""
+        self.monitor = monitor
+        self.capabilities = frozenset({privilege.DAC_OVERRIDE})  # it is QEMU's user's
+        self.sources.append(monitor)
 
     # --- frames
 
@@ -84,7 +98,7 @@ class Freeze(Stage):
         for frame in batch:
             if bytes(frame[VNET + 6 : VNET + 12]) not in freezer.table.macs:
                 freezer.from_peer(frame, now)
-            elif freezer.frozen:
+            elif freezer.frozen and not freezer.left:
                 freezer.from_vm(frame, now)
             else:
                 freezer.hear(frame, True, now)
@@ -108,12 +122,16 @@ class Freeze(Stage):
 
     def deadline(self) -> float | None:
         """Return when to look next."""
-        return self._looked_at if self.freezer.thawing else self._looked_at + LOOK_S
+        look_at = self._looked_at if self.freezer.thawing else self._looked_at + LOOK_S
+        return look_at if self._soon is None else min(look_at, self._soon)
 
     def wake(self, now: float) -> None:
         """Go on with thawing, see how much is heard, and write the state if it is time."""
         if self.freezer.thawing:
             self.freezer.thaw()
+        if self._soon is not None and now >= self._soon:
+            self._soon = None
+            self.save(now)
         if now - self._looked_at < LOOK_S:
             return
         self._sample(now)
@@ -138,8 +156,8 @@ class Freeze(Stage):
     def _seen_so_far(self) -> tuple[object, ...]:
         """Return what differs when there is something new to be written."""
         freezer = self.freezer
-        told = freezer.frozen, freezer.answered, len(freezer.touched), len(freezer.resets), freezer.table.held
-        return (*told, 0 if self.ring is None else self.ring.frames, self.heard)
+        told = freezer.frozen, freezer.left, freezer.answered, len(freezer.touched), len(freezer.resets)
+        return (*told, freezer.table.held, 0 if self.ring is None else self.ring.frames, self.heard)
 
     def _sample(self, now: float) -> None:
         """Have the ring keep so many segments as can be looked at for next to nothing."""
@@ -160,14 +178,21 @@ class Freeze(Stage):
             self._one_in = one_in
             ring.sample(one_in)
 
-    # --- what an operator asks
+    # --- what an operator asks, or QEMU
+
+    def hand_over(self, now: float) -> None:
+        """Fall silent, since the VM is another host's, and be ready to tell that one what is known."""
+        self.freezer.leave(now)
+        self.listen(False)
+        self._soon = now + SAVED_AT_ONCE_S
+        self.event("left", vm=self.vm, connections=len(self.freezer.table))
 
     def start(self, now: float) -> dict[str, object]:
         """Speak for the VM from now on."""
         began = self.freezer.start(now)
         if began:
             self.listen(True)
-            self._told_of_vm = False
+            self._told_of_vm, self._soon = False, now + SAVED_AT_ONCE_S
             self.event("frozen", vm=self.vm, connections=len(self.freezer.table))
         return {"vm": self.vm, "began": began, "connections": len(self.freezer.table)}
 
@@ -179,6 +204,7 @@ class Freeze(Stage):
             self.listen(False)
             freezer.thaw()
             self.settle(now)
+            self._soon = now + SAVED_AT_ONCE_S
             self.event("thawed", vm=self.vm, frozen_s=round(for_s, 3))
         return {"vm": self.vm, "ended": ended, "frozen_s": round(for_s, 3) if ended else 0.0}
 
@@ -193,7 +219,7 @@ class Freeze(Stage):
         vm = state.load(text, name, self.freezer, now)
         self._know_mac()
         self.vm = self.vm or vm
-        self.listen(self.freezer.frozen)
+        self.listen(self.freezer.frozen and not self.freezer.left)
         self._told_of_vm = False
 
     def _know_mac(self) -> None:
@@ -208,6 +234,7 @@ class Freeze(Stage):
             "freeze": {
                 "vm": self.vm,
                 "frozen": freezer.frozen,
+                "left": freezer.left,
                 "frozen_s": round(now - freezer.frozen_at, 3) if freezer.frozen else 0.0,
                 "speaks": freezer.frozen and freezer.heard_vm,
                 "connections": len(table),
@@ -221,5 +248,6 @@ class Freeze(Stage):
                 "missed": 0 if self.ring is None else self.ring.missed,
                 "unsaved": 0 if self.snapshot is None else self.snapshot.failed,
                 "state": "" if self.snapshot is None else str(self.snapshot.path),
+                "qmp": None if self.monitor is None else self.monitor.status(),
             }
         }

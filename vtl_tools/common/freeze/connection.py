@@ -125,6 +125,18 @@ class Connection:
         known = self.vm_nxt if self.vm_nxt is not None else self.peer_ack
         return known is None or seq_le(ack, seq_add(known, GAP))
 
+    def catch_up(self, other: "Connection") -> None:
+        """Take over what was heard since, here, of this connection, and that the VM itself speaks."""
+        if _is_newer(other.vm_ack, self.vm_ack):
+            self.vm_ack, self.vm_window = other.vm_ack, other.vm_window
+        if _is_newer(other.peer_ack, self.peer_ack):
+            self.peer_ack, self.peer_window = other.peer_ack, other.peer_window
+        for name in "vm_nxt", "vm_tsval", "peer_nxt", "peer_tsval":
+            if _is_newer(newest := getattr(other, name), getattr(self, name)):
+                setattr(self, name, newest)
+        self.flags |= other.flags & (VM_FIN | PEER_FIN | USER_TIMEOUT) | SPOKE
+        self.seen = other.seen
+
     # --- what is known
 
     @property
@@ -157,3 +169,7 @@ class Connection:
     def held_octets(self) -> int:
         """Octets of frames that are held."""
         return len(self.head or b"") + len(self.newest or b"")
+
+
+def _is_newer(one: int | None, other: int | None) -> bool:
+    return one is not None and (other is None or seq_ge(one, other))

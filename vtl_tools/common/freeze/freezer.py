@@ -5,6 +5,7 @@ Every segment to the VM that wants an answer gets the one that its own TCP would
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
@@ -48,6 +49,8 @@ class Freezer:
         self.any_mac = any_mac
         self.frozen = False
         self.frozen_at = 0.0
+        self.left = False
+        """Whether it is another host that speaks for the VM, or the VM itself there."""
         self.quiet_until = 0.0
         self.heard_vm = False
         """Whether the VM was heard though it is to be away."""
@@ -68,16 +71,32 @@ class Freezer:
     def start(self, now: float) -> bool:
         """Speak for the VM from now on. False: it is away already."""
         if self.frozen:
-            return False
+            left, self.left = self.left, False
+            return left
         self._forget()
         self.frozen, self.frozen_at, self.quiet_until, self.heard_vm = True, now, 0.0, False
         return True
 
+    def leave(self, now: float) -> None:
+        """Fall silent, since the VM is another host's; what is known stays, as what is to be told there."""
+        self.start(now)
+        self.left = True
+        self.to_network.clear()
+
     def stop(self, now: float) -> bool:
-        """Fall silent; what opens the windows is in take(), after thaw(). False: the VM is not away."""
+        """Fall silent; what opens the windows is in take(), after thaw(). False: the VM is not away.
+
+        Where the VM had left, what was known is of the past, and is forgotten.
+        """
         if not self.frozen:
             return False
         self.frozen = False
+        if self.left:
+            self.left = False
+            self._forget()
+            for connection in self.table:
+                self.table.remove(connection.key)
+            return True
         self.thawing = sorted(self.touched.values(), key=lambda one: one.is_waiting)  # from the end
         self.to_vm += self.resets
         self.to_network.clear()
@@ -120,8 +139,18 @@ class Freezer:
         """Become what another one is, but for what was counted."""
         self._forget()
         self.table, self.frozen, self.frozen_at = other.table, other.frozen, other.frozen_at
-        self.resets, self.touched = other.resets, other.touched
+        self.left, self.resets, self.touched = other.left, other.resets, other.touched
         self.quiet_until, self.heard_vm = 0.0, False
+
+    def catch_up(self, heard: Iterable[Connection], now: float) -> None:
+        """Keep what was heard of the VM itself, where what was told of it is older."""
+        table = self.table
+        for connection in heard:
+            told = table.get(connection.key)
+            if told is None:
+                table.add(connection, now)
+            else:
+                told.catch_up(connection)
 
     def take(self) -> tuple[list[bytes], list[bytes]]:
         """Return what is to be sent to the network, and what to the VM."""
@@ -162,7 +191,7 @@ class Freezer:
 
     def is_quiet(self, now: float) -> bool:
         """Whether nothing is said, since the VM is there, or was heard."""
-        return not self.frozen or now < self.quiet_until
+        return not self.frozen or self.left or now < self.quiet_until
 
     def from_peer(self, frame: Buffer, now: float) -> None:
         """Take a whole frame on its way to the VM."""

@@ -42,6 +42,7 @@ def dump(freezer: Freezer, vm: str, now: float) -> Iterator[str]:
         "version": VERSION,
         "vm": vm,
         "frozen": freezer.frozen,
+        "left": freezer.left,
         "frozen_s": now - freezer.frozen_at if freezer.frozen else 0.0,
         "hosts": [[tags.hex(), address.format_ip(host), mac.hex(":")]
                   for (tags, host), mac in table.hosts.items()],
@@ -185,7 +186,7 @@ def load(text: bytes, name: str, freezer: Freezer, now: float) -> str:
     fresh.resets = [read.frame(one, None) for one in read.rows(told, "resets", RESETS_MAX)]
     for row in read.rows(told, "connections", CONNECTIONS_MAX + HOSTS_MAX):
         _take(read, row, fresh, now)
-    fresh.frozen = read.field(told, "frozen", bool)
+    fresh.frozen, fresh.left = read.field(told, "frozen", bool), read.field(told, "left", bool)
     fresh.frozen_at = now - read.seconds(told, "frozen_s")
     vm: str = read.field(told, "vm", str)
     freezer.replace(fresh)
