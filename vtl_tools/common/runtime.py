@@ -189,7 +189,8 @@ class Runner:
         they no longer signal, which costs their senders, and turn follows turn until one finds nothing for
         spin_s.
         """
-        clock, stage, links, spin_s = time.monotonic, self.stage, self.links, self.options.spin_s
+        clock, stage, links = time.monotonic, self.stage, self.links
+        spin_s = self.options.spin_s if stage.in_the_way else 0.0
         sources = stage.sources
         started = last = now = clock()
         idle = False

@@ -36,6 +36,9 @@ class Stage:
     A batch is borrowed: it is valid during the call in which it is handed over.
     """
 
+    in_the_way = True
+    """Whether frames wait for it to go on, so that looking for the next one pays."""
+
     def __init__(self, ports: int = 2) -> None:
         self.out: list[Output] = [_nowhere] * ports
         self.out_pieces: list[Callable[[Sequence[Pieces]], object] | None] = [None] * ports

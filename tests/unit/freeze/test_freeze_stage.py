@@ -93,9 +93,9 @@ def test_more_than_can_be_looked_at_is_sampled_and_doubted():
     stage, talk = plugged()
     ring = stage.ring = Ring()
     now = 1000.0
-    for per_s in (100, 50_000, 50_000, 7500, 3000, 3000, 100, 100):
+    for share in (0.01, 6.0, 6.0, 0.9, 0.4, 0.4, 0.01, 0.01):
         now += stand_in.LOOK_S
-        ring.frames += int(per_s * stand_in.LOOK_S) // (ring.sampled or [1])[-1]
+        ring.frames += int(share * stand_in.HEARD_PER_S * stand_in.LOOK_S) // (ring.sampled or [1])[-1]
         stage.wake(now)
     assert ring.sampled == [8, 2, 1]
     assert not talk.freezer.table.gaps

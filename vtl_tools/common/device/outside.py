@@ -20,6 +20,7 @@ from vtl_tools.common.packet.vnet import VNET
 
 _SOL_PACKET: Final = 263
 _IGNORE_OUTGOING: Final = 23
+_ETH_P_LOOP: Final = 0x0060
 
 
 class VMSide(PacketDevice):
@@ -29,24 +30,34 @@ class VMSide(PacketDevice):
     _outgoing = False
 
     def __init__(self, name: str, *, mark: int) -> None:
-        super().__init__(name, mark=mark)
-        self._wanted = False
+        super().__init__(name, mark=mark, receive=False)
+        self.silent = False  # for now only
 
     def listen(self, wanted: bool) -> None:
-        """Say whether frames are to be heard, from the next one on."""
-        self._wanted = wanted
-        if self._sock is not None:
+        """Say whether frames are to be heard, from the next one on.
+
+        What passes costs nothing while none is: not even the question, as it is asked of another protocol.
+        """
+        self.receive = wanted
+        if self._sock is None:
+            return
+        try:
             self._attach(self._sock)
+            self._bind(socket.if_nametoindex(self.name))  # it may have been made anew: only who hears is told
+            if not wanted:
+                self._sock.bind((self.name, _ETH_P_LOOP))  # 0 would mean: the one before
+        except OSError as e:
+            self.went_down(e.strerror)
 
     def _open(self) -> socket.socket:
         sock = super()._open()
-        sock.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 0)
+        sock.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, not self._outgoing)
         self._attach(sock)
         return sock
 
     def _attach(self, sock: socket.socket) -> None:
-        kept = bpf.conversation(self.mark, outgoing=self._outgoing)
-        bpf.attach(sock, kept if self._wanted else bpf.NOTHING)
+        heard = bpf.conversation(self.mark, outgoing=self._outgoing)
+        bpf.attach(sock, heard if self.receive else bpf.NOTHING)
 
 
 class NetworkSide(VMSide):
