@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LOOK_S: Final = 0.25
 """How often it is seen how much is heard, and whether there is something to be written."""
-HEARD_PER_S: Final = 4000.0
+HEARD_PER_S: Final = 8000.0
 """Segments that are looked at each second; of more, a sample."""
 ONE_IN_MAX: Final = 256
 SAVED_AT_ONCE_S: Final = 0.05
