@@ -127,6 +127,7 @@ _NOWHERE: Final = -2
 
 @click.group("vtl-bridge", cls=cli.Tool)
 @cli.iface_option(multiple=True)
+@click.option("--uplink", "-u", metavar="LINK", help="A link to a network that the host uses, too.")
 @click.option("--half-duplex", is_flag=True, help="Carry frames from the first link to the second only.")
 @click.option(
     "--workers",
@@ -138,20 +139,29 @@ _NOWHERE: Final = -2
 )
 @cli.guard_option
 @cli.common_options
-def main(iface: tuple[str, ...], half_duplex: bool, workers: int, guard: str, options: "Options") -> None:
+def main(
+    iface: tuple[str, ...],
+    uplink: str | None,
+    half_duplex: bool,
+    workers: int,
+    guard: str,
+    options: "Options",
+) -> None:
     """Join links: two as by a cable, more as by a switch that learns.
 
     \b
-    vtl-bridge --iface vmnet1 --iface eth0
+    vtl-bridge --iface vmnet1 --uplink eth0
     vtl-bridge --iface qemu:unix:/run/vm1.sock,server --iface vxlan:192.0.2.7/42
     """
-    if len(iface) < 2:
-        raise click.UsageError("give --iface at least twice: a bridge joins two links or more")
-    cli.check_links(iface)
-    if half_duplex and len(iface) != 2:
-        raise click.UsageError("--half-duplex goes from one link to one other: give --iface twice")
-    make_stage = partial(Bridge, half_duplex=half_duplex) if len(iface) == 2 else partial(Switch, iface)
-    cli.run(make_stage, partial(_links, iface, half_duplex, workers), options, guard=guard, workers=workers)
+    links = iface if uplink is None else (*iface, uplink)
+    if len(links) < 2 or not iface:
+        raise click.UsageError("give --iface at least twice, or --uplink: a bridge joins two links or more")
+    cli.check_links(links)
+    if half_duplex and len(links) != 2:
+        raise click.UsageError("--half-duplex goes from one link to one other: give two")
+    make_stage = partial(Bridge, half_duplex=half_duplex) if len(links) == 2 else partial(Switch, links)
+    make_links = partial(_links, links, half_duplex, workers)
+    cli.run(make_stage, make_links, options, guard=guard, vm_sides=len(iface), workers=workers)
 
 
 def _links(specs: Sequence[str], half_duplex: bool, workers: int, fanout: int) -> "list[Device]":

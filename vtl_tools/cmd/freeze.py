@@ -143,7 +143,7 @@ def _serve(
             stage.follow(Monitor(qmp, stage.qemu.told))
         return stage
 
-    cli.run(make_stage, make_links, options, guard="off", verbs=_verbs)
+    cli.run(make_stage, make_links, options, guard="off", watches=True, verbs=_verbs)
 
 
 def _mac(text: str | None) -> bytes | None:

@@ -122,10 +122,6 @@ def main(
     if spoofing and (mac or address):
         raise click.UsageError("--spoofing lets every address pass: leave --mac and --address out")
     cli.check_links((iface, uplink))
-    policy = load(rules)
-    if pcap_rules is None and any(rule.pcap for rule in policy.rules):
-        log.warning("%s: a rule says pcap, and nothing is kept without --pcap-rules", rules)
-
     from vtl_tools.common.control import path_for
     from vtl_tools.common.device.kept import Kept
     from vtl_tools.common.device.spec import open_device
@@ -137,6 +133,9 @@ def main(
     from vtl_tools.common.runtime import say
 
     def make_stage() -> Firewall:
+        policy = load(rules)
+        if pcap_rules is None and any(rule.pcap for rule in policy.rules):
+            log.warning("%s: a rule says pcap, and nothing is kept without --pcap-rules", rules)
         stage = Firewall(
             policy,
             full_name(rules),
@@ -153,7 +152,7 @@ def main(
     def make_links(_: int) -> "list[Device]":
         return [open_device(spec, mark=MARK) for spec in (iface, uplink)]
 
-    cli.run(make_stage, make_links, options, guard=guard, verbs=Firewall.verbs)
+    cli.run(make_stage, make_links, options, guard=guard, vm_sides=1, verbs=Firewall.verbs)
 
 
 # --- verbs

@@ -15,14 +15,21 @@ def main() -> None:
 @main.command("list")
 @cli.json_option
 def list_(json: bool) -> None:
-    """List the guards that stand, whether a service runs behind them or not."""
-    from vtl_tools.common import guard
+    """List the guards: whether each is in force now, and whether a service runs behind it."""
+    from vtl_tools.common import guard, interface, lock
 
     found = guard.standing()
+    in_the_way = lock.holders()
+
+    def holder(name: str) -> tuple[str, int]:
+        return in_the_way.get(interface.index_of(name), ("", 0))
+
     if json:
         from dataclasses import asdict
 
-        cli.print_json([asdict(g) for g in found])
+        cli.print_json(
+            [{**asdict(g), "service": holder(g.name)[0], "service_pid": holder(g.name)[1]} for g in found]
+        )
         return
     if not found:
         click.echo("no guard stands", err=True)
@@ -30,14 +37,16 @@ def list_(json: bool) -> None:
     rows = (
         (
             g.name,
-            g.form,
+            "in force" if g.in_force else f"not in force: {g.fault}",
             f"process {g.pid}" if g.pid else f"vtl-guard clear {g.name}",
+            "{} {}".format(*holder(g.name)) if holder(g.name)[1] else "none",
             f"{g.kept_in:,}",
             f"{g.kept_out:,}",
         )
         for g in found
     )
-    cli.print_table(("interface", "form", "ends with", "kept from the host", "kept from the guest"), rows)
+    counts = ("kept from the host", "kept from the guest")
+    cli.print_table(("interface", "state", "ends with", "service", *counts), rows, right=counts)
 
 
 @main.command("raise")
@@ -46,19 +55,19 @@ def raise_(iface: str) -> None:
     """Raise a guard that stays, before a service starts: until then the guest reaches nobody."""
     from vtl_tools.common.guard import Guard
 
-    with Guard(iface, "kept"):
-        click.echo(f"{iface}: guarded until 'vtl-guard clear {iface}'", err=True)
+    with Guard(iface, "kept") as guard:
+        click.echo(f"{guard.name}: guarded until 'vtl-guard clear {guard.name}'", err=True)
 
 
 @main.command("clear")
 @click.argument("iface")
 def clear(iface: str) -> None:
     """Lift the guard that a service left on an interface; the host's stack sees its frames again."""
-    from vtl_tools.common import guard
+    from vtl_tools.common import guard, interface
     from vtl_tools.common.errors import VTLError
 
     if not guard.clear(iface):
-        owned = [g.pid for g in guard.standing() if g.name == iface]
+        owned = [g.pid for g in guard.standing() if g.name == interface.real(iface)]
         if owned:
             raise VTLError(f"{iface}: guarded by process {owned[0]}, which runs; end that instead")
         raise VTLError(f"{iface}: no guard to lift; see 'vtl-guard list'")

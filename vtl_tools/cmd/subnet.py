@@ -306,8 +306,8 @@ def main(
 
         return [open_device(spec, mark=MARK) for spec in (iface, default, direct)]
 
-    # The direct link is commonly the host's own LAN, and nothing on it that concerns us is for the host.
-    cli.run(make_stage, make_links, options, guard=guard, guarded=2)
+    # The others are commonly the host's own, too, and nothing on them that concerns us is for the host.
+    cli.run(make_stage, make_links, options, guard=guard, vm_sides=1)
 
 
 cli.status_verb(main)

@@ -278,25 +278,23 @@ def main(
     if settings["subnet"] is not None and not settings["dhcp"]:
         raise click.UsageError("--subnet is what --dhcp leases from: give both")
     user = None if settings["isolate"] == "none" else "vtl-check"
-    is_tor = start_tor
-    if not start_tor:
-        from vtl_tools.common.proxy_check import resolved
-
-        socks = resolved(socks)
-    if check and not start_tor:
-        from vtl_tools.common.proxy_check import described, probe
-
-        is_tor = probe(socks, user).is_tor
-        if not is_tor:
-            log.warning("%s: answers, and is not Tor: it sees where the guest goes", described(socks))
-    if url is not None and not start_tor:
-        from vtl_tools.common.proxy_check import exit_address
-
-        _show_exit(exit_address(socks, url, user), json=options.json)
     from vtl_tools.common.device.spec import open_device
     from vtl_tools.common.guard import MARK
 
     connections = min(connections, _descriptors())
+
+    def ask_proxy() -> tuple[tuple[str, int] | str, bool]:
+        """Return the proxy, by address, and whether it is Tor."""
+        from vtl_tools.common.proxy_check import described, exit_address, probe, resolved
+
+        proxy, is_tor = resolved(socks), False
+        if check:
+            is_tor = probe(proxy, user).is_tor
+            if not is_tor:
+                log.warning("%s: answers, and is not Tor: it sees where the guest goes", described(proxy))
+        if url is not None:
+            _show_exit(exit_address(proxy, url, user), json=options.json)
+        return proxy, is_tor
 
     def make_stage() -> Tor:
         from vtl_tools.common.device.kept import Kept
@@ -306,9 +304,10 @@ def main(
         process = (
             TorProcess("" if torrc is None else torrc.read_text(errors="replace")) if start_tor else None
         )
+        proxy, is_tor = ask_proxy() if process is None else (process.socks, True)
         limits = Limits(connections=connections, memory=memory << 20, idle_s=idle)
         stage = Tor(
-            socks if process is None else process.socks,
+            proxy,
             limits=limits,
             process=process,
             pipelined=is_tor if pipeline is None else pipeline,

@@ -18,7 +18,7 @@ from vtl_tools.common.errors import SpecError, VTLError
 if TYPE_CHECKING:
     from vtl_tools.common import control
     from vtl_tools.common.device.base import Device
-    from vtl_tools.common.guard import Guard
+    from vtl_tools.common.interfaces import Interfaces
     from vtl_tools.common.runtime import Options
 
 P = ParamSpec("P")
@@ -162,7 +162,7 @@ def guard_option_of(default: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         type=click.Choice(["process", "keep", "off"]),
         default=default,
         show_default=True,
-        help="Keep the host's stack off the interfaces while the service runs; "
+        help="Keep the host's stack off the VM's interface while the service runs; "
         "'keep' also afterwards, until vtl-guard clears it.",
     )
 
@@ -188,27 +188,19 @@ def check_links(specs: Sequence[str]) -> None:
             raise SpecError(f"{spec}: given twice; a service stands between different links")
 
 
-def guards_for(links: Sequence["Device"], form: str) -> list["Guard"]:
-    """Return the guards that links on the host's interfaces need, not yet raised.
+def interfaces_of(links: Sequence["Device"], form: str, service: str, vm_sides: int | None) -> "Interfaces":
+    """Return those of the links that are interfaces of this host, to be locked and guarded.
 
-    An interface by which the host reaches the world is left alone, with a warning: it would cut it off.
+    vm_sides: how many of them, from the first, a VM is behind; None: all. The rest are uplinks.
     """
-    from vtl_tools.common.device.afpacket import PacketDevice
-    from vtl_tools.common.guard import Guard, carries_default_route
+    from vtl_tools.common.interfaces import Interfaces
 
-    if form == "off":
-        return []
-    guards = []
-    for link in links:
-        if not isinstance(link, PacketDevice):
-            continue
-        if carries_default_route(link.name):
-            logging.getLogger(__name__).warning(
-                "%s: carries the host's default route, so its own traffic is let through", link.name
-            )
-            continue
-        guards.append(Guard(link.name, "kept" if form == "keep" else "process"))
-    return guards
+    forms: dict[str, Any] = {"off": None, "process": "process", "keep": "kept"}
+    count = len(links) if vm_sides is None else vm_sides
+    vm, uplinks = (
+        [link.interface for link in part if link.interface] for part in (links[:count], links[count:])
+    )
+    return Interfaces(service, forms[form], vm, uplinks)
 
 
 link_argument = click.argument("link", required=False)
@@ -288,14 +280,16 @@ def run(
     options: "Options",
     *,
     guard: str,
-    guarded: int | None = None,
+    vm_sides: int | None = None,
+    watches: bool = False,
     workers: int = 1,
     verbs: "Callable[[Any], dict[str, control.Verb]] | None" = None,
 ) -> None:
     """Run a service until it ends, and exit.
 
-    make_links: makes the links, for a fanout number (0: all flows of the interfaces are ours alone).
-    guarded: how many of them, from the first, may have a guard; None: all.
+    make_stage: may wait and fail, since the guards stand by then. make_links: makes the links, for a fanout
+    number (0: all flows of the interfaces are ours alone), and opens nothing.
+    vm_sides: see interfaces_of(). watches: it is in nobody's way, but beside, so that it needs no lock.
     verbs: what can be asked of the stage beside its status, by name.
     """
     from vtl_tools.common.runtime import Runner
@@ -303,17 +297,18 @@ def run(
     if workers > 1 and options.pcap is not None:
         raise SpecError("--pcap: several workers cannot write one file; record with --workers 1")
     links = make_links(0)
-    guards = guards_for(links[:guarded], guard)
-    if workers == 1:
-        stage = make_stage()
-        sys.exit(Runner(stage, links, options, guards, {} if verbs is None else verbs(stage)).run())
-    from vtl_tools.common.workers import Workers
+    with interfaces_of(() if watches else links, guard, options.service, vm_sides) as interfaces:
+        if workers == 1:
+            stage = make_stage()
+            own_verbs = {} if verbs is None else verbs(stage)
+            sys.exit(Runner(stage, links, options, interfaces, own_verbs).run())
+        from vtl_tools.common.workers import Workers
 
-    def make(number: int) -> Runner:
-        from dataclasses import replace
+        def make(number: int) -> Runner:
+            from dataclasses import replace
 
-        own = replace(options, watch=False, json=False)
-        return Runner(make_stage(), make_links(group.fanout), own)
+            own = replace(options, watch=False, json=False)
+            return Runner(make_stage(), make_links(group.fanout), own)
 
-    group = Workers(workers, make, options, guards, links[0].spec)
-    sys.exit(group.run())
+        group = Workers(workers, make, options, interfaces, links[0].spec)
+        sys.exit(group.run())

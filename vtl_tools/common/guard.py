@@ -6,20 +6,20 @@ our mark, so that a service is the sole recipient, and sender, that section 2.1 
 
 A guard in its *process* form vanishes with the process that raised it ("flags owner", held by the netlink
 socket of a libnftables context); in its *kept* form it outlives even kill -9, until vtl-guard clears it.
+
+A chain names its interface. Since Linux 6.16 the kernel compares that name, so a chain that names what is not
+the interface's present name, an alternative one above all, is accepted and does nothing. So a guard is raised
+by the real name, and read back.
 """
 
-import ctypes
 import os
 import re
-import socket
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Final, Literal, Self
 
-from vtl_tools.common import privilege
+from vtl_tools.common import interface
 from vtl_tools.common.errors import DeviceError, PermissionNeededError, VTLError
+from vtl_tools.common.nft import NFT, decode, encode
 
 MARK: Final = 0x56544C  # "VTL"
 """SO_MARK of the frames that a guarded interface lets out."""
@@ -40,55 +40,17 @@ add rule netdev {table} to_guest meta mark {mark} accept
 add rule netdev {table} to_guest counter drop
 """
 
-
-class _NFT:
-    """A libnftables context: one netlink socket, whose closing takes away the tables that it owns."""
-
-    def __init__(self) -> None:
-        if not privilege.permitted() >> privilege.NET_ADMIN & 1:
-            raise PermissionError  # libnftables would say so too, on our standard error
-        lib = _library()
-        self._lib = lib
-        self._ctx = ctypes.c_void_p(lib.nft_ctx_new(0))
-        lib.nft_ctx_buffer_output(self._ctx)
-        lib.nft_ctx_buffer_error(self._ctx)
-
-    def run(self, commands: str) -> None:
-        """Carry out commands, all or none. Raises OSError or PermissionError."""
-        if self._lib.nft_run_cmd_from_buffer(self._ctx, commands.encode()):
-            said = self._lib.nft_ctx_get_error_buffer(self._ctx).decode(errors="replace")
-            line = next((s for s in said.splitlines() if "Error" in s), said.strip() or "refused")
-            kind = PermissionError if "Operation not permitted" in said else OSError
-            raise kind(line.partition("Error: ")[2] or line)
-
-    def ask(self, command: str) -> str:
-        """Return what a list command prints. As text: the JSON of nft 1.0.6 breaks on owned tables."""
-        self.run(command)
-        said: bytes = self._lib.nft_ctx_get_output_buffer(self._ctx) or b""
-        return said.decode(errors="replace")
-
-    def close(self) -> None:
-        """Close the netlink socket; owned tables go. Idempotent."""
-        if self._ctx:
-            self._lib.nft_ctx_free(self._ctx)
-            self._ctx = ctypes.c_void_p(None)
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    try:
-        lib = ctypes.CDLL("libnftables.so.1")
-    except OSError:
-        raise VTLError("guard: libnftables is missing; install the package nftables") from None
-    lib.nft_ctx_new.restype = ctypes.c_void_p
-    lib.nft_ctx_get_output_buffer.restype = ctypes.c_char_p
-    lib.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
-    return lib
+_DROP: Final = r"counter packets \d+ bytes \d+ drop"
+_SHAPE: Final = {
+    "from_guest": ("hook ingress", [_DROP]),
+    "to_guest": ("hook egress", [rf"meta mark 0x0*{MARK:x} accept", _DROP]),
+}
+"""What nft lists of the chains: the hook, and the rules."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A guard that stands. pid: of the process that it ends with; 0 for the kept form."""
+    """A guard that was raised. pid: of the process that it ends with; 0 for the kept form."""
 
     name: str
     form: Form
@@ -98,17 +60,25 @@ class Found:
     kept_out: int
     """Frames of the host's stack that the guest did not get."""
     table: str
+    in_force: bool
+    fault: str
+    """Why it is not in force."""
 
 
 class Guard:
-    """A guard on one interface. Raise it before the link is opened, so that there is no gap."""
+    """A guard on one interface. Raise it before the link is opened, so that there is no gap.
 
-    def __init__(self, name: str, form: Form = "process") -> None:
-        self.name, self.form = name, form
-        self._table = f"{_OWNED}{os.getpid()}_" if form == "process" else _KEPT
-        self._table += _encode(name)
-        self._nft: _NFT | None = None
-        self._index = 0
+    given: any name of the interface. name: its real one, once the guard is up.
+    """
+
+    def __init__(self, given: str, form: Form = "process") -> None:
+        self.given = self.name = given
+        self.form = form
+        self.raised_anew = 0
+        self._prefix = f"{_OWNED}{os.getpid()}_" if form == "process" else _KEPT
+        self._table = ""
+        self._nft: NFT | None = None
+        self.index = 0
 
     def __enter__(self) -> Self:
         self.up()
@@ -117,38 +87,69 @@ class Guard:
     def __exit__(self, *exc: object) -> None:
         self.down()
 
-    def check(self) -> None:
-        """Raise the guard anew where the interface was deleted, which takes a guard along, and came back.
+    def check(self) -> str:
+        """Raise the guard anew where it is not in force; say what happened to the interface, or to it.
 
-        Linux 6.16 and later do so by themselves. Raises as up() does.
+        "" if nothing did, or the interface is away. Raises as up() does.
         """
-        with suppress(OSError):  # it is still away
-            if socket.if_nametoindex(self.name) != self._index:
-                self.up()
+        try:
+            name = interface.name_of(self.index)
+            if name is None:
+                self.index, name = interface.find(self.given)
+                happened = "was made anew"
+            elif name != self.name:
+                happened = f"was renamed from {self.name}"
+            else:
+                happened = self._damage()
+        except DeviceError:
+            return ""  # it is still away
+        if happened:
+            self._raise(name)
+            self.raised_anew += 1
+        return happened
 
     def up(self) -> None:
-        """Raise the guard.
+        """Raise the guard, and see that it is in force.
 
         Raises DeviceError, PermissionNeededError, or VTLError where libnftables is missing.
         """
-        if set(self.name) & set('"*\\'):
-            raise DeviceError(f"{self.name}: nft cannot name this interface; give it another name")
+        self.index, name = interface.find(self.given)
         try:
-            self._index = socket.if_nametoindex(self.name)
-        except OSError:
-            raise DeviceError(f"{self.name}: no such network interface; list them with 'ip link'") from None
-        flags = "{ flags owner; }" if self.form == "process" else ""
-        try:
-            self._nft = self._nft or _NFT()
-            self._nft.run(_RULES.format(table=self._table, flags=flags, name=self.name, mark=MARK))
+            self._nft = self._nft or NFT()
         except PermissionError:
-            raise PermissionNeededError(
-                f"{self.name}: not permitted to raise the guard; run as root or with CAP_NET_ADMIN"
-            ) from None
+            raise _not_permitted(name) from None
+        self._raise(name)
+
+    def _raise(self, name: str) -> None:
+        """Put the rules in place, all at once, in the place of those before."""
+        assert self._nft is not None
+        if set(name) & set('"*\\'):
+            raise DeviceError(f"{name}: nft cannot name this interface; give it another name")
+        flags = "{ flags owner; }" if self.form == "process" else ""
+        before, self._table = self._table, self._prefix + encode(name)
+        rules = _RULES.format(table=self._table, flags=flags, name=name, mark=MARK)
+        if self.form == "process" and before not in ("", self._table):
+            rules += f"delete table netdev {before}\n"
+        try:
+            self._nft.run(rules)
+        except PermissionError:
+            raise _not_permitted(name) from None
         except OSError as e:
+            raise VTLError(f"{name}: the guard was refused: {e}; needs Linux 5.16 and nft 1.0.1") from None
+        self.name = name
+        if damage := self._damage():
             raise VTLError(
-                f"{self.name}: the guard was refused: {e}; needs Linux 5.16 and nft 1.0.1"
-            ) from None
+                f"{name}: the guard {damage}, and is not in force; find out by whom, and start again"
+            )
+
+    def _damage(self) -> str:
+        """Return what happened to the rules, "" if they are in force on the interface's present name."""
+        assert self._nft is not None
+        try:
+            listing = self._nft.ask(f"list table netdev {self._table}")
+        except OSError:
+            return "was removed by another program"
+        return "was changed by another program" if _fault(listing, self.name) else ""
 
     def down(self) -> None:
         """Let go: the process form vanishes, the kept form stays. Idempotent."""
@@ -157,10 +158,42 @@ class Guard:
             self._nft = None
 
 
+def _not_permitted(name: str) -> PermissionNeededError:
+    return PermissionNeededError(
+        f"{name}: not permitted to raise the guard; run as root or with CAP_NET_ADMIN"
+    )
+
+
+def _chains(listing: str) -> dict[str, list[str]]:
+    """Return the lines of each chain of a table's listing."""
+    found = re.findall(r"^\tchain (\w+) \{\n(.*?)^\t\}", listing, re.M | re.S)
+    return {chain: [line.strip() for line in body.splitlines()] for chain, body in found}
+
+
+def _device(lines: list[str]) -> str:
+    found = re.search(r'hook \w+ devices? [={ ]*"([^"]*)"', lines[0]) if lines else None
+    return found[1] if found else ""
+
+
+def _fault(listing: str, name: str) -> str:
+    """Return why a table, as nft lists it, does not guard the interface of this real name; "" if it does."""
+    chains = _chains(listing)
+    for chain, (hook, rules) in _SHAPE.items():
+        lines = chains.get(chain, [])
+        if not lines or _device(lines) != name:
+            return "no interface of this name" if lines else "changed by another program"
+        shape = hook in lines[0] and "priority -500; policy drop;" in lines[0]
+        if not shape or len(lines) != 1 + len(rules) or "flags dormant" in listing:
+            return "changed by another program"
+        if not all(re.fullmatch(rule, line) for rule, line in zip(rules, lines[1:], strict=True)):
+            return "changed by another program"
+    return ""
+
+
 def standing() -> list[Found]:
-    """Return the guards that stand in this network namespace. Raises PermissionNeededError."""
+    """Return the guards of this network namespace, in force or not. Raises PermissionNeededError."""
     try:
-        nft = _NFT()
+        nft = NFT()
         listing = nft.ask("list ruleset netdev")
         nft.close()
     except PermissionError:
@@ -170,31 +203,28 @@ def standing() -> list[Found]:
         match = re.fullmatch(rf"{_OWNED}(\d+)_(.+)|{_KEPT}(.+)", table)
         if not match:
             continue
-        chains = dict(re.findall(r"^\tchain (\w+) \{.*?counter packets (\d+)", body, re.M | re.S))
+        chains = _chains(body)
+        # Before Linux 6.16 a chain stays with its interface and is listed by that one's new name.
+        name = _device(chains.get("from_guest", [])) or decode(match[2] or match[3])
+        fault = _fault(body, name) if interface.is_real(name) else "no interface of this name"
         found.append(
             Found(
-                name=_decode(match[2] or match[3]),
+                name=name,
                 form="kept" if match[3] else "process",
                 pid=int(match[1] or 0),
-                kept_in=int(chains.get("from_guest", 0)),
-                kept_out=int(chains.get("to_guest", 0)),
+                kept_in=_counted(chains.get("from_guest", [])),
+                kept_out=_counted(chains.get("to_guest", [])),
                 table=table,
+                in_force=not fault,
+                fault=fault,
             )
         )
     return found
 
 
-def _encode(name: str) -> str:
-    """Interfaces are freer in their names than nft tables: other octets become .xx."""
-    return "".join(
-        chr(c) if (chr(c).isascii() and chr(c).isalnum()) or c == 0x5F else f".{c:02x}"
-        for c in os.fsencode(name)
-    )
-
-
-def _decode(name: str) -> str:
-    octets = re.sub(rb"\.([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), name.encode())
-    return os.fsdecode(octets)
+def _counted(lines: list[str]) -> int:
+    counts = re.findall(r"counter packets (\d+)", "\n".join(lines))
+    return int(counts[-1]) if counts else 0
 
 
 def clear(name: str) -> int:
@@ -202,8 +232,13 @@ def clear(name: str) -> int:
 
     Raises VTLError where a guard belongs to a process that lives: end that instead.
     """
-    kept = [g for g in standing() if g.name == name and g.form == "kept"]
-    nft = _NFT()
+    names = {name, interface.real(name)}
+    kept = [
+        g
+        for g in standing()
+        if g.form == "kept" and (g.name in names or decode(g.table[len(_KEPT) :]) in names)
+    ]
+    nft = NFT()
     try:
         for guard in kept:
             nft.run(f"delete table netdev {guard.table}")
@@ -214,19 +249,3 @@ def clear(name: str) -> int:
     finally:
         nft.close()
     return len(kept)
-
-
-def carries_default_route(name: str) -> bool:
-    """Whether the host reaches the world through this interface, so that a guard would cut it off."""
-    routes = []
-    for path, column in (("/proc/self/net/route", 0), ("/proc/self/net/ipv6_route", 9)):
-        lines = Path(path).read_text().splitlines() if Path(path).exists() else []
-        for fields in (line.split() for line in lines):
-            if column == 0:
-                default = len(fields) > 7 and fields[1] == "00000000" and fields[7] == "00000000"
-            else:
-                rejects = len(fields) > 9 and int(fields[8], 16) & 0x200  # RTF_REJECT
-                default = len(fields) > 9 and fields[0] == "0" * 32 and fields[1] == "00" and not rejects
-            if default:
-                routes.append(fields[column])
-    return name in routes

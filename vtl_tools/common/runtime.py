@@ -24,7 +24,7 @@ from typing import Any, Final
 from vtl_tools.common import control, privilege
 from vtl_tools.common.device.base import Device
 from vtl_tools.common.errors import LinkLostError
-from vtl_tools.common.guard import Guard
+from vtl_tools.common.interfaces import Interfaces
 from vtl_tools.common.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,8 @@ class Runner:
     stage: Stage
     links: Sequence[Device]
     options: Options = field(default_factory=Options)
-    guards: Sequence[Guard] = ()
+    interfaces: Interfaces | None = None
+    """Those of the links, locked and guarded already, so that the host never gets a frame in between."""
     verbs: dict[str, control.Verb] = field(default_factory=dict)
     boss: socket.socket | None = None
     """Where this is one of several workers: on which it is asked, in the place of a control socket."""
@@ -85,17 +86,12 @@ class Runner:
         """
         with ExitStack() as stack:
             links = self._links(stack)
-            for guard in self.guards:  # first, so that the host never gets a frame in between
-                stack.enter_context(guard)
             for link in links:
                 stack.enter_context(link)
             self.links = links
             with suppress(KeyboardInterrupt):
                 asyncio.run(self._main())
             self.event("stats", **self.status())
-        for guard in self.guards:
-            if guard.form == "kept":
-                log.warning("%s: stays guarded; lift it with 'vtl-guard clear %s'", guard.name, guard.name)
         return self.exit_code
 
     def _links(self, stack: ExitStack) -> list[Device]:
@@ -120,6 +116,9 @@ class Runner:
             self.stage.out_pieces[port] = link.write_pieces
             self.stage.on_mtu(port, link.mtu)
         self.stage.event = self.event
+        if self.interfaces:
+            loop.add_reader(self.interfaces.fileno(), self._look_at_interfaces)
+            self._tell_guards(self.interfaces.check())
         server = self._control()
         await server.start()
         privilege.keep_only(self._capabilities())
@@ -160,7 +159,7 @@ class Runner:
 
     def _capabilities(self) -> set[int]:
         kept = {c for link in self.links for c in link.capabilities} | self.stage.capabilities
-        return kept | {privilege.NET_ADMIN} if self.guards else kept
+        return kept | {privilege.NET_ADMIN} if self.interfaces else kept
 
     def _control(self) -> control.Server:
         verbs: dict[str, control.Verb] = {"status": lambda _: self.status(), **self.verbs}
@@ -229,14 +228,24 @@ class Runner:
                 continue
             self._up[port] = link.up
             if link.up:
-                for guard in self.guards:
-                    guard.check()
+                self._tell_guards(self.interfaces.check() if self.interfaces else ())
             elif not self.options.reconnect and link.losses:
                 self.fail(LinkLostError(f"{link.spec}: link lost; not waiting for it, as asked"))
             self.stage.on_link(port, link.up, now)
             self.event("link", link=link.spec, up=link.up)
         if all(link.finished for link in self.links if not link.silent):
             self.stop()
+
+    def _look_at_interfaces(self) -> None:
+        assert self.interfaces is not None
+        try:
+            self._tell_guards(self.interfaces.poll())
+        except Exception as e:  # without a guard the guest would reach the host: end
+            self.fail(e)
+
+    def _tell_guards(self, raised: Sequence[tuple[str, str]]) -> None:
+        for name, what in raised:
+            self.event("guard", interface=name, what=what)
 
     def _hear(self, hearing: socket.socket) -> None:
         with suppress(BlockingIOError):
@@ -270,6 +279,7 @@ class Runner:
             "cpu": {"user": round(used.ru_utime, 3), "system": round(used.ru_stime, 3)},
             "links": [link.status() for link in self.links],
             "drops": dict(self.stage.drops),
+            **(self.interfaces.status() if self.interfaces else {}),
             **self.stage.status(now),
         }
 

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -82,7 +83,7 @@ class TorProcess:
         if not self._keeper:
             status = 1
             try:
-                os.close(self._lifeline)
+                _close_all_but(output, lifeline)
                 _Keeper(program, directory, torrc, output, lifeline).run()
                 status = 0
             finally:
@@ -206,6 +207,13 @@ class _Keeper:
             umask=0o077,
             preexec_fn=partial(privilege.keep_only, ()),  # tor has no business with them
         )
+
+
+def _close_all_but(*kept: int) -> None:
+    """Close what our parent has open: its locks and guards are to go with it, and not with us."""
+    edges = [2, *sorted(kept), os.sysconf("SC_OPEN_MAX")]
+    for below, above in pairwise(edges):
+        os.closerange(below + 1, above)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -14,31 +14,33 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 from vtl_tools.common import control, privilege
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.guard import Guard
+from vtl_tools.common.interfaces import Interfaces
 from vtl_tools.common.runtime import Options, Runner, notify, say
 
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG: Final = 1
-_GUARD_PERIOD_S: Final = 0.25
 
 
 class Workers:
     """Runs a service in `count` processes, and is to its users one service.
 
-    make: makes a worker's Runner, without guards, from its number and the fanout number to use.
+    make: makes a worker's Runner, from its number and the fanout number to use. interfaces: held already, by
+    this process, which watches over them.
     """
 
     def __init__(
-        self, count: int, make: Callable[[int], Runner], options: Options, guards: Sequence[Guard], first: str
+        self, count: int, make: Callable[[int], Runner], options: Options, interfaces: Interfaces, first: str
     ) -> None:
-        self.count, self.make, self.options, self.guards, self.first = count, make, options, guards, first
+        self.count, self.make, self.options, self.first = count, make, options, first
+        self.interfaces = interfaces
+        self._fault: Exception | None = None
         self.fanout = os.getpid() & 0x7FFF
         self._buses = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(count)]
         self._streams: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
@@ -51,24 +53,23 @@ class Workers:
 
     def run(self) -> int:
         """Run until a signal, or until a worker ends; return the exit status. Raises VTLError."""
-        with ExitStack() as stack:
-            for guard in self.guards:
-                stack.enter_context(guard)
-            children: dict[int, socket.socket] = {}
-            try:
-                for number in range(self.count):
-                    pid, ours = self._fork(number)
-                    children[pid] = ours
-                asyncio.run(self._main(children))
-            except KeyboardInterrupt:
-                self._exit_code = 130
-            finally:
-                for pid in children:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGTERM)
-                for pid in children:
-                    with suppress(ChildProcessError):
-                        os.waitpid(pid, 0)
+        children: dict[int, socket.socket] = {}
+        try:
+            for number in range(self.count):
+                pid, ours = self._fork(number)
+                children[pid] = ours
+            asyncio.run(self._main(children))
+        except KeyboardInterrupt:
+            self._exit_code = 130
+        finally:
+            for pid in children:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            for pid in children:
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+        if self._fault is not None:
+            raise self._fault
         return self._exit_code or 0
 
     def _fork(self, number: int) -> tuple[int, socket.socket]:
@@ -124,24 +125,39 @@ class Workers:
         path = self.options.control or control.path_for(self.options.service, self.first)
         server = control.Server(path, {"status": self.status})
         await server.start()
-        privilege.keep_only({privilege.NET_ADMIN} if self.guards else ())
+        privilege.keep_only({privilege.NET_ADMIN} if self.interfaces else ())
+        if self.interfaces:
+
+            def look() -> None:
+                try:
+                    self._tell_guards(self.interfaces.poll())
+                except Exception as e:  # as in Runner
+                    self._fault = e
+                    ended.set()
+
+            loop.add_reader(self.interfaces.fileno(), look)
+            self._tell_guards(self.interfaces.check())
         watching: asyncio.Task[None] | None = None
         try:
             if not ended.is_set():
                 await self._ready(ended)
             if self.options.watch:
                 watching = asyncio.create_task(self._watch())
-            while not ended.is_set():
-                for guard in self.guards:
-                    guard.check()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), _GUARD_PERIOD_S)
+            await ended.wait()
             if watching is not None:
                 watching.cancel()
-            if self.options.json and self._exit_code in (0, 130):
-                say(sys.stdout.fileno(), json.dumps({"event": "stats", **await self.status({})}))
+            if self._exit_code in (0, 130) and self.options.json:
+                self._event("stats", **await self.status({}))
         finally:
             server.close()
+
+    def _tell_guards(self, raised: Sequence[tuple[str, str]]) -> None:
+        for name, what in raised:
+            self._event("guard", interface=name, what=what)
+
+    def _event(self, name: str, **fields: object) -> None:
+        if self.options.json:
+            say(sys.stdout.fileno(), json.dumps({"event": name, **fields}))
 
     async def _watch(self) -> None:
         from vtl_tools.common.watch import Watch
@@ -157,9 +173,8 @@ class Workers:
         stopped = asyncio.ensure_future(ended.wait())
         await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
         if ready.done() and ready.exception() is None:
-            if self.options.json:
-                links = [link["link"] for link in ready.result()["links"]]
-                say(sys.stdout.fileno(), json.dumps({"event": "ready", "pid": os.getpid(), "links": links}))
+            links = [link["link"] for link in ready.result()["links"]]
+            self._event("ready", pid=os.getpid(), links=links)
             notify("READY=1")
         for task in (ready, stopped):
             task.cancel()
@@ -176,6 +191,7 @@ class Workers:
                     raise VTLError("a worker ended")
                 answers.append(json.loads(line)["result"])
         total: control.Result = merge(answers)
+        total.update(self.interfaces.status())
         total.update(pid=os.getpid(), workers=self.count, uptime_s=round(time.monotonic() - self._started, 3))
         return total
 

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from vtl_tools.common import privilege
+from vtl_tools.common import interface, privilege
 from vtl_tools.common.device import mmsg
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch, Lent, Pieces
@@ -53,6 +53,7 @@ class PacketDevice(Device):
     def __init__(self, name: str, *, mark: int = 0, fanout: int = 0, receive: bool = True) -> None:
         super().__init__(name)
         self.name, self.mark, self.fanout, self.receive = name, mark, fanout, receive
+        self.interface = name
         self.silent = not receive
         if fanout:
             self.capabilities = frozenset({privilege.NET_RAW})
@@ -78,10 +79,7 @@ class PacketDevice(Device):
         """Bind to the interface, promiscuously, for as long as this process lives."""
         if not 0 < len(os.fsencode(self.name)) < 16 or "/" in self.name:
             raise DeviceError(f"{self.name}: not an interface name; see vtl-tools(7) for how links are named")
-        try:
-            index = socket.if_nametoindex(self.name)
-        except OSError:
-            raise DeviceError(f"{self.name}: no such network interface; list them with 'ip link'") from None
+        index, _ = interface.find(self.name)
         try:
             self._sock = self._open()
             self._bind(index)
@@ -113,7 +111,7 @@ class PacketDevice(Device):
 
     def _bind(self, index: int) -> None:
         assert self._sock is not None
-        self._sock.bind((self.name, _ETH_P_ALL if self.receive else 0))
+        self._sock.bind((socket.if_indextoname(index), _ETH_P_ALL if self.receive else 0))
         self._sock.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, struct.pack("iHH8s", index, _MR_PROMISC, 0, b""))
         if self.fanout and self.receive:
             self._sock.setsockopt(_SOL_PACKET, _FANOUT, self.fanout | _FANOUT_HASH << 16)
@@ -127,7 +125,8 @@ class PacketDevice(Device):
 
     def _ask(self, request: int) -> bytes:
         assert self._sock is not None
-        return fcntl.ioctl(self._sock, request, struct.pack("16s24x", os.fsencode(self.name)))
+        name = socket.if_indextoname(self._index)  # which may have changed
+        return fcntl.ioctl(self._sock, request, struct.pack("16s24x", os.fsencode(name)))
 
     def _is_up(self) -> bool:
         return bool(struct.unpack_from("H", self._ask(_SIOCGIFFLAGS), 16)[0] & _IFF_UP)
@@ -137,7 +136,8 @@ class PacketDevice(Device):
         assert self._sock is not None
         self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         try:
-            index = socket.if_nametoindex(self.name)
+            is_renamed = interface.name_of(self._index) is not None
+            index = self._index if is_renamed else socket.if_nametoindex(self.name)
             if index == self._index:
                 if self._is_up():
                     self.went_up()

@@ -45,6 +45,8 @@ class Device(ABC):
     finished: bool = False
     """Whether nothing will ever come again: a file was read to its end."""
 
+    interface: str = ""
+    """The interface of this host that it is, by any of its names; "" where it is none."""
     silent: bool = False
     """Whether it was opened for writing only."""
     capabilities: frozenset[int] = frozenset()

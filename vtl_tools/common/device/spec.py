@@ -31,7 +31,7 @@ _UNIX_MAX: Final = 107  # octets of sun_path, less the zero behind it
 def open_device(spec: str, *, receive: bool = True, mark: int = 0, fanout: int = 0) -> Device:
     """Return the link that spec names, not yet connected: `with open_device("vmnet1") as link: ...`.
 
-    receive, mark, fanout: see PacketDevice; other kinds of links have no use for them.
+    receive, mark, fanout: see PacketDevice; of the others only libpcap has a use for one, the mark.
     Raises SpecError for what cannot be meant. What cannot be had is told by connect().
     """
     if not spec.isprintable():
@@ -42,8 +42,12 @@ def open_device(spec: str, *, receive: bool = True, mark: int = 0, fanout: int =
         from vtl_tools.common.device.afpacket import PacketDevice
 
         return PacketDevice(spec, receive=receive, mark=mark, fanout=fanout)
+    if kind == "libpcap":
+        from vtl_tools.common.device.libpcap import LibpcapDevice
+
+        return LibpcapDevice(_interface(spec, rest), mark=mark)
     if kind not in _KINDS:
-        kinds = ", ".join(_KINDS)
+        kinds = ", ".join((*_KINDS, "libpcap"))
         _refuse(spec, f"no kind of link is called {kind!r}", f"write an interface's name, or one of {kinds}")
     return _KINDS[kind](spec, rest)
 
@@ -52,12 +56,6 @@ def _tap(spec: str, rest: str) -> Device:
     from vtl_tools.common.device.tap import TapDevice
 
     return TapDevice(_interface(spec, rest))
-
-
-def _libpcap(spec: str, rest: str) -> Device:
-    from vtl_tools.common.device.libpcap import LibpcapDevice
-
-    return LibpcapDevice(_interface(spec, rest))
 
 
 def _qemu(spec: str, rest: str) -> Device:
@@ -131,7 +129,6 @@ _KINDS: Final[dict[str, Callable[[str, str], Device]]] = {
     "vxlan": _vxlan,
     "channel": _channel,
     "pcap": _pcap,
-    "libpcap": _libpcap,
 }
 
 

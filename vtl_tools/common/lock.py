@@ -1,0 +1,100 @@
+"""The lock of an interface: one service in the way of it, in its network namespace.
+
+A table of nftables with `flags owner` and nothing in it. The kernel makes it for one netlink socket alone,
+knows it in this network namespace only, and removes it with the socket, however its process ends. To make one
+takes CAP_NET_ADMIN, so that no other user of the host can keep a service out. The table's name has the
+interface's index, which another name does not change.
+"""
+
+import os
+import re
+from typing import Final
+
+from vtl_tools.common.errors import PermissionNeededError, VTLError
+from vtl_tools.common.nft import NFT, decode, encode
+
+_VM: Final = "vtl_vm_"
+_UPLINK: Final = "vtl_uplink_"
+
+
+class TakenError(VTLError):
+    """Another service has the interface."""
+
+
+class Lock:
+    """Held from take() to release(). shared: with other services' uplinks; else with nobody."""
+
+    def __init__(self, service: str, *, shared: bool = False) -> None:
+        self._holder = f"by_{encode(service)}_{os.getpid()}"
+        self._shared = shared
+        self._nft: NFT | None = None
+
+    def take(self, index: int, name: str) -> None:
+        """Take the lock of interface `index`, in the place of one that is held.
+
+        Raises TakenError, PermissionNeededError.
+        """
+        self.release()
+        # One that is shared has a name of its own, made before it is looked whether the other kind is there,
+        # as that one does: two that come at once may both be refused, and never both get it.
+        table = f"{_UPLINK}{index}_{os.getpid()}.{os.urandom(4).hex()}" if self._shared else f"{_VM}{index}"
+        try:
+            self._nft = NFT()
+            made = (
+                f"create table netdev {table} {{ flags owner; }}\ncreate chain netdev {table} {self._holder}"
+            )
+            try:
+                self._nft.run(made)
+            except OSError:  # EPERM: it is another socket's
+                other = _holder_of(self._nft, rf"{_VM}{index}")
+                if other is None:
+                    raise
+            else:
+                other = _holder_of(self._nft, rf"{_VM}{index}" if self._shared else rf"{_UPLINK}{index}_\S+")
+        except PermissionError:
+            self.release()
+            raise PermissionNeededError(
+                f"{name}: not permitted to lock the interface; run as root or with CAP_NET_ADMIN"
+            ) from None
+        except OSError as e:
+            self.release()
+            raise VTLError(f"{name}: cannot be locked: {e}; needs Linux 5.16 and nft 1.0.1") from None
+        if other is not None:
+            self.release()
+            service, pid = other
+            raise TakenError(
+                f"{name}: {service} (process {pid}) is in the way of it already; stop that first"
+            )
+
+    def release(self) -> None:
+        """Let go. Idempotent."""
+        if self._nft is not None:
+            self._nft.close()
+            self._nft = None
+
+
+def holders() -> dict[int, tuple[str, int]]:
+    """Return the service that a VM's interface has in its way, and its process, by the interface's index.
+
+    Raises PermissionError.
+    """
+    nft = NFT()
+    try:
+        indices = re.findall(rf"^table netdev {_VM}(\d+)$", nft.ask("list tables netdev"), re.M)
+        found = {int(index): _holder_of(nft, _VM + index) for index in indices}
+    finally:
+        nft.close()
+    return {index: holder for index, holder in found.items() if holder is not None}
+
+
+def _holder_of(nft: NFT, pattern: str) -> tuple[str, int] | None:
+    """Return who holds the first of the tables of such a name. Raises OSError."""
+    tables = re.findall(rf"^table netdev ({pattern})$", nft.ask("list tables netdev"), re.M)
+    for table in tables:
+        try:
+            listing = nft.ask(f"list table netdev {table}")
+        except OSError:  # it has gone meanwhile
+            continue
+        if found := re.search(r"^\tchain by_(\S+)_(\d+) \{", listing, re.M):
+            return decode(found[1]), int(found[2])
+    return None
