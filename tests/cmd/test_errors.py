@@ -79,8 +79,11 @@ LINES = {
 }
 
 USAGE = {
-    "no link": ([], "give --iface at least twice: a bridge joins two links or more"),
-    "one link": (["-i", "eth0"], "give --iface at least twice: a bridge joins two links or more"),
+    "no link": ([], "give --iface at least twice, or --uplink: a bridge joins two links or more"),
+    "one link": (
+        ["-i", "eth0"],
+        "give --iface at least twice, or --uplink: a bridge joins two links or more",
+    ),
     "half of three": (["--half-duplex", "-i", "a", *QEMU], "goes from one link to one other"),
     "no worker": ([*QEMU, "--workers", "0"], "invalid value for '--workers': 0 is not in the range"),
     "a number in words": ([*QEMU, "--spin", "long"], "invalid value for '--spin': 'long' is not a valid"),
@@ -155,10 +158,10 @@ def test_what_is_not_permitted_has_a_status_of_its_own(lab: Lab) -> None:
     os.chown(run, NOBODY, NOBODY)
     tool = ["env", f"VTL_RUN={run}", *as_user(lab, host, "vtl-bridge")]
     cases = {
-        ("-i", "vmnet1", "-i", "eth0"): "vmnet1: not permitted to raise the guard; run as root",
-        ("-i", "vmnet1", "-i", "eth0", "--guard", "off"): "vmnet1: not permitted to open the interface",
+        ("-i", "vmnet1", "-i", "eth0"): "vmnet1: not permitted to lock the interface; run as root",
+        ("-i", "vmnet1", "-i", "eth0", "--guard", "off"): "vmnet1: not permitted to lock the interface",
         ("-i", "tap:t0", "-i", "eth0"): "not permitted to",
-        ("-i", "libpcap:vmnet1", "-i", f"channel:{run}/x"): "not permitted to open the interface",
+        ("-i", "libpcap:vmnet1", "-i", f"channel:{run}/x"): "not permitted to lock the interface",
         ("-i", f"channel:{lab.dir}/x,server", "-i", f"channel:{run}/x"): "Permission denied",
     }
     for arguments, said in cases.items():

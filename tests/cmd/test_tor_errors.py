@@ -181,7 +181,7 @@ def test_what_is_not_permitted_has_a_status_of_its_own(lab: Lab) -> None:
     command = ["env", f"VTL_RUN={run}", *as_user(lab, host, "vtl-tor"), "-i", "vmnet1", "--no-check"]
     done = host.run(*command, user=NOBODY, check=False)
     assert (done.returncode, done.stderr) == (
-        5, "vtl-tor: vmnet1: not permitted to raise the guard; run as root or with CAP_NET_ADMIN\n",
+        5, "vtl-tor: vmnet1: not permitted to lock the interface; run as root or with CAP_NET_ADMIN\n",
     )  # fmt: skip
 
 
@@ -198,9 +198,9 @@ def test_a_second_service_of_an_interface_does_not_start_and_does_no_harm(lab: L
         assert '"ready"' in first.stdout.readline()
         done = host.run(*command, check=False)
         assert done.returncode == 1
-        assert done.stderr.splitlines()[0] == (
-            f"vtl-tor: {run}/vtl-tor-vmnet1.sock: a service already runs there; "
-            "stop it, or choose another with --control"
+        assert re.fullmatch(
+            r"vtl-tor: vmnet1: vtl-tor \(process \d+\) is in the way of it already; stop that first\n",
+            done.stderr,
         )
         asked = guest.run("busybox", "nslookup", "-type=a", "www.example.com", "10.0.2.2").stdout
         assert "198.1" in asked
@@ -219,10 +219,11 @@ def test_a_torrc_that_tor_refuses_is_told_in_tors_words(lab: Lab) -> None:
     arguments = ("-i", "vmnet1", "--start-tor", "--torrc", torrc, "--control", lab.dir / "s.sock")
     done = host.run(TOOL, *arguments, check=False)
     assert done.returncode == 1
-    assert "vtl-tor: tor: ended with status 1: " in done.stderr
-    assert "NoSuchOption" in done.stderr
-    assert done.stderr.endswith("; see all that it says with -vv\n")
-    assert done.stderr.count("\n") == 1
+    guarded, said = done.stderr.splitlines()
+    assert guarded == "vtl-tor: vmnet1: stays guarded; lift it with 'vtl-guard clear vmnet1'"
+    assert said.startswith("vtl-tor: tor: ended with status 1: ")
+    assert "NoSuchOption" in said
+    assert said.endswith("; see all that it says with -vv")
 
 
 # --- how far tor is, on a terminal

@@ -142,7 +142,7 @@ def test_a_link_to_the_world_is_not_cut_off_unasked(lab: Lab, scene: Scene) -> N
     said = refused(lab, host, "vtl-bridge", "--iface", "vmnet1", "--iface", "eth0")
     assert said == (
         "vtl-bridge: eth0: carries the host's default route, and a guard would cut the host off; "
-        "name it as --uplink eth0, or give --guard off\n"
+        "name it as --uplink eth0, or remove the route where a VM is behind it\n"
     )
     assert listed(host) == []
     with service(lab, host, *BRIDGE):

@@ -200,7 +200,8 @@ def interfaces_of(links: Sequence["Device"], form: str, service: str, vm_sides: 
     vm, uplinks = (
         [link.interface for link in part if link.interface] for part in (links[:count], links[count:])
     )
-    return Interfaces(service, forms[form], vm, uplinks)
+    sure = links[0].interface if links else ""
+    return Interfaces(service, forms[form], vm, uplinks, sure)
 
 
 link_argument = click.argument("link", required=False)

@@ -57,12 +57,14 @@ class Interfaces:
     """A context manager: while it is open, the interfaces are this service's. Their links are opened within.
 
     vm: interfaces that VMs are behind. uplinks: those to a network. form: of the guards; None for none.
+    sure: one of `vm`, which is guarded also where the host's default route leads there: a guest can make one.
     """
 
     def __init__(
-        self, service: str, form: Form | None, vm: Sequence[str], uplinks: Sequence[str] = ()
+        self, service: str, form: Form | None, vm: Sequence[str], uplinks: Sequence[str] = (), sure: str = ""
     ) -> None:
         self._service, self._form, self._vm, self._uplinks = service, form, vm, uplinks
+        self._sure = sure
         self._sides: list[_Side] = []
         self._stack = ExitStack()
         self.guards: list[Guard] = []
@@ -109,12 +111,12 @@ class Interfaces:
                     )  # fmt: skip
 
     def _refuse_uplinks_as_vms(self) -> None:
-        """Refuse to cut the host off. The first interface is always a VM's, since a VM can make routes."""
-        for side in self._sides[1:]:
-            if side.guard is not None and interface.default_routes(side.name):
+        """Refuse to cut the host off by what is more likely its own uplink."""
+        for side in self._sides:
+            if side.guard is not None and side.given != self._sure and interface.default_routes(side.name):
                 raise SpecError(
                     f"{side.given}: carries the host's default route, and a guard would cut the host off; "
-                    f"name it as --uplink {side.given}, or give --guard off"
+                    f"name it as --uplink {side.given}, or remove the route where a VM is behind it"
                 )
 
     def _watching(self) -> ExitStack:

@@ -47,6 +47,8 @@ class Device(ABC):
 
     interface: str = ""
     """The interface of this host that it is, by any of its names; "" where it is none."""
+    mark: int = 0
+    """SO_MARK of what it sends on an interface, by which the guard tells it from the host's; 0 for none."""
     silent: bool = False
     """Whether it was opened for writing only."""
     capabilities: frozenset[int] = frozenset()

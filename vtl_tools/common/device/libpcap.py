@@ -32,10 +32,9 @@ class LibpcapDevice(Device):
 
     capabilities = frozenset({privilege.NET_ADMIN, privilege.NET_RAW})
 
-    def __init__(self, name: str, *, mark: int = 0) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__(f"libpcap:{name}")
         self.name = self.interface = name
-        self._mark = mark
         self._batch = Batch()
         self._plain = Plain(self)
         self._socket: Any = None
@@ -71,9 +70,9 @@ class LibpcapDevice(Device):
             if link.pcap_fd.datalink() != _ETHERNET:
                 raise DeviceError(f"{self.spec}: its frames are not Ethernet; choose another interface")
             link.pcap_fd.setnonblock(True)
-            if self._mark:
+            if self.mark:
                 with socket.socket(fileno=os.dup(link.fileno())) as sock:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.mark)
             self.handle.watch(link.fileno())
         except BaseException:
             link.close()

@@ -42,20 +42,24 @@ def open_device(spec: str, *, receive: bool = True, mark: int = 0, fanout: int =
         from vtl_tools.common.device.afpacket import PacketDevice
 
         return PacketDevice(spec, receive=receive, mark=mark, fanout=fanout)
-    if kind == "libpcap":
-        from vtl_tools.common.device.libpcap import LibpcapDevice
-
-        return LibpcapDevice(_interface(spec, rest), mark=mark)
     if kind not in _KINDS:
-        kinds = ", ".join((*_KINDS, "libpcap"))
+        kinds = ", ".join(_KINDS)
         _refuse(spec, f"no kind of link is called {kind!r}", f"write an interface's name, or one of {kinds}")
-    return _KINDS[kind](spec, rest)
+    link = _KINDS[kind](spec, rest)
+    link.mark = mark
+    return link
 
 
 def _tap(spec: str, rest: str) -> Device:
     from vtl_tools.common.device.tap import TapDevice
 
     return TapDevice(_interface(spec, rest))
+
+
+def _libpcap(spec: str, rest: str) -> Device:
+    from vtl_tools.common.device.libpcap import LibpcapDevice
+
+    return LibpcapDevice(_interface(spec, rest))
 
 
 def _qemu(spec: str, rest: str) -> Device:
@@ -129,6 +133,7 @@ _KINDS: Final[dict[str, Callable[[str, str], Device]]] = {
     "vxlan": _vxlan,
     "channel": _channel,
     "pcap": _pcap,
+    "libpcap": _libpcap,
 }
 
 
