@@ -179,6 +179,7 @@ def test_an_interface_that_is_deleted_and_comes_back_is_bridged_again(
         assert running.event() == {"event": "link", "link": "vmnet1", "up": False}
         lab.veth(client, "eth0", middle, "vmnet1")
         client.addr("eth0", "10.9.0.1/24")
+        assert running.event() == {"event": "guard", "interface": "vmnet1", "what": "was made anew"}
         assert running.event() == {"event": "link", "link": "vmnet1", "up": True}
         until(lambda: reaches(client, "10.9.0.2"), "the link that came back")
         assert running.status()["links"][0]["losses"] == 1
@@ -246,9 +247,9 @@ def test_an_ordinary_user_bridges_qemu_and_channel_links(lab: Lab, scene: tuple[
         assert running.status()["links"][0]["rx_frames"] > 0
 
 
-def test_a_service_keeps_no_capability_but_the_guards(lab: Lab, scene: tuple[Host, Host, Host]) -> None:
+def test_a_service_keeps_no_capability_but_that_of_guards_and_locks(lab: Lab, scene: tuple[Host, Host, Host]) -> None:
     _, middle, _ = scene
-    for guard, kept in ("process", 1 << 12), ("off", 0):
+    for guard, kept in ("process", 1 << 12), ("off", 1 << 12):
         with bridge(lab, middle, *TWO, "--guard", guard) as running:
             fields = dict(
                 line.split(":\t", 1)

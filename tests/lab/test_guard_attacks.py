@@ -173,6 +173,8 @@ def test_an_alternative_name_guards_nothing(lab: Lab, scene: Scene) -> None:
     host.run(GUARD, "clear", "guestlan0")
     assert listed(host) == []
     assert reaches(guest, "10.1.0.1")
+    said = refused(lab, host, "vtl-bridge", "--iface", "vmnet1", "--iface", "guestlan0")
+    assert "guestlan0: is vmnet1; a service stands between different links" in said
     with service(lab, host, "vtl-tor", "--iface", "guestlan0", "--no-check"):
         assert not reaches(guest, "10.1.0.1")
         assert [(g["name"], g["in_force"]) for g in listed(host)] == [("vmnet1", True)]
@@ -244,6 +246,22 @@ def test_another_program_opens_the_guard_a_little(lab: Lab, scene: Scene, attack
         assert not reaches(guest, "10.1.0.1")
 
 
+def test_a_service_that_is_root_no_more_raises_its_guard_anew(lab: Lab, scene: Scene) -> None:
+    guest, host, _ = scene
+    (lab.dir / "nobodys").mkdir()
+    os.chown(lab.dir / "nobodys", NOBODY, NOBODY)
+    rights = "+net_admin,+net_raw"
+    user = ("setpriv", "--reuid", "65534", "--clear-groups", "--inh-caps", rights, "--ambient-caps", rights)
+    tool = ("env", f"VTL_RUN={lab.dir}/nobodys", *as_user(lab, host, "vtl-tor"), *TOR[1:], "--json")
+    with host.popen(*user, *tool, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert '"ready"' in process.stdout.readline()
+        host.run("nft", "flush", "ruleset")
+        assert raised_anew(process) == "was removed by another program"
+        assert not reaches(guest, "10.1.0.1")
+        process.kill()
+
+
 def test_an_interface_that_is_made_anew_has_no_guard(lab: Lab, scene: Scene) -> None:
     guest, host, _ = scene
     with service(lab, host, *TOR) as process:
@@ -276,6 +294,8 @@ OTHERS = {
     "an alternative name": ("vtl-bridge", "--iface", "guestlan0", "--uplink", "eth0"),
     "libpcap": ("vtl-bridge", "--iface", "libpcap:vmnet1", "--uplink", "eth0"),
     "as an uplink": ("vtl-bridge", "--iface", "other0", "--uplink", "vmnet1"),
+    "one way out": ("vtl-bridge", "--iface", "vmnet1", "--iface", "eth0", "--half-duplex", "--guard", "off"),
+    "one way in": ("vtl-bridge", "--iface", "other0", "--iface", "vmnet1", "--half-duplex", "--guard", "off"),
     "workers": ("vtl-bridge", "--iface", "vmnet1", "--uplink", "eth0", "--workers", "2"),
     "tor": ("vtl-tor", "--iface", "vmnet1", "--no-check"),
     "fw": FW,
@@ -347,6 +367,15 @@ def test_firewalls_of_two_guests_share_an_uplink_that_no_guest_is_behind(lab: La
         said = refused(lab, host, "vtl-tor", "--iface", "eth0", "--no-check")
         assert "eth0: vtl-fw (process " in said
         assert {g["name"]: g["service"] for g in listed(host)} == {"vmnet1": "vtl-fw", "vmnet2": "vtl-fw"}
+
+
+def test_two_half_duplex_bridges_share_their_interfaces_and_no_third(lab: Lab, scene: Scene) -> None:
+    _, host, _ = scene
+    out = ("vtl-bridge", "--half-duplex", "--iface", "vmnet1", "--iface", "eth0")
+    back = ("vtl-bridge", "--half-duplex", "--iface", "eth0", "--iface", "vmnet1")
+    with service(lab, host, *out), service(lab, host, *back, run="second"):
+        for third in (out, back, FW):
+            assert "in the way of it already" in refused(lab, host, *third)
 
 
 def test_a_watcher_stands_beside_a_service_before_and_after(lab: Lab, scene: Scene) -> None:

@@ -173,6 +173,7 @@ def _links(specs: Sequence[str], half_duplex: bool, workers: int, fanout: int) -
         open_device(spec, receive=not (half_duplex and port == 1), mark=MARK, fanout=fanout and fanout + port)
         for port, spec in enumerate(specs)
     ]
+    links[0].unwritten = half_duplex
     if workers > 1:
         for link in links:
             if not isinstance(link, PacketDevice):

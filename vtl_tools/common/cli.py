@@ -193,15 +193,17 @@ def interfaces_of(links: Sequence["Device"], form: str, service: str, vm_sides: 
 
     vm_sides: how many of them, from the first, a VM is behind; None: all. The rest are uplinks.
     """
-    from vtl_tools.common.interfaces import Interfaces
+    from vtl_tools.common.interfaces import Interfaces, Side
+    from vtl_tools.common.lock import BOTH, FROM, TO
 
     forms: dict[str, Any] = {"off": None, "process": "process", "keep": "kept"}
-    count = len(links) if vm_sides is None else vm_sides
-    vm, uplinks = (
-        [link.interface for link in part if link.interface] for part in (links[:count], links[count:])
-    )
-    sure = links[0].interface if links else ""
-    return Interfaces(service, forms[form], vm, uplinks, sure)
+    sides = []
+    for port, link in enumerate(links):
+        is_vm = vm_sides is None or port < vm_sides
+        directions = (TO,) if link.silent else (FROM,) if link.unwritten else BOTH
+        if link.interface:
+            sides.append(Side(link.interface, directions if is_vm else None))
+    return Interfaces(service, forms[form], sides, links[0].interface if links else "")
 
 
 link_argument = click.argument("link", required=False)

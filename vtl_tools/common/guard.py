@@ -119,6 +119,7 @@ class Guard:
         except PermissionError:
             raise _not_permitted(name) from None
         self._raise(name)
+        self.check()  # it may have been renamed meanwhile
 
     def _raise(self, name: str) -> None:
         """Put the rules in place, all at once, in the place of those before."""

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Final, Self
 
 from vtl_tools.common import interface, lock
@@ -29,12 +30,22 @@ LOCK_PATIENCE_S: Final = 1.0
 """How long a service that was killed may take to go with its workers."""
 
 
-class _Side:
+@dataclass(frozen=True)
+class Side:
+    """An interface by any of its names. directions: of a VM's frames, that pass there; None: an uplink."""
+
+    given: str
+    directions: Sequence[str] | None = lock.BOTH
+
+
+class _Held:
     """One interface with its lock, and its guard where it has one."""
 
-    def __init__(self, given: str, held: lock.Lock, guard: Guard | None) -> None:
-        self.given, self.lock, self.guard = given, held, guard
-        self.index, self.name = interface.find(given)
+    def __init__(self, service: str, side: Side, form: Form | None) -> None:
+        self.given = side.given
+        self.index, self.name = interface.find(side.given)
+        self.lock = lock.Lock(service, side.directions)
+        self.guard = None if form is None or side.directions is None else Guard(side.given, form)
 
     def take(self, patience_s: float = 0.0) -> None:
         until = time.monotonic() + patience_s
@@ -56,22 +67,19 @@ class _Side:
 class Interfaces:
     """A context manager: while it is open, the interfaces are this service's. Their links are opened within.
 
-    vm: interfaces that VMs are behind. uplinks: those to a network. form: of the guards; None for none.
-    sure: one of `vm`, which is guarded also where the host's default route leads there: a guest can make one.
+    form: of the guards of VMs' interfaces; None for none. sure: one that is guarded also where the host's
+    default route leads there, since a guest can make one.
     """
 
-    def __init__(
-        self, service: str, form: Form | None, vm: Sequence[str], uplinks: Sequence[str] = (), sure: str = ""
-    ) -> None:
-        self._service, self._form, self._vm, self._uplinks = service, form, vm, uplinks
-        self._sure = sure
-        self._sides: list[_Side] = []
+    def __init__(self, service: str, form: Form | None, sides: Sequence[Side], sure: str = "") -> None:
+        self._service, self._form, self._wanted, self._sure = service, form, sides, sure
+        self._sides: list[_Held] = []
         self._stack = ExitStack()
         self.guards: list[Guard] = []
 
     def __bool__(self) -> bool:
         """Say whether there are any."""
-        return bool(self._vm or self._uplinks)
+        return bool(self._wanted)
 
     def __enter__(self) -> Self:
         """Lock, then guard.
@@ -85,14 +93,13 @@ class Interfaces:
         return self
 
     def _open(self, stack: ExitStack) -> None:
-        for given in (*self._vm, *self._uplinks):
-            is_vm = given in self._vm
-            held = lock.Lock(self._service, shared=not is_vm)
-            guard = Guard(given, self._form) if is_vm and self._form else None
-            side = _Side(given, held, guard)
+        for wanted in self._wanted:
+            side = _Held(self._service, wanted, self._form)
             for other in self._sides:
                 if other.index == side.index:
-                    raise SpecError(f"{given}: is {other.given}; a service stands between different links")
+                    raise SpecError(
+                        f"{side.given}: is {other.given}; a service stands between different links"
+                    )
             self._sides.append(side)
         self._refuse_uplinks_as_vms()
         stack.enter_context(self._watching())

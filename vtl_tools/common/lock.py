@@ -8,6 +8,7 @@ interface's index, which another name does not change.
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from vtl_tools.common.errors import PermissionNeededError, VTLError
@@ -16,17 +17,22 @@ from vtl_tools.common.nft import NFT, decode, encode
 _VM: Final = "vtl_vm_"
 _UPLINK: Final = "vtl_uplink_"
 
+FROM, TO = "from", "to"
+BOTH: Final = (FROM, TO)
+"""The directions of a VM's frames, each of which one service may be in the way of: two half-duplex bridges
+share an interface."""
+
 
 class TakenError(VTLError):
     """Another service has the interface."""
 
 
 class Lock:
-    """Held from take() to release(). shared: with other services' uplinks; else with nobody."""
+    """Held from take() to release(). directions: to be in the way of; None: shared, with other uplinks."""
 
-    def __init__(self, service: str, *, shared: bool = False) -> None:
+    def __init__(self, service: str, directions: Sequence[str] | None = BOTH) -> None:
         self._holder = f"by_{encode(service)}_{os.getpid()}"
-        self._shared = shared
+        self._directions = directions
         self._nft: NFT | None = None
 
     def take(self, index: int, name: str) -> None:
@@ -35,22 +41,9 @@ class Lock:
         Raises TakenError, PermissionNeededError.
         """
         self.release()
-        # One that is shared has a name of its own, made before it is looked whether the other kind is there,
-        # as that one does: two that come at once may both be refused, and never both get it.
-        table = f"{_UPLINK}{index}_{os.getpid()}.{os.urandom(4).hex()}" if self._shared else f"{_VM}{index}"
         try:
             self._nft = NFT()
-            made = (
-                f"create table netdev {table} {{ flags owner; }}\ncreate chain netdev {table} {self._holder}"
-            )
-            try:
-                self._nft.run(made)
-            except OSError:  # EPERM: it is another socket's
-                other = _holder_of(self._nft, rf"{_VM}{index}")
-                if other is None:
-                    raise
-            else:
-                other = _holder_of(self._nft, rf"{_VM}{index}" if self._shared else rf"{_UPLINK}{index}_\S+")
+            other = self._take(self._nft, index)
         except PermissionError:
             self.release()
             raise PermissionNeededError(
@@ -66,6 +59,29 @@ class Lock:
                 f"{name}: {service} (process {pid}) is in the way of it already; stop that first"
             )
 
+    def _take(self, nft: NFT, index: int) -> tuple[str, int] | None:
+        """Make the tables, all or none; return who has the interface already."""
+        vm, uplink = rf"{_VM}{index}_\w+", rf"{_UPLINK}{index}_\S+"
+        # A shared one has a name of its own. Each is made before it is looked whether the other kind is
+        # there: two services that come at once may both be refused, and never both get it.
+        if self._directions is None:
+            tables, others = [f"{_UPLINK}{index}_{os.getpid()}.{os.urandom(4).hex()}"], vm
+        else:
+            tables, others = [f"{_VM}{index}_{direction}" for direction in self._directions], uplink
+        try:
+            nft.run(
+                "\n".join(
+                    f"create table netdev {table} {{ flags owner; }}\n"
+                    f"create chain netdev {table} {self._holder}"
+                    for table in tables
+                )
+            )
+        except OSError:  # EPERM: one is another socket's
+            if other := _holder_of(nft, "|".join(tables)):
+                return other
+            raise
+        return _holder_of(nft, others)
+
     def release(self) -> None:
         """Let go. Idempotent."""
         if self._nft is not None:
@@ -80,8 +96,8 @@ def holders() -> dict[int, tuple[str, int]]:
     """
     nft = NFT()
     try:
-        indices = re.findall(rf"^table netdev {_VM}(\d+)$", nft.ask("list tables netdev"), re.M)
-        found = {int(index): _holder_of(nft, _VM + index) for index in indices}
+        indices = re.findall(rf"^table netdev {_VM}(\d+)_", nft.ask("list tables netdev"), re.M)
+        found = {int(index): _holder_of(nft, rf"{_VM}{index}_\w+") for index in set(indices)}
     finally:
         nft.close()
     return {index: holder for index, holder in found.items() if holder is not None}

@@ -122,10 +122,6 @@ class Workers:
             self._streams[pid] = await asyncio.open_connection(sock=sock, limit=control.ANSWER_MAX)
             pidfd = os.pidfd_open(pid)
             loop.add_reader(pidfd, on_exit, pid, pidfd)
-        path = self.options.control or control.path_for(self.options.service, self.first)
-        server = control.Server(path, {"status": self.status})
-        await server.start()
-        privilege.keep_only({privilege.NET_ADMIN} if self.interfaces else ())
         if self.interfaces:
 
             def look() -> None:
@@ -137,6 +133,10 @@ class Workers:
 
             loop.add_reader(self.interfaces.fileno(), look)
             self._tell_guards(self.interfaces.check())
+        path = self.options.control or control.path_for(self.options.service, self.first)
+        server = control.Server(path, {"status": self.status})
+        await server.start()
+        privilege.keep_only({privilege.NET_ADMIN} if self.interfaces else ())
         watching: asyncio.Task[None] | None = None
         try:
             if not ended.is_set():

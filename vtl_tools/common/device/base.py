@@ -51,6 +51,8 @@ class Device(ABC):
     """SO_MARK of what it sends on an interface, by which the guard tells it from the host's; 0 for none."""
     silent: bool = False
     """Whether it was opened for writing only."""
+    unwritten: bool = False
+    """Whether it is for reading only."""
     capabilities: frozenset[int] = frozenset()
     """What of the process's capabilities it needs to open again what went away."""
 
