@@ -247,7 +247,9 @@ def test_an_ordinary_user_bridges_qemu_and_channel_links(lab: Lab, scene: tuple[
         assert running.status()["links"][0]["rx_frames"] > 0
 
 
-def test_a_service_keeps_no_capability_but_that_of_guards_and_locks(lab: Lab, scene: tuple[Host, Host, Host]) -> None:
+def test_a_service_keeps_no_capability_but_that_of_guards_and_locks(
+    lab: Lab, scene: tuple[Host, Host, Host]
+) -> None:
     _, middle, _ = scene
     for guard, kept in ("process", 1 << 12), ("off", 1 << 12):
         with bridge(lab, middle, *TWO, "--guard", guard) as running:

@@ -262,6 +262,22 @@ def test_a_service_that_is_root_no_more_raises_its_guard_anew(lab: Lab, scene: S
         process.kill()
 
 
+def test_a_guard_is_cleared_under_the_service_that_keeps_it(lab: Lab, scene: Scene) -> None:
+    guest, host, _ = scene
+    with service(lab, host, *TOR) as process:
+        done = host.run(GUARD, "clear", "vmnet1", check=False)
+        assert done.returncode == 1
+        assert "keeps it, and runs; end that first" in done.stderr
+        assert not reaches(guest, "10.1.0.1")
+        process.terminate()
+        process.wait()
+    host.run(GUARD, "clear", "vmnet1")
+    host.run(GUARD, "raise", "vmnet1")
+    with service(lab, host, *BRIDGE):  # whose own guard goes with it
+        host.run(GUARD, "clear", "vmnet1")
+        assert not reaches(guest, "10.1.0.1")
+
+
 def test_an_interface_that_is_made_anew_has_no_guard(lab: Lab, scene: Scene) -> None:
     guest, host, _ = scene
     with service(lab, host, *TOR) as process:

@@ -21,14 +21,17 @@ def list_(json: bool) -> None:
     found = guard.standing()
     in_the_way = lock.holders()
 
-    def holder(name: str) -> tuple[str, int]:
-        return in_the_way.get(interface.index_of(name), ("", 0))
+    def holder(name: str) -> lock.Holder:
+        return in_the_way.get(interface.index_of(name), lock.Holder())
 
     if json:
         from dataclasses import asdict
 
         cli.print_json(
-            [{**asdict(g), "service": holder(g.name)[0], "service_pid": holder(g.name)[1]} for g in found]
+            [
+                {**asdict(g), "service": holder(g.name).service, "service_pid": holder(g.name).pid}
+                for g in found
+            ]
         )
         return
     if not found:
@@ -39,7 +42,7 @@ def list_(json: bool) -> None:
             g.name,
             "in force" if g.in_force else f"not in force: {g.fault}",
             f"process {g.pid}" if g.pid else f"vtl-guard clear {g.name}",
-            "{} {}".format(*holder(g.name)) if holder(g.name)[1] else "none",
+            f"{holder(g.name).service} {holder(g.name).pid}" if holder(g.name).pid else "none",
             f"{g.kept_in:,}",
             f"{g.kept_out:,}",
         )
@@ -63,9 +66,15 @@ def raise_(iface: str) -> None:
 @click.argument("iface")
 def clear(iface: str) -> None:
     """Lift the guard that a service left on an interface; the host's stack sees its frames again."""
-    from vtl_tools.common import guard, interface
+    from vtl_tools.common import guard, interface, lock
     from vtl_tools.common.errors import VTLError
 
+    try:
+        holder = lock.holders().get(interface.index_of(iface), lock.Holder())
+    except PermissionError:
+        holder = lock.Holder()  # told, in words, by what follows
+    if holder.keeps:
+        raise VTLError(f"{iface}: {holder.service} (process {holder.pid}) keeps it, and runs; end that first")
     if not guard.clear(iface):
         owned = [g.pid for g in guard.standing() if g.name == interface.real(iface)]
         if owned:

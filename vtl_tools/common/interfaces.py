@@ -44,8 +44,9 @@ class _Held:
     def __init__(self, service: str, side: Side, form: Form | None) -> None:
         self.given = side.given
         self.index, self.name = interface.find(side.given)
-        self.lock = lock.Lock(service, side.directions)
         self.guard = None if form is None or side.directions is None else Guard(side.given, form)
+        keeps = self.guard is not None and form == "kept"
+        self.lock = lock.Lock(service, side.directions, keeps=keeps)
 
     def take(self, patience_s: float = 0.0) -> None:
         until = time.monotonic() + patience_s

@@ -9,18 +9,28 @@ interface's index, which another name does not change.
 import os
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from vtl_tools.common.errors import PermissionNeededError, VTLError
 from vtl_tools.common.nft import NFT, decode, encode
 
 _VM: Final = "vtl_vm_"
 _UPLINK: Final = "vtl_uplink_"
+_BY: Final = "by_"
+_KEEPER: Final = "kept_by_"
 
 FROM, TO = "from", "to"
 BOTH: Final = (FROM, TO)
 """The directions of a VM's frames, each of which one service may be in the way of: two half-duplex bridges
 share an interface."""
+
+
+class Holder(NamedTuple):
+    """Who has a lock. keeps: whether it keeps a guard there, and would raise it anew."""
+
+    service: str = ""
+    pid: int = 0
+    keeps: bool = False
 
 
 class TakenError(VTLError):
@@ -30,8 +40,8 @@ class TakenError(VTLError):
 class Lock:
     """Held from take() to release(). directions: to be in the way of; None: shared, with other uplinks."""
 
-    def __init__(self, service: str, directions: Sequence[str] | None = BOTH) -> None:
-        self._holder = f"by_{encode(service)}_{os.getpid()}"
+    def __init__(self, service: str, directions: Sequence[str] | None = BOTH, *, keeps: bool = False) -> None:
+        self._holder = f"{_KEEPER if keeps else _BY}{encode(service)}_{os.getpid()}"
         self._directions = directions
         self._nft: NFT | None = None
 
@@ -54,12 +64,11 @@ class Lock:
             raise VTLError(f"{name}: cannot be locked: {e}; needs Linux 5.16 and nft 1.0.1") from None
         if other is not None:
             self.release()
-            service, pid = other
             raise TakenError(
-                f"{name}: {service} (process {pid}) is in the way of it already; stop that first"
+                f"{name}: {other.service} (process {other.pid}) is in the way of it already; stop that first"
             )
 
-    def _take(self, nft: NFT, index: int) -> tuple[str, int] | None:
+    def _take(self, nft: NFT, index: int) -> Holder | None:
         """Make the tables, all or none; return who has the interface already."""
         vm, uplink = rf"{_VM}{index}_\w+", rf"{_UPLINK}{index}_\S+"
         # A shared one has a name of its own. Each is made before it is looked whether the other kind is
@@ -89,7 +98,7 @@ class Lock:
             self._nft = None
 
 
-def holders() -> dict[int, tuple[str, int]]:
+def holders() -> dict[int, Holder]:
     """Return the service that a VM's interface has in its way, and its process, by the interface's index.
 
     Raises PermissionError.
@@ -103,7 +112,7 @@ def holders() -> dict[int, tuple[str, int]]:
     return {index: holder for index, holder in found.items() if holder is not None}
 
 
-def _holder_of(nft: NFT, pattern: str) -> tuple[str, int] | None:
+def _holder_of(nft: NFT, pattern: str) -> Holder | None:
     """Return who holds the first of the tables of such a name. Raises OSError."""
     tables = re.findall(rf"^table netdev ({pattern})$", nft.ask("list tables netdev"), re.M)
     for table in tables:
@@ -111,6 +120,6 @@ def _holder_of(nft: NFT, pattern: str) -> tuple[str, int] | None:
             listing = nft.ask(f"list table netdev {table}")
         except OSError:  # it has gone meanwhile
             continue
-        if found := re.search(r"^\tchain by_(\S+)_(\d+) \{", listing, re.M):
-            return decode(found[1]), int(found[2])
+        if found := re.search(rf"^\tchain ({_KEEPER}|{_BY})(\S+)_(\d+) \{{", listing, re.M):
+            return Holder(decode(found[2]), int(found[3]), found[1] == _KEEPER)
     return None
