@@ -24,6 +24,7 @@ from typing import Final
 from weakref import WeakSet
 
 from vtl_tools.common import confinement, privilege
+from vtl_tools.common.errors import VTLError
 
 PATIENCE_S: Final = 5.0
 """How long the custodian may take where the service waits for it."""
@@ -292,7 +293,10 @@ _pid = 0
 
 
 def start(capabilities: Iterable[int] = (DAC_OVERRIDE,)) -> None:
-    """Fork the custodian, for what was named until now. Nothing that is named later is its business."""
+    """Fork the custodian, for what was named until now. Nothing that is named later is its business.
+
+    Raises VTLError.
+    """
     global _lifeline, _pid
     if not _charges:
         return
@@ -305,6 +309,8 @@ def start(capabilities: Iterable[int] = (DAC_OVERRIDE,)) -> None:
         for sock in theirs, *(charge.room for charge in _charges):
             if sock is not None:
                 sock.close()
+        if not _lifeline.recv(1):
+            raise VTLError("the custodian did not start; name root with --user to do without")
         return
     try:
         _be_custodian(theirs, list(_charges), set(capabilities))
@@ -348,6 +354,7 @@ def _be_custodian(lifeline: socket.socket, charges: list[_Charge], capabilities:
     confinement.deny_calls()
     for charge in charges:
         threading.Thread(target=charge._run, daemon=True).start()
+    lifeline.send(b"1")
     while lifeline.recv(1):
         pass
     for charge in charges:

@@ -25,7 +25,7 @@ from dns.rdtypes.IN.AAAA import AAAA
 
 from vtl_tools.common.packet import address
 
-# At once: a guest's query is not to have files read, which the service's user may not be able to read, either.
+# At once: a guest's query is not to have files read, which the service's user may not read anyway.
 _load_all_types: Callable[[], None] = dns.rdata.load_all_types
 _load_all_types()
 _classes: dict[tuple[int, int], type[dns.rdata.Rdata]] = dns.rdata._rdata_classes  # type: ignore[assignment]
