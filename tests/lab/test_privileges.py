@@ -21,12 +21,14 @@ import pytest
 from lab.netns import Host, Lab
 from lab.user import NOBODY, as_root_alone, as_user
 from lab.wait import until
+from tests.cmd.tools import KEPT
 from tests.running import BIN, bridge
 from vtl_tools.common import control
 
 pytestmark = pytest.mark.lab
 
 NET_ADMIN, NET_RAW, BPF, DAC_OVERRIDE = (1 << n for n in (12, 13, 39, 1))
+BITS = {"CAP_NET_ADMIN": NET_ADMIN, "CAP_NET_RAW": NET_RAW, "CAP_BPF": BPF}
 STRANGER = 60001
 """A user of the host who is neither root nor who the services become."""
 
@@ -103,6 +105,7 @@ def check(pid: int, uid: int, capabilities: int) -> None:
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_keeps_no_more_than_its_page_says(lab: Lab, host: Host, service: str) -> None:
     options, capabilities = services(lab)[service]
+    assert capabilities & ~sum(BITS[name] for name in KEPT[service.split()[0]]) == 0
     with bridge(lab, host, *options, service=service.split()[0]) as running:
         check(running.process.pid, NOBODY, capabilities)
         (custodian,) = children(running.process.pid)

@@ -37,7 +37,7 @@ class _Line(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - likewise
         """Return the traceback, in which others' text may be quoted."""
-        return "\n".join(map(printable, super().formatException(ei).splitlines()))
+        return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).splitlines())
 
 
 class Tool(click.Group):
