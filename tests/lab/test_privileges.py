@@ -191,6 +191,9 @@ ATTACKS = {
     "end another from a child": lambda: forked(lambda: os.kill(victim, signal.SIGKILL)),
     "end another by a pidfd": lambda: signal.pidfd_send_signal(os.pidfd_open(victim), signal.SIGKILL),
     "end another by its thread": lambda: call(234, victim, victim, 9),
+    "change another's limits": lambda: call(302, victim, 7, 0, 0),
+    "type at root's terminal": lambda: call(16, 0, 0x5412, b"x"),
+    "paste at root's terminal": lambda: call(16, 0, 0x541C, b"x"),
     "end its custodian": lambda: os.kill(custodian._pid, signal.SIGKILL),
     "look into another": lambda: call(101, 16, victim, 0, 0),
     "read another's memory": lambda: open(f"/proc/{victim}/mem", "rb"),
@@ -245,7 +248,7 @@ def test_code_in_a_service_writes_no_file_starts_no_program_and_ends_no_process(
     assert json.loads(process.stdout.readline())["event"] == "ready"
     ended = control.ask(directory / "x.sock", "attack")
     assert {name: code for name, code in ended.items() if code not in (1, 13)} == {}
-    assert len(ended) == 27
+    assert len(ended) == 30
     assert victim.poll() is None
     assert (directory / "open-to-all").read_text() == "kept"
     process.terminate()

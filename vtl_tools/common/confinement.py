@@ -58,7 +58,15 @@ _DENIED: Final[Mapping[str, tuple[int | None, int | None]]] = {
 }  # fmt: skip
 _CLONE: Final = (56, 220)
 _CLONE3: Final = (435, 435)
-_TGKILL: Final = (234, 131)
+_IOCTL: Final = (16, 29)
+_TO_ONESELF: Final[Mapping[str, tuple[int, int]]] = {
+    "tgkill": (234, 131),  # by which a process aborts itself
+    "prlimit64": (302, 261), "sched_setaffinity": (203, 122), "sched_setattr": (314, 274),
+    "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
+}  # fmt: skip
+"""Calls whose first argument is a process."""
+_TYPED_INPUT: Final = (0x5412, 0x541C)
+"""TIOCSTI, TIOCLINUX: what they write to a terminal is read as if typed there, by root's shell."""
 _SECCOMP: Final = (317, 277)
 _NEW_NAMESPACES: Final = 0x7E020080  # CLONE_NEW*: user, PID, network, mount, IPC, UTS, cgroup, time
 
@@ -66,7 +74,7 @@ _SET_MODE_FILTER: Final = 1
 _FLAGS: Final = 1 | 4  # all threads; and older kernels are not to slow down the whole process
 _INSTRUCTION: Final = struct.Struct("=HBBI")  # code, jump if true, jump if false, k
 _LD, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
-_NR, _ARCH, _ARG0 = 0, 4, 16  # struct seccomp_data, and of its first argument the lower half
+_NR, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24  # struct seccomp_data; of arguments, the lower halves
 _ALLOW: Final = 0x7FFF0000
 _ERRNO: Final = 0x00050000
 _EPERM, _ENOSYS = 1, 38
@@ -95,7 +103,7 @@ def deny_calls(allowed: Iterable[str] = ()) -> None:
 def _program(arch: int, denied: list[int], column: int) -> bytes:
     """Return a classic BPF program.
 
-    It looks at arguments of two calls only: for the others the kernel finds out once what it says, and then
+    It looks at arguments of few calls: for the others the kernel finds out once what it says, and then
     asks no more (seccomp's action cache).
     """
     refuse, allow = (_RET, 0, 0, _ERRNO | _EPERM), (_RET, 0, 0, _ALLOW)
@@ -111,8 +119,11 @@ def _program(arch: int, denied: list[int], column: int) -> bytes:
     # The flags of clone3 are out of sight: without it, the C library calls clone.
     steps += call(_CLONE3[column], (_RET, 0, 0, _ERRNO | _ENOSYS))
     steps += call(_CLONE[column], (_LD, 0, 0, _ARG0), (_JSET, 0, 1, _NEW_NAMESPACES), refuse, allow)
-    # By which a process aborts itself.
-    steps += call(_TGKILL[column], (_LD, 0, 0, _ARG0), (_JEQ, 1, 0, os.getpid()), refuse, allow)
+    for numbers in _TO_ONESELF.values():
+        own = (_JEQ, 2, 0, 0), (_JEQ, 1, 0, os.getpid())
+        steps += call(numbers[column], (_LD, 0, 0, _ARG0), *own, refuse, allow)
+    typed = [(_JEQ, len(_TYPED_INPUT) - i, 0, k) for i, k in enumerate(_TYPED_INPUT)]
+    steps += call(_IOCTL[column], (_LD, 0, 0, _ARG1), *typed, allow, refuse)
     return b"".join(_INSTRUCTION.pack(*step) for step in [*steps, allow])
 
 

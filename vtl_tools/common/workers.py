@@ -21,6 +21,7 @@ from vtl_tools.common import control, privilege
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.guard import Guard
 from vtl_tools.common.runtime import Options, Runner, confine, notify, say, watch_for
+from vtl_tools.common.text import printable
 
 if TYPE_CHECKING:
     from vtl_tools.common.watch import Watch
@@ -86,7 +87,7 @@ class Workers:
                 sock.close()
             code = self._work(number, theirs)
         except VTLError as e:
-            print(f"{self.options.service}: {e}", file=sys.stderr)
+            print(printable(f"{self.options.service}: {e}"), file=sys.stderr)
             code = e.exit_code
         except BaseException:
             log.exception("worker %d", number)
