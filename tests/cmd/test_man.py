@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cmd.tools import ROOT, SERVICES, TOOLS, arguments, command, options
+from tests.cmd.tools import KEPT, ROOT, SERVICES, TOOLS, arguments, command, options
 from vtl_tools.cmd import subnet, tor
 from vtl_tools.common import cli
 from vtl_tools.common.device.base import Drop
@@ -106,6 +106,12 @@ def test_exit_statuses_are_named() -> None:
     for tool in TOOLS:
         named = codes(page(tool))
         assert named == known if tool in SERVICES else {0, 1, 2, 5, 130} <= named <= known, tool
+
+
+@pytest.mark.parametrize("tool", SERVICES)
+def test_a_page_names_what_the_service_keeps_of_roots_rights(tool: str) -> None:
+    """tests/lab/test_privileges.py holds the services to the same table."""
+    assert set(re.findall(r"^\.It (CAP_\w+)", section(page(tool), "PRIVILEGES"), re.M)) == KEPT[tool]
 
 
 def test_shared_options_are_explained_in_the_overview() -> None:

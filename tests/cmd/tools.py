@@ -53,3 +53,13 @@ def options(tool: str, verb: str | None = None) -> set[str]:
 def arguments(tool: str, verb: str) -> set[str]:
     """The names of a verb's arguments."""
     return {str(p.name) for p in command(tool).commands[verb].params if isinstance(p, click.Argument)}
+
+
+KEPT = {
+    "vtl-bridge": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
+    "vtl-freeze": {"CAP_NET_RAW", "CAP_BPF"},
+    "vtl-fw": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
+    "vtl-subnet": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
+    "vtl-tor": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
+}
+"""What of root's rights each service may keep, with one link or another."""

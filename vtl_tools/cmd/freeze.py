@@ -28,9 +28,11 @@ TOOL: Final = "vtl-freeze"
 def _verbs(stage: Freeze) -> dict[str, Any]:
     import asyncio
 
-    from vtl_tools.common.snapshot import read
+    from vtl_tools.common.custodian import Taken
 
     clock = time.monotonic
+    assert stage.snapshot is not None
+    beside = Taken(_beside(stage.snapshot.path), state.OCTETS_MAX)
 
     def later() -> None:
         asyncio.get_running_loop().call_later(SAVED_AT_ONCE_S, lambda: stage.save(clock()))
@@ -65,13 +67,10 @@ def _verbs(stage: Freeze) -> dict[str, Any]:
 
     def take_up(request: dict[str, Any]) -> dict[str, object]:
         """Read the state that was put beside ours."""
-        assert stage.snapshot is not None
-        beside = _beside(stage.snapshot.path)
         try:
-            text = read(beside, state.OCTETS_MAX)
-            beside.unlink()
+            text = beside.take()
         except OSError as e:
-            raise VTLError(f"{beside}: {e.strerror}; run import as the service's user") from None
+            raise VTLError(f"{beside.path}: {e.strerror or e}; run import as the service's user") from None
         told = stage.qemu.take_up(text, str(request.get("name")), clock())
         later()
         return told
@@ -130,9 +129,9 @@ def _serve(
             ring = Ring(iface, freezer.hear, mark=MARK)
         if state_file is None:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        snapshot = Snapshot(path, lambda now: state.dump(freezer, stage.vm, now))
+        snapshot = Snapshot(path, lambda now: state.dump(freezer, stage.vm, now), state.OCTETS_MAX)
         stage = Freeze(freezer, vm, mac=own, listen=listen, snapshot=snapshot, overlay=overlay)
-        if (text := snapshot.read(state.OCTETS_MAX)) is not None:
+        if (text := snapshot.read()) is not None:
             stage.take_up(text, str(path), time.monotonic())
         snapshot.save(time.monotonic())  # so that it is known at once whether that can be done
         if ring is not None:
@@ -293,7 +292,9 @@ def export(file: str, iface: str | None, vm: str | None, json: bool) -> None:
     """Write what is known of the VM's connections to FILE, or to standard output, for another host."""
     from vtl_tools.common import control
 
-    text = _read(control.ask(_one(iface, vm), "export", patience_s=60.0)["file"])
+    kept = str(control.ask(_one(iface, vm), "export", patience_s=60.0)["file"])
+    text = _read(kept)
+    state.load(text, kept, Freezer(), 0.0)  # the service names the file, and not any file is to be told
     if file == "-":
         click.echo(text, nl=False)
     else:
@@ -316,7 +317,10 @@ def import_(file: str, iface: str | None, vm: str | None, json: bool) -> None:
     name = "<stdin>" if file == "-" else file
     text = sys.stdin.buffer.read(state.OCTETS_MAX + 1) if file == "-" else _read(file)
     state.load(text, name, Freezer(), 0.0)  # what is wrong with it is told before anything is changed
-    kept = control.ask(path, "status")["freeze"]["state"]
+    kept = str(control.ask(path, "status")["freeze"]["state"])
+    state.load(
+        _read(kept), kept, Freezer(), 0.0
+    )  # it names the file, and not beside any file is to be written
     _write(_beside(Path(kept)), text)
     told = control.ask(path, "import", patience_s=60.0, name=name)
     if json:
@@ -327,16 +331,15 @@ def import_(file: str, iface: str | None, vm: str | None, json: bool) -> None:
 
 
 def _read(name: str) -> bytes:
-    from vtl_tools.common.snapshot import read
-
     try:
-        return read(Path(name), state.OCTETS_MAX)
+        with Path(name).open("rb") as file:
+            return file.read(state.OCTETS_MAX + 1)
     except OSError as e:
         raise VTLError(f"{name}: {e.strerror}; name a file that can be read") from None
 
 
 def _write(path: Path, text: bytes) -> None:
-    from vtl_tools.common.snapshot import replace
+    from vtl_tools.common.custodian import replace
 
     try:
         replace(path, [text.decode()])

@@ -11,6 +11,7 @@ import click
 from vtl_tools.common import cli
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.parameters import Mac, Network
+from vtl_tools.common.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,7 +147,7 @@ def main(
         path = (options.control or path_for("vtl-fw", iface)).with_suffix(".state")
         stage.keeper = keeper(path, stage.tracker, stage.identity, time.monotonic(), forget=forget)
         if not (options.json or options.watch):
-            stage.say = lambda line: say(sys.stderr.fileno(), f"vtl-fw: {line}", 0.0)
+            stage.say = lambda line: say(sys.stderr.fileno(), printable(f"vtl-fw: {line}"), 0.0)
         return stage
 
     def make_links(_: int) -> "list[Device]":
@@ -199,7 +200,7 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
         return
     for result in results:
         for flow in result["names"]:
-            click.echo(flow)
+            cli.echo(flow)
         would = "would end" if dry_run else "ended"
         click.echo(
             f"{result['rules']} rules; {result['ended']} connections {would}, {result['flows']} are known",
@@ -307,15 +308,17 @@ def explain(packet: tuple[str, ...], rules: str | None, link: str | None, json: 
         return
     for result in results:
         for rule, why in result["steps"]:
-            click.echo(f"{rule}\n    {why}")
-        click.echo(f"{result['rule']}\n    matches: {result['verdict']}")
+            cli.echo(rule)
+            cli.echo(f"    {why}")
+        cli.echo(result["rule"])
+        cli.echo(f"    matches: {result['verdict']}")
         for what, left in result.get("left", {}).items():
             name = "connections" if what == "connections" else "new ones"
             click.echo(
                 f"    limit: room for {left} more {name}" if left else f"    limit: no more {name}: denied"
             )
         if "known" in result:
-            click.echo(f"but it is of a connection that is known: {result['known']}")
+            cli.echo(f"but it is of a connection that is known: {result['known']}")
 
 
 @main.command(epilog=cli.EPILOG)
@@ -332,7 +335,7 @@ def check(file: str, json: bool) -> None:
         cli.print_json([{"file": file, "rules": len(policy.rules), "warnings": [str(r) for r in remarks]}])
         return
     for remark in remarks:
-        click.echo(f"{remark}")
+        cli.echo(str(remark))
     click.echo(f"{file}: {len(policy.rules)} rules, {len(remarks)} warnings", err=True)
 
 

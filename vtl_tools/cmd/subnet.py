@@ -18,6 +18,7 @@ from vtl_tools.common.shortcut import wire
 from vtl_tools.common.shortcut.message import MTU_MIN
 from vtl_tools.common.shortcut.peer import Shortcut, State
 from vtl_tools.common.shortcut.peers import Peers
+from vtl_tools.common.shortcut.report import report
 from vtl_tools.common.shortcut.vm import VM
 from vtl_tools.common.shortcut.ways import LONG, OURS, PROTOCOL, Ways
 from vtl_tools.common.stage import Stage
@@ -229,8 +230,6 @@ class Subnet(Stage):
 
     def status(self, now: float) -> dict[str, object]:
         """Return who the VM is, its shortcuts, and what the long way was spared."""
-        from vtl_tools.common.shortcut.report import report
-
         return report(self.peers, now, LISTED_MAX)
 
 

@@ -18,6 +18,7 @@ from vtl_tools.common.errors import VTLError
 from vtl_tools.common.packet import address
 from vtl_tools.common.parameters import Proxy, Subnet
 from vtl_tools.common.stage import Stage
+from vtl_tools.common.text import printable
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Network
@@ -56,6 +57,7 @@ class Tor(Stage):
         limits: "Limits | None" = None,
         process: "TorProcess | None" = None,
     ) -> None:
+        from vtl_tools.common.custodian import Door
         from vtl_tools.common.gateway.dns import Mode, Resolver
         from vtl_tools.common.gateway.network import Network
         from vtl_tools.common.relay.isolation import Apart, Isolation
@@ -65,6 +67,9 @@ class Tor(Stage):
 
         super().__init__(ports=1)
         self.proxy, self.process, self._pipelined = proxy, process, pipelined
+        self._way = Door(proxy) if isinstance(proxy, str) and process is None else proxy
+        if process is not None:
+            self._way = process.door
         self.isolation = Isolation(Apart(isolate))
         network = Network()
         if subnet is not None:
@@ -110,7 +115,7 @@ class Tor(Stage):
             return Reason.HOST_UNREACHABLE  # it stood for a name once, and the guest should ask again
         credentials = self.isolation.credentials(path.remote_mac, path.local, path.local_port)
         call = SocksCall(
-            self.proxy, name or path.local, path.local_port, credentials, pipelined=self._pipelined
+            self._way, name or path.local, path.local_port, credentials, pipelined=self._pipelined
         )
         self.resolver.names.pin(path.local)  # last, since what is not made does not end
         return call
@@ -124,7 +129,7 @@ class Tor(Stage):
         from vtl_tools.common.relay.call import SocksCall
 
         credentials = self.isolation.credentials(b"dns", str(lookup.target).encode(), self.names.port)
-        return SocksCall(self.proxy, lookup.target, 0, credentials, lookup.command, pipelined=self._pipelined)
+        return SocksCall(self._way, lookup.target, 0, credentials, lookup.command, pipelined=self._pipelined)
 
     def new_identity(self) -> int:
         """Have what is opened from now on use other circuits than before; return how often that was asked."""
@@ -345,7 +350,7 @@ def _show_exit(seen: dict[str, object], *, json: bool) -> None:
     if json:
         cli.print_json([{"event": "exit", "seen": seen}])
     else:
-        click.echo(f"vtl-tor: the world sees {seen.get('IP', seen)}", err=True)
+        cli.echo(f"vtl-tor: the world sees {seen.get('IP', seen)}", err=True)
 
 
 def _ask_for_exit(proxy: tuple[str, int] | str, url: str, *, json: bool) -> None:
@@ -363,14 +368,15 @@ def _show_progress(stage: Tor, options: "Options", url: str | None, percent: int
     if percent == 100 and url is not None:
         from threading import Thread
 
-        ask = partial(_ask_for_exit, stage.proxy, url, json=options.json)
+        proxy = stage.proxy if stage.process is None else stage.process.door
+        ask = partial(_ask_for_exit, proxy, url, json=options.json)
         Thread(target=ask, daemon=True).start()
     stage.event("bootstrap", percent=percent, what=what)
     if log.isEnabledFor(logging.INFO):  # a line for each step, among the other lines
         log.info("tor: %d %%: %s", percent, what)
     elif sys.stderr.isatty() and not options.watch:  # whose table tells as well
         end = "\n" if percent == 100 else "\r"
-        print(f"\x1b[Ktor: {percent:3d} % {what:.60}", end=end, file=sys.stderr, flush=True)
+        print(f"\x1b[Ktor: {percent:3d} % {printable(what, 60)}", end=end, file=sys.stderr, flush=True)
 
 
 def _is_given(parameter: str) -> bool:
@@ -387,7 +393,7 @@ def newnym(link: str | None) -> None:
     LINK is the service's link, or the path of its control socket; without it all are told.
     """
     for number in cli.ask_each(main, "newnym", link):
-        click.echo(f"identity {number}", err=True)
+        cli.echo(f"identity {number}", err=True)
 
 
 @main.command(epilog=cli.EPILOG)
@@ -430,7 +436,7 @@ def check(socks: tuple[str, int] | str, url: str | None, json: bool) -> None:
     if json:
         cli.print_json([{**result, "seen": seen}])
     else:
-        click.echo(f"the world sees {seen.get('IP', seen)}")
+        cli.echo(f"the world sees {seen.get('IP', seen)}")
     if not report.is_tor:
         raise VTLError(f"{described(socks)}: not Tor: it sees where a guest goes; name Tor's SOCKS port")
 

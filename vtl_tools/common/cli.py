@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 
 from vtl_tools.common.errors import SpecError, VTLError
+from vtl_tools.common.text import printable
 
 if TYPE_CHECKING:
     from vtl_tools.common import control
@@ -25,6 +26,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 EPILOG = "Links, shared options and exit statuses are explained in vtl-tools(7)."
+
+
+class _Line(logging.Formatter):
+    """What a log tells may be of others' making. A traceback follows as it is."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the record's line."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - likewise
+        """Return the traceback, in which others' text may be quoted."""
+        return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).splitlines())
 
 
 class Tool(click.Group):
@@ -43,7 +56,9 @@ class Tool(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and exit with the status that vtl-tools(7) documents."""
-        logging.basicConfig(format=f"{self.name}: %(message)s", level=logging.WARNING)
+        logging.basicConfig(level=logging.WARNING)
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(_Line(f"{self.name}: %(message)s"))
         kwargs["standalone_mode"] = False  # so that errors and interrupts come here, not only to click
         try:
             sys.exit(super().main(*args, **kwargs))
@@ -67,7 +82,7 @@ class Tool(click.Group):
 
     def _say(self, problem: str, exit_code: int) -> None:
         self._event(problem, exit_code)
-        click.echo(f"{self.name}: {problem}", err=True)
+        click.echo(f"{self.name}: {printable(problem)}", err=True)
         sys.exit(exit_code)
 
     @staticmethod
@@ -87,6 +102,7 @@ def common_options(function: Callable[P, R]) -> Callable[P, R]:
         control: Path | None,
         reconnect: bool,
         spin: int | None,
+        user: str | None,
         **kwargs: Any,
     ) -> R:
         context = click.get_current_context()
@@ -102,6 +118,7 @@ def common_options(function: Callable[P, R]) -> Callable[P, R]:
             control=control,
             reconnect=reconnect,
             spin_s=SPIN_S if spin is None else spin * 1e-6,
+            user=user,
         )
         return function(*args, **kwargs)
 
@@ -126,6 +143,11 @@ def common_options(function: Callable[P, R]) -> Callable[P, R]:
                 type=click.IntRange(0, 1000),
                 metavar="USEC",
                 help="How long to look for more frames before sleeping.  [default: 100]",
+            ),
+            click.option(
+                "--user",
+                metavar="USER",
+                help="Who the service is once it runs, if root starts it.  [default: vtl, or else nobody]",
             ),
             verbose_option,
             click.version_option(package_name="vtl-tools", prog_name=None),
@@ -216,17 +238,23 @@ def ask_each(tool: click.Group, verb: str, link: str | None, **arguments: Any) -
     return [control.ask(path, verb, **arguments) for path in control.find(str(tool.name), link)]
 
 
+def echo(line: str, *, err: bool = False) -> None:
+    """Print a line, of which others may have made a part."""
+    click.echo(printable(line), err=err)
+
+
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
     """Print a table on standard output. right: the titles of columns that are numbers."""
-    from rich.console import Console
     from rich.table import Table
+
+    from vtl_tools.common.watch import console, text
 
     table = Table()
     for title in titles:
         table.add_column(title, justify="right" if title in right else "left")
     for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+        table.add_row(*map(text, row))
+    console().print(table)
 
 
 def status_verb(tool: Tool) -> None:
@@ -251,12 +279,10 @@ def status_verb(tool: Tool) -> None:
         elif watch:
             _watch(paths)
         else:
-            from rich.console import Console
-
-            from vtl_tools.common.watch import draw
+            from vtl_tools.common.watch import console, draw
 
             for path in paths:
-                Console().print(*draw(control.ask(path, "status")), sep="\n")
+                console().print(*draw(control.ask(path, "status")), sep="\n")
 
 
 def print_json(results: Sequence[object]) -> None:
@@ -295,8 +321,10 @@ def run(
     vm_sides: see interfaces_of(). watches: it is in nobody's way, but beside, so that it needs no lock.
     verbs: what can be asked of the stage beside its status, by name.
     """
+    from vtl_tools.common import privilege
     from vtl_tools.common.runtime import Runner
 
+    privilege.account(options.user)  # so that a user that there is not is told at once
     if workers > 1 and options.pcap is not None:
         raise SpecError("--pcap: several workers cannot write one file; record with --workers 1")
     links = make_links(0)

@@ -9,12 +9,14 @@ import os
 import re
 import socket
 import stat
+import struct
 import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from vtl_tools.common import custodian
 from vtl_tools.common.errors import NotRunningError, PermissionNeededError, VTLError
 
 LINE_MAX: Final = 1 << 16
@@ -53,12 +55,19 @@ def path_for(service: str, spec: str) -> Path:
 class Server:
     """Answers verbs on one control socket. Clients are few, slow ones are dropped.
 
-    where: a path to listen on, or a socket that is connected to the only client.
+    where: a path to listen on, or a socket that is connected to the only client; on_end: told when that ends.
     """
 
-    def __init__(self, where: Path | socket.socket, verbs: dict[str, Verb]) -> None:
-        self.where, self.verbs = where, verbs
+    def __init__(
+        self,
+        where: Path | socket.socket,
+        verbs: dict[str, Verb],
+        on_end: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.where, self.verbs, self._on_end = where, verbs, on_end
+        self._owner = os.geteuid()
         self._server: asyncio.Server | None = None
+        self._file: custodian.Socket | None = None
         self._only: asyncio.Task[None] | None = None
         self._clients = 0
 
@@ -67,8 +76,10 @@ class Server:
         if isinstance(self.where, socket.socket):
             streams = await asyncio.open_connection(sock=self.where, limit=LINE_MAX)
             self._only = asyncio.create_task(self._serve(*streams))
+            self._only.add_done_callback(lambda _: self._on_end())
             return
         sock = _listen(self.where)
+        self._file = custodian.Socket(self.where)
         self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=LINE_MAX)
 
     def close(self) -> None:
@@ -79,15 +90,15 @@ class Server:
         if self._server is not None:
             self._server.close()
             self._server = None
-            assert isinstance(self.where, Path)
-            with suppress(OSError):
-                self.where.unlink()
+            assert self._file is not None
+            self._file.remove()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients += 1
+        idle_s = None if self._only is not None else IDLE_S
         try:
-            while self._clients <= CLIENTS_MAX:
-                line = await asyncio.wait_for(reader.readline(), IDLE_S)
+            while self._clients <= CLIENTS_MAX and self._may_ask(writer):
+                line = await asyncio.wait_for(reader.readline(), idle_s)
                 if not line.endswith(b"\n"):
                     break
                 answer = await self.answer(line)
@@ -99,6 +110,10 @@ class Server:
         finally:
             self._clients -= 1
             writer.transport.abort()
+
+    def _may_ask(self, writer: asyncio.StreamWriter) -> bool:
+        """Whether a client is root's, or of the user who started the service."""
+        return _user_of(writer.get_extra_info("socket")) in (0, self._owner)
 
     async def answer(self, line: bytes) -> Result:
         """Return the answer to one request line; whatever is wrong with it is said there."""
@@ -112,6 +127,11 @@ class Server:
             return {"ok": True, "result": await result if isinstance(result, Awaitable) else result}
         except VTLError as e:
             return {"ok": False, "error": str(e)}
+
+
+def _user_of(sock: socket.socket) -> int:
+    """Return the user who connected to us, or who listened when we connected."""
+    return int(struct.unpack("iii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1])
 
 
 def _listen(path: Path) -> socket.socket:
@@ -159,6 +179,16 @@ def _connect(path: Path) -> socket.socket:
     return sock
 
 
+def _believe(path: Path, sock: socket.socket) -> None:
+    """Raise VTLError unless a service is root's or ours, or, where root asks, of the directory's owner."""
+    server, us = _user_of(sock), os.geteuid()
+    directory = path.parent.stat()
+    is_closed = not directory.st_mode & 0o022
+    if server in (0, us) or (us == 0 and is_closed and server == directory.st_uid):
+        return
+    raise VTLError(f"{path}: user {server} answers there, and not a service of yours; name another socket")
+
+
 def ask(path: Path, verb: str, *, patience_s: float = PATIENCE_S, **arguments: object) -> Result:
     """Ask a running service; return its result.
 
@@ -167,6 +197,7 @@ def ask(path: Path, verb: str, *, patience_s: float = PATIENCE_S, **arguments: o
     """
     try:
         with _connect(path) as sock, sock.makefile("rb") as answers:
+            _believe(path, sock)
             sock.settimeout(patience_s)
             sock.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
             line = answers.readline(ANSWER_MAX)
@@ -179,12 +210,23 @@ def ask(path: Path, verb: str, *, patience_s: float = PATIENCE_S, **arguments: o
     try:
         answer = json.loads(line)
         ok, said = answer["ok"], answer["result" if answer["ok"] else "error"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise NotRunningError(f"{path}: the service went away in the middle of its answer") from None
     if not ok:
         raise VTLError(str(said))
     result: Result = said
     return result
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether a socket is what a service left that was killed together with its custodian."""
+    try:
+        _connect(path).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # which ask() tells of
+        pass
+    return False
 
 
 def find(service: str, spec: str | None) -> list[Path]:
@@ -196,7 +238,7 @@ def find(service: str, spec: str | None) -> list[Path]:
         if spec.endswith(".sock") and "/" in spec:
             return [Path(spec)]
         return [path_for(service, spec)]
-    found = sorted(directory().glob(f"{service}-*.sock"))
+    found = [path for path in sorted(directory().glob(f"{service}-*.sock")) if not _is_dead(path)]
     if not found:
         raise NotRunningError("none runs here; start one, or name its control socket")
     return found

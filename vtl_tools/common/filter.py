@@ -1,6 +1,7 @@
 """The firewall as a stage: frames in, and those that the rules allow out again. Paper section 3.4."""
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - asyncio would import it when the service cannot read it
 import gc
 import sys
 import time

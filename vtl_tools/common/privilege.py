@@ -1,12 +1,14 @@
-"""As little privilege as possible: give up what the kernel granted and the service no longer needs."""
+"""As little privilege as possible: a user of no importance, and of root's rights only what is needed."""
 
 import ctypes
 import os
+import pwd
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
-DAC_OVERRIDE: Final = 1
-"""CAP_DAC_OVERRIDE: to connect again to another user's unix socket."""
+from vtl_tools.common.errors import PermissionNeededError, SpecError
+
 NET_ADMIN: Final = 12
 """CAP_NET_ADMIN: to raise a guard, or make a tap, anew."""
 NET_RAW: Final = 13
@@ -15,21 +17,84 @@ NET_RAW: Final = 13
 BPF: Final = 39
 """CAP_BPF: to run a program that is loaded already, where the kernel asks for it even then."""
 
+USERS: Final = ("vtl", "nobody")
+"""Which user a service of root's runs as, unless it is told: the first that this host has."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _VERSION_3: Final = 0x20080522
+_PR_SET_KEEPCAPS: Final = 8
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The user that a service of root's becomes."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+def account(user: str | None) -> Account | None:
+    """Return the account that a service of this process becomes; None: it stays who it is.
+
+    user: a name, or None for the first of USERS. An ordinary user stays who it is, and so does root where
+    that is asked for by name. Raises SpecError for a user that there is not, and PermissionNeededError.
+    """
+    if os.geteuid() != 0:
+        if user is not None and user != _own_name():
+            raise PermissionNeededError(f"--user: only root's services can run as {user}; leave it out")
+        return None
+    for name in USERS if user is None else (user,):
+        try:
+            found = pwd.getpwnam(name)
+        except (KeyError, ValueError):
+            continue
+        return Account(name, found.pw_uid, found.pw_gid) if found.pw_uid else None
+    wanted = " or ".join(USERS) if user is None else user
+    raise SpecError(f"--user: there is no user {wanted}; name one, or root to keep root's files in reach")
+
+
+def _own_name() -> str | None:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return None
+
+
+def give_up(capabilities: Iterable[int], become: Account | None) -> None:
+    """Become another user, without groups, and keep only these capabilities. For good.
+
+    Raises PermissionNeededError where the kernel refuses, and where it is seen not to have happened.
+    """
+    held = sum(1 << c for c in capabilities) & permitted()
+    if become is None:
+        keep_only(capabilities)
+        return
+    try:
+        os.setgroups([])
+        _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+        os.setresgid(become.gid, become.gid, become.gid)
+        _drop_bounding(held)  # takes CAP_SETPCAP, and the groups took CAP_SETGID
+        os.setresuid(become.uid, become.uid, become.uid)
+        _libc.prctl(_PR_SET_KEEPCAPS, 0, 0, 0, 0)
+    except OSError as e:
+        raise PermissionNeededError(
+            f"--user: cannot become {become.name}: {e.strerror}; name another, or root to stay root"
+        ) from None
+    keep_only(capabilities)
+    ids = {*os.getresuid(), *os.getresgid()}
+    if ids != {become.uid, become.gid} or os.getgroups() or permitted() != held:
+        raise PermissionNeededError(f"--user: this kernel lets nobody become {become.name} for good")
+
+
 def keep_only(capabilities: Iterable[int]) -> None:
     """Keep of this process's capabilities only these, for good, also across exec (capabilities(7))."""
     held = sum(1 << c for c in capabilities) & permitted()
-    # EPERM or EINVAL: no right to narrow the bounding set; the steps below do without.
-    for capability in range(64):
-        if not held >> capability & 1:
-            _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    _drop_bounding(held)
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     low, high = held & 0xFFFFFFFF, held >> 32
@@ -37,6 +102,13 @@ def keep_only(capabilities: Iterable[int]) -> None:
     data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)  # effective, permitted, inheritable
     if _libc.capset(header, data):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _drop_bounding(held: int) -> None:
+    """Narrow the bounding set. Without the right to (EPERM), no_new_privs does what it would have done."""
+    for capability in range(64):
+        if not held >> capability & 1:
+            _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 def permitted() -> int:

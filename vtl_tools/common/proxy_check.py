@@ -91,7 +91,8 @@ def probe(proxy: Proxy, user: str | None = None) -> Report:
 def exit_address(proxy: Proxy, url: str = CHECK_URL, user: str | None = None) -> dict[str, object]:
     """Ask a web service, through the proxy, what it sees; return its answer: a JSON object, or {"IP": ...}.
 
-    Raises VTLError if there is none.
+    Of an object, what is text or a number. It is of the service's making, or of the exit relay's. Raises
+    VTLError if there is none.
     """
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
@@ -109,10 +110,10 @@ def exit_address(proxy: Proxy, url: str = CHECK_URL, user: str | None = None) ->
             f"{url}: not reached through {described(proxy)}: {_why(getattr(e, 'socket_err', None) or e)}"
         ) from None
     body = answer.partition(b"\r\n\r\n")[2].decode(errors="replace").strip()
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(body)
-        if isinstance(found, dict):
-            return found
+        if isinstance(found, dict) and found:
+            return {key: value for key, value in found.items() if isinstance(value, str | int | None)}
     if found := re.fullmatch(r"[0-9a-fA-F.:]{3,45}", body):
         return {"IP": found[0]}
     raise VTLError(f"{url}: what it answers through {described(proxy)} tells no address")

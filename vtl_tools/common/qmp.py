@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+from vtl_tools.common import custodian
 from vtl_tools.common.device.handle import Handle
 
 RETRY_S: Final = 0.5
@@ -29,6 +30,7 @@ class Monitor:
         self.path, self.told = path, told
         self.up = False
         self.losses = 0
+        self._door = custodian.Door(path)
         self._handle = Handle()
         self.fileno = self._handle.fileno
         self._sock: socket.socket | None = None
@@ -57,9 +59,7 @@ class Monitor:
 
     def _connect(self) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            sock.connect(self.path)
-        except OSError:  # not there, or full: another is listening
+        if self._door.connect_ex(sock):  # not there, or full: another is listening
             sock.close()
             self._handle.alarm(RETRY_S)
             return

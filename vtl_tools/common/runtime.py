@@ -18,14 +18,18 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from vtl_tools.common import control, privilege
+from vtl_tools.common import confinement, control, custodian, privilege
 from vtl_tools.common.device.base import Device
 from vtl_tools.common.errors import LinkLostError
 from vtl_tools.common.interfaces import Interfaces
 from vtl_tools.common.stage import Stage
+
+if TYPE_CHECKING:
+    from vtl_tools.common.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,8 @@ class Options:
     control: Path | None = None
     reconnect: bool = True
     spin_s: float = SPIN_S
+    user: str | None = None
+    """Who the service is after its start, where root starts it; None: the first of privilege.USERS."""
 
 
 @dataclass
@@ -121,7 +127,8 @@ class Runner:
             self._tell_guards(self.interfaces.check())
         server = self._control()
         await server.start()
-        privilege.keep_only(self._capabilities())
+        watch = watch_for(self.options)
+        confine(self._capabilities(), self.options.user)
         for link in self.links:
             loop.add_reader(link.fileno(), self._on_readable)
         for source in self.stage.sources:
@@ -129,7 +136,7 @@ class Runner:
         if self.hearing is not None:
             loop.add_reader(self.hearing, self._hear, self.hearing)
         self._up = [True] * len(self.links)
-        watching = asyncio.ensure_future(self._watch()) if self.options.watch else None
+        watching = asyncio.ensure_future(self._watch(watch)) if watch is not None else None
         self.event("ready", pid=os.getpid(), links=[link.spec for link in self.links])
         notify("READY=1")
         if sys.stderr.isatty() and not (self.options.json or self.options.watch or self.boss):
@@ -164,7 +171,7 @@ class Runner:
     def _control(self) -> control.Server:
         verbs: dict[str, control.Verb] = {"status": lambda _: self.status(), **self.verbs}
         path = self.options.control or control.path_for(self.options.service, self.links[0].spec)
-        return control.Server(self.boss or path, verbs)
+        return control.Server(self.boss or path, verbs, self.stop)
 
     def stop(self, exit_code: int = 0) -> None:
         """End run(), which returns exit_code."""
@@ -288,13 +295,37 @@ class Runner:
         if self.options.json:
             say(sys.stdout.fileno(), json.dumps({"event": name, **fields}))
 
-    async def _watch(self) -> None:
-        from vtl_tools.common.watch import Watch
-
-        with Watch() as watch:
+    async def _watch(self, watch: "Watch") -> None:
+        with watch:
             while True:
                 watch.show([self.status()])
                 await asyncio.sleep(watch.period_s)
+
+
+def confine(capabilities: set[int], user: str | None) -> None:
+    """Give up, for good, what a running service has no need of.
+
+    Of root's service it makes another user's, with a custodian for the little that still is root's to do.
+    Raises VTLError.
+    """
+    _notifying(os.environ.get("NOTIFY_SOCKET", ""))
+    become = privilege.account(user)
+    if become is not None:
+        custodian.start()
+    privilege.give_up(capabilities, become)
+    confinement.keep_memory_private()
+    if become is not None:
+        confinement.deny_writing()
+    confinement.deny_calls(("bpf",) if privilege.BPF in capabilities else ())
+
+
+def watch_for(options: Options) -> "Watch | None":
+    """Return what draws, ready to draw: the service's later user may not read its modules."""
+    if not options.watch:
+        return None
+    from vtl_tools.common.watch import Watch
+
+    return Watch()
 
 
 def _output(link: Device) -> Any:
@@ -322,11 +353,23 @@ def say(fd: int, line: str, patience_s: float = PATIENCE_S) -> bool:
 
 def notify(state: str) -> None:
     """Tell systemd (sd_notify(3)), where NOTIFY_SOCKET is set."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+    if (sock := _notifying(os.environ.get("NOTIFY_SOCKET", ""))) is not None:
         try:
-            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+            sock.send(state.encode())
         except OSError as e:
-            print(f"notify: {address}: {e.strerror}", file=sys.stderr)
+            log.warning("notify: %s", e.strerror)
+
+
+@cache
+def _notifying(address: str) -> socket.socket | None:
+    """Return a socket to tell systemd by; made while the service may still reach it."""
+    if not address:
+        return None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+    except OSError as e:
+        log.warning("notify: %s: %s", address, e.strerror)
+        sock.close()
+        return None
+    return sock

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from vtl_tools.common import custodian
 from vtl_tools.common.device.handle import Handle
 from vtl_tools.common.errors import VTLError
 
@@ -16,32 +17,16 @@ log = logging.getLogger(__name__)
 _NICE: Final = 10
 
 
-def read(path: Path, most: int) -> bytes:
-    """Return what is in a file, at most `most` octets and one. Raises OSError."""
-    with path.open("rb") as file:
-        return file.read(most + 1)
-
-
-def replace(path: Path, pieces: Iterable[str]) -> None:
-    """Replace a file as a whole; only its owner may read it. Raises OSError."""
-    beside = path.with_name(f"{path.name}.new")
-    beside.unlink(missing_ok=True)
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.writelines(pieces)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
 class Snapshot:
     """A service's source (stage.Source) that keeps one file. make: yields the file's text as it is now.
 
-    The file is replaced as a whole, and has mode 0600. A write that fails leaves the one before.
+    The file is replaced as a whole, and has mode 0600. A write that fails leaves the one before. most: octets
+    that it may have.
     """
 
-    def __init__(self, path: Path, make: Callable[[float], Iterable[str]]) -> None:
-        self.path, self.make = path, make
+    def __init__(self, path: Path, make: Callable[[float], Iterable[str]], most: int) -> None:
+        self.path, self.make, self._most = path, make, most
+        self._file = custodian.File(path, most)
         self.written = self.failed = 0
         self._handle = Handle()
         self.fileno = self._handle.fileno
@@ -53,10 +38,14 @@ class Snapshot:
         """Whether a copy is at it."""
         return self._child is not None
 
-    def read(self, most: int) -> bytes | None:
-        """Return what is in the file, at most `most` octets and one; None: there is none. Raises VTLError."""
+    def read(self) -> bytes | None:
+        """Return what is in the file, at most as much as it may have and an octet; None: there is none.
+
+        Raises VTLError, also where others may have written it.
+        """
         try:
-            return read(self.path, most)
+            with os.fdopen(custodian.open_private(self.path), "rb") as file:
+                return file.read(self._most + 1)
         except FileNotFoundError:
             return None
         except OSError as e:
@@ -78,7 +67,7 @@ class Snapshot:
                 for number in signal.SIGTERM, signal.SIGINT:
                     signal.signal(number, signal.SIG_IGN)  # what is half written would be lost
                 os.nice(_NICE)
-                replace(self.path, self.make(now))
+                self._file.replace(self.make(now))
                 status = 0
             finally:
                 os._exit(status)
@@ -90,7 +79,7 @@ class Snapshot:
         """Write the state, and wait until that is done. Raises VTLError."""
         self._reap(wait=True)
         try:
-            replace(self.path, self.make(now))
+            self._file.replace(self.make(now))
         except OSError as e:
             raise VTLError(f"{self.path}: {e.strerror}; choose another with --state") from None
         self.written += 1

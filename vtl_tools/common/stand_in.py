@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Final
 
-from vtl_tools.common import privilege
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.freeze import answers, state
 from vtl_tools.common.freeze.freezer import Freezer
@@ -80,7 +79,6 @@ class Freeze(Stage):
     def follow(self, monitor: "Monitor") -> None:
         """Do what QEMU tells to do; its monitor tells qemu.told()."""
         self.monitor = monitor
-        self.capabilities = frozenset({privilege.DAC_OVERRIDE})  # it is QEMU's user's
         self.sources.append(monitor)
 
     # --- frames

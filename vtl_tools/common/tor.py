@@ -57,7 +57,8 @@ class TorProcess:
     """A tor with a temporary directory and a unix socket for SOCKS; a source of a stage.
 
     torrc: further lines of its configuration. on_progress: told how much of its start is done, in percent,
-    and what it is doing. socks: the socket's path; its directory lets in nobody but us and tor.
+    and what it is doing. socks: the socket's path; its directory lets in nobody but us and tor. door: a path
+    to it for this process, whatever user that becomes.
     """
 
     def __init__(
@@ -76,6 +77,11 @@ class TorProcess:
         self._was_ready = False
         directory = Path(tempfile.mkdtemp(prefix="vtl-tor-"))
         self.socks = str(directory / "sockets/socks")
+        for name in "data", "sockets":
+            (directory / name).mkdir(mode=0o700)
+        # Our later user may not pass the directory, and need not: tor's own lets it in.
+        self._sockets = os.open(directory / "sockets", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.door = f"/proc/self/fd/{self._sockets}/socks"
         self._output, output = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         lifeline, self._lifeline = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(output, True)
@@ -140,6 +146,7 @@ class TorProcess:
         os.close(self._lifeline)
         os.waitpid(self._keeper, 0)
         os.close(self._output)
+        os.close(self._sockets)
         self._lifeline = -1
 
 
@@ -163,8 +170,6 @@ class _Keeper:
             shutil.rmtree(self._directory, ignore_errors=True)
 
     def _prepare(self) -> None:
-        for path in self._data, self._sockets:
-            path.mkdir(mode=0o700)
         if self._user is not None:
             account = pwd.getpwnam(self._user)
             os.chown(self._directory, -1, account.pw_gid)

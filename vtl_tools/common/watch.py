@@ -10,9 +10,21 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from vtl_tools.common.text import printable
+
 Status = dict[str, Any]
 
 _UNITS: Final = ("", "k", "M", "G", "T")
+
+
+def text(value: object) -> Text:
+    """Return what others may have written as what is shown: rich is not to read markup into it."""
+    return Text(printable(value))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console that shows text as it is."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 class Watch:
@@ -21,7 +33,7 @@ class Watch:
     period_s: Final = 1.0
 
     def __init__(self) -> None:
-        self._live = Live(console=Console(stderr=True), auto_refresh=False)
+        self._live = Live(console=console(stderr=True), auto_refresh=False)
         self._before: dict[tuple[int, str], Status] = {}
         self._then = time.monotonic()
 
@@ -49,9 +61,9 @@ def draw(
 ) -> list[Table | Text]:
     """Return one service's status as tables; with `before`, rates in the place of totals."""
     cpu = status["cpu"]
-    title = f"{status['service']}  pid {status['pid']}  up {status['uptime_s']:.0f} s  "
+    title = f"{printable(status['service'])}  pid {status['pid']}  up {status['uptime_s']:.0f} s  "
     title += f"cpu {cpu['user'] + cpu['system']:.1f} s"
-    table = Table(title=title, title_justify="left", expand=False)
+    table = Table(title=Text(title, "table.title"), title_justify="left", expand=False)
     unit = "/s" if before is not None else ""
     for name in ("link", "state", f"frames in{unit}", f"frames out{unit}", f"bit in{unit}", f"bit out{unit}"):
         table.add_column(name, justify="left" if name in ("link", "state") else "right")
@@ -65,17 +77,17 @@ def draw(
             return float(link[key] - old.get(key, link[key])) / elapsed_s
 
         table.add_row(
-            link["link"],
+            text(link["link"]),
             Text("up", "green") if link["up"] else Text("down", "red"),
             human(since("rx_frames")),
             human(since("tx_frames")),
             human(8 * since("rx_octets")),
             human(8 * since("tx_octets")),
-            reasons(link["drops"]),
+            text(reasons(link["drops"])),
         )
     parts: list[Table | Text] = [table]
     if status["drops"]:
-        parts.append(Text(f"dropped by the service: {reasons(status['drops'])}"))
+        parts.append(text(f"dropped by the service: {reasons(status['drops'])}"))
     for name, value in status.items():
         if isinstance(value, dict) and name not in ("drops", "cpu") and value:
             parts.append(_details(name, value))
@@ -83,15 +95,15 @@ def draw(
 
 
 def _details(name: str, rows: Status) -> Table:
-    table = Table(title=name, title_justify="left")
+    table = Table(title=Text(printable(name), "table.title"), title_justify="left")
     first = next(iter(rows.values()))
     columns = list(first) if isinstance(first, dict) else ["value"]
     table.add_column("", no_wrap=True)
     for column in columns:
-        table.add_column(column)
+        table.add_column(text(column))
     for key, value in rows.items():
         cells = [value.get(c, "") for c in columns] if isinstance(value, dict) else [value]
-        table.add_row(key, *(f"{c:.1f}" if isinstance(c, float) else str(c) for c in cells))
+        table.add_row(text(key), *(text(f"{c:.1f}" if isinstance(c, float) else c) for c in cells))
     return table
 
 

@@ -5,7 +5,6 @@ the flow and symmetric, so that one worker sees both directions of a connection.
 """
 
 import asyncio
-import ctypes
 import json
 import logging
 import os
@@ -13,19 +12,21 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
 from vtl_tools.common import control, privilege
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.interfaces import Interfaces
-from vtl_tools.common.runtime import Options, Runner, notify, say
+from vtl_tools.common.runtime import Options, Runner, confine, notify, say, watch_for
+from vtl_tools.common.text import printable
+
+if TYPE_CHECKING:
+    from vtl_tools.common.watch import Watch
 
 log = logging.getLogger(__name__)
-
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class Workers:
@@ -56,15 +57,15 @@ class Workers:
         children: dict[int, socket.socket] = {}
         try:
             for number in range(self.count):
-                pid, ours = self._fork(number)
+                pid, ours = self._fork(number, children.values())
                 children[pid] = ours
             asyncio.run(self._main(children))
         except KeyboardInterrupt:
             self._exit_code = 130
         finally:
-            for pid in children:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
+            for sock in children.values():  # which ends a worker: it may be out of a signal's reach
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
             for pid in children:
                 with suppress(ChildProcessError):
                     os.waitpid(pid, 0)
@@ -72,21 +73,19 @@ class Workers:
             raise self._fault
         return self._exit_code or 0
 
-    def _fork(self, number: int) -> tuple[int, socket.socket]:
+    def _fork(self, number: int, others: Iterable[socket.socket]) -> tuple[int, socket.socket]:
         ours, theirs = socket.socketpair()
         sys.stdout.flush()
-        parent = os.getpid()
         if pid := os.fork():
             theirs.close()
             return pid, ours
         code = 1
         try:
-            ours.close()
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-            if os.getppid() == parent:
-                code = self._work(number, theirs)
+            for sock in ours, *others:  # so that the others see it, too, when our parent ends
+                sock.close()
+            code = self._work(number, theirs)
         except VTLError as e:
-            print(f"{self.options.service}: {e}", file=sys.stderr)
+            print(printable(f"{self.options.service}: {e}"), file=sys.stderr)
             code = e.exit_code
         except BaseException:
             log.exception("worker %d", number)
@@ -136,13 +135,14 @@ class Workers:
         path = self.options.control or control.path_for(self.options.service, self.first)
         server = control.Server(path, {"status": self.status})
         await server.start()
-        privilege.keep_only({privilege.NET_ADMIN} if self.interfaces else ())
+        watch = watch_for(self.options)
+        confine({privilege.NET_ADMIN} if self.interfaces else set(), self.options.user)
         watching: asyncio.Task[None] | None = None
         try:
             if not ended.is_set():
                 await self._ready(ended)
-            if self.options.watch:
-                watching = asyncio.create_task(self._watch())
+            if watch is not None:
+                watching = asyncio.create_task(self._watch(watch))
             await ended.wait()
             if watching is not None:
                 watching.cancel()
@@ -159,10 +159,8 @@ class Workers:
         if self.options.json:
             say(sys.stdout.fileno(), json.dumps({"event": name, **fields}))
 
-    async def _watch(self) -> None:
-        from vtl_tools.common.watch import Watch
-
-        with Watch() as watch:
+    async def _watch(self, watch: "Watch") -> None:
+        with watch:
             while True:
                 watch.show([await self.status({})])
                 await asyncio.sleep(watch.period_s)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from vtl_tools.cmd.bridge import Bridge
-from vtl_tools.common import control, privilege
+from vtl_tools.common import control, runtime
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.memory import pair
 from vtl_tools.common.errors import LinkLostError, NotRunningError, VTLError
@@ -25,8 +25,8 @@ FRAME = NONE + bytes(60)
 
 @pytest.fixture(autouse=True)
 def privileged(monkeypatch) -> None:
-    """A runner gives up its process's capabilities for good; the process here is pytest's."""
-    monkeypatch.setattr(privilege, "keep_only", lambda capabilities: None)
+    """A runner gives up its process's rights for good; the process here is pytest's."""
+    monkeypatch.setattr(runtime, "confine", lambda capabilities, user: None)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import logging
+import os
 import warnings
 
 import pytest
@@ -215,3 +216,66 @@ def test_scapy_says_nothing_of_damaged_captures(tmp_path, caplog):
         with PcapDevice("pcap:x", str(tmp_path / "x")):
             pass
     assert caplog.text == ""
+
+
+# --- whose a capture is
+
+
+def test_a_capture_is_its_owners_only_whatever_the_umask(tmp_path):
+    old = tmp_path / "old"
+    old.write_text("x" * 100_000)
+    old.chmod(0o644)
+    before = os.umask(0)
+    try:
+        for path in tmp_path / "new", old:
+            CaptureWriter("--pcap", str(path)).close()
+            assert path.stat().st_mode & 0o777 == 0o600
+            assert path.stat().st_size < 100_000
+    finally:
+        os.umask(before)
+
+
+def hostile_directory(tmp_path):
+    """A directory where all may write, as /tmp."""
+    directory = tmp_path / "all"
+    directory.mkdir()
+    directory.chmod(0o1777)
+    (tmp_path / "precious").write_text("kept")
+    return directory
+
+
+@pytest.mark.parametrize("how", ["symlink", "hard link", "link to nothing"])
+def test_a_link_that_another_put_there_is_not_written_through(tmp_path, how):
+    path = hostile_directory(tmp_path) / "x.pcap"
+    if how == "symlink":
+        path.symlink_to(tmp_path / "precious")
+    elif how == "hard link":
+        path.hardlink_to(tmp_path / "precious")
+    else:
+        path.symlink_to(tmp_path / "made")
+    with pytest.raises(DeviceError, match="name a file that can be written"):
+        CaptureWriter("--pcap", str(path))
+    assert (tmp_path / "precious").read_text() == "kept"
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+def test_a_file_of_another_user_gets_no_frames(tmp_path, kind):
+    path = hostile_directory(tmp_path) / "x.pcap"
+    if kind == "file":
+        path.write_text("theirs")
+    else:
+        os.mkfifo(path, 0o666)
+    os.chown(path, 60001, 60001)
+    with pytest.raises(DeviceError, match="another user's file"):
+        CaptureWriter("--pcap", str(path))
+    assert kind == "pipe" or path.read_text() == "theirs"
+
+
+def test_an_own_link_in_an_own_directory_is_followed(tmp_path):
+    tmp_path.chmod(0o755)
+    (tmp_path / "target").touch()
+    (tmp_path / "link").symlink_to("target")
+    CaptureWriter("--pcap", str(tmp_path / "link")).close()
+    assert (tmp_path / "target").stat().st_mode & 0o777 == 0o600

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_fw_identity import LOCAL6, ack, announced, claims, dhcp, neighbour, segment
 
+from vtl_tools.common.custodian import File
 from vtl_tools.common.firewall import memory
-from vtl_tools.common.firewall.files import read_private, write_private
+from vtl_tools.common.firewall.files import read_private
 from vtl_tools.common.firewall.identity import CLAIMS_MAX, LEASES_MAX, OTHERS_MAX, PREFIXES_MAX, Identity
 from vtl_tools.common.firewall.memory import Keeper, recall
 from vtl_tools.common.gateway import dhcp_wire
@@ -155,7 +156,7 @@ def test_the_file_is_its_owners_and_replaced_as_a_whole(tmp_path):
     path = tmp_path / "x.state"
     assert read_private(path, 10) is None
     for text in "one", "two":
-        write_private(path, text)
+        File(path, 10).replace([text])
         assert read_private(path, 10) == text
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [found.name for found in tmp_path.iterdir()] == ["x.state"]
@@ -178,5 +179,5 @@ def test_no_link_and_no_pipe_is_read_in_its_place(tmp_path):
         read_private(path, 10)
     (tmp_path / "x.state.new").symlink_to("target")
     path.unlink()
-    write_private(path, "new")
+    File(path, 10).replace(["new"])
     assert (tmp_path / "target").read_text() == "x"

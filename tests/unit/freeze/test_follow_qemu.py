@@ -237,17 +237,21 @@ def test_the_monitor_needs_a_right_that_the_links_do_not(service, tmp_path):
     assert not service.capabilities
     monitor = Monitor(str(tmp_path / "qmp"), service.qemu.told)
     service.follow(monitor)
-    assert len(service.capabilities) == 1
+    assert not service.capabilities
     assert service.status(0.0)["freeze"]["qmp"] == {"socket": str(tmp_path / "qmp"), "up": False, "losses": 0}
     monitor.close()
 
 
 def test_what_qemu_tells_is_written_at_once(service, tmp_path):
     now = service.talk.now
-    service.snapshot = Snapshot(tmp_path / "x.state", lambda now: state.dump(service.freezer, "web", now))
+
+    def dumped(now):
+        return state.dump(service.freezer, "web", now)
+
+    service.snapshot = Snapshot(tmp_path / "x.state", dumped, state.OCTETS_MAX)
     service.wake(now)
     service.snapshot.close()
-    before = service.snapshot = Snapshot(service.snapshot.path, service.snapshot.make)
+    before = service.snapshot = Snapshot(service.snapshot.path, dumped, state.OCTETS_MAX)
     service.tell(RUNNING, STOP)
     assert now < service.deadline() <= now + 0.1
     service.wake(service.deadline())

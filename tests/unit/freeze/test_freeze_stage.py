@@ -117,7 +117,7 @@ def test_what_the_ring_missed_is_doubted():
 def test_the_state_is_written_when_it_changed(tmp_path):
     stage, talk = plugged()
     snapshot = stage.snapshot = Snapshot(
-        tmp_path / "x.state", lambda now: state.dump(talk.freezer, "web", now)
+        tmp_path / "x.state", lambda now: state.dump(talk.freezer, "web", now), state.OCTETS_MAX
     )
 
     def written(count):
@@ -147,7 +147,7 @@ def test_the_state_is_written_when_it_changed(tmp_path):
 
 
 def test_a_state_that_cannot_be_written_is_told_and_counted(tmp_path, caplog):
-    snapshot = Snapshot(tmp_path / "no" / "x", lambda now: ["x"])
+    snapshot = Snapshot(tmp_path / "no" / "x", lambda now: ["x"], 10)
     with pytest.raises(VTLError, match="No such file or directory"):
         snapshot.save(0.0)
     snapshot.begin(0.0)

@@ -1,10 +1,14 @@
 """Capture files, through scapy: the one place that imports it for them, and only when one is opened."""
 
 import contextlib
+import errno
 import logging
+import os
+import stat
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Final, Self
 
 from vtl_tools.common.errors import DeviceError
@@ -12,6 +16,7 @@ from vtl_tools.common.errors import DeviceError
 _ETHERNET: Final = 1  # LINKTYPE_ETHERNET
 INBOUND: Final = 1  # pcapng's epb_flags
 OUTBOUND: Final = 2
+_BUFFER: Final = 4096
 
 
 @contextlib.contextmanager
@@ -28,6 +33,42 @@ def _scapy() -> Any:
     with quiet_scapy():
         import scapy.utils
     return scapy.utils
+
+
+def create_private(path: Path) -> int:
+    """Open a file for writing, empty, of mode 0600 whatever the umask. Raises OSError.
+
+    In a directory where others may write, one that exists must be ours alone: another user could have a link
+    there to somebody else's file, or a file of its own to read from.
+    """
+    flags = os.O_WRONLY | os.O_CLOEXEC
+    directory = path.parent.stat()
+    is_closed = directory.st_uid in (0, os.geteuid()) and not directory.st_mode & 0o022
+    try:
+        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        if not is_closed:
+            _check_ours(path.lstat())
+            flags |= os.O_NOFOLLOW
+        fd = os.open(path, flags)
+    try:
+        found = os.fstat(fd)
+        if not is_closed:
+            _check_ours(found)
+        if stat.S_ISREG(found.st_mode):
+            os.fchmod(fd, 0o600)
+            os.ftruncate(fd, 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_ours(found: os.stat_result) -> None:
+    if stat.S_ISLNK(found.st_mode):
+        raise OSError(errno.ELOOP, "a symbolic link where others may write")
+    if found.st_uid != os.geteuid() or (stat.S_ISREG(found.st_mode) and found.st_nlink > 1):
+        raise OSError(errno.EPERM, "another user's file")
 
 
 class CaptureReader:
@@ -91,9 +132,12 @@ class CaptureWriter:
 
     def __init__(self, spec: str, path: str) -> None:
         try:
-            self._writer = _scapy().RawPcapNgWriter(path)
+            file = os.fdopen(create_private(Path(path)), "wb", _BUFFER)
         except OSError as e:
             raise DeviceError(f"{spec}: {path}: {e.strerror}; name a file that can be written") from None
+        self._writer = _scapy().RawPcapNgWriter(os.devnull)  # which opens files by name only
+        self._writer.f.close()
+        self._writer.f = file
         self._writer.linktype = _ETHERNET
         self._unflushed = 0
         self._closed = False

@@ -10,6 +10,7 @@ import errno
 import socket
 from typing import Final
 
+from vtl_tools.common import custodian
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.datagram import Inbox, Outbox, leave_out
@@ -46,6 +47,7 @@ class DgramDevice(Device):
         if not self._unix:
             self.mtu = UDP_MAX - ETHERNET
         self._where: SocketAddress = remote
+        self._door = custodian.Door(remote) if isinstance(remote, str) else None
         self._sock: socket.socket | None = None
         self._file: SocketFile | None = None
         self._batch = Batch()
@@ -70,7 +72,7 @@ class DgramDevice(Device):
     def _reach(self) -> None:
         """Connect, perhaps again: to the socket that now is at the peer's path. Raises PermissionError."""
         assert self._sock is not None
-        code = self._sock.connect_ex(self._where)
+        code = self._sock.connect_ex(self._where) if self._door is None else self._door.connect_ex(self._sock)
         if code == 0 and not self.up:
             if self._unix:
                 self._drain()

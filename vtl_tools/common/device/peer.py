@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from vtl_tools.common import privilege
+from vtl_tools.common import custodian
 from vtl_tools.common.device.base import RETRY_S, Device
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 
@@ -41,6 +41,7 @@ class Peer:
         self._family = socket.AF_UNIX
         self._where: SocketAddress = address
         self._waiting: socket.socket | None = None  # listens, or is about to be connected
+        self._door = custodian.Door(address) if isinstance(address, str) and not server else None
         self._file: SocketFile | None = None
 
     def open(self) -> None:
@@ -58,8 +59,6 @@ class Peer:
             raise
         if self.sock is None:
             log.info("%s: waiting for the other end", spec)
-        if isinstance(self._address, str) and not self._server and not _is_ours(self._address):
-            self._device.capabilities = frozenset({privilege.DAC_OVERRIDE})
 
     def _listen(self) -> None:
         sock = socket.socket(self._family, self._kind | socket.SOCK_NONBLOCK)
@@ -76,7 +75,8 @@ class Peer:
         sock = self._waiting or socket.socket(self._family, self._kind | socket.SOCK_NONBLOCK)
         self._waiting = sock
         handle = self._device.handle
-        code = sock.connect_ex(self._where)  # asked again, a connect under way tells how it went
+        # Asked again, a connect under way tells how it went.
+        code = sock.connect_ex(self._where) if self._door is None else self._door.connect_ex(sock)
         if code in (errno.EINPROGRESS, errno.EALREADY):
             handle.watch(sock.fileno(), write=True)
             return
@@ -154,13 +154,6 @@ def _reached_itself(sock: socket.socket) -> bool:
         return True
 
 
-def _is_ours(path: str) -> bool:
-    """Whether a socket is there and this user's, so that no privilege is needed to connect again."""
-    with contextlib.suppress(OSError):
-        return Path(path).stat().st_uid == os.geteuid()
-    return False
-
-
 class SocketFile:
     """The file of a bound unix socket, for its owner only (0600), and removed only while it is ours."""
 
@@ -174,7 +167,7 @@ class SocketFile:
                 raise
             self._clear_away(spec, sock.type, path)
             sock.bind(path)
-        self._path, self._inode = path, Path(path).stat().st_ino
+        self._made = custodian.Socket(path)
 
     @staticmethod
     def _clear_away(spec: str, kind: socket.SocketKind, path: str) -> None:
@@ -187,9 +180,7 @@ class SocketFile:
 
     def remove(self) -> None:
         """Remove the file, unless it went away or another took its place. Idempotent."""
-        with contextlib.suppress(OSError):
-            if Path(self._path).stat().st_ino == self._inode:
-                Path(self._path).unlink()
+        self._made.remove()
 
 
 @contextlib.contextmanager

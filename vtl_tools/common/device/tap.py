@@ -12,7 +12,7 @@ import socket
 import struct
 from typing import Final
 
-from vtl_tools.common import privilege
+from vtl_tools.common import custodian, privilege
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.plain import ETHERNET
@@ -53,6 +53,7 @@ class TapDevice(Device):
         super().__init__(f"tap:{name}")
         self.name = name
         self._fd = -1
+        self._tun = custodian.Device("/dev/net/tun")
         self._batch = Batch()
 
     def connect(self) -> None:
@@ -77,7 +78,7 @@ class TapDevice(Device):
             raise DeviceError(f"{self.spec}: {e.strerror}; {remedy}") from None
 
     def _open(self) -> None:
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = self._tun.open()
         try:
             name = os.fsencode(self.name)
             fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name, _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))

@@ -4,7 +4,6 @@ import os
 import re
 import stat
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -77,14 +76,3 @@ def read_private(path: Path, octets: int) -> str | None:
     if len(data) > octets:
         raise ValueError("too large")
     return data.decode("ascii")
-
-
-def write_private(path: Path, text: str) -> None:
-    """Put a file of mode 0600 in the place of an earlier one. Raises OSError."""
-    made = path.with_name(f"{path.name}.new")
-    with suppress(FileNotFoundError):
-        made.unlink()
-    fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w", encoding="ascii") as file:
-        file.write(text)
-    made.rename(path)

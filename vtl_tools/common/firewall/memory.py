@@ -48,7 +48,10 @@ _LEASE_MAX_S: Final = 2.0**32
 
 
 class Keeper:
-    """Tells `write` every few seconds what is to be remembered, in small steps, as packets wait meanwhile."""
+    """Tells `write` every few seconds what is to be remembered, in small steps, as packets wait meanwhile.
+
+    write: returns False while it is not done with what it was told before, and is told again.
+    """
 
     def __init__(
         self, tracker: Tracker, identity: Identity | None, boot: str, write: Callable[[str], object]
@@ -84,8 +87,7 @@ class Keeper:
             self._tell("".join(self._all()))
 
     def _tell(self, text: str) -> None:
-        if text != self._told:
-            self._write(text)
+        if text != self._told and self._write(text) is not False:
             self._told = text
 
     def _all(self) -> Iterator[str]:

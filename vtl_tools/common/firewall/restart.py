@@ -2,10 +2,12 @@
 
 import atexit
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from vtl_tools.common.firewall.files import read_private, write_private
+from vtl_tools.common import custodian
+from vtl_tools.common.firewall.files import read_private
 from vtl_tools.common.firewall.identity import Identity
 from vtl_tools.common.firewall.memory import OCTETS_MAX, Keeper, recall
 from vtl_tools.common.firewall.tracker import Tracker
@@ -22,6 +24,7 @@ def keeper(path: Path, tracker: Tracker, identity: Identity | None, now: float, 
     written is a warning.
     """
     boot = _BOOT.read_text().strip()
+    file = custodian.File(path, OCTETS_MAX)
     try:
         text = None if forget else read_private(path, OCTETS_MAX)
         if text is not None and recall(text, boot, tracker, identity, now):
@@ -30,15 +33,23 @@ def keeper(path: Path, tracker: Tracker, identity: Identity | None, now: float, 
         log.warning("%s: not used: %s", path, e)
     failed = False
 
-    def write(text: str) -> None:
+    def write(text: str) -> bool:
+        return tried(lambda: file.begin(text))
+
+    def tried(step: Callable[[], bool]) -> bool:
         nonlocal failed
         try:
-            if not failed:
-                write_private(path, text)
+            return failed or step()
         except OSError as e:
             failed = True
-            log.warning("%s: %s; a restart will have to learn anew", path, e.strerror)
+            log.warning("%s: %s; a restart will have to learn anew", path, e.strerror or e)
+        return True
+
+    def close() -> None:
+        tried(file.finish)
+        made.close()
+        tried(file.finish)
 
     made = Keeper(tracker, identity, boot, write)
-    atexit.register(made.close)
+    atexit.register(close)
     return made

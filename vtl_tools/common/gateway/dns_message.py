@@ -25,6 +25,14 @@ from dns.rdtypes.IN.AAAA import AAAA
 
 from vtl_tools.common.packet import address
 
+# At once: a guest's query is not to have files read, which the service's user may not read anyway.
+_load_all_types: Callable[[], None] = dns.rdata.load_all_types
+_load_all_types()
+_classes: dict[tuple[int, int], type[dns.rdata.Rdata]] = dns.rdata._rdata_classes  # type: ignore[assignment]
+_known: Final = dict(_classes)
+_CLASSES_MAX: Final = len(_known) + 4096
+"""dnspython keeps an entry for each pair of class and type that it ever saw, of which a guest has 2**32."""
+
 UDP_MAX: Final = 512  # octets, RFC 1035 section 4.2.1
 EDNS_MAX: Final = 1232  # what passes every link unfragmented (RFC 9715 section 3)
 STREAM_MAX: Final = 0xFFFF
@@ -107,6 +115,9 @@ def read(message: bytes, *, stream: bool) -> Query | None:
     if len(message) > QUERY_MAX or not 1 <= qdcount <= QUESTIONS_MAX or records > RECORDS_MAX:
         return query
     found = dns.message.from_wire(message, continue_on_error=True)
+    if len(_classes) > _CLASSES_MAX:
+        _classes.clear()
+        _classes.update(_known)
     if found.errors:
         return query
     questions = tuple(Question(each.name, each.rdtype, each.rdclass) for each in found.question)

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterable
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from vtl_tools.common.leaktest.run import Result
+from vtl_tools.common.text import printable
+from vtl_tools.common.watch import console as console_for
 
 _ASKED_MAX = 3
 
@@ -32,7 +32,7 @@ def print_json(results: Iterable[Result]) -> bool:
 
 def print_table(results: Iterable[Result]) -> bool:
     """Draw a table when all is done, with what leaked below it; return whether nothing leaked."""
-    console, done = Console(), list[Result]()
+    console, done = console_for(), list[Result]()
     with console.status("starting a service between a guest and a host of our own") as status:
         for result in results:
             done.append(result)
@@ -43,7 +43,7 @@ def print_table(results: Iterable[Result]) -> bool:
         table.add_column(title, justify="right" if is_number else "left", no_wrap=title != "answered by")
     for result in done:
         answered = ", ".join(f"{kind} {count}" for kind, count in result.answered.most_common())
-        asked = [escape(each) for each in result.asked[:_ASKED_MAX]]
+        asked = [printable(each) for each in result.asked[:_ASKED_MAX]]
         asked += [f"and {len(result.asked) - _ASKED_MAX} more"] if len(result.asked) > _ASKED_MAX else []
         table.add_row(
             result.kind, str(result.sent + result.calls), answered or "nothing", "\n".join(asked),
@@ -52,5 +52,5 @@ def print_table(results: Iterable[Result]) -> bool:
     console.print(table)
     for result in done:
         for leak in result.leaks:
-            console.print(f"{result.kind}: {escape(leak)}", style="red", soft_wrap=True)
+            console.print(f"{result.kind}: {printable(leak)}", style="red", soft_wrap=True)
     return all(result.verdict == "held" for result in done)

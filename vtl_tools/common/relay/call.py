@@ -9,6 +9,7 @@ import socket
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from vtl_tools.common.custodian import Door
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.socks import (
     Address,
@@ -108,14 +109,14 @@ class TCPCall:
 
 
 class SocksCall:
-    """A stream through a SOCKS 5 proxy. proxy: (host, port), or a unix socket's path.
+    """A stream through a SOCKS 5 proxy. proxy: (host, port), or a unix socket's path, or the door to one.
 
     pipelined: as of socks.Client; Tor takes it, others may not.
     """
 
     def __init__(
         self,
-        proxy: tuple[str, int] | str,
+        proxy: tuple[str, int] | str | Door,
         target: Address,
         port: int,
         credentials: Credentials | None = None,
@@ -127,7 +128,7 @@ class SocksCall:
         self._client = Client(credentials=credentials, pipelined=pipelined)
         self._request = self._client.request(command, target, port)
         self._started = False
-        if isinstance(proxy, str):
+        if isinstance(proxy, str | Door):
             self.stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         else:
             self.stream = _tcp(socket.AF_INET6 if ":" in proxy[0] else socket.AF_INET)
@@ -143,7 +144,10 @@ class SocksCall:
         """Go on; return what the proxy answered, once it has."""
         try:
             if not self._started:
-                code = self.stream.connect_ex(self._proxy)
+                if isinstance(self._proxy, Door):
+                    code = self._proxy.connect_ex(self.stream)
+                else:
+                    code = self.stream.connect_ex(self._proxy)
                 if code == errno.EAGAIN:  # a unix socket whose queue of callers is full
                     raise BlockingIOError(code, "the proxy is busy")
                 if code not in _STARTED:
