@@ -135,6 +135,7 @@ def test_a_vlan_has_neighbours_where_a_rule_lets_anything_pass():
         ("allow in tcp port 22 vlan 7\ndeny any", [1, 1, 0, 0]),
         ("deny out vlan 7\nallow any vlan any\ndeny", [1, 1, 1, 1]),
         ("deny any vlan 7\nallow udp\ndeny", [1, 0, 0, 0]),
+        ("allow udp vlan any\ndeny", [1, 1, 1, 1]),
         ("allow out arp vlan 8\nallow out icmp6 type neighbour-solicitation vlan 8\ndeny", [1, 0, 1, 0]),
     ):
         wire = Wire(text)

@@ -11,6 +11,7 @@ from vtl_tools.common.firewall.rule import (
     NEIGHBOURS,
     NO_RULE,
     OUT,
+    STACKED,
     UNTAGGED,
     Direction,
     Rule,
@@ -138,8 +139,11 @@ class Table:
 
 def _allowed_vlans(rules: Sequence[Rule]) -> Ranges:
     """Return the VLANs in which anything is allowed, as nothing works there without neighbour discovery."""
-    found = [vlans for rule in rules if rule.verdict is Verdict.ALLOW and rule.vlan for vlans in rule.vlan]
-    return ranges([(UNTAGGED, UNTAGGED), *found])
+    found = [(UNTAGGED, UNTAGGED)]
+    for rule in rules:
+        if rule.verdict is Verdict.ALLOW:
+            found += [(UNTAGGED, STACKED)] if rule.vlan is None else rule.vlan
+    return ranges(found)
 
 
 def _names_neighbours(rule: Rule) -> bool:

@@ -94,7 +94,7 @@ class Tracker:
             if net.is_fragment:
                 return self._fragment(pkt, direction, now)
         fields = Fields.of(pkt, self._neighbours if direction is OUT else None)
-        if fields.is_neighbour and fields.src and direction is not OUT:
+        if fields.is_neighbour and direction is not OUT and any(fields.src):
             self._neighbours.heard(fields.src)
         if fields.is_neighbour or not fields.src or fields.vlan == STACKED:
             return self._stateless(fields, direction, now)
