@@ -1,5 +1,8 @@
 """What is behind a packet in its frame: padding at best, and at worst data that no rule asks for."""
 
+import struct
+from typing import Final
+
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import ether
 from vtl_tools.common.packet.arp import ARP
@@ -7,8 +10,11 @@ from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.view import Buffer
 from vtl_tools.common.packet.vnet import VNET
 
-_L3 = VNET + 14
-_V4, _V6 = ether.IPV4.to_bytes(2, "big"), ether.IPV6.to_bytes(2, "big")
+_KIND: Final = VNET + 12
+_L3: Final = VNET + 14
+_IPV6: Final = 40
+_LENGTHS: Final = struct.Struct("!H2xHH")
+"""The type of what follows Ethernet; the length as IPv4 has it, and as IPv6 has it."""
 
 
 def blank(pkt: Packet) -> None:
@@ -25,10 +31,12 @@ def blank(pkt: Packet) -> None:
 def refuse(frame: Buffer, now: float) -> str:
     """Blank the frame's padding; return why it cannot be, or "". As Identity.refuse(), of whoever sends."""
     size = len(frame) - _L3
-    if size > 40:
-        kind = bytes(frame[VNET + 12 : _L3])
-        if (kind == _V4 and frame[_L3 + 2] << 8 | frame[_L3 + 3] == size) or (
-            kind == _V6 and (frame[_L3 + 4] << 8 | frame[_L3 + 5]) + 40 == size
+    if size >= _IPV6:
+        kind, total_length, payload_length = _LENGTHS.unpack_from(frame, _KIND)
+        if (
+            size == total_length
+            if kind == ether.IPV4
+            else kind == ether.IPV6 and size == payload_length + _IPV6
         ):
             return ""
     try:
