@@ -17,6 +17,7 @@ from scapy.layers.inet6 import (
     ICMPv6ND_NS,
     ICMPv6ND_RA,
     ICMPv6ND_Redirect,
+    ICMPv6ND_RS,
     ICMPv6NDOptDstLLAddr,
     ICMPv6NDOptPrefixInfo,
     ICMPv6NDOptSrcLLAddr,
@@ -83,6 +84,7 @@ class Attacker:
         """What the rules deny, and what is spoofed: a firewall that allows it all lets it pass."""
         yield from self.spoofed()
         yield from self.spoofed_neighbours()
+        yield from self.data_in_neighbour_discovery()
         yield from self.servers()
         yield from self.tagged()
         yield from self.disguised()
@@ -93,6 +95,7 @@ class Attacker:
         yield from self.broken_fragments6()
         yield from self.source_routes()
         yield from self.broken()
+        yield from self.padded()
 
     # --- parts
 
@@ -148,12 +151,13 @@ class Attacker:
             "ARP: I am at another's": {"op": 2, "psrc": ME, "hwsrc": OTHER_MAC, "pdst": PEER},
             "ARP: another probes": {"op": 1, "psrc": "0.0.0.0", "hwsrc": OTHER_MAC, "pdst": ME},
         }.items():
-            yield name, [self.ether(dst=ALL) / ARP(**fields) / Raw(mark(name))]
+            yield name, [self.ether(dst=ALL) / ARP(**fields, hwdst=mark(name).hex(":"))]
             tagged = f"{name}, tagged"
-            yield tagged, [self.ether(dst=ALL) / Dot1Q(vlan=0) / ARP(**fields) / Raw(mark(tagged))]
+            arp = ARP(**fields, hwdst=mark(tagged).hex(":"))
+            yield tagged, [self.ether(dst=ALL) / Dot1Q(vlan=0) / arp]
         name = "ARP from another Ethernet address"
-        arp = ARP(op=2, psrc=PEER, hwsrc=OTHER_MAC, pdst=OTHER)
-        yield name, [self.ether(src=OTHER_MAC, dst=ALL) / arp / Raw(mark(name))]
+        arp = ARP(op=2, psrc=PEER, hwsrc=OTHER_MAC, pdst=OTHER, hwdst=mark(name).hex(":"))
+        yield name, [self.ether(src=OTHER_MAC, dst=ALL) / arp]
 
         advert, lladdr = ICMPv6ND_NA(tgt=PEER6, R=0, S=0, O=1), ICMPv6NDOptDstLLAddr(lladdr=self.mac)
         net = IPv6(src=ME6, dst="ff02::1", hlim=255)
@@ -179,6 +183,24 @@ class Attacker:
         }.items():
             yield name, [self.to_all_nodes(message, name)]
 
+    def data_in_neighbour_discovery(self) -> Iterator[Made]:
+        """What the guest may ask, but to others, or with something to tell."""
+        far, here = "2001:db8:bad::1", "ff02::1"
+        for name, dst, message in (
+            ("ND: a solicitation to the Internet", far, ICMPv6ND_NS(tgt=far)),
+            ("ND: an advertisement to the Internet", far, ICMPv6ND_NA(tgt=ME6)),
+            ("ND: asks the Internet for routers", far, ICMPv6ND_RS()),
+            ("ND: two nonces", here, ICMPv6ND_NS(tgt=PEER6) / Raw(b"\x0e\1nonce!")),
+        ):
+            net = self.ether() / IPv6(src=ME6, dst=dst, hlim=255)
+            yield name, [net / message / Raw(b"\x0e\1" + mark(name))]
+        name = "ND: an option that nobody knows"
+        net = IPv6(src=ME6, dst=here, hlim=255) / ICMPv6ND_NS(tgt=PEER6)
+        yield name, [self.to_all_nodes(net, name)]
+        name = "ARP in a VLAN"
+        arp = ARP(op=1, psrc=ME, hwsrc=self.mac, pdst=PEER, hwdst=mark(name).hex(":"))
+        yield name, [self.ether(dst=ALL) / Dot1Q(vlan=7) / arp]
+
     def servers(self) -> Iterator[Made]:
         """What only the network's own routers and servers say."""
         router = ICMPv6ND_RA(routerlifetime=1800) / ICMPv6NDOptPrefixInfo(prefix="2001:db8:bad::")
@@ -202,6 +224,13 @@ class Attacker:
             ("a DHCP relay", (67, 67), BOOTP(op=1, chaddr=others, giaddr=ME) / DHCP(options=["end"])),
             ("DHCP for another", (68, 67), self.asks(others)),
             ("an answer to a DHCP server", (68, 67), offer),
+            ("DHCP with another's identifier", (68, 67), self.asks(mine, ("client_id", b"\1" + others))),
+            ("another's lease given back", (68, 67), self.asks(mine, kind="release", ciaddr=OTHER)),
+            (
+                "another's address declined",
+                (68, 67),
+                self.asks(mine, ("requested_addr", OTHER), kind="decline"),
+            ),
         ):
             data = UDP(sport=ports[0], dport=ports[1]) / message / Raw(mark(name))
             yield name, [self.ether(dst=ALL) / IP(src=ME, dst="255.255.255.255") / data]
@@ -216,8 +245,9 @@ class Attacker:
         yield name, [self.ether() / IPv6(src=ME6, dst="fe80::1") / data]
 
     @staticmethod
-    def asks(chaddr: bytes) -> Packet:
-        return BOOTP(op=1, chaddr=chaddr) / DHCP(options=[("message-type", "request"), "end"])
+    def asks(chaddr: bytes, *options: object, kind: str = "request", ciaddr: str = "0.0.0.0") -> Packet:
+        told = [("message-type", kind), *options, "end"]
+        return BOOTP(op=1, chaddr=chaddr, ciaddr=ciaddr) / DHCP(options=told)
 
     # --- where it goes, and as what
 
@@ -449,6 +479,16 @@ class Attacker:
             yield name, parts
 
     # --- what is broken
+
+    def padded(self) -> Iterator[Made]:
+        """Data behind a packet that may pass."""
+        arp = ARP(op=1, psrc=ME, hwsrc=self.mac, pdst=PEER)
+        for name, packet in {
+            "padding of ARP": arp,
+            "padding of IPv4": IP(src=ME, dst=PEER) / UDP(sport=5000, dport=OPEN),
+            "padding of IPv6": IPv6(src=ME6, dst=PEER6) / UDP(sport=5000, dport=OPEN),
+        }.items():
+            yield name, [bytes(10) + bytes(self.ether() / packet) + mark(name)]
 
     def source_routes(self) -> Iterator[Made]:
         for name, options in {

@@ -28,7 +28,7 @@ MAC_OCTETS = bytes.fromhex(MAC.replace(":", ""))
 ALL = "allow any vlan any\nallow any\n"
 RULES = f"""
 allow out udp port 67
-allow in udp source port 67 port 68
+allow in udp from 10.9.0.2 source port 67 port 68
 allow out udp port {OPEN}
 allow out tcp port 80, 5001
 allow out icmp, icmp6 type echo-request

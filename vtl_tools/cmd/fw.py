@@ -10,7 +10,7 @@ import click
 
 from vtl_tools.common import cli
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.parameters import Mac, Network
+from vtl_tools.common.parameters import Address4, Mac, Network
 from vtl_tools.common.text import printable
 
 if TYPE_CHECKING:
@@ -76,6 +76,14 @@ rules_option = click.option("--rules", metavar="FILE", help="What may pass; - is
     metavar="ADDRESS",
     help="An address or prefix of the VM; may be repeated.  [default: learned from DHCP and ND]",
 )
+@click.option(
+    "--dhcp-server",
+    "servers",
+    type=Address4(),
+    multiple=True,
+    metavar="ADDRESS",
+    help="Where the answers of DHCP come from; may be repeated.  [default: any server of the link]",
+)
 @click.option("--spoofing", is_flag=True, help="Let the VM send as whoever it likes.")
 @click.option("--forget", is_flag=True, help="Learn anew who the VM is, as it is another one now.")
 @click.option(
@@ -100,6 +108,7 @@ def main(
     rules: str,
     mac: bytes | None,
     address: "tuple[IPv4Network | IPv6Network, ...]",
+    servers: tuple[bytes, ...],
     spoofing: bool,
     forget: bool,
     flows: int,
@@ -120,8 +129,10 @@ def main(
     ):
         if not given:
             raise click.UsageError(f"give {option}: {what}")
-    if spoofing and (mac or address):
-        raise click.UsageError("--spoofing lets every address pass: leave --mac and --address out")
+    if spoofing and (mac or address or servers):
+        raise click.UsageError(
+            "--spoofing lets every address pass: leave --mac, --address and --dhcp-server out"
+        )
     cli.check_links((iface, uplink))
     from vtl_tools.common.control import path_for
     from vtl_tools.common.device.kept import Kept
@@ -140,7 +151,7 @@ def main(
         stage = Firewall(
             policy,
             full_name(rules),
-            identity=None if spoofing else Identity(mac, address),
+            identity=None if spoofing else Identity(mac, address, servers),
             kept=None if pcap_rules is None else Kept("--pcap-rules", pcap_rules, iface),
             flows_max=flows,
         )

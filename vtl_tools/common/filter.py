@@ -13,7 +13,7 @@ from vtl_tools.common.bucket import Bucket
 from vtl_tools.common.control import Verb
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed, VTLError
-from vtl_tools.common.firewall import answers
+from vtl_tools.common.firewall import answers, padding
 from vtl_tools.common.firewall.flow import Decision
 from vtl_tools.common.firewall.identity import Identity
 from vtl_tools.common.firewall.memory import Keeper
@@ -75,7 +75,7 @@ class Firewall(Stage):
         """Judge each frame. A batch in which all pass goes on whole, and as it is."""
         direction, receive = self._directions[port], self.tracker.receive
         identity = self.identity
-        refuse = identity.refuse if identity is not None and port == 0 else None
+        refuse = None if port else identity.refuse if identity is not None else padding.refuse
         heard = identity.heard if identity is not None and port == 1 else None
         lost: list[int] = []
         late: list[bytes] = []
@@ -170,6 +170,12 @@ class Firewall(Stage):
             self.send(port, [(bytes(answer),)], now)
 
     # --- time
+
+    def settle(self, now: float) -> None:
+        """Ask who has an IPv6 address, where that is to be known."""
+        if self.identity is not None:
+            for port, frame in self.identity.transmit():
+                self.send(port, [(frame,)], now)
 
     def deadline(self) -> float | None:
         """Return when the first of its parts is due."""

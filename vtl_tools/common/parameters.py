@@ -77,6 +77,24 @@ class Network(click.ParamType[Any]):
             self.fail(f"{e}; write 192.0.2.5 or 2001:db8::/64", param, ctx)
 
 
+class Address4(click.ParamType[Any]):
+    """The IPv4 address of a host, as octets."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """Read it."""
+        if isinstance(value, bytes):
+            return value
+        try:
+            octets = address.ip(value)
+        except ValueError:
+            octets = b""
+        if len(octets) != 4 or not address.is_single_host(octets):
+            self.fail(f"{value!r} is no IPv4 address of a host: write 192.0.2.1", param, ctx)
+        return octets
+
+
 class Mac(click.ParamType[Any]):
     """The Ethernet address of a machine, as octets."""
 

@@ -52,18 +52,19 @@ def neighbours(maker):
     side, side6 = ends(out), ends(out, True)
     macs = {"src_mac": side["src_mac"], "dst_mac": side["dst_mac"], "vlan": vlan}
     kind = random.choice(["arp", "solicit", "advert", "router", "far", "code"])
+    there = random.choice([side6["dst"], address.ALL_NODES, address.solicited_node(side6["dst"])])
     odd = set()
     if kind == "arp":
         frame = build.arp(**macs, sha=side["src_mac"], spa=side["src"], tpa=side["dst"])
     elif kind == "solicit":
-        frame = build.neighbor_solicit(**macs, src=side6["src"], dst=side6["dst"], target=side6["dst"])
+        frame = build.neighbor_solicit(**macs, src=side6["src"], dst=there, target=side6["dst"])
     elif kind == "router":
-        frame = build.nd_message(
-            **macs, src=side6["src"], dst=side6["dst"], kind=random.choice([133, 134]), body=bytes(12)
-        )
+        kind = random.choice([133, 134])
+        body = bytes(4 if kind == 133 else 12)
+        frame = build.nd_message(**macs, src=side6["src"], dst=there, kind=kind, body=body)
     else:
         frame = build.neighbor_advert(
-            **macs, src=side6["src"], dst=side6["dst"], target=side6["src"], lladdr=side["src_mac"]
+            **macs, src=side6["src"], dst=there, target=side6["src"], lladdr=side["src_mac"]
         )
         at = VNET + 14 + (0 if vlan is None else 4)
         if kind == "far":
@@ -72,7 +73,7 @@ def neighbours(maker):
         elif kind == "code":
             frame[at + 41] = 1
             Packet.at(frame).compute_transport_checksum()
-    maker.emit(out, frame, f"neighbour {kind} vlan {vlan}", odd=odd)
+    maker.emit(out, frame, f"neighbour {kind} to {there.hex()} vlan {vlan}", odd=odd)
     yield
 
 

@@ -169,6 +169,7 @@ jump in
 }}
 }}
 table inet fw {{
+set heard {{ type ipv6_addr; flags dynamic; size 4096; }}
 %(inet)s
 chain forward {{ type filter hook forward priority 0; policy drop;
 meta nfproto ipv6 ip6 hoplimit 255 icmpv6 type 133-136 icmpv6 code 0 jump neighbours
@@ -211,10 +212,18 @@ class Policy:
     def asks_macs(self):
         return any(rule.src_mac is not None or rule.dst_mac is not None for rule in self.rules)
 
+    def _known_vlans(self):
+        """Return what asks for a VLAN in which anything is allowed; "" for any."""
+        vlans = [rule._vlans() for rule in self.rules if rule.action == "allow"]
+        if None in vlans:
+            return ""
+        marks = {str(mark_of(vlan)) for some in ([None], *vlans) for vlan in some}
+        return f"meta mark & 0xffff {{ {', '.join(marks)} }}"
+
     def tables(self):
         """Return tables `bridge fw` and `inet fw`."""
         bridge, inet = [], []
-        neighbours = []
+        known = f"{self._known_vlans()} accept"
         for way in "out", "in":
             rules = [rule for rule in self.rules if rule.direction in ("", way)]
             ip = [line for rule in rules for line in rule.of_ip()]
@@ -222,10 +231,14 @@ class Policy:
             arp = [line for rule in rules for line in rule.of_others()[0]]
             others = [line for rule in rules for line in rule.of_others()[1]]
             inet.append(_chain(way, [*ip, "drop"]))
-            inet.append(_chain(f"nd_{way}", [*nd, "accept"]))
-            neighbours.append(f"meta mark & {OUT_BIT} {'!=' if way == 'out' else '=='} 0 jump nd_{way}")
-            bridge.append(_chain(f"arp_{way}", [*arp, "accept"]))
+            inet.append(_chain(f"nd_{way}", [*nd, known, "drop"]))
+            bridge.append(_chain(f"arp_{way}", [*arp, known, "drop"]))
             bridge.append(_chain(way, [f"meta protocol arp jump arp_{way}", *others, "drop"]))
+        stays = "ip6 daddr { ff02::/16, fe80::/10 }", "ip6 daddr @heard"
+        neighbours = [
+            *(f"meta mark & {OUT_BIT} == 0 {line}" for line in ("add @heard { ip6 saddr }", "jump nd_in")),
+            *(f"meta mark & {OUT_BIT} != 0 icmpv6 type != 134 {where} jump nd_out" for where in stays),
+        ]
         inet.append(_chain("neighbours", neighbours))
         return BASE % {"bridge": "\n".join(bridge), "inet": "\n".join(inet)}
 

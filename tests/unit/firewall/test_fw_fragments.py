@@ -122,7 +122,7 @@ def test_a_second_fragment_header_says_nothing(wire):
 
 
 def test_neighbour_discovery_in_fragments_is_dropped(wire):
-    here, there = ends(OUT, six=True)["src"], ends(OUT, six=True)["dst"]
+    here, there = ends(OUT, six=True)["src"], address.ALL_NODES
     macs = {"src_mac": bytes(6), "dst_mac": bytes(6)}
     advert = build.neighbor_advert(**macs, src=here, dst=there, target=here, lladdr=bytes(6))
     assert wire.raw(advert, OUT) == "+rule"

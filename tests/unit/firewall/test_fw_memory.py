@@ -6,30 +6,49 @@ from ipaddress import ip_network
 
 import pytest
 from fw import IN, OUT, PEER6, PEER_MAC, VM, VM6, VM_MAC, Wire
+from fw_guest import (
+    LOCAL6,
+    ROUTER,
+    SERVER,
+    TO_VM,
+    announced,
+    claims,
+    datagram,
+    dhcp,
+    lease,
+    neighbour,
+    segment,
+)  # fmt: skip
 from hypothesis import given
 from hypothesis import strategies as st
-from test_fw_identity import LOCAL6, ack, announced, claims, dhcp, neighbour, segment
 
 from vtl_tools.common.custodian import File
-from vtl_tools.common.firewall import memory
+from vtl_tools.common.firewall import dhcp6, memory
+from vtl_tools.common.firewall.dhcp4 import SERVERS_MAX
+from vtl_tools.common.firewall.dhcp6 import IAS_MAX, LEASES_MAX
 from vtl_tools.common.firewall.files import read_private
-from vtl_tools.common.firewall.identity import CLAIMS_MAX, LEASES_MAX, OTHERS_MAX, PREFIXES_MAX, Identity
+from vtl_tools.common.firewall.identity import Identity
 from vtl_tools.common.firewall.memory import Keeper, recall
+from vtl_tools.common.firewall.savi import CLAIMS_MAX, PREFIXES_MAX
 from vtl_tools.common.gateway import dhcp_wire
 from vtl_tools.common.packet import address, nd
 
-FIRST = "vtl-fw 1 boot\n"
+FIRST = "vtl-fw 2 boot\n"
 MAC = address.format_mac(VM_MAC)
 
 
 def known():
     """An identity that has learned all that there is."""
     vm = Identity()
-    vm.refuse(dhcp(dhcp_wire.DISCOVER), 0.0)
-    vm.heard(ack(seconds=600), 0.0)
+    assert vm.refuse(dhcp(dhcp_wire.DISCOVER, _61=b"\xffmine"), 0.0) == ""
+    lease(vm, seconds=600)
     vm.heard(announced(valid=900), 0.0)
-    assert vm.refuse(neighbour(nd.NEIGHBOR_SOLICIT, LOCAL6, PEER6), 0.0) == ""
-    vm.heard(neighbour(nd.NEIGHBOR_ADVERT, PEER6, PEER6, PEER_MAC, nd.TARGET_LLADDR, mac=PEER_MAC), 0.0)
+    assert claims(vm, LOCAL6)
+    ia = b"\0\3\0\x28\0\0\0\5" + bytes(8) + b"\0\5\0\x18" + VM6 + bytes(6) + b"\2\x58"
+    asked = b"\0\0\7\0\1\0\4duid" + ia
+    assert vm.refuse(datagram(LOCAL6, 546, 547, b"\3" + asked, dst=dhcp6.SERVERS), 0.0) == ""
+    vm.heard(datagram(ROUTER, 547, 546, b"\7" + asked, dst=LOCAL6, **TO_VM), 0.0)
+    assert vm.dhcp6.leases == {VM6: 600.0}
     return vm
 
 
@@ -52,10 +71,12 @@ def test_a_vm_is_known_after_a_restart():
     assert vm.status() == known().status()
     assert vm.refuse(segment(VM), 1.0) == ""
     assert vm.refuse(segment(LOCAL6, PEER6), 1.0) == ""
-    assert claims(vm, VM6, 1.0)
     assert vm.refuse(neighbour(nd.NEIGHBOR_ADVERT, LOCAL6, PEER6), 1.0) == "spoofed-nd"
     assert vm.refuse(segment(VM, src_mac=PEER_MAC), 1.0) == "spoofed-mac"
     assert vm.deadline() == 600.0
+    assert vm.learned() == known().learned()
+    assert vm.refuse(dhcp(dhcp_wire.DISCOVER, _61=b"\xffother"), 1.0) == "spoofed-dhcp"
+    assert vm.refuse(dhcp(dhcp_wire.REQUEST, src=VM, ciaddr=VM, dst=SERVER), 1.0) == ""
 
 
 def test_a_lease_that_ended_meanwhile_is_not_the_vms():
@@ -65,9 +86,9 @@ def test_a_lease_that_ended_meanwhile_is_not_the_vms():
 def test_what_is_given_counts_more():
     text = remembered(known())
     other = taken(text, Identity(PEER_MAC))
-    assert (other.mac, other.leases) == (PEER_MAC, {})
+    assert (other.mac, other.dhcp4.lease) == (PEER_MAC, None)
     given = taken(text, Identity(VM_MAC, [ip_network("10.0.0.9"), ip_network("2001:db8::9")]))
-    assert (given.leases, dict(given.claims)) == ({}, {})
+    assert (given.dhcp4.lease, dict(given.bindings.valid)) == (None, {})
 
 
 def test_another_boot_is_another_vm():
@@ -79,14 +100,20 @@ def test_another_boot_is_another_vm():
 @pytest.mark.parametrize(
     "text",
     [
-        "", "x", "vtl-fw 2 boot\n", f"{FIRST}mac\n", f"{FIRST}mac x\n", f"{FIRST}mac {MAC}\nmac {MAC}\n",
+        "", "x", "vtl-fw 1 boot\n", f"{FIRST}mac\n", f"{FIRST}mac x\n", f"{FIRST}mac {MAC}\nmac {MAC}\n",
         f"{FIRST}lease 10.0.0.5\n", f"{FIRST}lease 10.0.0.5 nan\n", f"{FIRST}lease 10.0.0.5 inf\n",
         f"{FIRST}lease 10.0.0.5 1e300\n", f"{FIRST}lease 224.0.0.1 5\n", f"{FIRST}lease ::1 5\n",
         f"{FIRST}prefix ::/0 5\n", f"{FIRST}prefix 2001:db8::/64\n", f"{FIRST}prefix 10.0.0.0/8 5\n",
         f"{FIRST}prefix 2001:db8::1/64 5\n", f"{FIRST}prefix 2001:db8::/64 nan\n",
         f"{FIRST}claim 10.0.0.5\n", f"{FIRST}claim ff02::1\n", f"{FIRST}claim ::\n", f"{FIRST}claim\n",
         f"{FIRST}flow\n", f"{FIRST}flow {MAC} {MAC} out tcp 1.1.1.1 1.1.1.1\n", f"{FIRST}what 5\n",
-        f"{FIRST}\n", FIRST + "other 2001:db8::1\n" * memory.LINES_MAX,
+        f"{FIRST}lease 10.0.0.5 5\nlease 10.0.0.6 5\n", f"{FIRST}server 10.0.0.1\n",
+        f"{FIRST}server 10.0.0.1 x\n", f"{FIRST}server 0.0.0.0 10.0.0.1\n", f"{FIRST}client\n",
+        f"{FIRST}client zz\n", f"{FIRST}client 00\n", f"{FIRST}client 0001\nclient 0002\n",
+        f"{FIRST}client {'00' * 2000}\n", f"{FIRST}duid 00\n", f"{FIRST}duid {'00' * 131}\n",
+        f"{FIRST}ia 3\n", f"{FIRST}ia 3 -1\n", f"{FIRST}ia 3 4294967296\n", f"{FIRST}lease6 00 5\n",
+        f"{FIRST}lease6 {'00' * 16}\n", f"{FIRST}lease6 {'00' * 16} nan\n",
+        f"{FIRST}\n", FIRST + "claim 2001:db8::1\n" * memory.LINES_MAX,
     ],
 )  # fmt: skip
 def test_of_what_is_not_right_nothing_is_used(text):
@@ -94,7 +121,7 @@ def test_of_what_is_not_right_nothing_is_used(text):
     with pytest.raises(ValueError, match="not what vtl-fw writes"):
         recall(f"{text}mac {MAC}\n" if text.startswith(FIRST) and "mac" not in text else text, "boot",
                wire.tracker, vm, 0.0)  # fmt: skip
-    assert (vm.mac, vm.leases) == (None, {})
+    assert (vm.mac, vm.dhcp4.lease) == (None, None)
 
 
 @given(st.text())
@@ -107,12 +134,14 @@ def test_whatever_it_is_no_more_than_a_value_error_comes_of_it(text):
 
 
 def test_what_is_remembered_is_bounded():
-    lines = [f"claim 2001:db8::{i:x}" for i in range(1, 999)] + [f"other fd00::{i:x}" for i in range(1, 1999)]
+    lines = [f"claim 2001:db8::{i:x}" for i in range(1, 999)] + [f"ia 3 {i}" for i in range(99)]
+    lines += [f"server 10.0.0.{i} 10.0.0.{i}" for i in range(1, 99)]
     lines += [f"prefix 2001:db8:{i:x}::/48 100.0" for i in range(99)]
-    lines += [f"lease 10.0.{i // 200}.{i % 200 + 1} 100.0" for i in range(500)]
+    lines += [f"lease6 {i:032x} 100.0" for i in range(500)]
     vm = taken("\n".join([FIRST.strip(), f"mac {MAC}", *lines]))
-    assert (len(vm.claims), len(vm.leases), len(vm.learned().others)) == (CLAIMS_MAX, LEASES_MAX, OTHERS_MAX)
-    assert len(vm.prefixes) == PREFIXES_MAX
+    kept = vm.learned()
+    assert (len(kept.claims), len(kept.leases6), len(kept.met)) == (CLAIMS_MAX, LEASES_MAX, SERVERS_MAX)
+    assert (len(kept.prefixes), len(kept.ias)) == (PREFIXES_MAX, IAS_MAX)
     wire = Wire("allow any")
     for vm_port in range(memory.FLOWS_MAX + 10):
         for direction in OUT, IN, OUT:

@@ -282,8 +282,8 @@ def test_a_bucket_fills_again():
 @pytest.mark.parametrize(("text", "learns"), [("allow any", True), ("allow out\ndeny in", False)])
 def test_only_a_lease_that_passes_is_learned(text, learns):
     service = Service(text, identity=Identity())
-    asked = Message(dhcp_wire.BOOTREQUEST, 7, VM_MAC, options={53: bytes((dhcp_wire.DISCOVER,))})
-    given = Message(dhcp_wire.BOOTREPLY, 8, VM_MAC, yiaddr=VM, options={53: bytes((dhcp_wire.ACK,))})
+    asked = Message(dhcp_wire.BOOTREQUEST, 7, VM_MAC, options={53: bytes((dhcp_wire.REQUEST,))})
+    given = Message(dhcp_wire.BOOTREPLY, 7, VM_MAC, yiaddr=VM, options={53: bytes((dhcp_wire.ACK,))})
     assert service.say(0, udp(OUT, 68, 67, asked.encode(), src=bytes(4), dst=b"\xff" * 4))[0]
     assert bool(service.say(1, udp(IN, 67, 68, given.encode(), dst=b"\xff" * 4))[0]) is learns
     assert bool(service.say(0, segment(OUT, "S", 0))[0]) is learns

@@ -5,9 +5,11 @@ from fw import IN, OUT, PEER, PEER6, PEER_MAC, VM, VM6, VM_MAC, Wire, ends, poli
 
 from vtl_tools.common.firewall.flow import pack, unpack
 from vtl_tools.common.firewall.memory import Keeper, recall
-from vtl_tools.common.packet import build, icmp, ip, tcp
+from vtl_tools.common.packet import address, build, icmp, ip, tcp
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp_state import State
+
+GROUP = address.solicited_node(PEER6)
 
 
 def test_a_connection_that_a_rule_allows_passes_both_ways(wire):
@@ -274,7 +276,7 @@ def test_source_routes_are_dropped_whatever_the_rules(wire):
 
 def test_neighbours_are_found_unless_a_rule_names_them():
     arp = build.arp(src_mac=VM_MAC, dst_mac=PEER_MAC, sha=VM_MAC, spa=VM, tpa=PEER)
-    solicit = build.neighbor_solicit(src_mac=VM_MAC, dst_mac=PEER_MAC, src=VM6, dst=PEER6, target=PEER6)
+    solicit = build.neighbor_solicit(src_mac=VM_MAC, dst_mac=PEER_MAC, src=VM6, dst=GROUP, target=PEER6)
     wire = Wire("deny")
     assert [wire.raw(frame, OUT) for frame in (arp, solicit)] == ["+rule", "+rule"]
     solicit[31] = 64  # the hop limit: no host takes it, so it is ICMPv6 like any other
@@ -289,7 +291,7 @@ def test_neighbours_are_found_unless_a_rule_names_them():
 
 def test_a_rule_that_names_neighbours_holds_also_behind_one_that_catches_all_else():
     arp = build.arp(src_mac=VM_MAC, dst_mac=PEER_MAC, sha=VM_MAC, spa=VM, tpa=PEER)
-    solicit = build.neighbor_solicit(src_mac=VM_MAC, dst_mac=PEER_MAC, src=VM6, dst=PEER6, target=PEER6)
+    solicit = build.neighbor_solicit(src_mac=VM_MAC, dst_mac=PEER_MAC, src=VM6, dst=GROUP, target=PEER6)
     wire = Wire("deny\nallow out udp\ndeny out arp, udp\ndeny icmp6 type neighbour-solicitation")
     assert [wire.raw(frame, OUT) for frame in (arp, solicit)] == ["rule", "rule"]
     assert wire.raw(arp, IN) == "+rule"

@@ -5,6 +5,7 @@ from typing import Final
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.firewall.clauses import ICMP6
 from vtl_tools.common.firewall.flow import Flow
+from vtl_tools.common.firewall.neighbours import HOP_LIMIT, Neighbours
 from vtl_tools.common.firewall.rule import OUT, STACKED, UNTAGGED
 from vtl_tools.common.packet import ether, icmp, ip, nd
 from vtl_tools.common.packet.ether import Ethernet
@@ -23,7 +24,8 @@ class Fields:
     """src, dst: 4 or 16 octets; empty if this is not IP. protocol: IP's; NONE if this is not IP.
 
     sport, dport: of TCP and UDP. icmp: as Rule.icmp. vlan: one number, UNTAGGED or STACKED.
-    is_neighbour: whether this is ARP, or neighbour discovery that a host would take (RFC 4861 6.1, 7.1).
+    is_neighbour: whether this is ARP, or neighbour discovery that a host would take (RFC 4861 6.1, 7.1);
+    from the VM, whether it also stays on the link (neighbours.py).
     """
 
     __slots__ = (
@@ -64,15 +66,18 @@ class Fields:
         return cls(kind, protocol, src, dst, sport, dport, NONE, src_mac, dst_mac)
 
     @classmethod
-    def of(cls, pkt: Packet) -> "Fields":
-        """Read a packet, which must be no fragment. Raises Malformed, and nothing else."""
+    def of(cls, pkt: Packet, neighbours: Neighbours | None) -> "Fields":
+        """Read a packet, which must be no fragment. Raises Malformed, and nothing else.
+
+        neighbours: the VM's, if it sends this; None if the network does.
+        """
         eth = pkt.eth
         tags = pkt.vlans
         vlan = UNTAGGED if not tags else tags[0].vid if len(tags) == 1 else STACKED
         made = cls(pkt.ethertype, src_mac=eth.src, dst_mac=eth.dst, vlan=vlan)
-        if pkt.ethertype == ether.ARP:
-            made.is_neighbour = True
         if (net := pkt.ip) is None:
+            if pkt.ethertype == ether.ARP:
+                made.is_neighbour = neighbours is None or neighbours.are_asked_by(pkt)
             return made
         if net.is_fragment:
             raise Malformed("fragment", net.off)
@@ -82,7 +87,12 @@ class Fields:
             made.sport, made.dport = inner.sport, inner.dport
         elif isinstance(inner, ICMPv6):
             made.icmp = ICMP6 | inner.type << 8 | inner.code
-            made.is_neighbour = inner.type in nd.MESSAGES and inner.code == 0 and net.ttl == 255
+            if inner.type in nd.MESSAGES:
+                made.is_neighbour = (
+                    inner.code == 0 and net.ttl == HOP_LIMIT
+                    if neighbours is None
+                    else neighbours.are_asked_by(pkt)
+                )
         elif inner is not None:
             made.icmp = inner.type << 8 | inner.code
         return made

@@ -2,19 +2,23 @@
 
 A word and what it is about on each line:
 
-    vtl-fw 1 BOOT
+    vtl-fw 2 BOOT
     mac 52:54:00:00:00:01
+    client ff52540001
+    server 10.0.0.1 10.0.0.1
     lease 10.0.0.5 86400.0
+    duid 00030001525400000001
+    ia 3 5
+    lease6 20010db8000000000000000000000009 90000.0
     prefix 2001:db8::/64 90000.0
     claim 2001:db8::5
-    other 2001:db8::1
     flow 52:54:00:00:00:01 52:54:00:00:00:02 out tcp 10.0.0.5:40000 1.2.3.4:443
 
 BOOT names the host's present boot: the times are of its clock, and the VM did not outlive it either. Of a
 text that is not right, nothing is used.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from ipaddress import IPv6Network
 from itertools import islice
 from math import isfinite
@@ -22,22 +26,17 @@ from typing import Final
 
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.firewall import question
+from vtl_tools.common.firewall.dhcp4 import SERVERS_MAX, Lease
+from vtl_tools.common.firewall.dhcp6 import DUID_MAX, IAS_MAX, LEASES_MAX
 from vtl_tools.common.firewall.flow import ASSURED, Flow, Opening
-from vtl_tools.common.firewall.identity import (
-    CLAIMS_MAX,
-    LEASES_MAX,
-    OTHERS_MAX,
-    PREFIX_BITS_MIN,
-    PREFIXES_MAX,
-    Identity,
-    Learned,
-)
+from vtl_tools.common.firewall.identity import Identity, Learned
+from vtl_tools.common.firewall.savi import CLAIMS_MAX, PREFIX_BITS_MIN, PREFIXES_MAX
 from vtl_tools.common.firewall.tracker import Tracker
 from vtl_tools.common.packet import address
 
 FLOWS_MAX: Final = 4096
 """Connections that are remembered: the latest that both sides use."""
-LINES_MAX: Final = 1 + 1 + LEASES_MAX + PREFIXES_MAX + CLAIMS_MAX + OTHERS_MAX + FLOWS_MAX
+LINES_MAX: Final = 5 + SERVERS_MAX + IAS_MAX + LEASES_MAX + PREFIXES_MAX + CLAIMS_MAX + FLOWS_MAX
 OCTETS_MAX: Final = LINES_MAX * 160
 EVERY_S: Final = 5.0
 RECALLED_S: Final = 300.0
@@ -45,6 +44,7 @@ RECALLED_S: Final = 300.0
 _AT_ONCE: Final = 64
 _PAUSE_S: Final = 0.01
 _LEASE_MAX_S: Final = 2.0**32
+_CLIENT_ID_MAX: Final = 1024
 
 
 class Keeper:
@@ -57,7 +57,7 @@ class Keeper:
         self, tracker: Tracker, identity: Identity | None, boot: str, write: Callable[[str], object]
     ) -> None:
         self._tracker, self._identity, self._write = tracker, identity, write
-        self._first = f"vtl-fw 1 {boot}\n"
+        self._first = f"vtl-fw 2 {boot}\n"
         self._steps: Iterator[str] | None = None
         self._lines: list[str] = []
         self._told = ""
@@ -110,7 +110,7 @@ def recall(text: str, boot: str, tracker: Tracker, identity: Identity | None, no
     Connections are judged by the rules that hold now, as soon as something is heard of them.
     """
     lines = text.splitlines()
-    if not lines or len(lines) > LINES_MAX or lines[0].split()[:2] != ["vtl-fw", "1"]:
+    if not lines or len(lines) > LINES_MAX or lines[0].split()[:2] != ["vtl-fw", "2"]:
         raise ValueError("not what vtl-fw writes")
     if lines[0].split()[2:] != [boot]:
         return False
@@ -129,13 +129,22 @@ def recall(text: str, boot: str, tracker: Tracker, identity: Identity | None, no
 def _identity_lines(learned: Learned) -> Iterator[str]:
     if learned.mac is not None:
         yield f"mac {address.format_mac(learned.mac)}\n"
-    for octets, until in learned.leases.items():
-        yield f"lease {address.format_ip(octets)} {until:.1f}\n"
+    if learned.client_id is not None:
+        yield f"client {learned.client_id.hex()}\n"
+    for server, source in learned.met.items():
+        yield f"server {address.format_ip(server)} {address.format_ip(source)}\n"
+    if learned.lease is not None:
+        yield f"lease {address.format_ip(learned.lease.address)} {learned.lease.until:.1f}\n"
+    if learned.duid is not None:
+        yield f"duid {learned.duid.hex()}\n"
+    for kind, iaid in learned.ias:
+        yield f"ia {kind} {iaid}\n"
+    for octets, until in learned.leases6.items():
+        yield f"lease6 {octets.hex()} {until:.1f}\n"
     for prefix, until in learned.prefixes.items():
         yield f"prefix {prefix} {until:.1f}\n"
-    for word, addresses in ("claim", learned.claims), ("other", learned.others):
-        for octets in addresses:
-            yield f"{word} {address.format_ip(octets)}\n"
+    for octets in learned.claims:
+        yield f"claim {address.format_ip(octets)}\n"
 
 
 def _flow_line(flow: Flow) -> str:
@@ -151,21 +160,55 @@ def _take(line: str, learned: Learned, openings: dict[bytes, Opening], now: floa
         openings[asked.key()] = Opening(asked.direction, src_mac, dst_mac, asked.vlan)
     elif word == "mac" and learned.mac is None:
         (learned.mac,) = map(address.mac, rest)
-    elif word in ("lease", "prefix"):
+    elif word == "prefix":
         what, end = rest
-        until = float(end)
-        if not isfinite(until) or until > now + _LEASE_MAX_S:
+        prefix = IPv6Network(what)
+        if prefix.prefixlen < PREFIX_BITS_MIN:
             raise ValueError
-        if word == "lease":
-            learned.leases[_host(what, 4)] = until
-        elif (prefix := IPv6Network(what)).prefixlen >= PREFIX_BITS_MIN:
-            learned.prefixes[prefix] = until
-        else:
+        learned.prefixes[prefix] = _time(end, now)
+    elif word == "claim":
+        (what,) = rest
+        learned.claims.append(_host(what, 16))
+    else:
+        _take_dhcp(word, rest, learned, now)
+
+
+def _take_dhcp(word: str, rest: list[str], learned: Learned, now: float) -> None:
+    first, *others = rest
+    if word == "lease" and learned.lease is None:
+        (end,) = others
+        learned.lease = Lease(_host(first, 4), _time(end, now))
+    elif word == "server":
+        (source,) = others
+        learned.met[_host(first, 4)] = _host(source, 4)
+    elif word == "ia":
+        (iaid,) = map(int, others)
+        if not 0 <= iaid < 1 << 32:
             raise ValueError
-    elif word in ("claim", "other") and len(rest) == 1:
-        (learned.claims if word == "claim" else learned.others).append(_host(rest[0], 16))
+        learned.ias.append((int(first), iaid))
+    elif word == "lease6":
+        (end,) = others
+        learned.leases6[_octets(first, (16, 17))] = _time(end, now)
+    elif word == "client" and learned.client_id is None and not others:
+        learned.client_id = _octets(first, range(2, _CLIENT_ID_MAX + 1))
+    elif word == "duid" and learned.duid is None and not others:
+        learned.duid = _octets(first, range(3, DUID_MAX + 1))
     else:
         raise ValueError
+
+
+def _time(text: str, now: float) -> float:
+    until = float(text)
+    if not isfinite(until) or until > now + _LEASE_MAX_S:
+        raise ValueError
+    return until
+
+
+def _octets(text: str, sizes: Container[int]) -> bytes:
+    octets = bytes.fromhex(text)
+    if len(octets) not in sizes:
+        raise ValueError
+    return octets
 
 
 def _host(text: str, size: int) -> bytes:

@@ -11,13 +11,14 @@ from vtl_tools.common.firewall.rule import (
     NEIGHBOURS,
     NO_RULE,
     OUT,
+    STACKED,
     UNTAGGED,
     Direction,
     Rule,
     Ruleset,
     Verdict,
 )
-from vtl_tools.common.firewall.values import Addresses, Ranges, after
+from vtl_tools.common.firewall.values import Addresses, Ranges, after, holds, ranges
 from vtl_tools.common.packet import ether, ip
 
 
@@ -37,8 +38,9 @@ class Policy:
     def __init__(self, ruleset: Ruleset) -> None:
         self.ruleset = ruleset
         self.asks_macs = any(rule.src_mac is not None or rule.dst_mac is not None for rule in ruleset.rules)
-        self._out = Table([rule for rule in ruleset.rules if OUT in rule.directions])
-        self._in = Table([rule for rule in ruleset.rules if IN in rule.directions])
+        vlans = _allowed_vlans(ruleset.rules)
+        self._out = Table([rule for rule in ruleset.rules if OUT in rule.directions], vlans)
+        self._in = Table([rule for rule in ruleset.rules if IN in rule.directions], vlans)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -67,21 +69,23 @@ class Table:
     The rule that catches all is in no map, nor is what is behind it. Else each bitmap would have its bit,
     and be as long as there are rules. But it catches no ARP and no neighbour discovery: where a rule behind
     it names these, all that do are a table of their own.
+
+    vlans: where ARP and neighbour discovery pass that no rule names.
     """
 
     __slots__ = (
         "_caught", "_dport", "_dst", "_dst_mac", "_icmp", "_judgements", "_kinds", "_last", "_naming",
-        "_sport", "_src", "_src_mac", "_untagged", "_vlan", "rules",
+        "_sport", "_src", "_src_mac", "_untagged", "_vlan", "_vlans", "rules",
     )  # fmt: skip
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
-        self.rules = rules
+    def __init__(self, rules: Sequence[Rule], vlans: Ranges) -> None:
+        self.rules, self._vlans = rules, vlans
         last = (bit for bit, rule in enumerate(rules) if rule.is_catch_all and rule.vlan is None)
         self._last = next(last, len(rules))
         caught = Judgement(rules[self._last].verdict, rules[self._last]) if self._last < len(rules) else None
         self._caught = caught or _NO_RULE
         late = any(_names_neighbours(rule) for rule in rules[self._last :])
-        self._naming = Table([rule for rule in rules if _names_neighbours(rule)]) if late else None
+        self._naming = Table([rule for rule in rules if _names_neighbours(rule)], vlans) if late else None
         rules = rules[: self._last]
         self._judgements = [Judgement(rule.verdict, rule) for rule in rules]
         self._kinds = _Kinds(rules)
@@ -102,7 +106,7 @@ class Table:
         found = self._find(fields)
         if found:
             return self._judgements[(found & -found).bit_length() - 1]
-        return _NEIGHBOURS if fields.is_neighbour else self._caught
+        return _NEIGHBOURS if fields.is_neighbour and holds(self._vlans, fields.vlan) else self._caught
 
     def matching(self, fields: Fields) -> int:
         """Return the rules that match, bit i for rules[i], as far as the one that catches all."""
@@ -131,6 +135,15 @@ class Table:
         if self._dst_mac is not None:
             found &= self._dst_mac[fields.dst_mac]
         return found
+
+
+def _allowed_vlans(rules: Sequence[Rule]) -> Ranges:
+    """Return the VLANs in which anything is allowed, as nothing works there without neighbour discovery."""
+    found = [(UNTAGGED, UNTAGGED)]
+    for rule in rules:
+        if rule.verdict is Verdict.ALLOW:
+            found += [(UNTAGGED, STACKED)] if rule.vlan is None else rule.vlan
+    return ranges(found)
 
 
 def _names_neighbours(rule: Rule) -> bool:

@@ -10,6 +10,7 @@ from vtl_tools.common.firewall.explain import fields_of
 from vtl_tools.common.firewall.fields import Fields
 from vtl_tools.common.firewall.flow import Flow, flow_key
 from vtl_tools.common.firewall.names import ICMP6_TYPES, ICMP_TYPES
+from vtl_tools.common.firewall.neighbours import is_of_link
 from vtl_tools.common.firewall.rule import IN, OUT, UNTAGGED, Direction
 from vtl_tools.common.packet import ether, ip, nd
 from vtl_tools.common.packet.address import format_ip, mac
@@ -48,6 +49,8 @@ class Question(NamedTuple):
                 self.protocol, self.src, self.dst, self.sport or 0, self.dport or 0, self.kind, self.code
             )
             fields.is_neighbour = fields.icmp >= ICMP6 and self.kind in nd.MESSAGES and self.code == 0
+            if self.direction is OUT and (self.kind == nd.ROUTER_ADVERT or not is_of_link(self.dst)):
+                fields.is_neighbour = False
         else:
             fields = Fields(self.ethertype, is_neighbour=self.ethertype == ether.ARP)
         fields.vlan, fields.src_mac, fields.dst_mac = self.vlan, self.src_mac, self.dst_mac

@@ -19,6 +19,7 @@ from vtl_tools.common.firewall.flow import (
 )
 from vtl_tools.common.firewall.fragments import Fragments
 from vtl_tools.common.firewall.limits import Limits
+from vtl_tools.common.firewall.neighbours import Neighbours
 from vtl_tools.common.firewall.policy import Judgement, Policy
 from vtl_tools.common.firewall.quoted import quoted_flow
 from vtl_tools.common.firewall.retries import Retries
@@ -56,6 +57,7 @@ class Tracker:
         self.timeouts = timeouts or Timeouts()
         self.flows = Flows(flows_max)
         self.fragments = Fragments()
+        self._neighbours = Neighbours()
         self._limits = Limits()
         self._closely = policy.asks_macs
         self._unjudged: list[Flow] = []
@@ -91,7 +93,9 @@ class Tracker:
                 return _denied(refused)
             if net.is_fragment:
                 return self._fragment(pkt, direction, now)
-        fields = Fields.of(pkt)
+        fields = Fields.of(pkt, self._neighbours if direction is OUT else None)
+        if fields.is_neighbour and direction is not OUT and any(fields.src):
+            self._neighbours.heard(fields.src)
         if fields.is_neighbour or not fields.src or fields.vlan == STACKED:
             return self._stateless(fields, direction, now)
         ports, initiator = b"\0\0\0\0", direction

@@ -101,6 +101,11 @@ class Message:
         return bytes(out.ljust(SIZE_MIN, b"\0"))
 
 
+def codes(data: Buffer) -> list[int]:
+    """Return the number of each option, as often as it is there, without those of an overload. Malformed."""
+    return [code for code, _ in _walk(data, _OPTIONS_AT, len(data))]
+
+
 def _collect(data: Buffer) -> dict[int, bytes]:
     """Gather the options, also those in the fields that an overload option lends (RFC 2131 section 4.1)."""
     found: dict[int, bytes] = {}
