@@ -79,7 +79,7 @@ rules_option = click.option("--rules", metavar="FILE", help="What may pass; - is
 @click.option("--forget", is_flag=True, help="Learn anew who the VM is, as it is another one now.")
 @click.option(
     "--flows",
-    type=click.IntRange(1, 1 << 22),
+    type=click.IntRange(16, 1 << 22),
     default=131_072,
     show_default=True,
     metavar="N",
