@@ -16,7 +16,7 @@ from vtl_tools.common.device.capture import quiet_scapy
 
 with quiet_scapy():
     from vtl_tools.common.leaktest import host as leakhost
-    from vtl_tools.common.leaktest import packets, traffic
+    from vtl_tools.common.leaktest import traffic
     from vtl_tools.common.leaktest.guest import Guest
 from vtl_tools.common.leaktest.netns import Networks
 from vtl_tools.common.leaktest.proxy import Proxy
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 BIN = Path(sys.executable).parent
 SENT = {"dns, foreign resolver", "tcp to the host", "udp", "quic", "icmp", "icmpv6", "arp and neighbours",
         "ipv6 routers", "6in4", "gre", "dhcp"}  # fmt: skip
-CALL = traffic.Call(packets.OUTSIDE4, 80, b"hello")
+CALL = traffic.Call(traffic.OUTSIDE4, 80, b"hello")
 
 
 class Scene:
