@@ -94,7 +94,7 @@ def behind_arp(play: Firewalled) -> None:
     ):
         may = octets, octets.ljust(_FRAME_OCTETS, b"\0")
         for data in fw.SECRET[:18], fw.SECRET:
-            play.out(octets + data, may=may)
+            play.out(octets + data, may=(*may, octets + bytes(len(data))))
 
 
 def dhcp(play: Firewalled) -> None:
