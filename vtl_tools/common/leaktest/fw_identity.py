@@ -45,10 +45,13 @@ def settle_in(play: Firewalled) -> None:
     play.out(fw.advert(LINK6, ROUTER6), fw.advert(IP6, ROUTER6), due=True)
 
 
+_OWN: Final = ("client_id", b"\0the guest's own")
+
+
 def _lease(play: Firewalled) -> None:
-    play.first(fw.dhcp("discover"), out=True)
+    play.first(fw.dhcp("discover", _OWN), out=True)
     play.first(fw.from_server("offer"), out=False)
-    play.first(fw.dhcp("request", ("requested_addr", IP4), ("server_id", ROUTER4)), out=True)
+    play.first(fw.dhcp("request", _OWN, ("requested_addr", IP4), ("server_id", ROUTER4)), out=True)
     play.first(fw.from_server("ack"), out=False)
 
 

@@ -71,8 +71,8 @@ def _variables() -> dict[str, int]:
 class Host:
     """The host's network with its sockets, and the socket at the far end of its uplink.
 
-    is_routed: its default route is by the uplink, of which no frame may come. Else the uplink is a service's,
-    and frames of it are not looked at here; the host has routes of its own into the world there.
+    is_routed: its default route is by the uplink, and no frame may go there. Else the uplink is a service's as
+    well, so only what the host gets by the guest's interface counts; it has routes into the world all the same.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Host:
         self.heard: list[str] = []
         self._sockets: list[socket.socket] = []
         self._selector = selector
+        self._device = b"" if is_routed else LINK.encode()
         networks.cable(LINK, MAC, "eth0", networks.guest)
         networks.cable(UPLINK, _UPLINK_MAC, "wan0", networks.world)
         for network, far in ((networks.guest, "eth0"), (networks.world, "wan0")):
@@ -140,6 +141,7 @@ class Host:
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
         self._sockets.append(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._device)
         if family == socket.AF_INET6 and kind != socket.SOCK_RAW:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if where is not None:
