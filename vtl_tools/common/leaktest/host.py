@@ -17,6 +17,8 @@ MAC: Final = "02:00:00:00:00:01"
 UPLINK: Final = "uplink"
 _UPLINK_MAC: Final = "02:00:00:00:00:02"
 
+_SPARE: Final = "spare0"
+
 LAN4, LAN6 = "10.0.2.1", "fd76:746c:0:1::ffff"
 """What the host has on the guest's link."""
 WAN4, WAN6 = "192.0.2.1", "2001:db8:ffff::1"
@@ -71,8 +73,8 @@ def _variables() -> dict[str, int]:
 class Host:
     """The host's network with its sockets, and the socket at the far end of its uplink.
 
-    is_routed: its default route is by the uplink, and no frame may go there. Else the uplink is a service's as
-    well, so only what the host gets by the guest's interface counts; it has routes into the world all the same.
+    is_routed: its default route is by the uplink, and no frame may go there. Else the uplink is a service's
+    as well: what the host gets by the guest's interface counts, and it has other routes into the world.
     """
 
     def __init__(
@@ -184,6 +186,13 @@ class Host:
             while True:
                 octets, where = sock.recvfrom(65536)
                 self.heard.append(f"{what} got {len(octets)} octets from {where[0]}")
+
+    def other_link(self) -> str:
+        """Return an interface for a second service to join the guest's with, without the default route."""
+        if not self._device:
+            ip("link", "add", "name", _SPARE, "type", "veth", "peer", "name", f"{_SPARE}p")
+            ip("link", "set", "dev", _SPARE, "up")
+        return UPLINK if self._device else _SPARE
 
     def rename(self, name: str) -> None:
         """Give the guest's interface another name, as an administrator or udev may."""

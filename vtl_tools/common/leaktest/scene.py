@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.leaktest.host import UPLINK, Host
+from vtl_tools.common.leaktest.host import Host
 from vtl_tools.common.leaktest.netns import Networks
 from vtl_tools.common.leaktest.station import Station
 
@@ -119,11 +119,11 @@ class Scene(ABC):
         self.wait(lambda: False, seconds)
 
     def starts_beside(self, iface: str) -> bool:
-        """Start vtl-bridge between the guest's interface and the uplink; say whether it came up."""
+        """Start vtl-bridge between the guest's interface and another; say whether it came up."""
         said = self.directory / "beside"
         with said.open("wb") as output:
             process = subprocess.Popen(
-                [*_BRIDGE, "--iface", iface, "--iface", UPLINK, "--guard", "off", "--json",
+                [*_BRIDGE, "--iface", iface, "--iface", self.host.other_link(), "--guard", "off", "--json",
                  "--control", str(self.directory / "beside.sock")],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL,
             )  # fmt: skip
