@@ -1,24 +1,33 @@
-"""vtl-tor selftest: everything is held back; and where it is not, the test says so."""
+"""The self-tests of vtl-tor and vtl-fw: everything is held back; and where it is not, the test says so."""
 
 import json
 import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from lab.netns import Lab
 from lab.user import NOBODY, as_user
 from tests.cmd.tools import BIN
-from vtl_tools.common.leaktest import traffic
+from vtl_tools.common.leaktest import fw_attacks, situations, traffic
+from vtl_tools.common.leaktest.fw_scene import Firewalled
+from vtl_tools.common.leaktest.result import Result
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(600)]
+
+SITUATIONS = {situation.name for situation in situations.ALL}
 
 CARRIED = {"tcp", "names", "dns over tcp", "dot, doh", "stun over tcp"}
 
 
-def selftest(*options: str) -> tuple[int, dict[str, dict[str, object]], dict[str, object]]:
+def selftest(
+    *options: str, tool: str = "vtl-tor"
+) -> tuple[int, dict[str, dict[str, object]], dict[str, object]]:
     """Run it: its exit status, the result of each kind of traffic, and that of all."""
     ran = subprocess.run(
-        [BIN / "vtl-tor", "selftest", "--json", "--", *options], capture_output=True, text=True, check=False
+        [BIN / tool, "selftest", "--json", "--", *options], capture_output=True, text=True, check=False
     )
     lines = [json.loads(line) for line in ran.stdout.splitlines()]
     found = {str(line["class"]): line for line in lines if "class" in line}
@@ -31,10 +40,14 @@ def selftest(*options: str) -> tuple[int, dict[str, dict[str, object]], dict[str
 def test_nothing_leaks_and_what_is_to_be_carried_is(options: tuple[str, ...]) -> None:
     status, found, total = selftest(*options)
     assert {name: line["leaks"] for name, line in found.items() if line["leaked"]} == {}
-    assert set(found) == {kind.name for kind in traffic.KINDS} | {"afterwards"}
+    assert set(found) == {kind.name for kind in traffic.KINDS} | SITUATIONS | {"afterwards"}
     assert {name for name, line in found.items() if line["carried"]} == CARRIED
     assert all(line["carried"] == line["connections"] for line in found.values())
-    assert all(line["sent"] or line["connections"] for name, line in found.items() if name != "afterwards")
+    assert all(
+        line["sent"] or line["connections"] or line["answered"] == {"no start": 1}
+        for name, line in found.items()
+        if name != "afterwards"
+    )
     assert found["names"]["asked"][-1] in ("connect www.example.com:80", "resolve www.example.com:0")
     assert total["held"] is True
     assert status == 0
@@ -43,7 +56,7 @@ def test_nothing_leaks_and_what_is_to_be_carried_is(options: tuple[str, ...]) ->
 # A host's stack has no use for these by itself, so that without a guard, too, they end there.
 HARMLESS = {
     "vlan", "vlan, double", "vlan, double 802.1q", "other ethertypes", "lldp", "stp", "afterwards",
-    *CARRIED,
+    "names of the host", *CARRIED,
 }  # fmt: skip
 
 
@@ -78,3 +91,66 @@ def test_it_has_a_proxy_of_its_own() -> None:
     )
     assert ran.returncode == 2
     assert "leave --start-tor out" in ran.stderr
+
+
+# --- vtl-fw
+
+
+def test_nothing_gets_around_vtl_fw() -> None:
+    status, found, total = selftest(tool="vtl-fw")
+    assert {name: line["leaks"] for name, line in found.items() if line["leaked"]} == {}
+    assert {name for name, line in found.items() if line["verdict"] == "not carried"} == set()
+    assert set(found) == {name for name, _ in fw_attacks.ATTACKS} | SITUATIONS | {"afterwards"}
+    for name in "allowed connections", "lease and neighbours", "spoofed flood", "flood of the guest":
+        assert found[name]["connections"], name
+    assert total["held"] is True
+    assert status == 0
+
+
+SPOOFED = {
+    "spoofed senders", "arp spoofing", "dhcp as another client", "rogue dhcp server", "dhcp in an answer",
+    "ipv6 address of another", "rogue router", "data in neighbour discovery",
+}  # fmt: skip
+"""What the identity holds back, whatever the rules."""
+
+
+def test_with_lenient_rules_and_no_identity_it_sees_the_guest_be_another(tmp_path: Path) -> None:
+    rules = tmp_path / "any.rules"
+    rules.write_text("allow any\n")
+    status, found, total = selftest("--spoofing", "--rules", str(rules), tool="vtl-fw")
+    assert status == 1
+    assert total["held"] is False
+    assert {name for name, line in found.items() if line["leaked"]} >= {*SPOOFED, "strangers", "udp", "vlan"}
+
+
+def test_without_a_guard_it_sees_the_host_get_what_the_firewall_denies() -> None:
+    program = [BIN / "vtl-fw"]
+    with closing(Firewalled([str(word) for word in program], ["--guard", "off"])) as scene:
+        results = list(
+            scene.run(each for each in fw_attacks.ATTACKS if each[0] in ("lease and neighbours", "udp"))
+        )
+    (udp,) = (result for result in results if result.kind == "udp")
+    assert any(leak.startswith("host: UDP port 33434") for leak in udp.leaks)
+
+
+BRIDGE = """
+import os, sys
+words = iter(sys.argv[1:])
+links = [next(words) for word in words if word in ("--iface", "--uplink")]
+rest = sys.argv[sys.argv.index("--json"):]
+os.execv({0!r}, [{0!r}, *(word for link in links for word in ("--iface", link)), *rest])
+"""
+
+
+def test_with_a_bridge_in_its_place_it_sees_all_of_it_pass(tmp_path: Path) -> None:
+    script = tmp_path / "bridge.py"
+    script.write_text(BRIDGE.format(str(BIN / "vtl-bridge")))
+    with closing(Firewalled([sys.executable, str(script)], ())) as scene:
+        results = {result.kind: result for result in scene.run(fw_attacks.ATTACKS)}
+
+    def is_seen(result: Result) -> bool:
+        return result.verdict == "leaked"
+
+    passed = {"lease and neighbours", "allowed connections", "ipv6 address taken away", "spoofed flood",
+              "flood of the guest", "afterwards"}  # fmt: skip
+    assert {name for name, result in results.items() if not is_seen(result)} == passed

@@ -88,7 +88,7 @@ rules_option = click.option("--rules", metavar="FILE", help="What may pass; - is
 @click.option("--forget", is_flag=True, help="Learn anew who the VM is, as it is another one now.")
 @click.option(
     "--flows",
-    type=click.IntRange(1, 1 << 22),
+    type=click.IntRange(16, 1 << 22),
     default=131_072,
     show_default=True,
     metavar="N",
@@ -348,6 +348,31 @@ def check(file: str, json: bool) -> None:
     for remark in remarks:
         cli.echo(str(remark))
     click.echo(f"{file}: {len(policy.rules)} rules, {len(remarks)} warnings", err=True)
+
+
+@main.command(epilog=cli.EPILOG)
+@click.argument("options", nargs=-1)
+@cli.json_option
+@cli.verbose_option
+def selftest(options: tuple[str, ...], json: bool) -> None:
+    """Try every known way around the rules, in networks of its own, and tell what leaked.
+
+    \b
+    vtl-fw selftest
+    vtl-fw selftest -- --address 10.0.2.15 --address fd76:746c:0:1::15 --address fe80::15
+
+    A service with rules of its own and the OPTIONs stands between a guest and a network, which are made for
+    it and reach nobody. Needs root. The exit status is 1 if anything leaked.
+    """
+    from vtl_tools.common.device.capture import quiet_scapy
+
+    with quiet_scapy():
+        from vtl_tools.common.leaktest import fw_attacks, report
+    service = [sys.executable, "-P", "-c", "from vtl_tools.cmd.fw import main; main(prog_name='vtl-fw')"]
+    results = fw_attacks.run(service, options)
+    held = report.print_json(results) if json else report.print_table(results, has_proxy=False)
+    if not held:
+        raise VTLError("selftest: not all was held back; what leaked is listed above")
 
 
 cli.status_verb(main)

@@ -27,8 +27,9 @@ from vtl_tools.common.packet.vnet import F_NEEDS_CSUM, VNET
 from vtl_tools.common.stage import Stage
 
 ANSWERS_PER_S: Final = 1000.0
-"""Resets and ICMP errors of `reject` (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f)."""
+"""Resets and ICMP errors of `reject`, to each side (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f)."""
 LOGS_PER_S: Final = 100.0
+"""Of the packets of each side, so that a flood from one hides nothing of the other."""
 LISTED_MAX: Final = 1000
 """Rules of a status."""
 SWITCH_S: Final = 100e-6
@@ -66,7 +67,8 @@ class Firewall(Stage):
         self._is_reloading = False
         self._directions = OUT, IN
         self._allow, self._reject = Verdict.ALLOW, Verdict.REJECT
-        self._answers, self._logs = Bucket(ANSWERS_PER_S), Bucket(LOGS_PER_S)
+        self._answers = Bucket(ANSWERS_PER_S), Bucket(ANSWERS_PER_S)
+        self._logs = Bucket(LOGS_PER_S), Bucket(LOGS_PER_S)
         self._picked = Batch()
 
     # --- frames
@@ -155,10 +157,10 @@ class Firewall(Stage):
             self.kept(whole, now)
         if not rule.log:
             return
-        if not self._logs.take(now):
+        if not self._logs[port].take(now):
             return
         told = answers.logged(rule, decision, self._directions[port], whole)
-        told["suppressed"] = self._logs.waived()
+        told["suppressed"] = self._logs[port].waived()
         self.event("log", **told)
         if self.say is not None:
             self.say(answers.line(told))
@@ -166,7 +168,7 @@ class Firewall(Stage):
     def _answer(self, whole: memoryview, port: int, now: float) -> None:
         """Tell a packet's sender that it was rejected, as the host that it was for would."""
         answer = refusal(whole)
-        if answer is not None and self._answers.take(now):
+        if answer is not None and self._answers[port].take(now):
             self.send(port, [(bytes(answer),)], now)
 
     # --- time

@@ -7,9 +7,11 @@ goes through the same sequences. VTL_FW_SEQUENCES says how many, VTL_FW_SEED whi
 import os
 import re
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from random import Random
 
+import nft_alphabet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -130,6 +132,43 @@ def test_short_sequences_of_few_packets_end_as_with_nftables(linux):
         assert not differences(linux, policy, shots_of(steps))
 
     judged_alike()
+
+
+SYN, SYN_ACK, ACK, FIN_ACK = 2, 18, 16, 17
+OPENINGS = {
+    "plain": [(True, SYN, 0, 0), (False, SYN_ACK, 0, 1), (True, ACK, 1, 1)],
+    "at once": [
+        (True, SYN, 0, 0), (False, SYN, 0, 0), (True, SYN_ACK, 0, 1), (False, SYN_ACK, 0, 1),
+        (True, ACK, 1, 1), (False, ACK, 1, 1),
+    ],
+    "at once, the other answers first": [
+        (True, SYN, 0, 0), (False, SYN, 0, 0), (False, SYN_ACK, 0, 1), (True, SYN_ACK, 0, 1),
+        (True, ACK, 1, 1), (False, ACK, 1, 1),
+    ],
+}  # fmt: skip
+SPOKEN = [
+    (True, ACK, 1, 1, 100), (False, ACK, 1, 101, 100), (True, ACK, 101, 101, 100), (False, ACK, 101, 201),
+    (True, FIN_ACK, 201, 101), (False, ACK, 101, 202, 100), (False, FIN_ACK, 201, 202), (True, ACK, 202, 202),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("opening", OPENINGS)
+def test_numbers_that_wrap_pass_there_and_here_whoever_opens(linux, monkeypatch, opening):
+    edges = nft_alphabet.MASK, nft_alphabet.MASK - 150, 0x7FFF_FFFF
+    for mine, theirs, is_out in product(edges, edges, (True, False)):
+        monkeypatch.setattr(nft_alphabet, "ISS", {True: mine, False: theirs})
+        policy = Policy.of([Rule("allow", "out" if is_out else "in", ["tcp"]), Rule("deny")], Random(0))
+        steps = [
+            ("tcp", way is is_out, flags, seq, ack, *(size or [0]))
+            for way, flags, seq, ack, *size in OPENINGS[opening] + SPOKEN
+        ]
+        shots = shots_of(steps)
+        linux.load(policy.tables())
+        ours = Stage(policy.text)
+        for shot in shots:
+            ours.take(shot)
+        everything = {(shot.out, shot.number): 1 for shot in shots}
+        assert linux.judge(shots)[0] == ours.result()[0] == everything, (hex(mine), hex(theirs), ours.why)
 
 
 @pytest.mark.slow

@@ -107,6 +107,13 @@ def test_answers_of_a_flood_are_bounded():
     assert answered == 1000
 
 
+def test_a_flood_of_strangers_takes_no_answer_from_the_vm():
+    service = Service()
+    for _ in range(40):
+        service.say(1, *[segment(IN, "S", 0, vm=23)] * 64)
+    assert service.say(0, udp(OUT, 5000, 99))[1]
+
+
 def fragments(frame, at=8):
     """Both halves of an IPv4 packet."""
     net = Packet.at(bytearray(frame)).ipv4
@@ -161,6 +168,14 @@ def test_log_lines_are_bounded_and_say_what_was_left_out():
     assert len(service.events) == 100
     service.say(0, udp(OUT, 5000, 99), now=1001.0)
     assert service.events[-1][1]["suppressed"] == 156
+
+
+def test_a_flood_of_strangers_hides_nothing_of_the_vm_from_the_log():
+    service = Service("deny any log")
+    for _ in range(4):
+        service.say(1, *[udp(IN, 5000, 99)] * 64)
+    service.say(0, udp(OUT, 5000, 98))
+    assert service.events[-1][1]["dport"] == 98
 
 
 def test_pcap_keeps_what_a_rule_judged():

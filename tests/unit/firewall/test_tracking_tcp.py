@@ -1,9 +1,11 @@
 """What belongs to a TCP connection, at the edges: much was found by comparing with nftables."""
 
+import fw
 import pytest
 from fw import IN, OUT, Wire, ends, segment
 
-from vtl_tools.common.packet import build, icmp, ip
+from vtl_tools.common.firewall.flow import pack
+from vtl_tools.common.packet import build, icmp, ip, tcp
 
 
 @pytest.fixture
@@ -59,6 +61,24 @@ def test_syn_acks_may_cross(wire):
     assert [wire.come("S.", 0, 1), wire.out("S.", 0, 1)] == ["+known", "+known"]
     assert wire.out(".", 1, 1) == "+known"
     assert wire.out("S.", 0, 1) == "tcp-unexpected-syn"
+
+
+@pytest.mark.parametrize("iss", [(2**32 - 1, 2**32 - 1), (2**32 - 1000, 2**31 - 1), (0, 2**31)], ids=str)
+def test_numbers_that_wrap_behind_syns_that_crossed_are_judged_as_others(wire, monkeypatch, iss):
+    monkeypatch.setattr(fw, "ISS", {OUT: iss[0], IN: iss[1]})
+    options = tcp.encode_options(mss=1460, window_scale=3)
+    assert [wire.out("S", 0, options=options), wire.come("S", 0, options=options)] == ["+new", "+known"]
+    assert [wire.come("S.", 0, 1), wire.out("S.", 0, 1)] == ["+known", "+known"]
+    (flow,) = wire.tracker.flows
+    for i in range(40):
+        flow.ends = pack(wire.tracker.flows.ends(flow))  # as if it had been quiet
+        assert wire.out(".", 1 + 100 * i, 1 + 100 * i, bytes(100)) == "+known"
+        assert wire.come(".", 1 + 100 * i, 101 + 100 * i, bytes(100)) == "+known"
+        assert wire.come(".", 100 * i - 2**31, 101, b"x") != "+known"
+        assert wire.come(".", 70_000 + 100 * i, 101 + 100 * i, b"x") == "tcp-out-of-window"
+        assert wire.come(".", 101 + 100 * i, 102 + 100 * i, b"x") == "tcp-ack-of-unsent"
+        assert wire.come("R", 70_000 + 100 * i) == "tcp-out-of-window"
+    assert wire.come("R", 4001) == "+known"
 
 
 def test_a_syn_is_acknowledged_before_anything_else(wire):

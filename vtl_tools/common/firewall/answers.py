@@ -130,7 +130,7 @@ def explain(tracker: Tracker, request: Answer, now: float) -> Answer:
     flow = tracker.flows.get(asked.key())
     told = explained(tracker.policy, asked)
     rule = tracker.policy.judge(asked.direction, asked.fields()).rule
-    if left := tracker.left(rule, asked.src, now):
+    if left := tracker.left(rule, asked.direction, asked.src, now):
         told["left"] = left
     return told if flow is None else {**told, "known": question.name(flow)}
 

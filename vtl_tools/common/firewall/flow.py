@@ -94,7 +94,7 @@ class Flow:
         self.until = 0.0
         self.bucket = 0
         self.use = BEGUN
-        self.share: Share | None = None
+        self.share: Share[Flow] | None = None
         self.before: Flow | None = None
         self.behind: Flow | None = None
 

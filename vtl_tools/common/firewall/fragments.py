@@ -9,7 +9,8 @@ from collections import Counter, OrderedDict
 from typing import Final, NamedTuple
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.firewall.rule import Direction
+from vtl_tools.common.firewall.rule import IN, OUT, Direction
+from vtl_tools.common.firewall.shares import Share, Shares
 from vtl_tools.common.packet import ip, vnet
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
@@ -19,13 +20,14 @@ from vtl_tools.common.packet.view import U16
 
 TIMEOUT_S: Final = 30.0
 """What is not whole by then is dropped. As in Linux; RFC 8200 section 4.5 has 60, RFC 1122 up to 120."""
-PACKETS_MAX: Final = 1024
-OCTETS_MAX: Final = 4 << 20
-"""Of all fragments that are kept, as frames."""
+PACKETS_MAX: Final = 512
+"""Of one side, so that neither makes room among those of the other."""
+OCTETS_MAX: Final = 2 << 20
+"""Of all fragments of one side that are kept, as frames."""
 PIECES_MAX: Final = 128
 """Of one packet: enough for 64 KiB at an MTU of 576."""
 _SHARE: Final = 4
-"""One source gets this part of the room at most."""
+"""One source gets this part of its side's octets at most."""
 
 
 class Whole(NamedTuple):
@@ -49,10 +51,16 @@ class _Piece(NamedTuple):
 class _Partial:
     """A packet in the making. total: its octets behind the header; None until the last fragment came."""
 
-    __slots__ = ("bad", "octets", "pieces", "source", "total", "until")
+    __slots__ = (
+        "bad", "before", "behind", "key", "octets", "pieces", "share", "source", "total", "until",
+    )  # fmt: skip
 
-    def __init__(self, source: bytes, until: float) -> None:
-        self.source = source
+    def __init__(self, key: "_Key", until: float) -> None:
+        self.key = key
+        self.source = key[0] if len(key[0]) == 4 else key[0][:8]  # as Flow.source has it
+        self.share: Share[_Partial] | None = None
+        self.before: _Partial | None = None
+        self.behind: _Partial | None = None
         self.until = until
         self.pieces: list[_Piece] = []
         self.total: int | None = None
@@ -60,30 +68,57 @@ class _Partial:
         self.bad = False
 
 
-_Key = tuple[Direction, bytes, bytes, bytes, int, int]
+_Key = tuple[bytes, bytes, bytes, int, int]
+"""Source, destination, tags, identification, protocol."""
 
 
 class Fragments:
     """All packets in the making, in both directions."""
 
     def __init__(self) -> None:
-        self._partial: OrderedDict[_Key, _Partial] = OrderedDict()
-        self._of_source: Counter[bytes] = Counter()
-        self._octets = 0
+        self._sides = {OUT: _Side(), IN: _Side()}
 
     def __len__(self) -> int:
-        return len(self._partial)
+        return sum(len(side.partial) for side in self._sides.values())
 
     @property
     def octets(self) -> int:
         """How much is kept."""
-        return self._octets
+        return sum(side.octets for side in self._sides.values())
 
     def add(self, pkt: Packet, direction: Direction, now: float) -> Whole | str | None:
         """Take a fragment; the frame is copied. Raises Malformed, and nothing else.
 
         Returns the whole packet, if this was missing; None if it is kept; or why it was dropped.
         """
+        return self._sides[direction].add(pkt, now)
+
+    def deadline(self) -> float | None:
+        """Return when the oldest is given up."""
+        times = [next(iter(side.partial.values())).until for side in self._sides.values() if side.partial]
+        return min(times, default=None)
+
+    def wake(self, now: float) -> None:
+        """Give up what is not whole yet."""
+        for side in self._sides.values():
+            while side.partial and (oldest := next(iter(side.partial.values()))).until <= now:
+                side.forget(oldest)
+
+
+class _Side:
+    """The packets in the making that one side sends.
+
+    When it is full, the oldest one of the source that has most makes room. So a flood takes room from itself.
+    A spoofed flood takes it from the oldest of all, and fragments of one packet come close behind each other.
+    """
+
+    def __init__(self) -> None:
+        self.partial: OrderedDict[_Key, _Partial] = OrderedDict()
+        self.octets = 0
+        self._shares = Shares[_Partial]()
+        self._of_source: Counter[bytes] = Counter()
+
+    def add(self, pkt: Packet, now: float) -> Whole | str | None:
         net = pkt.ip
         assert net is not None
         if pkt.buf[1] != vnet.GSO_NONE:
@@ -96,10 +131,8 @@ class Fragments:
             return "fragment-tiny"
         tags = bytes(pkt.buf[vnet.VNET + 12 : pkt.l3_off])
         protocol = net.protocol if isinstance(net, IPv4) else 0  # RFC 8200 4.5 does not go by it
-        key = (direction, net.src, net.dst, tags, number, protocol)
-        partial = self._partial.get(key)
-        if partial is None:
-            partial = self._new(key, now)
+        key = (net.src, net.dst, tags, number, protocol)
+        partial = self.partial.get(key) or self._new(key, now)
         if partial.bad:
             return "fragment-overlap"
         piece = _Piece(start, end, at, bytes(pkt.buf))
@@ -107,37 +140,28 @@ class Fragments:
             return refused
         partial.pieces.append(piece)
         partial.octets += len(piece.frame)
-        self._octets += len(piece.frame)
+        self.octets += len(piece.frame)
         self._of_source[partial.source] += len(piece.frame)
         pieces = partial.pieces
         if partial.total is None or sum(end - start for start, end, _, _ in pieces) < partial.total:
             return None
-        self._forget(key)
+        self.forget(partial)
         return Whole(tuple(piece.frame for piece in pieces), _join(pieces))
 
-    def deadline(self) -> float | None:
-        """Return when the oldest is given up."""
-        return next(iter(self._partial.values())).until if self._partial else None
-
-    def wake(self, now: float) -> None:
-        """Give up what is not whole yet."""
-        while self._partial:
-            key, partial = next(iter(self._partial.items()))
-            if partial.until > now:
-                return
-            self._forget(key)
+    def forget(self, partial: _Partial) -> None:
+        del self.partial[partial.key]
+        self._shares.remove(partial)
+        self._empty(partial)
 
     def _new(self, key: _Key, now: float) -> _Partial:
-        if len(self._partial) >= PACKETS_MAX:
-            self._forget(next(iter(self._partial)))
-        partial = self._partial[key] = _Partial(key[1], now + TIMEOUT_S)
+        if len(self.partial) >= PACKETS_MAX and (oldest := self._shares.victim()) is not None:
+            self.forget(oldest)
+        partial = self.partial[key] = _Partial(key, now + TIMEOUT_S)
+        self._shares.add(partial)
         return partial
 
-    def _forget(self, key: _Key) -> None:
-        self._empty(self._partial.pop(key))
-
     def _empty(self, partial: _Partial) -> None:
-        self._octets -= partial.octets
+        self.octets -= partial.octets
         self._of_source[partial.source] -= partial.octets
         if self._of_source[partial.source] <= 0:
             del self._of_source[partial.source]
@@ -160,11 +184,11 @@ class Fragments:
         size = len(piece.frame)
         if self._of_source[partial.source] + size > OCTETS_MAX // _SHARE:
             return "fragment-full"
-        while self._octets + size > OCTETS_MAX:
-            oldest = next(iter(self._partial))
-            if self._partial[oldest] is partial:
+        while self.octets + size > OCTETS_MAX:
+            oldest = self._shares.victim()
+            if oldest is None or oldest is partial:
                 return "fragment-full"
-            self._forget(oldest)
+            self.forget(oldest)
         if not more:
             partial.total = piece.end
         return ""

@@ -3,39 +3,54 @@
 from collections import Counter, OrderedDict
 from typing import Final
 
-from vtl_tools.common.firewall.rule import Rule
+from vtl_tools.common.firewall.rule import IN, OUT, Direction, Rate, Rule
 
-BUCKETS_MAX: Final = 65_536
-"""Sources whose rates are known. Beyond, the one that was quiet for longest is forgotten: it starts anew."""
+SOURCES_MAX: Final = 32_768
+"""Sources of one side whose rates are known, and as many that were refused by theirs. Beyond, of these the
+one that was quiet for longest is forgotten: it starts anew."""
 
 _Key = tuple[Rule, bytes]
+_Level = tuple[float, float]
+"""Tokens, and since when."""
 
 
 class Limits:
-    """The state of all rules' limits. A source is an address, or what stands for a host's (Flow.source)."""
+    """The state of all rules' limits. A source is an address, or what stands for a host's (Flow.source).
+
+    Neither side can make room among the sources of the other.
+    """
 
     def __init__(self) -> None:
         self._open: Counter[_Key] = Counter()
-        self._buckets: OrderedDict[_Key, tuple[float, float]] = OrderedDict()
+        self._of_all: dict[Rule, _Level] = {}
+        self._of_sources = {OUT: _Sources(), IN: _Sources()}
 
-    def admit(self, rule: Rule, source: bytes, now: float) -> str:
+    def __len__(self) -> int:
+        return sum(map(len, self._of_sources.values()))
+
+    def admit(self, rule: Rule, direction: Direction, source: bytes, now: float) -> str:
         """Take one more connection from the rate, if it fits, and return ""; or which limit it breaks."""
         cap = rule.cap
         if cap is not None and self._open[rule, source if cap.per_source else b""] >= cap.count:
             return "limit-connections"
-        if rule.rate is not None and not self._take(rule, source if rule.rate.per_source else b"", now):
-            return "limit-rate"
-        return ""
+        if (rate := rule.rate) is None:
+            return ""
+        if rate.per_source:
+            enough = self._of_sources[direction].take((rule, source), rate, now)
+        else:
+            tokens = _filled(self._of_all.get(rule), rate, now)
+            enough = tokens >= 1.0
+            self._of_all[rule] = tokens - enough, now
+        return "" if enough else "limit-rate"
 
-    def look(self, rule: Rule, source: bytes, now: float) -> dict[str, int]:
+    def look(self, rule: Rule, direction: Direction, source: bytes, now: float) -> dict[str, int]:
         """Return what is left of a rule's limits for a source; nothing changes."""
         left: dict[str, int] = {}
         if (cap := rule.cap) is not None:
             left["connections"] = max(0, cap.count - self._open[rule, source if cap.per_source else b""])
         if (rate := rule.rate) is not None:
-            key = rule, source if rate.per_source else b""
-            tokens, since = self._buckets.get(key, (float(rate.burst), now))
-            left["new"] = int(min(float(rate.burst), tokens + (now - since) * rate.per_s))
+            of_source = self._of_sources[direction].get((rule, source))
+            left["new"] = int(_filled(of_source if rate.per_source else self._of_all.get(rule), rate, now))
         return left
 
     def opened(self, rule: Rule, source: bytes) -> None:
@@ -51,13 +66,40 @@ class Limits:
             if self._open[key] <= 0:
                 del self._open[key]
 
-    def _take(self, rule: Rule, source: bytes, now: float) -> bool:
-        rate = rule.rate
-        assert rate is not None
-        tokens, since = self._buckets.pop((rule, source), (float(rate.burst), now))
-        tokens = min(float(rate.burst), tokens + (now - since) * rate.per_s)
-        if len(self._buckets) >= BUCKETS_MAX:
-            self._buckets.popitem(last=False)
+
+class _Sources:
+    """Rates of the sources of one side.
+
+    Sources that were refused are kept apart until their rate is full again. So a flood of spoofed sources,
+    each within its rate, does not let a source start anew that is beyond its own.
+    """
+
+    def __init__(self) -> None:
+        self._within: OrderedDict[_Key, _Level] = OrderedDict()
+        self._refused: OrderedDict[_Key, _Level] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._within) + len(self._refused)
+
+    def get(self, key: _Key) -> _Level | None:
+        return self._within.get(key) or self._refused.get(key)
+
+    def take(self, key: _Key, rate: Rate, now: float) -> bool:
+        was_refused = key in self._refused
+        level = (self._refused if was_refused else self._within).pop(key, None)
+        tokens = _filled(level, rate, now)
         enough = tokens >= 1.0
-        self._buckets[rule, source] = tokens - enough, now
+        is_refused = not enough or (was_refused and tokens < rate.burst)
+        levels = self._refused if is_refused else self._within
+        if len(levels) >= SOURCES_MAX:
+            levels.popitem(last=False)
+        levels[key] = tokens - enough, now
         return enough
+
+
+def _filled(level: _Level | None, rate: Rate, now: float) -> float:
+    """Return the tokens that there are now."""
+    if level is None:
+        return float(rate.burst)
+    tokens, since = level
+    return min(float(rate.burst), tokens + (now - since) * rate.per_s)

@@ -30,12 +30,13 @@ from vtl_tools.common.firewall.dhcp4 import SERVERS_MAX, Lease
 from vtl_tools.common.firewall.dhcp6 import DUID_MAX, IAS_MAX, LEASES_MAX
 from vtl_tools.common.firewall.flow import ASSURED, Flow, Opening
 from vtl_tools.common.firewall.identity import Identity, Learned
+from vtl_tools.common.firewall.rule import OUT
 from vtl_tools.common.firewall.savi import CLAIMS_MAX, PREFIX_BITS_MIN, PREFIXES_MAX
 from vtl_tools.common.firewall.tracker import Tracker
 from vtl_tools.common.packet import address
 
 FLOWS_MAX: Final = 4096
-"""Connections that are remembered: the latest that both sides use."""
+"""Connections that are remembered: the latest that both sides use; half of them may be strangers'."""
 LINES_MAX: Final = 5 + SERVERS_MAX + IAS_MAX + LEASES_MAX + PREFIXES_MAX + CLAIMS_MAX + FLOWS_MAX
 OCTETS_MAX: Final = LINES_MAX * 160
 EVERY_S: Final = 5.0
@@ -95,10 +96,12 @@ class Keeper:
         yield self._first
         if self._identity is not None:
             yield from _identity_lines(self._identity.learned())
-        room = FLOWS_MAX
+        room, of_strangers = FLOWS_MAX, FLOWS_MAX // 2
         for flow in reversed(list(self._tracker.flows)):
-            if room and flow.use == ASSURED and flow.share is not None:
+            is_own = flow.initiator is OUT
+            if flow.use == ASSURED and flow.share is not None and room and (is_own or of_strangers):
                 room -= 1
+                of_strangers -= not is_own
                 yield _flow_line(flow)
             else:
                 yield ""

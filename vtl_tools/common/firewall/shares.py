@@ -1,58 +1,73 @@
-"""Who has how many flows, so that a full table takes from those who have most."""
+"""Who has how many entries of a table, so that a full one takes from the source that has most."""
 
-from vtl_tools.common.firewall.flow import Flow
+from typing import Any, Generic, Protocol, TypeVar
 
 
-class Share:
-    """The flows of one source, oldest first, as a list through them. before, behind: of its level."""
+class Held(Protocol):
+    """An entry of a table. share, before, behind: are those of Shares, and None where it is in none."""
+
+    share: Any
+    before: Any
+    behind: Any
+
+    @property
+    def source(self) -> bytes:
+        """Return who it is from."""
+
+
+T = TypeVar("T", bound=Held)
+
+
+class Share(Generic[T]):
+    """The entries of one source, oldest first, as a list through them. before, behind: of its level."""
 
     __slots__ = ("before", "behind", "count", "first", "last", "source")
 
     def __init__(self, source: bytes) -> None:
         self.source = source
         self.count = 0
-        self.first: Flow | None = None
-        self.last: Flow | None = None
+        self.first: T | None = None
+        self.last: T | None = None
         self.before = self.behind = self
 
 
-class Shares:
-    """Flows by source. Every method takes the same time, however many there are.
+class Shares(Generic[T]):
+    """Entries by source. Every method takes the same time, however many there are.
 
-    Sources with equally many flows are one level, a ring around a Share without flows, in the order in
+    Sources with equally many entries are one level, a ring around a Share without entries, in the order in
     which they got there.
     """
 
     def __init__(self) -> None:
-        self._sources: dict[bytes, Share] = {}
-        self._levels: dict[int, Share] = {}
+        self._sources: dict[bytes, Share[T]] = {}
+        self._levels: dict[int, Share[T]] = {}
         self._most = 0
         self.count = 0
 
     def of(self, source: bytes) -> int:
-        """Return how many flows a source has."""
+        """Return how many entries a source has."""
         share = self._sources.get(source)
         return 0 if share is None else share.count
 
-    def add(self, flow: Flow) -> None:
-        """Take a flow that is in no share."""
-        source = flow.source
+    def add(self, entry: T) -> None:
+        """Take an entry that is in no share."""
+        source = entry.source
         share = self._sources.get(source)
         if share is None:
             share = self._sources[source] = Share(source)
-        flow.share, flow.before, flow.behind = share, share.last, None
+        entry.share, entry.before, entry.behind = share, share.last, None
         if share.last is None:
-            share.first = flow
+            share.first = entry
         else:
-            share.last.behind = flow
-        share.last = flow
+            share.last.behind = entry
+        share.last = entry
         self._move(share, share.count + 1)
         self.count += 1
 
-    def remove(self, flow: Flow) -> None:
-        """Let a flow go that add() took."""
-        share, before, behind = flow.share, flow.before, flow.behind
-        assert share is not None
+    def remove(self, entry: T) -> None:
+        """Let an entry go that add() took."""
+        share: Share[T] = entry.share
+        before, behind = entry.before, entry.behind
         if before is None:
             share.first = behind
         else:
@@ -61,17 +76,17 @@ class Shares:
             share.last = before
         else:
             behind.before = before
-        flow.share = flow.before = flow.behind = None
+        entry.share = entry.before = entry.behind = None
         self._move(share, share.count - 1)
         if not share.count:
             del self._sources[share.source]
         self.count -= 1
 
-    def victim(self) -> Flow | None:
-        """Return the oldest flow of the source that has most; None if there is no flow at all."""
+    def victim(self) -> T | None:
+        """Return the oldest entry of the source that has most; None if there is no entry at all."""
         return self._levels[self._most].behind.first if self._most else None
 
-    def _move(self, share: Share, count: int) -> None:
+    def _move(self, share: Share[T], count: int) -> None:
         if share.count:
             share.before.behind, share.behind.before = share.behind, share.before
             ring = self._levels[share.count]

@@ -6,6 +6,7 @@ from heapq import heappop, heappush
 from typing import Final
 
 from vtl_tools.common.firewall.flow import ASSURED, Ends, Flow, pack, unpack
+from vtl_tools.common.firewall.rule import IN, OUT
 from vtl_tools.common.firewall.shares import Shares
 
 LOOK_S: Final = 60.0
@@ -16,17 +17,47 @@ _EXPIRE_MAX: Final = 2000
 _OLDEST: Final = 8
 
 
+class _Side:
+    """The flows that one side opened. room: at most so many.
+
+    begun: of which it is not known that both sides use them. talks: of which both sides have been heard in
+    turn; of UDP, so that the sender's address may still be a lie. open: TCP behind its handshake, where it is
+    none.
+    """
+
+    __slots__ = ("begun", "open", "room", "talks")
+
+    def __init__(self, room: int) -> None:
+        self.begun, self.talks, self.open = Shares[Flow](), Shares[Flow](), Shares[Flow]()
+        self.room = room
+
+    @property
+    def is_full(self) -> bool:
+        return self.begun.count + self.talks.count + self.open.count >= self.room
+
+    def of(self, flow: Flow) -> Shares[Flow]:
+        """Return where a flow belongs by its use."""
+        return self.begun if flow.use != ASSURED else self.talks if flow.ends is None else self.open
+
+
 class Flows:
-    """At most flows_max flows. Beyond, one makes room, and it is not one that both sides are known to use,
-    if there is another: flows that were only begun go first, and of these the oldest of the source that
-    has most. So a flood takes room from itself, and not from who talks.
+    """At most flows_max flows, of which those that strangers opened are half, and the VM's seven eighths.
+
+    So neither side takes the other's room: the VM has half of the table for itself, the strangers an eighth.
+    When a side or the table is full, a new flow takes the place of one that was only begun and that its own
+    side opened: the oldest one of the source that has most, which is an address of IPv4, or the first 64 bits
+    of IPv6. Sources are no wider since a spoofed flood has as many prefixes as it likes, and only a source
+    that is not spoofed pays, for all that are counted with it.
+
+    Seven eighths of a side's room at most are for flows that both sides are known to use. So these go only
+    for others that got as far, and there is always room to begin one.
     """
 
     def __init__(self, flows_max: int) -> None:
         self.flows_max = flows_max
         self.evicted = 0
         self._flows: dict[bytes, Flow] = {}
-        self._begun, self._assured = Shares(), Shares()
+        self._sides = {OUT: _Side(flows_max - flows_max // 8), IN: _Side(max(1, flows_max // 2))}
         self._buckets: dict[int, set[Flow]] = {}
         self._due: list[int] = []
         self._second = 0
@@ -41,12 +72,12 @@ class Flows:
 
     def add(self, flow: Flow, until: float, now: float) -> Flow | None:
         """Take a flow whose key is not known. Returns the one that had to make room, if one had."""
-        victim = self._victim() if len(self._flows) >= self.flows_max else None
-        if victim is not None:
-            self.remove(victim)
-            self.evicted += 1
+        side = self._sides[flow.opening.initiator]
+        victim = None
+        if len(self._flows) >= self.flows_max or side.is_full:
+            victim = self._evict(side.begun, self._sides[flow.initiator.other].begun, side.talks, side.open)
         self._flows[flow.key] = flow
-        self._begun.add(flow)
+        side.begun.add(flow)
         flow.until = until
         self._put(flow, now)
         if flow.ends is not None:
@@ -56,7 +87,7 @@ class Flows:
     def remove(self, flow: Flow) -> None:
         """Let a flow go that is known."""
         del self._flows[flow.key]
-        (self._assured if flow.use == ASSURED else self._begun).remove(flow)
+        self._sides[flow.opening.initiator].of(flow).remove(flow)
         self._take_out(flow)
         flow.ends = None
 
@@ -67,12 +98,19 @@ class Flows:
             self._take_out(flow)
             self._put(flow, now)
 
-    def assure(self, flow: Flow) -> None:
-        """Learn that both sides of a flow use it."""
-        if flow.use != ASSURED:
-            self._begun.remove(flow)
-            flow.use = ASSURED
-            self._assured.add(flow)
+    def assure(self, flow: Flow) -> Flow | None:
+        """Learn that both sides of a flow use it. Returns the one that had to make room, if one had."""
+        if flow.use == ASSURED:
+            return None
+        side, victim = self._sides[flow.opening.initiator], None
+        if side.talks.count + side.open.count >= side.room - side.room // 8:
+            if flow.ends is None and not side.talks.count:
+                return None  # it does not outdo TCP
+            victim = self._evict(side.talks, side.open)
+        side.begun.remove(flow)
+        flow.use = ASSURED
+        side.of(flow).add(flow)
+        return victim
 
     def ends(self, flow: Flow) -> Ends:
         """Return the ends of a TCP connection, to be read and changed until another flow's are asked for."""
@@ -134,14 +172,16 @@ class Flows:
             if isinstance(quiet.ends, tuple):
                 quiet.ends = pack(quiet.ends)
 
-    def _victim(self) -> Flow | None:
-        """Return who is to make room: of the oldest of one source, the one that would end first."""
-        flow = self._begun.victim() or self._assured.victim()
-        best = flow
+    def _evict(self, *shares: Shares[Flow]) -> Flow | None:
+        """Remove a flow, and return it: of the oldest of one source, the one that would end first."""
+        best = flow = next((found for found in map(Shares.victim, shares) if found is not None), None)
         for _ in range(_OLDEST):
             if flow is None or best is None:
                 break
             if flow.until < best.until:
                 best = flow
             flow = flow.behind
+        if best is not None:
+            self.remove(best)
+            self.evicted += 1
         return best

@@ -24,11 +24,11 @@ from vtl_tools.common.firewall.policy import Judgement, Policy
 from vtl_tools.common.firewall.quoted import quoted_flow
 from vtl_tools.common.firewall.retries import Retries
 from vtl_tools.common.firewall.rule import OUT, STACKED, UNTAGGED, Direction, Rule, Verdict
+from vtl_tools.common.firewall.suspicious import suspicious
 from vtl_tools.common.firewall.table import Flows
 from vtl_tools.common.model import tcp_plain
 from vtl_tools.common.model.tcp_arrival import Seen, arrive
-from vtl_tools.common.packet import ip, nd, tcp
-from vtl_tools.common.packet.ipv4 import IPv4
+from vtl_tools.common.packet import ip, tcp
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import PORTS, Packet
 from vtl_tools.common.packet.tcp import TCP
@@ -89,7 +89,7 @@ class Tracker:
         """Decide about a packet. Raises Malformed, and nothing else."""
         net = pkt.ip
         if net is not None:
-            if refused := _suspicious(net):
+            if refused := suspicious(net):
                 return _denied(refused)
             if net.is_fragment:
                 return self._fragment(pkt, direction, now)
@@ -216,7 +216,7 @@ class Tracker:
         stage = tcp_flow.stage(ends)
         self.flows.keep(flow, now + getattr(self.timeouts, stage), now)
         if stage == "established":
-            self.flows.assure(flow)
+            self._assure(flow)
         return flow.decision
 
     def _spoken(self, flow: Flow, direction: Direction, now: float) -> None:
@@ -225,7 +225,7 @@ class Tracker:
             if flow.use == BEGUN:
                 flow.use = ANSWERED
         elif flow.use == ANSWERED:
-            self.flows.assure(flow)
+            self._assure(flow)
         self.flows.keep(flow, now + self._silence(flow), now)
 
     def _silence(self, flow: Flow) -> float:
@@ -269,7 +269,7 @@ class Tracker:
     def _stateless(self, fields: Fields, direction: Direction, now: float) -> Decision:
         """Decide about a packet by itself: it is of no connection that could be followed."""
         judgement = self.policy.judge(direction, fields)
-        refused = self._refused(judgement, fields, now)
+        refused = self._refused(judgement, fields, direction, now)
         if refused:
             return _denied(refused, judgement.rule)
         return Decision(judgement.verdict, judgement.rule, "rule")
@@ -288,7 +288,7 @@ class Tracker:
             ends = tcp_flow.opened(segment, direction, join=False)
             if ends is None:
                 return _denied("tcp-not-open", judgement.rule)
-        if refused := self._refused(judgement, fields, now):
+        if refused := self._refused(judgement, fields, direction, now):
             return _denied(refused, judgement.rule)
         opening = Opening(direction, fields.src_mac, fields.dst_mac, fields.vlan)
         if len(self._openings) < _OPENINGS_MAX:
@@ -297,10 +297,13 @@ class Tracker:
         return Decision(Verdict.ALLOW, judgement.rule, "new")
 
     def _add(self, flow: Flow, rule: Rule, now: float) -> None:
-        victim = self.flows.add(flow, now + self._silence(flow), now)
-        if victim is not None:
+        if (victim := self.flows.add(flow, now + self._silence(flow), now)) is not None:
             self._closed(victim)
         self._limits.opened(rule, flow.source)
+
+    def _assure(self, flow: Flow) -> None:
+        if (victim := self.flows.assure(flow)) is not None:
+            self._closed(victim)
 
     def _again(self, key: bytes, segment: TCP | None, direction: Direction, now: float) -> Decision | None:
         """Decide about a packet of a connection of before a restart; None if it is of none that is allowed.
@@ -322,13 +325,13 @@ class Tracker:
             return None
         flow.decision = self._decision(rule)
         self._add(flow, rule, now)
-        self.flows.assure(flow)
+        self._assure(flow)
         if ends is not None:
             return self._followed(flow, ends, Seen.ACK, now)
         self._spoken(flow, direction, now)
         return flow.decision
 
-    def _refused(self, judgement: Judgement, fields: Fields, now: float) -> str:
+    def _refused(self, judgement: Judgement, fields: Fields, direction: Direction, now: float) -> str:
         rule = judgement.rule
         if rule.rate is None and rule.cap is None:
             return ""
@@ -337,11 +340,11 @@ class Tracker:
                 self._still_allowed(flow)
             self._judged_anew()
         source = fields.src if len(fields.src) == 4 else fields.src[:8]
-        return self._limits.admit(rule, source, now)
+        return self._limits.admit(rule, direction, source, now)
 
-    def left(self, rule: Rule, source: bytes, now: float) -> dict[str, int]:
+    def left(self, rule: Rule, direction: Direction, source: bytes, now: float) -> dict[str, int]:
         """Return what is left of a rule's limits for a source, by what is limited."""
-        return self._limits.look(rule, source if len(source) == 4 else source[:8], now)
+        return self._limits.look(rule, direction, source if len(source) == 4 else source[:8], now)
 
     def _decision(self, rule: Rule) -> Decision:
         """Return what every further packet of a rule's connections is told, which is one object for all."""
@@ -436,24 +439,6 @@ class Tracker:
         """Return a connection that is known, and still allowed."""
         flow = self.flows.get(key)
         return None if flow is None or (self._unjudged and not self._still_allowed(flow)) else flow
-
-
-def _suspicious(net: IPv4 | IPv6) -> str:
-    """Return why a packet is dropped before a rule is asked, or "".
-
-    A second fragment header would say something else than the first. Neighbour discovery has none at all
-    (RFC 6980 section 5). Where the sender gives a route, the addresses are not where the packet goes
-    (RFC 7126 section 4.3, RFC 5095).
-    """
-    if isinstance(net, IPv4):
-        return "source-route" if net.has_source_route else ""
-    if net.fragment_off:
-        if sum(number == ip.FRAGMENT for number, _, _ in net.extensions()) > 1:
-            return "fragment-nested"
-        at, is_first = net.payload_off, not net.is_later_fragment
-        if is_first and net.protocol == ip.ICMPV6 and at < net.end and net.buf[at] in nd.MESSAGES:
-            return "fragment-neighbour"
-    return "source-route" if net.is_routed else ""
 
 
 def _malformed(err: Malformed) -> Decision:

@@ -1,10 +1,9 @@
 """A guest that is nothing but a socket: it sends any frame, and talks a little over TCP and DNS."""
 
-import contextlib
 import selectors
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from scapy.layers.dns import DNS
@@ -13,65 +12,32 @@ from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_RA, IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
-from vtl_tools.common.leaktest.netns import Networks, listen
-from vtl_tools.common.leaktest.traffic import GATEWAY_MAC, IP4, IP6, MAC, Call, query
+from vtl_tools.common.leaktest.netns import Networks
+from vtl_tools.common.leaktest.packets import GATEWAY_MAC, IP4, IP6, MAC
+from vtl_tools.common.leaktest.station import Station, Wait
+from vtl_tools.common.leaktest.traffic import Call, query
 from vtl_tools.common.packet import address
 
 _ANSWER_S: Final = 10.0
 _BROADCAST: Final = "ff:ff:ff:ff:ff:ff"
 _SENTINELS: Final = "10.254."
 
-Wait = Callable[[Callable[[], bool], float], bool]
-"""Serves everybody until a condition is true, for so many seconds at most; returns whether it is."""
 
-
-class Guest:
-    """Its socket. wait: how others are served while it waits."""
+class Guest(Station):
+    """The guest of a service that is all of its network."""
 
     def __init__(self, networks: Networks, selector: selectors.BaseSelector, wait: Wait) -> None:
-        self._wait, self._selector = wait, selector
-        self._got: list[bytes] = []
+        super().__init__(networks, networks.guest, "eth0", selector, wait)
         self._sentinels = 0
         self._port = 41000
-        with networks.within(networks.guest):
-            self._socket = listen("eth0")
-        selector.register(self._socket, selectors.EVENT_READ, self._on_frames)
-
-    def _on_frames(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._got.append(self._socket.recv(65536))
-
-    def send(self, frames: Iterable[Packet | bytes]) -> int:
-        """Send frames; return how many."""
-        count = 0
-        for frame in frames:
-            self._put(bytes(frame))
-            count += 1
-        return count
-
-    def _put(self, octets: bytes) -> None:
-        while True:
-            try:
-                self._socket.send(octets)
-            except (BlockingIOError, OSError) as e:
-                if not isinstance(e, BlockingIOError):
-                    raise
-                self._wait(lambda: False, 0.001)
-            else:
-                return
 
     def answers(self) -> Counter[str]:
         """Count what has come since the last call, by what it is; reset what it opened."""
-        got, self._got = [Ether(frame) for frame in self._got], []
+        got = [Ether(frame) for frame in self.take()]
         for pkt in got:
             if TCP in pkt and pkt[TCP].flags == "SA":  # else it would come again, as if for other traffic
                 self._put(bytes(_reset(pkt)))
         return Counter(what for pkt in got if (what := _kind(pkt)))
-
-    def forget(self) -> None:
-        """Forget what has come since the last call."""
-        self._got.clear()
 
     def is_heard(self, seconds: float) -> bool:
         """See whether the service has taken all that was sent: what is sent last it answers last."""
@@ -123,11 +89,6 @@ class Guest:
 
         self._put(bytes(pkt))
         return found[0] if self._wait(answered, _ANSWER_S) else None
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._selector.unregister(self._socket)
-        self._socket.close()
 
 
 def _reset(pkt: Packet) -> Packet:

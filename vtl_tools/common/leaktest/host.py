@@ -17,6 +17,8 @@ MAC: Final = "02:00:00:00:00:01"
 UPLINK: Final = "uplink"
 _UPLINK_MAC: Final = "02:00:00:00:00:02"
 
+_SPARE: Final = "spare0"
+
 LAN4, LAN6 = "10.0.2.1", "fd76:746c:0:1::ffff"
 """What the host has on the guest's link."""
 WAN4, WAN6 = "192.0.2.1", "2001:db8:ffff::1"
@@ -26,6 +28,8 @@ VLAN4: Final = "10.5.0.1"
 
 _ROUTER_MAC: Final = "02:00:00:00:00:fe"
 _NEXT4, _NEXT6 = "192.0.2.254", "2001:db8:ffff::fe"
+_WORLD: Final = ("198.51.100.0/24", "2001:db8:7::/64")
+"""Where those are that the guest calls."""
 
 TCP_PORTS: Final = (21, 22, 23, 25, 53, 80, 139, 443, 445, 853, 3478, 8080, 9050, 9051)
 UDP_PORTS: Final = (
@@ -67,26 +71,35 @@ def _variables() -> dict[str, int]:
 
 
 class Host:
-    """The host's network with its sockets, and the socket at the far end of its uplink."""
+    """The host's network with its sockets, and the socket at the far end of its uplink.
 
-    def __init__(self, networks: Networks, selector: selectors.BaseSelector) -> None:
+    is_routed: its default route is by the uplink, and no frame may go there. Else the uplink is a service's
+    as well: what the host gets by the guest's interface counts, and it has other routes into the world.
+    """
+
+    def __init__(
+        self, networks: Networks, selector: selectors.BaseSelector, *, is_routed: bool = True
+    ) -> None:
+        self.link = LINK
         self.uplinked: list[bytes] = []
         self.heard: list[str] = []
         self._sockets: list[socket.socket] = []
         self._selector = selector
+        self._device = b"" if is_routed else LINK.encode()
         networks.cable(LINK, MAC, "eth0", networks.guest)
         networks.cable(UPLINK, _UPLINK_MAC, "wan0", networks.world)
         for network, far in ((networks.guest, "eth0"), (networks.world, "wan0")):
             with networks.within(network):
                 sysctl("ipv6/conf/all/disable_ipv6", 1)  # else its own stack would speak up
                 ip("link", "set", "dev", far, "up")
-        self._settle()
-        with networks.within(networks.world):
-            self._watch(listen("wan0"), self._on_uplink)
+        self._settle(("default", "default") if is_routed else _WORLD)
+        if is_routed:
+            with networks.within(networks.world):
+                self._watch(listen("wan0"), self._on_uplink)
         self._listen()
         self._before = self._counters()
 
-    def _settle(self) -> None:
+    def _settle(self, routes: tuple[str, str]) -> None:
         for name, value in _variables().items():
             sysctl(name, value)
         for link in ("lo", LINK, UPLINK):
@@ -96,10 +109,10 @@ class Host:
         for link, of4, of6 in ((LINK, LAN4, LAN6), (UPLINK, WAN4, WAN6)):
             ip("addr", "add", f"{of4}/24", "dev", link)
             ip("addr", "add", f"{of6}/64", "dev", link, "nodad", needed=False)
-        for router, needed in ((_NEXT4, True), (_NEXT6, False)):
+        for router, to, needed in ((_NEXT4, routes[0], True), (_NEXT6, routes[1], False)):
             neighbour = ("neigh", "replace", router, "lladdr", _ROUTER_MAC, "dev", UPLINK, "nud", "permanent")
             ip(*neighbour, needed=needed)
-            ip("-6" if ":" in router else "-4", "route", "add", "default", "via", router, needed=needed)
+            ip("-6" if ":" in router else "-4", "route", "add", to, "via", router, needed=needed)
         tagged = f"{LINK}.{VLAN}"
         if ip("link", "add", "link", LINK, "name", tagged, "type", "vlan", "id", str(VLAN), needed=False):
             ip("addr", "add", f"{VLAN4}/24", "dev", tagged)
@@ -130,6 +143,7 @@ class Host:
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
         self._sockets.append(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._device)
         if family == socket.AF_INET6 and kind != socket.SOCK_RAW:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if where is not None:
@@ -173,8 +187,30 @@ class Host:
                 octets, where = sock.recvfrom(65536)
                 self.heard.append(f"{what} got {len(octets)} octets from {where[0]}")
 
-    @staticmethod
-    def _counters() -> dict[str, int]:
+    def other_link(self) -> str:
+        """Return an interface for a second service to join the guest's with, without the default route."""
+        if not self._device:
+            ip("link", "add", "name", _SPARE, "type", "veth", "peer", "name", f"{_SPARE}p")
+            ip("link", "set", "dev", _SPARE, "up")
+        return UPLINK if self._device else _SPARE
+
+    def rename(self, name: str) -> None:
+        """Give the guest's interface another name, as an administrator or udev may."""
+        if not ip("link", "set", "dev", self.link, "name", name, needed=False):  # not while it is up
+            ip("link", "set", "dev", self.link, "down")
+            ip("link", "set", "dev", self.link, "name", name)
+            ip("link", "set", "dev", name, "up")
+        self.link = name
+
+    def has_route_by_guest(self) -> bool:
+        """Say whether the host's default route of IPv6 is by the guest's interface."""
+        lines = Path("/proc/net/ipv6_route").read_text().splitlines()
+        routes = [line.split() for line in lines]
+        return any(
+            fields[0] == "0" * 32 and fields[1] == "00" and fields[-1] == self.link for fields in routes
+        )
+
+    def _counters(self) -> dict[str, int]:
         """Count what the host's stack was given of the guest's, before it looked at it.
 
         IPv4 is counted for the whole network; nobody but the guest sends any here.
@@ -185,12 +221,12 @@ class Host:
             if names[0] == "Ip:":
                 counters["IPv4 packets"] = int(values[names.index("InReceives")])
         with contextlib.suppress(OSError):
-            text = Path(f"/proc/net/dev_snmp6/{LINK}").read_text()
+            text = Path(f"/proc/net/dev_snmp6/{self.link}").read_text()
             found = re.search(rf"^{_IN_RECEIVES}\s+(\d+)", text, re.M)
             counters["IPv6 packets"] = int(found[1]) if found else 0
         for path, what in (("/proc/net/arp", "ARP"),):
             entries = [line.split() for line in Path(path).read_text().splitlines()[1:]]
-            counters[f"neighbours by {what}"] = sum(entry[-1].startswith(LINK) for entry in entries)
+            counters[f"neighbours by {what}"] = sum(entry[-1].startswith(self.link) for entry in entries)
         counters["frames of VLANs"] = _received(f"{LINK}.{VLAN}")
         return counters
 

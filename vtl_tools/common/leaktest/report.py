@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from rich.table import Table
 
-from vtl_tools.common.leaktest.run import Result
+from vtl_tools.common.leaktest.result import Result
 from vtl_tools.common.text import printable
 from vtl_tools.common.watch import console as console_for
 
@@ -30,7 +30,7 @@ def print_json(results: Iterable[Result]) -> bool:
     return held
 
 
-def print_table(results: Iterable[Result]) -> bool:
+def print_table(results: Iterable[Result], *, has_proxy: bool = True) -> bool:
     """Draw a table when all is done, with what leaked below it; return whether nothing leaked."""
     console, done = console_for(), list[Result]()
     with console.status("starting a service between a guest and a host of our own") as status:
@@ -38,17 +38,18 @@ def print_table(results: Iterable[Result]) -> bool:
             done.append(result)
             status.update(f"{len(done)} kinds of traffic, the last: {result.kind}")
     table = Table()
-    for title in ("traffic", "sent", "answered by", "the proxy was asked to", "leaked", "verdict"):
+    titles = ["traffic", "sent", "answered by", "the proxy was asked to", "leaked", "verdict"]
+    for title in titles if has_proxy else [*titles[:3], *titles[4:]]:
         is_number = title in ("sent", "leaked")
         table.add_column(title, justify="right" if is_number else "left", no_wrap=title != "answered by")
     for result in done:
         answered = ", ".join(f"{kind} {count}" for kind, count in result.answered.most_common())
         asked = [printable(each) for each in result.asked[:_ASKED_MAX]]
         asked += [f"and {len(result.asked) - _ASKED_MAX} more"] if len(result.asked) > _ASKED_MAX else []
-        table.add_row(
-            result.kind, str(result.sent + result.calls), answered or "nothing", "\n".join(asked),
-            str(result.leaked), result.verdict, style=None if result.verdict == "held" else "red",
-        )  # fmt: skip
+        row = [result.kind, str(result.sent + result.calls), answered or "nothing"]
+        row += ["\n".join(asked)] if has_proxy else []
+        style = None if result.verdict == "held" else "red"
+        table.add_row(*row, str(result.leaked), result.verdict, style=style)
     console.print(table)
     for result in done:
         for leak in result.leaks:
