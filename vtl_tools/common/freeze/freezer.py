@@ -262,10 +262,10 @@ class Freezer:
         doubt = self.table.doubts(connection)
         heard = connection.peer_sent(segment, GAP if doubt else 0)
         unsure = doubt or (heard is Heard.FORGED and not connection.flags & FROM_SYN)
+        if heard is Heard.TAKEN:  # by a peer that knows both ends' numbers, wherever it is now
+            connection.l2 = self.table.shared(ethernet_back(frame, segment))
         if unsure and connection.may_be_unseen(segment.ack):
             self._learn(connection, segment, frame, doubt, now)
-        elif heard is Heard.TAKEN:  # by a peer that knows both ends' numbers, wherever it is now
-            connection.l2 = self.table.shared(ethernet_back(frame, segment))
         elif heard is Heard.FORGED:
             self.unanswered["bad-ack"] += 1
             self._challenge(connection, now)
@@ -357,7 +357,8 @@ class Freezer:
                 self.unanswered["crowded"] += 1
                 return
             connection.prove(number, segment)
-            connection.l2 = table.shared(ethernet_back(frame, segment))
+            if not table.is_heard(connection):
+                connection.l2 = table.shared(ethernet_back(frame, segment))
             self._touch(connection)
         elif not segment.length and not proof.asked and proof.highest == segment.seq != floor:
             self._ask(connection, segment, frame, now)

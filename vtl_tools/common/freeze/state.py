@@ -53,7 +53,8 @@ def dump(freezer: Freezer, vm: str, now: float) -> Iterator[str]:
     yield json.dumps(told)[:-1] + ', "connections": [\n'
     before = ""
     for connection in table:
-        if connection.has_numbers or connection.vm_ack is not None:
+        is_open = connection.vm_nxt is not None and not connection.flags & OPENING
+        if is_open or connection.vm_ack is not None:
             exact = freezer.frozen and not table.doubts(connection)
             yield before + json.dumps(_told(connection, exact, now))
             before = ",\n"

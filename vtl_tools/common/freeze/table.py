@@ -178,8 +178,7 @@ class Table:
             self.hosts[host] = mac
             self.macs.add(mac)
 
-    @staticmethod
-    def _peer_syn(connection: Connection, frame: Buffer, segment: Segment) -> None:
+    def _peer_syn(self, connection: Connection, frame: Buffer, segment: Segment) -> None:
         nxt, number = connection.vm_nxt, connection.vm_ack
         if segment.flags & ACK:  # it counts once, and only as an answer to what the VM sent
             if number is not None or nxt is None or connection.peer_ack is not None:
@@ -187,6 +186,7 @@ class Table:
             if not seq_between(nxt - SYN_DATA_MAX, segment.ack, nxt + 1):
                 return
             connection.peer_sent(segment)
+            self._opened(connection)
         elif number is None or segment.seq != (number - 1) & 0xFFFF_FFFF:
             return
         options = syn_options(frame, segment)
