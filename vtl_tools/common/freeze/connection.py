@@ -21,12 +21,11 @@ USER_TIMEOUT: Final = 32  # the peer has told of a user timeout (RFC 5482)
 ACK_LATER: Final = 64  # the held acknowledgement came after the held head
 CLOSED: Final = 128  # it will be forgotten
 OPENING: Final = 256  # the VM has sent a SYN, and nothing else is known yet
+UNHEARD: Final = 512  # peer_ack is where the first segment of the VM began: the peer itself told nothing yet
 
 GAP: Final = 1 << 26
 """Octets that may have passed unseen, where not all is seen."""
 SHIFT_MAX: Final = 14  # RFC 7323 section 2.3
-SYN_DATA_MAX: Final = 1 << 11
-"""Octets that a SYN may carry, which its answer need not acknowledge (RFC 7413 section 4.2)."""
 
 
 PROVEN: Final = ("vm_ack", "vm_tsval", "peer_ack", "peer_window", "peer_tsval")
@@ -96,7 +95,10 @@ class Connection:
         elif flags & SYN:
             self.vm_window = window >> (self.vm_scale or 0)
         end = seq_add(seq, length)
-        if self.vm_nxt is None or seq_gt(end, self.vm_nxt):
+        if self.vm_nxt is None:
+            self.vm_nxt, self.peer_ack = end, seq
+            self.flags |= UNHEARD
+        elif seq_gt(end, self.vm_nxt):
             self.vm_nxt = end
         if tsval is not None and (self.vm_tsval is None or seq_gt(tsval, self.vm_tsval)):
             self.vm_tsval = tsval
@@ -122,6 +124,7 @@ class Connection:
         if una is not None and not seq_ge(ack, una):
             return Heard.UNACCEPTABLE  # its data may be taken, and it is late
         self.peer_ack, self.peer_window = ack, window
+        self.flags &= ~UNHEARD
         end = seq_add(seq, length)
         if self.peer_nxt is None or seq_gt(end, self.peer_nxt):
             self.peer_nxt = end
@@ -144,7 +147,7 @@ class Connection:
         """Whether the peer was heard to acknowledge more, before anything was to be proven."""
         proof = self.proof
         una = self.peer_ack if proof is None or proof.number is None else proof.heard["peer_ack"]
-        return una is not None and not seq_ge(ack, una)
+        return una is not None and not self.flags & UNHEARD and not seq_ge(ack, una)
 
     def prove(self, number: int, segment: Segment) -> None:
         """Speak by the numbers of a segment that came again and again, until something contradicts it.
@@ -186,15 +189,16 @@ class Connection:
         self.disprove()
         self.vm_sent(segment)
         assert self.vm_nxt is not None
-        if una is not None and self.peer_ack is None and seq_between(self.vm_nxt - GAP, una, self.vm_nxt + 1):
+        if una is not None and seq_between(self.vm_nxt - GAP, una, self.vm_nxt + 1) and self.flags & UNHEARD:
             self.peer_ack, self.peer_window, self.peer_tsval = una, window, tsval
+            self.flags &= ~UNHEARD
 
     def catch_up(self, other: "Connection") -> None:
         """Take over what was heard since, here, of this connection, and that the VM itself speaks."""
         self.disprove()
         if _is_newer(other.vm_ack, self.vm_ack):
             self.vm_ack, self.vm_window = other.vm_ack, other.vm_window
-        if _is_newer(other.peer_ack, self.peer_ack):
+        if not other.flags & UNHEARD and _is_newer(other.peer_ack, self.peer_ack):
             self.peer_ack, self.peer_window = other.peer_ack, other.peer_window
         for name in "vm_nxt", "vm_tsval", "peer_nxt", "peer_tsval":
             if _is_newer(newest := getattr(other, name), getattr(self, name)):
@@ -207,7 +211,9 @@ class Connection:
     @property
     def has_numbers(self) -> bool:
         """Whether enough is known to speak for the VM."""
-        return self.vm_ack is not None and self.peer_ack is not None
+        if self.vm_ack is None or self.peer_ack is None:
+            return False
+        return not self.flags & UNHEARD or (self.proof is not None and self.proof.number is not None)
 
     @property
     def is_closed(self) -> bool:

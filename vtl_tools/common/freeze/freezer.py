@@ -10,7 +10,16 @@ from typing import Final
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.freeze import answers
-from vtl_tools.common.freeze.connection import ACK_LATER, FROM_SYN, GAP, RAISED, SPOKE, Connection, Heard
+from vtl_tools.common.freeze.connection import (
+    ACK_LATER,
+    FROM_SYN,
+    GAP,
+    RAISED,
+    SPOKE,
+    UNHEARD,
+    Connection,
+    Heard,
+)
 from vtl_tools.common.freeze.headers import Segment, ethernet_back, is_intact, parse
 from vtl_tools.common.freeze.proof import Proof
 from vtl_tools.common.freeze.table import Table
@@ -261,7 +270,8 @@ class Freezer:
             return
         doubt = self.table.doubts(connection)
         heard = connection.peer_sent(segment, GAP if doubt else 0)
-        unsure = doubt or (heard is Heard.FORGED and not connection.flags & FROM_SYN)
+        unsure = doubt or (heard is not Heard.TAKEN and connection.flags & (FROM_SYN | UNHEARD) == UNHEARD)
+        unsure = unsure or (heard is Heard.FORGED and not connection.flags & FROM_SYN)
         if heard is Heard.TAKEN:  # by a peer that knows both ends' numbers, wherever it is now
             connection.l2 = self.table.shared(ethernet_back(frame, segment))
         if unsure and connection.may_be_unseen(segment.ack):

@@ -28,7 +28,7 @@ _NUMBERS: Final = {
 _COUNTS: Final = {
     "vm_window": 0xFFFF,
     "peer_window": 0xFFFF,
-    "flags": 0x1FF,
+    "flags": 0x3FF,
     "probes": _U32,
     "repeated": _U32,
 }

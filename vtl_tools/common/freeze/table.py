@@ -12,7 +12,7 @@ from vtl_tools.common.freeze.connection import (
     GAP,
     OPENING,
     PEER_FIN,
-    SYN_DATA_MAX,
+    UNHEARD,
     USER_TIMEOUT,
     Connection,
     Heard,
@@ -20,7 +20,6 @@ from vtl_tools.common.freeze.connection import (
 from vtl_tools.common.freeze.headers import Segment, address_size, ethernet, parse, syn_options
 from vtl_tools.common.freeze.proof import PATIENCE_S
 from vtl_tools.common.packet import vnet
-from vtl_tools.common.packet.seq import seq_between
 from vtl_tools.common.packet.tcp import ACK, RST, SYN
 from vtl_tools.common.packet.view import Buffer
 
@@ -179,13 +178,12 @@ class Table:
             self.macs.add(mac)
 
     def _peer_syn(self, connection: Connection, frame: Buffer, segment: Segment) -> None:
-        nxt, number = connection.vm_nxt, connection.vm_ack
+        number = connection.vm_ack
         if segment.flags & ACK:  # it counts once, and only as an answer to what the VM sent
-            if number is not None or nxt is None or connection.peer_ack is not None:
+            if number is not None or not connection.flags & UNHEARD or segment.ack == connection.peer_ack:
                 return
-            if not seq_between(nxt - SYN_DATA_MAX, segment.ack, nxt + 1):
+            if connection.peer_sent(segment) is not Heard.TAKEN:
                 return
-            connection.peer_sent(segment)
             self._opened(connection)
         elif number is None or segment.seq != (number - 1) & 0xFFFF_FFFF:
             return
