@@ -233,9 +233,9 @@ def _take(read: _Reader, row: Any, freezer: Freezer, now: float) -> None:
 
 def _proof(read: _Reader, row: dict[str, Any], connection: Connection) -> Proof:
     """Return what vouches for the numbers of a connection whose VM was not heard to say them."""
-    if not connection.has_numbers:
+    if connection.vm_ack is None or connection.peer_ack is None:
         raise read.wrong("a proof of nothing")
-    proof = Proof(connection.peer_ack or 0, read.optional(row, "vm_ack", _U32), connection.peer_nxt)
+    proof = Proof(connection.peer_ack, read.optional(row, "vm_ack", _U32), connection.peer_nxt)
     proof.number = connection.vm_ack
     proof.heard = {name: read.optional(row, name, _U32) for name in PROVEN}
     if proof.heard["peer_window"] is None:
