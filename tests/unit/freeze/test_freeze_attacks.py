@@ -7,6 +7,7 @@ from freeze_talk import PEER_ISS
 
 from vtl_tools.common.freeze import freezer as freezer_module
 from vtl_tools.common.freeze import table as table_module
+from vtl_tools.common.freeze.connection import UNHEARD
 from vtl_tools.common.freeze.table import Table
 from vtl_tools.common.packet import address, build
 from vtl_tools.common.packet.packet import Packet
@@ -35,8 +36,7 @@ def repeat(talk, *fields, pauses=(0.0, 0.3, 0.6), **more):
     said = []
     for pause in pauses:
         talk.now += pause
-        stamps = (int(talk.now * 1000), more.get("tsecr", 1000))
-        said.append(brief(talk.peer(*fields, stamps=stamps)))
+        said.append(brief(talk.peer(*fields, stamps=(int(talk.now * 1000), 1000), **more)))
     return said
 
 
@@ -111,6 +111,19 @@ def test_to_have_it_acknowledged_though_the_ack_was_not_known(new_talk):
     assert said[2] == [(".", 201 + FAR, 5001, 0)]  # no peer takes it: SEG.SEQ is not in its window
     assert brief(talk.peer(".", 1001, 201, 10)) == [ANSWER]
     assert repeat(talk, ".", 1001, 201, 10)[2] == [(".", 202, 1001, 0)]
+
+
+def test_to_be_spoken_to_after_a_wrong_proof(new_talk):
+    talk = came_upon(new_talk)
+    talk.freezer.table.missed(True)
+    talk.freeze()
+    for _ in range(3):
+        said = repeat(talk, ".", 5001, 201 - 100, 10, src_mac=EVE) + repeat(
+            talk, ".", 5001, 201 + FAR, 10, src_mac=EVE
+        )
+        assert said  # which brief() has seen to go to the peer's address
+    assert not talk.connection.flags & UNHEARD
+    assert [one[2] for one in talk.peer(".", 1001, 201, 10)] == [1001]
 
 
 def test_to_make_a_wrong_proof_outlast_its_contradiction(new_talk):

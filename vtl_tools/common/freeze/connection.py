@@ -138,15 +138,25 @@ class Connection:
         """Whether an ACK may be of what the VM sent unseen: behind what was heard of it, by GAP at most."""
         if self.vm_nxt is None:
             return True
-        known = self.vm_nxt if self.peer_ack is None else self.peer_ack
-        return seq_between(known - GAP, ack, self.vm_nxt + GAP)
+        una = self._una_heard
+        return seq_between((self.vm_nxt if una is None else una) - GAP, ack, self.vm_nxt + GAP)
 
     # --- what is proven
 
+    @property
+    def is_proven(self) -> bool:
+        """Whether the numbers are what the peer has shown, and not what was heard."""
+        return self.proof is not None and self.proof.number is not None
+
+    @property
+    def _una_heard(self) -> int | None:
+        if self.proof is None or self.proof.number is None:
+            return self.peer_ack
+        return self.proof.heard["peer_ack"]
+
     def is_late(self, ack: int) -> bool:
         """Whether the peer was heard to acknowledge more, before anything was to be proven."""
-        proof = self.proof
-        una = self.peer_ack if proof is None or proof.number is None else proof.heard["peer_ack"]
+        una = self._una_heard
         return una is not None and not self.flags & UNHEARD and not seq_ge(ack, una)
 
     def prove(self, number: int, segment: Segment) -> None:
@@ -165,8 +175,7 @@ class Connection:
 
     def is_proven_by(self, segment: Segment) -> bool:
         """Whether a segment bears the number that is proven to be the peer's."""
-        proof = self.proof
-        return proof is not None and proof.number is not None and proof.ack == segment.ack
+        return self.is_proven and self.peer_ack == segment.ack
 
     def peer_repeats(self, segment: Segment) -> None:
         """Follow a segment that is as what was proven."""
@@ -178,10 +187,10 @@ class Connection:
 
     def disprove(self) -> None:
         """Forget what was proven, or was to be; what was heard before stands again."""
-        proof, self.proof = self.proof, None
-        if proof is not None and proof.number is not None:
-            for name, value in proof.heard.items():
+        if self.proof is not None and self.is_proven:
+            for name, value in self.proof.heard.items():
                 setattr(self, name, value)
+        self.proof = None
 
     def overrule(self, segment: Segment) -> None:
         """Follow a segment of the VM, whose own word goes before what was proven."""
@@ -213,7 +222,7 @@ class Connection:
         """Whether enough is known to speak for the VM."""
         if self.vm_ack is None or self.peer_ack is None:
             return False
-        return not self.flags & UNHEARD or (self.proof is not None and self.proof.number is not None)
+        return not self.flags & UNHEARD or self.is_proven
 
     @property
     def is_closed(self) -> bool:

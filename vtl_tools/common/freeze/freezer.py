@@ -164,6 +164,7 @@ class Freezer:
             if told is None:
                 table.add(connection, now)
             else:
+                table.heard(told, now)
                 told.catch_up(connection)
 
     def take(self) -> tuple[list[bytes], list[bytes]]:
@@ -269,8 +270,13 @@ class Freezer:
             self.unanswered["no-ack"] += 1
             return
         doubt = self.table.doubts(connection)
-        heard = connection.peer_sent(segment, GAP if doubt else 0)
-        unsure = doubt or (heard is not Heard.TAKEN and connection.flags & (FROM_SYN | UNHEARD) == UNHEARD)
+        proven = connection.is_proven  # by segments that anybody can repeat
+        heard = Heard.UNACCEPTABLE if proven else connection.peer_sent(segment, GAP if doubt else 0)
+        unsure = (
+            doubt
+            or proven
+            or (heard is not Heard.TAKEN and connection.flags & (FROM_SYN | UNHEARD) == UNHEARD)
+        )
         unsure = unsure or (heard is Heard.FORGED and not connection.flags & FROM_SYN)
         if heard is Heard.TAKEN:  # by a peer that knows both ends' numbers, wherever it is now
             connection.l2 = self.table.shared(ethernet_back(frame, segment))

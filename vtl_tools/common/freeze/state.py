@@ -78,7 +78,7 @@ def _told(connection: Connection, exact: bool, now: float) -> dict[str, Any]:
     for name in (*_NUMBERS, *_COUNTS):
         told[name] = getattr(connection, name)
     proof = connection.proof
-    told["before_proof"] = None if proof is None or proof.number is None else proof.heard
+    told["before_proof"] = proof.heard if proof is not None and connection.is_proven else None
     for name in "head", "newest":
         frame = getattr(connection, name)
         told[name] = None if frame is None else b64encode(frame).decode()

@@ -241,6 +241,11 @@ class Table:
         self._proven[connection.key] = connection
         return True
 
+    def heard(self, connection: Connection, now: float) -> None:
+        """Take note that the VM itself was heard of a connection that is known."""
+        if self._proven.pop(connection.key, None) is not None:
+            self.add(connection, now)
+
     def forget_strangers(self) -> None:
         """Forget of whom the VM was not heard, as it is there itself."""
         self._strangers.clear()
