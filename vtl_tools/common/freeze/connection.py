@@ -39,6 +39,9 @@ class Heard(Enum):
     TAKEN = "taken"
 
 
+TAKEN: Final = Heard.TAKEN  # a third of the time of looking it up in an Enum
+
+
 class Connection:
     """Numbers are as on the wire, and None as long as no segment has told them.
 
@@ -95,10 +98,10 @@ class Connection:
         elif flags & SYN:
             self.vm_window = window >> (self.vm_scale or 0)
         end = seq_add(seq, length)
-        if self.vm_nxt is None:
-            self.vm_nxt, self.peer_ack = end, seq
+        if self.peer_ack is None:
+            self.peer_ack = seq
             self.flags |= UNHEARD
-        elif seq_gt(end, self.vm_nxt):
+        if self.vm_nxt is None or seq_gt(end, self.vm_nxt):
             self.vm_nxt = end
         if tsval is not None and (self.vm_tsval is None or seq_gt(tsval, self.vm_tsval)):
             self.vm_tsval = tsval
@@ -115,24 +118,24 @@ class Connection:
         """
         _, seq, ack, flags, window, length, tsval, _, _, _, _ = segment
         nxt, una, number = self.vm_nxt, self.peer_ack, self.vm_ack
-        if nxt is None or not seq_between((nxt if una is None else una) - GAP, ack, nxt + 1):
-            return Heard.FORGED
+        if nxt is None or una is None or not seq_between(una, ack, nxt + 1):
+            late = nxt is not None and una is not None and seq_between(una - GAP, ack, una)
+            return Heard.UNACCEPTABLE if late else Heard.FORGED
         if number is not None:
             right = number + (self.vm_window << (SHIFT_MAX if self.vm_scale is None else self.vm_scale))
             if not seq_between(number - length - 1, seq, right + slack + 1):
                 return Heard.UNACCEPTABLE
-        if una is not None and not seq_ge(ack, una):
-            return Heard.UNACCEPTABLE  # its data may be taken, and it is late
         self.peer_ack, self.peer_window = ack, window
-        self.flags &= ~UNHEARD
-        end = seq_add(seq, length)
+        if self.flags & UNHEARD:
+            self.flags &= ~UNHEARD
+        end = (seq + length) & 0xFFFF_FFFF
         if self.peer_nxt is None or seq_gt(end, self.peer_nxt):
             self.peer_nxt = end
         if tsval is not None and (self.peer_tsval is None or seq_gt(tsval, self.peer_tsval)):
             self.peer_tsval = tsval
         if flags & FIN:
             self.flags |= PEER_FIN
-        return Heard.TAKEN
+        return TAKEN
 
     def may_be_unseen(self, ack: int) -> bool:
         """Whether an ACK may be of what the VM sent unseen: behind what was heard of it, by GAP at most."""

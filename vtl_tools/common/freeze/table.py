@@ -12,10 +12,10 @@ from vtl_tools.common.freeze.connection import (
     GAP,
     OPENING,
     PEER_FIN,
+    TAKEN,
     UNHEARD,
     USER_TIMEOUT,
     Connection,
-    Heard,
 )  # fmt: skip
 from vtl_tools.common.freeze.headers import Segment, address_size, ethernet, parse, syn_options
 from vtl_tools.common.freeze.proof import PATIENCE_S
@@ -41,6 +41,7 @@ IDLE_S: Final = 60.0
 HELD_MAX: Final = 32 << 20
 """Octets of all frames that are kept for the VM."""
 _LOOKED_AT: Final = 16
+_NOTABLE: Final = OPENING | PEER_FIN
 
 
 class Table:
@@ -111,10 +112,10 @@ class Table:
         if segment.flags & SYN:
             self._peer_syn(connection, frame, segment)
         elif segment.flags & ACK:
-            heard = connection.peer_sent(segment, GAP if self.doubts(connection) else 0)
-            if heard is Heard.TAKEN:
+            doubt = self.gaps or connection.epoch != self._epoch
+            if connection.peer_sent(segment, GAP if doubt else 0) is TAKEN:
                 connection.seen = now
-                if connection.flags & (OPENING | PEER_FIN):
+                if connection.flags & _NOTABLE:
                     self._opened(connection)
                     self._close_if_closed(connection, now)
         return connection
@@ -182,7 +183,7 @@ class Table:
         if segment.flags & ACK:  # it counts once, and only as an answer to what the VM sent
             if number is not None or not connection.flags & UNHEARD or segment.ack == connection.peer_ack:
                 return
-            if connection.peer_sent(segment) is not Heard.TAKEN:
+            if connection.peer_sent(segment) is not TAKEN:
                 return
             self._opened(connection)
         elif number is None or segment.seq != (number - 1) & 0xFFFF_FFFF:
