@@ -113,6 +113,14 @@ def test_to_have_it_acknowledged_though_the_ack_was_not_known(new_talk):
     assert repeat(talk, ".", 1001, 201, 10)[2] == [(".", 202, 1001, 0)]
 
 
+def test_to_have_the_peer_taken_for_foreign(new_talk):
+    """Where the VM was never heard, nobody knows which Ethernet address is its own."""
+    talk = new_talk().freeze()
+    repeat(talk, ".", 5001, 777, 10, dst_mac=EVE)
+    assert talk.connection.has_numbers
+    assert repeat(talk, ".", 1001, 201, 10)[2] == [ANSWER]
+
+
 def test_to_be_spoken_to_after_a_wrong_proof(new_talk):
     talk = came_upon(new_talk)
     talk.freezer.table.missed(True)

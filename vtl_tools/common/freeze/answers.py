@@ -51,23 +51,22 @@ def ack(connection: Connection, window: int) -> bytes:
     stamps = None
     if connection.peer_tsval is not None and connection.vm_tsval is not None:
         stamps = connection.vm_tsval, connection.peer_tsval
-    return _segment(connection, seq, connection.vm_ack, window, stamps)
+    return _segment(connection.key, connection.l2, seq, connection.vm_ack, window, stamps)
 
 
-def question(connection: Connection, segment: Segment) -> bytes:
+def question(connection: Connection, segment: Segment, l2: bytes) -> bytes:
     """Return a keep-alive, which is not acceptable (RFC 9293 section 3.8.4): the answer has SND.NXT in it.
 
     segment: the peer's, by whose numbers it is asked; what is acknowledged is long past, so that nothing can
-    come of it.
+    come of it. l2: the Ethernet header.
     """
     stamps = None if segment.tsval is None or segment.tsecr is None else (segment.tsecr, segment.tsval)
-    return _segment(connection, seq_add(segment.ack, -1), seq_add(segment.seq, -_OLD), 0, stamps)
+    return _segment(connection.key, l2, seq_add(segment.ack, -1), seq_add(segment.seq, -_OLD), 0, stamps)
 
 
 def _segment(
-    connection: Connection, seq: int, number: int, window: int, stamps: tuple[int, int] | None
+    key: bytes, l2: bytes, seq: int, number: int, window: int, stamps: tuple[int, int] | None
 ) -> bytes:
-    key = connection.key
     size = address_size(key)
     vm, peer, ports = key[:size], key[size : 2 * size], key[2 * size : 2 * size + 4]
     options = b"" if stamps is None else _STAMPS.pack(_STAMPS_ALONE, *stamps)
@@ -81,7 +80,7 @@ def _segment(
         head = _HEAD4.pack(*words, ~ones_sum(addresses, sum(words)) & _MASK)
     else:
         head = _HEAD6.pack(6 << 28, length, 6, _TTL)
-    return b"".join((vnet.NONE, connection.l2, head, addresses, ports, body))
+    return b"".join((vnet.NONE, l2, head, addresses, ports, body))
 
 
 # --- where the VM is

@@ -16,6 +16,7 @@ from vtl_tools.common.freeze.connection import (
     GAP,
     RAISED,
     SPOKE,
+    TAKEN,
     UNHEARD,
     Connection,
     Heard,
@@ -225,7 +226,7 @@ class Freezer:
         table = self.table
         connection = table.get(segment.key)
         mac = bytes(frame[vnet.VNET : vnet.VNET + 6])
-        own = connection.l2[6:12] if connection is not None and connection.has_numbers else b""
+        own = connection.l2[6:12] if connection is not None and connection.proof is None else b""
         if mac != own if own else not self._is_vms(mac):
             self.unanswered["foreign"] += 1
             return
@@ -270,15 +271,13 @@ class Freezer:
             self.unanswered["no-ack"] += 1
             return
         doubt = self.table.doubts(connection)
-        proven = connection.is_proven  # by segments that anybody can repeat
+        # A proof is made of segments that anybody can repeat.
+        proven = connection.proof is not None and connection.is_proven
         heard = Heard.UNACCEPTABLE if proven else connection.peer_sent(segment, GAP if doubt else 0)
-        unsure = (
-            doubt
-            or proven
-            or (heard is not Heard.TAKEN and connection.flags & (FROM_SYN | UNHEARD) == UNHEARD)
-        )
-        unsure = unsure or (heard is Heard.FORGED and not connection.flags & FROM_SYN)
-        if heard is Heard.TAKEN:  # by a peer that knows both ends' numbers, wherever it is now
+        unsure = doubt or proven
+        if heard is not TAKEN and not connection.flags & FROM_SYN:
+            unsure = unsure or heard is Heard.FORGED or connection.flags & UNHEARD != 0
+        if heard is TAKEN:  # by a peer that knows both ends' numbers, wherever it is now
             connection.l2 = self.table.shared(ethernet_back(frame, segment))
         if unsure and connection.may_be_unseen(segment.ack):
             self._learn(connection, segment, frame, doubt, now)
@@ -288,15 +287,14 @@ class Freezer:
             return
         if connection.vm_ack is None:
             return
-        sure = heard is Heard.TAKEN or connection.is_proven_by(segment)
+        sure = heard is TAKEN or connection.is_proven_by(segment)
         if segment.length:
             self._data_arrives(connection, segment, frame, sure, now)
-        elif connection.in_window(segment.seq) or (doubt and not seq_lt(segment.seq, connection.vm_ack)):
-            # it is acceptable, and never answered
-            if sure and self._keep(connection, frame[: segment.end], head=False):
-                self._touch(connection)
         elif seq_lt(segment.seq, connection.vm_ack):
             self._answer(connection, now)
+        elif doubt or connection.in_window(segment.seq):  # acceptable, and never answered
+            if sure and self._keep(connection, frame[: segment.end], head=False):
+                self._touch(connection)
         else:
             self._challenge(connection, now)
 
@@ -387,9 +385,8 @@ class Freezer:
             return
         assert connection.proof is not None
         connection.may_challenge_at, connection.proof.asked = may_at, True
-        if not self.table.is_heard(connection):
-            connection.l2 = self.table.shared(ethernet_back(frame, segment))
-        self.to_network.append(answers.question(connection, segment))
+        l2 = connection.l2 or ethernet_back(frame, segment)
+        self.to_network.append(answers.question(connection, segment, l2))
 
     # --- speaking
 
