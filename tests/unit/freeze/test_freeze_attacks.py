@@ -116,8 +116,12 @@ def test_to_have_it_acknowledged_though_the_ack_was_not_known(new_talk):
 def test_to_have_the_peer_taken_for_foreign(new_talk):
     """Where the VM was never heard, nobody knows which Ethernet address is its own."""
     talk = new_talk().freeze()
-    repeat(talk, ".", 5001, 777, 10, dst_mac=EVE)
-    assert talk.connection.has_numbers
+    for pause in 0.0, 0.3, 0.6:
+        talk.now += pause
+        stamps = (int(talk.now * 1000), 1000)
+        frame = talk._frame(False, ".", 5001, 777, 10, stamps, None, dst_mac=EVE)
+        talk.freezer.from_peer(memoryview(frame), talk.now)
+    assert len(talk.freezer.take()[0]) == 1
     assert repeat(talk, ".", 1001, 201, 10)[2] == [ANSWER]
 
 
