@@ -33,6 +33,10 @@ LINES = {
         [*LINKS, *ALLOW, "--address", "vm"],
         "'vm' does not appear to be an IPv4 or IPv6",
     ),
+    "a key that vouches for what is learned": (
+        [*LINKS, *ALLOW, "--key", "{tmp}/long"],
+        "give --address with --key: the VM's address",
+    ),
     "no such key": ([*LINKS, *ALLOW, "--key", "{tmp}/none"], "No such file or directory; make one with"),
     "a short key": ([*LINKS, *ALLOW, "--key", "{tmp}/short"], "{tmp}/short: a key of less than 16 octets"),
 }
@@ -42,7 +46,9 @@ LINES = {
 def tmp() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="vtl-") as name:
         (Path(name) / "short").write_text("  secret \n            ")
-        (Path(name) / "short").chmod(0o600)
+        (Path(name) / "long").write_text("a secret of the operator")
+        for key in "short", "long":
+            (Path(name) / key).chmod(0o600)
         yield Path(name)
 
 

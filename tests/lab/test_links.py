@@ -2,19 +2,25 @@
 
 import os
 import select
+import socket
 from contextlib import contextmanager
 
 import pytest
 
+from lab.wait import until as seen
 from tests.unit.device.helpers import ether, plain, read_all, until
 from vtl_tools.common.device.afpacket import PacketDevice
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.device.dgram import DgramDevice
 from vtl_tools.common.device.libpcap import LibpcapDevice
 from vtl_tools.common.device.spec import open_device
 from vtl_tools.common.device.tap import TapDevice
 from vtl_tools.common.device.vxlan import VxlanDevice
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
+from vtl_tools.common.packet import address, build
+from vtl_tools.common.packet.checksum import ones_sum
+from vtl_tools.common.packet.vnet import VNET
 
 pytestmark = pytest.mark.lab
 
@@ -243,3 +249,75 @@ def test_libpcap_wants_an_interface_that_is_there(lab):
     with pytest.raises(DeviceError, match="no such network interface; choose of lo"):
         with opened(host, LibpcapDevice("eth9")):
             pass
+
+
+def datagram(number):
+    return bytes.fromhex("0800000000000700") + bytes(plain(number))[VNET:]
+
+
+def test_to_be_taken_for_a_vxlan_peer_of_the_same_link_local_address(lab):
+    """Such addresses are of one link each, and eve is on another one."""
+    near, far, eve = lab.host("near"), lab.host("far"), lab.host("eve")
+    lab.veth(near, "eth0", far, "eth0")
+    lab.veth(near, "eth1", eve, "eth0")
+    for host in far, eve:
+        host.run("ip", "addr", "add", "fe80::99/64", "dev", "eth0", "nodad")
+    for name in "eth0", "eth1":
+        near.run("ip", "addr", "add", "fe80::1/64", "dev", name, "nodad")
+    with opened(near, VxlanDevice("vxlan:test", ("fe80::99%eth0", 4789), 7)) as vxlan:
+        for host, number in (eve, 1), (far, 2):
+            with host.enter(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+                sock.bind(("fe80::99", 0, 0, socket.if_nametoindex("eth0")))
+                sock.sendto(datagram(number), ("fe80::1", 4789, 0, socket.if_nametoindex("eth0")))
+        got = []
+        until(lambda: got.extend(map(bytes, vxlan.read())) or vxlan.rx_frames, vxlan)
+        assert got == [plain(2)]
+        assert vxlan.drops == {Drop.FOREIGN: 1}
+
+
+def test_to_have_a_tunnel_carry_no_large_frames_by_a_made_up_icmp_error(lab):
+    lan, near, far, eve = (lab.host(name, ipv6=False) for name in ("lan", "near", "far", "eve"))
+    for number, host in enumerate((near, far, eve), 1):
+        lab.veth(host, "eth0", lan, host.name)
+        host.addr("eth0", f"192.0.2.{number}/24")
+    lab.bridge(lan, "br0", ["near", "far", "eve"])
+    with opened(near, VxlanDevice("vxlan:test", ("192.0.2.2", 4789), 7, local="192.0.2.1")) as vxlan:
+        assert vxlan.write(Batch.of([plain(1, 14 + 1450)])) == 1
+        sent = build.udp(
+            src_mac=bytes(6), dst_mac=bytes(6), src=address.ip("192.0.2.1"), dst=address.ip("192.0.2.2"),
+            sport=4789, dport=4789, payload=bytes(100),
+        )  # fmt: skip
+        error = bytearray(bytes.fromhex("03040000 0000 0258") + sent[VNET + 14 :][:28])
+        error[2:4] = (~ones_sum(error) & 0xFFFF).to_bytes(2, "big")
+        with eve.enter(), socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
+            sock.sendto(error, ("192.0.2.1", 0))
+        seen(
+            lambda: "mtu 600" in near.run("ip", "route", "get", "192.0.2.2").stdout, "the host to believe it"
+        )
+        assert vxlan.write(Batch.of([plain(1, 14 + 1450)])) == 1
+        assert vxlan.drops == {}
+
+
+def test_to_be_heard_while_there_is_no_way_to_the_peer(lab):
+    near, far = lab.host("near", ipv6=False), lab.host("far", ipv6=False)
+    lab.veth(near, "eth0", far, "eth0")
+    with opened(near, DgramDevice("dgram:test", ("10.0.0.2", 7), ("0.0.0.0", 7))) as device:
+        assert not device.up
+
+        def say(host, number, here):
+            with host.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.bind((here, 7 if host is far else 0))
+                sock.sendto(bytes(plain(number))[VNET:], ("10.0.0.1" if host is far else "127.0.0.1", 7))
+
+        say(near, 1, "127.0.0.1")
+        until(lambda: device.read() or device.drops or device.rx_frames, device)
+        assert device.rx_frames == 0
+        near.addr("eth0", "10.0.0.1/24")
+        far.addr("eth0", "10.0.0.2/24")
+        say(near, 2, "127.0.0.1")
+        until(lambda: device.read() or device.up, device)
+        say(far, 3, "10.0.0.2")
+        got = []
+        until(lambda: got.extend(map(bytes, device.read())) or device.rx_frames, device)
+        assert got == [plain(3)]
+        assert set(device.drops) == {Drop.FOREIGN}

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -40,6 +41,11 @@ def service(scene: Figure6, n: int, *arguments: str, name: str = "") -> Iterator
     ) as running:
         assert running.ready["event"] == "ready"
         yield running
+
+
+def keyed(n: int, key: Path) -> tuple[str, ...]:
+    """Options of a service that others believe by a key, so that its VM's addresses are given."""
+    return *ALLOW, "--address", f"10.{n}.0.5", "--address", f"fd0{n}::5", "--key", str(key)
 
 
 @pytest.fixture
@@ -222,8 +228,8 @@ def test_who_is_not_allowed_or_has_not_the_key_goes_the_long_way(scene: Figure6)
         path.chmod(0o600)
     for number, (first, second, reason) in enumerate((
         (ALLOW, ("--allow", "192.168.0.0/16"), "not-allowed"),
-        ((*ALLOW, "--key", str(keys[0])), ALLOW, "unauthenticated"),
-        ((*ALLOW, "--key", str(keys[0])), (*ALLOW, "--key", str(keys[1])), "unauthenticated"),
+        (keyed(1, keys[0]), ALLOW, "unauthenticated"),
+        (keyed(1, keys[0]), keyed(2, keys[1]), "unauthenticated"),
     )):  # fmt: skip
         with ExitStack() as stack:
             pair = [
@@ -239,7 +245,7 @@ def test_who_is_not_allowed_or_has_not_the_key_goes_the_long_way(scene: Figure6)
             until(refused, reason)
             said = scene["vm1"].run("ping", "-c8", "-i0.2", "10.2.0.5").stdout
             assert set(re.findall(r"ttl=(\d+)", said)) == {str(LONG)}
-    with service(scene, 1, *ALLOW, "--key", str(keys[0])), service(scene, 2, *ALLOW, "--key", str(keys[0])):
+    with service(scene, 1, *keyed(1, keys[0])), service(scene, 2, *keyed(2, keys[0])):
         pings_by(scene, SHORT)
 
 

@@ -1,20 +1,27 @@
-"""A VM that is suspended within a connection, with vtl-freeze beside its interface, in virtual time."""
+"""A VM that is suspended within a connection, with vtl-freeze beside its interface, in virtual time.
+
+An attacker may be there who does not see the connection, and knows all of it but the numbers: see spoof().
+"""
 
 import heapq
 from contextlib import suppress
 
-from tcp_network import DEFAULTS, Network
+from tcp_network import DEFAULTS, HOSTS, MACS, Network
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.freeze import state
 from vtl_tools.common.freeze.freezer import Freezer
 from vtl_tools.common.freeze.headers import parse
+from vtl_tools.common.packet import address, build, tcp
 from vtl_tools.common.packet.offload import segment
-from vtl_tools.common.packet.seq import seq_gt, seq_le
+from vtl_tools.common.packet.seq import seq_between, seq_gt, seq_le
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
 
 SNAP = 14 + 8 + 60 + 60 + 10
 VM, PEER = 0, 1
+EVE = address.mac("02:00:00:00:00:ee")
+WINDOW_MAX, ZONE = 1 << 21, 1 << 25
+"""More than any window here; and how near a guess of the attacker's may be that does not hit one."""
 
 
 class FreezeNetwork(Network):
@@ -30,6 +37,9 @@ class FreezeNetwork(Network):
         self.freezer.table.missed(one_in > 1)
         self.runs, self.away_s = True, 0.0
         self.acked = self.stamped = None
+        self.attacked = self.heard_vm = False
+        self.version = options.get("version", 4)
+        self.of_peer = None
         self.said = []
 
     def miss(self):
@@ -58,6 +68,7 @@ class FreezeNetwork(Network):
             return
         flags = parse(bytearray(frame), from_vm).flags
         if flags & (SYN | FIN | RST) or self.rng.random() * self.one_in < 1:
+            self.heard_vm |= from_vm
             self.freezer.hear(memoryview(bytes(frame))[:SNAP], from_vm, self.now)
 
     def pump(self):
@@ -67,6 +78,7 @@ class FreezeNetwork(Network):
                     self.from_vm(piece)
         for frame in self.ends[PEER].transmit(self.now):
             for piece in segment(frame):
+                self.of_peer = parse(piece, False)
                 self.send(VM, piece)
         self.speak()
 
@@ -86,11 +98,15 @@ class FreezeNetwork(Network):
             found = parse(bytearray(frame), True)
             assert found.flags == ACK
             assert not found.length
-            assert seq_le(found.ack, self.acked), "it acknowledges what the VM did not"
-            if found.tsval is not None:
-                assert seq_le(found.tsval, self.stamped), "it is ahead of the VM's clock"
+            if not self.attacked or self.would_be_taken(found):
+                assert seq_le(found.ack, self.acked), "it acknowledges what the VM did not"
+                if found.tsval is not None:
+                    assert seq_le(found.tsval, self.stamped), "it is ahead of the VM's clock"
             self.said.append((self.now, found))
-            self.send(PEER, frame)
+            if frame[10:16] == MACS[PEER]:
+                self.send(PEER, frame)
+            else:
+                assert not self.heard_vm, "it is told to another than the VM spoke to"
         for frame in to_vm:
             for piece in segment(bytearray(frame)):
                 self.ends[VM].receive(piece, self.vm_now)
@@ -139,6 +155,37 @@ class FreezeNetwork(Network):
                 break
             self.step()
         self.now = max(self.now, until)
+
+    # --- an attacker
+
+    def would_be_taken(self, found):
+        """Whether the peer may look at more of a segment than its number (RFC 9293 section 3.10.7.4)."""
+        return seq_between(self.of_peer.ack - 1, found.seq, self.of_peer.ack + WINDOW_MAX)
+
+    def spoof(self, seconds):
+        """Put the same guess on the wire several times, as the peer's timer would, within so many seconds."""
+        rng = self.rng
+        flags = rng.choice((ACK, ACK, ACK, ACK | FIN, SYN | ACK, SYN, RST))
+        near_seq = self.of_peer.seq + rng.randint(-70_000, 70_000)
+        seq = rng.choice((near_seq, rng.randrange(1 << 32))) if flags != RST else near_seq + ZONE
+        ack = self.of_peer.ack + rng.choice((-1, 1)) * rng.randint(WINDOW_MAX, ZONE)
+        ack = rng.choice((ack, ack, rng.randrange(1 << 32)))
+        if self.would_be_taken(self.of_peer._replace(seq=ack & 0xFFFF_FFFF)):
+            return
+        length = rng.choice((0, 1, 1000))
+        mac = rng.choice((MACS[PEER], EVE))
+        vm, peer = map(address.ip, HOSTS[self.version])
+        when, pause = self.now + rng.uniform(0, seconds), rng.choice((0.16, 0.3, 1.0, 20.0))
+        for i in range(rng.randint(1, 5)):
+            stamps = (rng.randrange(1 << 31) + i * 1000, rng.randrange(1 << 32))
+            frame = build.tcp(
+                src_mac=mac, dst_mac=MACS[VM], src=peer, dst=vm, sport=80, dport=40_000,
+                seq=seq & 0xFFFF_FFFF, ack=ack & 0xFFFF_FFFF if flags & ACK else 0, flags=flags,
+                window=rng.choice((0, 500)), payload=bytes(length),
+                options=tcp.encode_options(timestamps=rng.choice((stamps, None))),
+            )  # fmt: skip
+            self.put(when, VM, frame)
+            when, pause = when + pause, pause * rng.choice((1.5, 2.0))
 
     # --- freezing
 

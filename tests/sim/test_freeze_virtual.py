@@ -112,6 +112,42 @@ OPTIONS = st.fixed_dictionaries({"timestamps": BOOLEANS, "sack": BOOLEANS, "wind
 @settings(deadline=None, max_examples=150)
 @given(
     seed=st.integers(0, 2**32),
+    loss=st.sampled_from([0.0, 0.02, 0.1]),
+    one_in=st.sampled_from([1, 1, 16]),
+    watched=st.sampled_from(["always", "from the middle", "never"]),
+    sizes=st.tuples(*[st.sampled_from([0, 3000, 60_000])] * 2),
+    share=st.floats(0, 1),
+    seconds=st.sampled_from([1.0, 10.0, 300.0]),
+    guesses=st.integers(0, 40),
+    moved=BOOLEANS,
+    options=st.tuples(OPTIONS, OPTIONS),
+)
+def test_a_blind_attacker_makes_no_octet_vanish_and_no_clock_run_ahead(
+    seed, loss, one_in, watched, sizes, share, seconds, guesses, moved, options
+):
+    rng = Random(seed)
+    configs = tuple(Config(user_timeout_s=None, syn_timeout_s=1e6, **one) for one in options)
+    net = FreezeNetwork(rng, one_in=one_in, configs=configs, loss=loss, version=rng.choice((4, 6)))
+    net.watched = watched == "always"
+    net.open()
+    net.run(lambda: all(end.state is State.ESTABLISHED for end in net.ends))
+    transfer = Transfer(net, rng.randbytes(sizes[0]), rng.randbytes(sizes[1]))
+    net.attacked = True
+    for part in 0.5, 1.0:
+        for _ in range(guesses // 4):
+            net.spoof(0.1)
+        transfer.until(int(share * part * max(sizes)))
+        net.watched = watched != "never"
+    if not transfer.turn():
+        for _ in range(guesses):
+            net.spoof(seconds)
+        net.freeze(seconds, moved=moved)
+    transfer.finish()
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    seed=st.integers(0, 2**32),
     loss=st.sampled_from([0.0, 0.02, 0.1, 0.25]),
     reorder=st.sampled_from([0.0, 0.1, 0.5]),
     one_in=st.sampled_from([1, 1, 4, 32]),

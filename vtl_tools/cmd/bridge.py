@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from vtl_tools.common import cli
+from vtl_tools.common.bucket import Bucket
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.packet.vnet import VNET
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 AGE_S: Final = 300.0
 """How long a station is remembered that is not heard of (IEEE 802.1Q-2022 table 8-6)."""
 STATIONS_MAX: Final = 8192
-"""A guest that sends from ever new addresses costs no more memory than this many."""
+"""A guest that sends from ever new addresses costs no more memory than this, and takes room from its port."""
+SHARED_PER_S: Final = 1000.0
+"""Stations of which a worker tells the others; who is not known there is flooded to."""
 
 _DST = slice(VNET, VNET + 6)
 _SRC = slice(VNET + 6, VNET + 12)
@@ -48,6 +51,8 @@ class Switch(Stage):
         super().__init__(len(names))
         self.names = names
         self.stations: dict[bytes, tuple[int, float]] = {}
+        self._behind: list[dict[bytes, None]] = [{} for _ in names]  # in the order of last sight
+        self._shared = Bucket(SHARED_PER_S)
         self._due = 0.0
         self._picked = Batch()
 
@@ -78,17 +83,24 @@ class Switch(Stage):
             known = self.stations.get(source)
             if known is None or known[0] != port or now - known[1] > 1.0:
                 self._learn(source, port, now)
-                self.share(bytes([port]) + source)
+                if self._shared.take(now):
+                    self.share(bytes([port]) + source)
         if ethernet[VNET] & 1:
             return _FLOOD
         known = self.stations.get(ethernet[_DST])
         return _FLOOD if known is None or now - known[1] > AGE_S else known[0]
 
     def _learn(self, station: bytes, port: int, now: float) -> None:
-        self.stations.pop(station, None)  # so that the table stays in the order of last sight
+        self._forget(station)
         if len(self.stations) >= STATIONS_MAX:
-            del self.stations[next(iter(self.stations))]
+            fullest = max(self._behind, key=len)
+            self._forget(next(iter(fullest)))
         self.stations[station] = (port, now)
+        self._behind[port][station] = None
+
+    def _forget(self, station: bytes) -> None:
+        if (known := self.stations.pop(station, None)) is not None:
+            del self._behind[known[0]][station]
 
     def hear(self, message: bytes, now: float) -> None:
         """Learn what another worker learnt."""
@@ -98,7 +110,8 @@ class Switch(Stage):
     def on_link(self, port: int, up: bool, now: float) -> None:
         """Forget who was behind a link that went away."""
         if not up:
-            self.stations = {mac: seen for mac, seen in self.stations.items() if seen[0] != port}
+            for station in list(self._behind[port]):
+                self._forget(station)
 
     def deadline(self) -> float | None:
         """Ageing is looked at where there is something to age."""
@@ -109,7 +122,8 @@ class Switch(Stage):
         if now < self._due:
             return
         self._due = now + AGE_S / 4
-        self.stations = {mac: seen for mac, seen in self.stations.items() if now - seen[1] <= AGE_S}
+        for station in [mac for mac, (_, seen) in self.stations.items() if now - seen > AGE_S]:
+            self._forget(station)
 
     def status(self, now: float) -> dict[str, object]:
         """Return the table of stations."""

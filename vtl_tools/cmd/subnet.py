@@ -260,7 +260,7 @@ def _is_honest(frame: memoryview, head: bytes) -> bool:
 @click.option("--mac", type=Mac(), help="The VM's Ethernet address.  [default: the first that it uses]")
 @click.option(
     "--address", "own", type=Network(), multiple=True, metavar="PREFIX",
-    help="An address or prefix of the VM; may be repeated.  [default: learned from its traffic]",
+    help="An address or prefix of the VM; may be repeated, needed with --key.  [default: learned]",
 )  # fmt: skip
 @click.option("--key", type=Secret(), metavar="FILE", help="Believe only who has the same key.")
 @cli.guard_option
@@ -291,12 +291,17 @@ def main(
     ):
         if not given:
             raise click.UsageError(f"give {option}: {what}")
+    if key is not None and not own:
+        raise click.UsageError(
+            "give --address with --key: the VM's address, since peers rely on the key,"
+            " and an address that is learned may be another's"
+        )
     cli.check_links((iface, default, direct))
 
     def make_stage() -> Subnet:
         from secrets import token_bytes
 
-        vm = VM(mac, own)
+        vm = VM(mac, own, learns=key is None)
         return Subnet(vm, nonce=token_bytes, allow=allow, given=dict(peer), key=key)
 
     def make_links(_: int) -> list[Any]:

@@ -12,7 +12,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ class Workers:
         self.fanout = os.getpid() & 0x7FFF
         self._buses = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(count)]
         self._streams: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
+        self._owed: Counter[int] = Counter()
         self._busy = asyncio.Lock()
         self._started = time.monotonic()
         self._exit_code: int | None = None
@@ -96,6 +98,10 @@ class Workers:
         runner = self.make(number)
         runner.boss, runner.hearing = boss, self._buses[number][0]
         others = [bus[1] for i, bus in enumerate(self._buses) if i != number]
+        self._buses[number][1].close()
+        for i, bus in enumerate(self._buses):
+            if i != number:
+                bus[0].close()  # what is for another is not ours to take
         runner.stage.share = partial(_share, others)
         os.environ.pop("NOTIFY_SOCKET", None)
         return runner.run()
@@ -179,19 +185,40 @@ class Workers:
 
     async def status(self, request: control.Result) -> control.Result:
         """Ask every worker, and return the sums."""
-        async with self._busy:  # answers come in the order of the questions
-            answers = []
-            for _, writer in self._streams.values():
-                writer.write(b'{"verb": "status"}\n')
-            for reader, _ in self._streams.values():
-                line = await asyncio.wait_for(reader.readline(), control.PATIENCE_S)
-                if not line:
-                    raise VTLError("a worker ended")
-                answers.append(json.loads(line)["result"])
+        async with self._busy:
+            answers = await ask_all(self._streams, self._owed)
         total: control.Result = merge(answers)
         total.update(self.interfaces.status())
         total.update(pid=os.getpid(), workers=self.count, uptime_s=round(time.monotonic() - self._started, 3))
         return total
+
+
+async def ask_all(
+    streams: Mapping[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]],
+    owed: Counter[int],
+    patience_s: float = control.PATIENCE_S,
+) -> list[Any]:
+    """Ask workers, by process, for their status; return their answers. Raises VTLError.
+
+    owed: how many answers each owes; those to earlier questions come first, and tell of the past.
+    """
+    for pid, (_, writer) in streams.items():
+        writer.write(b'{"verb": "status"}\n')
+        owed[pid] += 1
+    answers = []
+    for pid, (reader, _) in streams.items():
+        try:
+            while owed[pid]:
+                line = await asyncio.wait_for(reader.readline(), patience_s)
+                owed[pid] -= 1
+            answers.append(json.loads(line)["result"])
+        except TimeoutError:
+            raise VTLError(f"worker {pid} does not answer; see whether it is stopped") from None
+        except (ValueError, KeyError, TypeError, RecursionError, OSError):
+            raise VTLError(
+                f"worker {pid} ended, or answers what is no status; start the service anew"
+            ) from None
+    return answers
 
 
 def merge(answers: Sequence[Any]) -> Any:
@@ -215,5 +242,5 @@ def merge(answers: Sequence[Any]) -> Any:
 
 def _share(others: Sequence[socket.socket], message: bytes) -> None:
     for sock in others:
-        with suppress(BlockingIOError):
+        with suppress(BlockingIOError, ConnectionError):  # its loop is full, or it has ended
             sock.send(message)

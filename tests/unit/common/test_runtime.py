@@ -1,11 +1,13 @@
 """The runtime on links in memory: frames pass, links come and go, its parts say what they should."""
 
+import asyncio
 import json
 import os
 import signal
 import socket
 import threading
 import time
+from collections import Counter
 
 import pytest
 
@@ -18,7 +20,7 @@ from vtl_tools.common.packet.vnet import NONE
 from vtl_tools.common.runtime import Options, Runner, notify, say
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.watch import human
-from vtl_tools.common.workers import merge
+from vtl_tools.common.workers import ask_all, merge
 
 FRAME = NONE + bytes(60)
 
@@ -246,3 +248,43 @@ def test_statuses_of_workers_add_up():
 )
 def test_numbers_for_people(value, text):
     assert human(value) == text
+
+
+class Asked:
+    """A worker as its first process sees it: what was written to it, and what it says."""
+
+    def __init__(self):
+        self.reader, self.questions = asyncio.StreamReader(), 0
+
+    def write(self, line):
+        self.questions += 1
+
+    def say(self, *answers):
+        for answer in answers:
+            self.reader.feed_data(json.dumps(answer).encode() + b"\n")
+
+
+def test_a_worker_that_was_late_is_not_believed_about_the_past():
+    async def main():
+        one, other = Asked(), Asked()
+        streams, owed = {1: (one.reader, one), 2: (other.reader, other)}, Counter()
+        one.say({"result": 1})
+        with pytest.raises(VTLError, match="worker 2 does not answer"):
+            await ask_all(streams, owed, 0.01)
+        other.say({"result": "old"}, {"result": 4})
+        one.say({"result": 3})
+        assert await ask_all(streams, owed, 9.0) == [3, 4]
+        assert one.questions == other.questions == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("said", [b"\n", b"[]\n", b"{}\n", b"[" * 10_000 + b"\n", b"5\n", b"\xff\n"])
+def test_a_worker_that_answers_nonsense_is_told_of_in_a_line(said):
+    async def main():
+        one = Asked()
+        one.reader.feed_data(said)
+        with pytest.raises(VTLError, match="worker 1 ended, or answers what is no status"):
+            await ask_all({1: (one.reader, one)}, Counter())
+
+    asyncio.run(main())

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from vtl_tools.cmd.bridge import AGE_S, STATIONS_MAX, Bridge, Switch
+from vtl_tools.cmd.bridge import AGE_S, SHARED_PER_S, STATIONS_MAX, Bridge, Switch
 from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.packet.vnet import NONE
 from vtl_tools.common.stage import Stage, join
@@ -112,6 +112,26 @@ def test_a_guest_with_ever_new_addresses_costs_a_bounded_table(switch):
         frames = [frame(EVERYBODY, b"\x02" + rng.randbytes(5)) for _ in range(SLOTS)]
         switch.push(0, *frames)
     assert len(switch.stage.stations) == STATIONS_MAX
+
+
+def test_to_hear_what_is_for_others_by_a_flood_of_made_up_stations(switch):
+    switch.push(1, frame(EVERYBODY, B))
+    switch.push(2, frame(EVERYBODY, C))
+    rng = Random(1)
+    for _ in range(2 * STATIONS_MAX // SLOTS):
+        switch.push(0, *(frame(EVERYBODY, b"\x02" + rng.randbytes(5)) for _ in range(SLOTS)), now=0.5)
+    assert switch.push(2, frame(B, C), now=0.6) == {1: [frame(B, C)]}
+
+
+def test_to_keep_other_workers_busy_by_a_flood_of_made_up_stations(switch):
+    told = []
+    switch.stage.share = told.append
+    rng = Random(1)
+    for number in range(100):
+        switch.push(
+            0, *(frame(EVERYBODY, b"\x02" + rng.randbytes(5)) for _ in range(SLOTS)), now=number / 100
+        )
+    assert len(told) <= 2 * SHARED_PER_S
 
 
 def test_a_link_that_goes_takes_its_stations_along(switch):

@@ -205,6 +205,23 @@ def test_vxlan_takes_frames_from_its_peer_only():
         assert device.drops == {Drop.FOREIGN: 1}
 
 
+def test_to_slip_in_among_the_frames_of_a_vxlan_peer():
+    (port,) = free_ports(1)
+    head = bytes.fromhex("0800000000000700")
+    with VxlanDevice("vxlan:a", ("127.0.0.2", 4789), 7, port=port, local="127.0.0.1") as device:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as eve,
+        ):
+            peer.bind(("127.0.0.2", 0))
+            eve.bind(("127.0.0.1", 0))
+            for number in range(20):
+                sock, octets = (peer, ether(number)) if number % 3 else (eve, ether(99))
+                sock.sendto(head + octets, ("127.0.0.1", port))
+        assert read_all(device, 13) == [ether(number) for number in range(20) if number % 3]
+        assert device.drops == {Drop.FOREIGN: 7}
+
+
 def test_vxlan_runts_are_counted(tunnel):
     _, right, address = tunnel
     with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_DGRAM) as peer:

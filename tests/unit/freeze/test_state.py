@@ -36,6 +36,42 @@ def test_what_is_frozen_stays_so(new_talk, version):
     assert len(other.delivered) == 2
 
 
+@pytest.mark.parametrize("is_heard", [True, False])
+def test_what_was_proven_stays_so_until_it_is_contradicted(new_talk, is_heard):
+    talk = new_talk()
+    if is_heard:
+        talk.vm("P.", 1, 501, 200)
+        talk.freezer.table.missed(True)
+    talk.freeze()
+    for pause in 0.0, 0.3, 0.6:
+        talk.now += pause
+        said = talk.peer(".", 1001, 201, 10, stamps=(int(talk.now * 1000), 1000))
+    assert said[0][:4] == (".", 201, 1001, 0)
+    before = text_of(talk)
+    other = new_talk()
+    other.now = talk.now
+    state.load(before, "x", other.freezer, other.now)
+    assert json.loads(text_of(other)) == json.loads(before)
+    assert other.peer(".", 1001, 201, 10)[0][2] == 1001
+    assert [one[2] for one in other.peer(".", 701, 201, 10)] == ([501] if is_heard else [])
+    other.thaw()
+    assert len(other.freezer.table) == is_heard
+
+
+def test_a_proof_that_is_none_is_told(new_talk):
+    talk = new_talk().freeze()
+    for pause in 0.0, 0.3, 0.6:
+        talk.now += pause
+        talk.peer(".", 1001, 201, 10, stamps=(int(talk.now * 1000), 1000))
+    for path, value in (
+        (["peer_ack"], None), (["before_proof", "peer_window"], None), (["before_proof", "vm_ack"], "x"),
+        (["before_proof"], 5),
+    ):  # fmt: skip
+        text = changed(text_of(talk), ["connections", 0, *path], value)
+        with pytest.raises(VTLError, match="export the state anew"):
+            state.load(text, "x", Freezer(), 1.0)
+
+
 def test_a_reset_is_still_told(new_talk):
     talk = held(new_talk)
     talk.peer("R", 1001, stamps=None)

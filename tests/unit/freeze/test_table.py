@@ -48,7 +48,7 @@ def test_without_scaling_at_the_peer_the_vm_does_not_scale(new_talk):
 def test_a_connection_anew_forgets_the_one_before(new_talk):
     talk = new_talk().open()
     talk.vm("S.", 70_000, 90_001)
-    assert talk.connection.peer_ack is None
+    assert not talk.connection.has_numbers
     assert (talk.connection.vm_ack + 5000) % 2**32 == 90_001
 
 

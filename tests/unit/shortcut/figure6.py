@@ -32,8 +32,11 @@ class Site:
 
     def restart(self, *, mac=None, networks=(), **options):
         options.setdefault("allow", ALLOW)
+        if options.get("key") is not None and not networks:
+            networks = [ipaddress.ip_network(own) for own in (self.ip, self.ip6)]
         self.got, self.told, self.long, self.direct, self.events = [], [], [], [], []
-        self.stage = Subnet(VM(mac, networks), nonce=Random(self.number).randbytes, **options)
+        vm = VM(mac, networks, learns=options.get("key") is None)
+        self.stage = Subnet(vm, nonce=Random(self.number).randbytes, **options)
         self.stage.out = [self._to_vm, self._to_default, self._to_direct]
         self.stage.event = lambda name, **fields: self.events.append((name, fields))
         for port in FROM_VM, DEFAULT, DIRECT:

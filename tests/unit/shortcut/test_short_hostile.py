@@ -227,6 +227,57 @@ def test_without_the_key_nobody_is_believed():
     assert "up" not in (one.state(other), other.state(one))
 
 
+@pytest.mark.parametrize("key", [None, KEY], ids=["no-key", "key"])
+@pytest.mark.parametrize("given", [(), ("10.1.0.5/32",)], ids=["learned", "given"])
+def test_to_have_anothers_address_announced_by_an_accomplice_on_the_vms_network(key, given):
+    """The VM sends from the victim's address, and a second station delivers a packet to it that is for it."""
+    world = World(2, key=key)
+    one, other = world
+    victims = address.ip("10.66.0.1"), address.ip("fd66::1")
+    one.restart(key=key, networks=list(map(ipaddress.ip_network, given)))
+    world.talk()
+    for _ in range(3):
+        for victim, v6 in zip(victims, (False, True), strict=True):
+            one.send(other, v6=v6, src=victim)
+            accomplice = {"src_mac": EVE, "dst_mac": one.mac, "dst": victim}
+            one.push(DEFAULT, other.packet(one, v6=v6, **accomplice))
+        world.run(3.0)
+    announced = {octets for frame in one.direct if (said := read(frame)) for octets in said.addresses}
+    if key is not None:
+        assert one.ip in announced
+        assert not announced & set(victims)
+    else:  # nobody vouches for anything; what is given is kept to all the same
+        assert (victims[0] in announced) is not bool(given)
+
+
+def read(frame):
+    with suppress(Malformed):
+        return Message.at(frame)
+
+
+def test_to_have_the_vms_addresses_forgotten_by_deliveries_that_are_not_for_it(world):
+    one, other = world
+    for number in range(1000):
+        dst = b"\x0a\x63" + number.to_bytes(2, "big")
+        one.push(DEFAULT, other.packet(one, src_mac=EVE, dst_mac=one.mac, dst=dst))
+    assert one.stage.vm.addresses == (one.ip,)
+
+
+def test_to_send_the_vm_a_redirect_in_the_name_of_its_router(up):
+    one, other = up
+    one.got.clear()
+    one.told.clear()
+    ends = {"src_mac": other.mac, "dst_mac": one.mac, "src": other.ip, "dst": one.ip, "ttl": 63}
+    packet = build.udp(**ends, sport=1, dport=2, payload=bytes(40))
+    at = vnet.VNET + 14
+    packet[at + 9], packet[at + 20], packet[at + 21] = 1, 5, 1
+    pkt = Packet.at(packet)
+    pkt.compute_ip_checksum()
+    one.push(DIRECT, packet)
+    assert one.got == one.told == []
+    assert one.stage.drops["options"] == 1
+
+
 def test_recorded_messages_bring_nothing_up_and_nothing_down():
     world = World(2, key=KEY)
     world.talk()

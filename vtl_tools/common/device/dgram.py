@@ -36,8 +36,8 @@ UDP_MAX: Final = 65507
 class DgramDevice(Device):
     """QEMU's -netdev dgram, either end.
 
-    A unix peer is up while its socket is there. A UDP peer is down once its host refuses a datagram, up
-    again when one comes from it, and meanwhile sent to all the same.
+    A unix peer is up while its socket is there. A UDP peer is down until there is a route to it, and once its
+    host refuses a datagram; it is up again when one comes from it, and meanwhile sent to all the same.
     """
 
     def __init__(self, spec: str, remote: Address, local: Address) -> None:
@@ -48,6 +48,7 @@ class DgramDevice(Device):
             self.mtu = UDP_MAX - ETHERNET
         self._where: SocketAddress = remote
         self._door = custodian.Door(remote) if isinstance(remote, str) else None
+        self._is_connected = False
         self._sock: socket.socket | None = None
         self._file: SocketFile | None = None
         self._batch = Batch()
@@ -74,18 +75,18 @@ class DgramDevice(Device):
         assert self._sock is not None
         code = self._sock.connect_ex(self._where) if self._door is None else self._door.connect_ex(self._sock)
         if code == 0 and not self.up:
-            if self._unix:
-                self._drain()
+            self._drain()
+            self._is_connected = True
             self.went_up()
         elif code:
             if code == errno.EACCES and not self.up:
                 raise PermissionError(code, "not permitted to send to the peer")
             self.went_down("nobody is at the other end")
-        if self._unix:
+        if self._unix or code:
             self.handle.alarm(CHECK_S if self.up else RETRY_S)
 
     def _drain(self) -> None:
-        """Whoever may write to the socket's file could send before the socket was connected."""
+        """Drop what came before the socket was connected, when anybody could send to it."""
         assert self._sock is not None
         try:
             while True:
@@ -98,10 +99,7 @@ class DgramDevice(Device):
         """Receive up to a batch of frames."""
         assert self._sock is not None
         batch = self._batch
-        if not self._unix:
-            if not self.up:
-                self.handle.rang()
-        elif self.handle.rang():
+        if (self._unix or not self.up) and self.handle.rang() and (self._unix or not self._is_connected):
             try:
                 self._reach()
             except PermissionError:
@@ -114,7 +112,7 @@ class DgramDevice(Device):
         if not batch:
             return batch
         if not self.up:
-            if self._unix:
+            if self._unix or not self._is_connected:
                 bad = dict.fromkeys(range(batch.count), Drop.FOREIGN)
             else:
                 self.went_up()
@@ -127,7 +125,7 @@ class DgramDevice(Device):
         return sum(self._send(plain) for plain in self._plain(batch))
 
     def _send(self, batch: Batch) -> int:
-        if self._sock is None or (self._unix and not self.up):
+        if self._sock is None or not self._is_connected or (self._unix and not self.up):
             return self.refused(batch, Drop.LINK_DOWN)
         return self._outbox.send(self, self._sock.fileno(), batch)
 

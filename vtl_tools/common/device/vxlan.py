@@ -28,7 +28,7 @@ _IP_MTU: Final = 14
 _IP_MTU_DISCOVER: Final = 10
 _IPV6_MTU: Final = 24
 _IPV6_MTU_DISCOVER: Final = 23
-_PMTUDISC_DO: Final = 2
+_PMTUDISC_PROBE: Final = 3  # never fragment, and believe no ICMP error about what fits
 
 
 class VxlanDevice(Device):
@@ -62,12 +62,13 @@ class VxlanDevice(Device):
             self._hosts = _host_columns(family, self._inbox.names, _sockaddr(family, where))
             sock = self._sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             enlarge(sock, BUFFER)
-            # "VTEPs MUST NOT fragment VXLAN packets" (section 4.3): what is too big is not sent.
+            # "VTEPs MUST NOT fragment VXLAN packets" (section 4.3): what is too big is not sent. Anybody can
+            # send an ICMP error that quotes our addresses and ports, which are no secret.
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
             else:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
+                sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
             any_address = "::" if family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 - told by `local`
             local_family, local = resolve(
                 self.spec, (self._local or any_address, self._port), socket.SOCK_DGRAM
@@ -141,11 +142,14 @@ def _sockaddr(family: socket.AddressFamily, where: SocketAddress) -> bytes:
 def _host_columns(
     family: socket.AddressFamily, names: memoryview, peer: bytes
 ) -> list[tuple[memoryview, bytes]]:
-    """Return views on the host part of every address in names, each with what the peer's is there."""
+    """Return views on the host part of every address in names, each with what the peer's is there.
+
+    Of IPv6, the scope is a part: a link-local address is of one link, and others may have it on theirs.
+    """
     if family == socket.AF_INET:
         return [(names.cast("I")[1 :: NAME_SIZE // 4], peer[4:8])]
     words = names.cast("Q")
-    return [(words[i :: NAME_SIZE // 8], peer[8 * i : 8 * i + 8]) for i in (1, 2)]
+    return [(words[i :: NAME_SIZE // 8], peer[8 * i : 8 * i + 8].ljust(8, b"\0")) for i in (1, 2, 3)]
 
 
 def _path_mtu(family: socket.AddressFamily, where: SocketAddress) -> int:

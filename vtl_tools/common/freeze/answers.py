@@ -4,7 +4,7 @@ import struct
 from typing import Final
 
 from vtl_tools.common.freeze.connection import RAISED, Connection
-from vtl_tools.common.freeze.headers import address_size
+from vtl_tools.common.freeze.headers import Segment, address_size
 from vtl_tools.common.packet import address, arp, build, derive, ether, nd, vnet
 from vtl_tools.common.packet.checksum import ones_sum
 from vtl_tools.common.packet.packet import Packet
@@ -48,25 +48,28 @@ def ack(connection: Connection, window: int) -> bytes:
     assert connection.peer_ack is not None
     assert connection.vm_ack is not None
     seq = seq_add(connection.peer_ack, 1) if connection.flags & RAISED else connection.peer_ack
-    return _segment(connection, seq, connection.vm_ack, window)
+    stamps = None
+    if connection.peer_tsval is not None and connection.vm_tsval is not None:
+        stamps = connection.vm_tsval, connection.peer_tsval
+    return _segment(connection.key, connection.l2, seq, connection.vm_ack, window, stamps)
 
 
-def question(connection: Connection, seq: int) -> bytes:
+def question(connection: Connection, segment: Segment, l2: bytes) -> bytes:
     """Return a keep-alive, which is not acceptable (RFC 9293 section 3.8.4): the answer has SND.NXT in it.
 
-    seq: of the peer's, roughly; what is acknowledged is long past, so that nothing can come of it.
+    segment: the peer's, by whose numbers it is asked; what is acknowledged is long past, so that nothing can
+    come of it. l2: the Ethernet header.
     """
-    assert connection.peer_ack is not None
-    return _segment(connection, seq_add(connection.peer_ack, -1), seq_add(seq, -_OLD), 0)
+    stamps = None if segment.tsval is None or segment.tsecr is None else (segment.tsecr, segment.tsval)
+    return _segment(connection.key, l2, seq_add(segment.ack, -1), seq_add(segment.seq, -_OLD), 0, stamps)
 
 
-def _segment(connection: Connection, seq: int, number: int, window: int) -> bytes:
-    key = connection.key
+def _segment(
+    key: bytes, l2: bytes, seq: int, number: int, window: int, stamps: tuple[int, int] | None
+) -> bytes:
     size = address_size(key)
     vm, peer, ports = key[:size], key[size : 2 * size], key[2 * size : 2 * size + 4]
-    options = b""
-    if connection.peer_tsval is not None and connection.vm_tsval is not None:
-        options = _STAMPS.pack(_STAMPS_ALONE, connection.vm_tsval, connection.peer_tsval)
+    options = b"" if stamps is None else _STAMPS.pack(_STAMPS_ALONE, *stamps)
     length = 20 + len(options)
     body = _TCP.pack(seq, number, length << 10 | ACK, window, 0, 0) + options
     addresses = vm + peer
@@ -77,7 +80,7 @@ def _segment(connection: Connection, seq: int, number: int, window: int) -> byte
         head = _HEAD4.pack(*words, ~ones_sum(addresses, sum(words)) & _MASK)
     else:
         head = _HEAD6.pack(6 << 28, length, 6, _TTL)
-    return b"".join((vnet.NONE, connection.l2, head, addresses, ports, body))
+    return b"".join((vnet.NONE, l2, head, addresses, ports, body))
 
 
 # --- where the VM is

@@ -4,11 +4,12 @@ What is seen may be a sample, and begin in the middle, so this is no state model
 keeps maxima, which are right from the first segment on that tells of them.
 """
 
+from enum import Enum
 from typing import Final
 
 from vtl_tools.common.freeze.headers import Segment
 from vtl_tools.common.freeze.proof import Proof
-from vtl_tools.common.packet.seq import seq_add, seq_between, seq_ge, seq_gt, seq_le, seq_max
+from vtl_tools.common.packet.seq import seq_add, seq_between, seq_ge, seq_gt, seq_max
 from vtl_tools.common.packet.tcp import ACK, FIN, SYN
 
 VM_FIN: Final = 1
@@ -19,11 +20,26 @@ RAISED: Final = 16  # the peer did not believe the shut window: SEG.SEQ is one h
 USER_TIMEOUT: Final = 32  # the peer has told of a user timeout (RFC 5482)
 ACK_LATER: Final = 64  # the held acknowledgement came after the held head
 CLOSED: Final = 128  # it will be forgotten
-HEARD_WHOLE: Final = 256  # the peer's numbers are from segments whose checksum was looked at
+OPENING: Final = 256  # the VM has sent a SYN, and nothing else is known yet
+UNHEARD: Final = 512  # peer_ack is where the first segment of the VM began: the peer itself told nothing yet
 
 GAP: Final = 1 << 26
 """Octets that may have passed unseen, where not all is seen."""
 SHIFT_MAX: Final = 14  # RFC 7323 section 2.3
+
+
+PROVEN: Final = ("vm_ack", "vm_tsval", "peer_ack", "peer_window", "peer_tsval")
+
+
+class Heard(Enum):
+    """What a segment of the peer is to the VM (RFC 9293 section 3.10.7.4)."""
+
+    FORGED = "forged"  # it acknowledges what was never sent, or is long past (RFC 5961 section 5.2)
+    UNACCEPTABLE = "unacceptable"  # it is not within the window, or late: nothing is learned from it
+    TAKEN = "taken"
+
+
+TAKEN: Final = Heard.TAKEN  # a third of the time of looking it up in an Enum
 
 
 class Connection:
@@ -32,6 +48,7 @@ class Connection:
     vm_ack: the highest that the VM has acknowledged. vm_nxt: behind all that it was seen to have sent.
     vm_window: its last one, as in a segment without SYN. vm_scale: its shift; None: not heard.
     peer_ack: the highest that the peer has acknowledged; peer_nxt, peer_window: likewise.
+    proof: what is proven, or may be, where the VM's segments passed unseen.
     seen: when it was last heard of. epoch: see Table.missed(). head: the peer's frame with the octet at
     vm_ack; newest: its latest pure ACK. probes: segments answered since the VM is away, the first at
     `since`. may_at, may_challenge_at: see Pace.
@@ -81,6 +98,9 @@ class Connection:
         elif flags & SYN:
             self.vm_window = window >> (self.vm_scale or 0)
         end = seq_add(seq, length)
+        if self.peer_ack is None:
+            self.peer_ack = seq
+            self.flags |= UNHEARD
         if self.vm_nxt is None or seq_gt(end, self.vm_nxt):
             self.vm_nxt = end
         if tsval is not None and (self.vm_tsval is None or seq_gt(tsval, self.vm_tsval)):
@@ -90,46 +110,107 @@ class Connection:
 
     # --- what the peer sends
 
-    def peer_sent(self, segment: Segment, doubt: bool, whole: bool = False) -> bool:
-        """Follow a segment of the peer that has an ACK; tell whether it can be of the connection.
+    def peer_sent(self, segment: Segment, slack: int = 0) -> Heard:
+        """Follow a segment of the peer that has an ACK, if the VM would take it, and tell whether it would.
 
-        doubt: whether segments of the VM may have passed unseen. An ACK of what was never sent is somebody
-        else's guess (RFC 5961 section 5), and nothing is learned from it. whole: its checksum is right; in
-        doubt, the first such one is believed more than all that was only overheard, which may be damaged.
+        Anybody can make up a segment. So SEG.ACK is believed within what the VM was seen to have sent, and
+        SEG.SEQ within the window that it was seen to offer. slack: octets by which that may have moved on.
         """
-        _, seq, ack, flags, window, length, tsval, tsecr, _, _, _ = segment
-        if not self._may_acknowledge(ack, doubt):
-            return False
-        if whole and doubt and not self.flags & HEARD_WHOLE:
-            self.flags |= HEARD_WHOLE
-            self.peer_ack = self.peer_nxt = self.peer_tsval = None
-        if self.peer_ack is None or seq_ge(ack, self.peer_ack):
-            self.peer_ack, self.peer_window = ack, window
-        end = seq_add(seq, length)
+        _, seq, ack, flags, window, length, tsval, _, _, _, _ = segment
+        nxt, una, number = self.vm_nxt, self.peer_ack, self.vm_ack
+        if nxt is None or una is None or not seq_between(una, ack, nxt + 1):
+            late = nxt is not None and una is not None and seq_between(una - GAP, ack, una)
+            return Heard.UNACCEPTABLE if late else Heard.FORGED
+        if number is not None:
+            right = number + (self.vm_window << (SHIFT_MAX if self.vm_scale is None else self.vm_scale))
+            if not seq_between(number - length - 1, seq, right + slack + 1):
+                return Heard.UNACCEPTABLE
+        self.peer_ack, self.peer_window = ack, window
+        if self.flags & UNHEARD:
+            self.flags &= ~UNHEARD
+        end = (seq + length) & 0xFFFF_FFFF
         if self.peer_nxt is None or seq_gt(end, self.peer_nxt):
             self.peer_nxt = end
-        if tsval is not None and tsecr is not None:
-            if self.peer_tsval is None or seq_gt(tsval, self.peer_tsval):
-                self.peer_tsval = tsval
-            if whole and (doubt or self.vm_tsval is None):
-                self.vm_tsval = tsecr if self.vm_tsval is None else seq_max(tsecr, self.vm_tsval)
+        if tsval is not None and (self.peer_tsval is None or seq_gt(tsval, self.peer_tsval)):
+            self.peer_tsval = tsval
         if flags & FIN:
             self.flags |= PEER_FIN
-        return True
+        return TAKEN
 
-    def _may_acknowledge(self, ack: int, doubt: bool) -> bool:
-        if self.vm_nxt is not None and seq_le(ack, self.vm_nxt):
+    def may_be_unseen(self, ack: int) -> bool:
+        """Whether an ACK may be of what the VM sent unseen: behind what was heard of it, by GAP at most."""
+        if self.vm_nxt is None:
             return True
-        if not doubt:
-            return False
-        known = self.vm_nxt if self.vm_nxt is not None else self.peer_ack
-        return known is None or seq_le(ack, seq_add(known, GAP))
+        una = self._una_heard
+        return seq_between((self.vm_nxt if una is None else una) - GAP, ack, self.vm_nxt + GAP)
+
+    # --- what is proven
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the numbers are what the peer has shown, and not what was heard."""
+        return self.proof is not None and self.proof.number is not None
+
+    @property
+    def _una_heard(self) -> int | None:
+        if self.proof is None or self.proof.number is None:
+            return self.peer_ack
+        return self.proof.heard["peer_ack"]
+
+    def is_late(self, ack: int) -> bool:
+        """Whether the peer was heard to acknowledge more, before anything was to be proven."""
+        una = self._una_heard
+        return una is not None and not self.flags & UNHEARD and not seq_ge(ack, una)
+
+    def prove(self, number: int, segment: Segment) -> None:
+        """Speak by the numbers of a segment that came again and again, until something contradicts it.
+
+        number: what the VM had acknowledged.
+        """
+        proof = self.proof
+        assert proof is not None
+        proof.number = number
+        proof.heard = {name: getattr(self, name) for name in PROVEN}
+        self.vm_ack, self.peer_ack, self.peer_window = number, segment.ack, segment.window
+        self.peer_tsval = segment.tsval
+        if segment.tsval is not None and segment.tsecr is not None:
+            self.vm_tsval = segment.tsecr if self.vm_tsval is None else seq_max(segment.tsecr, self.vm_tsval)
+
+    def is_proven_by(self, segment: Segment) -> bool:
+        """Whether a segment bears the number that is proven to be the peer's."""
+        return self.is_proven and self.peer_ack == segment.ack
+
+    def peer_repeats(self, segment: Segment) -> None:
+        """Follow a segment that is as what was proven."""
+        self.peer_window = segment.window
+        if segment.tsval is not None and (self.peer_tsval is None or seq_gt(segment.tsval, self.peer_tsval)):
+            self.peer_tsval = segment.tsval
+        if segment.flags & FIN:
+            self.flags |= PEER_FIN
+
+    def disprove(self) -> None:
+        """Forget what was proven, or was to be; what was heard before stands again."""
+        if self.proof is not None and self.is_proven:
+            for name, value in self.proof.heard.items():
+                setattr(self, name, value)
+        self.proof = None
+
+    def overrule(self, segment: Segment) -> None:
+        """Follow a segment of the VM, whose own word goes before what was proven."""
+        una, window, tsval = self.peer_ack, self.peer_window, self.peer_tsval
+        self.disprove()
+        self.vm_sent(segment)
+        assert self.vm_nxt is not None
+        if una is not None and seq_between(self.vm_nxt - GAP, una, self.vm_nxt + 1) and self.flags & UNHEARD:
+            self.peer_ack, self.peer_window, self.peer_tsval = una, window, tsval
+            self.flags &= ~UNHEARD
 
     def catch_up(self, other: "Connection") -> None:
         """Take over what was heard since, here, of this connection, and that the VM itself speaks."""
+        self.disprove()
         if _is_newer(other.vm_ack, self.vm_ack):
             self.vm_ack, self.vm_window = other.vm_ack, other.vm_window
-        if _is_newer(other.peer_ack, self.peer_ack):
+        if not other.flags & UNHEARD and _is_newer(other.peer_ack, self.peer_ack):
             self.peer_ack, self.peer_window = other.peer_ack, other.peer_window
         for name in "vm_nxt", "vm_tsval", "peer_nxt", "peer_tsval":
             if _is_newer(newest := getattr(other, name), getattr(self, name)):
@@ -142,7 +223,9 @@ class Connection:
     @property
     def has_numbers(self) -> bool:
         """Whether enough is known to speak for the VM."""
-        return self.vm_ack is not None and self.peer_ack is not None
+        if self.vm_ack is None or self.peer_ack is None:
+            return False
+        return not self.flags & UNHEARD or self.is_proven
 
     @property
     def is_closed(self) -> bool:

@@ -10,12 +10,22 @@ from typing import Final
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.freeze import answers
-from vtl_tools.common.freeze.connection import ACK_LATER, GAP, HEARD_WHOLE, RAISED, SPOKE, Connection
+from vtl_tools.common.freeze.connection import (
+    ACK_LATER,
+    FROM_SYN,
+    GAP,
+    RAISED,
+    SPOKE,
+    TAKEN,
+    UNHEARD,
+    Connection,
+    Heard,
+)
 from vtl_tools.common.freeze.headers import Segment, ethernet_back, is_intact, parse
 from vtl_tools.common.freeze.proof import Proof
 from vtl_tools.common.freeze.table import Table
 from vtl_tools.common.packet import vnet
-from vtl_tools.common.packet.seq import seq_add, seq_between, seq_gt, seq_le, seq_lt
+from vtl_tools.common.packet.seq import seq_add, seq_between, seq_ge, seq_le, seq_lt
 from vtl_tools.common.packet.tcp import ACK, RST, SYN
 from vtl_tools.common.packet.view import Buffer
 
@@ -26,6 +36,7 @@ QUIET_S: Final = 1.0
 REPEATED: Final = 2
 """Answers to the same data, after which its sender is taken not to believe the window."""
 RESETS_MAX: Final = 1024
+RESET_OCTETS_MAX: Final = 2048
 SLICE: Final = 256
 """Connections that are thawed at once; frames of others have their turn in between."""
 FRAME_MAX: Final = vnet.VNET + 14 + 16 + 40 + 0xFFFF
@@ -110,6 +121,8 @@ class Freezer:
             connection = self.thawing.pop()
             self._thaw(connection)
             self._reset(connection)
+        if not self.thawing:
+            self.table.forget_strangers()
         return bool(self.thawing)
 
     def _thaw(self, connection: Connection) -> None:
@@ -126,14 +139,16 @@ class Freezer:
     def _reset(self, connection: Connection) -> None:
         """Forget what concerns only the VM's absence."""
         self.table.release(connection)
-        connection.proof, connection.probes, connection.repeated = None, 0, 0
-        connection.flags &= ~(SPOKE | RAISED | ACK_LATER | HEARD_WHOLE)
+        connection.disprove()
+        connection.probes, connection.repeated = 0, 0
+        connection.flags &= ~(SPOKE | RAISED | ACK_LATER)
 
     def _forget(self) -> None:
         for connection in (*self.thawing, *self.touched.values()):
             self._reset(connection)
         for part in self.thawing, self.touched, self.resets, self.to_network, self.to_vm:
             part.clear()
+        self.table.forget_strangers()
 
     def replace(self, other: "Freezer") -> None:
         """Become what another one is, but for what was counted."""
@@ -150,6 +165,7 @@ class Freezer:
             if told is None:
                 table.add(connection, now)
             else:
+                table.heard(told, now)
                 told.catch_up(connection)
 
     def take(self) -> tuple[list[bytes], list[bytes]]:
@@ -210,7 +226,7 @@ class Freezer:
         table = self.table
         connection = table.get(segment.key)
         mac = bytes(frame[vnet.VNET : vnet.VNET + 6])
-        own = connection.l2[6:12] if connection is not None else b""
+        own = connection.l2[6:12] if connection is not None and connection.proof is None else b""
         if mac != own if own else not self._is_vms(mac):
             self.unanswered["foreign"] += 1
             return
@@ -219,7 +235,9 @@ class Freezer:
                 self.unanswered["unknown"] += 1
                 return
             connection = table.stranger(segment.key, now)
-        connection.l2 = table.shared(ethernet_back(frame, segment))
+            if connection is None:
+                self.unanswered["crowded"] += 1
+                return
         connection.seen = now
         self._arrive(connection, segment, frame, now)
 
@@ -253,21 +271,30 @@ class Freezer:
             self.unanswered["no-ack"] += 1
             return
         doubt = self.table.doubts(connection)
-        if not connection.peer_sent(segment, doubt, whole=True):
+        # A proof is made of segments that anybody can repeat.
+        proven = connection.proof is not None and connection.is_proven
+        heard = Heard.UNACCEPTABLE if proven else connection.peer_sent(segment, GAP if doubt else 0)
+        unsure = doubt or proven
+        if heard is not TAKEN and not connection.flags & FROM_SYN:
+            unsure = unsure or heard is Heard.FORGED or connection.flags & UNHEARD != 0
+        if heard is TAKEN:  # by a peer that knows both ends' numbers, wherever it is now
+            connection.l2 = self.table.shared(ethernet_back(frame, segment))
+        if unsure and connection.may_be_unseen(segment.ack):
+            self._learn(connection, segment, frame, doubt, now)
+        elif heard is Heard.FORGED:
             self.unanswered["bad-ack"] += 1
             self._challenge(connection, now)
             return
-        if doubt:
-            self._learn(connection, segment, now)
         if connection.vm_ack is None:
             return
+        sure = heard is TAKEN or connection.is_proven_by(segment)
         if segment.length:
-            self._data_arrives(connection, segment, frame, now)
-        elif connection.in_window(segment.seq) or (doubt and not seq_lt(segment.seq, connection.vm_ack)):
-            if self._keep(connection, frame, head=False):  # acceptable, and never answered
-                self._touch(connection)
+            self._data_arrives(connection, segment, frame, sure, now)
         elif seq_lt(segment.seq, connection.vm_ack):
             self._answer(connection, now)
+        elif doubt or connection.in_window(segment.seq):  # acceptable, and never answered
+            if sure and self._keep(connection, frame[: segment.end], head=False):
+                self._touch(connection)
         else:
             self._challenge(connection, now)
 
@@ -278,7 +305,7 @@ class Freezer:
         elif segment.seq == connection.vm_ack:
             self.table.remove(connection.key)
             self.touched.pop(connection.key, None)
-            if len(self.resets) < RESETS_MAX:
+            if len(self.resets) < RESETS_MAX and len(frame) <= RESET_OCTETS_MAX:
                 self.resets.append(bytes(frame))
         elif connection.in_window(segment.seq):
             self.unanswered["unsure-reset"] += 1
@@ -286,11 +313,14 @@ class Freezer:
         else:
             self.unanswered["out-of-window"] += 1
 
-    def _data_arrives(self, connection: Connection, segment: Segment, frame: Buffer, now: float) -> None:
+    def _data_arrives(
+        self, connection: Connection, segment: Segment, frame: Buffer, sure: bool, now: float
+    ) -> None:
+        """Answer data. sure: it is the peer's, and not only named as such."""
         number = connection.vm_ack
         assert number is not None
-        if seq_le(segment.seq, number) and seq_lt(number, seq_add(segment.seq, segment.length)):
-            if self._keep(connection, frame, head=True):
+        if sure and seq_le(segment.seq, number) and seq_lt(number, seq_add(segment.seq, segment.length)):
+            if self._keep(connection, frame[: segment.end], head=True):
                 self._touch(connection)
             if connection.probes:
                 connection.repeated += 1
@@ -306,30 +336,57 @@ class Freezer:
         self.unanswered["not-kept"] += 1
         return False
 
-    def _learn(self, connection: Connection, segment: Segment, now: float) -> None:
-        """Find out what the VM had acknowledged, where that may have passed unseen."""
-        known = connection.vm_ack
-        seq = segment.seq
-        if known is not None and not seq_between(seq_add(known, 1), seq, seq_add(known, GAP)):
+    def _learn(
+        self, connection: Connection, segment: Segment, frame: Buffer, doubt: bool, now: float
+    ) -> None:
+        """Find out what the VM had acknowledged, where that may have passed unseen.
+
+        doubt: whether it may; if not, it is only what the VM had sent that is found out.
+        """
+        table, proof = self.table, connection.proof
+        floor = connection.vm_ack if proof is None else proof.floor
+        if connection.is_late(segment.ack):
             return
-        proof = connection.proof
-        if proof is None:
-            proof = connection.proof = Proof()
-            if known is not None:
+        if floor is not None and not seq_between(floor - 1, segment.seq, floor + GAP):
+            return
+        if proof is None or proof.is_contradicted(segment):
+            if connection.head is not None or connection.newest is not None:
+                table.release(connection)
+            connection.disprove()
+            highest = connection.peer_nxt if floor is not None else None
+            proof = connection.proof = Proof(segment.ack, floor, highest)
+            if floor is not None:
                 self._touch(connection)
-        stamp = segment.tsval
-        if segment.length:
-            number = proof.data(seq, stamp, now)
-        else:
-            number = proof.empty(seq, stamp, connection.peer_nxt, now)
-        if number is not None and (known is None or seq_gt(number, known)):
-            connection.vm_ack, connection.proof = number, None
-            self.table.release(connection)
-            self.table.proven(connection, now)
-            self.table.is_at(connection, connection.l2[6:12])
-        elif not segment.length and not proof.asked and connection.peer_nxt == seq and self._may_speak(now):
-            proof.asked = True
-            self.to_network.append(answers.question(connection, seq))
+        elif proof.number is not None:
+            connection.peer_repeats(segment)
+            return
+        was_under_way = proof.is_under_way
+        number = proof.take(segment, now)
+        if proof.is_under_way and not was_under_way:
+            table.came_again(connection, now)
+        if number is not None and (floor is None or seq_ge(number, floor) if doubt else number == floor):
+            if number != connection.vm_ack:
+                table.release(connection)
+            if not table.proven(connection, now):
+                self.unanswered["crowded"] += 1
+                return
+            connection.prove(number, segment)
+            if not table.is_heard(connection):
+                connection.l2 = table.shared(ethernet_back(frame, segment))
+            self._touch(connection)
+        elif not segment.length and not proof.asked and proof.highest == segment.seq != floor:
+            self._ask(connection, segment, frame, now)
+
+    def _ask(self, connection: Connection, segment: Segment, frame: Buffer, now: float) -> None:
+        """Ask a peer what it sends next."""
+        may_at = _CHALLENGES.take(connection.may_challenge_at, now)
+        if may_at is None or not self._may_speak(now):
+            self.unanswered["paced"] += 1
+            return
+        assert connection.proof is not None
+        connection.may_challenge_at, connection.proof.asked = may_at, True
+        l2 = connection.l2 or ethernet_back(frame, segment)
+        self.to_network.append(answers.question(connection, segment, l2))
 
     # --- speaking
 

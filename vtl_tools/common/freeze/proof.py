@@ -10,10 +10,15 @@ for that would cost octets, so a segment in the middle must not pass for one:
   a round trip after it was sent: three times, with pauses that grow, is neither;
 * a copy that the network made has the timestamp of the first one; without timestamps, four times it must be;
 * whatever comes from before begins anew.
+
+Anybody can send the same segment three times in the name of a peer. So a proof is of one SEG.ACK, and that is
+the number which answers bear: an attacker who does not know it makes the service send what the peer does not
+take. A segment that contradicts a proof ends it, even when it is complete.
 """
 
 from typing import Final
 
+from vtl_tools.common.freeze.headers import Segment
 from vtl_tools.common.packet.seq import seq_add, seq_gt, seq_lt
 
 APART_S: Final = 0.15
@@ -32,14 +37,22 @@ PATIENCE_S: Final = 250.0
 
 
 class Proof:
-    """What was seen of one peer since the VM is away. now: seconds."""
+    """What was seen of one peer since the VM is away. now: seconds.
+
+    ack: SEG.ACK of all that counts. floor: what the VM was heard to have acknowledged itself, if at all.
+    highest: behind all that the peer was seen to have sent. number: SND.UNA, once it is proven; heard: what
+    was in its place before, by a connection's fields.
+    """
 
     __slots__ = (
         "_below", "_count", "_empty", "_empty_at", "_empty_stamp", "_last", "_pause", "_seq", "_stamp",
-        "asked",
+        "ack", "asked", "floor", "heard", "highest", "number",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, ack: int = 0, floor: int | None = None, highest: int | None = None) -> None:
+        self.ack, self.floor, self.highest = ack, floor, highest
+        self.number: int | None = None
+        self.heard: dict[str, int | None] = {}
         self._seq: int | None = None
         self._count, self._last, self._pause = 0, 0.0, 0.0
         self._stamp: int | None = None
@@ -48,6 +61,26 @@ class Proof:
         self._below, self._empty_at = 0, 0.0
         self.asked = False
         """Whether the peer was asked what it sends next, as its last empty segment may be a probe."""
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether something came again as a timer sends it."""
+        return self._count > 1 or self._below > 0
+
+    def is_contradicted(self, segment: Segment) -> bool:
+        """Whether a segment cannot be of a peer that has shown this."""
+        if segment.ack != self.ack:
+            return True
+        return self.number is not None and segment.length > 0 and seq_lt(segment.seq, self.number)
+
+    def take(self, segment: Segment, now: float) -> int | None:
+        """Take a segment that contradicts nothing; return SND.UNA if that is proven."""
+        end = seq_add(segment.seq, segment.length)
+        if self.highest is None or seq_gt(end, self.highest):
+            self.highest = end
+        if segment.length:
+            return self.data(segment.seq, segment.tsval, now)
+        return self.empty(segment.seq, segment.tsval, self.highest, now)
 
     def data(self, seq: int, tsval: int | None, now: float) -> int | None:
         """Take a segment with data or a FIN; return SND.UNA if that is proven. tsval: None without stamps."""

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from vtl_tools.common.errors import Malformed, VTLError
-from vtl_tools.common.freeze.connection import CLOSED, Connection
+from vtl_tools.common.freeze.connection import CLOSED, OPENING, PROVEN, Connection
 from vtl_tools.common.freeze.freezer import FRAME_MAX, RESETS_MAX, Freezer
 from vtl_tools.common.freeze.headers import address_size, parse
+from vtl_tools.common.freeze.proof import Proof
 from vtl_tools.common.freeze.table import CONNECTIONS_MAX, HOSTS_MAX
 from vtl_tools.common.packet import address
 from vtl_tools.common.packet.tcp import RST
@@ -27,7 +28,7 @@ _NUMBERS: Final = {
 _COUNTS: Final = {
     "vm_window": 0xFFFF,
     "peer_window": 0xFFFF,
-    "flags": 0x1FF,
+    "flags": 0x3FF,
     "probes": _U32,
     "repeated": _U32,
 }
@@ -52,7 +53,8 @@ def dump(freezer: Freezer, vm: str, now: float) -> Iterator[str]:
     yield json.dumps(told)[:-1] + ', "connections": [\n'
     before = ""
     for connection in table:
-        if connection.has_numbers or connection.vm_ack is not None:
+        is_open = connection.vm_nxt is not None and not connection.flags & OPENING
+        if is_open or connection.vm_ack is not None:
             exact = freezer.frozen and not table.doubts(connection)
             yield before + json.dumps(_told(connection, exact, now))
             before = ",\n"
@@ -75,6 +77,8 @@ def _told(connection: Connection, exact: bool, now: float) -> dict[str, Any]:
     }
     for name in (*_NUMBERS, *_COUNTS):
         told[name] = getattr(connection, name)
+    proof = connection.proof
+    told["before_proof"] = proof.heard if proof is not None and connection.is_proven else None
     for name in "head", "newest":
         frame = getattr(connection, name)
         told[name] = None if frame is None else b64encode(frame).decode()
@@ -206,12 +210,17 @@ def _take(read: _Reader, row: Any, freezer: Freezer, now: float) -> None:
         setattr(connection, name, read.optional(row, name, most))
     for name, most in _COUNTS.items():
         setattr(connection, name, read.number(row, name, most))
-    connection.flags &= ~CLOSED  # it is found out anew, and when it may be forgotten
+    connection.flags &= ~(CLOSED | OPENING)  # it is found out anew, and when it may be forgotten
+    if row.get("before_proof") is not None:
+        connection.proof = _proof(read, read.field(row, "before_proof", dict), connection)
     if read.field(row, "exact", bool):
         connection.epoch = 0
     if freezer.table.get(connection.key) is not None:
         raise read.wrong("a connection is there twice")
-    freezer.table.add(connection, now)
+    if connection.proof is None or connection.vm_nxt is not None:
+        freezer.table.add(connection, now)
+    elif not freezer.table.add_proven(connection):
+        raise read.wrong("the proven connections are too many")
     for name in "head", "newest":
         if row.get(name) is not None:
             later = connection.flags
@@ -220,6 +229,18 @@ def _take(read: _Reader, row: Any, freezer: Freezer, now: float) -> None:
             connection.flags = later
     if connection.probes or connection.held_octets:
         freezer.touched[connection.key] = connection
+
+
+def _proof(read: _Reader, row: dict[str, Any], connection: Connection) -> Proof:
+    """Return what vouches for the numbers of a connection whose VM was not heard to say them."""
+    if connection.vm_ack is None or connection.peer_ack is None:
+        raise read.wrong("a proof of nothing")
+    proof = Proof(connection.peer_ack, read.optional(row, "vm_ack", _U32), connection.peer_nxt)
+    proof.number = connection.vm_ack
+    proof.heard = {name: read.optional(row, name, _U32) for name in PROVEN}
+    if proof.heard["peer_window"] is None:
+        raise read.wrong("a proof without a window")
+    return proof
 
 
 def _ethernet(read: _Reader, row: dict[str, Any], tags: bytes, size: int) -> bytes:

@@ -1,7 +1,8 @@
 """Who the VM is: its Ethernet address, its IP addresses, and by whom it reaches the world.
 
-An address is the VM's when it sends from it *and* the network delivers to it what is for that address. So a
-VM that claims another's address is not believed: the network would have to take it for that other as well.
+An address is the VM's when the user says so. Else it is the VM's when the VM sends from it *and* something on
+its network delivers to it what is for that address: a VM that claims another's address alone is not believed,
+and one with an accomplice on its network is. So where others rely on what is announced, nothing is learned.
 """
 
 from collections import OrderedDict
@@ -24,16 +25,19 @@ class VM:
     """What is known of the VM. mac: None to learn it, from the first frame that it sends.
 
     networks: its addresses, of the versions of IP that are not to be learned. Of a prefix, those are its own
-    that it sends from.
+    that it sends from. learns: whether those of other versions are learned; else it has none.
     """
 
-    def __init__(self, mac: bytes | None = None, networks: Iterable[Network] = ()) -> None:
+    def __init__(
+        self, mac: bytes | None = None, networks: Iterable[Network] = (), *, learns: bool = True
+    ) -> None:
         given = list(networks)
         self.mac = mac
         self.gateway: bytes | None = None
         """The Ethernet address to which it sent last, or from which it got something."""
         self.addresses: tuple[bytes, ...] = ()
         self._given = [(net.network_address.packed, net.broadcast_address.packed) for net in given]
+        self._learns = learns
         self._fixed = {4 if net.version == 4 else 16 for net in given}
         self._single = tuple(dict.fromkeys(first for first, last in self._given if first == last))
         self._sent: OrderedDict[bytes, float] = OrderedDict()
@@ -45,8 +49,11 @@ class VM:
         return self._note(self._sent, src, now)
 
     def delivered(self, dst: bytes, now: float) -> bool:
-        """Note that the network delivered what is for an address; tell whether its addresses changed."""
-        return self._note(self._delivered, dst, now)
+        """Note that the network delivered what is for an address; tell whether its addresses changed.
+
+        It counts where the VM sends from that address: else anybody on its network fills the room.
+        """
+        return dst in self._sent and self._note(self._delivered, dst, now)
 
     def disputed(self, octets: bytes, now: float) -> bool:
         """Note that somebody else on its network claims an address; tell whether its addresses changed."""
@@ -82,4 +89,4 @@ class VM:
             return False
         if len(octets) in self._fixed:
             return any(len(octets) == len(first) and first <= octets <= last for first, last in self._given)
-        return octets in self._delivered
+        return self._learns and octets in self._delivered

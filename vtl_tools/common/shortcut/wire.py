@@ -29,6 +29,9 @@ IP: Final = frozenset((V4, V6))
 ARP: Final = ether.ARP.to_bytes(2, "big")
 
 _TTL4: Final = L3 + 8
+_PROTOCOL4: Final = L3 + 9
+_TYPE4: Final = L3 + 20
+_REDIRECT4: Final = bytes((5,))  # RFC 792
 _SUM4: Final = L3 + 10
 _HOPS6: Final = L3 + 7
 _NEXT6: Final = L3 + 6
@@ -70,9 +73,12 @@ def hops(head: bytes, frame: memoryview) -> int:
     """Return how many hops an IP packet may still take.
 
     0 also if it has something that a router on its way would have to do, or to refuse: options, or a routing
-    header.
+    header; or if it is a redirect, which only the VM's own router may send it (RFC 1122 section 3.2.2.2). One
+    of IPv6 has 255 hops, or no host believes it.
     """
     if head[KIND] == V4:
+        if head[_PROTOCOL4] == ip.ICMP and head[_TYPE4 : _TYPE4 + 1] == _REDIRECT4:
+            return 0
         return head[_TTL4] if head[L3] == _NO_OPTIONS else 0
     if head[_NEXT6] in _PLAIN6:
         return head[_HOPS6]
