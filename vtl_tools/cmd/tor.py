@@ -222,7 +222,7 @@ socks_option = click.option(
     default=256,
     show_default=True,
     metavar="MIB",
-    help="What may wait for the slower side, of all connections together.",
+    help="Memory for what waits for the slower side, of all connections together.",
 )
 @click.option(
     "--idle",
@@ -306,7 +306,7 @@ def main(
         process = (
             TorProcess("" if torrc is None else torrc.read_text(errors="replace")) if start_tor else None
         )
-        limits = Limits(connections=connections, memory=memory << 20, idle_s=idle)
+        limits = Limits(connections=connections, memory=memory << 19, idle_s=idle)  # at most twice that
         stage = Tor(
             socks if process is None else process.socks,
             limits=limits,

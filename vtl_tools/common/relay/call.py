@@ -71,6 +71,12 @@ class Stream(Protocol):
         ...
 
 
+class Inner:
+    """Base of a stream within the process. kept: octets of memory that wait in it, in either direction."""
+
+    kept = 0
+
+
 class Call(Protocol):
     """One attempt. Its stream exists from the first, so that it can be waited on."""
 
