@@ -77,6 +77,7 @@ class Tor(Stage):
         self.sources = [*self.relay.sources, *([] if process is None else [process])]
         self.resolver = Resolver(Mode(dns))
         self.names = Names(self.resolver, self.relay.poller, self._ask, self._say)
+        self.relay.has_more = lambda: self.names.has_more
         self.surroundings = Surroundings(network, self.names, dhcp=dhcp, say=self._say, lose=self.relay.lose)
         self.relay.other = self.surroundings.on_frame
 
@@ -136,7 +137,7 @@ class Tor(Stage):
     def settle(self, now: float) -> None:
         """Move what can be moved."""
         self.relay.settle(now)
-        while self.names.settle(now):
+        if self.names.settle(now):
             self.relay.settle(now)
 
     def deadline(self) -> float | None:

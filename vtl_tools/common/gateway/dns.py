@@ -12,7 +12,7 @@ negatively, so that a guest does not wait for it.
 To be imported where it is used: dnspython takes 0.1 s to import.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, NamedTuple
@@ -61,10 +61,14 @@ class Mode(StrEnum):
 
 
 class Asked(NamedTuple):
-    """What is to be done: send the reply, if there is one; start the look-ups, if there are any."""
+    """What is to be done: send the reply, if there is one; start the look-ups, if there are any.
+
+    later: the reply comes when look-ups have an outcome.
+    """
 
     reply: bytes | None
     lookups: tuple[Lookup, ...] = ()
+    later: bool = False
 
 
 class Resolver:
@@ -118,10 +122,13 @@ class Resolver:
         fresh = self._lookups.add(asker, now)
         if fresh is None:
             return Asked(wire.render(query, [(question, SERVFAIL) for question, _ in parts]))
-        return Asked(None, tuple(fresh))
+        return Asked(None, tuple(fresh), later=True)
 
-    def resolved(self, lookup: Lookup, outcome: Outcome, now: float) -> list[Reply]:
-        """Take what Tor answered; return the replies that this makes possible, with their sources."""
+    def resolved(self, lookup: Lookup, outcome: Outcome, now: float) -> Iterator[Reply]:
+        """Take what Tor answered; return the replies that this makes possible, with their sources.
+
+        Each is made when it is taken, which the caller may put off.
+        """
         return _replies(self._lookups.resolved(lookup, outcome, now), now)
 
     def forget(self) -> None:
@@ -132,8 +139,8 @@ class Resolver:
         """Return when wake() is due; None: not before something is asked."""
         return self._lookups.deadline()
 
-    def wake(self, now: float) -> list[Reply]:
-        """Return the replies to those who waited for too long."""
+    def wake(self, now: float) -> Iterator[Reply]:
+        """Return the replies to those who waited for too long, as resolved() does."""
         return _replies(self._lookups.wake(now), now)
 
     def name_of(self, address: bytes) -> str | None:
@@ -206,5 +213,5 @@ def _results(
         yield question, _result(question, found[part], now) if isinstance(part, Lookup) else part
 
 
-def _replies(askers: Iterable[Asker], now: float) -> list[Reply]:
-    return [(each.source, wire.render(each.query, _results(each.parts, each.found, now))) for each in askers]
+def _replies(askers: Iterable[Asker], now: float) -> Iterator[Reply]:
+    return ((each.source, wire.render(each.query, _results(each.parts, each.found, now))) for each in askers)

@@ -72,9 +72,12 @@ class Stream(Protocol):
 
 
 class Inner:
-    """Base of a stream within the process. kept: octets of memory that wait in it, in either direction."""
+    """Base of a stream within the process."""
 
-    kept = 0
+    @property
+    def kept(self) -> int:
+        """Octets of memory that wait in it, in either direction."""
+        raise NotImplementedError
 
 
 class Call(Protocol):

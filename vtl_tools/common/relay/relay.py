@@ -90,7 +90,7 @@ class Relay(Stage):
     """One port, the guest. dial: returns the call for a path, or why there is none.
 
     other: takes frames that are no TCP segments; they are borrowed, as those are that on_loss is shown.
-    on_end: told of each flow that ends.
+    on_end: told of each flow that ends. has_more: says whether streams within the process have more to do.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class Relay(Stage):
         self.other: Callable[[memoryview, float], object] = self._nothing_else
         self.on_loss: Callable[[memoryview, float], object] | None = None
         self.on_end: Callable[[Flow, float], object] | None = None
+        self.has_more: Callable[[], bool] = lambda: False
         self.octets_up = self.octets_down = self.held = 0
         self.opened = self.established = self.failed = self.evicted = 0
         self._half_open = 0
@@ -295,7 +296,7 @@ class Relay(Stage):
 
     def poll(self, now: float) -> bool:
         """Take what the streams have to say."""
-        return self.poller.poll(now) or bool(self._more)
+        return self.poller.poll(now) or bool(self._more) or self.has_more()
 
     def settle(self, now: float) -> None:
         """Move what can be moved."""
