@@ -51,6 +51,9 @@ async def serve(reader, writer):
             writer.write(bytes((5, 0xF6, 0, 1)) + bytes(6))
             return writer.close()
         writer.write(bytes((5, 0, 0, 1)) + bytes(6))
+        if port == 21:
+            writer.write(target)
+            return writer.close()
         if port == 20:
             writer.write(bytes(200_000))
         if port in (20, 99):
@@ -405,6 +408,31 @@ def test_the_loop_by_queries_that_are_pipelined_over_tcp(scene: Scene) -> None:
         )
         assert sent > 1e6
         assert len(calls) > 10
+
+
+def called(scene: Scene, address: str) -> bytes:
+    """What the proxy is asked for where the guest calls an address."""
+    with scene.guest.enter(), socket.create_connection((address, 21), 30) as sock:
+        return sock.recv(300)
+
+
+def test_the_address_of_another_site_by_killing_the_service(scene: Scene) -> None:
+    sites = [f"site{number}.example.com" for number in range(20)]
+
+    def ask(name: str) -> str:
+        with scene.guest.enter():
+            answer = dns.query.udp(dns.message.make_query(name, "A"), RESOLVER, timeout=30)
+        return answer.answer[0][0].address
+
+    state = ("--state", str(scene.lab.dir / "names"))
+    with scene.service(*state) as service:
+        cached = {name: ask(name) for name in sites}
+        service.kill()
+    with scene.service(*state):
+        others = {ask(f"evil{number}.example.net") for number in range(200)}
+        assert not others & set(cached.values())
+        assert [called(scene, address) for address in cached.values()] == [each.encode() for each in sites]
+        assert {name: ask(name) for name in sites} == cached
 
 
 def test_no_more_connections_than_allowed_and_room_again_when_one_ends(scene: Scene) -> None:

@@ -12,7 +12,7 @@ negatively, so that a guest does not wait for it.
 To be imported where it is used: dnspython takes 0.1 s to import.
 """
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, NamedTuple
@@ -25,7 +25,7 @@ from vtl_tools.common.gateway import dns_message as wire
 from vtl_tools.common.gateway import special_names
 from vtl_tools.common.gateway.dns_message import Question, Result
 from vtl_tools.common.gateway.lookups import Asker, Found, Lookup, Lookups, Outcome
-from vtl_tools.common.gateway.name_map import NameMap
+from vtl_tools.common.gateway.name_map import NameMap, Placed
 from vtl_tools.common.socks import Command, Failed, Reason
 
 TTL_S: Final = 60
@@ -74,8 +74,8 @@ class Asked(NamedTuple):
 class Resolver:
     """Answers DNS queries. ipv4, ipv6: the ranges of mode MAP; ipv6=None: names have no AAAA records.
 
-    askers_max, client_max: queries that may wait for Tor, in all and of one client; more get SERVFAIL, as
-    those do that wait for timeout_s.
+    key, keep: as of NameMap. askers_max, client_max: queries that may wait for Tor, in all and of one client;
+    more get SERVFAIL, as those do that wait for timeout_s.
     """
 
     def __init__(
@@ -88,9 +88,11 @@ class Resolver:
         askers_max: int = ASKERS_MAX,
         client_max: int = CLIENT_MAX,
         timeout_s: float = TIMEOUT_S,
+        key: bytes = b"",
+        keep: Callable[[Placed], object] | None = None,
     ) -> None:
         self.mode = mode
-        self.names = NameMap(ipv4, ipv6, names_max=names_max, keep_s=TTL_S + GRACE_S)
+        self.names = NameMap(ipv4, ipv6, names_max=names_max, keep_s=TTL_S + GRACE_S, key=key, keep=keep)
         self._lookups = Lookups(askers_max=askers_max, client_max=client_max, timeout_s=timeout_s)
 
     def ask(
