@@ -42,8 +42,8 @@ _OTHERS: Final = 2048
 class Tor(Stage):
     """One port, the guest. Whoever it calls by TCP, we are; whatever it asks DNS, Tor resolves.
 
-    proxy: (host, port) or a unix socket's path. process: the tor that we started, if any. store: where what
-    addresses stand for is kept, if anywhere.
+    proxy: (host, port) or a unix socket's path. onions: it is Tor, as far as is known. process: the tor that
+    we started, if any. store: where what addresses stand for is kept, if anywhere.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Tor(Stage):
         proxy: "tuple[str, int] | str",
         *,
         pipelined: bool = False,
+        onions: bool = True,
         isolate: str = "guest",
         dns: str = "map",
         dhcp: bool = False,
@@ -80,9 +81,9 @@ class Tor(Stage):
         self.sources = [*self.relay.sources, *([] if process is None else [process])]
         self._store = store
         if store is None:
-            self.resolver = Resolver(Mode(dns), key=os.urandom(32))
+            self.resolver = Resolver(Mode(dns), onions=onions, key=os.urandom(32))
         else:
-            self.resolver = Resolver(Mode(dns), key=store.secret, keep=store.put)
+            self.resolver = Resolver(Mode(dns), onions=onions, key=store.secret, keep=store.put)
             self.resolver.names.restore(store.names, time.monotonic())
         self.names = Names(self.resolver, self.relay.poller, self._ask, self._say)
         self.relay.has_more = lambda: self.names.has_more
@@ -337,6 +338,7 @@ def main(
             process=process,
             store=store,
             pipelined=is_tor if pipeline is None else pipeline,
+            onions=is_tor or not check,
             **settings,
         )
         if process is not None:

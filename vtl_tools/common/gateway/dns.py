@@ -26,6 +26,7 @@ from vtl_tools.common.gateway import special_names
 from vtl_tools.common.gateway.dns_message import Question, Result
 from vtl_tools.common.gateway.lookups import Asker, Found, Lookup, Lookups, Outcome
 from vtl_tools.common.gateway.name_map import NameMap, Placed
+from vtl_tools.common.packet.address import is_internal
 from vtl_tools.common.socks import Command, Failed, Reason
 
 TTL_S: Final = 60
@@ -74,8 +75,9 @@ class Asked(NamedTuple):
 class Resolver:
     """Answers DNS queries. ipv4, ipv6: the ranges of mode MAP; ipv6=None: names have no AAAA records.
 
-    key, keep: as of NameMap. askers_max, client_max: queries that may wait for Tor, in all and of one client;
-    more get SERVFAIL, as those do that wait for timeout_s.
+    onions: the proxy is Tor, so that onion services are names that can be connected to (RFC 7686). key, keep:
+    as of NameMap. askers_max, client_max: queries that may wait for Tor, in all and of one client; more get
+    SERVFAIL, as those do that wait for timeout_s.
     """
 
     def __init__(
@@ -88,10 +90,11 @@ class Resolver:
         askers_max: int = ASKERS_MAX,
         client_max: int = CLIENT_MAX,
         timeout_s: float = TIMEOUT_S,
+        onions: bool = True,
         key: bytes = b"",
         keep: Callable[[Placed], object] | None = None,
     ) -> None:
-        self.mode = mode
+        self.mode, self._onions = mode, onions and mode is Mode.MAP
         self.names = NameMap(ipv4, ipv6, names_max=names_max, keep_s=TTL_S + GRACE_S, key=key, keep=keep)
         self._lookups = Lookups(askers_max=askers_max, client_max=client_max, timeout_s=timeout_s)
 
@@ -156,7 +159,7 @@ class Resolver:
             return REFUSED
         if special_names.is_reverse(labels):
             return self._answer_reverse(question, now) if rdtype == RdataType.PTR else NODATA
-        if self.mode is Mode.RESOLVE and labels and labels[-1] == special_names.ONION:
+        if not self._onions and labels and labels[-1] == special_names.ONION:
             return NXDOMAIN
         known = special_names.known(labels)
         if known is not None and not known.exists:
@@ -205,6 +208,8 @@ def _result(question: Question, found: Found, now: float) -> Result:
         return wire.pointer(outcome.address, ttl) if isinstance(outcome.address, str) else SERVFAIL
     if isinstance(outcome.address, str):
         return SERVFAIL
+    if is_internal(outcome.address):  # whoever has the name has no say over that network
+        return Result(Rcode.NOERROR, ttl)
     return wire.addresses(question.rdtype, (outcome.address,), ttl)
 
 
