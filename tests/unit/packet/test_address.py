@@ -57,7 +57,9 @@ def test_addresses_are_made_of_others():
         ("64:ff9b::7f00:1", True), ("64:ff9b::10.0.0.1", True), ("64:ff9b::9.9.9.9", False),
         ("64:ff9b:1::9.9.9.9", True), ("64:ff9b::1:0:0", True), ("2002:7f00:1::", True),
         ("2002:0a00:1::1", True), ("2002:909:909::1", False), ("2001::1", True),
-        ("2001:0:909:909::f5f5:fefe", True), ("2001:1ff::1", True), ("2001:200::1", False), ("100::1", True), ("5f00::1", True), ("4000::1", True), ("::", True),
+        ("2001:0:909:909::f5f5:fefe", True), ("2001:1ff::1", True), ("2001:200::1", False),
+        ("2001:db9::1", False), ("2003::1", False), ("100::1", True), ("5f00::1", True), ("4000::1", True),
+        ("::", True),
     ],
 )  # fmt: skip
 def test_internal_addresses_are_those_that_the_world_does_not_reach(text: str, is_internal: bool) -> None:

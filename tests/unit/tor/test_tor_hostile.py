@@ -314,3 +314,23 @@ def test_a_call_along_a_route_of_the_guests_choice_is_dropped(bench):
     bench.push([frame])
     assert bench.stage.drops == {"source-route": 1}
     assert not bench.stage.relay.flows
+
+
+def large(kind: str) -> bytearray:
+    """A frame of 60 kB with as many parts as fit it."""
+    where = {"src_mac": GUEST_MAC, "dst_mac": GATEWAY_MAC}
+    if kind == "dhcp":
+        head = bytes.fromhex("01010600") + bytes(24) + GUEST_MAC + bytes(202) + b"\x63\x82\x53\x63"
+        payload = head + b"\x35\x01\x01" + b"\x0c\x01a" * 19_000
+        return build.udp(**where, src=GUEST, dst=ip("10.0.2.2"), sport=68, dport=67, payload=payload)
+    body = {135: bytes(4) + ip("fe80::2"), 133: bytes(4)}[int(kind)]
+    return build.nd_message(
+        **where, src=ip("fe80::1"), dst=ip("fe80::2"), kind=int(kind), body=body,
+        options=(b"\x63\x01" + bytes(6)) * 7_500,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["dhcp", "133", "135"])
+def test_the_loop_by_messages_of_64_kib_of_tiny_options(bench, kind):
+    bench.push([large(kind)[VNET:]])
+    assert bench.stage.drops["malformed"] == 1
