@@ -307,6 +307,32 @@ def test_the_loop_kept_by_connections_that_are_all_due_at_once(fresh, monkeypatc
     scene.said.clear()
 
 
+def test_the_loop_by_segments_of_32_octets(fresh):
+    """A link without offload cuts each frame by itself."""
+    scene = fresh()
+    guest = scene.guest()
+    guest.syn_frame = guest.frame("S", 0, win=60_000, options={"mss": 1})
+    scene.push(guest.syn_frame)
+    guest.expect("S.")
+    guest.inject(".", 1, ack=1, win=60_000)
+    scene.stream.bring(bytes(200_000))
+    scene.relay.poll(scene.now)
+    scene.stream.tell(scene.now)
+    settle, most = scene.relay.settle, [0]
+
+    def count(now):
+        before = len(scene.said)
+        settle(now)
+        most[0] = max(most[0], len(scene.said) - before)
+
+    scene.relay.settle = count
+    for _ in range(100):
+        scene.said.clear()
+        guest.inject(".", 1, ack=guest.flow.endpoint.snd.nxt, win=60_000)
+    scene.said.clear()
+    assert 128 < most[0] <= 4 * 128
+
+
 def test_held_is_given_back_when_flows_end(fresh):
     scene = fresh()
     for how in "R", "stream":
