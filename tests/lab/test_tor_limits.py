@@ -51,7 +51,12 @@ async def serve(reader, writer):
             writer.write(bytes((5, 0xF6, 0, 1)) + bytes(6))
             return writer.close()
         writer.write(bytes((5, 0, 0, 1)) + bytes(6))
-        if port == 99:
+        if port == 21:
+            writer.write(target)
+            return writer.close()
+        if port == 20:
+            writer.write(bytes(200_000))
+        if port in (20, 99):
             await asyncio.sleep(3600)
         while port == 19:
             writer.write(bytes(65536))
@@ -122,6 +127,95 @@ while (passed := time.monotonic() - began) < seconds:
     time.sleep(0.0005)
 print(sent / (time.monotonic() - began), flush=True)
 """
+
+
+HOARD = """
+import socket, sys
+from vtl_tools.common.packet import address, build
+from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.tcp import ACK, SYN
+from vtl_tools.common.packet.vnet import NONE, VNET
+
+kind, count, each = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+port = {"acks": 20, "answers": 53}.get(kind, 99)
+macs = {"src_mac": address.mac("52:54:00:00:00:77"), "dst_mac": address.mac("02:76:74:6c:00:01")}
+hosts = {"src": address.ip("10.0.2.77"), "dst": address.ip("203.0.113.80")}
+sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+sock.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)  # SO_RCVBUFFORCE
+sock.bind(("eth0", 0x0800))
+sock.settimeout(0.5)
+flows = {}
+
+def say(sport, seq, flags, ack=0, window=65535, payload=b""):
+    sock.send(build.tcp(**macs, **hosts, sport=sport, dport=port, seq=seq, ack=ack, flags=flags,
+                        window=window, payload=payload)[VNET:])
+
+def hear(take):
+    while True:
+        try:
+            pkt = Packet.at(bytearray(NONE + sock.recv(65536)))
+        except TimeoutError:
+            return
+        if pkt.tcp is not None and pkt.tcp.sport == port and pkt.ip.dst == hosts["src"]:
+            take(pkt.tcp.dport, pkt.tcp)
+
+def opened(sport, tcp):
+    if tcp.flags & SYN:
+        flows[sport] = [tcp.seq + 1, 0]
+        say(sport, 1, ACK, tcp.seq + 1)
+
+def acknowledged(sport, tcp):
+    flow = flows[sport]
+    if (tcp.seq - flow[0] - flow[1]) % 2**32 == 0:
+        flow[1] += len(tcp.payload)
+        if tcp.payload:
+            say(sport, 1, ACK, (flow[0] + flow[1] - (flow[1] >= 200_000)) % 2**32)
+
+for start in range(1024, 1024 + count, 100):
+    for sport in range(start, start + 100):
+        say(sport, 0, SYN)
+    hear(lambda sport, tcp: (opened if tcp.flags & SYN else acknowledged)(sport, tcp))
+name = b"\\x03www\\x07example\\x03com\\0"
+query = b"\\0\\7\\1\\0\\0\\x10" + bytes(6) + (name + b"\\0\\1\\0\\1") * 16
+framed = len(query).to_bytes(2, "big") + query
+for i in range(each if kind != "acks" else 0):
+    for sport, (iss, _) in flows.items():
+        match kind:
+            case "holes":
+                say(sport, 2 + 2 * i, ACK, iss, payload=b"x")
+            case "descending":
+                say(sport, 60_000 - 2 * i, ACK, iss, payload=b"x")
+            case "answers":
+                say(sport, 1 + i * 2 * len(framed), ACK, iss, window=1, payload=framed * 2)
+print(len(flows), flush=True)
+sys.stdin.read()
+"""
+
+PIPELINE = """
+import socket, sys, time
+octets = 9 << 20
+sock = socket.create_connection(("10.0.2.2", 53))
+name = b"\\x03www\\x07example\\x03com\\0"
+query = b"\\0\\x1d" + b"\\0\\7\\1\\0\\0\\1" + bytes(6) + name + b"\\0\\1\\0\\1"
+query = len(query[2:]).to_bytes(2, "big") + query[2:]
+burst = memoryview(query * (octets // len(query)))
+print("begun", flush=True)
+sock.setblocking(False)
+sent, end = 0, time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end:
+    try:
+        sent += sock.send(burst[sent:] if sent < len(burst) else burst[: len(query)])
+    except BlockingIOError:
+        try:
+            sock.recv(1 << 20)
+        except BlockingIOError:
+            time.sleep(0.001)
+print(sent, flush=True)
+"""
+
+MEMORY = 4
+FIXED = 24 << 20
+"""Octets that vtl-tor may take beside --memory, in vtl-tor(1), but for 4 KiB a connection."""
 
 
 @dataclass
@@ -264,6 +358,81 @@ def test_what_waits_for_those_who_never_read_is_bounded(scene: Scene, side: str)
         assert scene.echoed(b"hello" * 1000) < 2
         for sock in deaf:
             sock.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "each"),
+    [
+        ("holes", 300, 1000),
+        ("descending", 300, 1000),
+        ("acks", 400, 0),
+        ("answers", 300, 200),
+    ],
+)
+def test_memory_beyond_the_limit(scene: Scene, kind: str, count: int, each: int) -> None:
+    with scene.service("--memory", str(MEMORY)) as service:
+        scene.echoed(b"hello")
+        before = rss(service)
+        hoard = scene.guest.popen(
+            *(sys.executable, "-c", HOARD, kind, str(count), str(each)),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        opened = int(hoard.stdout.readline())
+        assert scene.echoed(b"hello" * 1000), "what was sent before has been looked at"
+        grown, carried = rss(service) - before, service.status()["carried"]
+        print(f"{kind}: {opened} connections, memory grew by {grown / 2**20:.1f} MiB; {carried}")
+        assert opened > count * 0.9
+        assert grown < (MEMORY + 4 << 20) * 9 / 8 + FIXED + count * 4096
+        assert carried["held"] <= MEMORY + 4 << 20
+        hoard.communicate("")
+
+
+def test_the_loop_by_queries_that_are_pipelined_over_tcp(scene: Scene) -> None:
+    with scene.service() as service:
+        flood = scene.guest.popen(sys.executable, "-c", PIPELINE, "8", stdout=subprocess.PIPE, text=True)
+        assert flood.stdout.readline() == "begun\n"
+        time.sleep(0.5)
+        asked, calls, names, began = [], [], [], time.monotonic()
+        queries = service.status()["dns"]["queries"]
+        while time.monotonic() - began < 6:
+            before = time.monotonic()
+            status = service.status()
+            asked.append(time.monotonic() - before)
+            calls.append(scene.echoed(b"hello" * 1000))
+            names.append(scene.resolved(len(names)))
+        sent = int(flood.stdout.readline())
+        per_s = (status["dns"]["queries"] - queries) / 6
+        print(
+            f"{sent / 1e6:.1f} MB of queries, {per_s:,.0f} a second answered; slowest: status"
+            f" {max(asked):.3f} s, a connection {max(calls):.3f} s, a name {max(names):.3f} s"
+        )
+        assert sent > 1e6
+        assert len(calls) > 10
+
+
+def called(scene: Scene, address: str) -> bytes:
+    """What the proxy is asked for where the guest calls an address."""
+    with scene.guest.enter(), socket.create_connection((address, 21), 30) as sock:
+        return sock.recv(300)
+
+
+def test_the_address_of_another_site_by_killing_the_service(scene: Scene) -> None:
+    sites = [f"site{number}.example.com" for number in range(20)]
+
+    def ask(name: str) -> str:
+        with scene.guest.enter():
+            answer = dns.query.udp(dns.message.make_query(name, "A"), RESOLVER, timeout=30)
+        return answer.answer[0][0].address
+
+    state = ("--state", str(scene.lab.dir / "names"))
+    with scene.service(*state) as service:
+        cached = {name: ask(name) for name in sites}
+        service.kill()
+    with scene.service(*state):
+        others = {ask(f"evil{number}.example.net") for number in range(200)}
+        assert not others & set(cached.values())
+        assert [called(scene, address) for address in cached.values()] == [each.encode() for each in sites]
+        assert {name: ask(name) for name in sites} == cached
 
 
 def test_no_more_connections_than_allowed_and_room_again_when_one_ends(scene: Scene) -> None:

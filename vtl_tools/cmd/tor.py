@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vtl_tools.common.gateway.lookups import Lookup
     from vtl_tools.common.relay.call import Call, SocksCall
     from vtl_tools.common.relay.flow import Flow
+    from vtl_tools.common.relay.name_store import NameStore
     from vtl_tools.common.relay.relay import Limits
     from vtl_tools.common.runtime import Options
     from vtl_tools.common.socks import Reason
@@ -42,7 +43,8 @@ _OTHERS: Final = 2048
 class Tor(Stage):
     """One port, the guest. Whoever it calls by TCP, we are; whatever it asks DNS, Tor resolves.
 
-    proxy: (host, port) or a unix socket's path. process: the tor that we started, if any.
+    proxy: (host, port) or a unix socket's path. onions: it is Tor, as far as is known. process: the tor that
+    we started, if any. store: where what addresses stand for is kept, if anywhere.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class Tor(Stage):
         proxy: "tuple[str, int] | str",
         *,
         pipelined: bool = False,
+        onions: bool = True,
         isolate: str = "guest",
         dns: str = "map",
         dhcp: bool = False,
         subnet: "IPv4Network | None" = None,
         limits: "Limits | None" = None,
         process: "TorProcess | None" = None,
+        store: "NameStore | None" = None,
     ) -> None:
         from vtl_tools.common.custodian import Door
         from vtl_tools.common.gateway.dns import Mode, Resolver
@@ -80,8 +84,14 @@ class Tor(Stage):
         self.relay.on_end = self._on_end
         self.relay.out, self.relay.out_pieces = self.out, self.out_pieces
         self.sources = [*self.relay.sources, *([] if process is None else [process])]
-        self.resolver = Resolver(Mode(dns))
+        self._store = store
+        if store is None:
+            self.resolver = Resolver(Mode(dns), onions=onions, key=os.urandom(32))
+        else:
+            self.resolver = Resolver(Mode(dns), onions=onions, key=store.secret, keep=store.put)
+            self.resolver.names.restore(store.names, time.monotonic())
         self.names = Names(self.resolver, self.relay.poller, self._ask, self._say)
+        self.relay.has_more = lambda: self.names.has_more
         self.surroundings = Surroundings(network, self.names, dhcp=dhcp, say=self._say, lose=self.relay.lose)
         self.relay.other = self.surroundings.on_frame
 
@@ -141,7 +151,7 @@ class Tor(Stage):
     def settle(self, now: float) -> None:
         """Move what can be moved."""
         self.relay.settle(now)
-        while self.names.settle(now):
+        if self.names.settle(now):
             self.relay.settle(now)
 
     def deadline(self) -> float | None:
@@ -154,6 +164,11 @@ class Tor(Stage):
         self.relay.wake(now)
         self.names.wake(now)
         self.surroundings.wake(now)
+
+    def leave(self, now: float) -> None:
+        """Give the file of names back."""
+        if self._store is not None:
+            self._store.close()
 
     def flows(self, now: float) -> list[dict[str, object]]:
         """Return the status of each connection, with the name that was called, if it was one."""
@@ -227,7 +242,7 @@ socks_option = click.option(
     default=256,
     show_default=True,
     metavar="MIB",
-    help="What may wait for the slower side, of all connections together.",
+    help="Memory for what waits for the slower side, of all connections together.",
 )
 @click.option(
     "--idle",
@@ -242,6 +257,12 @@ socks_option = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="Keep the frames that are dropped (pcapng).",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where to keep what addresses stand for.  [default: beside the control socket]",
 )
 @click.option("--check/--no-check", default=True, help="See first that the proxy answers (default).")
 @click.option("--url", metavar="URL", help="Ask a web service, too, what address it sees; see 'check'.")
@@ -261,6 +282,7 @@ def main(
     memory: int,
     idle: int,
     pcap_dropped: Path | None,
+    state: Path | None,
     check: bool,
     url: str | None,
     pipeline: bool | None,
@@ -310,12 +332,17 @@ def main(
             TorProcess("" if torrc is None else torrc.read_text(errors="replace")) if start_tor else None
         )
         proxy, is_tor = ask_proxy() if process is None else (process.socks, True)
-        limits = Limits(connections=connections, memory=memory << 20, idle_s=idle)
+        store = None
+        if settings["dns"] == "map":
+            store = _name_store(state, options, iface)
+        limits = Limits(connections=connections, memory=memory << 19, idle_s=idle)  # at most twice that
         stage = Tor(
             proxy,
             limits=limits,
             process=process,
+            store=store,
             pipelined=is_tor if pipeline is None else pipeline,
+            onions=is_tor or not check,
             **settings,
         )
         if process is not None:
@@ -334,6 +361,17 @@ def main(
             "flows": lambda _: stage.flows(time.monotonic()),
         },
     )
+
+
+def _name_store(state: Path | None, options: "Options", iface: str) -> "NameStore":
+    """Return where to keep what addresses stand for: beside the control socket, if not told."""
+    from vtl_tools.common.control import path_for
+    from vtl_tools.common.relay.name_store import NameStore
+
+    path = state or (options.control or path_for("vtl-tor", iface)).with_suffix(".names")
+    if state is None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return NameStore(path)
 
 
 def _descriptors() -> int:

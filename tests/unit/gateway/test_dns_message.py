@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.gateway.asking import SOURCE, Stub, code, is_negative, octets, query, read, records
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.gateway.dns import Mode, Resolver
+from vtl_tools.common.gateway.dns import Asked, Mode, Resolver
 from vtl_tools.common.gateway.dns_message import EDNS_MAX, QUERY_MAX
 from vtl_tools.common.gateway.dns_stream import Stream, framed
 
@@ -205,10 +205,10 @@ def test_a_broken_message_is_told_so(stub, broken):
 
 
 def test_what_is_no_message_and_what_is_an_answer_gets_none(stub):
-    assert ask(stub, b"") == (None, ())
-    assert ask(stub, bytes(11)) == (None, ())
+    assert ask(stub, b"") == Asked(None)
+    assert ask(stub, bytes(11)) == Asked(None)
     answer = dns.message.make_response(query("www.example.com A"))
-    assert ask(stub, answer.to_wire()) == (None, ())
+    assert ask(stub, answer.to_wire()) == Asked(None)
 
 
 def test_options_that_are_not_known_do_no_harm(mapping):

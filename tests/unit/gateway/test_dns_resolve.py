@@ -103,7 +103,7 @@ def test_tor_that_takes_too_long_is_a_failure_and_its_late_answer_is_kept(stub):
     stub.now = 5.0
     stub.waits("www.example.org A", source=2)
     assert resolver.deadline() == due
-    assert resolver.wake(due - 0.1) == []
+    assert list(resolver.wake(due - 0.1)) == []
     ((source, reply),) = resolver.wake(due)
     assert (source, code(read(reply))) == (1, "SERVFAIL")
     assert resolver.deadline() == due + 5.0

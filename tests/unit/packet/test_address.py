@@ -51,7 +51,15 @@ def test_addresses_are_made_of_others():
         ("192.169.0.1", False), ("100.64.0.1", True), ("100.128.0.1", False), ("127.0.0.1", True),
         ("169.254.169.254", True), ("0.1.2.3", True), ("203.0.113.80", False), ("9.9.9.9", False),
         ("::1", True), ("fe80::1", True), ("fec0::1", True), ("fd00::1", True), ("::ffff:9.9.9.9", True),
-        ("::9.9.9.9", True), ("2001:db8::1", False), ("2620:fe::9", False), ("ff02::1", False),
+        ("::9.9.9.9", True), ("2001:db8::1", False), ("2620:fe::9", False), ("ff02::1", True),
+        ("198.18.0.1", True), ("198.20.0.1", False), ("192.0.0.9", True), ("192.88.99.1", True),
+        ("192.0.1.1", False), ("240.0.0.1", True), ("255.255.255.255", True), ("224.0.0.1", True),
+        ("64:ff9b::7f00:1", True), ("64:ff9b::10.0.0.1", True), ("64:ff9b::9.9.9.9", False),
+        ("64:ff9b:1::9.9.9.9", True), ("64:ff9b::1:0:0", True), ("2002:7f00:1::", True),
+        ("2002:0a00:1::1", True), ("2002:909:909::1", False), ("2001::1", True),
+        ("2001:0:909:909::f5f5:fefe", True), ("2001:1ff::1", True), ("2001:200::1", False),
+        ("2001:db9::1", False), ("2003::1", False), ("100::1", True), ("5f00::1", True), ("4000::1", True),
+        ("::", True),
     ],
 )  # fmt: skip
 def test_internal_addresses_are_those_that_the_world_does_not_reach(text: str, is_internal: bool) -> None:

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 from carry import PROMPT, Call, Scene
 
+from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.relay.flow import BUFFER
 from vtl_tools.common.relay.relay import RELAYED, Limits
 from vtl_tools.common.socks import Reason
+from vtl_tools.common.tcp.queue import PIECE
 
 # --- connections
 
@@ -114,7 +116,7 @@ def test_a_place_is_free_again_when_a_call_has_ended(fresh, how):
 
 
 def test_beyond_the_memory_each_has_what_it_has(fresh):
-    scene = fresh(memory=20_000)
+    scene = fresh(memory=20_600)
     busy, other = scene.guest(40000), scene.guest(40001)
     stream = busy.establish()
     stream.room = 0
@@ -124,7 +126,7 @@ def test_beyond_the_memory_each_has_what_it_has(fresh):
     busy.inject(".", 21_001, 1000, ack=1)
     scene.expect_nothing()
     assert scene.relay.drops == {"memory": 1}
-    assert scene.relay.held == 21_000
+    assert scene.relay.held == 21_000 + 2 * PIECE
     other.establish()  # who holds nothing goes on
     other.inject(".", 1, b"hello", ack=1)
     other.expect(".", ack=6)
@@ -162,7 +164,7 @@ def test_what_came_early_is_held_as_well(established):
     scene, guest, stream = established
     guest.inject(".", 1001, 3000, ack=1)
     guest.expect(".", ack=1)
-    assert scene.relay.held == 3000
+    assert scene.relay.held == 3000 + PIECE
     guest.inject(".", 1, 1000, ack=1)
     guest.expect(".", ack=4001)
     assert scene.relay.held == 0
@@ -181,6 +183,154 @@ def test_a_guest_that_sends_only_what_is_early_is_stopped(fresh):
         scene.said.clear()
     assert scene.relay.held <= 100_000 + 10 * 1000
     assert scene.relay.drops["memory"] > 100
+
+
+def test_a_gap_is_filled_even_where_all_that_may_be_held_is_held_before_it(fresh):
+    """Else who sends what is early could stop itself, and those that wait for room, for good."""
+    scene = fresh(memory=3000)
+    guest, other = scene.guest(40000), scene.guest(40001)
+    stream = guest.establish()
+    other.establish()
+    for seq in (1001, 3001, 5001):
+        guest.inject(".", seq, 1000, ack=1)
+    guest.inject(".", 7001, 1000, ack=1)
+    assert scene.relay.drops == {"memory": 1}
+    for seq in (1, 2001, 4001):
+        guest.inject(".", seq, 1000, ack=1)
+    assert len(stream.got) == 6000
+    assert scene.relay.held == 0
+    scene.said.clear()
+
+
+def pinned(scene):
+    """Octets of the buffers that the endpoints of a relay's flows refer to."""
+    found = {}
+    for flow in scene.relay.flows.values():
+        for piece in (*flow.endpoint.snd.queue._pieces, *flow.endpoint.rcv.queue):
+            whole = piece.obj if isinstance(piece, memoryview) else piece
+            found[id(whole)] = len(whole)
+    return sum(found.values())
+
+
+def test_memory_beyond_the_limit_by_acknowledging_all_but_an_octet(fresh):
+    """A buffer of 256 KiB stays until its last octet is acknowledged."""
+    scene = fresh(memory=4 * BUFFER)
+    for number in range(60):
+        guest = scene.guest(40000 + number)
+        guest.establish(win=60_000)
+        scene.stream.bring(bytes(200_000))
+        for ack in (*range(10_000, 200_000, 10_000), 200_000 - 1):
+            guest.inject(".", 1, ack=1 + ack, win=60_000)
+            scene.turn()
+        scene.said.clear()
+        assert pinned(scene) <= scene.relay.held <= scene.relay.limits.most
+    assert scene.relay.evicted > 0
+
+
+def test_memory_beyond_the_limit_by_one_octet_that_the_other_side_does_not_take(fresh):
+    scene = fresh(memory=100_000)
+    for number in range(120):
+        guest = scene.guest(40000 + number)
+        stream = guest.establish()
+        stream.room = 59_999
+        guest.inject(".", 1, 60_000, ack=1)
+        scene.turn()
+        guest.inject(".", 60_001, 60_000, ack=1)
+        stream.drain(60_000)
+        scene.turn()
+        scene.said.clear()
+        assert pinned(scene) <= scene.relay.held <= scene.relay.limits.most
+
+
+def test_memory_by_calls_that_carry_64_kib_each(fresh):
+    scene = fresh()
+    for number in range(100):
+        scene.calls.append(Call(None))
+        guest = scene.guest(40000 + number)
+        guest.inject("S", 0, 60_000)
+        assert len(guest.flow.syn) < 300
+    scene.said.clear()
+
+
+def test_a_call_that_carried_data_is_refused_like_any_other(fresh):
+    scene = fresh()
+    scene.calls.append(Call(Reason.HOST_UNREACHABLE))
+    guest = scene.guest()
+    guest.inject("S", 0, 1400)
+    pkt = guest.hear()
+    quoted = bytes(pkt.icmp.payload)
+    assert len(quoted) in (40, 60)
+    sent = Packet.at(guest.frame("S", 0, b""))
+    assert quoted[-20:-4] == bytes(sent.buf[sent.tcp.off : sent.tcp.off + 16])
+
+
+@pytest.mark.parametrize("how", ["R", "stream"])
+def test_memory_by_flows_that_ended_and_whose_timers_are_still_there(fresh, how):
+    scene = fresh()
+    ended = []
+    for number in range(20):
+        guest = scene.guest(40000 + number)
+        stream = guest.establish(win=60_000)
+        stream.room = 0
+        guest.inject(".", 1, 60_000, ack=1)
+        guest.inject(".", 70_001, 60_000, ack=1)
+        stream.bring(bytes(200_000))
+        scene.turn()
+        ended.append(guest.flow)
+        if how == "R":
+            guest.inject("R", 60_001)
+        else:
+            stream.fail()
+            scene.turn()
+        scene.said.clear()
+    assert not scene.relay.flows
+    for flow in ended:
+        assert flow.endpoint.rcv.kept == flow.endpoint.snd.queue.kept == 0
+        assert not flow.lent
+        assert not flow.syn
+
+
+def test_the_loop_kept_by_connections_that_are_all_due_at_once(fresh, monkeypatch):
+    """Each turn looks at so many; the rest is due still, and those that are due are all looked at."""
+    scene = fresh(config=replace(PROMPT, keep_alive_s=None), idle_s=10.0)
+    for number in range(300):
+        scene.guest(40000 + number).establish()
+    scene.now += 20.0
+    turns = []
+    while scene.relay.flows:
+        assert scene.relay.deadline() <= scene.now
+        before = len(scene.relay.flows)
+        scene.relay.wake(scene.now)
+        scene.relay.settle(scene.now)
+        turns.append(before - len(scene.relay.flows))
+    assert max(turns) <= 64
+    scene.said.clear()
+
+
+def test_the_loop_by_segments_of_32_octets(fresh):
+    """A link without offload cuts each frame by itself."""
+    scene = fresh()
+    guest = scene.guest()
+    guest.syn_frame = guest.frame("S", 0, win=60_000, options={"mss": 1})
+    scene.push(guest.syn_frame)
+    guest.expect("S.")
+    guest.inject(".", 1, ack=1, win=60_000)
+    scene.stream.bring(bytes(200_000))
+    scene.relay.poll(scene.now)
+    scene.stream.tell(scene.now)
+    settle, most = scene.relay.settle, [0]
+
+    def count(now):
+        before = len(scene.said)
+        settle(now)
+        most[0] = max(most[0], len(scene.said) - before)
+
+    scene.relay.settle = count
+    for _ in range(100):
+        scene.said.clear()
+        guest.inject(".", 1, ack=guest.flow.endpoint.snd.nxt, win=60_000)
+    scene.said.clear()
+    assert 128 < most[0] <= 4 * 128
 
 
 def test_held_is_given_back_when_flows_end(fresh):

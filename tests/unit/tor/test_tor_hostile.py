@@ -65,6 +65,12 @@ class Bench:
             source.poll(self.now)
         self.stage.settle(self.now)
 
+    def answers(self):
+        """What came by UDP since the last time."""
+        found = [bytes(pkt.udp.payload) for pkt in map(Packet.at, map(bytearray, self.sent)) if pkt.udp]
+        self.sent.clear()
+        return found
+
     def serve(self):
         for key, _ in self.selector.select(0):
             key.data()
@@ -196,7 +202,7 @@ def test_any_frames_at_all_leave_no_trace(either):
         assert relay.held <= LIMITS.memory + 65536 * 4
     assert len(stage.drops) < FIXED
     assert len(stage.resolver.names) < 65_536
-    assert len(stage.names._asking) <= 1024
+    assert len(stage.names._looking) <= 1024
     assert stage.relay.established > 0
     assert stage.names.queries > 0
     for _ in range(60):
@@ -204,7 +210,7 @@ def test_any_frames_at_all_leave_no_trace(either):
         bench.serve()
     assert stage.relay.flows == {}
     assert stage.relay._half_open == stage.relay.held == 0
-    assert len(stage.names._asking) == 0
+    assert len(stage.names._looking) == 0
     bench.sent.clear()
     gc.collect()
     assert sum(isinstance(thing, Flow) for thing in gc.get_objects()) <= FIXED
@@ -252,7 +258,7 @@ def test_no_descriptor_left_is_an_answer_and_not_the_end(either, monkeypatch, co
 
 def test_a_call_that_fails_for_want_of_a_descriptor_does_not_keep_its_name(bench, monkeypatch):
     bench.push([query("www.example.com")])
-    address = bytes(Packet.at(bytearray(bench.sent[0])).udp.payload)[-4:]
+    address = bench.answers()[0][-4:]
     monkeypatch.setattr(socket, "socket", lambda *_: (_ for _ in ()).throw(OSError(errno.EMFILE, "")))
     bench.push([syn(1, address)])
     monkeypatch.undo()
@@ -262,7 +268,7 @@ def test_a_call_that_fails_for_want_of_a_descriptor_does_not_keep_its_name(bench
 
 def test_a_call_to_dns_at_a_names_address_does_not_free_the_name(bench):
     bench.push([query("www.example.com")])
-    address = bytes(Packet.at(bytearray(bench.sent[0])).udp.payload)[-4:]
+    address = bench.answers()[0][-4:]
     bench.push([syn(1, address), syn(2, address, 53)])
     reset = bytearray(NONE + syn(2, address, 53))
     segment = Packet.at(reset).tcp
@@ -308,3 +314,23 @@ def test_a_call_along_a_route_of_the_guests_choice_is_dropped(bench):
     bench.push([frame])
     assert bench.stage.drops == {"source-route": 1}
     assert not bench.stage.relay.flows
+
+
+def large(kind: str) -> bytearray:
+    """A frame of 60 kB with as many parts as fit it."""
+    where = {"src_mac": GUEST_MAC, "dst_mac": GATEWAY_MAC}
+    if kind == "dhcp":
+        head = bytes.fromhex("01010600") + bytes(24) + GUEST_MAC + bytes(202) + b"\x63\x82\x53\x63"
+        payload = head + b"\x35\x01\x01" + b"\x0c\x01a" * 19_000
+        return build.udp(**where, src=GUEST, dst=ip("10.0.2.2"), sport=68, dport=67, payload=payload)
+    body = {135: bytes(4) + ip("fe80::2"), 133: bytes(4)}[int(kind)]
+    return build.nd_message(
+        **where, src=ip("fe80::1"), dst=ip("fe80::2"), kind=int(kind), body=body,
+        options=(b"\x63\x01" + bytes(6)) * 7_500,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["dhcp", "133", "135"])
+def test_the_loop_by_messages_of_64_kib_of_tiny_options(bench, kind):
+    bench.push([large(kind)[VNET:]])
+    assert bench.stage.drops["malformed"] == 1

@@ -45,6 +45,9 @@ END: Final = 255
 SIZE_MIN: Final = 300
 """Octets of a BOOTP message; some clients and relays drop what is shorter (RFC 1542 section 2.1)."""
 
+SIZE_MAX: Final = 4096
+"""Octets of a message that is read; one that comes in an Ethernet frame has a third."""
+
 _OPTIONS_AT: Final = 240
 _SNAME: Final = (44, 108)
 _FILE: Final = (108, 236)
@@ -69,7 +72,7 @@ class Message:
     @classmethod
     def at(cls, data: Buffer) -> Self:
         """Check and read a UDP payload. Raises Malformed, and nothing else."""
-        if len(data) < _OPTIONS_AT or bytes(data[236:_OPTIONS_AT]) != COOKIE:
+        if not _OPTIONS_AT <= len(data) <= SIZE_MAX or bytes(data[236:_OPTIONS_AT]) != COOKIE:
             raise Malformed("dhcp", len(data))
         op, htype, hlen, _, xid, secs, flags, ciaddr, yiaddr, _, _, chaddr = _HEADER.unpack_from(data)
         if htype != ETHERNET or hlen != 6 or chaddr[0] & 1 or not any(chaddr):

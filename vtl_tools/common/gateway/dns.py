@@ -12,7 +12,7 @@ negatively, so that a guest does not wait for it.
 To be imported where it is used: dnspython takes 0.1 s to import.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, NamedTuple
@@ -25,7 +25,8 @@ from vtl_tools.common.gateway import dns_message as wire
 from vtl_tools.common.gateway import special_names
 from vtl_tools.common.gateway.dns_message import Question, Result
 from vtl_tools.common.gateway.lookups import Asker, Found, Lookup, Lookups, Outcome
-from vtl_tools.common.gateway.name_map import NameMap
+from vtl_tools.common.gateway.name_map import NameMap, Placed
+from vtl_tools.common.packet.address import is_internal
 from vtl_tools.common.socks import Command, Failed, Reason
 
 TTL_S: Final = 60
@@ -61,17 +62,22 @@ class Mode(StrEnum):
 
 
 class Asked(NamedTuple):
-    """What is to be done: send the reply, if there is one; start the look-ups, if there are any."""
+    """What is to be done: send the reply, if there is one; start the look-ups, if there are any.
+
+    later: the reply comes when look-ups have an outcome.
+    """
 
     reply: bytes | None
     lookups: tuple[Lookup, ...] = ()
+    later: bool = False
 
 
 class Resolver:
     """Answers DNS queries. ipv4, ipv6: the ranges of mode MAP; ipv6=None: names have no AAAA records.
 
-    askers_max, client_max: queries that may wait for Tor, in all and of one client; more get SERVFAIL, as
-    those do that wait for timeout_s.
+    onions: the proxy is Tor, so that onion services are names that can be connected to (RFC 7686). key, keep:
+    as of NameMap. askers_max, client_max: queries that may wait for Tor, in all and of one client; more get
+    SERVFAIL, as those do that wait for timeout_s.
     """
 
     def __init__(
@@ -84,9 +90,12 @@ class Resolver:
         askers_max: int = ASKERS_MAX,
         client_max: int = CLIENT_MAX,
         timeout_s: float = TIMEOUT_S,
+        onions: bool = True,
+        key: bytes = b"",
+        keep: Callable[[Placed], object] | None = None,
     ) -> None:
-        self.mode = mode
-        self.names = NameMap(ipv4, ipv6, names_max=names_max, keep_s=TTL_S + GRACE_S)
+        self.mode, self._onions = mode, onions and mode is Mode.MAP
+        self.names = NameMap(ipv4, ipv6, names_max=names_max, keep_s=TTL_S + GRACE_S, key=key, keep=keep)
         self._lookups = Lookups(askers_max=askers_max, client_max=client_max, timeout_s=timeout_s)
 
     def ask(
@@ -118,10 +127,13 @@ class Resolver:
         fresh = self._lookups.add(asker, now)
         if fresh is None:
             return Asked(wire.render(query, [(question, SERVFAIL) for question, _ in parts]))
-        return Asked(None, tuple(fresh))
+        return Asked(None, tuple(fresh), later=True)
 
-    def resolved(self, lookup: Lookup, outcome: Outcome, now: float) -> list[Reply]:
-        """Take what Tor answered; return the replies that this makes possible, with their sources."""
+    def resolved(self, lookup: Lookup, outcome: Outcome, now: float) -> Iterator[Reply]:
+        """Take what Tor answered; return the replies that this makes possible, with their sources.
+
+        Each is made when it is taken, which the caller may put off.
+        """
         return _replies(self._lookups.resolved(lookup, outcome, now), now)
 
     def forget(self) -> None:
@@ -132,8 +144,8 @@ class Resolver:
         """Return when wake() is due; None: not before something is asked."""
         return self._lookups.deadline()
 
-    def wake(self, now: float) -> list[Reply]:
-        """Return the replies to those who waited for too long."""
+    def wake(self, now: float) -> Iterator[Reply]:
+        """Return the replies to those who waited for too long, as resolved() does."""
         return _replies(self._lookups.wake(now), now)
 
     def name_of(self, address: bytes) -> str | None:
@@ -147,7 +159,7 @@ class Resolver:
             return REFUSED
         if special_names.is_reverse(labels):
             return self._answer_reverse(question, now) if rdtype == RdataType.PTR else NODATA
-        if self.mode is Mode.RESOLVE and labels and labels[-1] == special_names.ONION:
+        if not self._onions and labels and labels[-1] == special_names.ONION:
             return NXDOMAIN
         known = special_names.known(labels)
         if known is not None and not known.exists:
@@ -196,6 +208,8 @@ def _result(question: Question, found: Found, now: float) -> Result:
         return wire.pointer(outcome.address, ttl) if isinstance(outcome.address, str) else SERVFAIL
     if isinstance(outcome.address, str):
         return SERVFAIL
+    if is_internal(outcome.address):  # whoever has the name has no say over that network
+        return Result(Rcode.NOERROR, ttl)
     return wire.addresses(question.rdtype, (outcome.address,), ttl)
 
 
@@ -206,5 +220,5 @@ def _results(
         yield question, _result(question, found[part], now) if isinstance(part, Lookup) else part
 
 
-def _replies(askers: Iterable[Asker], now: float) -> list[Reply]:
-    return [(each.source, wire.render(each.query, _results(each.parts, each.found, now))) for each in askers]
+def _replies(askers: Iterable[Asker], now: float) -> Iterator[Reply]:
+    return ((each.source, wire.render(each.query, _results(each.parts, each.found, now))) for each in askers)

@@ -100,6 +100,15 @@ class Result(NamedTuple):
     rdata: tuple[dns.rdata.Rdata, ...] = ()
 
 
+def weight(message: bytes) -> int:
+    """Return how much work a message is, as questions and records to be read; at least one."""
+    if len(message) < _HEADER.size:
+        return 1
+    _, _, qdcount, *counts = _HEADER.unpack_from(message)
+    records = sum(counts)
+    return max(1, qdcount + records) if qdcount <= QUESTIONS_MAX and records <= RECORDS_MAX else 1
+
+
 def read(message: bytes, *, stream: bool) -> Query | None:
     """Read a query; None: it cannot or must not be answered, being no message at all, or an answer."""
     if len(message) < _HEADER.size:

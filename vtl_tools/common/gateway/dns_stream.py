@@ -15,6 +15,11 @@ class Stream:
     def __init__(self) -> None:
         self._held = bytearray()
 
+    @property
+    def kept(self) -> int:
+        """Octets of a message that is not whole yet."""
+        return len(self._held)
+
     def receive(self, octets: bytes | bytearray | memoryview) -> list[bytes]:
         """Return the messages that are whole now. At most QUERY_MAX octets are kept between calls.
 

@@ -6,19 +6,30 @@ at all, such as an onion service's, can be connected to.
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from typing import Final
+from typing import Final, NamedTuple
 
 _PROBES: Final = 16
+_RETIRED_MAX: Final = 32_000
 _LAST_OCTETS: Final = 254
 """Addresses of a /24 that are used: some stacks take one that ends in 0 or 255 for a broadcast."""
+
+
+class Placed(NamedTuple):
+    """A name and the place of its address in the range. row: its own in a table, less than names_max."""
+
+    row: int
+    slot: int
+    name: str
 
 
 @dataclass(slots=True)
 class _Entry:
     name: str
     slot: int
+    row: int
     until: float
     pins: int = 0
 
@@ -26,14 +37,24 @@ class _Entry:
 class NameMap:
     """A bounded table of names and their addresses; a name has one of each IP version.
 
-    names_max: beyond that, the name that was asked for longest ago gives its address up; but none does whose
-    address a connection uses (pin), or that was asked for less than keep_s seconds ago. ipv6: None for none.
+    names_max: beyond that, the name that was asked for longest ago gives its place up; but none does whose
+    address a connection uses (pin), or that was asked for less than keep_s seconds ago. Its address then
+    stands for nothing, and gets another name only after many others did. ipv6: None for none.
 
-    An address is made from its name, so that after a restart a name most likely gets the one that guests
-    still remember, and another name does not.
+    key: what addresses are made with, from names, so that nobody who does not know it can tell which names
+    would have one address. keep: told of each name that gets an address; restore() takes them back.
     """
 
-    def __init__(self, ipv4: IPv4Network, ipv6: IPv6Network | None, *, names_max: int, keep_s: float) -> None:
+    def __init__(
+        self,
+        ipv4: IPv4Network,
+        ipv6: IPv6Network | None,
+        *,
+        names_max: int,
+        keep_s: float,
+        key: bytes = b"",
+        keep: Callable[[Placed], object] | None = None,
+    ) -> None:
         size = ipv4.num_addresses
         self._slots = size // 256 * _LAST_OCTETS if size >= 256 else size - 2
         if self._slots < 1 or (ipv6 is not None and ipv6.num_addresses <= self._slots):
@@ -46,6 +67,21 @@ class NameMap:
         self._by_name: dict[str, _Entry] = {}
         self._by_slot: dict[int, _Entry] = {}
         self._idle: OrderedDict[str, _Entry] = OrderedDict()  # not pinned, by when they may go
+        self._key, self._keep = key, keep
+        self._unused: list[int] = []  # rows of names that are gone
+        self._retired: OrderedDict[int, None] = OrderedDict()  # slots of names that are gone
+        self._retired_max = min(_RETIRED_MAX, (self._slots - self._names_max) // 2)
+
+    def restore(self, names: Iterable[Placed], now: float) -> None:
+        """Take over what names had before a restart, as if they had just been asked for."""
+        rows = set()
+        for row, slot, name in names:
+            fits = 0 <= row < self._names_max and 0 <= slot < self._slots
+            if fits and row not in rows and slot not in self._by_slot and name not in self._by_name:
+                rows.add(row)
+                entry = _Entry(name, slot, row, now + self._keep_s)
+                self._by_name[name] = self._by_slot[slot] = self._idle[name] = entry
+        self._unused = [row for row in range(max(rows, default=0)) if row not in rows]
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -112,19 +148,25 @@ class NameMap:
     def _add(self, name: str) -> _Entry | None:
         if len(self._by_name) >= self._names_max:
             return None
-        entry = _Entry(name, self._free_slot(name), 0.0)
+        row = self._unused.pop() if self._unused else len(self._by_name)
+        entry = _Entry(name, self._free_slot(name), row, 0.0)
+        self._retired.pop(entry.slot, None)
         self._by_name[name] = self._by_slot[entry.slot] = self._idle[name] = entry
+        if self._keep is not None:
+            self._keep(Placed(row, entry.slot, name))
         return entry
 
     def _free_slot(self, name: str) -> int:
-        """Return a slot that nobody has. Each probe is another hash: names cannot be made to queue."""
-        slot = 0
+        """Return a slot that nobody has, nor had lately. Each probe is another hash."""
+        slot, taken, retired = 0, self._by_slot, self._retired
         for probe in range(_PROBES):
-            digest = hashlib.blake2b(name.encode(), digest_size=8, salt=bytes((probe,))).digest()
+            digest = hashlib.blake2b(
+                name.encode(), digest_size=8, key=self._key, salt=bytes((probe,)), person=b"name"
+            ).digest()
             slot = int.from_bytes(digest, "big") % self._slots
-            if slot not in self._by_slot:
+            if slot not in taken and slot not in retired:
                 return slot
-        while slot in self._by_slot:
+        while slot in taken or slot in retired:
             slot = (slot + 1) % self._slots
         return slot
 
@@ -134,4 +176,8 @@ class NameMap:
         if entry is None or entry.until > now:
             return False
         del self._by_name[entry.name], self._by_slot[entry.slot], self._idle[entry.name]
+        self._unused.append(entry.row)
+        self._retired[entry.slot] = None
+        if len(self._retired) > self._retired_max:
+            self._retired.popitem(last=False)
         return True

@@ -7,6 +7,8 @@ could only fail. Labels are in lower case, without the root's.
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 
+from vtl_tools.common.packet.address import is_internal
+
 Labels = tuple[bytes, ...]
 
 
@@ -30,7 +32,7 @@ ABSENT: Final = frozenset(
         b"invalid", b"test",  # RFC 6761
         b"local",  # RFC 6762: multicast DNS
         b"intranet", b"internal", b"private", b"corp", b"home", b"lan",  # RFC 6762 appendix G
-        b"localdomain",
+        b"localdomain", b"localdomain6",  # what hosts files call their own host
         b"alt",  # RFC 9476
         b"exit", b"noconnect",  # Tor would take them for orders
     }
@@ -78,7 +80,7 @@ def is_reverse(labels: Labels) -> bool:
 def is_public(address: bytes) -> bool:
     """Say whether an address's name may be asked for: not one of a private network or the like (RFC 6303)."""
     found = ip_address(address)
-    return found.is_global and not found.is_multicast
+    return found.is_global and not found.is_multicast and not is_internal(address)
 
 
 def is_loopback(address: bytes) -> bool:

@@ -10,6 +10,9 @@ UNSPECIFIED4: Final = bytes(4)
 UNSPECIFIED6: Final = bytes(16)
 ALL_NODES: Final = bytes.fromhex("ff02" + "0" * 27 + "1")  # RFC 4291 2.7.1
 ALL_ROUTERS: Final = bytes.fromhex("ff02" + "0" * 27 + "2")
+_NAT64: Final = bytes.fromhex("0064ff9b" + "00" * 8)
+_OF_192: Final = (b"\xc0\0\0", b"\xc0\x58\x63")
+"""192.0.0.0/24 (RFC 6890 2.1), and 192.88.99.0/24, which was 6to4's (RFC 7526)."""
 SOLICITED_NODE: Final = bytes.fromhex("ff02" + "0" * 19 + "1ff")  # its first 13 octets, RFC 4291 2.7.1
 
 
@@ -83,20 +86,32 @@ def is_single_host(octets: bytes) -> bool:
 def is_internal(octets: bytes) -> bool:
     """Say whether an address is of a network that the world does not reach, whoever's it is.
 
-    RFC 1918, RFC 6598, RFC 4193, loopback, link-local, site-local (RFC 3879), and IPv4 within IPv6 (RFC 4291
-    2.5.5), which is never on a wire; these are what tor calls internal.
+    Of RFC 6890's registry, those that are not global; of IPv6, whatever is not 2000::/3 (RFC 4291 2.4); and
+    what holds an address of IPv4 for a translator or a tunnel to unwrap, if that is internal: NAT64 (RFC 6052
+    2.1), 6to4 (RFC 3056), and any of Teredo (RFC 4380). Tor calls fewer internal. Networks for documentation
+    are nobody's, and not internal.
     """
-    if is_loopback(octets) or is_link_local(octets):
-        return True
     if len(octets) == 4:
-        first, second = octets[0], octets[1]
-        return (
-            first in (0, 10)
-            or (first == 172 and second >> 4 == 1)
-            or (first == 192 and second == 168)
-            or (first == 100 and second >> 6 == 1)
-        )
-    return octets[0] & 0xFE == 0xFC or (octets[0] == 0xFE and octets[1] >= 0xC0) or octets[:10] == bytes(10)
+        return _is_internal4(octets)
+    first = int.from_bytes(octets[:2], "big")
+    if octets[:12] == _NAT64:
+        return _is_internal4(octets[12:])
+    if first == 0x2002:
+        return _is_internal4(octets[2:6])
+    return first >> 13 != 1 or (first == 0x2001 and octets[2] < 2)
+
+
+def _is_internal4(octets: bytes) -> bool:
+    first, second = octets[0], octets[1]
+    return (
+        first in (0, 10, 127)
+        or first >= 224
+        or (first == 172 and second >> 4 == 1)
+        or (first == 192 and (second == 168 or octets[:3] in _OF_192))
+        or (first == 100 and second >> 6 == 1)
+        or (first == 169 and second == 254)
+        or (first == 198 and second >> 1 == 9)
+    )
 
 
 def is_solicited_node(octets: bytes) -> bool:

@@ -72,6 +72,15 @@ class Stream(Protocol):
         ...
 
 
+class Inner:
+    """Base of a stream within the process."""
+
+    @property
+    def kept(self) -> int:
+        """Octets of memory that wait in it, in either direction."""
+        raise NotImplementedError
+
+
 class Call(Protocol):
     """One attempt. Its stream exists from the first, so that it can be waited on."""
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from vtl_tools.common.relay.call import HUNG_UP, READABLE, WRITABLE, Call
+from vtl_tools.common.relay.call import HUNG_UP, READABLE, WRITABLE, Call, Inner
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import Ended
@@ -43,8 +43,10 @@ class Flow:
     """Joins an endpoint to a stream. pump() moves what can be moved, and the relay calls it when it may.
 
     syn: the frame that the guest called with, for an ICMP error to quote. heard_at: when anything came last.
-    held: octets that are kept for the slower side. armed_at: when the relay's timer looks at it again.
-    retry_at: when the call, which could not be made, is tried again.
+    held: octets of memory that wait for the slower side. spare: of the buffers that are lent to the endpoint,
+    those that nothing came into. within: the stream, where it is in this process and keeps something itself.
+    armed_at: when the relay's timer looks at it again. retry_at: when the call, which could not be made, is
+    tried again.
     """
 
     __slots__ = (
@@ -64,10 +66,12 @@ class Flow:
         "relay",
         "retry_at",
         "sent_eof",
+        "spare",
         "started_at",
         "stream",
         "syn",
         "touched",
+        "within",
         "written",
     )  # fmt: skip
 
@@ -77,14 +81,15 @@ class Flow:
         self.relay, self.key, self.endpoint, self.syn = relay, key, endpoint, syn
         self.call: Call | None = call
         self.stream = call.stream
+        self.within = call.stream if isinstance(call.stream, Inner) else None
         self.opening = True
         self.touched = self.may_read = self.may_write = self.hung_up = False
         self.received_eof = self.sent_eof = False
         self.started_at = self.heard_at = now
         self.opened_at: float | None = None
         self.armed_at = self.retry_at = NEVER
-        self.held = self.written = 0
-        self.lent: deque[tuple[int, memoryview]] | None = None
+        self.held = self.written = self.spare = 0
+        self.lent: deque[tuple[int, memoryview, int]] | None = None
 
     @property
     def stage(self) -> Stage:
@@ -151,7 +156,9 @@ class Flow:
             if (lent := self.lent) is not None:
                 acknowledged = endpoint.acknowledged
                 while lent and lent[0][0] <= acknowledged:
-                    relay.buffers.append(lent.popleft()[1])
+                    _, buffer, spare = lent.popleft()
+                    self.spare -= spare
+                    relay.buffers.append(buffer)
             if self.may_read:
                 self._down()
         relay.transmit(self, now)
@@ -189,7 +196,7 @@ class Flow:
         return (
             snd.nxt >= snd.queue.tail
             and snd.room >= BUFFER
-            and not (relay.held > relay.limits.memory and self.held)
+            and (relay.held <= relay.limits.memory or (not self.held and relay.held <= relay.limits.most))
         )
 
     def _down(self) -> None:
@@ -211,7 +218,8 @@ class Flow:
             self._write(buffer[:size])
             if self.lent is None:
                 self.lent = deque()
-            self.lent.append((self.written, buffer))
+            self.lent.append((self.written, buffer, BUFFER - size))
+            self.spare += BUFFER - size
         else:
             if size:
                 self._write(bytes(buffer[:size]))
@@ -254,6 +262,9 @@ class Flow:
             with suppress(OSError, AttributeError):  # not every stream can
                 self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)  # type: ignore[attr-defined]
         self.relay.poller.close(self.stream)
+        self.endpoint.forget()  # a timer may keep the flow for a while
+        self.call = self.lent = None
+        self.syn = b""
 
     def deadline(self) -> float:
         """Return when the relay is to look at it, whatever happens."""

@@ -4,7 +4,6 @@ Paper sections 2.5 and 3.1. Who is called decides nothing here: `dial` says by w
 """
 
 import heapq
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +19,7 @@ from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.relay.call import Call
 from vtl_tools.common.relay.crowd import Crowd, Verdict
 from vtl_tools.common.relay.flow import Flow
+from vtl_tools.common.relay.frames import is_broken, path_back, syn_alone
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.socks import ANSWER, Reason
 from vtl_tools.common.stage import Stage
@@ -33,7 +33,6 @@ _RETRY_S: Final = 0.01
 """How long a proxy that is too busy to be called is left alone."""
 _BUFFERS_MAX: Final = 64
 _ETHERTYPE: Final = VNET + 12
-_PORTS: Final = struct.Struct("!HH")
 _IP: Final = (0x08, 0x86)  # the first octets of IPv4's and IPv6's Ethertypes; a tag's is 0x81, 0x88 or 0x91
 _JOINED: Final = 2048
 """Octets of data below which a frame is copied together, and sent along with those of other flows."""
@@ -44,6 +43,12 @@ _PUMPED_MAX: Final = 64
 _FLOWS_SHOWN_MAX: Final = 1000
 _BATCH: Final = 4 << 20
 """Octets that one batch may bring."""
+_WOKEN_MAX: Final = 64
+"""Flows that have something to do because time has passed, before frames are looked at again."""
+_TIMERS_MAX: Final = 1024
+"""Timers that are looked at before that; most were put off."""
+_RELIEVED_MAX: Final = 256
+"""Flows that are reset at once because they hold too much."""
 _STALE_MAX: Final = 1024
 """Timers of flows that have ended, or are looked at earlier, beyond one for each flow."""
 _OPENING: Final = (State.LISTEN, State.SYN_RECEIVED)
@@ -65,22 +70,27 @@ class Limits:
 
     connections: flows at once. half_open: of them, those that are not established yet. open_s: how long a
     call may take. idle_s: silence after which a flow is reset (RFC 5382 wants two hours and four minutes).
-    memory: kept for slower sides, of all flows together; beyond it each has what it has, and no more. Beyond
-    twice as much those that have most are reset, so that the others still have their turn.
+    memory: what is taken by what waits for slower sides, of all flows together; beyond it each has what it
+    has, and no more. Beyond `most` those that have most are reset, so that the others still have their turn.
     """
 
     connections: int = 65536
     half_open: int = 8192
     open_s: float = 120.0
     idle_s: float = 7440.0
-    memory: int = 256 << 20
+    memory: int = 128 << 20
+
+    @property
+    def most(self) -> int:
+        """Octets that are never held for longer than a turn."""
+        return 2 * self.memory + _BATCH
 
 
 class Relay(Stage):
     """One port, the guest. dial: returns the call for a path, or why there is none.
 
     other: takes frames that are no TCP segments; they are borrowed, as those are that on_loss is shown.
-    on_end: told of each flow that ends.
+    on_end: told of each flow that ends. has_more: says whether streams within the process have more to do.
     """
 
     def __init__(
@@ -100,6 +110,7 @@ class Relay(Stage):
         self.other: Callable[[memoryview, float], object] = self._nothing_else
         self.on_loss: Callable[[memoryview, float], object] | None = None
         self.on_end: Callable[[Flow, float], object] | None = None
+        self.has_more: Callable[[], bool] = lambda: False
         self.octets_up = self.octets_down = self.held = 0
         self.opened = self.established = self.failed = self.evicted = 0
         self._half_open = 0
@@ -128,10 +139,10 @@ class Relay(Stage):
             if not frame[0] & 3 and not is_intact(frame):
                 self.lose(frame, "checksum", now)
                 continue
-            if full and segment.length and flow.held:
+            endpoint = flow.endpoint
+            if full and segment.length and flow.held and not _frees(endpoint, segment):
                 self.lose(frame, "memory", now)
                 continue
-            endpoint = flow.endpoint
             if segment.length or not endpoint.keep_alives:  # else it answers us, and says nothing of its own
                 flow.heard_at = now
             endpoint.arrive(segment, now)
@@ -144,7 +155,7 @@ class Relay(Stage):
 
         Where only TIME-WAIT is left of a flow, a call may take its place (RFC 9293 section 3.6.1).
         """
-        path = _path_back(segment.flow, frame)
+        path = path_back(segment.flow, frame)
         past = self.flows.get(segment.flow)
         if past is not None and past.is_draining:  # the guest will ask again
             self.lose(frame, "not-drained", now)
@@ -153,7 +164,7 @@ class Relay(Stage):
         elif path.local_mac[0] & 1 or not (is_single_host(path.local) and is_single_host(path.remote)):
             self.lose(frame, "not-unicast", now)
         elif segment.flags & (SYN | ACK | RST | FIN) != SYN:
-            if _is_broken(frame):
+            if is_broken(frame):
                 self.lose(frame, "checksum", now)
                 return
             self.lose(frame, "no-connection", now)
@@ -165,12 +176,12 @@ class Relay(Stage):
             self.lose(frame, "too-many-connections", now)
         elif self._half_open >= self._crowded_at and self._is_crowd(segment, frame, now):
             self.lose(frame, "half-open", now)
-        elif _is_broken(frame):
+        elif is_broken(frame):
             self.lose(frame, "checksum", now)
         else:
             if past is not None:
                 self._remove(past, now)
-            self._open(path, segment, bytes(frame), now)
+            self._open(path, segment, syn_alone(frame), now)
 
     def _is_crowd(self, segment: Segment, frame: memoryview, now: float) -> bool:
         """Whether a SYN is passed over, as one of a flood, and perhaps asked for a proof that it is not."""
@@ -285,7 +296,7 @@ class Relay(Stage):
 
     def poll(self, now: float) -> bool:
         """Take what the streams have to say."""
-        return self.poller.poll(now) or bool(self._more)
+        return self.poller.poll(now) or bool(self._more) or self.has_more()
 
     def settle(self, now: float) -> None:
         """Move what can be moved."""
@@ -312,7 +323,9 @@ class Relay(Stage):
                 flow.opening = False
                 self._half_open -= 1
                 self.established += endpoint.ended is None
-            held = rcv.readable + rcv.early_octets + flow.written - endpoint.acknowledged
+            held = rcv.kept + endpoint.snd.queue.kept + flow.spare
+            if flow.within is not None:
+                held += flow.within.kept
             if held != flow.held:
                 self.held += held - flow.held
                 flow.held = held
@@ -321,15 +334,15 @@ class Relay(Stage):
                 continue
             if flow.armed_at > now + _TICK_S:
                 self._arm(flow, now + _TICK_S)
-        if self.held > 2 * self.limits.memory + _BATCH:
+        if self.held > self.limits.most:
             self._relieve(now)
         self._post(now)
         del self.buffers[_BUFFERS_MAX:]
 
     def _relieve(self, now: float) -> None:
         """Reset the flows that hold most. As much is freed at once as to be worth the sorting."""
-        bound = (2 * self.limits.memory + _BATCH) * 7 // 8
-        for flow in sorted(self.flows.values(), key=lambda each: each.held, reverse=True):
+        bound = self.limits.most * 7 // 8
+        for flow in heapq.nlargest(_RELIEVED_MAX, self.flows.values(), key=lambda each: each.held):
             if self.held <= bound:
                 break
             self.evicted += 1
@@ -355,9 +368,11 @@ class Relay(Stage):
         return self._timers[0][0] if self._timers else None
 
     def wake(self, now: float) -> None:
-        """Look at the flows whose time has come; most were put off since."""
-        timers = self._timers
-        while timers and timers[0][0] <= now:
+        """Look at flows whose time has come; most were put off since. What is left is due still."""
+        timers, woken = self._timers, 0
+        for _ in range(_TIMERS_MAX):
+            if not timers or timers[0][0] > now or woken == _WOKEN_MAX:
+                break
             at, _, flow = heapq.heappop(timers)
             if at != flow.armed_at or self.flows.get(flow.key) is not flow:
                 continue
@@ -365,6 +380,7 @@ class Relay(Stage):
             if due > now:
                 self._arm(flow, due)
                 continue
+            woken += 1
             flow.armed_at = NEVER
             flow.wake(now)
             self.touch(flow)
@@ -412,14 +428,7 @@ class Relay(Stage):
         return [flow.status(now) for flow in islice(self.flows.values(), _FLOWS_SHOWN_MAX)]
 
 
-def _is_broken(frame: memoryview) -> bool:
-    """Whether a checksum is wrong. A flood's SYNs are passed over without a look at theirs."""
-    return not frame[0] & 3 and not is_intact(frame)
-
-
-def _path_back(flow: bytes, frame: memoryview) -> Path:
-    """Return the path to whoever sent a frame of a flow."""
-    size = (len(flow) - 4) // 2
-    local_mac, remote_mac = bytes(frame[VNET : VNET + 6]), bytes(frame[VNET + 6 : VNET + 12])
-    sport, dport = _PORTS.unpack_from(flow, 2 * size)
-    return Path(local_mac, remote_mac, flow[size : 2 * size], flow[:size], dport, sport)
+def _frees(endpoint: Endpoint, segment: Segment) -> bool:
+    """Whether a segment fills the gap before all that a flow holds, which then goes on its way."""
+    rcv = endpoint.rcv
+    return bool(rcv.early.starts) and not rcv.readable and segment.seq == rcv.rcv_nxt

@@ -94,8 +94,7 @@ class Surroundings:
         if not pkt.verify():
             return "checksum"
         if datagram.dport == PORT:
-            self._names.on_datagram(pkt, now)
-            return ""
+            return "" if self._names.on_datagram(pkt) else "dns"
         self._refuse(pkt, now)
         return KINDS.get(datagram.dport, "udp")
 

@@ -360,6 +360,11 @@ class Endpoint(TCB):
                 self.reset_due = True
             self.end(Ended.ABORTED)
 
+    def forget(self) -> None:
+        """Let go of all that was written and received, once nobody wants it any more."""
+        self.snd.queue.clear()
+        self.rcv.forget()
+
     def configure(self, **changes: Any) -> None:
         """Change fields of the configuration from now on, as setsockopt(2) does. Raises as Config does.
 
@@ -390,6 +395,6 @@ class Endpoint(TCB):
             readable=rcv.readable, snd_wnd=snd.wnd, rcv_wnd=rcv.wnd, snd_wscale=snd.shift,
             rcv_wscale=rcv.shift, rcv_mss=rcv.mss,
             sack=snd.sack, timestamps=self.timestamps, segments_in=self.segments_in,
-            segments_out=self.segments_out, out_of_order=rcv.segments_out_of_order, drops=dict(self.drops),
+            segments_out=self.segments_out, out_of_order=len(rcv.early.starts), drops=dict(self.drops),
             due_s=self.deadline(),
         )  # fmt: skip

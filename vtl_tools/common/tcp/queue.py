@@ -5,6 +5,9 @@ from typing import Final
 
 Octets = bytes | bytearray | memoryview
 
+PIECE: Final = 256
+"""Octets of memory that a piece takes beside what is in it: its objects, and its places in lists."""
+
 _SMALL: Final = 4096
 """Pieces below are copied together, so that many small writes do not become many small pieces."""
 _TAIL_MAX: Final = 65536
@@ -13,13 +16,15 @@ _TAIL_MAX: Final = 65536
 class SendQueue:
     """Octets by position, which counts from the ISS and never wraps; the first octet of data is 1.
 
-    head: position of the first octet kept. tail: behind the last.
+    head: position of the first octet kept. tail: behind the last. kept: octets of memory that it takes; a
+    piece goes as a whole, when its last octet does.
     """
 
-    __slots__ = ("_pieces", "_starts", "head", "tail")
+    __slots__ = ("_pieces", "_starts", "head", "kept", "tail")
 
     def __init__(self) -> None:
         self.head = self.tail = 1
+        self.kept = 0
         self._starts: list[int] = []
         self._pieces: list[Octets] = []
 
@@ -35,6 +40,7 @@ class SendQueue:
                     last = None
                 else:
                     self.tail += size
+                    self.kept += size
                     return
             data = bytearray(data)  # only these are ours to extend: what a caller gives is kept as a view
         elif type(data) is bytearray:
@@ -42,6 +48,7 @@ class SendQueue:
         self._starts.append(self.tail)
         self._pieces.append(data)
         self.tail += size
+        self.kept += size + PIECE
 
     def views(self, start: int, end: int) -> list[memoryview]:
         """Return the octets between two positions. Let go of the views before the next append()."""
@@ -64,8 +71,9 @@ class SendQueue:
         self.head = position
         starts, pieces = self._starts, self._pieces
         done = 0
-        while done < len(starts) and starts[done] + len(pieces[done]) <= position:
+        while done < len(starts) and starts[done] + (size := len(pieces[done])) <= position:
             done += 1
+            self.kept -= size + PIECE
         if done:
             del starts[:done], pieces[:done]
 
@@ -73,4 +81,4 @@ class SendQueue:
         """Forget everything."""
         self._starts.clear()
         self._pieces.clear()
-        self.head = self.tail
+        self.head, self.kept = self.tail, 0

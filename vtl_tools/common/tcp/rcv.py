@@ -3,12 +3,12 @@
 Numbers are *positions*, as in snd.py: octets counted from the IRS, which never wrap.
 """
 
-from bisect import bisect_left
 from collections import deque
 from typing import Final
 
 from vtl_tools.common.tcp.config import Config
-from vtl_tools.common.tcp.queue import Octets
+from vtl_tools.common.tcp.early import Early
+from vtl_tools.common.tcp.queue import PIECE, Octets
 
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
@@ -21,19 +21,17 @@ class Receiver:
     """RCV.* of one connection. nxt: RCV.NXT. edge: behind all that we ever offered to take.
 
     shift: Rcv.Wind.Shift. mss: what we take the peer's segments to be. fin: the position of the peer's FIN,
-    once it came, in order or not. readable: octets in order; early_octets: those behind a gap. dsack: a
-    range that came twice, not told yet. up: RCV.UP, behind what the peer called urgent.
+    once it came, in order or not. readable: octets in order; early: those behind a gap. dsack: a range that
+    came twice, not told yet. up: RCV.UP, behind what the peer called urgent.
     """
 
     __slots__ = (
-        "_buffer", "_early", "_early_at", "_early_max", "_meant", "_runs", "_tail", "_told", "borrowed",
-        "dsack", "early_octets", "edge", "fin", "irs", "mss", "nxt", "queue", "readable", "received", "shift",
-        "up",
+        "_buffer", "_meant", "_tail", "_told", "_used", "borrowed", "dsack", "early", "edge", "fin", "irs",
+        "mss", "nxt", "queue", "readable", "received", "shift", "up",
     )  # fmt: skip
 
     def __init__(self, config: Config) -> None:
         self._buffer = config.receive_buffer
-        self._early_max = config.reassembly_segments
         self.irs = 0
         self.nxt = 0
         self.edge = 0
@@ -47,10 +45,8 @@ class Receiver:
         self.received = 0
         self.dsack: tuple[int, int] | None = None
         self._tail: bytearray | None = None  # the last of the queue, if small pieces are gathered there
-        self._early: dict[int, bytes] = {}  # out of order, by position; no two overlap
-        self._early_at: list[int] = []  # their positions, sorted
-        self.early_octets = 0
-        self._runs: list[tuple[int, int]] = []  # what they form together, the latest first
+        self._used = 0  # octets of the queue's first piece that were read, and are kept with the rest
+        self.early = Early(config.reassembly_segments)
         self._told = 0  # the window in the last header, in octets
         self._meant = 0  # the edge that it would have offered if a header had room for all of it
 
@@ -79,19 +75,21 @@ class Receiver:
         return self.edge - self.nxt
 
     @property
-    def segments_out_of_order(self) -> int:
-        """Pieces behind a gap."""
-        return len(self._early_at)
+    def kept(self) -> int:
+        """Octets of memory that all of it takes, which is more than there are octets of data."""
+        early = self.early
+        pieces = len(self.queue) + len(early.starts)
+        return self.readable + self._used + early.octets + PIECE * pieces if pieces else 0
 
     @property
     def has_gap(self) -> bool:
         """Whether something is missing before what came."""
-        return bool(self._early_at) or (self.fin is not None and self.nxt < self.fin)
+        return bool(self.early.starts) or (self.fin is not None and self.nxt < self.fin)
 
     @property
     def has_news(self) -> bool:
         """Whether blocks() has something to tell."""
-        return bool(self._runs) or self.dsack is not None
+        return bool(self.early.starts) or self.dsack is not None
 
     # --- the window
 
@@ -148,6 +146,9 @@ class Receiver:
             whole = memoryview(piece)
             self.queue.appendleft(whole[octets:])
             piece = whole[:octets]
+            self._used += octets
+        else:
+            self._used = 0
         self.readable -= len(piece)
         return piece
 
@@ -161,8 +162,17 @@ class Receiver:
                 self._tail = None
             if len(piece) > octets:
                 queue.appendleft(memoryview(piece)[octets:])
+                self._used += octets
                 return
             octets -= len(piece)
+            self._used = 0
+
+    def forget(self) -> None:
+        """Let go of all that came."""
+        self.queue.clear()
+        self.early.clear()
+        self.readable = self.borrowed = self._used = 0
+        self._tail = None
 
     def own(self) -> None:
         """Copy what is borrowed of frames."""
@@ -170,6 +180,8 @@ class Receiver:
         if not borrowed or not self.queue:
             return
         pieces = [self.queue.pop() for _ in range(min(borrowed, len(self.queue)))]
+        if not self.queue:
+            self._used = 0
         while pieces:
             self._keep(pieces.pop())
 
@@ -183,7 +195,7 @@ class Receiver:
             self.queue.append(gathered)
         else:
             self._tail = None
-            self.queue.append(bytes(data))
+            self.queue.append(data if type(data) is bytearray else bytes(data))  # what was early is ours
 
     # --- segments
 
@@ -203,13 +215,30 @@ class Receiver:
             end = start + len(data)
         if not data:
             return True
-        if start == self.nxt and not self._early_at:
+        if start > self.nxt:
+            kept, again = self.early.add(start, end, data)
+            self.dsack = again or self.dsack
+            return kept
+        if self.early.starts:
+            self._join(start, end, data)
+        else:
             self._append(data)
-            return True
-        if start > self.nxt and len(self._early_at) >= self._early_max:
-            return False
-        self._insert(start, end, data)
         return True
+
+    def _join(self, start: int, end: int, data: memoryview) -> None:
+        """Append data that is next, and what it leads up to; of an octet that came twice, the first."""
+        early, nxt = self.early, start
+        while (first := early.first(end)) is not None:
+            at, piece = first
+            if at > nxt:
+                self._append(data[nxt - start : at - start])
+            nxt = at + len(piece)
+            if at < end:
+                self.dsack = (at, min(nxt, end))
+            self._append(piece)
+            end = max(end, nxt)
+        if nxt < start + len(data):
+            self._append(data[nxt - start :])
 
     def take_next(self, data: memoryview, octets: int) -> None:
         """Take data that is next, new, and within the window, while nothing is early."""
@@ -221,11 +250,7 @@ class Receiver:
 
     def take_fin(self, position: int) -> None:
         """Note where the peer's data ends. What came from behind it, against the rules, is not kept."""
-        if (
-            self.fin is None
-            and position >= self.nxt
-            and position >= max((end for _, end in self._runs), default=0)
-        ):
+        if self.fin is None and position >= max(self.nxt, self.early.end):
             self.fin = position
 
     def finish(self) -> bool:
@@ -238,64 +263,16 @@ class Receiver:
 
     def blocks(self) -> list[tuple[int, int]]:
         """Return SACK blocks as sequence numbers: a duplicate (RFC 2883), then the latest first."""
-        runs = self._runs
+        runs = self.early.runs()
         if self.dsack is not None:
             runs = [self.dsack, *runs]
             self.dsack = None
         return [((self.irs + left) & _MASK, (self.irs + right) & _MASK) for left, right in runs[:4]]
 
-    def _append(self, data: memoryview | bytes) -> None:
+    def _append(self, data: memoryview | bytearray) -> None:
         size = len(data)
         self.nxt += size
         self.readable += size
         self.received += size
         self.queue.append(data)
         self.borrowed += 1
-
-    def _insert(self, start: int, end: int, data: memoryview) -> None:
-        """Keep what of a range is not here yet, then move what has become the next in order to the queue."""
-        at, places = start, self._early_at
-        i = bisect_left(places, start)
-        if i and (before := places[i - 1] + len(self._early[places[i - 1]])) > at:
-            self.dsack = (at, min(before, end))
-            at = before
-        while at < end:
-            following = places[i] if i < len(places) else end
-            stop = min(following, end)
-            if at < stop:
-                if start > self.nxt and len(places) >= self._early_max:
-                    end = at  # a segment over many gaps would be as many pieces
-                    break
-                self._early[at] = bytes(data[at - start : stop - start])
-                places.insert(i, at)
-                self.early_octets += stop - at
-                i += 1
-            if stop == end:
-                break
-            at = following + len(self._early[following])
-            self.dsack = (following, min(at, end))
-            i += 1
-        self._join_runs(start, end)
-        self._move_up()
-
-    def _join_runs(self, left: int, right: int) -> None:
-        kept = []
-        for run in self._runs:
-            if run[1] < left or run[0] > right:
-                kept.append(run)
-            else:
-                left, right = min(left, run[0]), max(right, run[1])
-        self._runs = [(left, right), *kept]
-
-    def _move_up(self) -> None:
-        done = 0
-        for at in self._early_at:
-            if at != self.nxt:
-                break
-            data = self._early.pop(at)
-            self.early_octets -= len(data)
-            self._append(data)
-            done += 1
-        if done:
-            del self._early_at[:done]
-            self._runs = [run for run in self._runs if run[1] > self.nxt]

@@ -90,20 +90,20 @@ class Scoreboard:
 
     def unsacked(self, start: int, end: int) -> int:
         """Return how many octets between two positions are not sacked."""
-        if start >= end:
-            return 0
-        total = end - start
-        for left, right in zip(self._starts, self._ends, strict=True):
-            if left >= end:
-                break
-            total -= max(0, min(right, end) - max(left, start))
-        return total
+        starts, ends = self._starts, self._ends
+        first, last = bisect_right(ends, start), bisect_left(starts, end)
+        if start >= end or first >= last:
+            return max(0, end - start)
+        inside = sum(ends[first:last]) - sum(starts[first:last])
+        return end - start - inside + max(0, start - starts[first]) + max(0, ends[last - 1] - end)
 
     def hole(self, start: int, end: int) -> tuple[int, int] | None:
         """Return the first range between two positions that is not sacked."""
-        for left, right in zip(self._starts, self._ends, strict=True):
-            if start < left:
-                end = min(end, left)
-                break
-            start = max(start, right)
+        starts, ends = self._starts, self._ends
+        i = bisect_right(ends, start)  # the first range that ends behind start
+        if i < len(starts) and starts[i] <= start:
+            start = ends[i]
+            i += 1
+        if i < len(starts):
+            end = min(end, starts[i])
         return (start, end) if start < end else None

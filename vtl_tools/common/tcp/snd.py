@@ -11,6 +11,8 @@ from vtl_tools.common.tcp.congestion import NewReno
 from vtl_tools.common.tcp.queue import Octets, SendQueue
 from vtl_tools.common.tcp.sack import DUP_THRESH, Scoreboard
 
+_SEGMENTS_MAX: Final = 128
+"""Of a super-segment: a link without offload cuts it, and a peer may have segments of 32 octets."""
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
 
@@ -255,7 +257,7 @@ class Sender:
 
         While something is urgent it is one, since a super-segment has one urgent pointer for all.
         """
-        most = 0 if self.up > self.una else self.config.super_segment
+        most = 0 if self.up > self.una else min(self.config.super_segment, _SEGMENTS_MAX * self.mss)
         whole = (octets if octets < most else most) // self.mss * self.mss
         return whole or self.mss
 

@@ -1,0 +1,43 @@
+"""What the relay takes from a frame of which it knows no flow."""
+
+import struct
+from typing import Final
+
+from vtl_tools.common.packet.ipv4 import IPv4
+from vtl_tools.common.packet.ipv6 import IPv6
+from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.vnet import NONE, VNET
+from vtl_tools.common.tcp.wire import Path, is_intact
+
+_PORTS: Final = struct.Struct("!HH")
+_CALL_MAX: Final = VNET + 14 + 8 + 60 + 60
+"""Octets of a frame with a call in it: with tags, and with all the options that IP and TCP may have."""
+
+
+def is_broken(frame: memoryview) -> bool:
+    """Whether a checksum is wrong. A flood's SYNs are passed over without a look at theirs."""
+    return not frame[0] & 3 and not is_intact(frame)
+
+
+def syn_alone(frame: memoryview) -> bytes:
+    """Return a call's frame without what it carries, and what is behind it, of which 64 KiB fit a link."""
+    if len(frame) <= _CALL_MAX:
+        return bytes(frame)
+    pkt = Packet.at(bytearray(frame))
+    net, header = pkt.ip, pkt.tcp
+    assert net is not None
+    assert header is not None
+    end = header.payload_off
+    if isinstance(net, IPv4):
+        net.total_length = end - net.off
+    else:
+        net.payload_length = end - net.off - IPv6.SIZE
+    return NONE + bytes(pkt.buf[VNET:end])
+
+
+def path_back(flow: bytes, frame: memoryview) -> Path:
+    """Return the path to whoever sent a frame of a flow."""
+    size = (len(flow) - 4) // 2
+    local_mac, remote_mac = bytes(frame[VNET : VNET + 6]), bytes(frame[VNET + 6 : VNET + 12])
+    sport, dport = _PORTS.unpack_from(flow, 2 * size)
+    return Path(local_mac, remote_mac, flow[size : 2 * size], flow[:size], dport, sport)
