@@ -212,11 +212,14 @@ class Packet(Layers):
         off, old_end = inner.payload_off, inner.end
         if off + len(data) > len(self.buf):
             raise ValueError(f"{len(data)} octets do not fit the {len(self.buf) - off} of the frame")
-        if max(net.end, off + len(data)) - net.off > 0xFFFF:
+        told = net.total_length if isinstance(net, IPv4) else net.payload_length
+        if max(net.end, off + len(data)) - net.off > 0xFFFF or not told:
             raise ValueError("the length of a super-segment past 64 KiB is in no field that could follow")
         room = memoryview(self.buf)
-        inner._resum(ones_sum(room[off:old_end]), ones_sum(data))
+        old = ones_sum(room[off:old_end])
         room[off : off + len(data)] = data
+        inner.end = off + len(data)
+        inner._resum(old, ones_sum(data))  # last: whether an ICMPv4 message is all zeros now decides
         grown = off + len(data) - net.end
         if isinstance(inner, UDP):
             inner.length = off + len(data) - inner.off

@@ -1,0 +1,111 @@
+"""Files that a service reads at its start: what a firewall learned, and what vtl-freeze knows.
+
+Checked: ValueError or VTLError in a line, and nothing else, and then nothing has changed; what was taken is
+told again as it was taken; of addresses, connections and held octets no more is kept than may be; the calls
+that a text costs are bounded.
+"""
+
+import json
+from contextlib import suppress
+
+from tests.fuzz.effort import at_most
+from tests.fuzz.octets import Octets
+from tests.unit.firewall.fw import policy
+from tests.unit.freeze.freeze_talk import Talk
+from vtl_tools.common.errors import VTLError
+from vtl_tools.common.firewall import memory
+from vtl_tools.common.firewall.identity import CLAIMS_MAX, LEASES_MAX, OTHERS_MAX, PREFIXES_MAX, Identity
+from vtl_tools.common.firewall.tracker import Tracker
+from vtl_tools.common.freeze import report, state
+from vtl_tools.common.freeze.freezer import Freezer
+
+LENGTH_MAX = 8000
+CALLS_MAX = 500_000
+BOOT, NOW = "boot", 1000.0
+POLICY = policy("allow\n")
+WORDS = [b"mac ", b"lease ", b"prefix ", b"claim ", b"other ", b"flow ", b"vtl-fw 1 boot\n", b" vlan 5",
+         b"out tcp 10.0.0.5:40000 1.2.3.4:443", b"null", b"true", b'"connections": [', b'"hosts"',
+         b'"macs"']  # fmt: skip
+
+
+def firewall(text: str) -> None:
+    tracker, identity = Tracker(POLICY), Identity()
+    before = identity.learned()
+    try:
+        with at_most(CALLS_MAX):
+            taken = memory.recall(text, BOOT, tracker, identity, NOW)
+    except ValueError as err:
+        assert len(str(err)) < 700
+        taken = False
+    if not taken:
+        assert identity.learned() == before, "a text that is not right was used"
+        return
+    learned = identity.learned()
+    assert len(learned.leases) <= LEASES_MAX
+    assert len(learned.prefixes) <= PREFIXES_MAX
+    assert len(learned.claims) <= CLAIMS_MAX
+    assert len(learned.others) <= OTHERS_MAX
+    identity.wake(NOW)
+    told: list[str] = []
+    keeper = memory.Keeper(tracker, identity, BOOT, told.append)
+    while not told:
+        keeper.wake(keeper.deadline())
+    again = Identity()
+    assert memory.recall(told[0], BOOT, Tracker(POLICY), again, NOW)
+    found, kept = again.learned(), identity.learned()
+    assert (found.mac, found.claims, found.others) == (kept.mac, kept.claims, kept.others)
+    assert list(found.leases) == [one for one, until in kept.leases.items() if round(until, 1) > NOW]
+    assert list(found.prefixes) == list(kept.prefixes)
+
+
+def frozen(text: bytes) -> None:
+    freezer = Freezer()
+    try:
+        with at_most(CALLS_MAX):
+            vm = state.load(text, "file", freezer, NOW)
+    except VTLError as err:
+        assert "\n" not in str(err)
+        assert not len(freezer.table)
+        assert not freezer.frozen
+        return
+    assert freezer.table.held >= sum(one.held_octets for one in freezer.table)
+    first = "".join(state.dump(freezer, vm, NOW))
+    again = Freezer()
+    assert state.load(first.encode("utf-8", "surrogatepass"), "file", again, NOW) == vm
+    second = "".join(state.dump(again, vm, NOW))
+    assert json.loads(second) == json.loads(first)
+    report.report(freezer, NOW)
+    freezer.stop(NOW)
+    while freezer.thaw():
+        pass
+    freezer.take()
+
+
+def one(data: bytes) -> None:
+    take = Octets(data)
+    if take.flag():
+        frozen(take.rest())
+        return
+    with suppress(UnicodeDecodeError):
+        firewall(take.rest().decode("ascii"))
+
+
+def seeds() -> list[bytes]:
+    text = (
+        "vtl-fw 1 boot\nmac 52:54:00:00:00:01\nlease 10.0.0.5 86400.0\nprefix 2001:db8::/64 90000.0\n"
+        "claim 2001:db8::5\nother 2001:db8::1\n"
+        "flow 52:54:00:00:00:01 52:54:00:00:00:02 out tcp 10.0.0.5:40000 1.2.3.4:443\n"
+        "flow 52:54:00:00:00:02 52:54:00:00:00:01 in udp [2001:db8::1]:53 [2001:db8::5]:53 vlan 5\n"
+        "flow 52:54:00:00:00:02 52:54:00:00:00:01 out icmp 10.0.0.5:7 1.2.3.4:7\n"
+    )
+    made = [b"\0" + text.encode(), b"\0" + text.replace("boot", "other").encode()]
+    for version in 4, 6:
+        talk = Talk(version, vlan=7 if version == 6 else None).open().freeze()
+        talk.peer(".", 1001, 201, 1000)
+        talk.peer(".", 2001, 201)
+        talk.peer("R", 1001, stamps=None)
+        made.append(b"\1" + "".join(state.dump(talk.freezer, "web", talk.now)).encode())
+        talk = Talk(version).open()
+        made.append(b"\1" + "".join(state.dump(talk.freezer, "web", talk.now)).encode())
+    made.append(b"\1" + b'{"format":' * 1000)
+    return made
