@@ -132,10 +132,13 @@ def one(data: bytes) -> None:
             while air.freezer.thaw():
                 pass
         air.listen()
-    text = "".join(state.dump(air.freezer, "vm", air.now)).encode()
-    again = Freezer()
-    assert state.load(text, "file", again, air.now) == "vm"
-    assert json.loads("".join(state.dump(again, "vm", air.now))) == json.loads(text)
+    told = [json.loads("".join(state.dump(air.freezer, "vm", air.now)))]
+    for _ in range(2):
+        again = Freezer()
+        assert state.load(json.dumps(told[-1]).encode(), "file", again, air.now) == "vm"
+        told.append(json.loads("".join(state.dump(again, "vm", air.now))))
+    assert told[1] == told[2]
+    assert len(told[0]["connections"]) == len(told[1]["connections"])
     report.report(air.freezer, air.now)
 
 

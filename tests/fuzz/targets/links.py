@@ -23,6 +23,7 @@ from vtl_tools.common.device.plain import Plain
 from vtl_tools.common.device.stream import LENGTH_MAX, StreamDevice
 from vtl_tools.common.device.vxlan import VxlanDevice
 from vtl_tools.common.packet import vnet
+from vtl_tools.common.packet.offload import is_plain
 from vtl_tools.common.packet.vnet import VNET
 
 ETHERNET = 14
@@ -69,7 +70,7 @@ class Links:
         out = [bytes(frame) for frame in batch]
         for plain in self.plain(batch):
             for frame in plain:
-                assert bytes(frame[:VNET]) == vnet.NONE
+                assert is_plain(frame)
                 assert ETHERNET <= len(frame) - VNET <= ETHERNET + 1500 + 8
         return out
 

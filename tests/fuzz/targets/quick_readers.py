@@ -53,6 +53,10 @@ def endpoint(frame: bytes, pkt: Packet | None) -> None:
     assert wire.is_intact(frame) or not pkt.verify()
 
 
+def length_at(found: headers.Segment) -> int:
+    return 2 if headers.address_size(found.key) == 4 else 4
+
+
 def overhearer(frame: bytes, pkt: Packet | None) -> None:
     try:
         found = headers.parse(frame, True)
@@ -63,7 +67,11 @@ def overhearer(frame: bytes, pkt: Packet | None) -> None:
         assert options.scale is None or 0 <= options.scale <= 14
     headers.is_intact(frame, found)
     assert len(headers.ethernet(frame, found)) == len(headers.ethernet_back(frame, found))
-    if pkt is None or found.end > len(frame):
+    if (
+        pkt is None
+        or found.end > len(frame)
+        or not int.from_bytes(frame[found.l3 + length_at(found) :][:2], "big")
+    ):
         return  # cut short, or with lengths that only who has the whole frame can refuse
     net, seen = pkt.ip, pkt.tcp
     assert net is not None
@@ -77,8 +85,7 @@ def overhearer(frame: bytes, pkt: Packet | None) -> None:
         assert (found.tsval, found.tsecr) == (seen.timestamps or (None, None))
     if not frame[0] & 3 and not net.is_routed:
         assert headers.is_intact(frame, found) == pkt.verify()
-    if int.from_bytes(frame[net.off + 2 if len(net.src) == 4 else net.off + 4 :][:2], "big"):
-        assert headers.parse(frame[: seen.payload_off], True) == found
+    assert headers.parse(frame[: seen.payload_off], True) == found
     assert headers.parse(frame, False).key[: len(net.src)] == net.dst
 
 

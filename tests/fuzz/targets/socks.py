@@ -56,10 +56,8 @@ def one(data: bytes) -> None:
     cuts, said = Octets(take.blob()), take.rest()
     whole = talk(asking, [said])
     cut = talk(again, pieces(said, cuts))
-    assert [event for event in whole[0] if not isinstance(event, Failed)] == [
-        event for event in cut[0] if not isinstance(event, Failed)
-    ]
     assert whole[2] == cut[2]
+    assert whole[0] == cut[0] or whole[2], "the pieces say something else than the whole"
     events, stream, wrong = whole
     outcomes = [event for event in events if not isinstance(event, Send)]
     assert len(outcomes) <= 1

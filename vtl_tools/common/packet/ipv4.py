@@ -59,7 +59,7 @@ class IPv4(ip.IP):
         total: int = U16.unpack_from(buf, off + 2)[0]
         if first >> 4 != 4 or size < cls.SIZE:
             raise Malformed("ipv4.version_ihl", off)
-        if total == 0 and gso:
+        if total == 0 and gso and room > 0xFFFF:
             total = room
         if not size <= total <= room:
             raise Malformed("ipv4.total_length", off)

@@ -67,7 +67,7 @@ class IPv6(ip.IP):
         if buf[off] >> 4 != 6:
             raise Malformed("ipv6.version", off)
         length: int = U16.unpack_from(buf, off + 4)[0]
-        if length == 0 and gso:
+        if length == 0 and gso and room > 0xFFFF:
             length = room
         if length > room:
             raise Malformed("ipv6.payload_length", off)

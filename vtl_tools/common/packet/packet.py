@@ -212,8 +212,7 @@ class Packet(Layers):
         off, old_end = inner.payload_off, inner.end
         if off + len(data) > len(self.buf):
             raise ValueError(f"{len(data)} octets do not fit the {len(self.buf) - off} of the frame")
-        told = net.total_length if isinstance(net, IPv4) else net.payload_length
-        if max(net.end, off + len(data)) - net.off > 0xFFFF or not told:
+        if max(net.end, off + len(data)) - net.off > 0xFFFF:
             raise ValueError("the length of a super-segment past 64 KiB is in no field that could follow")
         room = memoryview(self.buf)
         old = ones_sum(room[off:old_end])
