@@ -113,8 +113,6 @@ class _Parser:
         token = cursor.token
         if token.kind is not Kind.STRING or not token.text:
             cursor.fail('a file name in "quotes"')
-        if not token.text.isprintable():  # messages have it, which go to a terminal
-            cursor.refuse("expected a file name of characters that can be printed")
         name = included(cursor.source.file, token.text)
         if name in self._open:
             cursor.refuse(f"expected another file: {name} is the one that includes this")
