@@ -3,7 +3,8 @@
 The judge reads what left as a link without offload sends it, puts fragments together, and knows five-tuples
 only: a packet of the VM is for a service that the rules name, or of a connection that was allowed to begin;
 what reaches the VM likewise, or is about such a connection. With an identity, all that the VM sends is from
-its Ethernet address and its IP addresses. Checked as well: nothing is raised, each frame leaves or is
+its Ethernet address and its IP addresses; of one that learns, those that a DHCP server acknowledged, and of
+prefixes that a router announced. Checked as well: nothing is raised, each frame leaves or is
 counted, and a reload ends what the new rules deny.
 """
 
@@ -11,21 +12,24 @@ from contextlib import suppress
 
 from tests.fuzz.frames import FRAMES
 from tests.fuzz.octets import Octets, blob
-from tests.unit.firewall.fw import IN, OUT, VM, VM6, VM_MAC, ends, policy, segment
+from tests.unit.firewall.fw import IN, OUT, PEER_MAC, VM, VM6, VM_MAC, ends, policy, segment
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.filter import Firewall
 from vtl_tools.common.firewall.identity import Identity
 from vtl_tools.common.firewall.rule import Direction
+from vtl_tools.common.gateway import dhcp_wire
 from vtl_tools.common.packet import arp, build, ether, icmp, ip, nd, offload, tcp
+from vtl_tools.common.packet.address import ALL_NODES, is_link_local, link_local, solicited_node
 from vtl_tools.common.packet.icmp import ICMPv4, ICMPv6
 from vtl_tools.common.packet.packet import Flow, Packet
 from vtl_tools.common.packet.vnet import VNET
 
 from ipaddress import ip_network  # isort: skip
 
-POLICY = policy("allow out tcp port 80\nallow out udp port 53\nallow out icmp, icmp6 type echo-request\n"
-                "allow in tcp port 22\nreject out tcp port 25\ndeny any\n")  # fmt: skip
+GIVEN, LEARNED = 1, 2
+POLICY = policy("allow out tcp port 80\nallow out udp port 53, 67\nallow out icmp, icmp6 type echo-request\n"
+                "allow in tcp port 22\nallow in udp port 68\nreject out tcp port 25\ndeny any\n")  # fmt: skip
 CLOSED = policy("deny any\n")
 STEPS_MAX = 32
 FRAMES_MAX = 6
@@ -39,9 +43,15 @@ def reverse(flow: Flow) -> Flow:
 class Judge:
     """Knows which connections were allowed to begin: their five-tuples, as their first packets have it."""
 
-    def __init__(self, identity: bool) -> None:
+    def __init__(self, identity: int) -> None:
         self.begun: set[Flow] = set()
         self.identity = identity
+        self.mac = VM_MAC if identity == GIVEN else b""
+        """The VM's; empty until it is learned."""
+        self.acknowledged = {VM} if identity == GIVEN else set()
+        """IPv4 addresses that may be the VM's."""
+        self.prefixes = {VM6} if identity == GIVEN else set()
+        """How IPv6 addresses may begin that may be the VM's."""
         self.is_closed = False
         self.parts: dict[object, dict[int, tuple[int, bytes, bytes]]] = {}
 
@@ -51,6 +61,8 @@ class Judge:
             pkt = Packet.at(bytearray(piece))
             if direction is OUT and self.identity:
                 self.own(pkt)
+            elif direction is IN and self.identity == LEARNED:
+                self.learn(pkt)
             if pkt.is_fragment:
                 if (whole := self.join(pkt, direction)) is not None:
                     self.judge(Packet.at(whole), direction)
@@ -58,14 +70,36 @@ class Judge:
                 self.judge(pkt, direction)
 
     def own(self, pkt: Packet) -> None:
-        assert pkt.eth.src == VM_MAC, "sent from another's Ethernet address"
-        if pkt.arp is not None:
-            assert pkt.arp.sha == VM_MAC
-            assert pkt.arp.spa == VM or (not any(pkt.arp.spa) and pkt.arp.oper == arp.REQUEST)
+        self.mac = self.mac or pkt.eth.src
+        assert pkt.eth.src == self.mac, "sent from another's Ethernet address"
+        if (said := pkt.arp) is not None:
+            assert said.sha == self.mac
+            assert said.spa in self.acknowledged or (not any(said.spa) and said.oper == arp.REQUEST)
         net = pkt.ip
-        if net is not None and net.src not in (VM, VM6):
-            assert not any(net.src), "sent from another's address"
+        if net is None or net.src in self.acknowledged:
+            return
+        if any(net.src.startswith(prefix) for prefix in self.prefixes):
+            return
+        if self.identity == LEARNED and len(net.src) == 16 and is_link_local(net.src):
+            return
+        if not any(net.src):
             assert pkt.nd is not None or pkt.udp is not None or isinstance(pkt.icmp, ICMPv6)
+            return
+        assert self.identity == LEARNED, "sent from another's address"
+        assert pkt.udp is not None, "sent from another's address"
+        renewed = dhcp_wire.Message.at(pkt.udp.payload)
+        assert renewed.kind == dhcp_wire.REQUEST
+        assert renewed.ciaddr == net.src
+
+    def learn(self, pkt: Packet) -> None:
+        """Take note of all that anybody may have told the VM of its addresses, believed or not."""
+        with suppress(Malformed):
+            if pkt.udp is not None:
+                message = dhcp_wire.Message.at(pkt.udp.payload)
+                if message.kind == dhcp_wire.ACK:
+                    self.acknowledged.add(message.yiaddr)
+            elif isinstance(message := pkt.nd, nd.RouterAdvert):
+                self.prefixes.update(prefix[: bits // 8] for prefix, bits, *_ in message.prefixes)
 
     def join(self, pkt: Packet, direction: Direction) -> bytearray | None:
         """Put fragments together, once all have passed; the first that has an octet is believed."""
@@ -137,9 +171,9 @@ class Judge:
             if pkt.icmp is not None:
                 allowed = pkt.icmp.type == echo
             else:
-                allowed = (flow[0], flow[4]) in ((ip.TCP, 80), (ip.UDP, 53))
+                allowed = (flow[0], flow[4]) in ((ip.TCP, 80), (ip.UDP, 53), (ip.UDP, 67))
         else:
-            allowed = (flow[0], flow[4]) == (ip.TCP, 22)
+            allowed = (flow[0], flow[4]) in ((ip.TCP, 22), (ip.UDP, 68))
         assert allowed, f"{direction} {flow} is nothing that a rule allows"
         assert pkt.tcp is None or pkt.is_syn, "a connection begins with a SYN"
         self.begun.add(flow)
@@ -148,9 +182,10 @@ class Judge:
 class Bench:
     """The stage, and what leaves it."""
 
-    def __init__(self, identity: bool) -> None:
+    def __init__(self, identity: int) -> None:
         given = [ip_network("10.0.0.5/32"), ip_network("2001:db8::5/128")]
-        self.stage = Firewall(POLICY, identity=Identity(VM_MAC, given) if identity else None)
+        whose = (None, Identity(VM_MAC, given), Identity())[identity]
+        self.stage = Firewall(POLICY, identity=whose)
         self.judge = Judge(identity)
         self.stage.out = [lambda batch, now: self.left(0, batch), lambda batch, now: self.left(1, batch)]
         self.now, self.port, self.passed = 1000.0, 0, 0
@@ -210,6 +245,52 @@ def speak(take: Octets, direction: Direction) -> bytes:
     return bytes(made)
 
 
+def configure(take: Octets, direction: Direction) -> bytes:
+    """Return what an address is learned from: a DHCP message, an advertisement, or a claim."""
+    kind = take.number()
+    mac = take.pick((VM_MAC, PEER_MAC))
+    addresses = (VM, b"\x0a\0\0\6", bytes(4))
+    router = link_local(PEER_MAC)
+    if kind & 1:
+        server = ends(IN)["src"]
+        outgoing = direction is OUT
+        options = {
+            dhcp_wire.MESSAGE_TYPE: bytes((take.pick((1, 3, 5, 7, 4, 8, 2)),)),
+            dhcp_wire.REQUESTED_ADDRESS: take.pick(addresses),
+            dhcp_wire.SERVER_ID: server,
+        }
+        if kind & 2:
+            options[dhcp_wire.CLIENT_ID] = b"\1" + take.pick((VM_MAC, PEER_MAC))
+        if kind & 4:
+            options[dhcp_wire.LEASE_TIME] = take.take(4)
+        message = dhcp_wire.Message(
+            1 if outgoing else 2, take.number() & 1, mac, ciaddr=take.pick(addresses),
+            yiaddr=take.pick(addresses), options=options,
+        )  # fmt: skip
+        macs = {"src_mac": VM_MAC, "dst_mac": PEER_MAC} if outgoing else {"src_mac": PEER_MAC, "dst_mac": mac}
+        src, dst = (take.pick(addresses), b"\xff" * 4) if outgoing else (server, take.pick(addresses))
+        ports = {"sport": 68, "dport": 67} if outgoing else {"sport": take.pick((67, 53)), "dport": 68}
+        return bytes(build.udp(**macs, src=src, dst=dst, **ports, payload=message.encode()))
+    own = take.pick((VM6, link_local(VM_MAC), VM6[:15] + b"\x09"))
+    if direction is IN and kind & 2:
+        body = b"\x40\0\x07\x08" + bytes(8)
+        bits, lifetimes = take.pick((64, 32, 128, 0)), take.take(4).ljust(8, b"\1")
+        option = bytes((bits, 0xC0)) + lifetimes + bytes(4) + VM6[:8] + bytes(8)
+        return bytes(build.nd_message(
+            src_mac=PEER_MAC, dst_mac=VM_MAC, src=router, dst=ALL_NODES, kind=nd.ROUTER_ADVERT, body=body,
+            options=build.nd_option(nd.PREFIX_INFORMATION, option),
+        ))  # fmt: skip
+    whose = VM_MAC if direction is OUT else PEER_MAC
+    if kind & 4:
+        return bytes(build.neighbor_advert(
+            src_mac=whose, dst_mac=PEER_MAC, src=own, dst=ALL_NODES, target=own, lladdr=whose
+        ))  # fmt: skip
+    return bytes(build.neighbor_solicit(
+        src_mac=whose, dst_mac=PEER_MAC, src=bytes(16) if kind & 8 else own, dst=solicited_node(own),
+        target=own,
+    ))  # fmt: skip
+
+
 def cut(frame: bytes, take: Octets) -> list[bytes]:
     """Return an IPv4 packet in fragments, which may overlap."""
     pkt = Packet.at(bytearray(frame))
@@ -234,7 +315,7 @@ def cut(frame: bytes, take: Octets) -> list[bytes]:
 
 def one(data: bytes) -> None:
     take = Octets(data)
-    bench = Bench(take.flag())
+    bench = Bench(take.number() % 3)
     for _ in range(STEPS_MAX):
         if not take.left:
             break
@@ -251,6 +332,8 @@ def one(data: bytes) -> None:
             bench.stage.wake(bench.now)
         elif what % 16 == 14 and not bench.judge.is_closed:
             bench.reload()
+        elif what % 16 == 15:
+            bench.push(direction, [configure(take, direction)])
     bench.stage.status(bench.now)
 
 
@@ -277,6 +360,14 @@ def seeds() -> list[bytes]:
         + bytes((16, 0, 0, 2, 0, 0, 0, 0))
         + bytes((13, 0, 50))
     )
-    made = [bytes((flag,)) + talk + more for flag in (0, 1) for more in (b"", bytes((14,)) + talk)]
+    made = [bytes((flag,)) + talk + more for flag in (0, 1, 2) for more in (b"", bytes((14,)) + talk)]
+    discover, request = bytes((31, 1, 0, 0, 0, 1, 2, 2, 2)), bytes((31, 1, 0, 1, 0, 1, 2, 2, 2))
+    lease = bytes((15, 5, 0, 2, 0, 0, 0, 14, 16, 1, 2, 0, 0, 0))
+    advert, claim, udp6 = (
+        bytes((15, 2, 0, 0, 0, 0, 0, 14, 16)),
+        bytes((31, 8, 0, 0)),
+        bytes((16, 12, 2, 1, 20)),
+    )
+    made += [bytes((2,)) + discover + request + lease + talk, bytes((2,)) + advert + claim + udp6 * 2]
     made += [b"\0" + bytes((what, 0)) + blob(frame) for frame in FRAMES for what in (10, 26)]
     return made

@@ -6,6 +6,7 @@ way of gather() finds the files that the parser asks for.
 """
 
 import re
+from pathlib import Path
 
 from tests.fuzz.effort import at_most
 from tests.fuzz.octets import Octets, blob
@@ -19,6 +20,7 @@ from vtl_tools.common.firewall.policy import Policy
 from vtl_tools.common.firewall.rule import IN, OUT, STACKED, UNTAGGED, Direction, Rule, Ruleset, Verdict
 from vtl_tools.common.packet import ether, ip
 
+ROOT = Path(__file__).parents[3]
 LENGTH_MAX = 3000
 CALLS_MAX = 400_000
 WORDS = [word.encode() for word in sorted(KEYWORDS)]
@@ -151,5 +153,9 @@ def seeds() -> list[bytes]:
         "allow\n",
         "deny any\nallow any\n", "allow out tcp port 99999\n", "\ufeffdeny any\n", "deny \x1b[31m\n",
     )  # fmt: skip
+    told = (ROOT / "docs/firewall-rules.md").read_text()
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", told, re.DOTALL | re.MULTILINE)
     packets = bytes(range(0, 200, 3))
-    return [blob(text.encode()) + blob(b"allow out udp port 53\n") + packets for text in texts]
+    made = [*texts, *(block[: LENGTH_MAX // 2] + "deny any\n" for block in blocks)]
+    made += [f"{line}\ndeny any\n" for block in blocks for line in block.splitlines() if line.strip()]
+    return [blob(text.encode()) + blob(b"allow out udp port 53\n") + packets for text in made]
