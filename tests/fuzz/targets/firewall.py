@@ -57,7 +57,11 @@ class Judge:
 
     def passed(self, frame: bytes, direction: Direction) -> None:
         """Judge a frame that left."""
-        for piece in offload.segment(bytearray(frame)):
+        try:
+            pieces = offload.segment(bytearray(frame))
+        except Malformed:
+            return  # no link sends it
+        for piece in pieces:
             pkt = Packet.at(bytearray(piece))
             if direction is OUT and self.identity:
                 self.own(pkt)
