@@ -68,11 +68,10 @@ class Talk:
         """Look at the stream, and at what is held."""
         end = self.tcp
         assert end.readable <= BUFFER
-        assert end.rcv.early_octets <= BUFFER
-        assert end.rcv.segments_out_of_order <= PIECES
         due = end.deadline()
         assert due is None or due > 0
         info = end.info()
+        assert info.out_of_order <= PIECES
         assert info.rcv_wnd <= BUFFER + 1
         assert end.state is State.CLOSED or 0 <= info.unacked <= CONFIG.send_buffer + 2
         assert info.cwnd > 0
