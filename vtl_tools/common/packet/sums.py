@@ -30,9 +30,9 @@ def transport_checksum(net: IPv4 | IPv6, transport: Transport) -> int:
     full = checksum(message, pseudo(net, transport) + 0xFFFF - transport.checksum)
     if full or isinstance(transport, TCP | ICMPv6):
         return full
-    # Only ICMPv4, with no pseudo-header, can be all zeros, whose checksum is all ones.
-    says = isinstance(transport, ICMPv4) and (any(message[:2]) or any(message[4:]))
-    return 0 if says else 0xFFFF
+    # With no pseudo-header an ICMPv4 message can be all zeros, whose checksum is all ones.
+    is_zeros = not (any(message[:2]) or any(message[4:]))
+    return 0xFFFF if isinstance(transport, UDP) or is_zeros else 0
 
 
 def sums_to_ones(view: View, end: int, initial: int) -> bool:
