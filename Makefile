@@ -2,12 +2,16 @@
 VENV := .venv
 PY   := $(VENV)/bin/python
 
-.PHONY: help setup demo test bench lint clean
+# How long `make fuzz` gives each target.
+FUZZ_SECONDS := 60
+
+.PHONY: help setup demo test fuzz bench lint clean
 
 help:
 	@echo "make setup   install what is missing (Debian packages, Python packages in $(VENV))"
 	@echo "make demo    carry a real guest's traffic and show the evidence (needs root)"
 	@echo "make test    run every test (needs root, boots guests)"
+	@echo "make fuzz    fuzz every parser of foreign octets for a minute (FUZZ_SECONDS=60)"
 	@echo "make bench   run the quick benchmarks"
 	@echo "make lint    ruff and mypy --strict"
 
@@ -19,6 +23,10 @@ demo: setup
 
 test: setup
 	$(PY) -m pytest
+
+fuzz: setup
+	$(VENV)/bin/pip install --quiet --editable '.[fuzz]'
+	$(PY) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 bench: setup
 	$(VENV)/bin/pip install --quiet --editable '.[bench]'

@@ -207,6 +207,11 @@ def ask(path: Path, verb: str, *, patience_s: float = PATIENCE_S, **arguments: o
         raise NotRunningError(
             f"{path}: no service answers; see which run with 'vtl-SERVICE status'"
         ) from None
+    return result_of(line, path)
+
+
+def result_of(line: bytes, path: Path) -> Result:
+    """Return the result in an answer. path: for messages. Raises as ask() does."""
     try:
         answer = json.loads(line)
         ok, said = answer["ok"], answer["result" if answer["ok"] else "error"]

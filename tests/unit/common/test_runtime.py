@@ -36,6 +36,15 @@ def options(tmp_path) -> Options:
     return Options(service="vtl-test", control=tmp_path / "control.sock")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"[]", b"1", b'{"ok": true}', b'{"ok": true, "result": []}', b"[" * 100_000, b'{"ok": false}'],
+)
+def test_an_answer_that_is_none_is_told_as_that(line, tmp_path):
+    with pytest.raises(NotRunningError, match="in the middle of its answer"):
+        control.result_of(line, tmp_path)
+
+
 def meanwhile(function, *arguments) -> threading.Thread:
     """Run something beside the runner, which needs the main thread for its signals."""
     thread = threading.Thread(target=function, args=arguments)

@@ -166,6 +166,8 @@ WRONG = {
     'include "x': "1:9: expected a closing quote, not '\"'",
     "include x": "1:9: expected a file name in \"quotes\", not 'x'",
     'include "gone"': "1:9: expected a file that can be read: gone: No such file or directory",
+    'deny "\x1b[2J"': "1:6: expected a file name of characters that can be printed",
+    'include "\x1b[2J"': "1:9: expected a file name of characters that can be printed",
     'include "fw.rules"': "1:9: expected another file: fw.rules is the one that includes this",
     "allow out\ndeny out": "3:1: expected a last rule for all else that goes in, such as 'deny any'",
     "deny tcp\n": "2:1: expected a last rule for all else that goes out, such as 'deny any'",

@@ -37,6 +37,18 @@ def test_what_comes_late_takes_nothing_back(new_talk):
     assert (talk.connection.vm_ack, talk.connection.peer_ack, numbers(talk.connection)) == before
 
 
+def test_hop_by_hop_options_behind_others_are_no_header(new_talk):
+    talk = new_talk(6)
+    frame = talk._frame(False, ".", 1, 1, 0, None, None)
+    frame[64:64] = bytes((0, 0)) + bytes(6) + bytes((6, 0)) + bytes(6)
+    frame[28:30] = (len(frame) - 64).to_bytes(2, "big")
+    frame[30] = 60  # destination options, then hop-by-hop options, which no host takes (RFC 8200 4.1)
+    with pytest.raises(Malformed):
+        parse(frame, False)
+    frame[30], frame[64] = 0, 60
+    assert parse(frame, False).l4 == 80
+
+
 def test_without_scaling_at_the_peer_the_vm_does_not_scale(new_talk):
     talk = new_talk()
     talk.vm("S", 0)

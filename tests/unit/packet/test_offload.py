@@ -494,6 +494,21 @@ def test_what_a_super_segment_has_behind_its_packet_would_be_sent_too():
             bind(frame)
 
 
+@pytest.mark.parametrize("build", [tcp, udp])
+@pytest.mark.parametrize(("version", "field"), [(4, L3 + 2), (6, L3 + 4)])
+def test_a_small_super_segment_without_a_length_would_be_sent_without_one(build, version, field):
+    frame = build(version, b"data", 1000)
+    frame[field : field + 2] = b"\0\0"
+    with pytest.raises(Malformed):
+        bind(frame)
+
+
+@pytest.mark.parametrize("size", range(vnet.VNET))
+def test_less_than_a_vnet_header_cannot_be_bound(size):
+    with pytest.raises(Malformed):
+        bind(bytearray(size))
+
+
 def test_a_sum_in_a_fragment_is_made_at_once():
     frame = udp(4, octets(16), 0)
     frame[L3 + 6 : L3 + 8] = b"\x20\x00"

@@ -202,6 +202,29 @@ def test_an_icmp_message_of_zeros_has_all_ones_for_a_checksum():
     pkt.icmp.identifier = 1
     assert pkt.verify()
     assert pkt.icmp.type == icmp.ECHO_REPLY
+    frame = build.icmp_echo(**MACS, **V4, identifier=0, sequence=0, reply=True, payload=b"some")
+    pkt = Packet.at(frame)
+    pkt.set_payload(bytes(4))
+    assert pkt.icmp.checksum == 0xFFFF
+    pkt.icmp.checksum = 1
+    assert pkt.compute_transport_checksum()
+    assert pkt.icmp.checksum == 0xFFFF
+    assert pkt.verify()
+
+
+@pytest.mark.parametrize("kind", [4, 253])
+def test_a_checksum_follows_the_destination_that_the_pseudo_header_has(kind):
+    routing = bytes((ip.UDP, 2, kind, 1)) + bytes(4) + V6["src"]
+    frame = build.udp(**MACS, **V6, **PORTS)
+    frame[30] = ip.ROUTING
+    frame[64:64] = routing
+    frame[28:30] = (len(frame) - 64).to_bytes(2, "big")
+    pkt = Packet.at(frame)
+    pkt.compute_transport_checksum()
+    before = pkt.udp.checksum
+    pkt.ip.dst = V6["src"]
+    assert pkt.verify()
+    assert (pkt.udp.checksum == before) == (kind == 4)  # of an unknown kind, nobody knows another end
 
 
 def test_protocol_and_length_writes_keep_the_pseudo_header_summed():

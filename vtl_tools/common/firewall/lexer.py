@@ -92,6 +92,9 @@ class Source:
             elif group == 2:
                 out.append(Token(MARK, match[2], match.start(2) + 1))
             elif group == 3:
+                if not match[3].isprintable():  # messages show it, and go to a terminal
+                    problem = "expected a file name of characters that can be printed"
+                    raise self.error(line, match.start(3), problem)
                 out.append(Token(Kind.STRING, match[3], match.start(3)))
             elif group == 5:
                 what = "a closing quote" if match[5] == '"' else "a word or a value"

@@ -158,8 +158,8 @@ def _locate_6(frame: Buffer, l3: int, size: int) -> tuple[int, int, int, bytes, 
     l4, protocol = l3 + 40, frame[l3 + 6]
     end = l4 + payload if payload else size
     for _ in range(_EXTENSIONS_MAX):
-        if protocol not in _EXTENSIONS or l4 + 8 > size:
-            break
+        if protocol not in _EXTENSIONS or l4 + 8 > size or (protocol == ip.HOPOPTS and l4 != l3 + 40):
+            break  # hop-by-hop options stand first or are no header at all (RFC 8200 4.1)
         protocol, l4 = frame[l4], l4 + 8 + frame[l4 + 1] * 8
     if protocol != ip.TCP or l4 + TCP.SIZE > min(size, end):
         raise Malformed("ipv6.next_header", l3)

@@ -78,6 +78,11 @@ class IP(View):
         raise NotImplementedError
 
     @property
+    def final_at(self) -> int:
+        """Where in the buffer the destination is that the pseudo-header has."""
+        raise NotImplementedError
+
+    @property
     def final_dst(self) -> bytes:
         """The destination that the pseudo-header has: dst, unless a source route says otherwise."""
         raise NotImplementedError
@@ -129,7 +134,7 @@ def address(offset: int, size: int, *, final: bool = False) -> Field[bytes]:
         form.pack_into(view.buf, at, value)
         if view.SUM:
             view._resum(old, new)
-        if not (final and view.is_routed):
+        if not final or view.final_at == at:
             view._resum_pseudo(old, new)
 
     def read(view: IP) -> bytes:

@@ -59,7 +59,7 @@ class IPv4(ip.IP):
         total: int = U16.unpack_from(buf, off + 2)[0]
         if first >> 4 != 4 or size < cls.SIZE:
             raise Malformed("ipv4.version_ihl", off)
-        if total == 0 and gso:
+        if total == 0 and gso and room > 0xFFFF:
             total = room
         if not size <= total <= room:
             raise Malformed("ipv4.total_length", off)
@@ -108,13 +108,18 @@ class IPv4(ip.IP):
         return size >= 7 and self.buf[at + 2] <= size  # RFC 791: a pointer past the length is an end
 
     @property
+    def final_at(self) -> int:
+        """Where in the buffer the destination is that the pseudo-header has."""
+        if not self.is_routed:
+            return self.off + 16
+        at, size = self._source_route()
+        return at + 3 + ((size - 3) // 4 - 1) * 4
+
+    @property
     def final_dst(self) -> bytes:
         """The destination that the pseudo-header has: the route's last, if one is still to be followed."""
-        if not self.is_routed:
-            return self.dst
-        at, size = self._source_route()
-        last = at + 3 + ((size - 3) // 4 - 1) * 4
-        return bytes(self.buf[last : last + 4])
+        at = self.final_at
+        return bytes(self.buf[at : at + 4])
 
     def _source_route(self) -> tuple[int, int]:
         """Return where in the buffer the source route option is, and its octets: (0, 0) if there is none."""

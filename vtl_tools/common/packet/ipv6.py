@@ -67,7 +67,7 @@ class IPv6(ip.IP):
         if buf[off] >> 4 != 6:
             raise Malformed("ipv6.version", off)
         length: int = U16.unpack_from(buf, off + 4)[0]
-        if length == 0 and gso:
+        if length == 0 and gso and room > 0xFFFF:
             length = room
         if length > room:
             raise Malformed("ipv6.payload_length", off)
@@ -167,18 +167,23 @@ class IPv6(ip.IP):
         return at != 0 and self.buf[at + 3] != 0  # segments left
 
     @property
+    def final_at(self) -> int:
+        """Where in the buffer the destination is that the pseudo-header has."""
+        at = self.routing_off
+        if not self.is_routed:
+            return self.off + 24
+        size = (self.buf[at + 1] + 1) * 8
+        kind = self.buf[at + 2]
+        if size < 24 or kind not in (0, 2, 4):
+            return self.off + 24
+        return at + 8 if kind == 4 else at + 8 + ((size - 8) // 16 - 1) * 16
+
+    @property
     def final_dst(self) -> bytes:
         """The destination that the pseudo-header has (RFC 8200 8.1).
 
         The last address of a routing header of type 0 or 2 (RFC 6275), the first of a segment list
         (type 4, RFC 8754); dst if none is still to be followed, or one that is not known.
         """
-        at = self.routing_off
-        if not self.is_routed:
-            return self.dst
-        size = (self.buf[at + 1] + 1) * 8
-        kind = self.buf[at + 2]
-        if size < 24 or kind not in (0, 2, 4):
-            return self.dst
-        last = at + 8 if kind == 4 else at + 8 + ((size - 8) // 16 - 1) * 16
-        return bytes(self.buf[last : last + 16])
+        at = self.final_at
+        return bytes(self.buf[at : at + 16])

@@ -108,6 +108,8 @@ def bind(frame: Frame) -> None:
             and (not gso_type or (gso_type in known[1] and end == len(frame) - VNET - 14))
         ):
             return  # as nearly all frames are
+    if len(frame) < VNET:
+        raise Malformed("vnet", 0)
     flags, gso_type, _, _, *place = vnet.HEADER.unpack_from(frame)
     pkt = Packet.at(frame)
     net, inner = pkt.ip, pkt.transport

@@ -215,8 +215,10 @@ class Packet(Layers):
         if max(net.end, off + len(data)) - net.off > 0xFFFF:
             raise ValueError("the length of a super-segment past 64 KiB is in no field that could follow")
         room = memoryview(self.buf)
-        inner._resum(ones_sum(room[off:old_end]), ones_sum(data))
+        old = ones_sum(room[off:old_end])
         room[off : off + len(data)] = data
+        inner.end = off + len(data)
+        inner._resum(old, ones_sum(data))  # last: whether an ICMPv4 message is all zeros now decides
         grown = off + len(data) - net.end
         if isinstance(inner, UDP):
             inner.length = off + len(data) - inner.off

@@ -28,7 +28,11 @@ def transport_checksum(net: IPv4 | IPv6, transport: Transport) -> int:
     """Return what a whole packet's transport checksum should be, in full; never 0 for UDP (RFC 768)."""
     message = memoryview(transport.buf)[transport.off : transport.end]
     full = checksum(message, pseudo(net, transport) + 0xFFFF - transport.checksum)
-    return full or (0xFFFF if isinstance(transport, UDP) else 0)
+    if full or isinstance(transport, TCP | ICMPv6):
+        return full
+    # With no pseudo-header an ICMPv4 message can be all zeros, whose checksum is all ones.
+    is_zeros = not (any(message[:2]) or any(message[4:]))
+    return 0xFFFF if isinstance(transport, UDP) or is_zeros else 0
 
 
 def sums_to_ones(view: View, end: int, initial: int) -> bool:

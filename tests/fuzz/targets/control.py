@@ -1,0 +1,131 @@
+"""Control sockets: requests that anybody writes to a service, and answers that anybody gives to a client.
+
+Checked: a request has an answer that JSON can say, ok or with one line of error, and no exception comes out;
+frames pass by the same rules afterwards unless a reload was asked for; the connections that a service knows
+stay as many or fewer; a client gets a result or VTLError.
+"""
+
+import asyncio
+import json
+from pathlib import Path
+from tempfile import mkdtemp
+
+from tests.fuzz.octets import Octets, blob
+from tests.unit.firewall.fw import IN, OUT, Wire, policy, segment
+from vtl_tools.cmd import freeze
+from vtl_tools.common import control
+from vtl_tools.common.errors import VTLError
+from vtl_tools.common.filter import Firewall
+from vtl_tools.common.freeze import state
+from vtl_tools.common.freeze.freezer import Freezer
+from vtl_tools.common.snapshot import Snapshot
+from vtl_tools.common.stand_in import Freeze
+
+RULES = "allow out tcp port 80\nallow in tcp port 22 limit 9/s\ndeny any\n"
+PLACE = Path(mkdtemp(prefix="vtl-fuzz-"))
+STEPS_MAX = 6
+VERBS = (
+    "flows",
+    "kill",
+    "explain",
+    "upload",
+    "reload",
+    "status",
+    "start",
+    "stop",
+    "report",
+    "import",
+    "announce",
+)
+WORDS = [f'"{word}"'.encode() for word in (*VERBS, "verb", "words", "token", "file", "data", "first", "rule",
+         "address", "start", "dry_run", "name", "out", "tcp", "10.0.0.5:40000", "192.0.2.1:80")]  # fmt: skip
+
+
+def firewall() -> Firewall:
+    """A firewall that knows a connection."""
+    stage = Firewall(policy(RULES), "fw.rules")
+    talk = Wire(RULES)
+    talk.tracker = stage.tracker
+    talk.open()
+    return stage
+
+
+class Waiting(Freeze):
+    """vtl-freeze, whose writes to the disk are left out: each would be a process."""
+
+    def save(self, now: float) -> None:
+        pass
+
+
+def freezing() -> Freeze:
+    freezer = Freezer()
+    stage: Freeze = Waiting(
+        freezer, "vm", snapshot=Snapshot(PLACE / "state", lambda now: state.dump(freezer, "vm", now))
+    )
+    for direction, flags, seq, ack in ((OUT, "S", 0, 0), (IN, "S.", 0, 1), (OUT, ".", 1, 1)):
+        freezer.hear(segment(direction, flags, seq, ack), direction is OUT, 1.0)
+    return stage
+
+
+async def ask(lines: list[bytes]) -> None:
+    """Ask both services."""
+    stage, other = firewall(), freezing()
+    verbs = freeze._verbs(other)
+    del verbs["export"]  # forks
+    services = (
+        control.Server(PLACE / "fw", {"status": lambda _: stage.status(0.0), **stage.verbs()}),
+        control.Server(PLACE / "freeze", {"status": lambda _: other.status(0.0), **verbs}),
+    )
+    try:
+        for line in lines:
+            before = len(stage.tracker.flows)
+            for server in services:
+                answer = await server.answer(line)
+                told = json.loads(json.dumps(answer))
+                assert told["ok"] in (True, False)
+                assert set(told) == {"ok", "result" if told["ok"] else "error"}
+                assert told["ok"] or (isinstance(told["error"], str) and told["error"])
+                read(json.dumps(answer).encode())
+            assert len(stage.tracker.flows) <= before
+            assert stage.tracker.receive(segment(OUT, "S", 0, vm=9), OUT, 1.0).why
+    finally:
+        other.snapshot._closed = True  # its last write would be one more file
+        other.snapshot.close()
+        other.snapshot._handle.close()
+
+
+def read(line: bytes) -> None:
+    """Read an answer as a client does."""
+    try:
+        result = control.result_of(line, PLACE)
+    except VTLError as err:
+        assert str(err) or line
+        return
+    assert isinstance(result, dict)
+
+
+def one(data: bytes) -> None:
+    take = Octets(data)
+    lines = []
+    while take.left and len(lines) < STEPS_MAX:
+        lines.append(take.blob())
+    for line in lines:
+        read(line)
+    asyncio.run(ask(lines))
+
+
+def seeds() -> list[bytes]:
+    upload = {"verb": "upload", "token": "t", "file": "fw.rules", "data": "ZGVueSBhbnkK", "first": True}
+    requests: list[list[object]] = [
+        [{"verb": "status"}], [{"verb": "flows", "start": 0, "rule": "1", "address": "10.0.0.0/8"}],
+        [{"verb": "kill", "words": ["out", "tcp", "10.0.0.5:40000", "192.0.2.1:80"]}],
+        [{"verb": "explain", "words": ["in", "icmp", "1.2.3.4", "10.0.0.5", "type", "echo-request"]}],
+        [{"verb": "explain", "words": ["out", "arp"]}],
+        [upload, {"verb": "reload", "token": "t", "file": "fw.rules"}],
+        [upload, {"verb": "reload", "token": "t", "file": "fw.rules", "dry_run": True}],
+        [{"verb": "start"}, {"verb": "report"}, {"verb": "stop"}, {"verb": "announce"}, {"verb": "import"}],
+        [{"ok": True, "result": {}}, {"ok": False, "error": "x"}, {"ok": True, "result": []}, [], {}, 1],
+    ]  # fmt: skip
+    return [b"".join(blob(json.dumps(line).encode()) for line in lines) for lines in requests] + [
+        blob(b"[" * 5000), blob(b'{"verb": ["status"]}')
+    ]  # fmt: skip

@@ -1,0 +1,161 @@
+"""The readers that take a frame by places in it, against the views: they agree on what both can read.
+
+Checked of tcp/wire.py, freeze/headers.py, model/tcp_plain.py, firewall/udp_plain.py and shortcut/wire.py:
+Malformed and nothing else; addresses, ports, numbers, options and data are those of the views; a frame of an
+overhearer, cut behind its headers, tells what the whole one does; what the views take as TCP, the endpoint
+takes as well.
+"""
+
+from contextlib import suppress
+
+from tests.fuzz.frames import FRAMES
+from tests.fuzz.octets import Octets
+from vtl_tools.common.errors import Malformed
+from vtl_tools.common.firewall import udp_plain
+from vtl_tools.common.freeze import headers
+from vtl_tools.common.model import tcp_plain
+from vtl_tools.common.packet import address, offload, tcp
+from vtl_tools.common.packet.packet import PORTS, Packet
+from vtl_tools.common.shortcut import wire as shortcut
+from vtl_tools.common.tcp import wire
+
+
+def views(frame: bytes) -> Packet | None:
+    """Read a packet by the views; None if they refuse it."""
+    try:
+        pkt = Packet.at(frame)
+        _ = pkt.transport, pkt.vlans, pkt.nd
+    except Malformed:
+        return None
+    return pkt
+
+
+def is_segment(pkt: Packet | None) -> bool:
+    return pkt is not None and pkt.tcp is not None and not pkt.is_fragment
+
+
+def endpoint(frame: bytes, pkt: Packet | None) -> None:
+    try:
+        found = wire.parse(frame)
+    except Malformed as err:
+        assert err.what == wire.SOURCE_ROUTE or not is_segment(pkt), "the endpoint refuses a sound segment"
+        return
+    assert is_segment(pkt), "the endpoint takes what is no segment"
+    net, seen = pkt.ip, pkt.tcp
+    assert found.flow == net.src + net.dst + PORTS.pack(seen.sport, seen.dport)
+    assert (found.seq, found.ack, found.flags) == (seen.seq, seen.ack, seen.flags)
+    assert (found.window, found.urgent) == (seen.window, seen.urgent)
+    assert bytes(found.data) == bytes(seen.payload)
+    assert found.length == len(seen.payload)
+    kinds = [kind for kind, _ in seen.options()]
+    if kinds.count(tcp.TIMESTAMPS) < 2:
+        assert found.stamps == seen.timestamps
+    assert wire.is_intact(frame) or not pkt.verify()
+
+
+def length_at(found: headers.Segment) -> int:
+    return 2 if headers.address_size(found.key) == 4 else 4
+
+
+def overhearer(frame: bytes, pkt: Packet | None) -> None:
+    try:
+        found = headers.parse(frame, True)
+    except Malformed:
+        return
+    if found.flags & tcp.SYN:
+        options = headers.syn_options(frame, found)
+        assert options.scale is None or 0 <= options.scale <= 14
+    headers.is_intact(frame, found)
+    assert len(headers.ethernet(frame, found)) == len(headers.ethernet_back(frame, found))
+    if (
+        pkt is None
+        or found.end > len(frame)
+        or not int.from_bytes(frame[found.l3 + length_at(found) :][:2], "big")
+    ):
+        return  # cut short, or with lengths that only who has the whole frame can refuse
+    net, seen = pkt.ip, pkt.tcp
+    assert net is not None
+    assert seen is not None
+    tags = bytes(frame[22 : pkt.l3_off - 2])
+    assert found.key == net.src + net.dst + PORTS.pack(seen.sport, seen.dport) + tags
+    assert (found.seq, found.ack, found.flags, found.window) == (seen.seq, seen.ack, seen.flags, seen.window)
+    assert found.length == seen.seg_len
+    assert (found.l3, found.l4, found.end) == (net.off, seen.off, seen.end)
+    if [kind for kind, _ in seen.options()].count(tcp.TIMESTAMPS) < 2:
+        assert (found.tsval, found.tsecr) == (seen.timestamps or (None, None))
+    if not frame[0] & 3 and not net.is_routed:
+        assert headers.is_intact(frame, found) == pkt.verify()
+    assert headers.parse(frame[: seen.payload_off], True) == found
+    assert headers.parse(frame, False).key[: len(net.src)] == net.dst
+
+
+def plain(frame: bytes, pkt: Packet | None) -> None:
+    for version in 4, 6:
+        if (found := tcp_plain.read(frame, version, tcp.RST)) is not None:
+            src, dst, sport, dport, seq, ack, flags, window, at, data, end = found
+            assert is_segment(pkt), "not a segment to the views"
+            net, seen = pkt.ip, pkt.tcp
+            assert (src, dst, sport, dport) == (net.src, net.dst, seen.sport, seen.dport)
+            assert (seq, ack, flags, window) == (seen.seq, seen.ack, seen.flags, seen.window)
+            assert (at, data, end) == (seen.off, seen.payload_off, seen.end)
+            stamp = tcp_plain.tsval(frame, at, data)
+            assert stamp in (-1, (seen.timestamps or (None,))[0])
+        if (datagram := udp_plain.read(frame, version)) is not None:
+            assert pkt is not None
+            assert pkt.udp is not None
+            assert not pkt.is_fragment
+            net, seen = pkt.ip, pkt.udp
+            ports = PORTS.pack(seen.sport, seen.dport)
+            assert datagram == (net.src, net.dst, ports[:2], ports[2:])
+
+
+def short_way(frame: bytes, pkt: Packet | None) -> None:
+    head = frame[: shortcut.HEAD]
+    shortcut.key(head)
+    shortcut.arp_sender(head)
+    ends = shortcut.ends(head)
+    is_neighbour = shortcut.is_neighbour_discovery(head)
+    if ends is None:
+        return
+    hops = shortcut.hops(head, memoryview(frame))
+    largest = shortcut.largest(head, len(frame))
+    if pkt is None or pkt.ip is None or pkt.vlans:
+        return
+    net = pkt.ip
+    assert ends == (net.src, net.dst)
+    assert hops in (0, net.ttl)
+    assert not (hops and net.is_routed), "a source route takes the short way"
+    with suppress(Malformed):
+        made = bytearray(frame)
+        offload.bind(made)
+        assert largest >= offload.max_frame(made) - 14, "a segment is larger than what was judged to fit"
+    if pkt.nd is not None and net.payload_off == shortcut.L3 + 40:
+        assert is_neighbour
+    if hops > 1:
+        sent, right = bytearray(frame), pkt.verify()
+        shortcut.hop(memoryview(sent), head, b"\2\0\0\0\0\7")
+        gone = Packet.at(sent)
+        assert (gone.ip.ttl, gone.eth.dst) == (net.ttl - 1, b"\2\0\0\0\0\7")
+        assert gone.verify() == right, "the header's checksum does not follow the hop"
+        assert not address.is_unspecified(gone.eth.dst)
+
+
+def one(data: bytes) -> None:
+    take = Octets(data)
+    how, frame = take.number(), take.rest()
+    if how & 1:
+        made = bytearray(frame)
+        with suppress(Malformed):
+            Packet.at(made).compute_ip_checksum()
+            Packet.at(made).compute_transport_checksum()
+        frame = bytes(made)
+    pkt = views(frame)
+    endpoint(frame, pkt)
+    overhearer(frame, pkt)
+    if len(frame) >= 24:
+        plain(frame, pkt)
+        short_way(frame, pkt)
+
+
+def seeds() -> list[bytes]:
+    return [bytes((how,)) + frame for frame in FRAMES for how in (0, 1)]

@@ -1,0 +1,161 @@
+"""Rule files, as text from anybody, and what is compiled from them.
+
+Checked: RuleError in one line with a place that exists, and nothing else; the calls that a file costs are
+bounded; the compiled policy judges packets as a slow reader of the rules does, one after the other; the quick
+way of gather() finds the files that the parser asks for.
+"""
+
+import re
+from pathlib import Path
+
+from tests.fuzz.effort import at_most
+from tests.fuzz.octets import Octets, blob
+from vtl_tools.common.firewall.clauses import ICMP6
+from vtl_tools.common.firewall.explain import explain, unreachable
+from vtl_tools.common.firewall.fields import Fields
+from vtl_tools.common.firewall.names import KEYWORDS
+from vtl_tools.common.firewall.parser import parse
+from vtl_tools.common.firewall.place import RuleError
+from vtl_tools.common.firewall.policy import Policy
+from vtl_tools.common.firewall.rule import IN, OUT, STACKED, UNTAGGED, Direction, Rule, Ruleset, Verdict
+from vtl_tools.common.packet import ether, ip
+
+ROOT = Path(__file__).parents[3]
+LENGTH_MAX = 3000
+CALLS_MAX = 400_000
+WORDS = [word.encode() for word in sorted(KEYWORDS)]
+WORDS += [b"allow out tcp from 10.0.0.0/8 to @a port 80, 443\n", b"set a = {1.2.3.4}\n", b"\ndeny any\n",
+          b"0x86dd", b'include "two"\n', b"limit 10/s", b"vlan 7", b"from mac 02:00:00:00:00:01",
+          b"10.0.0.1-10.0.0.9"]  # fmt: skip
+
+
+def slow(rules: Ruleset, direction: Direction, fields: Fields) -> tuple[Verdict, Rule | None]:
+    """Judge by going through the rules, as docs/firewall-rules.md has it; None: no rule of the file."""
+    for rule in rules.rules:
+        if direction in rule.directions and matches(rule, fields):
+            return rule.verdict, rule
+    return (Verdict.ALLOW, None) if fields.is_neighbour else (Verdict.DENY, None)
+
+
+def matches(rule: Rule, fields: Fields) -> bool:
+    six = len(fields.src) == 16
+    if fields.is_neighbour:  # only a rule that names it
+        wanted = (ether.IPV6, ip.ICMPV6) if six else (ether.ARP, None)
+        if wanted not in rule.protocols or (six and rule.icmp is None):
+            return False
+    elif rule.protocols and not any(
+        (kind is None or kind == fields.ethertype)
+        and (number is None or (fields.src and number == fields.protocol))
+        for kind, number in rule.protocols
+    ):
+        return False
+    if not fields.src and (rule.src is not None or rule.dst is not None):
+        return False
+    asked = ((rule.src, fields.src), (rule.dst, fields.dst))
+    if fields.src and any(side is not None and not contains(side, end) for side, end in asked):
+        return False
+    if fields.dport >= 0 and not (within(rule.dport, fields.dport) and within(rule.sport, fields.sport)):
+        return False
+    if fields.icmp >= 0 and not within(rule.icmp, fields.icmp):
+        return False
+    if not within(rule.vlan, fields.vlan):
+        return False
+    macs = ((rule.src_mac, fields.src_mac), (rule.dst_mac, fields.dst_mac))
+    return all(wanted is None or mac in wanted for wanted, mac in macs)
+
+
+def contains(side: object, end: bytes) -> bool:
+    return any(first <= end <= last for first, last in side.family(len(end)))  # type: ignore[attr-defined]
+
+
+def within(ranges: tuple[tuple[int, int], ...] | None, number: int) -> bool:
+    return ranges is None or any(first <= number <= last for first, last in ranges)
+
+
+def packet(take: Octets) -> Fields:
+    """Make what a packet could have; addresses are often of the few that files are likely to name."""
+    kind = take.number() % 8
+    vlan = (UNTAGGED, UNTAGGED, STACKED, take.number(2) % 4096)[take.number() % 4]
+    macs = {
+        "src_mac": take.pick((b"\2\0\0\0\0\1", bytes(6))),
+        "dst_mac": take.pick((b"\2\0\0\0\0\1", bytes(6))),
+    }
+    if kind == 0:
+        return Fields(ether.ARP, is_neighbour=True, vlan=vlan, **macs)
+    if kind == 1:
+        return Fields(take.number(2) | 0x8000 if take.flag() else 0x88CC, vlan=vlan, **macs)
+    size = 16 if kind & 1 else 4
+    ends = [
+        take.pick((bytes((10, 0, 0, 1)), bytes((1, 2, 3, 4)), take.take(4).ljust(4, b"\0"))) for _ in "ab"
+    ]
+    src, dst = (end.rjust(size, b"\x20") if size == 16 else end for end in ends)
+    ethertype = ether.IPV6 if size == 16 else ether.IPV4
+    if kind < 4:
+        number = take.pick((ip.TCP, ip.UDP))
+        ports = {"sport": take.number(2), "dport": take.pick((80, 443, 22, take.number(2)))}
+        return Fields(ethertype, number, src, dst, **ports, vlan=vlan, **macs)
+    if kind < 6:
+        message = (ICMP6 if size == 16 else 0) | take.number(2)
+        number = ip.ICMPV6 if size == 16 else ip.ICMP
+        neighbour = size == 16 and 133 <= (message >> 8 & 0xFF) <= 136 and not message & 0xFF
+        return Fields(ethertype, number, src, dst, icmp=message, vlan=vlan, is_neighbour=neighbour, **macs)
+    return Fields(ethertype, take.pick((47, 50, 132)), src, dst, vlan=vlan, **macs)
+
+
+def one(data: bytes) -> None:
+    take = Octets(data)
+    text, other = take.blob(), take.blob()
+    files = {"rules": text, "two": other}
+
+    def read(name: str, octets: int) -> bytes:
+        if name not in files:
+            raise FileNotFoundError(2, "No such file or directory")
+        return files[name][:octets]
+
+    try:
+        with at_most(CALLS_MAX):
+            rules = parse("rules", read)
+            policy = Policy(rules)
+    except RuleError as err:
+        where = err.place
+        assert where.file in files
+        assert 1 <= where.line <= files[where.file].count(b"\n") + 2
+        assert where.column >= 1
+        first = str(err).splitlines()[0]
+        assert re.match(rf"{where.file}:{where.line}:", first)
+        assert first.isprintable(), "what the file has reaches the terminal"
+        return
+    assert set(rules.files) <= set(files)
+    with at_most(CALLS_MAX):
+        remarks = [*rules.remarks, *unreachable(policy)]
+    assert all(str(remark) for remark in remarks)
+    for _ in range(6):
+        direction, fields = take.pick((IN, OUT)), packet(take)
+        verdict, rule = policy.judge(direction, fields)
+        expected, by = slow(rules, direction, fields)
+        assert (verdict, rule if rule in rules.rules else None) == (expected, by), (
+            "the compiled policy differs"
+        )
+        told = explain(policy, direction, fields)
+        assert told.judgement.rule is rule
+        assert "matches" not in [step.why for step in told.steps], "what it says matches comes earlier"
+
+
+def seeds() -> list[bytes]:
+    texts = (
+        "allow out tcp port 80\ndeny any\n",
+        "set web = {80, 443}\nset hosts = { 10.0.0.1, 10.0.0.0/24,\n  2001:db8::/32 }\n"
+        "allow out tcp to @hosts port @web log\nreject in udp port 1-1023\ndeny any\n",
+        'include "two"\nallow in icmp type echo-request code 0 from 1.2.3.4 limit 10/s burst 5 per source\n'
+        "deny any\n",
+        "allow out arp\nallow icmp6 type neighbor-solicit\nallow out vlan 5 tcp from mac 02:00:00:00:00:01\n"
+        "allow out ethertype 0x88cc\nallow protocol 47 pcap\nallow in max 5 tcp port 22\ndeny any # end\n",
+        "allow\n",
+        "deny any\nallow any\n", "allow out tcp port 99999\n", "\ufeffdeny any\n", "deny \x1b[31m\n",
+    )  # fmt: skip
+    told = (ROOT / "docs/firewall-rules.md").read_text()
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", told, re.DOTALL | re.MULTILINE)
+    packets = bytes(range(0, 200, 3))
+    made = [*texts, *(block[: LENGTH_MAX // 2] + "deny any\n" for block in blocks)]
+    made += [f"{line}\ndeny any\n" for block in blocks for line in block.splitlines() if line.strip()]
+    return [blob(text.encode()) + blob(b"allow out udp port 53\n") + packets for text in made]
