@@ -357,8 +357,8 @@ def main(
         options,
         guard=guard,
         verbs=lambda stage: {
-            "newnym": lambda _: stage.new_identity(),
-            "flows": lambda _: stage.flows(time.monotonic()),
+            "newnym": lambda _: {"identity": stage.new_identity()},
+            "flows": lambda _: {"flows": stage.flows(time.monotonic())},
         },
     )
 
@@ -430,8 +430,8 @@ def newnym(link: str | None) -> None:
 
     LINK is the service's link, or the path of its control socket; without it all are told.
     """
-    for number in cli.ask_each(main, "newnym", link):
-        cli.echo(f"identity {number}", err=True)
+    for told in cli.ask_each(main, "newnym", link):
+        cli.echo(f"identity {told['identity']}", err=True)
 
 
 @main.command(epilog=cli.EPILOG)
@@ -440,7 +440,7 @@ def newnym(link: str | None) -> None:
 @cli.verbose_option
 def flows(link: str | None, json: bool) -> None:
     """List the connections that are carried: from where to where, how far, and how much."""
-    found = [flow for flows in cli.ask_each(main, "flows", link) for flow in flows]
+    found = [flow for told in cli.ask_each(main, "flows", link) for flow in told["flows"]]
     if json:
         cli.print_json(found)
         return

@@ -215,6 +215,8 @@ def result_of(line: bytes, path: Path) -> Result:
     try:
         answer = json.loads(line)
         ok, said = answer["ok"], answer["result" if answer["ok"] else "error"]
+        if ok and not isinstance(said, dict):
+            raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise NotRunningError(f"{path}: the service went away in the middle of its answer") from None
     if not ok:
