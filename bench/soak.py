@@ -34,8 +34,10 @@ def soak(service: str, count: int, seed: int) -> dict[str, object]:
         closing(Scene(Path(name), service)) as scene,
     ):
         moments = Moments(scene, Random(seed))
-        for _ in range(count):
+        for number in range(1, count + 1):
             moments.once()
+            if number % 100 == 0:
+                print(f"vtl-{service}: {number}, {len(moments.found)} got out", file=sys.stderr, flush=True)
         moments.end()
         return {
             "service": f"vtl-{service}",

@@ -163,6 +163,6 @@ def test_the_example_says_what_is_wrong_with_its_usage() -> None:
 def test_command_lines_are_found_where_they_are() -> None:
     """The finder above, on an example: what it does not see it cannot check."""
     path = ROOT / "man/vtl-bridge.1"
-    assert ["vtl-bridge", "--iface", "vmnet1", "--iface", "eth0"] in list(commands(path))
+    assert ["vtl-bridge", "--iface", "vmnet1", "--uplink", "eth0"] in list(commands(path))
     with pytest.raises(click.NoSuchOption):
         command("vtl-bridge").make_context("vtl-bridge", ["--ifaces", "a"])

@@ -292,6 +292,20 @@ def test_an_interface_that_is_made_anew_has_no_guard(lab: Lab, scene: Scene) -> 
         assert "in the way of it already" in said
 
 
+def test_the_guest_gets_out_while_the_guard_is_flushed_again_and_again(lab: Lab, scene: Scene) -> None:
+    guest, host, _ = scene
+    heard = "awk '/^Ip: [0-9]/ {print $4}' /proc/net/snmp"
+    with service(lab, host, *TOR) as process:
+        ping = guest.popen("ping", "-f", "-q", "10.1.0.1")
+        guest.run("ip", "neigh", "replace", "10.1.0.1", "lladdr", host.mac("vmnet1"), "dev", "eth0")
+        before = host.run("sh", "-c", heard).stdout
+        for _ in range(100):
+            host.run("nft", "flush", "ruleset")
+        assert process.poll() is None
+        assert host.run("sh", "-c", heard).stdout == before
+        ping.kill()
+
+
 def test_a_service_counts_what_happened_to_its_guard(lab: Lab, scene: Scene) -> None:
     _, host, _ = scene
     with service(lab, host, *TOR) as process:

@@ -14,7 +14,7 @@ by the real name, and read back.
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, Self
 
 from vtl_tools.common import interface
@@ -39,6 +39,8 @@ add chain netdev {table} to_guest {{ type filter hook egress device "{name}" pri
 add rule netdev {table} to_guest meta mark {mark} accept
 add rule netdev {table} to_guest counter drop
 """
+
+_TRIES: Final = 20
 
 _DROP: Final = r"counter packets \d+ bytes \d+ drop"
 _SHAPE: Final = {
@@ -103,9 +105,10 @@ class Guard:
                 happened = self._damage()
         except DeviceError:
             return ""  # it is still away
-        if happened:
-            self._raise(name)
-            self.raised_anew += 1
+        if not happened:
+            return ""
+        self._raise(name)
+        self.raised_anew += 1
         return happened
 
     def up(self) -> None:
@@ -119,10 +122,16 @@ class Guard:
         except PermissionError:
             raise _not_permitted(name) from None
         self._raise(name)
-        self.check()  # it may have been renamed meanwhile
+        for _ in range(_TRIES):
+            if not self.check():
+                return
+        raise VTLError(f"{name}: the guard does not stay in force; find out which program lifts it")
 
     def _raise(self, name: str) -> None:
-        """Put the rules in place, all at once, in the place of those before."""
+        """Put the rules in place, all at once, in the place of those before.
+
+        They may be damaged again by then, of which the kernel will have told: check() looks.
+        """
         assert self._nft is not None
         if set(name) & set('"*\\'):
             raise DeviceError(f"{name}: nft cannot name this interface; give it another name")
@@ -131,17 +140,20 @@ class Guard:
         rules = _RULES.format(table=self._table, flags=flags, name=name, mark=MARK)
         if self.form == "process" and before not in ("", self._table):
             rules += f"delete table netdev {before}\n"
-        try:
-            self._nft.run(rules)
-        except PermissionError:
-            raise _not_permitted(name) from None
-        except OSError as e:
-            raise VTLError(f"{name}: the guard was refused: {e}; needs Linux 5.16 and nft 1.0.1") from None
+        for tries in range(_TRIES, 0, -1):
+            try:
+                self._nft.run(rules)
+                break
+            except PermissionError:
+                raise _not_permitted(name) from None
+            except OSError as e:  # maybe the interface was renamed or went, or another program was quicker
+                if interface.name_of(self.index) != name:
+                    break
+                if tries == 1:
+                    raise VTLError(
+                        f"{name}: the guard was refused: {e}; needs Linux 5.16 and nft 1.0.1"
+                    ) from None
         self.name = name
-        if damage := self._damage():
-            raise VTLError(
-                f"{name}: the guard {damage}, and is not in force; find out by whom, and start again"
-            )
 
     def _damage(self) -> str:
         """Return what happened to the rules, "" if they are in force on the interface's present name."""
@@ -192,7 +204,10 @@ def _fault(listing: str, name: str) -> str:
 
 
 def standing() -> list[Found]:
-    """Return the guards of this network namespace, in force or not. Raises PermissionNeededError."""
+    """Return the guards of this network namespace, in force or not, one of each interface's name and form.
+
+    Raises PermissionNeededError.
+    """
     try:
         nft = NFT()
         listing = nft.ask("list ruleset netdev")
@@ -220,7 +235,22 @@ def standing() -> list[Found]:
                 fault=fault,
             )
         )
-    return found
+    return _joined(found)
+
+
+def _joined(found: list[Found]) -> list[Found]:
+    """Count what a process has raised beside a kept guard as part of that."""
+    kept = {guard.name: guard for guard in found if guard.form == "kept"}
+    for other in found:
+        if other.form == "process" and (guard := kept.get(other.name)):
+            kept[guard.name] = replace(
+                guard,
+                kept_in=guard.kept_in + other.kept_in,
+                kept_out=guard.kept_out + other.kept_out,
+                in_force=guard.in_force or other.in_force,
+                fault="" if other.in_force else guard.fault,
+            )
+    return [*kept.values(), *(guard for guard in found if guard.name not in kept)]
 
 
 def _counted(lines: list[str]) -> int:

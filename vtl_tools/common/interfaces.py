@@ -39,14 +39,18 @@ class Side:
 
 
 class _Held:
-    """One interface with its lock, and its guard where it has one."""
+    """One interface with its lock, and its guards where it has some.
+
+    A guard that is kept belongs to nobody, so that another program may flush it away. One that belongs to the
+    process stands beside it, which the kernel lets nobody else touch, until the first is raised anew.
+    """
 
     def __init__(self, service: str, side: Side, form: Form | None) -> None:
         self.given = side.given
         self.index, self.name = interface.find(side.given)
-        self.guard = None if form is None or side.directions is None else Guard(side.given, form)
-        keeps = self.guard is not None and form == "kept"
-        self.lock = lock.Lock(service, side.directions, keeps=keeps)
+        wanted: list[Form] = ["process", "kept"] if form == "kept" else [] if form is None else [form]
+        self.guards = [] if side.directions is None else [Guard(side.given, each) for each in wanted]
+        self.lock = lock.Lock(service, side.directions, keeps=bool(self.guards) and form == "kept")
 
     def take(self, patience_s: float = 0.0) -> None:
         until = time.monotonic() + patience_s
@@ -60,8 +64,8 @@ class _Held:
 
     def follow(self) -> None:
         """Lock an interface that was deleted and made anew. Raises TakenError."""
-        if interface.name_of(self.index) is None and interface.index_of(self.given):
-            self.index, self.name = interface.find(self.given)
+        if interface.name_of(self.index) is None and (index := interface.index_of(self.given)):
+            self.index = index
             self.take()
 
 
@@ -76,7 +80,6 @@ class Interfaces:
         self._service, self._form, self._wanted, self._sure = service, form, sides, sure
         self._sides: list[_Held] = []
         self._stack = ExitStack()
-        self.guards: list[Guard] = []
 
     def __bool__(self) -> bool:
         """Say whether there are any."""
@@ -108,10 +111,10 @@ class Interfaces:
             stack.callback(side.lock.release)
             side.take(LOCK_PATIENCE_S)
         for side in self._sides:
-            if side.guard is not None:
-                stack.callback(self._leave, side.guard)
-                side.guard.up()
-                self.guards.append(side.guard)
+            for guard in side.guards:
+                stack.callback(self._leave, guard)
+                guard.up()
+            if side.guards:
                 for family in interface.default_routes(side.name):
                     log.warning(
                         "%s: the host has a default route by it, which the guard cuts off; "
@@ -121,7 +124,7 @@ class Interfaces:
     def _refuse_uplinks_as_vms(self) -> None:
         """Refuse to cut the host off by what is more likely its own uplink."""
         for side in self._sides:
-            if side.guard is not None and side.given != self._sure and interface.default_routes(side.name):
+            if side.guards and side.given != self._sure and interface.default_routes(side.name):
                 raise SpecError(
                     f"{side.given}: carries the host's default route, and a guard would cut the host off; "
                     f"name it as --uplink {side.given}, or remove the route where a VM is behind it"
@@ -190,12 +193,14 @@ class Interfaces:
         found = []
         for side in self._sides:
             side.follow()
-            if side.guard is not None and (happened := side.guard.check()):
-                log.warning("%s: %s; the guard was raised anew", side.guard.name, happened)
-                found.append((side.guard.name, happened))
+            raised = {guard.name: happened for guard in side.guards if (happened := guard.check())}
+            for name, happened in raised.items():
+                log.warning("%s: %s; the guard was raised anew", name, happened)
+                found.append((name, happened))
         return found
 
     def status(self) -> dict[str, object]:
         """Return what a service's status says of its guards."""
-        rows = {guard.name: {"form": guard.form, "raised_anew": guard.raised_anew} for guard in self.guards}
+        last = [side.guards[-1] for side in self._sides if side.guards]
+        rows = {guard.name: {"form": guard.form, "raised_anew": guard.raised_anew} for guard in last}
         return {"guards": rows} if rows else {}
