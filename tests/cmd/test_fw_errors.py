@@ -370,3 +370,31 @@ def test_what_is_kept_of_a_link_and_is_not_right_is_not_used(tmp_path: Path) -> 
         _, err = running.process.communicate(timeout=20)
         assert f"vtl-fw: {state}: not used: too large\n" in err
     assert "mac 52:54:00:00:00:01\n" in state.read_text()
+
+
+def test_a_service_that_was_taken_over_is_sent_rules_and_no_other_file(tmp_path: Path) -> None:
+    """It names the file that `reload` reads, as root, and sends."""
+    secret = tmp_path / "secret"
+    secret.write_text("root:$y$j9T$secret:20000:0:99999:7:::\n")
+    path = tmp_path / "vtl-fw-x.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(20)
+        client = subprocess.Popen([BIN / "vtl-fw", "reload", path], stderr=subprocess.PIPE, text=True)
+        heard = []
+        for _ in range(2):  # more is not said, but a second question would be heard
+            try:
+                taken, _ = listener.accept()
+            except TimeoutError:
+                break
+            with taken:
+                heard.append(json.loads(taken.recv(1 << 16))["verb"])
+                answer = {"ok": True, "result": {"policy": {"file": str(secret)}}}
+                taken.sendall(json.dumps(answer).encode() + b"\n")
+            if client.poll() is None:
+                listener.settimeout(2)
+        _, err = client.communicate(timeout=20)
+    assert heard == ["status"]
+    assert client.returncode != 0
+    assert str(secret) in err

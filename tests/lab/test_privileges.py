@@ -520,3 +520,18 @@ def test_another_users_socket_where_ours_would_be_is_asked_nothing(lab: Lab, hos
         impostor.kill()
         said = impostor.stdout.read().split()
         assert set(said) <= {b"0"}, "it is told nothing"
+
+
+def test_systemd_is_told_of_the_end_as_well_by_a_socket_that_only_root_reaches(lab: Lab, host: Host) -> None:
+    run = lab.dir / "run"
+    run.mkdir(mode=0o700)
+    command = [BIN / "vtl-bridge", "--iface", "vmnet1", "--iface", "eth0", "--control", lab.dir / "x.sock"]
+    for name in str(run / "notify"), "@vtl-test-privileges":
+        with host.enter(), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+            systemd.bind(name.replace("@", "\0"))
+            systemd.settimeout(20)
+            process = host.popen(*command, env={**os.environ, "NOTIFY_SOCKET": name})
+            assert systemd.recv(100) == b"READY=1"
+            process.terminate()
+            assert systemd.recv(100) == b"STOPPING=1"
+            assert process.wait(10) == 0

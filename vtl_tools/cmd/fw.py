@@ -188,6 +188,7 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
 
     from vtl_tools.common import control
     from vtl_tools.common.firewall.files import STDIN, Reader, full_name
+    from vtl_tools.common.firewall.parser import parse
     from vtl_tools.common.firewall.uploads import pieces
 
     results = []
@@ -196,6 +197,8 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
         if file == STDIN and not rules:
             raise click.UsageError("the rules came by a pipe: give --rules")
         reader, token, name = Reader(), token_hex(8), full_name(file)
+        if not rules:
+            parse(name, reader)  # the service names the file, and is not to be sent any other than rules
         reader.gather(name)
         try:
             for request in pieces(reader.files, token):

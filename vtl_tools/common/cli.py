@@ -29,7 +29,7 @@ EPILOG = "Links, shared options and exit statuses are explained in vtl-tools(7).
 
 
 class _Line(logging.Formatter):
-    """What a log tells may be of others' making. A traceback follows as it is."""
+    """A line of a log, a part of which may be of others' making."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the record's line."""

@@ -210,9 +210,14 @@ class Door(_Charge):
     def _serve(self, fd: int) -> tuple[int, int]:
         if fd < 0:
             return errno.EINVAL, -1
-        with socket.socket(fileno=os.dup(fd)) as sock:
-            sock.setblocking(False)
+        sock = socket.socket(fileno=fd)
+        try:
+            if sock.family != socket.AF_UNIX:
+                return errno.EINVAL, -1
+            sock.setblocking(False)  # whoever sent it, this thread is not to wait
             return sock.connect_ex(self._where), -1
+        finally:
+            sock.detach()
 
 
 class Socket(_Charge):
@@ -298,22 +303,23 @@ def start(capabilities: Iterable[int] = (DAC_OVERRIDE,)) -> None:
     Raises VTLError.
     """
     global _lifeline, _pid
-    if not _charges:
+    charges = list(_charges)
+    if not charges:
         return
-    for charge in _charges:
+    for charge in charges:
         charge._channel, charge.room = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     _lifeline, theirs = socket.socketpair()
     sys.stdout.flush()
     _pid = os.fork()
     if _pid:
-        for sock in theirs, *(charge.room for charge in _charges):
+        for sock in theirs, *(charge.room for charge in charges):
             if sock is not None:
                 sock.close()
         if not _lifeline.recv(1):
             raise VTLError("the custodian did not start; name root with --user to do without")
         return
     try:
-        _be_custodian(theirs, list(_charges), set(capabilities))
+        _be_custodian(theirs, charges, set(capabilities))
     finally:
         os._exit(1)
 

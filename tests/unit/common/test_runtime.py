@@ -297,3 +297,26 @@ def test_a_worker_that_answers_nonsense_is_told_of_in_a_line(said):
             await ask_all({1: (one.reader, one)}, Counter())
 
     asyncio.run(main())
+
+
+def test_the_only_client_may_be_silent_for_long_and_its_end_is_told(monkeypatch):
+    """A worker is asked by its parent, perhaps once a day, and must not outlive it."""
+    monkeypatch.setattr(control, "IDLE_S", 0.01)
+    ended = threading.Event()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+
+    async def use():
+        loop = asyncio.get_running_loop()
+        server = control.Server(theirs, {"status": lambda _: {"x": 1}}, ended.set)
+        await server.start()
+        await asyncio.sleep(0.1)
+        await loop.sock_sendall(ours, b'{"verb": "status"}\n')
+        assert json.loads(await loop.sock_recv(ours, 1000)) == {"ok": True, "result": {"x": 1}}
+        assert not ended.is_set()
+        ours.close()
+        while not ended.is_set():
+            await asyncio.sleep(0.01)
+        server.close()
+
+    asyncio.run(use())

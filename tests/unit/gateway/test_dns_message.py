@@ -1,17 +1,21 @@
 """What any name server owes to those who ask: codes, EDNS, sizes; and names that stay here."""
 
 import random
+import struct
+import sys
 
 import dns.edns
 import dns.flags
 import dns.message
 import dns.opcode
 import dns.rcode
+import dns.rdata
 import dns.update
 import pytest
 
 from tests.unit.gateway.asking import SOURCE, Stub, code, is_negative, octets, query, read, records
 from vtl_tools.common.errors import Malformed
+from vtl_tools.common.gateway import dns_message
 from vtl_tools.common.gateway.dns import Asked, Mode, Resolver
 from vtl_tools.common.gateway.dns_message import EDNS_MAX, QUERY_MAX
 from vtl_tools.common.gateway.dns_stream import Stream, framed
@@ -276,3 +280,15 @@ def test_foreign_octets_get_bounded_answers_and_nothing_else(seed):
             assert len(asked.lookups) <= 16
             for lookup in asked.lookups[:1]:
                 assert lookup.target
+
+
+def test_records_of_every_class_and_type_leave_nothing_in_memory_and_read_no_module():
+    """dnspython remembers each pair of class and type for good, and a guest chooses from 2**32."""
+    before = set(sys.modules)
+    for number in range(20_000):
+        record = b"\0" + struct.pack("!HHIH", number % 200 + 300, 5 + number, 0, 4) + bytes(4)
+        dns_message.read(
+            struct.pack("!HHHHHH", 1, 0x0100, 1, 0, 0, 1) + b"\1a\0\0\1\0\1" + record, stream=False
+        )
+    assert len(dns.rdata._rdata_classes) <= dns_message._CLASSES_MAX
+    assert set(sys.modules) == before
