@@ -251,9 +251,8 @@ class Identity:
         said = pkt.arp
         if said is None or said.sha != self.mac:
             return "spoofed-arp"
-        if address.is_unspecified(said.spa) and said.oper == arp.REQUEST:
-            return ""  # a probe (RFC 5227 section 2.1.1)
-        return "" if self._owns(said.spa) else "spoofed-arp"
+        probes = address.is_unspecified(said.spa) and said.oper == arp.REQUEST  # RFC 5227 section 2.1.1
+        return "" if self._owns(said.tpa if probes else said.spa) else "spoofed-arp"
 
     def _neighbour(self, pkt: Packet, message: nd.ND, now: float) -> str:
         net = pkt.ipv6

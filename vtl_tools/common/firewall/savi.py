@@ -1,4 +1,4 @@
-"""Which IPv6 addresses are the VM's: of who uses one first, as FCFS SAVI has it (RFC 6620).
+"""The VM's IPv6 addresses: first come, first served, as FCFS SAVI has it (RFC 6620).
 
 An address is *tentative* once the VM claims it. The network is then asked who has it, by solicitations
 of this service's own, as a VM could send its own to nobody. It is *valid*, and the VM's, when nobody has
