@@ -142,6 +142,7 @@ class Identity:
                         self.dhcp4.heard(net, datagram, self.mac, now)
                 elif datagram.dport == dhcp6.CLIENT_PORT:
                     self.dhcp6.heard(net, datagram, now)
+                    self._leave(now)
             elif (message := pkt.nd) is not None and net.ttl == HOP_LIMIT and message.code == 0:
                 self._neighbour_of_network(pkt, message, now)
         except Malformed:
@@ -156,7 +157,7 @@ class Identity:
     def deadline(self) -> float | None:
         """Return when wake() is due; None: never."""
         lease = self.dhcp4.lease
-        due = self.bindings.deadline(), None if lease is None else lease.until
+        due = self.bindings.deadline(), self.dhcp6.deadline(), None if lease is None else lease.until
         return min((when for when in due if when is not None), default=None)
 
     def wake(self, now: float) -> None:
@@ -164,6 +165,7 @@ class Identity:
         lease = self.dhcp4.lease
         if lease is not None and lease.until <= now:
             self.dhcp4.let_go()
+        self._leave(now)
         self.bindings.wake(now)
 
     def status(self) -> dict[str, object]:
@@ -245,7 +247,9 @@ class Identity:
             return self.dhcp4.refuse(net, datagram, self.mac, now)
         if datagram.dport != dhcp6.SERVER_PORT:
             return None
-        return self.dhcp6.refuse(net, datagram, now) if self._owns(net.src) else "spoofed-address"
+        refused = self.dhcp6.refuse(net, datagram, now) if self._owns(net.src) else "spoofed-address"
+        self._leave(now)
+        return refused
 
     def _arp(self, pkt: Packet) -> str:
         said = pkt.arp
@@ -285,6 +289,10 @@ class Identity:
         )  # fmt: skip
 
     # --- what is known
+
+    def _leave(self, now: float) -> None:
+        for lease in self.dhcp6.ended(now):
+            self.bindings.leave(lease, now)
 
     def _take(self, mac: bytes) -> None:
         self.mac, self._plain_v4, self._plain_v6 = mac, mac + _V4, mac + _V6

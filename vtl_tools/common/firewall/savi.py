@@ -99,6 +99,17 @@ class Bindings:
         asked = IPv6Address(octets)
         return any(until > now and asked in prefix for prefix, until in self.prefixes.items())
 
+    def leave(self, octets: bytes, now: float) -> None:
+        """Give up an address that is no longer leased, unless the VM may have it without."""
+        self._tentative.pop(octets, None)
+        if octets in self.valid and not self._is_of_link(octets, now):
+            self._give_up(octets)
+
+    def _give_up(self, octets: bytes) -> None:
+        del self.valid[octets]
+        self._testing.pop(octets, None)
+        self._own.discard(octets)
+
     # --- what the network says
 
     def heard(self, octets: bytes, src_mac: bytes, now: float) -> None:
@@ -142,9 +153,7 @@ class Bindings:
             del self._tentative[octets]
             self.bind(octets)
         for octets in [octets for octets, trial in self._testing.items() if self._is_over(trial, now)]:
-            del self._testing[octets]
-            del self.valid[octets]
-            self._own.discard(octets)
+            self._give_up(octets)
             self.others[octets] = now
 
     def transmit(self) -> list[Sent]:
@@ -155,9 +164,7 @@ class Bindings:
     def bind(self, octets: bytes) -> None:
         """Have an address as the VM's."""
         if len(self.valid) >= CLAIMS_MAX and octets not in self.valid:
-            oldest, _ = self.valid.popitem(last=False)
-            self._own.discard(oldest)
-            self._testing.pop(oldest, None)
+            self._give_up(next(iter(self.valid)))
         self.valid[octets] = float("-inf")
         self._own.add(octets)
 
