@@ -264,7 +264,7 @@ def test_a_guest_neither_takes_anothers_ipv6_address_nor_locks_it_out(lab: Lab, 
                 two.hostile.send(made(address))
             time.sleep(0.3)
         until(lambda: first.drops().get("spoofed-nd", 0) >= 6, "the refusals")
-        time.sleep(1.0)  # a claim that nobody objects to is good after half of that
+        time.sleep(2.0)  # a claim that nobody objects to is good after half of that
         two.hostile.send(two.advert(address))
         until(lambda: first.drops().get("spoofed-nd", 0) >= 7, "the refusal")
         assert address not in owned(first)

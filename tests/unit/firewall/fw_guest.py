@@ -83,7 +83,7 @@ def claims(vm, octets, now=0.0):
     return owns
 
 
-def settle(vm, now, seconds=0.6):
+def settle(vm, now, seconds=1.0):
     """Let time pass; return the frames that were sent meanwhile, each with its port."""
     sent = vm.transmit()
     end = now + seconds

@@ -111,7 +111,7 @@ def test_neighbour_discovery_names_the_vm(vm):
 
 
 def test_a_guest_locks_no_other_out_of_an_ipv4_address(vm):
-    """Who is about to use an address, and hears another's probe for it, gives it up (RFC 5227 2.1.1)."""
+    """A host that is about to use an address gives it up when another probes for it (RFC 5227 2.1.1)."""
     assert vm.refuse(question(spa=bytes(4), tpa=NOBODY), 0.0) == "spoofed-arp"
 
 
