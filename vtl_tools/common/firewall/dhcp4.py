@@ -61,7 +61,7 @@ class _Pending:
 
 
 class Dhcp4:
-    """What one VM may ask DHCP, and the lease that it has.
+    """The messages that one VM may send to DHCP, and the lease that it has.
 
     own: the VM's addresses, which the lease is kept among. owns: says of an address whether it is the VM's.
     servers: who may lease, by the source address of the answers; empty: whoever the link vouches for.

@@ -71,7 +71,7 @@ class Message:
 
 
 class Dhcp6:
-    """What one VM may ask DHCPv6. Who may ask, hence where from, is the caller's to judge."""
+    """The messages that one VM may send to DHCPv6. Their source address is the caller's to judge."""
 
     def __init__(self) -> None:
         self.duid: bytes | None = None

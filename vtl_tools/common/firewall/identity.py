@@ -1,6 +1,6 @@
 """Whether the VM sends as itself: its Ethernet and IP addresses, ARP, neighbour discovery, DHCP.
 
-What it may send as is given, or learned. Its Ethernet address is then the first that it uses; its IPv4
+Its addresses are given, or learned. Its Ethernet address is then the first that it uses; its IPv4
 address is the one that DHCP leases to it (`dhcp4.py`); an IPv6 address is its own when it was the first to
 use it (`savi.py`), and it is link-local, of a prefix that a router of the network has announced, or leased
 (`dhcp6.py`).
