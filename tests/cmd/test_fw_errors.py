@@ -182,6 +182,22 @@ def test_a_firewall_with_a_wrong_file_does_not_start(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--dhcp-server", "10.0.0"), "'10.0.0' is no IPv4 address of a host: write 192.0.2.1"),
+        (("--dhcp-server", "::1"), "'::1' is no IPv4 address of a host"),
+        (("--dhcp-server", "255.255.255.255"), "is no IPv4 address of a host"),
+        (("--dhcp-server", "10.0.0.1", "--spoofing"), "leave --mac, --address and --dhcp-server out"),
+    ],
+)
+def test_a_dhcp_server_is_a_host_that_the_vm_asks(
+    tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    links = ("--iface", "vmnet1", "--uplink", "eth0", "--rules", write(tmp_path, RULES))
+    assert said in fw(tmp_path, *links, *arguments)[1]
+
+
 def test_a_large_file_that_is_right_is_taken(tmp_path: Path) -> None:
     lines = [f"deny out tcp to 10.{i >> 8 & 255}.{i & 255}.0/24 port {i % 65535 + 1}" for i in range(9_999)]
     text = "\n".join([*lines, "deny any"])

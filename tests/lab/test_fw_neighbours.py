@@ -51,7 +51,7 @@ class Raw0:
         self.sock.send(bytes(frame))
 
     def read(self) -> list[bytes]:
-        """What came in since the last time."""
+        """The frames that came in since the last time."""
         frames = []
         while True:
             try:
@@ -264,7 +264,7 @@ def test_a_guest_neither_takes_anothers_ipv6_address_nor_locks_it_out(lab: Lab, 
                 two.hostile.send(made(address))
             time.sleep(0.3)
         until(lambda: first.drops().get("spoofed-nd", 0) >= 6, "the refusals")
-        time.sleep(1.0)  # a claim that nobody objects to is good after half of that
+        time.sleep(2.0)  # a claim that nobody objects to is good after half of that
         two.hostile.send(two.advert(address))
         until(lambda: first.drops().get("spoofed-nd", 0) >= 7, "the refusal")
         assert address not in owned(first)
@@ -272,7 +272,7 @@ def test_a_guest_neither_takes_anothers_ipv6_address_nor_locks_it_out(lab: Lab, 
         found = two.switch.run("ip", "-6", "neigh", "show", "dev", "br0").stdout
         assert [line for line in found.splitlines() if address in line and MACS[1] in line], found
         assert reach(vm2, address)()
-        # What somebody on the link who is not guarded says once does not lock the VM out either
+        # One frame of an unguarded machine on the link does not lock the VM out either
         forged = Ether(src=two.switch.mac("br0"), dst="33:33:00:00:00:01")
         forged = forged / IPv6(src=address, dst="ff02::1", hlim=255) / ICMPv6ND_NA(tgt=address, O=1)
         two.wire.send(forged)

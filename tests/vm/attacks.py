@@ -184,7 +184,7 @@ class Attacker:
             yield name, [self.to_all_nodes(message, name)]
 
     def data_in_neighbour_discovery(self) -> Iterator[Made]:
-        """What the guest may ask, but to others, or with something to tell."""
+        """Questions that the guest may ask, but to others, or with something to tell."""
         far, here = "2001:db8:bad::1", "ff02::1"
         for name, dst, message in (
             ("ND: a solicitation to the Internet", far, ICMPv6ND_NS(tgt=far)),

@@ -1,4 +1,4 @@
-"""What a guest and its network say to each other: frames of DHCP and neighbour discovery."""
+"""Frames of DHCP and neighbour discovery between a guest and its network."""
 
 from fw import PEER, PEER_MAC, VM, VM_MAC
 
@@ -39,7 +39,7 @@ def advert(target, mac=VM_MAC, src=None):
 
 
 def announced(prefix="2001:db8::", bits=64, flags=0xC0, valid=600, src=ROUTER, mac=PEER_MAC):
-    """What a router says of a prefix."""
+    """A router's advertisement of a prefix."""
     numbers = bytes((bits, flags)) + valid.to_bytes(4, "big") + bytes(8)
     option = build.nd_option(nd.PREFIX_INFORMATION, numbers + address.ip(prefix))
     body = bytes(12)
@@ -83,7 +83,7 @@ def claims(vm, octets, now=0.0):
     return owns
 
 
-def settle(vm, now, seconds=0.6):
+def settle(vm, now, seconds=1.0):
     """Let time pass; return the frames that were sent meanwhile, each with its port."""
     sent = vm.transmit()
     end = now + seconds

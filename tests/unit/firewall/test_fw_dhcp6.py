@@ -2,7 +2,7 @@
 
 import pytest
 from fw import PEER6, PEER_MAC, VM6, VM_MAC
-from fw_guest import LOCAL6, ROUTER, TO_VM, claims, datagram
+from fw_guest import LOCAL6, ROUTER, TO_VM, claims, datagram, segment
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -117,6 +117,22 @@ def test_a_leased_address_may_be_claimed_where_no_router_announced_its_prefix(le
     assert claims(leased, VM6)
     reply(leased, ia(address_option(VM6, valid=0)))
     assert not leased.dhcp6.is_leased(VM6, 1.0)
+
+
+@pytest.mark.parametrize("way", ["ends", "released", "taken back"])
+def test_an_address_is_not_kept_beyond_its_lease(leased, way):
+    """The server leases it to another then, who would be locked out of it."""
+    assert claims(leased, VM6)
+    if way == "ends":
+        assert leased.deadline() == 601.0
+        leased.wake(601.0)
+    elif way == "released":
+        assert ask(leased, RELEASE, ia(address_option(VM6))) == ""
+    else:
+        assert ask(leased, RENEW, ia(address_option(VM6))) == ""
+        reply(leased, ia(address_option(VM6, valid=0)))
+    assert leased.refuse(segment(VM6, PEER6), 602.0) == "spoofed-address"
+    assert not claims(leased, VM6, 602.0)
 
 
 @pytest.mark.parametrize(

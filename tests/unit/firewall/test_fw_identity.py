@@ -82,14 +82,14 @@ def test_a_vm_is_no_router(vm):
         assert vm.refuse(frame, 0.0) == "rogue-router"
 
 
-def question(spa=VM, sha=VM_MAC, oper=arp.REQUEST, mac=VM_MAC):
-    return build.arp(src_mac=mac, dst_mac=address.BROADCAST, sha=sha, spa=spa, tpa=PEER, oper=oper)
+def question(spa=VM, sha=VM_MAC, oper=arp.REQUEST, mac=VM_MAC, tpa=PEER):
+    return build.arp(src_mac=mac, dst_mac=address.BROADCAST, sha=sha, spa=spa, tpa=tpa, oper=oper)
 
 
 def test_arp_names_the_vm(vm):
     assert vm.refuse(question(), 0.0) == ""
     assert vm.refuse(question(oper=arp.REPLY), 0.0) == ""
-    assert vm.refuse(question(spa=bytes(4)), 0.0) == ""
+    assert vm.refuse(question(spa=bytes(4), tpa=VM), 0.0) == ""
     assert vm.refuse(question(spa=bytes(4), oper=arp.REPLY), 0.0) == "spoofed-arp"
     assert vm.refuse(question(spa=PEER), 0.0) == "spoofed-arp"
     assert vm.refuse(question(sha=PEER_MAC), 0.0) == "spoofed-arp"
@@ -108,6 +108,11 @@ def test_neighbour_discovery_names_the_vm(vm):
     assert vm.refuse(neighbour(asked, PEER6, VM6), 0.0) == "spoofed-nd"
     assert vm.refuse(neighbour(asked, UNSPECIFIED, PEER6, None), 0.0) == "spoofed-nd"
     assert vm.refuse(advert(VM6, src=UNSPECIFIED), 0.0) == "spoofed-nd"
+
+
+def test_a_guest_locks_no_other_out_of_an_ipv4_address(vm):
+    """A host that is about to use an address gives it up when another probes for it (RFC 5227 2.1.1)."""
+    assert vm.refuse(question(spa=bytes(4), tpa=NOBODY), 0.0) == "spoofed-arp"
 
 
 # --- what is behind a packet

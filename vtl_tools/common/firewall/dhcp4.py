@@ -1,4 +1,4 @@
-"""The VM as a client of DHCPv4 (RFC 2131), and what it gets by it: its one lease. SAVI-DHCP is RFC 7513.
+"""The VM as a client of DHCPv4 (RFC 2131), and the one lease that it has. SAVI-DHCP is RFC 7513.
 
 A guest asks for itself only, as one client, of a server of its link, and so often only. A lease is
 learned from the answer to a question that is pending, where the link itself vouches for the answer:
@@ -61,7 +61,7 @@ class _Pending:
 
 
 class Dhcp4:
-    """What one VM may ask DHCP, and the lease that it has.
+    """The messages that one VM may send to DHCP, and the lease that it has.
 
     own: the VM's addresses, which the lease is kept among. owns: says of an address whether it is the VM's.
     servers: who may lease, by the source address of the answers; empty: whoever the link vouches for.

@@ -71,7 +71,7 @@ class Message:
 
 
 class Dhcp6:
-    """What one VM may ask DHCPv6. Who may ask, hence where from, is the caller's to judge."""
+    """The messages that one VM may send to DHCPv6. Their source address is the caller's to judge."""
 
     def __init__(self) -> None:
         self.duid: bytes | None = None
@@ -104,7 +104,7 @@ class Dhcp6:
             self._pending.popitem(last=False)
         if message.kind in _GIVING_BACK:
             for lease, _ in message.leased:
-                self.leases.pop(lease, None)
+                self.leases[lease] = now
         return ""
 
     def _is_client(self, message: Message) -> bool:
@@ -123,11 +123,21 @@ class Dhcp6:
         if self._pending.get(message.xid, now) <= now:
             return
         for lease, valid_s in message.leased:
-            self.leases.pop(lease, None)
-            if valid_s:
-                self.leases[lease] = now + valid_s
-            if len(self.leases) > LEASES_MAX:
-                self.leases.popitem(last=False)
+            self.leases[lease] = now + valid_s
+            self.leases.move_to_end(lease)
+        for lease in list(self.leases)[:-LEASES_MAX]:
+            self.leases[lease] = now
+
+    def deadline(self) -> float | None:
+        """Return when the first lease ends; None: never."""
+        return min(self.leases.values(), default=None)
+
+    def ended(self, now: float) -> list[bytes]:
+        """Return leases that have ended, once."""
+        over = [lease for lease, until in self.leases.items() if until <= now]
+        for lease in over:
+            del self.leases[lease]
+        return over
 
     def is_leased(self, octets: bytes, now: float) -> bool:
         """Say whether an address is leased to the VM."""

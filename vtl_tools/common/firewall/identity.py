@@ -1,6 +1,6 @@
 """Whether the VM sends as itself: its Ethernet and IP addresses, ARP, neighbour discovery, DHCP.
 
-What it may send as is given, or learned. Its Ethernet address is then the first that it uses; its IPv4
+Its addresses are given, or learned. Its Ethernet address is then the first that it uses; its IPv4
 address is the one that DHCP leases to it (`dhcp4.py`); an IPv6 address is its own when it was the first to
 use it (`savi.py`), and it is link-local, of a prefix that a router of the network has announced, or leased
 (`dhcp6.py`).
@@ -142,6 +142,7 @@ class Identity:
                         self.dhcp4.heard(net, datagram, self.mac, now)
                 elif datagram.dport == dhcp6.CLIENT_PORT:
                     self.dhcp6.heard(net, datagram, now)
+                    self._leave(now)
             elif (message := pkt.nd) is not None and net.ttl == HOP_LIMIT and message.code == 0:
                 self._neighbour_of_network(pkt, message, now)
         except Malformed:
@@ -156,7 +157,7 @@ class Identity:
     def deadline(self) -> float | None:
         """Return when wake() is due; None: never."""
         lease = self.dhcp4.lease
-        due = self.bindings.deadline(), None if lease is None else lease.until
+        due = self.bindings.deadline(), self.dhcp6.deadline(), None if lease is None else lease.until
         return min((when for when in due if when is not None), default=None)
 
     def wake(self, now: float) -> None:
@@ -164,6 +165,7 @@ class Identity:
         lease = self.dhcp4.lease
         if lease is not None and lease.until <= now:
             self.dhcp4.let_go()
+        self._leave(now)
         self.bindings.wake(now)
 
     def status(self) -> dict[str, object]:
@@ -245,15 +247,16 @@ class Identity:
             return self.dhcp4.refuse(net, datagram, self.mac, now)
         if datagram.dport != dhcp6.SERVER_PORT:
             return None
-        return self.dhcp6.refuse(net, datagram, now) if self._owns(net.src) else "spoofed-address"
+        refused = self.dhcp6.refuse(net, datagram, now) if self._owns(net.src) else "spoofed-address"
+        self._leave(now)
+        return refused
 
     def _arp(self, pkt: Packet) -> str:
         said = pkt.arp
         if said is None or said.sha != self.mac:
             return "spoofed-arp"
-        if address.is_unspecified(said.spa) and said.oper == arp.REQUEST:
-            return ""  # a probe (RFC 5227 section 2.1.1)
-        return "" if self._owns(said.spa) else "spoofed-arp"
+        probes = address.is_unspecified(said.spa) and said.oper == arp.REQUEST  # RFC 5227 section 2.1.1
+        return "" if self._owns(said.tpa if probes else said.spa) else "spoofed-arp"
 
     def _neighbour(self, pkt: Packet, message: nd.ND, now: float) -> str:
         net = pkt.ipv6
@@ -286,6 +289,10 @@ class Identity:
         )  # fmt: skip
 
     # --- what is known
+
+    def _leave(self, now: float) -> None:
+        for lease in self.dhcp6.ended(now):
+            self.bindings.leave(lease, now)
 
     def _take(self, mac: bytes) -> None:
         self.mac, self._plain_v4, self._plain_v6 = mac, mac + _V4, mac + _V6

@@ -1,7 +1,7 @@
 """Neighbour discovery and ARP that pass without a rule: enough for the VM to be reached, and for no more.
 
-What a guest says by them goes to its link only, and has no room for data beside the addresses and the nonce
-that are their point. All else is judged by rules, as any packet.
+Such a message of a guest goes to its link only, and has no room for data beside addresses and a nonce. All
+else is judged by rules, as any packet.
 """
 
 from collections import OrderedDict
@@ -21,7 +21,7 @@ _OPTIONS: Final = {
     nd.NEIGHBOR_SOLICIT: (nd.SOURCE_LLADDR, _NONCE),
     nd.NEIGHBOR_ADVERT: (nd.TARGET_LLADDR,),
 }
-"""What a guest may say, each option once and of 8 octets. A router's advertisement is never among it."""
+"""A guest's messages and their options, each once and of 8 octets. A router's advertisement is none."""
 _RESERVED: Final = {nd.NEIGHBOR_ADVERT: 0x1FFF_FFFF}
 """Bits of the word behind the checksum that are to be zero; of other messages, all are."""
 

@@ -1,4 +1,4 @@
-"""What is behind a packet in its frame: padding at best, and at worst data that no rule asks for."""
+"""The octets behind a packet in its frame: padding at best, and at worst data that no rule asks for."""
 
 import struct
 from typing import Final

@@ -139,10 +139,10 @@ class Table:
 
 def _allowed_vlans(rules: Sequence[Rule]) -> Ranges:
     """Return the VLANs in which anything is allowed, as nothing works there without neighbour discovery."""
-    found = [(UNTAGGED, UNTAGGED)]
+    found = {(UNTAGGED, UNTAGGED)}
     for rule in rules:
         if rule.verdict is Verdict.ALLOW:
-            found += [(UNTAGGED, STACKED)] if rule.vlan is None else rule.vlan
+            found.update([(UNTAGGED, STACKED)] if rule.vlan is None else rule.vlan)
     return ranges(found)
 
 

@@ -1,4 +1,4 @@
-"""Which IPv6 addresses are the VM's: of who uses one first, as FCFS SAVI has it (RFC 6620).
+"""The VM's IPv6 addresses: first come, first served, as FCFS SAVI has it (RFC 6620).
 
 An address is *tentative* once the VM claims it. The network is then asked who has it, by solicitations
 of this service's own, as a VM could send its own to nobody. It is *valid*, and the VM's, when nobody has
@@ -24,13 +24,13 @@ OTHERS_S: Final = 10.0
 PREFIXES_MAX: Final = 16
 PREFIX_BITS_MIN: Final = 32
 """Of a shorter prefix, most is elsewhere, whoever says that it is here."""
-TENT_LT_S: Final = 0.5
-"""RFC 6620 section 3.2.5; a VM waits twice as long, unless it is optimistic (RFC 4862, RFC 4429)."""
+TENT_LT_S: Final = 0.9
+"""RFC 6620 has 0.5, which an owner on a busy host may miss; a VM itself waits for 1 (RFC 4862 5.4)."""
 TENTATIVE_MAX: Final = 16
 TEST_S: Final = 1.5
 TESTED_S: Final = 5.0
 """Before a valid address is tested again."""
-_ASKED_TENTATIVE, _ASKED_TESTING = 2, 3
+_ASKED_TENTATIVE, _ASKED_TESTING = 3, 3
 
 VM_PORT, NETWORK_PORT = 0, 1
 _PREFIX_FLAGS: Final = 0xC0  # L and A (RFC 4861 section 4.6.2)
@@ -99,6 +99,17 @@ class Bindings:
         asked = IPv6Address(octets)
         return any(until > now and asked in prefix for prefix, until in self.prefixes.items())
 
+    def leave(self, octets: bytes, now: float) -> None:
+        """Give up an address that is no longer leased, unless the VM may have it without."""
+        self._tentative.pop(octets, None)
+        if octets in self.valid and not self._is_of_link(octets, now):
+            self._give_up(octets)
+
+    def _give_up(self, octets: bytes) -> None:
+        del self.valid[octets]
+        self._testing.pop(octets, None)
+        self._own.discard(octets)
+
     # --- what the network says
 
     def heard(self, octets: bytes, src_mac: bytes, now: float) -> None:
@@ -142,9 +153,7 @@ class Bindings:
             del self._tentative[octets]
             self.bind(octets)
         for octets in [octets for octets, trial in self._testing.items() if self._is_over(trial, now)]:
-            del self._testing[octets]
-            del self.valid[octets]
-            self._own.discard(octets)
+            self._give_up(octets)
             self.others[octets] = now
 
     def transmit(self) -> list[Sent]:
@@ -155,9 +164,7 @@ class Bindings:
     def bind(self, octets: bytes) -> None:
         """Have an address as the VM's."""
         if len(self.valid) >= CLAIMS_MAX and octets not in self.valid:
-            oldest, _ = self.valid.popitem(last=False)
-            self._own.discard(oldest)
-            self._testing.pop(oldest, None)
+            self._give_up(next(iter(self.valid)))
         self.valid[octets] = float("-inf")
         self._own.add(octets)
 
