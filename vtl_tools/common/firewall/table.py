@@ -20,8 +20,8 @@ _OLDEST: Final = 8
 class _Side:
     """The flows that one side opened. room: at most so many.
 
-    begun: not known to be used by both sides. talks: not of TCP; both sides were heard in turn, but the source
-    of what was heard may be spoofed all the same. open: TCP after its handshake, which proves the source.
+    begun: not known to be used by both sides. talks: not of TCP; both sides were heard in turn, but the
+    source of what was heard may be spoofed all the same. open: TCP after its handshake, which proves it.
     """
 
     __slots__ = ("begun", "open", "room", "talks")
