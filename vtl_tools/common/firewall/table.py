@@ -20,9 +20,8 @@ _OLDEST: Final = 8
 class _Side:
     """The flows that one side opened. room: at most so many.
 
-    begun: of which it is not known that both sides use them. talks: of which both sides have been heard in
-    turn; of UDP, so that the sender's address may still be a lie. open: TCP behind its handshake, where it is
-    none.
+    begun: not known to be used by both sides. talks: not of TCP; both sides were heard in turn, but the
+    source of what was heard may be spoofed all the same. open: TCP after its handshake, which proves it.
     """
 
     __slots__ = ("begun", "open", "room", "talks")
@@ -41,9 +40,9 @@ class _Side:
 
 
 class Flows:
-    """At most flows_max flows, of which those that strangers opened are half, and the VM's seven eighths.
+    """At most flows_max flows. Strangers have opened half of them at most, and the VM seven eighths.
 
-    So neither side takes the other's room: the VM has half of the table for itself, the strangers an eighth.
+    So neither side takes the other's room: half of the table is kept for the VM, an eighth for strangers.
     When a side or the table is full, a new flow takes the place of one that was only begun and that its own
     side opened: the oldest one of the source that has most, which is an address of IPv4, or the first 64 bits
     of IPv6. Sources are no wider since a spoofed flood has as many prefixes as it likes, and only a source

@@ -39,7 +39,7 @@ def admit(play: Firewalled, sport: int, *, six: bool = False) -> None:
     play.come(fw.from_caller(sport, "A", seq=7001, ack=401, six=six), due=True)
 
 
-def pass_(play: Firewalled) -> None:
+def use(play: Firewalled) -> None:
     """Do what the rules allow, so that it is known to pass."""
     for six in False, True:
         connect(play, 41_000, six=six)
@@ -168,7 +168,7 @@ def _frames(kind: traffic.Kind) -> Attack:
 
 ATTACKS: Final[tuple[tuple[str, Attack], ...]] = (
     ("lease and neighbours", fw_identity.settle_in),
-    ("allowed connections", pass_),
+    ("allowed connections", use),
     ("spoofed senders", fw_identity.spoof),
     ("arp spoofing", fw_identity.arp),
     ("data behind arp and nd", fw_identity.behind_arp),

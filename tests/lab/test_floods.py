@@ -5,7 +5,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
-from itertools import cycle
+from itertools import count, cycle, islice
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.lab
 
 RULES = "allow out tcp port 80\nallow out udp port 53\nallow in tcp port 22\nallow in udp port 53\ndeny any\n"
 FLOWS = 256
+AT_ONCE = 128
 VM, PEER = "10.9.0.1", "10.9.0.2"
 Scene = tuple[Host, Host, Bridge]
 
@@ -62,16 +63,22 @@ def flood(host: Host, running: Bridge, frames: list[bytearray]) -> Iterator[None
     sock.bind(("eth0", 0))
     is_over = threading.Event()
 
+    def is_taken(frames: int) -> bool:
+        return is_over.is_set() or sum(link["rx_frames"] for link in running.status()["links"]) >= frames
+
     def send() -> None:
-        for number, frame in enumerate(cycle(frames)):
-            sock.send(frame[VNET:])
-            if number % 32 == 0 and is_over.wait(0.001):
+        waiting = cycle(frames)
+        for sent in count(AT_ONCE, AT_ONCE):
+            for frame in islice(waiting, AT_ONCE):
+                sock.send(frame[VNET:])
+            until(partial(is_taken, sent), "frames that are taken", 120)  # a full link is another matter
+            if is_over.is_set():
                 return
 
     thread = threading.Thread(target=send)
     thread.start()
     try:
-        until(lambda: running.status()["policy"]["evicted"] > FLOWS, "a full table")
+        until(lambda: running.status()["policy"]["evicted"] > FLOWS, "a full table", 120)
         yield
     finally:
         is_over.set()
