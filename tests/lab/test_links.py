@@ -321,3 +321,29 @@ def test_to_be_heard_while_there_is_no_way_to_the_peer(lab):
         until(lambda: got.extend(map(bytes, device.read())) or device.rx_frames, device)
         assert got == [plain(3)]
         assert set(device.drops) == {Drop.FOREIGN}
+
+
+@pytest.mark.parametrize("dev", ["", "eth0"])
+def test_to_write_a_vxlan_peers_address_as_the_source_on_another_interface(lab, dev):
+    near, far, eve = (lab.host(name, ipv6=False) for name in ("near", "far", "eve"))
+    lab.veth(near, "eth0", far, "eth0")
+    lab.veth(near, "eth1", eve, "eth0")
+    for name in "all", "eth0", "eth1":
+        near.sysctl(f"net.ipv4.conf.{name}.rp_filter", 0)
+    near.addr("eth0", "192.0.2.1/24")
+    far.addr("eth0", "192.0.2.2/24")
+    eve.addr("eth0", "192.0.2.2/24")
+    with opened(near, VxlanDevice("vxlan:test", ("192.0.2.2", 4789), 7, dev=dev)) as vxlan:
+        for host, number in (eve, 1), (far, 2):
+            with host.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.sendto(datagram(number), ("192.0.2.1", 4789))
+        assert vxlan.write(Batch.of([plain(3)])) == 1
+        got = []
+        until(lambda: got.extend(map(bytes, vxlan.read())) or plain(2) in got, vxlan)
+        assert got == ([plain(2)] if dev else [plain(1), plain(2)])  # the one is told, the other promised
+
+
+def test_a_vxlan_by_an_interface_that_is_not_there_is_an_error(lab):
+    with pytest.raises(DeviceError, match="No such device"):
+        with opened(lab.host("near"), VxlanDevice("vxlan:x", ("192.0.2.2", 4789), 7, dev="nil")):
+            pass

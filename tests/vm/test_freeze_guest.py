@@ -352,7 +352,8 @@ def test_a_peer_that_does_not_believe_a_window_that_shrinks_to_nothing(world):
     guest, held, lost = world.guest, world.held, world.gone
     lost.run("ip", "link", "set", "dev", "eth0", "up")
     guest.put("/tmp/data", FILE)
-    guest.sh(f"echo {PATIENCE['tcp_retries2']} >/proc/sys/net/ipv4/tcp_retries2", check=True)
+    # About 12 s: what starts the answers is a command, which takes seconds on a machine that is busy.
+    guest.sh(f"echo {PATIENCE['tcp_retries2'] + 2} >/proc/sys/net/ipv4/tcp_retries2", check=True)
     send = f"for at in $(seq {len(FILE) // BLOCK}); do dd bs={BLOCK} count=1; usleep 50000; done"
     for port in 5000, 5001:
         guest.sh(f"({send} </tmp/data 2>/dev/null | nc -l -p {port} 2>/tmp/{port}) >/dev/null &", check=True)

@@ -22,7 +22,7 @@ AGE_S: Final = 300.0
 STATIONS_MAX: Final = 8192
 """A guest that sends from ever new addresses costs no more memory than this, and takes room from its port."""
 SHARED_PER_S: Final = 1000.0
-"""Stations of which a worker tells the others; who is not known there is flooded to."""
+"""Stations of which a worker tells the others; frames for a station that is not known there are flooded."""
 
 _DST = slice(VNET, VNET + 6)
 _SRC = slice(VNET + 6, VNET + 12)

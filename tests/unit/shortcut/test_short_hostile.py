@@ -276,6 +276,10 @@ def test_to_send_the_vm_a_redirect_in_the_name_of_its_router(up):
     one.push(DIRECT, packet)
     assert one.got == one.told == []
     assert one.stage.drops["options"] == 1
+    packet[at + 7] = 185  # what looks like one is data, 1,480 octets into a packet
+    Packet.at(packet).compute_ip_checksum()
+    one.push(DIRECT, packet)
+    assert len(one.got) == 1
 
 
 def test_recorded_messages_bring_nothing_up_and_nothing_down():

@@ -6,7 +6,8 @@
     qemu:HOST:PORT[,server]
     dgram:unix:PATH,local=PATH                  QEMU -netdev dgram
     dgram:HOST:PORT,local=HOST:PORT
-    vxlan:HOST[:PORT]/VNI[,local=ADDR][,port=N] a VXLAN tunnel end point (RFC 7348)
+    vxlan:HOST[:PORT]/VNI[,local=ADDR][,port=N][,dev=NAME]
+                                                a VXLAN tunnel end point (RFC 7348)
     channel:PATH[,server]                       another VTL process
     pcap:FILE[,write=FILE][,speed=N|realtime]   replay a capture; record what is sent
     libpcap:NAME                                an interface, by way of libpcap
@@ -87,8 +88,8 @@ def _dgram(spec: str, rest: str) -> Device:
 
 
 def _vxlan(spec: str, rest: str) -> Device:
-    form = "vxlan:HOST[:PORT]/VNI[,local=ADDR][,port=N]"
-    address, options = _options(spec, rest, "local", "port")
+    form = "vxlan:HOST[:PORT]/VNI[,local=ADDR][,port=N][,dev=NAME]"
+    address, options = _options(spec, rest, "local", "port", "dev")
     where, _, vni = address.rpartition("/")
     if not vni.isdecimal() or int(vni) >= 1 << 24:
         _refuse(spec, f"{vni!r} is not a network identifier", f"write {form}, with VNI below 16777216")
@@ -97,7 +98,8 @@ def _vxlan(spec: str, rest: str) -> Device:
     from vtl_tools.common.device.vxlan import VxlanDevice
 
     local = options.get("local", "").strip("[]")
-    return VxlanDevice(spec, (host, port), int(vni), local=local, port=local_port)
+    dev = _interface(spec, options["dev"]) if "dev" in options else ""
+    return VxlanDevice(spec, (host, port), int(vni), local=local, port=local_port, dev=dev)
 
 
 def _channel(spec: str, rest: str) -> Device:

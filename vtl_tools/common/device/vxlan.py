@@ -34,14 +34,23 @@ _PMTUDISC_PROBE: Final = 3  # never fragment, and believe no ICMP error about wh
 class VxlanDevice(Device):
     """One peer's part of a VXLAN network.
 
-    remote: the peer's host and port. local, port: the own address ("": any) and port. Down once the
+    remote: the peer's host and port. local, port: the own address ("": any) and port. dev: the interface
+    by which the peer is reached, and by which alone its datagrams are taken ("": any). Down once the
     network tells that the peer cannot be reached; it is sent to all the same, and up when a frame comes.
     """
 
     def __init__(
-        self, spec: str, remote: tuple[str, int], vni: int, *, local: str = "", port: int = PORT
+        self,
+        spec: str,
+        remote: tuple[str, int],
+        vni: int,
+        *,
+        local: str = "",
+        port: int = PORT,
+        dev: str = "",
     ) -> None:
         super().__init__(spec)
+        self._dev = dev
         self._remote, self._local, self._port = remote, local, port
         self._vni = vni
         self._header = HEADER.pack(_FLAG_I, vni << 8)
@@ -62,6 +71,8 @@ class VxlanDevice(Device):
             self._hosts = _host_columns(family, self._inbox.names, _sockaddr(family, where))
             sock = self._sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             enlarge(sock, BUFFER)
+            if self._dev:  # else a guest on another interface may write the peer's address as its source
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._dev.encode())
             # "VTEPs MUST NOT fragment VXLAN packets" (section 4.3): what is too big is not sent. Anybody can
             # send an ICMP error that quotes our addresses and ports, which are no secret.
             if family == socket.AF_INET6:

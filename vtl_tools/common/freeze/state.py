@@ -10,7 +10,7 @@ from vtl_tools.common.freeze.connection import CLOSED, OPENING, PROVEN, Connecti
 from vtl_tools.common.freeze.freezer import FRAME_MAX, RESETS_MAX, Freezer
 from vtl_tools.common.freeze.headers import address_size, parse
 from vtl_tools.common.freeze.proof import Proof
-from vtl_tools.common.freeze.table import CONNECTIONS_MAX, HOSTS_MAX
+from vtl_tools.common.freeze.table import CONNECTIONS_MAX, HOSTS_MAX, PROVEN_MAX
 from vtl_tools.common.packet import address
 from vtl_tools.common.packet.tcp import RST
 
@@ -188,7 +188,7 @@ def load(text: bytes, name: str, freezer: Freezer, now: float) -> str:
         table.hosts[read.tags(row[0]), read.host(row[1])] = read.mac(row[2])
     table.macs.update(read.mac(one) for one in read.rows(told, "macs", HOSTS_MAX))
     fresh.resets = [read.frame(one, None) for one in read.rows(told, "resets", RESETS_MAX)]
-    for row in read.rows(told, "connections", CONNECTIONS_MAX + HOSTS_MAX):
+    for row in read.rows(told, "connections", CONNECTIONS_MAX + PROVEN_MAX):
         _take(read, row, fresh, now)
     fresh.frozen, fresh.left = read.field(told, "frozen", bool), read.field(told, "left", bool)
     fresh.frozen_at = now - read.seconds(told, "frozen_s")

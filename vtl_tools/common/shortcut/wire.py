@@ -77,9 +77,9 @@ def hops(head: bytes, frame: memoryview) -> int:
     of IPv6 has 255 hops, or no host believes it.
     """
     if head[KIND] == V4:
-        if head[_PROTOCOL4] == ip.ICMP and head[_TYPE4 : _TYPE4 + 1] == _REDIRECT4:
+        if head[L3] != _NO_OPTIONS or (head[_PROTOCOL4] == ip.ICMP and _is_redirect(head)):
             return 0
-        return head[_TTL4] if head[L3] == _NO_OPTIONS else 0
+        return head[_TTL4]
     if head[_NEXT6] in _PLAIN6:
         return head[_HOPS6]
     if head[_NEXT6] == ip.HOPOPTS:
@@ -88,6 +88,11 @@ def hops(head: bytes, frame: memoryview) -> int:
         return 0 if IPv6.at(frame, L3, gso=head[1] != vnet.GSO_NONE).routing_off else head[_HOPS6]
     except Malformed:
         return 0
+
+
+def _is_redirect(head: bytes) -> bool:
+    is_later_fragment = head[_FLAGS4] & 0x1F or head[_FLAGS4 + 1]
+    return not is_later_fragment and head[_TYPE4 : _TYPE4 + 1] == _REDIRECT4
 
 
 def is_neighbour_discovery(head: bytes) -> bool:
