@@ -367,7 +367,7 @@ def _name_store(state: Path | None, options: "Options", iface: str) -> "NameStor
     path = state or (options.control or path_for("vtl-tor", iface)).with_suffix(".names")
     if state is None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return NameStore(path)
+    return NameStore(path, "--control" if state is None else "--state")
 
 
 def _descriptors() -> int:
