@@ -58,6 +58,10 @@ def record(placed: Placed) -> bytes:
     return zlib.crc32(octets).to_bytes(4, "big") + octets
 
 
+class BusyError(VTLError):
+    """Another process has the file."""
+
+
 class NameStore:
     """The file, open and locked. secret, names: what was in it. option: chooses another. Raises VTLError.
 
@@ -76,12 +80,13 @@ class NameStore:
             self.secret, self.names = self._open()
         except OSError as e:
             self.close()
+            kind = BusyError if isinstance(e, BlockingIOError) else VTLError
             why = (
                 "a service already runs there; stop it, or"
                 if isinstance(e, BlockingIOError)
                 else f"{e.strerror};"
             )
-            raise VTLError(f"{path}: {why} choose another with {option}") from None
+            raise kind(f"{path}: {why} choose another with {option}") from None
 
     def _open(self) -> tuple[bytes, list[Placed]]:
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
