@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -363,14 +364,17 @@ def main(
     )
 
 
-def _name_store(state: Path | None, options: "Options", iface: str) -> "NameStore":
+def _name_store(state: Path | None, options: "Options", iface: str) -> "NameStore | None":
     """Return where to keep what addresses stand for: beside the control socket, if not told."""
     from vtl_tools.common.control import path_for
-    from vtl_tools.common.relay.name_store import NameStore
+    from vtl_tools.common.relay.name_store import BusyError, NameStore
 
     path = state or (options.control or path_for("vtl-tor", iface)).with_suffix(".names")
     if state is None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(BusyError):  # whoever has it has the link, or the control socket, which is told of then
+            return NameStore(path, "--control")
+        return None
     return NameStore(path)
 
 

@@ -60,7 +60,9 @@ class Waiting(Freeze):
 def freezing() -> Freeze:
     freezer = Freezer()
     stage: Freeze = Waiting(
-        freezer, "vm", snapshot=Snapshot(PLACE / "state", lambda now: state.dump(freezer, "vm", now))
+        freezer,
+        "vm",
+        snapshot=Snapshot(PLACE / "state", lambda now: state.dump(freezer, "vm", now), state.OCTETS_MAX),
     )
     for direction, flags, seq, ack in ((OUT, "S", 0, 0), (IN, "S.", 0, 1), (OUT, ".", 1, 1)):
         freezer.hear(segment(direction, flags, seq, ack), direction is OUT, 1.0)

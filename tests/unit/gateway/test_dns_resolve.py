@@ -159,6 +159,18 @@ def test_a_message_cannot_ask_for_more_than_there_is_room_for():
     assert stub.resolver.deadline() is None
 
 
+def test_memory_by_messages_that_wait_for_the_same_names_many_times_over():
+    stub = Stub(Resolver(Mode.RESOLVE, askers_max=10, client_max=10))
+    questions = [f"{n}.example A" for n in range(4)]
+    assert len(stub.waits(*questions, source=1)) == 4
+    assert stub.waits(*questions, source=2) == []
+    assert code(stub.get(*questions, source=3)) == "SERVFAIL"
+    for number in range(4):
+        stub.told(forward(f"{number}.example"), at("192.0.2.1"))
+    assert stub.resolver.deadline() is None
+    assert len(stub.waits(*(f"x{n}.example A" for n in range(10)), source=4)) == 10
+
+
 def test_the_cache_is_bounded(stub):
     for number in range(CACHE_MAX + 10):
         stub.told(forward(f"{number}.example"), at("192.0.2.1"))

@@ -163,7 +163,7 @@ def test_a_file_of_the_user_that_the_directory_is_of_is_taken_by_root(path, tmp_
 
 def test_two_processes_do_not_share_a_file(path):
     store = NameStore(path)
-    with pytest.raises(VTLError, match="another process"):
+    with pytest.raises(VTLError, match="already runs there"):
         NameStore(path)
     store.close()
     NameStore(path).close()

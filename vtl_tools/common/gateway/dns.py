@@ -76,7 +76,7 @@ class Resolver:
     """Answers DNS queries. ipv4, ipv6: the ranges of mode MAP; ipv6=None: names have no AAAA records.
 
     onions: the proxy is Tor, so that onion services are names that can be connected to (RFC 7686). key, keep:
-    as of NameMap. askers_max, client_max: queries that may wait for Tor, in all and of one client; more get
+    as of NameMap. askers_max, client_max: questions that may wait for Tor, in all and of one client; more get
     SERVFAIL, as those do that wait for timeout_s.
     """
 

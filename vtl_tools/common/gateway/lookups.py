@@ -59,12 +59,16 @@ class _Pending:
 
 
 class Lookups:
-    """Look-ups under way and their results. Each is bounded: askers_max in all, client_max of one client."""
+    """Look-ups under way and their results.
+
+    askers_max, client_max: questions that wait in all, and of one client: one message may have several.
+    """
 
     def __init__(self, *, askers_max: int, client_max: int, timeout_s: float) -> None:
         self._askers_max, self._client_max, self._timeout_s = askers_max, client_max, timeout_s
         self._askers: dict[Hashable, Asker] = {}
         self._of_client: Counter[Hashable] = Counter()
+        self._questions = 0
         self._pending: OrderedDict[Lookup, _Pending] = OrderedDict()  # by when they are due
         self._cache: OrderedDict[Lookup, Found] = OrderedDict()
 
@@ -80,11 +84,12 @@ class Lookups:
     def add(self, asker: Asker, now: float) -> list[Lookup] | None:
         """Let somebody wait; return the look-ups that are new. None: there is no room."""
         fresh = [lookup for lookup in asker.waiting if lookup not in self._pending]
-        full = len(self._askers) >= self._askers_max or len(self._pending) + len(fresh) > self._askers_max
-        if full or self._of_client[asker.client] >= self._client_max:
+        questions, of_client = len(asker.parts), self._of_client[asker.client]
+        if self._questions + questions > self._askers_max or of_client + questions > self._client_max:
             return None
         self._askers[asker.key] = asker
-        self._of_client[asker.client] += 1
+        self._of_client[asker.client] = of_client + questions
+        self._questions += questions
         for lookup in fresh:
             self._pending[lookup] = _Pending(now + self._timeout_s, [])
         for lookup in asker.waiting:
@@ -131,6 +136,7 @@ class Lookups:
 
     def _forget(self, asker: Asker) -> None:
         del self._askers[asker.key]
-        self._of_client[asker.client] -= 1
+        self._questions -= len(asker.parts)
+        self._of_client[asker.client] -= len(asker.parts)
         if not self._of_client[asker.client]:
             del self._of_client[asker.client]

@@ -58,32 +58,43 @@ def record(placed: Placed) -> bytes:
     return zlib.crc32(octets).to_bytes(4, "big") + octets
 
 
+class BusyError(VTLError):
+    """Another process has the file."""
+
+
 class NameStore:
-    """The file, open and locked. secret, names: what was in it. Raises VTLError.
+    """The file, open and locked. secret, names: what was in it. option: chooses another. Raises VTLError.
 
     One that is damaged is begun anew, with a warning; one that others could have written is refused.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, option: str = "--state") -> None:
+        self.path, self._option = path, option
         self._failed = False
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             self._fd = os.open(path, flags, 0o600)
         except OSError as e:
-            raise VTLError(f"{path}: {e.strerror}; choose another with --state") from None
+            raise VTLError(f"{path}: {e.strerror}; choose another with {option}") from None
         try:
             self.secret, self.names = self._open()
         except OSError as e:
             self.close()
-            why = "another process uses it" if isinstance(e, BlockingIOError) else e.strerror
-            raise VTLError(f"{path}: {why}; choose another with --state") from None
+            kind = BusyError if isinstance(e, BlockingIOError) else VTLError
+            why = (
+                "a service already runs there; stop it, or"
+                if isinstance(e, BlockingIOError)
+                else f"{e.strerror};"
+            )
+            raise kind(f"{path}: {why} choose another with {option}") from None
 
     def _open(self) -> tuple[bytes, list[Placed]]:
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not self._is_own():
             self.close()
-            raise VTLError(f"{self.path}: not a file of our own, of mode 0600; choose another with --state")
+            raise VTLError(
+                f"{self.path}: not a file of our own, of mode 0600; choose another with {self._option}"
+            )
         data = os.pread(self._fd, OCTETS_MAX + 1, 0)
         return self._read(data) if data else self._begin()
 
