@@ -63,7 +63,8 @@ def fuzz(name: str, seconds: int) -> str:
         *([f"-dict={place / 'words'}"] if words else []), str(learned), str(CORPUS / name), str(seeds),
     ]  # fmt: skip
     with (place / "log").open("wb") as log:
-        status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
+        env = {**os.environ, "PYTHONHASHSEED": "0"}  # so that an input leads to the same run again
+        status = subprocess.run(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT).returncode
     text = (place / "log").read_text(errors="replace")
     if status:
         raise ChildProcessError(f"{name}: found something: {place / 'log'}\n{_essence(text)}")
