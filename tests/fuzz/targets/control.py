@@ -7,10 +7,9 @@ stay as many or fewer; a client gets a result or VTLError.
 
 import asyncio
 import json
-from pathlib import Path
-from tempfile import mkdtemp
 
 from tests.fuzz.octets import Octets, blob
+from tests.fuzz.places import place
 from tests.unit.firewall.fw import IN, OUT, Wire, policy, segment
 from vtl_tools.cmd import freeze
 from vtl_tools.common import control
@@ -20,12 +19,12 @@ from vtl_tools.common.freeze.freezer import Freezer
 from vtl_tools.common.stand_in import Freeze
 
 RULES = "allow out tcp port 80\nallow in tcp port 22 limit 9/s\ndeny any\n"
-PLACE = Path(mkdtemp(prefix="vtl-fuzz-"))
+PLACE = place()
 STEPS_MAX = 6
 WORDS = [f'"{word}"'.encode() for word in (
     "flows", "kill", "explain", "upload", "reload", "status", "start", "stop", "report", "import", "export",
-    "announce", "verb", "words", "token", "file", "data", "first", "rule", "address", "dry_run", "name", "out",
-    "tcp", "10.0.0.5:40000", "192.0.2.1:80",
+    "announce", "verb", "words", "token", "file", "data", "first", "rule", "address", "dry_run", "name",
+    "out", "tcp", "10.0.0.5:40000", "192.0.2.1:80",
 )]  # fmt: skip
 
 

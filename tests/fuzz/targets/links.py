@@ -10,12 +10,10 @@ import atexit
 import select
 import socket
 import struct
-from pathlib import Path
-from shutil import rmtree
-from tempfile import mkdtemp
 
 from tests.fuzz.frames import FRAMES
 from tests.fuzz.octets import Octets, blob, pieces
+from tests.fuzz.places import place
 from vtl_tools.common.device.base import Device
 from vtl_tools.common.device.batch import FRAME_MAX, Batch
 from vtl_tools.common.device.channel import ChannelDevice
@@ -33,7 +31,7 @@ PIECES_MAX = 12
 READS_MAX = 2000
 PATIENCE_S = 20.0
 """For the kernel, which delivers datagrams when it has the time."""
-PLACE = Path(mkdtemp(prefix="vtl-fuzz-"))
+PLACE = place()
 HERE, STRANGER = "127.0.0.1", "127.0.0.2"
 
 
@@ -64,7 +62,6 @@ class Links:
     def close(self) -> None:
         for one in (self.stream, self.channel, self.vxlan, self.peer, self.stranger, self.plain._device):
             one.close()
-        rmtree(PLACE, ignore_errors=True)
 
     def check(self, batch: Batch) -> list[bytes]:
         """Look at what a link gave, hand it on, and return it."""
