@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import CodeType, FrameType, ModuleType
 from typing import Any, Final
 
@@ -62,8 +63,10 @@ def fuzz(name: str, seconds: int) -> str:
         f"-artifact_prefix={place}/{FOUND}", "-print_final_stats=1",
         *([f"-dict={place / 'words'}"] if words else []), str(learned), str(CORPUS / name), str(seeds),
     ]  # fmt: skip
-    with (place / "log").open("wb") as log:
-        status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
+    with (place / "log").open("wb") as log, TemporaryDirectory(prefix="vtl-fuzz-") as temporary:
+        # The seed: so that an input leads to the same run again.
+        env = {**os.environ, "PYTHONHASHSEED": "0", "TMPDIR": temporary}
+        status = subprocess.run(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT).returncode
     text = (place / "log").read_text(errors="replace")
     if status:
         raise ChildProcessError(f"{name}: found something: {place / 'log'}\n{_essence(text)}")

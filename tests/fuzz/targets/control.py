@@ -7,38 +7,25 @@ stay as many or fewer; a client gets a result or VTLError.
 
 import asyncio
 import json
-from pathlib import Path
-from tempfile import mkdtemp
 
 from tests.fuzz.octets import Octets, blob
+from tests.fuzz.places import place
 from tests.unit.firewall.fw import IN, OUT, Wire, policy, segment
 from vtl_tools.cmd import freeze
 from vtl_tools.common import control
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.filter import Firewall
-from vtl_tools.common.freeze import state
 from vtl_tools.common.freeze.freezer import Freezer
-from vtl_tools.common.snapshot import Snapshot
 from vtl_tools.common.stand_in import Freeze
 
 RULES = "allow out tcp port 80\nallow in tcp port 22 limit 9/s\ndeny any\n"
-PLACE = Path(mkdtemp(prefix="vtl-fuzz-"))
+PLACE = place()
 STEPS_MAX = 6
-VERBS = (
-    "flows",
-    "kill",
-    "explain",
-    "upload",
-    "reload",
-    "status",
-    "start",
-    "stop",
-    "report",
-    "import",
-    "announce",
-)
-WORDS = [f'"{word}"'.encode() for word in (*VERBS, "verb", "words", "token", "file", "data", "first", "rule",
-         "address", "start", "dry_run", "name", "out", "tcp", "10.0.0.5:40000", "192.0.2.1:80")]  # fmt: skip
+WORDS = [f'"{word}"'.encode() for word in (
+    "flows", "kill", "explain", "upload", "reload", "status", "start", "stop", "report", "import", "export",
+    "announce", "verb", "words", "token", "file", "data", "first", "rule", "address", "dry_run", "name",
+    "out", "tcp", "10.0.0.5:40000", "192.0.2.1:80",
+)]  # fmt: skip
 
 
 def firewall() -> Firewall:
@@ -50,50 +37,46 @@ def firewall() -> Firewall:
     return stage
 
 
-class Waiting(Freeze):
-    """vtl-freeze, whose writes to the disk are left out: each would be a process."""
+class Disk:
+    """What keeps the state, but in no file: each write would be a process."""
 
-    def save(self, now: float) -> None:
-        pass
+    path = PLACE / "state"
+    is_writing = False
+
+    def __init__(self) -> None:
+        self.written = self.failed = 0
+
+    def begin(self, now: float) -> bool:
+        self.written += 1
+        return True
 
 
 def freezing() -> Freeze:
+    """vtl-freeze with a connection."""
     freezer = Freezer()
-    stage: Freeze = Waiting(
-        freezer,
-        "vm",
-        snapshot=Snapshot(PLACE / "state", lambda now: state.dump(freezer, "vm", now), state.OCTETS_MAX),
-    )
     for direction, flags, seq, ack in ((OUT, "S", 0, 0), (IN, "S.", 0, 1), (OUT, ".", 1, 1)):
         freezer.hear(segment(direction, flags, seq, ack), direction is OUT, 1.0)
-    return stage
+    return Freeze(freezer, "vm", snapshot=Disk())
 
 
 async def ask(lines: list[bytes]) -> None:
     """Ask both services."""
     stage, other = firewall(), freezing()
-    verbs = freeze._verbs(other)
-    del verbs["export"]  # forks
     services = (
         control.Server(PLACE / "fw", {"status": lambda _: stage.status(0.0), **stage.verbs()}),
-        control.Server(PLACE / "freeze", {"status": lambda _: other.status(0.0), **verbs}),
+        control.Server(PLACE / "freeze", {"status": lambda _: other.status(0.0), **freeze._verbs(other)}),
     )
-    try:
-        for line in lines:
-            before = len(stage.tracker.flows)
-            for server in services:
-                answer = await server.answer(line)
-                told = json.loads(json.dumps(answer))
-                assert told["ok"] in (True, False)
-                assert set(told) == {"ok", "result" if told["ok"] else "error"}
-                assert told["ok"] or (isinstance(told["error"], str) and told["error"])
-                read(json.dumps(answer).encode())
-            assert len(stage.tracker.flows) <= before
-            assert stage.tracker.receive(segment(OUT, "S", 0, vm=9), OUT, 1.0).why
-    finally:
-        other.snapshot._closed = True  # its last write would be one more file
-        other.snapshot.close()
-        other.snapshot._handle.close()
+    for line in lines:
+        before = len(stage.tracker.flows)
+        for server in services:
+            answer = await server.answer(line)
+            told = json.loads(json.dumps(answer))
+            assert told["ok"] in (True, False)
+            assert set(told) == {"ok", "result" if told["ok"] else "error"}
+            assert told["ok"] or (isinstance(told["error"], str) and told["error"])
+            read(json.dumps(answer).encode())
+        assert len(stage.tracker.flows) <= before
+        assert stage.tracker.receive(segment(OUT, "S", 0, vm=9), OUT, 1.0).why
 
 
 def read(line: bytes) -> None:
@@ -125,7 +108,7 @@ def seeds() -> list[bytes]:
         [{"verb": "explain", "words": ["out", "arp"]}],
         [upload, {"verb": "reload", "token": "t", "file": "fw.rules"}],
         [upload, {"verb": "reload", "token": "t", "file": "fw.rules", "dry_run": True}],
-        [{"verb": "start"}, {"verb": "report"}, {"verb": "stop"}, {"verb": "announce"}, {"verb": "import"}],
+        [{"verb": verb} for verb in ("start", "report", "stop", "announce", "import", "export")],
         [{"ok": True, "result": {}}, {"ok": False, "error": "x"}, {"ok": True, "result": []}, [], {}, 1],
     ]  # fmt: skip
     return [b"".join(blob(json.dumps(line).encode()) for line in lines) for lines in requests] + [

@@ -5,15 +5,12 @@ what is held of a line without an end is bounded, and after a loss nothing of it
 makes the service speak for a VM that QEMU says is running.
 """
 
-import atexit
 import json
 import socket
-from pathlib import Path
-from shutil import rmtree
-from tempfile import mkdtemp
 from typing import Any
 
 from tests.fuzz.octets import Octets, blob, pieces
+from tests.fuzz.places import place
 from vtl_tools.common import qmp
 from vtl_tools.common.freeze.freezer import Freezer
 from vtl_tools.common.stand_in import Freeze
@@ -25,8 +22,7 @@ STATUSES = ("paused", "running", "inmigrate", "postmigrate", "shutdown", "prelau
 WORDS = [f'"{word}"'.encode() for word in (*EVENTS, *STATUSES, "event", "data", "status", "return", "running",
          "QMP", "guest")] + [b"true", b"false", b"\r\n"]  # fmt: skip
 
-PLACE = Path(mkdtemp(prefix="vtl-fuzz-"))
-atexit.register(rmtree, PLACE, ignore_errors=True)
+PLACE = place()
 QEMU = socket.socket(socket.AF_UNIX)
 QEMU.bind(str(PLACE / "qmp"))
 QEMU.listen(4)

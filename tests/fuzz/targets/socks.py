@@ -68,7 +68,7 @@ def one(data: bytes) -> None:
     cut = talk(again, pieces(said, cuts))
     assert whole[2] == cut[2]
     assert whole[0] == cut[0] or whole[2], "the pieces say something else than the whole"
-    how, (events, stream, wrong) = data[0], whole
+    how, (events, stream, wrong) = Octets(data).number(), whole
     outcomes = [event for event in events if not isinstance(event, Send)]
     assert len(outcomes) <= 1
     assert bool(wrong) != bool(outcomes)

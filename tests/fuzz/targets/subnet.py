@@ -78,6 +78,9 @@ class Site:
                     self.probes[bytes(frame[VNET : VNET + 6])] = said.nonce
                 continue
             pkt = Packet.at(frame)
+            if pkt.is_arp_request or pkt.nd is not None:  # a probe of a peer that has no process
+                assert pkt.eth.src == VM_MAC
+                continue
             assert self.port == FROM_VM
             assert self.up().get(pkt.ip.dst) == pkt.eth.dst, "the short way to who is no peer"
 
