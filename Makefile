@@ -19,7 +19,7 @@ setup:
 	@tools/setup
 
 demo: setup
-	$(PY) docs/demo.py
+	$(PY) examples/demo.py
 
 test: setup
 	$(PY) -m pytest

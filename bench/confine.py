@@ -12,7 +12,7 @@ import os
 import time
 from multiprocessing.connection import Connection
 
-from vtl_tools.common import confinement, privilege
+from vtl_tools.common.host import confinement, privilege
 
 CALLS = 20_000
 ROUNDS = 500

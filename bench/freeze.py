@@ -33,9 +33,9 @@ from scene import BIN, CLIENT, ROOT, SERVER, Scene, Service, alternate, quiet, r
 
 from lab.netns import Host, Lab
 from lab.wait import until
-from vtl_tools.common import control
 from vtl_tools.common.packet import address, build, tcp
 from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.runtime import control
 
 DELAY_S = 0.05  # one way
 OPENED_PER_S = 2000  # so few that none of their segments is passed over
@@ -54,7 +54,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from vtl_tools.cmd.bridge import Bridge
 from vtl_tools.common.device.fault import Fault
 from vtl_tools.common.device.spec import open_device
-from vtl_tools.common.runtime import Options, Runner
+from vtl_tools.common.runtime.runner import Options, Runner
 
 links = [open_device("far"), Fault(open_device("eth0"), delay_s={DELAY_S})]
 sys.exit(Runner(Bridge(), links, Options(control=Path(sys.argv[1]), json=True)).run())

@@ -7,29 +7,29 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vtl_tools.common import cli
+from vtl_tools.common.cli import tool as cli
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.gateway.neighbours import Neighbours
-from vtl_tools.common.gateway.network import Network
+from vtl_tools.common.guest_net.addresses import GuestAddresses
+from vtl_tools.common.guest_net.neighbours import NeighbourResponder
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.relay.call import Call, TCPCall
+from vtl_tools.common.relay.connector import Connector, TCPConnector
 from vtl_tools.common.relay.relay import Relay
 from vtl_tools.common.tcp.wire import Path
 
 if TYPE_CHECKING:
-    from vtl_tools.common.runtime import Options
+    from vtl_tools.common.runtime.runner import Options
 
 
-def dial(path: Path) -> Call:
+def dial(path: Path) -> Connector:
     """Call whom the guest called."""
     family = socket.AF_INET if len(path.local) == 4 else socket.AF_INET6
-    return TCPCall((socket.inet_ntop(family, path.local), path.local_port), family)
+    return TCPConnector((socket.inet_ntop(family, path.local), path.local_port), family)
 
 
 def make_stage() -> Relay:
     """Return the relay, which is every neighbour of the guest as well."""
     relay = Relay(dial, os.urandom(32))
-    neighbours = Neighbours(Network(prefix=None), 0.0)
+    neighbours = NeighbourResponder(GuestAddresses(prefix=None), 0.0)
 
     def answer(frame: memoryview, now: float) -> None:
         with suppress(Malformed):
@@ -47,7 +47,7 @@ def make_stage() -> Relay:
 def main(iface: str, guard: str, options: "Options") -> None:
     """Carry each connection of the guest over one of ours."""
     from vtl_tools.common.device.spec import open_device
-    from vtl_tools.common.guard import MARK
+    from vtl_tools.common.host.guard import MARK
 
     cli.run(make_stage, lambda _: [open_device(iface, mark=MARK)], options, guard=guard)
 

@@ -103,7 +103,7 @@ class Service:
             raise SystemExit(f"bench: {service} did not start: {line}")
 
     def status(self) -> dict[str, Any]:
-        from vtl_tools.common import control
+        from vtl_tools.common.runtime import control
 
         return control.ask(self.socket, "status")
 

@@ -34,8 +34,8 @@ from lab.errors import LabError
 from lab.figure6 import Figure6
 from lab.netns import Host, Lab
 from lab.wait import until
-from vtl_tools.common import control
 from vtl_tools.common.packet import address, build
+from vtl_tools.common.runtime import control
 
 FLOOD = Path(__file__).with_name("flood.py")
 NEAR = {1: "10.9.0.1", 2: "10.9.0.2"}

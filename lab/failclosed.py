@@ -18,16 +18,16 @@ from typing import IO, Any, Final
 from vtl_tools.common.device.capture import quiet_scapy
 
 with quiet_scapy():
-    from vtl_tools.common.leaktest import host as leakhost
-    from vtl_tools.common.leaktest import traffic
-    from vtl_tools.common.leaktest.guest import Guest
-from vtl_tools.common.leaktest.netns import Networks
-from vtl_tools.common.leaktest.proxy import Proxy
+    from vtl_tools.common.selftest import host as leakhost
+    from vtl_tools.common.selftest import traffic
+    from vtl_tools.common.selftest.guest import RawGuest
+from vtl_tools.common.selftest.netns import Networks
+from vtl_tools.services.tor.selftest.proxy import RecordingProxy
 
 BIN: Final = Path(sys.executable).parent
 SENT: Final = {"dns, foreign resolver", "tcp to the host", "udp", "quic", "icmp", "icmpv6", "ipv6 routers",
                "arp and neighbours", "6in4", "gre", "dhcp"}  # fmt: skip
-CALL: Final = traffic.Call(traffic.OUTSIDE4, 80, b"hello")
+CALL: Final = traffic.CarriedConnection(traffic.OUTSIDE4, 80, b"hello")
 
 RULES: Final = """
 deny arp
@@ -45,9 +45,9 @@ class Scene:
         self.directory = directory
         self.networks = Networks()
         self.selector = selectors.DefaultSelector()
-        self.host = leakhost.Host(self.networks, self.selector)
-        self.proxy = Proxy(directory / "socks", self.selector)
-        self.guest = Guest(self.networks, self.selector, self.wait)
+        self.host = leakhost.HostileHost(self.networks, self.selector)
+        self.proxy = RecordingProxy(directory / "socks", self.selector)
+        self.guest = RawGuest(self.networks, self.selector, self.wait)
         kinds = [kind for kind in traffic.KINDS if kind.name in SENT]
         self.frames = [bytes(frame) for kind in kinds for frame in kind.frames(leakhost.MAC)]
         self.sent = 0

@@ -11,7 +11,7 @@ from typing import Any
 
 from lab.netns import Host, Lab
 from lab.user import as_user
-from vtl_tools.common import control
+from vtl_tools.common.runtime import control
 
 BIN = Path(sys.executable).parent
 

@@ -17,7 +17,7 @@ from lab.netns import Lab
 from lab.user import NOBODY, as_user
 from lab.wait import until
 from tests.cmd.tools import BIN
-from vtl_tools.common import control
+from vtl_tools.common.runtime import control
 
 QEMU = ("--iface", "qemu:unix:{tmp}/a,server", "--iface", "qemu:unix:{tmp}/b,server")
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import click
 import pytest
 
-from docs.example_service import Without
+from examples.example_service import Without
 from lab.netns import Host, Lab
 from lab.wait import until
 from tests.cmd.tools import ROOT, TOOLS, command, context
 from tests.unit.device.helpers import ether, octets, plain, tcp
-from vtl_tools.common import control
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.spec import open_device
 from vtl_tools.common.packet.vnet import NONE
+from vtl_tools.common.runtime import control
 
 TEXTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 PAGES = sorted((ROOT / "man").iterdir())
@@ -154,7 +154,7 @@ def test_the_example_is_a_service_like_ours(lab: Lab, scene: tuple[Host, Host, H
 
 
 def test_the_example_says_what_is_wrong_with_its_usage() -> None:
-    program = [sys.executable, ROOT / "docs/example_service.py", "--iface", "a"]
+    program = [sys.executable, ROOT / "examples/example_service.py", "--iface", "a"]
     ran = subprocess.run(program, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert ran.stderr == "example-service: give --iface twice; see 'example_service.py --help'\n"

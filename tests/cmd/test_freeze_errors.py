@@ -12,7 +12,7 @@ import pytest
 
 from tests.cmd.tools import BIN, ROOT
 from tests.unit.freeze.freeze_talk import Talk
-from vtl_tools.common.freeze import state
+from vtl_tools.services.freeze import state
 
 MAC = "52:54:00:00:00:01"
 OVERLAY = ("run", "--iface", "channel:{tmp}/x,server")

@@ -16,12 +16,12 @@ import pytest
 
 from lab.wait import until
 from tests.cmd.tools import BIN
-from vtl_tools.common import control
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.firewall.parser import DEPTH_MAX, FILES_MAX
-from vtl_tools.common.firewall.uploads import PIECE, pieces
 from vtl_tools.common.packet import address, build
 from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.runtime import control
+from vtl_tools.services.fw.parser import DEPTH_MAX, FILES_MAX
+from vtl_tools.services.fw.uploads import PIECE, pieces
 
 MEMORY = 512 << 20
 """Octets of address space that a command may have."""

@@ -10,22 +10,22 @@ import pytest
 
 from tests.cmd.tools import KEPT, ROOT, SERVICES, TOOLS, arguments, command, options
 from vtl_tools.cmd import subnet, tor
-from vtl_tools.common import cli
+from vtl_tools.common.cli import tool as cli
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.filter import Firewall
-from vtl_tools.common.firewall import lexer, parser, sets
-from vtl_tools.common.firewall.identity import Identity
-from vtl_tools.common.firewall.names import KEYWORDS
-from vtl_tools.common.firewall.parser import parse
-from vtl_tools.common.firewall.policy import Policy
-from vtl_tools.common.freeze.freezer import Freezer
-from vtl_tools.common.freeze.report import RISKS
-from vtl_tools.common.relay.surroundings import KINDS
-from vtl_tools.common.shortcut.peer import Found, State
-from vtl_tools.common.shortcut.vm import VM
-from vtl_tools.common.stand_in import Freeze
+from vtl_tools.common.guest_net.guest_network import KINDS
+from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.freeze.report import RISKS
+from vtl_tools.services.freeze.stage import Freeze
+from vtl_tools.services.fw import lexer, parser, sets
+from vtl_tools.services.fw.identity import Identity
+from vtl_tools.services.fw.names import KEYWORDS
+from vtl_tools.services.fw.parser import parse
+from vtl_tools.services.fw.policy import Policy
+from vtl_tools.services.fw.stage import Firewall
+from vtl_tools.services.subnet.peer import Discovery, PeerState
+from vtl_tools.services.subnet.vm import VM
 
 PAGES = sorted((ROOT / "man").iterdir())
 OVERVIEW = ROOT / "man/vtl-tools.7"
@@ -151,7 +151,7 @@ def stage_drops(path: Path) -> set[str]:
 
 def test_every_reason_why_vtl_tor_drops_is_explained_on_its_page() -> None:
     relay = (ROOT / "vtl_tools/common/relay/relay.py").read_text()
-    source = (ROOT / "vtl_tools/common/relay/surroundings.py").read_text()
+    source = (ROOT / "vtl_tools/common/guest_net/guest_network.py").read_text()
     judged = source[source.index("def on_frame") : source.index("def deadline")]
     known = set(re.findall(r'self\.lose\([^"]*"([\w-]+)"', relay)) - {"not-tcp"}  # the gateway's are finer
     known |= {
@@ -192,7 +192,7 @@ def test_vtl_freezes_page_explains_its_status_risks_and_reasons() -> None:
         for key in value:
             assert re.search(rf"^\.Cm {key}\b", section(text, "STATUS"), re.M), key
     assert items(section(text, "RISKS")) == list(RISKS)
-    source = (ROOT / "vtl_tools/common/freeze/freezer.py").read_text()
+    source = (ROOT / "vtl_tools/services/freeze/freezer.py").read_text()
     reasons = dict.fromkeys(re.findall(r'self\.unanswered\["([\w-]+)"\]', source))
     assert sorted(items(section(text, "DROPS"))) == sorted(reasons)
 
@@ -233,7 +233,7 @@ def test_every_word_and_every_bound_of_a_rule_is_on_the_page() -> None:
 
 
 def test_every_reason_why_a_vm_may_not_send_is_explained() -> None:
-    source = (ROOT / "vtl_tools/common/firewall/identity.py").read_text()
+    source = (ROOT / "vtl_tools/services/fw/identity.py").read_text()
     reasons = set(re.findall(r'"((?:spoofed|rogue)-\w+)"', source))
     assert reasons <= set(items(section(page("vtl-fw"), "DROPS")))
 
@@ -243,7 +243,7 @@ def test_every_member_of_vtl_subnets_own_status_is_explained() -> None:
     status = stage.status(0.0)
     text = section(page("vtl-subnet"), "STATUS")
     assert set(status) <= set(items(text))
-    words = {state.value for state in State} | {found.value for found in Found}
+    words = {state.value for state in PeerState} | {found.value for found in Discovery}
     for name, value in status.items():
         assert isinstance(value, dict)
         words |= set(*value.values()) if name in ("shortcuts", "traffic") else set(value)
@@ -277,7 +277,7 @@ def test_every_event_and_every_member_of_a_status_is_explained() -> None:
     }
     of_events, _, of_status = text.partition("A status, as")
     assert set(items(of_events)) == events
-    source = (ROOT / "vtl_tools/common/runtime.py").read_text()
+    source = (ROOT / "vtl_tools/common/runtime/runner.py").read_text()
     members = re.findall(r'^            "(\w+)": ', source[source.index("def status") :], re.M)
     assert set(items(of_status)) - {"guards", "stations", "workers"} == set(members)
 

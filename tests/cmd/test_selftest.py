@@ -11,9 +11,10 @@ import pytest
 from lab.netns import Lab
 from lab.user import NOBODY, as_user
 from tests.cmd.tools import BIN
-from vtl_tools.common.leaktest import fw_attacks, situations, traffic
-from vtl_tools.common.leaktest.fw_scene import Firewalled
-from vtl_tools.common.leaktest.result import Result
+from vtl_tools.common.selftest import situations, traffic
+from vtl_tools.common.selftest.result import TrialResult
+from vtl_tools.services.fw.selftest import attacks as fw_attacks
+from vtl_tools.services.fw.selftest.scene import Firewalled
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -148,7 +149,7 @@ def test_with_a_bridge_in_its_place_it_sees_all_of_it_pass(tmp_path: Path) -> No
     with closing(Firewalled([sys.executable, str(script)], ())) as scene:
         results = {result.kind: result for result in scene.run(fw_attacks.ATTACKS)}
 
-    def is_seen(result: Result) -> bool:
+    def is_seen(result: TrialResult) -> bool:
         return result.verdict == "leaked"
 
     passed = {"lease and neighbours", "allowed connections", "ipv6 address taken away", "spoofed flood",

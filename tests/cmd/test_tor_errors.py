@@ -23,8 +23,8 @@ from lab.wait import until
 from tests.cmd.tools import BIN
 from vtl_tools.cmd import tor
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.runtime import Options
-from vtl_tools.common.tor import TorProcess
+from vtl_tools.common.runtime.runner import Options
+from vtl_tools.services.tor.process import TorProcess
 
 TOOL = BIN / "vtl-tor"
 PIPE = subprocess.PIPE

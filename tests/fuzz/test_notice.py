@@ -3,24 +3,25 @@
 import pytest
 
 from tests.fuzz import run
-from vtl_tools.common import control, qmp, socks
+from vtl_tools.common import socks
 from vtl_tools.common.device import stream, vxlan
-from vtl_tools.common.firewall import memory
-from vtl_tools.common.firewall.identity import Identity
-from vtl_tools.common.firewall.policy import Judgement, Policy, Table
-from vtl_tools.common.firewall.rule import NO_RULE, Verdict
-from vtl_tools.common.firewall.tracker import Tracker
-from vtl_tools.common.freeze import answers, state
-from vtl_tools.common.gateway import dns
-from vtl_tools.common.gateway.leases import Leases
-from vtl_tools.common.gateway.network import Network
+from vtl_tools.common.guest_net import dns
+from vtl_tools.common.guest_net.addresses import GuestAddresses
+from vtl_tools.common.guest_net.leases import LeaseTable
 from vtl_tools.common.model import tcp_plain
 from vtl_tools.common.packet import derive, offload
 from vtl_tools.common.packet.ipv4 import IPv4
-from vtl_tools.common.relay.flow import Flow
-from vtl_tools.common.shortcut.message import Message
-from vtl_tools.common.stand_in import Freeze
+from vtl_tools.common.relay.flow import RelayFlow
+from vtl_tools.common.runtime import control
 from vtl_tools.common.tcp.endpoint import Endpoint
+from vtl_tools.services.freeze import answers, qmp, state
+from vtl_tools.services.freeze.stage import Freeze
+from vtl_tools.services.fw import saved_state as memory
+from vtl_tools.services.fw.identity import Identity
+from vtl_tools.services.fw.policy import Judgement, Policy, RuleTable
+from vtl_tools.services.fw.rule import NO_RULE, Verdict
+from vtl_tools.services.fw.tracker import Tracker
+from vtl_tools.services.subnet.message import SubnetMessage
 
 
 def changed(function, how):
@@ -53,7 +54,7 @@ def one_octet_more(connection, *rest):
 
 
 ACK = answers.ack
-MESSAGE_AT = Message.at
+MESSAGE_AT = SubnetMessage.at
 FAULTS = {
     "a header's checksum is not kept": ("layers", IPv4, "_resum", lambda view, old, new: None),
     "an answer goes to nobody": ("layers", derive, "_l2_back", lambda pkt, *macs: bytes(12) + b"\x08\x00"),
@@ -63,14 +64,14 @@ FAULTS = {
     "octets are read backwards": ("tcp_endpoint", Endpoint, "read", changed(Endpoint.read, reversed_data)),
     "a timestamp is not looked at": ("model", tcp_plain, "tsval", lambda frame, at, data: None),
     "a reply is not to the query": ("dns", dns.wire, "render", changed(dns.wire.render, misdirected)),
-    "our own address is leased": ("gateway", Leases, "offer", lambda *args: Network().gateway),
+    "our own address is leased": ("gateway", LeaseTable, "offer", lambda *args: GuestAddresses().gateway),
     "the stream's beginning is lost": ("socks", socks.Client, "rest", b""),
     "every packet is allowed": (
         "firewall", Policy, "judge", lambda *args: Judgement(Verdict.ALLOW, NO_RULE),
     ),
     "the VM is whoever it says": ("firewall", Identity, "refuse", lambda *args: ""),
     "a new rule ends nothing": ("firewall", Tracker, "replace", lambda *args: ()),
-    "the last rule judges": ("rules", Table, "judge", lambda table, fields: table._caught),
+    "the last rule judges": ("rules", RuleTable, "judge", lambda table, fields: table._caught),
     "an answer is no object": ("control", control, "result_of", lambda line, path: []),
     "what was learned is not told": ("state", memory, "_identity_lines", lambda learned: ()),
     "a state is not what was kept": (
@@ -80,11 +81,11 @@ FAULTS = {
     "a VM that runs is spoken for": ("qmp", Freeze, "stop", lambda stage, now: {}),
     "a line has no end": ("qmp", qmp.Monitor, "_lose", lambda monitor: None),
     "a tag is not looked at": (
-        "subnet", Message, "at", classmethod(lambda cls, frame, key=None: MESSAGE_AT(frame)),
+        "subnet", SubnetMessage, "at", classmethod(lambda cls, frame, key=None: MESSAGE_AT(frame)),
     ),
     "runts are frames": ("links", stream, "ETHERNET", 0),
     "every network is ours": ("links", vxlan.VxlanDevice, "_is_peer", lambda *args: True),
-    "a connection has no end": ("relay", Flow, "wake", lambda *args: None),
+    "a connection has no end": ("relay", RelayFlow, "wake", lambda *args: None),
 }  # fmt: skip
 
 

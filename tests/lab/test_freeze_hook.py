@@ -10,11 +10,11 @@ import pytest
 
 from lab.wait import until
 from tests.running import BIN
-from vtl_tools.common import control
+from vtl_tools.common.runtime import control
 
 pytestmark = pytest.mark.lab
 
-HOOK = Path(__file__).resolve().parents[2] / "docs/freeze-libvirt-hook"
+HOOK = Path(__file__).resolve().parents[2] / "examples/freeze-libvirt-hook"
 VM, PEER = "10.9.0.2", "10.9.0.1"
 XML = """<?xml version="1.0"?>
 <domain type='kvm' id='7' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>

@@ -8,7 +8,7 @@ from lab.netns import Host, Lab
 from lab.wait import until
 from tests.lab.test_freeze import GIVES_UP_S, VM4, Flow, cut, held, mend, vtl_freeze
 from tests.running import bridge
-from vtl_tools.common import control
+from vtl_tools.common.runtime import control
 
 pytestmark = pytest.mark.lab
 

@@ -14,7 +14,7 @@ import pytest
 from lab.netns import Host, Lab
 from lab.wait import until
 from tests.running import BIN, Bridge, bridge
-from vtl_tools.common import control
+from vtl_tools.common.runtime import control
 
 pytestmark = pytest.mark.lab
 

@@ -11,7 +11,7 @@ import pytest
 
 from lab.netns import Host, Lab
 from tests.running import Bridge, bridge
-from vtl_tools.common import control
+from vtl_tools.common.runtime import control
 
 pytestmark = pytest.mark.lab
 

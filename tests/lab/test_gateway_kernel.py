@@ -11,10 +11,10 @@ import pytest
 from lab import kernel
 from vtl_tools.common.device.afpacket import PacketDevice
 from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.gateway.dhcp import Server
-from vtl_tools.common.gateway.dns import MAP4, MAP6, Mode, Resolver
-from vtl_tools.common.gateway.neighbours import Neighbours
-from vtl_tools.common.gateway.network import Network
+from vtl_tools.common.guest_net.addresses import GuestAddresses
+from vtl_tools.common.guest_net.dhcp import DHCPServer
+from vtl_tools.common.guest_net.dns import MAP4, MAP6, Mode, Resolver
+from vtl_tools.common.guest_net.neighbours import NeighbourResponder
 from vtl_tools.common.packet import address, build
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.socks import Command, Failed, Reason, Resolved
@@ -48,9 +48,9 @@ class Gateway:
 
     def __init__(self, device, mode):
         now = time.monotonic()
-        self.device, self.network = device, Network(mtu=1400)
-        self.neighbours = Neighbours(self.network, now)
-        self.server = Server(self.network, mac_of=self.neighbours.mac_of)
+        self.device, self.network = device, GuestAddresses(mtu=1400)
+        self.neighbours = NeighbourResponder(self.network, now)
+        self.server = DHCPServer(self.network, mac_of=self.neighbours.mac_of)
         self.resolver = Resolver(mode)
         self.asked = []
 

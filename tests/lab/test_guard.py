@@ -11,14 +11,14 @@ import pytest
 from lab.netns import Host, Lab
 from lab.user import NOBODY, as_user
 from lab.wait import until
-from vtl_tools.common.guard import MARK
+from vtl_tools.common.host.guard import MARK
 
 pytestmark = pytest.mark.lab
 
 GUARD = Path(sys.executable).with_name("vtl-guard")
 HOLD = """
 import sys
-from vtl_tools.common.guard import Guard
+from vtl_tools.common.host.guard import Guard
 guard = Guard("vmnet1", sys.argv[1])
 guard.up()
 print("up", flush=True)

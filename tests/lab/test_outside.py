@@ -14,7 +14,7 @@ from tests.unit.device.helpers import octets, plain, tcp
 from vtl_tools.common.device.afpacket import PacketDevice
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.device.outside import NetworkSide, VMSide
+from vtl_tools.common.device.interface_sides import NetworkSide, VMSide
 from vtl_tools.common.device.ring import SNAP, Ring
 from vtl_tools.common.errors import DeviceError
 from vtl_tools.common.packet.packet import Packet

@@ -23,7 +23,7 @@ from lab.user import NOBODY, as_root_alone, as_user
 from lab.wait import until
 from tests.cmd.tools import KEPT
 from tests.running import BIN, bridge
-from vtl_tools.common import control
+from vtl_tools.common.runtime import control
 
 pytestmark = pytest.mark.lab
 
@@ -149,10 +149,11 @@ def test_an_ordinary_users_service_gains_nothing_and_needs_no_custodian(lab: Lab
 TAKEN_OVER = """
 import ctypes, os, signal, socket, sys, time
 from pathlib import Path
-from vtl_tools.common import control, custodian, privilege
+from vtl_tools.common.runtime import control
+from vtl_tools.common.host import broker as custodian, privilege
 from vtl_tools.common.device.spec import open_device
-from vtl_tools.common.guard import MARK, Guard
-from vtl_tools.common.runtime import Options, Runner
+from vtl_tools.common.host.guard import MARK, Guard
+from vtl_tools.common.runtime.runner import Options, Runner
 from vtl_tools.common.stage import Stage
 
 directory, victim = Path(sys.argv[1]), int(sys.argv[2])

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.device.helpers import ether, plain, read_all, until
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.spec import open_device
-from vtl_tools.common.qmp import Monitor
+from vtl_tools.services.freeze.qmp import Monitor
 
 pytestmark = pytest.mark.lab
 

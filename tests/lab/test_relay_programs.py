@@ -18,7 +18,7 @@ import pytest
 from lab.netns import Lab
 from lab.wait import until
 from tests import sshd
-from vtl_tools.common import control
+from vtl_tools.common.runtime import control
 
 pytestmark = pytest.mark.lab
 
@@ -39,7 +39,7 @@ sys.path.insert(0, sys.argv[1])
 from plain_relay import make_stage
 from vtl_tools.common.device.fault import Fault
 from vtl_tools.common.device.spec import open_device
-from vtl_tools.common.runtime import Options, Runner
+from vtl_tools.common.runtime.runner import Options, Runner
 
 link = Fault(open_device("vm"), rng=Random(1), **json.loads(sys.argv[2]))
 sys.exit(Runner(make_stage(), [link], Options(control=Path(sys.argv[3]), json=True)).run())

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from lab.failclosed import BIN, CALL, Moments, Scene
-from vtl_tools.common.leaktest.proxy import Proxy
+from vtl_tools.services.tor.selftest.proxy import RecordingProxy
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -80,7 +80,7 @@ def test_without_a_proxy_calls_are_refused_until_it_is_back(scene: Scene) -> Non
     assert scene.process is not None
     assert scene.process.poll() is None
     assert leaks(scene) == []
-    scene.proxy = Proxy(scene.proxy.path, scene.selector)
+    scene.proxy = RecordingProxy(scene.proxy.path, scene.selector)
     assert scene.guest.call(CALL)
     listed = subprocess.run([BIN / "vtl-guard", "list", "--json"], check=True, capture_output=True, text=True)
     assert json.loads(listed.stdout)["form"] == "kept"

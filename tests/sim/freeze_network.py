@@ -9,13 +9,13 @@ from contextlib import suppress
 from tcp_network import DEFAULTS, HOSTS, MACS, Network
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.freeze import state
-from vtl_tools.common.freeze.freezer import Freezer
-from vtl_tools.common.freeze.headers import parse
 from vtl_tools.common.packet import address, build, tcp
 from vtl_tools.common.packet.offload import segment
 from vtl_tools.common.packet.seq import seq_between, seq_gt, seq_le
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
+from vtl_tools.services.freeze import state
+from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.freeze.headers import parse
 
 SNAP = 14 + 8 + 60 + 60 + 10
 VM, PEER = 0, 1

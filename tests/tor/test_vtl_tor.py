@@ -24,7 +24,7 @@ from lab.tor import RELAYS, RELAYS_FOR_ONIONS, SITES, Tor, TorNetwork
 from lab.wait import until
 from tests.running import BIN
 from tests.tor.torservice import Service, vtl_tor
-from vtl_tools.common.gateway.network import GATEWAY_MAC
+from vtl_tools.common.guest_net.addresses import GATEWAY_MAC
 
 pytestmark = [pytest.mark.tor, pytest.mark.lab, pytest.mark.slow]
 

@@ -12,7 +12,7 @@ from typing import Any
 from lab.netns import Host, Lab
 from lab.wait import until
 from tests.running import BIN
-from vtl_tools.common import control
+from vtl_tools.common.runtime import control
 
 _NUMBERS = itertools.count()
 

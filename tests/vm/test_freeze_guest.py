@@ -21,11 +21,11 @@ from lab.netns import Lab
 from lab.wait import until
 from tests import sshd
 from tests.running import BIN
-from vtl_tools.common import control
+from vtl_tools.common.runtime import control
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FILE = Random(1).randbytes(3_000_000)
 CHUNK, BLOCK = 10_000, 50_000
 MAC = "52:54:00:f0:00:01"
@@ -149,7 +149,7 @@ class World:
         here, there = self.here, self.there
         way = ("env", f"VTL_RUN={there.run}", "nsenter", f"--net={there.host.netns}", "sh", "-c")
         ran = here.host.run(
-            *(DOCS / "freeze-migrate", "--iface", here.tap, "--qmp", here.operator, "--uri", uri),
+            *(EXAMPLES / "freeze-migrate", "--iface", here.tap, "--qmp", here.operator, "--uri", uri),
             *("--to", shlex.join(way), "--there-iface", there.tap, "--there-qmp", there.operator),
             env=here.env, timeout=LONG_S, check=False,
         )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from lab.netns import Lab
 from lab.wait import until
 from tests.lab.test_freeze import cut, freezing, held, mend
-from vtl_tools.common import control
+from vtl_tools.common.runtime import control
 
 pytestmark = pytest.mark.vm
 

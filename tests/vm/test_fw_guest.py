@@ -19,7 +19,7 @@ from lab.netns import Lab
 from lab.wait import until
 from tests.running import BIN
 from tests.vm.attacks import ME, ME6, OPEN, PEER, PEER6, Attack, Attacker, mark
-from vtl_tools.common import control
+from vtl_tools.common.runtime import control
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 

@@ -11,7 +11,7 @@ import pytest
 
 from lab.tor import RELAYS, SITES, TorNetwork
 from lab.wait import until
-from vtl_tools.common import control
+from vtl_tools.common.runtime import control
 
 pytestmark = [pytest.mark.vm, pytest.mark.tor, pytest.mark.timeout(300)]
 

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from vtl_tools.common import cli
-from vtl_tools.common.bucket import Bucket
+from vtl_tools.common.cli import tool as cli
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.rate_limit import TokenBucket
 from vtl_tools.common.stage import Stage
 
 if TYPE_CHECKING:
     from vtl_tools.common.device.base import Device
-    from vtl_tools.common.runtime import Options
+    from vtl_tools.common.runtime.runner import Options
 
 AGE_S: Final = 300.0
 """How long a station is remembered that is not heard of (IEEE 802.1Q-2022 table 8-6)."""
@@ -52,7 +52,7 @@ class Switch(Stage):
         self.names = names
         self.stations: dict[bytes, tuple[int, float]] = {}
         self._behind: list[dict[bytes, None]] = [{} for _ in names]  # in the order of last sight
-        self._shared = Bucket(SHARED_PER_S)
+        self._shared = TokenBucket(SHARED_PER_S)
         self._due = 0.0
         self._picked = Batch()
 
@@ -181,7 +181,7 @@ def main(
 def _links(specs: Sequence[str], half_duplex: bool, workers: int, fanout: int) -> "list[Device]":
     from vtl_tools.common.device.afpacket import PacketDevice
     from vtl_tools.common.device.spec import open_device
-    from vtl_tools.common.guard import MARK
+    from vtl_tools.common.host.guard import MARK
 
     links = [
         open_device(spec, receive=not (half_duplex and port == 1), mark=MARK, fanout=fanout and fanout + port)

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from vtl_tools.common import cli
+from vtl_tools.common.cli import tool as cli
 from vtl_tools.common.errors import NotRunningError, SpecError, VTLError
-from vtl_tools.common.freeze import state
-from vtl_tools.common.freeze.freezer import Freezer
-from vtl_tools.common.freeze.report import report as report_of
-from vtl_tools.common.stand_in import SAVED_AT_ONCE_S, Freeze
+from vtl_tools.services.freeze import state
+from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.freeze.report import report as report_of
+from vtl_tools.services.freeze.stage import SAVED_AT_ONCE_S, Freeze
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vtl_tools.common.runtime import Options
+    from vtl_tools.common.runtime.runner import Options
 
 TOOL: Final = "vtl-freeze"
 
@@ -28,11 +28,11 @@ TOOL: Final = "vtl-freeze"
 def _verbs(stage: Freeze) -> dict[str, Any]:
     import asyncio
 
-    from vtl_tools.common.custodian import Taken
+    from vtl_tools.common.host.broker import HandedFile
 
     clock = time.monotonic
     assert stage.snapshot is not None
-    beside = Taken(_beside(stage.snapshot.path), state.OCTETS_MAX)
+    beside = HandedFile(_beside(stage.snapshot.path), state.OCTETS_MAX)
 
     def later() -> None:
         asyncio.get_running_loop().call_later(SAVED_AT_ONCE_S, lambda: stage.save(clock()))
@@ -98,9 +98,9 @@ def _serve(
     own = _mac(mac)
     if overlay and own is None:
         raise click.UsageError("give --mac: on a link that is not the VM's own, its address tells its frames")
-    from vtl_tools.common.control import path_for
-    from vtl_tools.common.guard import MARK
-    from vtl_tools.common.snapshot import Snapshot
+    from vtl_tools.common.host.guard import MARK
+    from vtl_tools.common.runtime.control import path_for
+    from vtl_tools.common.runtime.snapshot import Snapshot
 
     path = state_file or path_for(TOOL, iface).with_suffix(".state")
     links: list[Any] = []
@@ -111,7 +111,7 @@ def _serve(
 
             links.append(open_device(iface, mark=MARK))
         else:
-            from vtl_tools.common.device.outside import NetworkSide, VMSide
+            from vtl_tools.common.device.interface_sides import NetworkSide, VMSide
 
             links.extend((VMSide(iface, mark=MARK), NetworkSide(iface, mark=MARK)))
         return links
@@ -137,7 +137,7 @@ def _serve(
         if ring is not None:
             stage.hear_through(ring)
         if qmp is not None:
-            from vtl_tools.common.qmp import Monitor
+            from vtl_tools.services.freeze.qmp import Monitor
 
             stage.follow(Monitor(qmp, stage.qemu.told))
         return stage
@@ -214,7 +214,7 @@ def _which(function: Any) -> Any:
 
 def _found(iface: str | None, vm: str | None) -> "Iterator[Path]":
     """Yield the control sockets that are meant. Raises NotRunningError."""
-    from vtl_tools.common import control
+    from vtl_tools.common.runtime import control
 
     paths = control.find(TOOL, iface)
     found = [path for path in paths if vm is None or control.ask(path, "status")["freeze"]["vm"] == vm]
@@ -232,7 +232,7 @@ def _one(iface: str | None, vm: str | None) -> Path:
 
 
 def _ask(verb: str, iface: str | None, vm: str | None, **arguments: Any) -> "Iterator[dict[str, Any]]":
-    from vtl_tools.common import control
+    from vtl_tools.common.runtime import control
 
     for path in _found(iface, vm):
         yield control.ask(path, verb, **arguments)
@@ -290,7 +290,7 @@ def announce(iface: str | None, vm: str | None, json: bool) -> None:
 @_which
 def export(file: str, iface: str | None, vm: str | None, json: bool) -> None:
     """Write what is known of the VM's connections to FILE, or to standard output, for another host."""
-    from vtl_tools.common import control
+    from vtl_tools.common.runtime import control
 
     kept = str(control.ask(_one(iface, vm), "export", patience_s=60.0)["file"])
     text = _read(kept)
@@ -311,7 +311,7 @@ def import_(file: str, iface: str | None, vm: str | None, json: bool) -> None:
 
     A VM that was away is away here as well, until `stop`.
     """
-    from vtl_tools.common import control
+    from vtl_tools.common.runtime import control
 
     path = _one(iface, vm)
     name = "<stdin>" if file == "-" else file
@@ -339,7 +339,7 @@ def _read(name: str) -> bytes:
 
 
 def _write(path: Path, text: bytes) -> None:
-    from vtl_tools.common.custodian import replace
+    from vtl_tools.common.host.broker import replace
 
     try:
         replace(path, [text.decode()])

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from vtl_tools.common import cli
+from vtl_tools.common.cli import tool as cli
+from vtl_tools.common.cli.parameters import IPv4Param, MacParam, NetworkParam
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.parameters import Address4, Mac, Network
 from vtl_tools.common.text import printable
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
 
     from vtl_tools.common.device.base import Device
-    from vtl_tools.common.firewall.files import Reader
-    from vtl_tools.common.firewall.policy import Policy
-    from vtl_tools.common.runtime import Options
+    from vtl_tools.common.runtime.runner import Options
+    from vtl_tools.services.fw.files import RuleReader
+    from vtl_tools.services.fw.policy import Policy
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +29,16 @@ RELOAD_S: Final = 120.0
 """How long a service may take to compile the most rules that there may be, with frames in between."""
 
 
-def load(file: str, reader: "Reader | None" = None, *, warn: bool = True) -> "Policy":
+def load(file: str, reader: "RuleReader | None" = None, *, warn: bool = True) -> "Policy":
     """Return the policy of a file, and print what is odd about it. Raises RuleError.
 
     On a terminal, the line at fault is shown too.
     """
-    from vtl_tools.common.firewall.files import Reader
-    from vtl_tools.common.firewall.place import RuleError
+    from vtl_tools.services.fw.files import RuleReader
+    from vtl_tools.services.fw.position import RuleError
 
     try:
-        policy = (reader or Reader()).load(file)
+        policy = (reader or RuleReader()).load(file)
     except RuleError as e:
         if e.text and sys.stderr.isatty():
             click.echo(e.excerpt, err=True)
@@ -65,13 +65,13 @@ rules_option = click.option("--rules", metavar="FILE", help="What may pass; - is
 @rules_option
 @click.option(
     "--mac",
-    type=Mac(),
+    type=MacParam(),
     metavar="MAC",
     help="The VM's Ethernet address.  [default: the first that it uses]",
 )
 @click.option(
     "--address",
-    type=Network(),
+    type=NetworkParam(),
     multiple=True,
     metavar="ADDRESS",
     help="An address or prefix of the VM; may be repeated.  [default: learned from DHCP and ND]",
@@ -79,7 +79,7 @@ rules_option = click.option("--rules", metavar="FILE", help="What may pass; - is
 @click.option(
     "--dhcp-server",
     "servers",
-    type=Address4(),
+    type=IPv4Param(),
     multiple=True,
     metavar="ADDRESS",
     help="Where the answers of DHCP come from; may be repeated.  [default: any server of the link]",
@@ -134,15 +134,15 @@ def main(
             "--spoofing lets every address pass: leave --mac, --address and --dhcp-server out"
         )
     cli.check_links((iface, uplink))
-    from vtl_tools.common.control import path_for
-    from vtl_tools.common.device.kept import Kept
+    from vtl_tools.common.device.capped_capture import CappedCapture
     from vtl_tools.common.device.spec import open_device
-    from vtl_tools.common.filter import Firewall
-    from vtl_tools.common.firewall.files import full_name
-    from vtl_tools.common.firewall.identity import Identity
-    from vtl_tools.common.firewall.restart import keeper
-    from vtl_tools.common.guard import MARK
-    from vtl_tools.common.runtime import say
+    from vtl_tools.common.host.guard import MARK
+    from vtl_tools.common.runtime.control import path_for
+    from vtl_tools.common.runtime.runner import say
+    from vtl_tools.services.fw.files import full_name
+    from vtl_tools.services.fw.identity import Identity
+    from vtl_tools.services.fw.restart import keeper
+    from vtl_tools.services.fw.stage import Firewall
 
     def make_stage() -> Firewall:
         policy = load(rules)
@@ -152,7 +152,7 @@ def main(
             policy,
             full_name(rules),
             identity=None if spoofing else Identity(mac, address, servers),
-            kept=None if pcap_rules is None else Kept("--pcap-rules", pcap_rules, iface),
+            kept=None if pcap_rules is None else CappedCapture("--pcap-rules", pcap_rules, iface),
             flows_max=flows,
         )
         path = (options.control or path_for("vtl-fw", iface)).with_suffix(".state")
@@ -186,17 +186,17 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
     """
     from secrets import token_hex
 
-    from vtl_tools.common import control
-    from vtl_tools.common.firewall.files import STDIN, Reader, full_name
-    from vtl_tools.common.firewall.parser import parse
-    from vtl_tools.common.firewall.uploads import pieces
+    from vtl_tools.common.runtime import control
+    from vtl_tools.services.fw.files import STDIN, RuleReader, full_name
+    from vtl_tools.services.fw.parser import parse
+    from vtl_tools.services.fw.uploads import pieces
 
     results = []
     for path in control.find("vtl-fw", link):
         file = rules or str(control.ask(path, "status")["policy"]["file"])
         if file == STDIN and not rules:
             raise click.UsageError("the rules came by a pipe: give --rules")
-        reader, token, name = Reader(), token_hex(8), full_name(file)
+        reader, token, name = RuleReader(), token_hex(8), full_name(file)
         if not rules:
             parse(name, reader)  # the service names the file, and is not to be sent any other than rules
         reader.gather(name)
@@ -226,7 +226,7 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
 @cli.link_argument
 @click.option("--rule", metavar="LINE", help="Only those that this rule allowed; LINE or FILE:LINE.")
 @click.option(
-    "--address", type=Network(), metavar="ADDRESS", help="Only those of an address, or of a prefix."
+    "--address", type=NetworkParam(), metavar="ADDRESS", help="Only those of an address, or of a prefix."
 )
 @click.option(
     "--limit",
@@ -242,7 +242,7 @@ def flows(
     link: str | None, rule: str | None, address: "IPv4Network | IPv6Network | None", limit: int, json: bool
 ) -> None:
     """List the connections that are known: who made them, their state, when they end, their rule."""
-    from vtl_tools.common import control
+    from vtl_tools.common.runtime import control
 
     asked: dict[str, Any] = {"rule": rule, "address": None if address is None else str(address)}
     found: list[Any] = []
@@ -280,10 +280,10 @@ def kill(packet: tuple[str, ...], link: str | None) -> None:
     \b
     vtl-fw kill out tcp 10.0.0.5:40000 1.2.3.4:443
     """
-    from vtl_tools.common.firewall.question import read
+    from vtl_tools.services.fw.question import read
 
     read(packet)  # so that what is wrong with it is told as wrong usage
-    from vtl_tools.common import control
+    from vtl_tools.common.runtime import control
 
     refusals = []
     paths = control.find("vtl-fw", link)
@@ -309,8 +309,8 @@ def explain(packet: tuple[str, ...], rules: str | None, link: str | None, json: 
     vtl-fw explain out tcp 10.0.0.5:40000 1.2.3.4:443
     vtl-fw explain --rules web.rules in icmp 1.2.3.4 10.0.0.5 type echo-request
     """
-    from vtl_tools.common.firewall.answers import explained
-    from vtl_tools.common.firewall.question import read
+    from vtl_tools.services.fw.answers import explained
+    from vtl_tools.services.fw.question import read
 
     asked = read(packet)
     if rules is not None:
@@ -341,7 +341,7 @@ def explain(packet: tuple[str, ...], rules: str | None, link: str | None, json: 
 @cli.verbose_option
 def check(file: str, json: bool) -> None:
     """See whether a rule FILE can be used, and what is odd about it. Needs no privilege and no service."""
-    from vtl_tools.common.firewall.explain import unreachable
+    from vtl_tools.services.fw.explain import unreachable
 
     policy = load(file, warn=False)
     remarks = [*policy.ruleset.remarks, *unreachable(policy)]
@@ -370,7 +370,8 @@ def selftest(options: tuple[str, ...], json: bool) -> None:
     from vtl_tools.common.device.capture import quiet_scapy
 
     with quiet_scapy():
-        from vtl_tools.common.leaktest import fw_attacks, report
+        from vtl_tools.common.selftest import report
+        from vtl_tools.services.fw.selftest import attacks as fw_attacks
     service = [sys.executable, "-P", "-c", "from vtl_tools.cmd.fw import main; main(prog_name='vtl-fw')"]
     results = fw_attacks.run(service, options)
     held = report.print_json(results) if json else report.print_table(results, has_proxy=False)

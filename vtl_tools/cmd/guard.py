@@ -2,7 +2,7 @@
 
 import click
 
-from vtl_tools.common import cli
+from vtl_tools.common.cli import tool as cli
 
 
 @click.group("vtl-guard", cls=cli.Tool, invoke_without_command=False)
@@ -16,7 +16,7 @@ def main() -> None:
 @cli.json_option
 def list_(json: bool) -> None:
     """List the guards: whether each is in force now, and whether a service runs behind it."""
-    from vtl_tools.common import guard, interface, lock
+    from vtl_tools.common.host import guard, interface, lock
 
     found = guard.standing()
     in_the_way = lock.holders()
@@ -56,7 +56,7 @@ def list_(json: bool) -> None:
 @click.argument("iface")
 def raise_(iface: str) -> None:
     """Raise a guard that stays, before a service starts: until then the guest reaches nobody."""
-    from vtl_tools.common.guard import Guard
+    from vtl_tools.common.host.guard import Guard
 
     with Guard(iface, "kept") as guard:
         click.echo(f"{guard.name}: guarded until 'vtl-guard clear {guard.name}'", err=True)
@@ -66,8 +66,8 @@ def raise_(iface: str) -> None:
 @click.argument("iface")
 def clear(iface: str) -> None:
     """Lift the guard that a service left on an interface; the host's stack sees its frames again."""
-    from vtl_tools.common import guard, interface, lock
     from vtl_tools.common.errors import VTLError
+    from vtl_tools.common.host import guard, interface, lock
 
     try:
         holder = lock.holders().get(interface.index_of(iface), lock.Holder())

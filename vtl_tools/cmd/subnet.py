@@ -5,29 +5,29 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from vtl_tools.common import cli
-from vtl_tools.common.bucket import Bucket
+from vtl_tools.common.cli import tool as cli
+from vtl_tools.common.cli.parameters import MacParam, NeighbourParam, NetworkParam, SecretParam
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import address, derive, icmp
 from vtl_tools.common.packet.offload import bind
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import VNET
-from vtl_tools.common.parameters import Mac, Neighbour, Network, Secret
-from vtl_tools.common.shortcut import wire
-from vtl_tools.common.shortcut.message import MTU_MIN
-from vtl_tools.common.shortcut.peer import Shortcut, State
-from vtl_tools.common.shortcut.peers import Peers
-from vtl_tools.common.shortcut.report import report
-from vtl_tools.common.shortcut.vm import VM
-from vtl_tools.common.shortcut.ways import LONG, OURS, PROTOCOL, Ways
+from vtl_tools.common.rate_limit import TokenBucket
 from vtl_tools.common.stage import Stage
+from vtl_tools.services.subnet import headers as wire
+from vtl_tools.services.subnet.message import MTU_MIN
+from vtl_tools.services.subnet.path_cache import LONG, OURS, PROTOCOL, PathCache
+from vtl_tools.services.subnet.peer import PeerState, Shortcut
+from vtl_tools.services.subnet.peers import Peers
+from vtl_tools.services.subnet.report import report
+from vtl_tools.services.subnet.vm import VM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from ipaddress import IPv4Network, IPv6Network
 
-    from vtl_tools.common.runtime import Options
+    from vtl_tools.common.runtime.runner import Options
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ class Subnet(Stage):
         super().__init__(3)
         self.vm = vm
         self.peers = Peers(vm, told=self._told, ignored=self.drops, **options)
-        self._ways = Ways(self.peers)
-        self._errors = Bucket(ERRORS_PER_S)
+        self._ways = PathCache(self.peers)
+        self._errors = TokenBucket(ERRORS_PER_S)
         self._picked = Batch()
         self._takes = self._from_vm, self._from_default, self._from_direct
 
@@ -223,7 +223,7 @@ class Subnet(Stage):
         self.peers.leave()
         self.settle(now)
 
-    def _told(self, shortcut: Shortcut, state: State, was: State, why: str) -> None:
+    def _told(self, shortcut: Shortcut, state: PeerState, was: PeerState, why: str) -> None:
         mine, mac = address.format_ip(shortcut.address), address.format_mac(shortcut.peer.mac)
         log.debug("%s: %s, was %s: %s", mine, state.value, was.value, why)
         self.event("shortcut", address=mine, peer=mac, state=state.value, was=was.value, why=why)
@@ -252,17 +252,17 @@ def _is_honest(frame: memoryview, head: bytes) -> bool:
 @click.option("--default", "-u", metavar="LINK", help="The link to the VM's network, of the same kinds.")
 @click.option("--direct", "-d", metavar="LINK", help="The link that the VMs share, of the same kinds.")
 @click.option(
-    "--allow", type=Network(), multiple=True, metavar="PREFIX", help="Peers' addresses; may be repeated."
+    "--allow", type=NetworkParam(), multiple=True, metavar="PREFIX", help="Peers' addresses; may be repeated."
 )
 @click.option(
-    "--peer", type=Neighbour(), multiple=True, metavar="IP=MAC", help="One at MAC; may be repeated."
+    "--peer", type=NeighbourParam(), multiple=True, metavar="IP=MAC", help="One at MAC; may be repeated."
 )
-@click.option("--mac", type=Mac(), help="The VM's Ethernet address.  [default: the first that it uses]")
+@click.option("--mac", type=MacParam(), help="The VM's Ethernet address.  [default: the first that it uses]")
 @click.option(
-    "--address", "own", type=Network(), multiple=True, metavar="PREFIX",
+    "--address", "own", type=NetworkParam(), multiple=True, metavar="PREFIX",
     help="An address or prefix of the VM; may be repeated, needed with --key.  [default: learned]",
 )  # fmt: skip
-@click.option("--key", type=Secret(), metavar="FILE", help="Believe only who has the same key.")
+@click.option("--key", type=SecretParam(), metavar="FILE", help="Believe only who has the same key.")
 @cli.guard_option
 @cli.common_options
 def main(
@@ -306,7 +306,7 @@ def main(
 
     def make_links(_: int) -> list[Any]:
         from vtl_tools.common.device.spec import open_device
-        from vtl_tools.common.guard import MARK
+        from vtl_tools.common.host.guard import MARK
 
         return [open_device(spec, mark=MARK) for spec in (iface, default, direct)]
 

@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from vtl_tools.common import cli
+from vtl_tools.common.cli import tool as cli
+from vtl_tools.common.cli.parameters import ProxyParam, SubnetParam
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.packet import address
-from vtl_tools.common.parameters import Proxy, Subnet
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.text import printable
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Network
 
-    from vtl_tools.common.gateway.lookups import Lookup
-    from vtl_tools.common.relay.call import Call, SocksCall
-    from vtl_tools.common.relay.flow import Flow
-    from vtl_tools.common.relay.name_store import NameStore
-    from vtl_tools.common.relay.relay import Limits
-    from vtl_tools.common.runtime import Options
+    from vtl_tools.common.guest_net.lookups import Lookup
+    from vtl_tools.common.relay.connector import Connector, SocksConnector
+    from vtl_tools.common.relay.flow import RelayFlow
+    from vtl_tools.common.relay.relay import RelayLimits
+    from vtl_tools.common.runtime.runner import Options
     from vtl_tools.common.socks import Reason
     from vtl_tools.common.tcp.wire import Path as TCPPath
-    from vtl_tools.common.tor import TorProcess
+    from vtl_tools.services.tor.name_store import NameStore
+    from vtl_tools.services.tor.process import TorProcess
 
 log = logging.getLogger(__name__)
 
@@ -58,29 +58,29 @@ class Tor(Stage):
         dns: str = "map",
         dhcp: bool = False,
         subnet: "IPv4Network | None" = None,
-        limits: "Limits | None" = None,
+        limits: "RelayLimits | None" = None,
         process: "TorProcess | None" = None,
         store: "NameStore | None" = None,
     ) -> None:
-        from vtl_tools.common.custodian import Door
-        from vtl_tools.common.gateway.dns import Mode, Resolver
-        from vtl_tools.common.gateway.network import Network
-        from vtl_tools.common.relay.isolation import Apart, Isolation
-        from vtl_tools.common.relay.names import Names
-        from vtl_tools.common.relay.relay import Limits, Relay
-        from vtl_tools.common.relay.surroundings import Surroundings
+        from vtl_tools.common.guest_net.addresses import GuestAddresses
+        from vtl_tools.common.guest_net.dns import Mode, Resolver
+        from vtl_tools.common.guest_net.guest_network import GuestNetwork
+        from vtl_tools.common.host.broker import UnixTarget
+        from vtl_tools.common.relay.relay import Relay, RelayLimits
+        from vtl_tools.services.tor.isolation import Isolation, IsolationMode
+        from vtl_tools.services.tor.name_server import NameServer
 
         super().__init__(ports=1)
         self.proxy, self.process, self._pipelined = proxy, process, pipelined
-        self._way = Door(proxy) if isinstance(proxy, str) and process is None else proxy
+        self._way = UnixTarget(proxy) if isinstance(proxy, str) and process is None else proxy
         if process is not None:
             self._way = process.door
-        self.isolation = Isolation(Apart(isolate))
-        network = Network()
+        self.isolation = Isolation(IsolationMode(isolate))
+        network = GuestAddresses()
         if subnet is not None:
             first = subnet[1].packed
-            network = Network(subnet=subnet, gateway=first, dns=first)
-        self.relay = Relay(self._call, os.urandom(32), limits=limits or Limits())
+            network = GuestAddresses(subnet=subnet, gateway=first, dns=first)
+        self.relay = Relay(self._call, os.urandom(32), limits=limits or RelayLimits())
         self.relay.drops = self.drops
         self.relay.on_end = self._on_end
         self.relay.out, self.relay.out_pieces = self.out, self.out_pieces
@@ -91,14 +91,14 @@ class Tor(Stage):
         else:
             self.resolver = Resolver(Mode(dns), onions=onions, key=store.secret, keep=store.put)
             self.resolver.names.restore(store.names, time.monotonic())
-        self.names = Names(self.resolver, self.relay.poller, self._ask, self._say)
+        self.names = NameServer(self.resolver, self.relay.poller, self._ask, self._say)
         self.relay.has_more = lambda: self.names.has_more
-        self.surroundings = Surroundings(network, self.names, dhcp=dhcp, say=self._say, lose=self.relay.lose)
+        self.surroundings = GuestNetwork(network, self.names, dhcp=dhcp, say=self._say, lose=self.relay.lose)
         self.relay.other = self.surroundings.on_frame
 
     def on_mtu(self, port: int, octets: int) -> None:
         """Speak in packets that the link carries, and tell the guest so."""
-        from vtl_tools.common.gateway.network import MTU_MIN
+        from vtl_tools.common.guest_net.addresses import MTU_MIN
 
         self.relay.config = replace(self.relay.config, mtu=max(octets, MTU_MIN))
         self.surroundings.on_mtu(octets)
@@ -112,9 +112,9 @@ class Tor(Stage):
 
     # --- connections
 
-    def _call(self, path: "TCPPath") -> "Call | Reason":
+    def _call(self, path: "TCPPath") -> "Connector | Reason":
         """Return how to reach whom the guest calls: by name where the address stands for one."""
-        from vtl_tools.common.relay.call import SocksCall
+        from vtl_tools.common.relay.connector import SocksConnector
         from vtl_tools.common.socks import Reason
 
         if path.local_port == self.names.port:
@@ -125,22 +125,24 @@ class Tor(Stage):
         if name is None and self.resolver.names.owns(path.local):
             return Reason.HOST_UNREACHABLE  # it stood for a name once, and the guest should ask again
         credentials = self.isolation.credentials(path.remote_mac, path.local, path.local_port)
-        call = SocksCall(
+        call = SocksConnector(
             self._way, name or path.local, path.local_port, credentials, pipelined=self._pipelined
         )
         self.resolver.names.pin(path.local)  # last, since what is not made does not end
         return call
 
-    def _on_end(self, flow: "Flow", now: float) -> None:
+    def _on_end(self, flow: "RelayFlow", now: float) -> None:
         path = flow.endpoint.path
         if path.local_port != self.names.port:
             self.resolver.names.unpin(path.local, now)
 
-    def _ask(self, lookup: "Lookup") -> "SocksCall":
-        from vtl_tools.common.relay.call import SocksCall
+    def _ask(self, lookup: "Lookup") -> "SocksConnector":
+        from vtl_tools.common.relay.connector import SocksConnector
 
         credentials = self.isolation.credentials(b"dns", str(lookup.target).encode(), self.names.port)
-        return SocksCall(self._way, lookup.target, 0, credentials, lookup.command, pipelined=self._pipelined)
+        return SocksConnector(
+            self._way, lookup.target, 0, credentials, lookup.command, pipelined=self._pipelined
+        )
 
     def new_identity(self) -> int:
         """Have what is opened from now on use other circuits than before; return how often that was asked."""
@@ -195,7 +197,7 @@ class Tor(Stage):
 
 socks_option = click.option(
     "--socks",
-    type=Proxy(),
+    type=ProxyParam(),
     metavar="HOST:PORT",
     default=DEFAULT_SOCKS,
     show_default=True,
@@ -228,7 +230,7 @@ socks_option = click.option(
     help="Answer with an address that stands for the name, or with what Tor resolves it to.",
 )
 @click.option("--dhcp", is_flag=True, help="Hand out addresses, so that a guest needs no setting.")
-@click.option("--subnet", type=Subnet(), metavar="NETWORK", help="For --dhcp.  [default: 10.0.2.0/24]")
+@click.option("--subnet", type=SubnetParam(), metavar="NETWORK", help="For --dhcp.  [default: 10.0.2.0/24]")
 @click.option(
     "--connections",
     type=click.IntRange(1, 1 << 20),
@@ -307,13 +309,13 @@ def main(
         raise click.UsageError("--subnet is what --dhcp leases from: give both")
     user = None if settings["isolate"] == "none" else "vtl-check"
     from vtl_tools.common.device.spec import open_device
-    from vtl_tools.common.guard import MARK
+    from vtl_tools.common.host.guard import MARK
 
     connections = min(connections, _descriptors())
 
     def ask_proxy() -> tuple[tuple[str, int] | str, bool]:
         """Return the proxy, by address, and whether it is Tor."""
-        from vtl_tools.common.proxy_check import described, exit_address, probe, resolved
+        from vtl_tools.services.tor.proxy_check import described, exit_address, probe, resolved
 
         proxy, is_tor = resolved(socks), False
         if check:
@@ -325,9 +327,9 @@ def main(
         return proxy, is_tor
 
     def make_stage() -> Tor:
-        from vtl_tools.common.device.kept import Kept
-        from vtl_tools.common.relay.relay import Limits
-        from vtl_tools.common.tor import TorProcess
+        from vtl_tools.common.device.capped_capture import CappedCapture
+        from vtl_tools.common.relay.relay import RelayLimits
+        from vtl_tools.services.tor.process import TorProcess
 
         process = (
             TorProcess("" if torrc is None else torrc.read_text(errors="replace")) if start_tor else None
@@ -336,7 +338,7 @@ def main(
         store = None
         if settings["dns"] == "map":
             store = _name_store(state, options, iface)
-        limits = Limits(connections=connections, memory=memory << 19, idle_s=idle)  # at most twice that
+        limits = RelayLimits(connections=connections, memory=memory << 19, idle_s=idle)  # at most twice that
         stage = Tor(
             proxy,
             limits=limits,
@@ -349,7 +351,7 @@ def main(
         if process is not None:
             process.on_progress = partial(_show_progress, stage, options, url)
         if pcap_dropped is not None:
-            stage.relay.on_loss = Kept("--pcap-dropped", pcap_dropped, iface)
+            stage.relay.on_loss = CappedCapture("--pcap-dropped", pcap_dropped, iface)
         return stage
 
     cli.run(
@@ -366,8 +368,8 @@ def main(
 
 def _name_store(state: Path | None, options: "Options", iface: str) -> "NameStore | None":
     """Return where to keep what addresses stand for: beside the control socket, if not told."""
-    from vtl_tools.common.control import path_for
-    from vtl_tools.common.relay.name_store import BusyError, NameStore
+    from vtl_tools.common.runtime.control import path_for
+    from vtl_tools.services.tor.name_store import BusyError, NameStore
 
     path = state or (options.control or path_for("vtl-tor", iface)).with_suffix(".names")
     if state is None:
@@ -397,7 +399,7 @@ def _show_exit(seen: dict[str, object], *, json: bool) -> None:
 
 def _ask_for_exit(proxy: tuple[str, int] | str, url: str, *, json: bool) -> None:
     """Find out what address the world sees, beside the frames, since it takes a while."""
-    from vtl_tools.common.proxy_check import exit_address
+    from vtl_tools.services.tor.proxy_check import exit_address
 
     try:
         _show_exit(exit_address(proxy, url, "vtl-check"), json=json)
@@ -467,7 +469,7 @@ def flows(link: str | None, json: bool) -> None:
 @cli.verbose_option
 def check(socks: tuple[str, int] | str, url: str | None, json: bool) -> None:
     """See whether the proxy answers, whether it is Tor, and what address the world sees."""
-    from vtl_tools.common.proxy_check import CHECK_URL, described, exit_address, probe, resolved
+    from vtl_tools.services.tor.proxy_check import CHECK_URL, described, exit_address, probe, resolved
 
     socks = resolved(socks)
     report = probe(socks)
@@ -502,7 +504,8 @@ def selftest(options: tuple[str, ...], json: bool) -> None:
     from vtl_tools.common.device.capture import quiet_scapy
 
     with quiet_scapy():
-        from vtl_tools.common.leaktest import report, run
+        from vtl_tools.common.selftest import report
+        from vtl_tools.services.tor.selftest import run
     service = [
         sys.executable,
         "-P",

@@ -10,13 +10,13 @@ import json
 
 from tests.fuzz.octets import Octets, blob
 from tests.fuzz.places import place
-from tests.unit.firewall.fw import IN, OUT, Wire, policy, segment
+from tests.unit.fw.fw import IN, OUT, Wire, policy, segment
 from vtl_tools.cmd import freeze
-from vtl_tools.common import control
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.filter import Firewall
-from vtl_tools.common.freeze.freezer import Freezer
-from vtl_tools.common.stand_in import Freeze
+from vtl_tools.common.runtime import control
+from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.freeze.stage import Freeze
+from vtl_tools.services.fw.stage import Firewall
 
 RULES = "allow out tcp port 80\nallow in tcp port 22 limit 9/s\ndeny any\n"
 PLACE = place()
@@ -63,8 +63,10 @@ async def ask(lines: list[bytes]) -> None:
     """Ask both services."""
     stage, other = firewall(), freezing()
     services = (
-        control.Server(PLACE / "fw", {"status": lambda _: stage.status(0.0), **stage.verbs()}),
-        control.Server(PLACE / "freeze", {"status": lambda _: other.status(0.0), **freeze._verbs(other)}),
+        control.ControlServer(PLACE / "fw", {"status": lambda _: stage.status(0.0), **stage.verbs()}),
+        control.ControlServer(
+            PLACE / "freeze", {"status": lambda _: other.status(0.0), **freeze._verbs(other)}
+        ),
     )
     for line in lines:
         before = len(stage.tracker.flows)

@@ -12,9 +12,9 @@ import dns.message
 from tests.fuzz.effort import at_most
 from tests.fuzz.octets import Octets, blob, pieces
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.gateway import dns_message
-from vtl_tools.common.gateway.dns import Mode, Resolver
-from vtl_tools.common.gateway.dns_stream import Stream
+from vtl_tools.common.guest_net import dns_message
+from vtl_tools.common.guest_net.dns import Mode, Resolver
+from vtl_tools.common.guest_net.dns_stream import DNSFramer
 from vtl_tools.common.socks import Command, Failed, Reason, Resolved
 
 CALLS_MAX = 100_000
@@ -85,7 +85,7 @@ def one(data: bytes) -> None:
     resolver = Resolver(mode, names_max=4)
     ask(resolver, message, take, 0.0)
     ask(resolver, message, take, 1000.0)
-    whole, cut = Stream(), Stream()
+    whole, cut = DNSFramer(), DNSFramer()
     try:
         messages = whole.receive(data)
     except Malformed:

@@ -12,18 +12,18 @@ from contextlib import suppress
 
 from tests.fuzz.frames import FRAMES
 from tests.fuzz.octets import Octets, blob
-from tests.unit.firewall.fw import IN, OUT, PEER_MAC, VM, VM6, VM_MAC, ends, policy, segment
+from tests.unit.fw.fw import IN, OUT, PEER_MAC, VM, VM6, VM_MAC, ends, policy, segment
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.filter import Firewall
-from vtl_tools.common.firewall.identity import Identity
-from vtl_tools.common.firewall.rule import Direction
-from vtl_tools.common.gateway import dhcp_wire
+from vtl_tools.common.guest_net import dhcp_wire
 from vtl_tools.common.packet import arp, build, ether, icmp, ip, nd, offload, tcp
 from vtl_tools.common.packet.address import ALL_NODES, is_link_local, link_local, solicited_node
 from vtl_tools.common.packet.icmp import ICMPv4, ICMPv6
 from vtl_tools.common.packet.packet import Flow, Packet
 from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.services.fw.identity import Identity
+from vtl_tools.services.fw.rule import Direction
+from vtl_tools.services.fw.stage import Firewall
 
 from ipaddress import ip_network  # isort: skip
 
@@ -91,7 +91,7 @@ class Judge:
             return
         assert self.identity == LEARNED, "sent from another's address"
         assert pkt.udp is not None, "sent from another's address"
-        renewed = dhcp_wire.Message.at(pkt.udp.payload)
+        renewed = dhcp_wire.DHCPMessage.at(pkt.udp.payload)
         assert renewed.kind == dhcp_wire.REQUEST
         assert renewed.ciaddr == net.src
 
@@ -99,7 +99,7 @@ class Judge:
         """Take note of all that anybody may have told the VM of its addresses, believed or not."""
         with suppress(Malformed):
             if pkt.udp is not None:
-                message = dhcp_wire.Message.at(pkt.udp.payload)
+                message = dhcp_wire.DHCPMessage.at(pkt.udp.payload)
                 if message.kind == dhcp_wire.ACK:
                     self.acknowledged.add(message.yiaddr)
             elif isinstance(message := pkt.nd, nd.RouterAdvert):
@@ -267,7 +267,7 @@ def configure(take: Octets, direction: Direction) -> bytes:
             options[dhcp_wire.CLIENT_ID] = b"\1" + take.pick((VM_MAC, PEER_MAC))
         if kind & 4:
             options[dhcp_wire.LEASE_TIME] = take.take(4)
-        message = dhcp_wire.Message(
+        message = dhcp_wire.DHCPMessage(
             1 if outgoing else 2, take.number() & 1, mac, ciaddr=take.pick(addresses),
             yiaddr=take.pick(addresses), options=options,
         )  # fmt: skip

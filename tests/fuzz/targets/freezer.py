@@ -12,10 +12,10 @@ from tests.fuzz.frames import FRAMES
 from tests.fuzz.octets import Octets, blob
 from tests.unit.freeze.freeze_talk import PEER_ISS, PEER_MAC, VM_ISS, VM_MAC, Talk
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.freeze import report, state
-from vtl_tools.common.freeze.freezer import Freezer
 from vtl_tools.common.packet import build, tcp
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.services.freeze import report, state
+from vtl_tools.services.freeze.freezer import Freezer
 
 STEPS_MAX = 48
 VM_ACK = 1001

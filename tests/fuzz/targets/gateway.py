@@ -8,25 +8,25 @@ is of the network and none of ours; what is remembered stays bounded.
 from contextlib import suppress
 
 from tests.fuzz.octets import Octets, blob
-from tests.unit.gateway.guest import IP, LINK_LOCAL, MAC, NOBODY6, Guest
+from tests.unit.guest_net.guest import IP, LINK_LOCAL, MAC, NOBODY6, Guest
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.gateway import dhcp_wire as wire
-from vtl_tools.common.gateway.dhcp import POOL_MAX, Server
-from vtl_tools.common.gateway.neighbours import KNOWN_MAX, Neighbours
-from vtl_tools.common.gateway.network import Network
+from vtl_tools.common.guest_net import dhcp_wire as wire
+from vtl_tools.common.guest_net.addresses import GuestAddresses
+from vtl_tools.common.guest_net.dhcp import POOL_MAX, DHCPServer
+from vtl_tools.common.guest_net.neighbours import KNOWN_MAX, NeighbourResponder
 from vtl_tools.common.packet import build, nd
 from vtl_tools.common.packet.packet import Packet
 
-NETWORK = Network()
+NETWORK = GuestAddresses()
 GUEST = Guest(NETWORK)
 FRAME_MAX = 700
 STEPS_MAX = 8
 
 
-def read(data: bytes) -> wire.Message | None:
+def read(data: bytes) -> wire.DHCPMessage | None:
     """Read a message, and again what is made of it."""
     try:
-        message = wire.Message.at(data)
+        message = wire.DHCPMessage.at(data)
     except Malformed:
         return None
     for option in message.options:
@@ -35,7 +35,7 @@ def read(data: bytes) -> wire.Message | None:
     assert 0 <= message.kind <= 255
     odd = {wire.PAD, wire.END, wire.OVERLOAD} & set(message.options)
     if not odd and all(len(value) <= 255 for value in message.options.values()):
-        assert wire.Message.at(message.encode()) == message
+        assert wire.DHCPMessage.at(message.encode()) == message
     return message
 
 
@@ -43,8 +43,8 @@ class Link:
     """A gateway, and what it has said."""
 
     def __init__(self) -> None:
-        self.neighbours = Neighbours(NETWORK, 0.0)
-        self.server = Server(NETWORK, mac_of=self.neighbours.mac_of)
+        self.neighbours = NeighbourResponder(NETWORK, 0.0)
+        self.server = DHCPServer(NETWORK, mac_of=self.neighbours.mac_of)
         self.now = 0.0
 
     def hear(self, frame: bytearray, complete: bool) -> None:
@@ -71,8 +71,8 @@ class Link:
         if said.udp is None:
             assert said.eth.dst == asked.eth.src or said.eth.dst[0] & 1
             return
-        message = wire.Message.at(said.udp.payload)
-        chaddr = wire.Message.at(asked.udp.payload).chaddr
+        message = wire.DHCPMessage.at(said.udp.payload)
+        chaddr = wire.DHCPMessage.at(asked.udp.payload).chaddr
         assert message.chaddr == chaddr
         assert said.eth.dst in (chaddr, b"\xff" * 6)
         if message.kind in (wire.OFFER, wire.ACK) and any(message.yiaddr):
@@ -89,7 +89,7 @@ class Link:
         else:
             body = take.blob()
             if what & 2:  # a sound head, so that nearly all that is read are options
-                body = wire.Message(1, 7, MAC).encode()[:240] + body
+                body = wire.DHCPMessage(1, 7, MAC).encode()[:240] + body
             read(body)
             self.hear(bytearray(GUEST.datagram(body, src=take.take(4).ljust(4, b"\0")).buf), complete=True)
         assert len(self.neighbours._known) <= KNOWN_MAX

@@ -11,9 +11,9 @@ from typing import Any
 
 from tests.fuzz.octets import Octets, blob, pieces
 from tests.fuzz.places import place
-from vtl_tools.common import qmp
-from vtl_tools.common.freeze.freezer import Freezer
-from vtl_tools.common.stand_in import Freeze
+from vtl_tools.services.freeze import qmp
+from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.freeze.stage import Freeze
 
 PIECES_MAX = 8
 EVENTS = ("STOP", "RESUME", "SUSPEND", "WAKEUP", "SHUTDOWN", "RESET", "MIGRATION")

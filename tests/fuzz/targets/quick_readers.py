@@ -11,13 +11,13 @@ from contextlib import suppress
 from tests.fuzz.frames import FRAMES
 from tests.fuzz.octets import Octets
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.firewall import udp_plain
-from vtl_tools.common.freeze import headers
 from vtl_tools.common.model import tcp_plain
 from vtl_tools.common.packet import address, offload, tcp
 from vtl_tools.common.packet.packet import PORTS, Packet
-from vtl_tools.common.shortcut import wire as shortcut
 from vtl_tools.common.tcp import wire
+from vtl_tools.services.freeze import headers
+from vtl_tools.services.fw import udp_plain
+from vtl_tools.services.subnet import headers as shortcut
 
 
 def views(frame: bytes) -> Packet | None:
@@ -53,7 +53,7 @@ def endpoint(frame: bytes, pkt: Packet | None) -> None:
     assert wire.is_intact(frame) or not pkt.verify()
 
 
-def length_at(found: headers.Segment) -> int:
+def length_at(found: headers.SegmentHeader) -> int:
     return 2 if headers.address_size(found.key) == 4 else 4
 
 

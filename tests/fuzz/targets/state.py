@@ -11,14 +11,14 @@ from dataclasses import fields
 
 from tests.fuzz.effort import at_most
 from tests.fuzz.octets import Octets
-from tests.unit.firewall.fw import policy
 from tests.unit.freeze.freeze_talk import Talk
+from tests.unit.fw.fw import policy
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.firewall import memory
-from vtl_tools.common.firewall.identity import Identity, Learned
-from vtl_tools.common.firewall.tracker import Tracker
-from vtl_tools.common.freeze import report, state
-from vtl_tools.common.freeze.freezer import Freezer
+from vtl_tools.services.freeze import report, state
+from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.fw import saved_state as memory
+from vtl_tools.services.fw.identity import Identity, Learned
+from vtl_tools.services.fw.tracker import Tracker
 
 LENGTH_MAX = 8000
 CALLS_MAX = 500_000
@@ -44,7 +44,7 @@ LATER = (
 def told(tracker: Tracker, identity: Identity) -> str:
     """Return what a firewall would keep of what it knows now."""
     texts: list[str] = []
-    keeper = memory.Keeper(tracker, identity, BOOT, texts.append)
+    keeper = memory.StateKeeper(tracker, identity, BOOT, texts.append)
     while not texts:
         keeper.wake(keeper.deadline())
     return texts[0]

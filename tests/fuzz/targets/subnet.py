@@ -19,10 +19,10 @@ from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import build
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import VNET
-from vtl_tools.common.shortcut.message import ADDRESSES_MAX, Kind, Message
-from vtl_tools.common.shortcut.peer import State
-from vtl_tools.common.shortcut.table import PEERS_MAX
-from vtl_tools.common.shortcut.vm import VM
+from vtl_tools.services.subnet.message import ADDRESSES_MAX, MessageKind, SubnetMessage
+from vtl_tools.services.subnet.peer import PeerState
+from vtl_tools.services.subnet.table import PEERS_MAX
+from vtl_tools.services.subnet.vm import VM
 
 VM_MAC, PEER_MAC, GATEWAY = b"\x52\x54\0\0\0\1", b"\x52\x54\0\0\0\2", b"\2\0\0\0\0\xfe"
 VM_IP, PEER_IP = b"\x0a\1\0\5", b"\x0a\2\0\5"
@@ -52,7 +52,7 @@ class Site:
     def up(self) -> dict[bytes, bytes]:
         """Return the addresses that the short way leads to, and the Ethernet address of each."""
         found = self.stage.peers.table.shortcuts.items()
-        return {octets: one.peer.mac for octets, one in found if one.state is State.UP}
+        return {octets: one.peer.mac for octets, one in found if one.state is PeerState.UP}
 
     def to_vm(self, batch: Batch, now: float) -> None:
         for frame in batch:
@@ -72,9 +72,9 @@ class Site:
         for frame in batch:
             self.said += 1
             with suppress(Malformed):
-                said = Message.at(frame, self.key)
+                said = SubnetMessage.at(frame, self.key)
                 assert said.mac == VM_MAC
-                if said.kind is Kind.PROBE:
+                if said.kind is MessageKind.PROBE:
                     self.probes[bytes(frame[VNET : VNET + 6])] = said.nonce
                 continue
             pkt = Packet.at(frame)
@@ -96,11 +96,13 @@ class Site:
 
     def message(self, take: Octets) -> None:
         """Let a peer say something that is well formed; a nonce is often the one that was asked with."""
-        kind, how = take.pick(list(Kind)), take.number()
+        kind, how = take.pick(list(MessageKind)), take.number()
         mac = take.pick((PEER_MAC, b"\x52\x54\0\0\0\3", VM_MAC))
         addresses = [PEER_IP, b"\x0a\1\0\5", take.take(4).ljust(4, b"\1")][: take.number() % 4]
         nonce = self.probes.get(mac, bytes(8)) if how & 1 else take.take(8).ljust(8, b"\0")
-        said = Message(kind, mac, take.number(2), tuple(addresses), nonce, take.number(2), bool(how & 2))
+        said = SubnetMessage(
+            kind, mac, take.number(2), tuple(addresses), nonce, take.number(2), bool(how & 2)
+        )
         self.push(DIRECT, said.frame(VM_MAC if how & 4 else b"\3VTLS\1", KEY if how & 8 else None))
 
     def pass_(self, seconds: float) -> None:
@@ -138,10 +140,10 @@ def read(frame: bytes) -> None:
     """Read a message, and again what is made of it."""
     for key in None, KEY:
         try:
-            said = Message.at(frame, key)
+            said = SubnetMessage.at(frame, key)
         except Malformed:
             continue
-        again = Message.at(said.frame(frame[VNET : VNET + 6], key), key)
+        again = SubnetMessage.at(said.frame(frame[VNET : VNET + 6], key), key)
         assert again == said
 
 
@@ -170,7 +172,10 @@ def one(data: bytes) -> None:
 
 
 def seeds() -> list[bytes]:
-    said = [Message(kind, PEER_MAC, 1500, (PEER_IP,), b"nonce..."[:8], 1, wanted=True) for kind in Kind]
+    said = [
+        SubnetMessage(kind, PEER_MAC, 1500, (PEER_IP,), b"nonce..."[:8], 1, wanted=True)
+        for kind in MessageKind
+    ]
     frames = [one.frame(VM_MAC, key) for one in said for key in (None, KEY)]
     from_vm, from_peer, pause = bytes((2, 9, 0, 0)), bytes((0x22, 0, 9, 0, 0)), bytes((3, 0, 250))
     made = []

@@ -1,8 +1,8 @@
 """Conversations with a Freezer: a VM and its peers by their segments, on a manual clock."""
 
-from vtl_tools.common.freeze.freezer import Freezer
 from vtl_tools.common.packet import address, build, tcp
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.services.freeze.freezer import Freezer
 
 VM_MAC, PEER_MAC = address.mac("52:54:00:00:00:01"), address.mac("52:54:00:00:00:02")
 HOSTS = {4: ("10.0.0.5", "192.0.2.1"), 6: ("2001:db8::5", "2001:db8:1::1")}

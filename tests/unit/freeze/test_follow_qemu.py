@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from vtl_tools.common.freeze import state
-from vtl_tools.common.freeze.guest import Do, Guest
-from vtl_tools.common.snapshot import Snapshot
-from vtl_tools.common.stand_in import Freeze
+from vtl_tools.common.runtime.snapshot import Snapshot
+from vtl_tools.services.freeze import state
+from vtl_tools.services.freeze.guest import Guest, Order
+from vtl_tools.services.freeze.stage import Freeze
 
 ANSWER = (".", 201, 1001, 0, (1000, 5000))
 OPENING = (".", 201, 1001, 500, (1000, 5000))
@@ -24,53 +24,53 @@ def migration(word):
 STOP, RESUME = ("STOP", {}), ("RESUME", {})
 RUNNING, COMPLETED = status("running"), migration("completed")
 TOLD = {
-    "stopped and gone on": ([RUNNING, STOP, RESUME], [Do.STOP, Do.START, Do.STOP]),
-    "asleep and awake": ([RUNNING, ("SUSPEND", {}), ("WAKEUP", {})], [Do.STOP, Do.START, Do.STOP]),
-    "found paused": ([status("paused"), RESUME], [Do.START, Do.STOP]),
-    "found on its way out": ([status("finish-migrate"), COMPLETED], [Do.START, Do.LEAVE]),
-    "found gone": ([status("postmigrate")], [Do.LEAVE]),
+    "stopped and gone on": ([RUNNING, STOP, RESUME], [Order.STOP, Order.START, Order.STOP]),
+    "asleep and awake": ([RUNNING, ("SUSPEND", {}), ("WAKEUP", {})], [Order.STOP, Order.START, Order.STOP]),
+    "found paused": ([status("paused"), RESUME], [Order.START, Order.STOP]),
+    "found on its way out": ([status("finish-migrate"), COMPLETED], [Order.START, Order.LEAVE]),
+    "found gone": ([status("postmigrate")], [Order.LEAVE]),
     "migrated": (
         [RUNNING, migration("setup"), migration("active"), STOP, COMPLETED],
-        [Do.STOP, Do.NOTHING, Do.NOTHING, Do.START, Do.LEAVE],
+        [Order.STOP, Order.NOTHING, Order.NOTHING, Order.START, Order.LEAVE],
     ),
     "migrated while paused": ([status("paused"), migration("active"), COMPLETED],
-                              [Do.START, Do.NOTHING, Do.LEAVE]),
+                              [Order.START, Order.NOTHING, Order.LEAVE]),
     "migrated with its memory to follow": (
         [RUNNING, migration("active"), STOP, migration("postcopy-active"), COMPLETED],
-        [Do.STOP, Do.NOTHING, Do.START, Do.LEAVE, Do.LEAVE],
+        [Order.STOP, Order.NOTHING, Order.START, Order.LEAVE, Order.LEAVE],
     ),
     "a migration that fails": (
         [RUNNING, migration("active"), STOP, migration("failed"), RESUME],
-        [Do.STOP, Do.NOTHING, Do.START, Do.NOTHING, Do.STOP],
+        [Order.STOP, Order.NOTHING, Order.START, Order.NOTHING, Order.STOP],
     ),
     "a migration that is cancelled before it stops": (
         [RUNNING, migration("active"), migration("cancelling"), migration("cancelled")],
-        [Do.STOP, Do.NOTHING, Do.NOTHING, Do.NOTHING],
+        [Order.STOP, Order.NOTHING, Order.NOTHING, Order.NOTHING],
     ),
     "back from where it was to go": ([RUNNING, STOP, COMPLETED, RESUME],
-                                     [Do.STOP, Do.START, Do.LEAVE, Do.STOP]),
+                                     [Order.STOP, Order.START, Order.LEAVE, Order.STOP]),
     "incoming, and told to go on": ([status("inmigrate"), COMPLETED, RESUME],
-                                    [Do.NOTHING, Do.NOTHING, Do.ARRIVE]),
+                                    [Order.NOTHING, Order.NOTHING, Order.ARRIVE]),
     "incoming, and going on by itself": ([status("inmigrate"), RESUME, COMPLETED],
-                                         [Do.NOTHING, Do.ARRIVE, Do.NOTHING]),
+                                         [Order.NOTHING, Order.ARRIVE, Order.NOTHING]),
     "on to the next host": (
         [status("inmigrate"), RESUME, COMPLETED, STOP, COMPLETED],
-        [Do.NOTHING, Do.ARRIVE, Do.NOTHING, Do.START, Do.LEAVE],
+        [Order.NOTHING, Order.ARRIVE, Order.NOTHING, Order.START, Order.LEAVE],
     ),
     "on to the next host without having run": (
-        [status("inmigrate"), COMPLETED, COMPLETED], [Do.NOTHING, Do.NOTHING, Do.LEAVE],
+        [status("inmigrate"), COMPLETED, COMPLETED], [Order.NOTHING, Order.NOTHING, Order.LEAVE],
     ),
     "switched off, where QEMU stays": (
         [RUNNING, ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"}), STOP, status("shutdown")],
-        [Do.STOP, Do.NOTHING, Do.NOTHING, Do.NOTHING],
+        [Order.STOP, Order.NOTHING, Order.NOTHING, Order.NOTHING],
     ),
     "switched off and on again": (
         [RUNNING, ("SHUTDOWN", {"guest": True}), STOP, ("RESET", {}), RESUME, STOP],
-        [Do.STOP, Do.NOTHING, Do.NOTHING, Do.NOTHING, Do.STOP, Do.START],
+        [Order.STOP, Order.NOTHING, Order.NOTHING, Order.NOTHING, Order.STOP, Order.START],
     ),
     "nonsense": (
         [("STATUS", {}), ("MIGRATION", {}), ("MIGRATION", {"status": []}), ("SHUTDOWN", {"guest": 1}), STOP],
-        [Do.NOTHING, Do.NOTHING, Do.NOTHING, Do.NOTHING, Do.START],
+        [Order.NOTHING, Order.NOTHING, Order.NOTHING, Order.NOTHING, Order.START],
     ),
 }  # fmt: skip
 
@@ -232,7 +232,7 @@ def test_a_state_of_a_vm_that_runs_knows_connections_beside_those_that_were_hear
 
 
 def test_the_monitor_needs_a_right_that_the_links_do_not(service, tmp_path):
-    from vtl_tools.common.qmp import Monitor
+    from vtl_tools.services.freeze.qmp import Monitor
 
     assert not service.capabilities
     monitor = Monitor(str(tmp_path / "qmp"), service.qemu.told)

@@ -5,12 +5,12 @@ from random import Random
 import pytest
 from freeze_talk import PEER_ISS
 
-from vtl_tools.common.freeze import freezer as freezer_module
-from vtl_tools.common.freeze import table as table_module
-from vtl_tools.common.freeze.connection import UNHEARD
-from vtl_tools.common.freeze.table import Table
 from vtl_tools.common.packet import address, build
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.services.freeze import freezer as freezer_module
+from vtl_tools.services.freeze import table as table_module
+from vtl_tools.services.freeze.connection import UNHEARD
+from vtl_tools.services.freeze.table import ConnectionTable
 
 EVE = address.mac("52:54:00:00:00:ee")
 VICTIM = address.ip("10.0.0.77")
@@ -223,7 +223,7 @@ def test_to_push_out_a_peer_before_it_has_shown_itself(new_talk):
 def test_to_push_out_what_was_overheard_by_what_was_made_up(new_talk, monkeypatch):
     monkeypatch.setattr(table_module, "PROVEN_MAX", 5)
     talk = new_talk()
-    talk.freezer.table = Table(3)
+    talk.freezer.table = ConnectionTable(3)
     heard = (1, 2, 3)
     for talk.port in heard:
         talk.open()
@@ -239,7 +239,7 @@ def test_to_push_out_what_was_overheard_by_what_was_made_up(new_talk, monkeypatc
 def test_to_push_out_open_connections_by_a_flood_of_syns(new_talk, monkeypatch):
     monkeypatch.setattr(table_module, "OPENING_MAX", 50)
     talk = new_talk()
-    talk.freezer.table = Table(100)
+    talk.freezer.table = ConnectionTable(100)
     for talk.port in range(60):
         talk.open()
     talk.now += 1000.0

@@ -4,15 +4,15 @@ import pytest
 from freeze_talk import PEER_MAC, VM_MAC, Talk
 
 from lab.wait import until
-from vtl_tools.common import stand_in
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.freeze import state
-from vtl_tools.common.freeze.freezer import Freezer
 from vtl_tools.common.packet.address import BROADCAST
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.snapshot import Snapshot
-from vtl_tools.common.stand_in import Freeze
+from vtl_tools.common.runtime.snapshot import Snapshot
+from vtl_tools.services.freeze import stage as stand_in
+from vtl_tools.services.freeze import state
+from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.freeze.stage import Freeze
 
 
 class Ring:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from vtl_tools.common.freeze import freezer as freezer_module
-from vtl_tools.common.freeze.connection import FROM_SYN
 from vtl_tools.common.packet import address, arp, build
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.services.freeze import freezer as freezer_module
+from vtl_tools.services.freeze.connection import FROM_SYN
 
 ANSWER = (".", 201, 1001, 0, (1000, 5000))
 MAC2 = address.mac("52:54:00:00:00:09")

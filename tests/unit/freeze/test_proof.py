@@ -1,11 +1,11 @@
 """What proves where a peer's SND.UNA is, and what does not."""
 
-from vtl_tools.common.freeze.proof import Proof
+from vtl_tools.services.freeze.proof import PeerEvidence
 
 
 def data(*seen, stamps=True):
     """The first number proven by segments at (when, seq), as the index of the segment and the number."""
-    proof = Proof()
+    proof = PeerEvidence()
     for i, (now, seq, *stamp) in enumerate(seen):
         if (number := proof.data(seq, (stamp or [i])[0] if stamps else None, now)) is not None:
             return i, number
@@ -39,7 +39,7 @@ def test_what_is_before_begins_anew():
 
 
 def empty(*seen):
-    proof = Proof()
+    proof = PeerEvidence()
     for i, (now, seq, highest) in enumerate(seen):
         if (number := proof.empty(seq, i, highest, now)) is not None:
             return i, number
@@ -61,7 +61,7 @@ def test_what_is_late_is_no_probe():
 
 
 def test_what_comes_again_has_no_probe_before_it():
-    proof = Proof()
+    proof = PeerEvidence()
     proof.empty(99, 0, 100, 0)
     proof.empty(99, 1, 100, 1)
     proof.data(99, 2, 1.5)
@@ -69,5 +69,5 @@ def test_what_comes_again_has_no_probe_before_it():
 
 
 def test_copies_of_a_probe_are_none():
-    proof = Proof()
+    proof = PeerEvidence()
     assert [proof.empty(99, 5, 100, now) for now in range(9)] == [None] * 9

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.freeze import report, state
-from vtl_tools.common.freeze.freezer import Freezer
+from vtl_tools.services.freeze import report, state
+from vtl_tools.services.freeze.freezer import Freezer
 
 
 def text_of(talk):

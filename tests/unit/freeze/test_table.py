@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.freeze import table as table_module
-from vtl_tools.common.freeze.freezer import Freezer
-from vtl_tools.common.freeze.headers import parse
-from vtl_tools.common.freeze.table import Table
+from vtl_tools.services.freeze import table as table_module
+from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.freeze.headers import parse
+from vtl_tools.services.freeze.table import ConnectionTable
 
 
 def numbers(connection):
@@ -77,7 +77,7 @@ def test_a_reset_of_the_vm_ends_it_and_floods_leave_nothing(new_talk):
 
 def test_closed_connections_make_room_first_then_idle_ones(new_talk):
     talk = new_talk()
-    talk.freezer.table = table = Table(3)
+    talk.freezer.table = table = ConnectionTable(3)
     for port, idle_s in (1, 0.0), (2, 100.0), (3, 100.0):
         talk.port = port
         talk.open()

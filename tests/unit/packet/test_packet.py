@@ -15,7 +15,7 @@ BOTH = pytest.mark.parametrize("ends", [V4, V6], ids=["v4", "v6"])
 
 
 @BOTH
-def test_layers_are_none_where_the_frame_is_of_another_kind(ends):
+def test_layout_are_none_where_the_frame_is_of_another_kind(ends):
     pkt = Packet.at(build.udp(**MACS, **ends, **PORTS, payload=b"hello"))
     assert pkt.tcp is None
     assert pkt.icmp is None

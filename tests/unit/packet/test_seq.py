@@ -3,16 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtl_tools.common.packet.seq import (
-    seq_add,
-    seq_between,
-    seq_ge,
-    seq_gt,
-    seq_le,
-    seq_lt,
-    seq_max,
-    seq_sub,
-)
+from vtl_tools.common.packet.seq import seq_add, seq_between, seq_ge, seq_gt, seq_le, seq_lt, seq_max, seq_sub
 
 NUMBER = st.integers(0, 2**32 - 1)
 

@@ -9,7 +9,7 @@ from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.packet import address, build, tcp
 from vtl_tools.common.packet.offload import segment
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.relay.relay import RELAYED, Limits, Relay
+from vtl_tools.common.relay.relay import RELAYED, Relay, RelayLimits
 
 LETTERS = {"S": tcp.SYN, ".": tcp.ACK, "P": tcp.PSH, "F": tcp.FIN, "R": tcp.RST}
 MACS = address.mac("02:00:00:00:00:01"), address.mac("02:00:00:00:00:02")
@@ -168,7 +168,7 @@ class Scene:
     def __init__(self, version=4, config=PROMPT, **limits):
         self.now, self.version = 100.0, version
         self.calls, self.made, self.others, self.ended, self.lost = deque(), [], [], [], []
-        self.relay = Relay(self.dial, b"secret", config=config, limits=Limits(**limits))
+        self.relay = Relay(self.dial, b"secret", config=config, limits=RelayLimits(**limits))
         self.relay.out[0] = self.hear
         self.relay.other = lambda frame, now: self.others.append(bytes(frame))
         self.relay.on_end = lambda flow, now: self.ended.append(flow)

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from vtl_tools.common.relay.flow import Stage
+from vtl_tools.common.relay.flow import FlowStage
 from vtl_tools.common.tcp.state import Ended, State
 
 
@@ -42,7 +42,7 @@ def time_wait(stream_closed):
 
 def test_the_guest_closes_first(guest_closed):
     scene, guest, stream = guest_closed
-    assert guest.flow.stage is Stage.CLOSE
+    assert guest.flow.stage is FlowStage.CLOSE
     stream.bring(b"still there")
     guest.expect(".", seq=1, data=b"still there", ack=2)
     guest.inject(".", 2, ack=12)
@@ -59,7 +59,7 @@ def test_the_guest_closes_first(guest_closed):
 
 def test_the_stream_closes_first(stream_closed):
     scene, guest, stream = stream_closed
-    assert guest.flow.stage is Stage.CLOSE
+    assert guest.flow.stage is FlowStage.CLOSE
     guest.inject(".", 1, b"still there", ack=2)
     guest.expect(".", ack=12)
     assert stream.got == b"still there"
@@ -212,7 +212,7 @@ def test_a_stream_that_is_reset_resets_the_guest(established):
     guest.expect_nothing()
     assert stream.closed
     assert guest.flow is None
-    assert scene.ended[0].stage is Stage.ERROR
+    assert scene.ended[0].stage is FlowStage.ERROR
 
 
 def test_a_stream_that_breaks_on_sending_resets_the_guest(established):

@@ -9,7 +9,7 @@ from carry import PROMPT, Call, Scene
 
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.relay.flow import BUFFER
-from vtl_tools.common.relay.relay import RELAYED, Limits
+from vtl_tools.common.relay.relay import RELAYED, RelayLimits
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.queue import PIECE
 
@@ -81,7 +81,7 @@ def test_who_asked_long_ago_is_not_remembered(fresh):
 
 
 def test_the_memory_of_who_asked_is_bounded(fresh, monkeypatch):
-    monkeypatch.setattr("vtl_tools.common.relay.crowd._REMEMBERED_MAX", 10)
+    monkeypatch.setattr("vtl_tools.common.relay.syn_flood._REMEMBERED_MAX", 10)
     scene = fresh(half_open=2)
     crowd(scene, 100)
     assert len(scene.relay._crowd._asked) <= 10
@@ -521,7 +521,7 @@ def test_the_guests_fin_is_acknowledged_by_ours():
 
 
 def test_the_limits_are_those_of_the_standards():
-    assert Limits().idle_s >= 7440, "RFC 5382 REQ-5"
+    assert RelayLimits().idle_s >= 7440, "RFC 5382 REQ-5"
 
 
 def test_beyond_twice_the_memory_who_holds_most_is_reset_and_the_others_are_not(fresh):

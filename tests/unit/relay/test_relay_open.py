@@ -4,18 +4,18 @@ import pytest
 from carry import MACS, Call, Scene, batch_of
 
 from vtl_tools.common.packet import address, build, icmp
-from vtl_tools.common.relay.flow import Stage
+from vtl_tools.common.relay.flow import FlowStage
 from vtl_tools.common.socks import ANSWER, Reason
 
 
 def test_the_syn_is_answered_once_the_call_stands(calling):
     _, guest, call = calling
-    assert guest.flow.stage is Stage.OPEN
+    assert guest.flow.stage is FlowStage.OPEN
     call.comes_to(b"")
     guest.expect("S.", seq=0, ack=1)
     guest.inject(".", 1, ack=1)
     guest.expect_nothing()
-    assert guest.flow.stage is Stage.ESTABLISHED
+    assert guest.flow.stage is FlowStage.ESTABLISHED
 
 
 def test_a_call_that_stands_at_once_is_answered_at_once(scene, guest):

@@ -10,7 +10,7 @@ from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.packet import address
 from vtl_tools.common.packet.offload import segment
 from vtl_tools.common.relay.flow import BUFFER
-from vtl_tools.common.relay.relay import RELAYED, Limits, Relay
+from vtl_tools.common.relay.relay import RELAYED, Relay, RelayLimits
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import Ended, State
@@ -93,7 +93,10 @@ class World:
         self.rude = rude
         self.servers, self.calls = {}, []
         self.relay = Relay(
-            self.dial, b"relay", config=replace(RELAYED, delayed_ack_s=0.01), limits=Limits(memory=memory)
+            self.dial,
+            b"relay",
+            config=replace(RELAYED, delayed_ack_s=0.01),
+            limits=RelayLimits(memory=memory),
         )
         self.relay.out[0] = self.hear
         self.wire, self.back = [], []

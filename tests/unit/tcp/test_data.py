@@ -9,7 +9,7 @@ from talk import ISS, PLAIN
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.isn import initial_numbers
-from vtl_tools.common.tcp.state import Drop, Ended, State
+from vtl_tools.common.tcp.state import Ended, SegmentDrop, State
 
 
 def test_data_is_acknowledged_and_read_as_it_came(established):
@@ -205,7 +205,7 @@ def test_pieces_out_of_order_are_bounded(make):
     for seq in range(10, 60, 10):
         peer.inject(".", seq, b"x", ack=1)
     assert tcp.info().out_of_order == 3
-    assert tcp.info().drops == {Drop.FULL: 2}
+    assert tcp.info().drops == {SegmentDrop.FULL: 2}
 
 
 def test_an_ack_of_what_was_never_sent_is_challenged(established):
@@ -224,7 +224,7 @@ def test_an_old_timestamp_is_refused_and_acknowledged(make):
     peer.inject(".", 4, b"none", ack=1)
     peer.expect_nothing()
     assert tcp.readable == 3
-    assert tcp.info().drops == {Drop.OLD_TIMESTAMP: 1, Drop.NO_TIMESTAMP: 1}
+    assert tcp.info().drops == {SegmentDrop.OLD_TIMESTAMP: 1, SegmentDrop.NO_TIMESTAMP: 1}
 
 
 def test_keep_alives_ask_and_then_give_up(make):

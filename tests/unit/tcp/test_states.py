@@ -5,7 +5,7 @@ from talk import Talk
 
 from vtl_tools.common.packet import address
 from vtl_tools.common.tcp.endpoint import Endpoint
-from vtl_tools.common.tcp.state import Drop, Ended, State
+from vtl_tools.common.tcp.state import Ended, SegmentDrop, State
 
 pytestmark = pytest.mark.usefixtures("fresh")  # IPv4 and IPv6, also where a fixture is asked for by name
 
@@ -24,7 +24,7 @@ def test_a_syn_waits_for_its_answer_until_the_user_accepts(listen):
     peer.inject("S", 0, mss=1000)
     peer.expect_nothing()
     assert tcp.asked
-    assert tcp.info().drops == {Drop.HELD: 1}
+    assert tcp.info().drops == {SegmentDrop.HELD: 1}
     tcp.accept()
     assert peer.expect("S.", seq=0, ack=1).mss == 1000
     peer.inject(".", 1, ack=1)
@@ -227,7 +227,7 @@ def test_a_syn_is_challenged_in_every_synchronized_state(name, request):
     peer.inject("S", 5)
     peer.expect(".", seq=tcp.info().sent)
     assert tcp.state is state
-    assert tcp.info().drops == {Drop.UNEXPECTED_SYN: 1}
+    assert tcp.info().drops == {SegmentDrop.UNEXPECTED_SYN: 1}
 
 
 def test_a_newer_syn_takes_over_from_time_wait_and_an_older_one_does_not(time_wait):
@@ -238,7 +238,7 @@ def test_a_newer_syn_takes_over_from_time_wait_and_an_older_one_does_not(time_wa
     peer.inject("S", 5)
     peer.expect_nothing()  # whoever owns the endpoint gives the SYN to a new one
     assert (tcp.state, tcp.ended) == (State.CLOSED, Ended.CLOSED)
-    assert tcp.info().drops[Drop.SUPERSEDED] == 1
+    assert tcp.info().drops[SegmentDrop.SUPERSEDED] == 1
 
 
 def test_challenges_are_limited(established):
@@ -287,7 +287,7 @@ def test_addresses_that_no_host_has_are_not_spoken_to(host):
     tcp.receive(peer.frame("S", 0), peer.now)
     assert not tcp.asked
     assert tcp.transmit(peer.now) == []
-    assert tcp.info().drops == {Drop.FOREIGN: 1}
+    assert tcp.info().drops == {SegmentDrop.FOREIGN: 1}
 
 
 def test_damaged_and_foreign_frames_are_counted(established):
@@ -301,5 +301,5 @@ def test_damaged_and_foreign_frames_are_counted(established):
     tcp.receive(short, peer.now)
     tcp.receive(foreign, peer.now)
     tcp.receive(bytearray(10), peer.now)
-    assert tcp.info().drops == {Drop.CHECKSUM: 1, Drop.MALFORMED: 2, Drop.FOREIGN: 1}
+    assert tcp.info().drops == {SegmentDrop.CHECKSUM: 1, SegmentDrop.MALFORMED: 2, SegmentDrop.FOREIGN: 1}
     assert tcp.readable == 0

@@ -9,7 +9,7 @@ from vtl_tools.common.packet import tcp, vnet
 from vtl_tools.common.packet.checksum import checksum
 from vtl_tools.common.packet.ipv4 import LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.tcp.state import Drop, Ended
+from vtl_tools.common.tcp.state import Ended, SegmentDrop
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_its_sender_routed_is_dropped(kind, pointer):
     route = bytes((1, kind, 7, pointer)) + peer.path.local
     peer.tcp.receive(extended(peer.frame("S"), route), peer.now)
     assert not peer.tcp.asked
-    assert peer.tcp.info().drops == {Drop.SOURCE_ROUTE: 1}
+    assert peer.tcp.info().drops == {SegmentDrop.SOURCE_ROUTE: 1}
 
 
 @pytest.mark.parametrize("left", [0, 1])
@@ -105,4 +105,4 @@ def test_a_routing_header_is_ignored_at_its_end_only(left):
     frame[29] += 24
     peer.tcp.receive(frame, peer.now)
     assert peer.tcp.asked == (not left)
-    assert peer.tcp.info().drops == ({Drop.SOURCE_ROUTE: 1} if left else {})
+    assert peer.tcp.info().drops == ({SegmentDrop.SOURCE_ROUTE: 1} if left else {})

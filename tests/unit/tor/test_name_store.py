@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtl_tools.common.errors import Malformed, VTLError
-from vtl_tools.common.gateway.dns import GRACE_S, MAP4, NAMES_MAX, TTL_S
-from vtl_tools.common.gateway.name_map import NameMap, Placed
-from vtl_tools.common.relay import name_store
-from vtl_tools.common.relay.name_store import NameStore, parse, record
+from vtl_tools.common.guest_net.dns import GRACE_S, MAP4, NAMES_MAX, TTL_S
+from vtl_tools.common.guest_net.name_map import NameMap, Placed
+from vtl_tools.services.tor import name_store
+from vtl_tools.services.tor.name_store import NameStore, parse, record
 
 KEPT_S = TTL_S + GRACE_S
 SMALL = IPv4Network("192.0.2.0/26")

@@ -14,20 +14,20 @@ import pytest
 
 from vtl_tools.cmd import tor
 from vtl_tools.common.device.batch import SLOTS, Batch
+from vtl_tools.common.device.capped_capture import CappedCapture
 from vtl_tools.common.device.capture import quiet_scapy
-from vtl_tools.common.device.kept import Kept
-from vtl_tools.common.leaktest.proxy import Proxy
+from vtl_tools.common.guest_net import guest_network as surroundings
 from vtl_tools.common.packet import build
 from vtl_tools.common.packet.address import ip
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, RST, SYN
 from vtl_tools.common.packet.vnet import NONE, VNET
-from vtl_tools.common.relay import surroundings
-from vtl_tools.common.relay.flow import Flow
-from vtl_tools.common.relay.relay import _STALE_MAX, Limits
+from vtl_tools.common.relay.flow import RelayFlow
+from vtl_tools.common.relay.relay import _STALE_MAX, RelayLimits
+from vtl_tools.services.tor.selftest.proxy import RecordingProxy
 
 FRAMES = 200_000
-LIMITS = Limits(connections=300, half_open=100, open_s=5.0, idle_s=20.0, memory=1 << 20)
+LIMITS = RelayLimits(connections=300, half_open=100, open_s=5.0, idle_s=20.0, memory=1 << 20)
 GUEST_MAC, GATEWAY_MAC = bytes.fromhex("525400000001"), bytes.fromhex("0276746c0001")
 GUEST, OUTSIDE = ip("10.0.2.15"), ip("203.0.113.80")
 FIXED = 64
@@ -39,7 +39,7 @@ class Bench:
 
     def __init__(self, tmp_path, **options):
         self.selector = selectors.DefaultSelector()
-        self.proxy = Proxy(tmp_path / "socks", self.selector)
+        self.proxy = RecordingProxy(tmp_path / "socks", self.selector)
         self.stage = tor.Tor(str(self.proxy.path), limits=LIMITS, pipelined=True, **options)
         self.sent: list[bytes] = []
         self.stage.out_pieces[0] = self._take
@@ -123,7 +123,7 @@ def query(name: str, number: int = 7, sport: int = 4000) -> bytes:
 def corpus() -> list[bytes]:
     """What the leak test sends, and some more of what is answered."""
     with quiet_scapy():
-        from vtl_tools.common.leaktest import host, traffic
+        from vtl_tools.common.selftest import host, traffic
     frames = [bytes(frame) for kind in traffic.KINDS for frame in kind.frames(host.MAC)]
     frames += [syn(port, dport=dport) for port in range(50) for dport in (53, 80, 443)]
     frames += [query(f"name{number}.example.com", number) for number in range(50)]
@@ -213,7 +213,7 @@ def test_any_frames_at_all_leave_no_trace(either):
     assert len(stage.names._looking) == 0
     bench.sent.clear()
     gc.collect()
-    assert sum(isinstance(thing, Flow) for thing in gc.get_objects()) <= FIXED
+    assert sum(isinstance(thing, RelayFlow) for thing in gc.get_objects()) <= FIXED
     assert descriptors() - before <= FIXED
     pins = [entry.pins for entry in stage.resolver.names._by_name.values()]
     assert sum(pins) == 0
@@ -231,7 +231,9 @@ def test_flows_that_ended_are_not_kept_until_they_would_have_timed_out(bench):
     assert bench.stage.relay.opened == 4000
     assert bench.stage.relay.flows == {}
     gc.collect()
-    assert sum(isinstance(thing, Flow) for thing in gc.get_objects()) <= 2 * LIMITS.connections + _STALE_MAX
+    assert (
+        sum(isinstance(thing, RelayFlow) for thing in gc.get_objects()) <= 2 * LIMITS.connections + _STALE_MAX
+    )
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOBUFS])
@@ -298,7 +300,7 @@ def test_a_number_at_a_names_end_is_not_asked_for(either):
 
 
 def test_a_full_disk_ends_the_record_of_drops_and_nothing_else(bench, monkeypatch, caplog):
-    kept = Kept("--pcap-dropped", Path("/dev/full"), "vmnet1")
+    kept = CappedCapture("--pcap-dropped", Path("/dev/full"), "vmnet1")
     bench.stage.relay.on_loss = kept
     for _ in range(200):
         bench.push([bytes(1400)] * 8)

@@ -5,8 +5,8 @@ from ipaddress import ip_address
 import pytest
 
 from tests.unit.tor.test_tor_hostile import GATEWAY_MAC, GUEST_MAC, Bench, query, syn
-from vtl_tools.common.gateway.dns import Mode, Resolver
-from vtl_tools.common.gateway.lookups import Lookup
+from vtl_tools.common.guest_net.dns import Mode, Resolver
+from vtl_tools.common.guest_net.lookups import Lookup
 from vtl_tools.common.packet import build
 from vtl_tools.common.packet.address import ip
 from vtl_tools.common.packet.packet import Packet

@@ -8,7 +8,7 @@ from vtl_tools.common.packet.address import ip
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, FIN, PSH
 from vtl_tools.common.packet.vnet import NONE, VNET
-from vtl_tools.common.relay import names
+from vtl_tools.services.tor import name_server as names
 
 RESOLVER = ip("10.0.2.2")
 BURST = 64

@@ -8,11 +8,11 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from vtl_tools.common import interface, privilege
 from vtl_tools.common.device import mmsg
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch, Lent, Pieces
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
+from vtl_tools.common.host import interface, privilege
 from vtl_tools.common.packet import vnet
 
 _SOL_PACKET: Final = 263

@@ -15,7 +15,7 @@ from typing import Final
 from vtl_tools.common.device.base import Device, Drop
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.datagram import Inbox, leave_out, send_messages
-from vtl_tools.common.device.peer import Peer
+from vtl_tools.common.device.peer import SocketPeer
 from vtl_tools.common.device.plain import ETHERNET
 from vtl_tools.common.packet import vnet
 from vtl_tools.common.packet.vnet import VNET
@@ -44,7 +44,7 @@ class ChannelDevice(Device):
 
     def __init__(self, spec: str, path: str, *, server: bool = False) -> None:
         super().__init__(spec)
-        self._peer = Peer(self, path, socket.SOCK_SEQPACKET, server=server)
+        self._peer = SocketPeer(self, path, socket.SOCK_SEQPACKET, server=server)
         self._batch = Batch()
         self._inbox = Inbox(self._batch, 0, _MINIMUM)
 

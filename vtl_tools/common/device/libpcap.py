@@ -13,12 +13,12 @@ import socket
 import struct
 from typing import Any, Final
 
-from vtl_tools.common import privilege
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.capture import quiet_scapy
 from vtl_tools.common.device.plain import ETHERNET, Plain
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
+from vtl_tools.common.host import privilege
 from vtl_tools.common.packet.vnet import VNET
 
 _ETHERNET: Final = 1  # DLT_EN10MB

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from vtl_tools.common import custodian
 from vtl_tools.common.device.base import RETRY_S, Device
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
+from vtl_tools.common.host import broker as custodian
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 
 
-class Peer:
+class SocketPeer:
     """Keeps one connection of a device. The device's read() calls look() while sock is None.
 
     A server takes one client at a time. As in QEMU, further ones wait in the backlog until it leaves.
@@ -41,7 +41,7 @@ class Peer:
         self._family = socket.AF_UNIX
         self._where: SocketAddress = address
         self._waiting: socket.socket | None = None  # listens, or is about to be connected
-        self._door = custodian.Door(address) if isinstance(address, str) and not server else None
+        self._door = custodian.UnixTarget(address) if isinstance(address, str) and not server else None
         self._file: SocketFile | None = None
 
     def open(self) -> None:
@@ -167,7 +167,7 @@ class SocketFile:
                 raise
             self._clear_away(spec, sock.type, path)
             sock.bind(path)
-        self._made = custodian.Socket(path)
+        self._made = custodian.OwnSocket(path)
 
     @staticmethod
     def _clear_away(spec: str, kind: socket.SocketKind, path: str) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 from vtl_tools.common.device.base import Device, Drop
 from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch
-from vtl_tools.common.device.peer import Address, Peer
+from vtl_tools.common.device.peer import Address, SocketPeer
 from vtl_tools.common.device.plain import ETHERNET, Plain
 from vtl_tools.common.packet.vnet import VNET
 
@@ -32,7 +32,7 @@ class StreamDevice(Device):
 
     def __init__(self, spec: str, address: Address, *, server: bool = False) -> None:
         super().__init__(spec)
-        self._peer = Peer(self, address, socket.SOCK_STREAM, server=server)
+        self._peer = SocketPeer(self, address, socket.SOCK_STREAM, server=server)
         self._batch = Batch()
         self._plain = Plain(self)
         self._buffer = memoryview(bytearray(BUFFER))

@@ -12,11 +12,12 @@ import socket
 import struct
 from typing import Final
 
-from vtl_tools.common import custodian, privilege
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.plain import ETHERNET
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
+from vtl_tools.common.host import broker as custodian
+from vtl_tools.common.host import privilege
 from vtl_tools.common.packet.vnet import VNET
 
 # linux/if_tun.h
@@ -53,7 +54,7 @@ class TapDevice(Device):
         super().__init__(f"tap:{name}")
         self.name = name
         self._fd = -1
-        self._tun = custodian.Device("/dev/net/tun")
+        self._tun = custodian.DeviceFile("/dev/net/tun")
         self._batch = Batch()
 
     def connect(self) -> None:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from vtl_tools.common.relay.call import HUNG_UP, READABLE, WRITABLE, Call, Inner
+from vtl_tools.common.relay.connector import HUNG_UP, READABLE, WRITABLE, Connector, InternalStream
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import Ended
@@ -30,7 +30,7 @@ _PIECES_MAX: Final = 64  # of one system call
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: closing resets
 
 
-class Stage(StrEnum):
+class FlowStage(StrEnum):
     """How far a flow is (paper section 3.1); the values are what --json prints."""
 
     OPEN = "open"
@@ -39,7 +39,7 @@ class Stage(StrEnum):
     ERROR = "error"
 
 
-class Flow:
+class RelayFlow:
     """Joins an endpoint to a stream. pump() moves what can be moved, and the relay calls it when it may.
 
     syn: the frame that the guest called with, for an ICMP error to quote. heard_at: when anything came last.
@@ -76,12 +76,12 @@ class Flow:
     )  # fmt: skip
 
     def __init__(
-        self, relay: "Relay", key: bytes, endpoint: Endpoint, call: Call, syn: bytes, now: float
+        self, relay: "Relay", key: bytes, endpoint: Endpoint, call: Connector, syn: bytes, now: float
     ) -> None:
         self.relay, self.key, self.endpoint, self.syn = relay, key, endpoint, syn
-        self.call: Call | None = call
+        self.call: Connector | None = call
         self.stream = call.stream
-        self.within = call.stream if isinstance(call.stream, Inner) else None
+        self.within = call.stream if isinstance(call.stream, InternalStream) else None
         self.opening = True
         self.touched = self.may_read = self.may_write = self.hung_up = False
         self.received_eof = self.sent_eof = False
@@ -92,13 +92,17 @@ class Flow:
         self.lent: deque[tuple[int, memoryview, int]] | None = None
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> FlowStage:
         """How far it is."""
         if self.endpoint.ended not in (None, Ended.CLOSED):
-            return Stage.ERROR
+            return FlowStage.ERROR
         if self.opened_at is None:
-            return Stage.OPEN
-        return Stage.CLOSE if self.received_eof or self.sent_eof or self.endpoint.ended else Stage.ESTABLISHED
+            return FlowStage.OPEN
+        return (
+            FlowStage.CLOSE
+            if self.received_eof or self.sent_eof or self.endpoint.ended
+            else FlowStage.ESTABLISHED
+        )
 
     # --- Open
 

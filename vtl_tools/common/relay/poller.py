@@ -6,14 +6,14 @@ asyncio would change what it waits for at every turn of a connection, which cost
 import select
 from typing import Final, Protocol
 
-from vtl_tools.common.relay.call import Stream
+from vtl_tools.common.relay.connector import Stream
 
 _EDGES: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _EVENTS_MAX: Final = 128
 """In a turn, so that frames are not kept waiting."""
 
 
-class Owner(Protocol):
+class EventHandler(Protocol):
     """Whoever is told of a stream's events."""
 
     def on_event(self, events: int, now: float) -> None:
@@ -26,7 +26,7 @@ class Poller:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._owners: dict[int, Owner] = {}
+        self._owners: dict[int, EventHandler] = {}
         self._closing: list[Stream] = []
         self._polling = False
 
@@ -34,7 +34,7 @@ class Poller:
         """Return a descriptor that is readable when there are events."""
         return self._epoll.fileno()
 
-    def add(self, stream: Stream, owner: Owner) -> None:
+    def add(self, stream: Stream, owner: EventHandler) -> None:
         """Tell owner of this stream from now on; one without a descriptor tells by itself.
 
         Raises OSError, with the stream closed, if the kernel is to watch no more.

@@ -16,11 +16,11 @@ from vtl_tools.common.packet.address import is_single_host
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
 from vtl_tools.common.packet.vnet import VNET
-from vtl_tools.common.relay.call import Call
-from vtl_tools.common.relay.crowd import Crowd, Verdict
-from vtl_tools.common.relay.flow import Flow
+from vtl_tools.common.relay.connector import Connector
+from vtl_tools.common.relay.flow import RelayFlow
 from vtl_tools.common.relay.frames import is_broken, path_back, syn_alone
 from vtl_tools.common.relay.poller import Poller
+from vtl_tools.common.relay.syn_flood import SynFloodGuard, SynVerdict
 from vtl_tools.common.socks import ANSWER, Reason
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.config import Config
@@ -65,7 +65,7 @@ RELAYED: Final = Config(
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RelayLimits:
     """What a guest may cost. Seconds and octets.
 
     connections: flows at once. half_open: of them, those that are not established yet. open_s: how long a
@@ -95,30 +95,30 @@ class Relay(Stage):
 
     def __init__(
         self,
-        dial: Callable[[Path], Call | Reason],
+        dial: Callable[[Path], Connector | Reason],
         secret: bytes,
         *,
         config: Config = RELAYED,
-        limits: Limits = Limits(),
+        limits: RelayLimits = RelayLimits(),
     ) -> None:
         super().__init__(ports=1)
         self.dial, self.config, self.limits, self._secret = dial, config, limits, secret
         self.poller = Poller()
         self.sources = [self]
-        self.flows: dict[bytes, Flow] = {}
+        self.flows: dict[bytes, RelayFlow] = {}
         self.buffers: list[memoryview] = []
         self.other: Callable[[memoryview, float], object] = self._nothing_else
         self.on_loss: Callable[[memoryview, float], object] | None = None
-        self.on_end: Callable[[Flow, float], object] | None = None
+        self.on_end: Callable[[RelayFlow, float], object] | None = None
         self.has_more: Callable[[], bool] = lambda: False
         self.octets_up = self.octets_down = self.held = 0
         self.opened = self.established = self.failed = self.evicted = 0
         self._half_open = 0
         self._outbox: list[Pieces] = []
-        self._crowd, self._crowded_at = Crowd(secret), limits.half_open // 2
-        self._touched: list[Flow] = []
-        self._more: dict[bytes, Flow] = {}
-        self._timers: list[tuple[float, int, Flow]] = []
+        self._crowd, self._crowded_at = SynFloodGuard(secret), limits.half_open // 2
+        self._touched: list[RelayFlow] = []
+        self._more: dict[bytes, RelayFlow] = {}
+        self._timers: list[tuple[float, int, RelayFlow]] = []
         self._timer = 0
 
     # --- frames
@@ -186,9 +186,9 @@ class Relay(Stage):
     def _is_crowd(self, segment: Segment, frame: memoryview, now: float) -> bool:
         """Whether a SYN is passed over, as one of a flood, and perhaps asked for a proof that it is not."""
         verdict = self._crowd.judge(segment.flow, now, half_open=self._half_open, most=self.limits.half_open)
-        if verdict is Verdict.PROVE and (challenge := self._crowd.challenge(frame, segment)) is not None:
+        if verdict is SynVerdict.PROVE and (challenge := self._crowd.challenge(frame, segment)) is not None:
             self.send(0, [(challenge,)], now)
-        return verdict is not Verdict.PASS
+        return verdict is not SynVerdict.PASS
 
     def _open(self, path: Path, segment: Segment, syn: bytes, now: float) -> None:
         endpoint = Endpoint(path, self._secret, now, self.config)
@@ -202,7 +202,7 @@ class Relay(Stage):
         if isinstance(call, Reason):
             self._tell(syn, call, now)
             return
-        flow = Flow(self, segment.flow, endpoint, call, syn, now)
+        flow = RelayFlow(self, segment.flow, endpoint, call, syn, now)
         self.flows[segment.flow] = flow
         self._half_open += 1
         try:
@@ -248,13 +248,13 @@ class Relay(Stage):
         """Whether as much is held as may be."""
         return self.held > self.limits.memory
 
-    def touch(self, flow: Flow) -> None:
+    def touch(self, flow: RelayFlow) -> None:
         """Have flow pumped when the relay settles."""
         if not flow.touched:
             flow.touched = True
             self._touched.append(flow)
 
-    def transmit(self, flow: Flow, now: float) -> None:
+    def transmit(self, flow: RelayFlow, now: float) -> None:
         """Send what a flow's endpoint has for the guest."""
         for pieces in flow.endpoint.transmit_pieces(now):
             if len(pieces) == 1:
@@ -271,18 +271,18 @@ class Relay(Stage):
             self.send(0, self._outbox, now)
             self._outbox = []
 
-    def again(self, flow: Flow, now: float) -> None:
+    def again(self, flow: RelayFlow, now: float) -> None:
         """Have a flow's call tried again in a while."""
         flow.retry_at = now + _RETRY_S
         if flow.armed_at > flow.retry_at:
             self._arm(flow, flow.retry_at)
 
-    def refused(self, flow: Flow, reason: Reason, now: float) -> None:
+    def refused(self, flow: RelayFlow, reason: Reason, now: float) -> None:
         """Tell the guest that a call came to nothing, and forget it."""
         self._tell(flow.syn, reason, now)
         self._remove(flow, now)
 
-    def give_up(self, flow: Flow, now: float) -> None:
+    def give_up(self, flow: RelayFlow, now: float) -> None:
         """Reset a flow at both ends."""
         flow.endpoint.abort()
         self.transmit(flow, now)
@@ -348,7 +348,7 @@ class Relay(Stage):
             self.evicted += 1
             self.give_up(flow, now)
 
-    def _arm(self, flow: Flow, due: float) -> None:
+    def _arm(self, flow: RelayFlow, due: float) -> None:
         flow.armed_at = due
         self._timer += 1
         heapq.heappush(self._timers, (due, self._timer, flow))
@@ -385,7 +385,7 @@ class Relay(Stage):
             flow.wake(now)
             self.touch(flow)
 
-    def _remove(self, flow: Flow, now: float) -> None:
+    def _remove(self, flow: RelayFlow, now: float) -> None:
         if self.flows.get(flow.key) is not flow:
             return
         del self.flows[flow.key]

@@ -5,7 +5,7 @@ from typing import Final
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
 from vtl_tools.common.tcp.output import agree, reset
 from vtl_tools.common.tcp.prediction import predicted
-from vtl_tools.common.tcp.state import ON_FIN, ON_FIN_ACKED, TAKES_DATA, Drop, Ended, State
+from vtl_tools.common.tcp.state import ON_FIN, ON_FIN_ACKED, TAKES_DATA, Ended, SegmentDrop, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
 from vtl_tools.common.tcp.wire import Segment
 
@@ -19,20 +19,20 @@ def arrive(tcb: TCB, segment: Segment, now: float) -> None:
     state = tcb.state
     tcb.segments_in += 1
     if state is State.TIME_WAIT and _is_new_connection(tcb, segment):
-        tcb.drops[Drop.SUPERSEDED] += 1
+        tcb.drops[SegmentDrop.SUPERSEDED] += 1
         tcb.end(Ended.CLOSED)
         return
     if state is State.ESTABLISHED and predicted(tcb, segment, now):
         return
     if state is State.CLOSED:  # 3.10.7.1
-        tcb.drops[Drop.NOT_OPEN] += 1
+        tcb.drops[SegmentDrop.NOT_OPEN] += 1
         reset(tcb, segment)
     elif state is State.LISTEN:
         _listen(tcb, segment, now)
     elif state is State.SYN_SENT:
         _syn_sent(tcb, segment, now)
     elif state is State.TIME_WAIT and _is_new_connection(tcb, segment):
-        tcb.drops[Drop.SUPERSEDED] += 1
+        tcb.drops[SegmentDrop.SUPERSEDED] += 1
         tcb.end(Ended.CLOSED)
     else:
         _synchronized(tcb, segment, now)
@@ -42,18 +42,18 @@ def _listen(tcb: TCB, segment: Segment, now: float) -> None:
     """3.10.7.2. The SYN-ACK waits for the user to accept."""
     flags = segment.flags
     if not tcb.path.is_unicast:  # MUST-57, MUST-63: not even a reset
-        tcb.drops[Drop.FOREIGN] += 1
+        tcb.drops[SegmentDrop.FOREIGN] += 1
     elif flags & RST:  # first, check for a RST
-        tcb.drops[Drop.NOT_OPEN] += 1
+        tcb.drops[SegmentDrop.NOT_OPEN] += 1
     elif flags & ACK:  # second, check for an ACK
-        tcb.drops[Drop.NOT_OPEN] += 1
+        tcb.drops[SegmentDrop.NOT_OPEN] += 1
         reset(tcb, segment)
     elif flags & SYN and not flags & FIN:  # third, check for a SYN
         _begin(tcb, segment, now)
         tcb.held = True
         tcb.become(State.SYN_RECEIVED)
     else:
-        tcb.drops[Drop.NOT_OPEN] += 1
+        tcb.drops[SegmentDrop.NOT_OPEN] += 1
 
 
 def _syn_sent(tcb: TCB, segment: Segment, now: float) -> None:
@@ -63,17 +63,17 @@ def _syn_sent(tcb: TCB, segment: Segment, now: float) -> None:
     if flags & ACK:  # first, check the ACK bit
         ack = snd.position(segment.ack)
         if not 0 < ack <= snd.nxt:  # SEG.ACK =< ISS, or SEG.ACK > SND.NXT
-            tcb.drops[Drop.BAD_ACK] += 1
+            tcb.drops[SegmentDrop.BAD_ACK] += 1
             reset(tcb, segment)
             return
     if flags & RST:  # second, check the RST bit
         if ack:
             tcb.end(Ended.REFUSED)
         else:
-            tcb.drops[Drop.UNSURE_RESET] += 1
+            tcb.drops[SegmentDrop.UNSURE_RESET] += 1
         return
     if not flags & SYN or flags & FIN:  # fourth, check the SYN bit
-        tcb.drops[Drop.NOT_OPEN] += 1
+        tcb.drops[SegmentDrop.NOT_OPEN] += 1
         return
     _begin(tcb, segment, now)
     if ack:
@@ -128,7 +128,7 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     # second, check the RST bit (RFC 5961 section 3.2)
     if flags & RST:
         if seq != rcv.nxt:
-            _challenge(tcb, Drop.UNSURE_RESET, now)
+            _challenge(tcb, SegmentDrop.UNSURE_RESET, now)
         elif tcb.state in (State.CLOSING, State.LAST_ACK, State.TIME_WAIT):
             tcb.end(Ended.CLOSED)
         else:
@@ -143,7 +143,7 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
 
     # fifth, check the ACK field
     if not flags & ACK:
-        tcb.drops[Drop.NO_ACK] += 1
+        tcb.drops[SegmentDrop.NO_ACK] += 1
         return
     if not _acknowledged(tcb, segment, seq, now):
         return
@@ -199,14 +199,14 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     if tcb.timestamps:
         if stamps is None:
             if not flags & RST:
-                tcb.drops[Drop.NO_TIMESTAMP] += 1
+                tcb.drops[SegmentDrop.NO_TIMESTAMP] += 1
                 return False
         elif (
             (stamps[0] - tcb.ts_recent) & _HALF
             and not flags & (RST | SYN)
             and now - tcb.ts_recent_at < _STAMP_OUTDATED_S
         ):
-            _stale(tcb, segment, Drop.OLD_TIMESTAMP, now)
+            _stale(tcb, segment, SegmentDrop.OLD_TIMESTAMP, now)
             return False
 
     length = segment.length + (flags & FIN) + (flags >> 1 & 1)
@@ -217,17 +217,17 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     if flags & SYN:
         _unexpected_syn(tcb, segment, seq, now)
     elif flags & RST:
-        tcb.drops[Drop.OUT_OF_WINDOW] += 1
+        tcb.drops[SegmentDrop.OUT_OF_WINDOW] += 1
     else:
         if seq < rcv.nxt and segment.length and seq + segment.length > rcv.nxt - _MAX_STALE:
             rcv.dsack = (seq, min(seq + segment.length, rcv.nxt))
-        _stale(tcb, segment, Drop.OUT_OF_WINDOW, now)
+        _stale(tcb, segment, SegmentDrop.OUT_OF_WINDOW, now)
         if tcb.state is State.TIME_WAIT and flags & FIN and seq + length == rcv.nxt:
             tcb.wait(now)
     return False
 
 
-def _stale(tcb: TCB, segment: Segment, reason: Drop, now: float) -> None:
+def _stale(tcb: TCB, segment: Segment, reason: SegmentDrop, now: float) -> None:
     """Acknowledge again what is not acceptable: with data or a FIN always, as the ACK may have been lost."""
     if segment.length or segment.flags & FIN:
         tcb.drops[reason] += 1
@@ -237,7 +237,7 @@ def _stale(tcb: TCB, segment: Segment, reason: Drop, now: float) -> None:
         _challenge(tcb, reason, now)
 
 
-def _challenge(tcb: TCB, reason: Drop, now: float) -> None:
+def _challenge(tcb: TCB, reason: SegmentDrop, now: float) -> None:
     """Answer by an ACK: a peer that means it will say so with the right number (RFC 5961)."""
     tcb.drops[reason] += 1
     if not tcb.held and tcb.may_challenge(now):
@@ -247,17 +247,17 @@ def _challenge(tcb: TCB, reason: Drop, now: float) -> None:
 def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     if tcb.state is State.SYN_RECEIVED and seq == 0:  # the peer's SYN again
         if tcb.held:
-            tcb.drops[Drop.HELD] += 1
+            tcb.drops[SegmentDrop.HELD] += 1
             return
         if segment.flags & ACK and tcb.snd.position(segment.ack) == 1 and not tcb.passive:
             _established(tcb, segment, 1, now)  # both ends opened at once, and this answers our SYN
             tcb.ack_now = True
             return
-        tcb.drops[Drop.UNEXPECTED_SYN] += 1
+        tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
         if tcb.may_challenge(now):
             tcb.syn_due = True  # our answer was lost
         return
-    _challenge(tcb, Drop.UNEXPECTED_SYN, now)
+    _challenge(tcb, SegmentDrop.UNEXPECTED_SYN, now)
 
 
 def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
@@ -266,13 +266,13 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     ack = snd.position(segment.ack)
     if tcb.state is State.SYN_RECEIVED:
         if tcb.held or not 0 < ack <= snd.nxt:
-            tcb.drops[Drop.BAD_ACK] += 1
+            tcb.drops[SegmentDrop.BAD_ACK] += 1
             reset(tcb, segment)
             return False
         _established(tcb, segment, ack, now)
         return True
     if ack > snd.max or ack < snd.una - snd.max_wnd:  # RFC 5961 section 5.2
-        _challenge(tcb, Drop.BAD_ACK, now)
+        _challenge(tcb, SegmentDrop.BAD_ACK, now)
         return False
 
     dsack = False
@@ -353,7 +353,7 @@ def _text(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     before = rcv.nxt
     gap = rcv.has_gap
     if not rcv.take(seq, segment.data):
-        tcb.drops[Drop.FULL] += 1
+        tcb.drops[SegmentDrop.FULL] += 1
     tcb.ack_due_octets += rcv.nxt - before
     if (
         gap

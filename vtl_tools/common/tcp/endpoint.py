@@ -12,7 +12,7 @@ from vtl_tools.common.tcp.isn import initial_numbers
 from vtl_tools.common.tcp.queue import Octets
 from vtl_tools.common.tcp.sack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Piece
-from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, SENDS_DATA, Drop, Ended, State
+from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, SENDS_DATA, Ended, SegmentDrop, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
 from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Path, Pieces, Segment, is_intact, parse
 
@@ -61,7 +61,7 @@ class Info:
     segments_in: int
     segments_out: int
     out_of_order: int
-    drops: dict[Drop, int]
+    drops: dict[SegmentDrop, int]
     due_s: float | None
 
     @property
@@ -138,13 +138,13 @@ class Endpoint(TCB):
         try:
             segment = parse(frame)
             if not frame[0] & 3 and not is_intact(frame):
-                self.drops[Drop.CHECKSUM] += 1
+                self.drops[SegmentDrop.CHECKSUM] += 1
                 return
         except Malformed as found:
-            self.drops[Drop.SOURCE_ROUTE if found.what == SOURCE_ROUTE else Drop.MALFORMED] += 1
+            self.drops[SegmentDrop.SOURCE_ROUTE if found.what == SOURCE_ROUTE else SegmentDrop.MALFORMED] += 1
             return
         if segment.flow != self.framer.expected:
-            self.drops[Drop.FOREIGN] += 1
+            self.drops[SegmentDrop.FOREIGN] += 1
             return
         arrive(self, segment, now)
         self.rcv.own()

@@ -31,7 +31,7 @@ class Ended(StrEnum):
     TIMED_OUT = "timed-out"  # the peer did not answer for the user timeout, or not to keep-alives
 
 
-class Drop(StrEnum):
+class SegmentDrop(StrEnum):
     """Why a segment went no further; the values are what --json prints."""
 
     MALFORMED = "malformed"

@@ -8,7 +8,7 @@ from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.rcv import Receiver
 from vtl_tools.common.tcp.rtt import RTTEstimator
 from vtl_tools.common.tcp.snd import Sender
-from vtl_tools.common.tcp.state import Drop, Ended, State
+from vtl_tools.common.tcp.state import Ended, SegmentDrop, State
 from vtl_tools.common.tcp.wire import Framer, Path, Pieces
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class TCB:
         self.passive = self.peer_scales = self.held = self.syn_due = self.ack_now = self.timestamps = False
         self.reset_due = False
         self.out: list[Pieces] = []
-        self.drops: defaultdict[Drop, int] = defaultdict(int)
+        self.drops: defaultdict[SegmentDrop, int] = defaultdict(int)
         self.ts_offset = ts_offset
         self.ts_recent = 0
         self.ts_recent_at = 0.0

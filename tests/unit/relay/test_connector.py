@@ -1,0 +1,333 @@
+"""Calls, on real sockets and the real poller, which tells of each edge once."""
+
+import select
+import socket
+import threading
+import time
+
+import pytest
+
+from vtl_tools.common.packet import address
+from vtl_tools.common.relay.connector import SocksConnector, TCPConnector
+from vtl_tools.common.relay.poller import Poller
+from vtl_tools.common.socks import Credentials, Reason
+
+DEADLINE_S = 10.0
+GREETING, METHOD = b"\5\1\0", b"\5\0"
+GRANTED = b"\5\0\0\1\0\0\0\0\0\0"
+
+
+class Owner:
+    """Advances a call as its stream becomes ready, and notes what it comes to."""
+
+    def __init__(self, call, poller):
+        self.call, self.outcome, self.seen = call, None, 0
+        poller.add(call.stream, self)
+        self.outcome = call.advance(0)
+
+    def on_event(self, events, now):
+        self.seen |= events
+        if self.outcome is None:
+            self.outcome = self.call.advance(events)
+
+
+@pytest.fixture
+def poller():
+    poller = Poller()
+    yield poller
+    poller.end()
+    poller.end()
+
+
+def until(poller, condition):
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, "not in time"
+        select.select([poller], [], [], 0.1)
+        poller.poll(0.0)
+
+
+def outcome_of(call, poller):
+    owner = Owner(call, poller)
+    until(poller, lambda: owner.outcome is not None)
+    return owner.outcome
+
+
+@pytest.fixture(params=[socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
+def server(request):
+    host = "127.0.0.1" if request.param == socket.AF_INET else "::1"
+    with socket.create_server((host, 0), family=request.param) as server:
+        server.settimeout(DEADLINE_S)
+        yield server
+
+
+def call_to(server):
+    host, port = server.getsockname()[:2]
+    return TCPConnector((host, port), server.family)
+
+
+def test_a_tcp_call_stands(server, poller):
+    call = call_to(server)
+    assert outcome_of(call, poller) == b""
+    far, _ = server.accept()
+    with far, call.stream as stream:
+        stream.send(b"hello")
+        far.settimeout(DEADLINE_S)
+        assert far.recv(10) == b"hello"
+
+
+def test_a_refused_tcp_call_is_refused(server, poller):
+    call = call_to(server)
+    server.close()
+    assert outcome_of(call, poller) is Reason.REFUSED
+    call.stream.close()
+
+
+def test_a_tcp_call_to_nowhere_fails(poller):
+    call = TCPConnector(("255.255.255.255", 80))
+    assert outcome_of(call, poller) in (Reason.NET_UNREACHABLE, Reason.PROHIBITED, Reason.HOST_UNREACHABLE)
+    call.stream.close()
+
+
+def test_an_end_that_came_with_the_connection_is_told(server, poller):
+    call = call_to(server)
+    seen = []
+    owner = Owner(call, poller)
+    far, _ = server.accept()
+    far.send(b"bye")
+    far.close()
+    until(poller, lambda: seen.append(owner.seen) or owner.seen & select.EPOLLRDHUP)
+    assert owner.outcome == b""
+    call.stream.close()
+
+
+# --- a proxy
+
+
+class Proxy:
+    """A SOCKS proxy that says to a call what it is told to. steps: (octets to hear, octets to say)."""
+
+    def __init__(self, server, steps, close):
+        self.server, self.steps, self.close = server, steps, close
+        self.heard, self.sock = [], None
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self):
+        self.sock = sock = self.server.accept()[0]
+        sock.settimeout(DEADLINE_S)
+        for hear, say in self.steps:
+            heard = b""
+            while len(heard) < hear:
+                heard += sock.recv(hear - len(heard))
+            self.heard.append(heard)
+            for piece in say if isinstance(say, list) else [say]:
+                sock.sendall(piece)
+                time.sleep(0.01 if isinstance(say, list) else 0)
+        if self.close:
+            sock.close()
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def listening(request, tmp_path):
+    if request.param == "tcp":
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            yield server, server.getsockname()
+    else:
+        with socket.socket(socket.AF_UNIX) as server:
+            path = str(tmp_path / "proxy")
+            server.bind(path)
+            server.listen()
+            yield server, path
+
+
+@pytest.fixture
+def proxy(listening):
+    """A function that makes the proxy do its steps."""
+    made = []
+
+    def make(*steps, close=False):
+        made.append(Proxy(listening[0], steps, close))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.thread.join(DEADLINE_S)
+        each.sock.close()
+
+
+def test_a_proxy_grants(listening, proxy, poller):
+    _, where = listening
+    served = proxy((3, METHOD), (10, GRANTED))
+    call = SocksConnector(where, address.ip("192.0.2.1"), 80)
+    assert outcome_of(call, poller) == b""
+    served.thread.join()
+    assert served.heard == [GREETING, b"\5\1\0\1\xc0\0\2\1\0\x50"]
+    served.sock.send(b"hello")
+    call.stream.settimeout(DEADLINE_S)
+    assert call.stream.recv(10) == b"hello"
+    call.stream.close()
+
+
+def test_a_proxy_that_speaks_in_pieces_grants(listening, proxy, poller):
+    _, where = listening
+    proxy((3, [b"\5", b"\0"]), (18, [bytes([octet]) for octet in GRANTED]))
+    call = SocksConnector(where, "example.com", 80)
+    assert outcome_of(call, poller) == b""
+    call.stream.close()
+
+
+def test_what_follows_a_grant_is_the_beginning_of_the_stream(listening, proxy, poller):
+    _, where = listening
+    proxy((3, METHOD), (18, GRANTED + b"and so it begins"))
+    call = SocksConnector(where, "example.com", 80)
+    assert outcome_of(call, poller) == b"and so it begins"
+    call.stream.close()
+
+
+def test_a_pipelined_request_needs_no_waiting(listening, proxy, poller):
+    _, where = listening
+    served = proxy((3 + 9 + 18, b"\5\2\1\0" + GRANTED + b"data"))
+    call = SocksConnector(where, "example.com", 80, Credentials(b"guest", b"1"), pipelined=True)
+    assert outcome_of(call, poller) == b"data"
+    served.thread.join()
+    call.stream.close()
+
+
+@pytest.mark.parametrize(
+    ("say", "reason"), [(b"\5\5\0\1" + bytes(6), Reason.REFUSED), (b"\5\2\0\1" + bytes(6), Reason.PROHIBITED)]
+)
+def test_a_proxy_denies(listening, proxy, poller, say, reason):
+    _, where = listening
+    proxy((3, METHOD), (18, say), close=True)
+    call = SocksConnector(where, "example.com", 80)
+    assert outcome_of(call, poller) is reason
+    call.stream.close()
+
+
+@pytest.mark.parametrize("say", [b"", b"\5", b"HTTP/1.0 400 Bad Request\r\n", METHOD])
+def test_a_proxy_that_leaves_is_not_waited_for(listening, proxy, poller, say):
+    _, where = listening
+    proxy((3, say), close=True)
+    call = SocksConnector(where, "example.com", 80)
+    assert outcome_of(call, poller) is Reason.CLOSED
+    call.stream.close()
+
+
+@pytest.mark.parametrize("answer", [GRANTED[:4], b"\5\0\0\3\xff", b""])
+def test_a_proxy_that_leaves_in_the_middle_of_its_answer_is_not_waited_for(listening, proxy, poller, answer):
+    """The beginning and the end are told of together."""
+    _, where = listening
+    served = proxy((3, METHOD), (18, answer), close=True)
+    call = SocksConnector(where, "example.com", 80)
+    owner = Owner(call, poller)
+    end = time.monotonic() + DEADLINE_S
+    while served.thread.is_alive():
+        assert time.monotonic() < end
+        if len(served.heard) < 2:
+            select.select([poller], [], [], 0.02)
+            poller.poll(0.0)
+    until(poller, lambda: owner.outcome is not None)
+    assert owner.outcome is Reason.CLOSED
+    call.stream.close()
+
+
+def test_a_proxy_whose_queue_is_full_is_busy(tmp_path):
+    path = str(tmp_path / "proxy")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(0)
+        calls = [SocksConnector(path, "example.com", 80) for _ in range(4)]
+        busy = 0
+        for call in calls:
+            try:
+                assert call.advance(0) is None
+            except BlockingIOError:
+                busy += 1
+        assert busy == 3
+        server.accept()[0].close()
+        assert calls[1].advance(0) is None, "now there is room"
+        for call in calls:
+            call.stream.close()
+
+
+def test_there_is_no_proxy(tmp_path, poller):
+    call = SocksConnector(str(tmp_path / "nothing"), "example.com", 80)
+    assert outcome_of(call, poller) is Reason.CLOSED
+    call.stream.close()
+
+
+# --- the poller
+
+
+class Note:
+    """An owner that notes its events. then: what it does upon each."""
+
+    def __init__(self, then=lambda: None):
+        self.events, self.then = [], then
+
+    def on_event(self, events, now):
+        self.events.append(events)
+        self.then()
+
+
+def nonblocking_pair():
+    left, right = socket.socketpair()
+    left.setblocking(False)
+    return left, right
+
+
+def test_an_edge_is_told_of_once(poller):
+    left, right = nonblocking_pair()
+    with left, right:
+        note = Note()
+        poller.add(left, note)
+        poller.poll(0.0)
+        note.events.clear()
+        right.send(b"x")
+        assert poller.poll(0.0)
+        assert not poller.poll(0.0)
+        (events,) = note.events
+        assert events & select.EPOLLIN
+        right.send(b"y")
+        assert poller.poll(0.0)
+
+
+def test_a_stream_that_is_closed_during_events_tells_nobody(poller):
+    """And its number is not given to another while events of the old one may be on hand."""
+    pairs = [nonblocking_pair() for _ in range(8)]
+    notes = []
+
+    def close_all():
+        for near, _ in pairs:
+            if near.fileno() >= 0 and near not in closed:
+                closed.append(near)
+                poller.close(near)
+        fresh.append(socket.socket())
+
+    closed, fresh = [], []
+    for near, _ in pairs:
+        notes.append(Note(close_all))
+        poller.add(near, notes[-1])
+    assert poller.poll(0.0)
+    assert sum(len(note.events) for note in notes) == 1
+    assert all(near.fileno() == -1 for near, _ in pairs)
+    assert not poller.poll(0.0)
+    for sock in [*fresh, *(far for _, far in pairs)]:
+        sock.close()
+
+
+def test_a_closed_streams_number_may_be_another_streams(poller):
+    left, right = nonblocking_pair()
+    old, new = Note(), Note()
+    poller.add(left, old)
+    number = left.fileno()
+    poller.close(left)
+    right.close()
+    left, right = nonblocking_pair()
+    with left, right:
+        assert number in (left.fileno(), right.fileno())
+        poller.add(left, new)
+        poller.poll(0.0)
+        assert not old.events
+        assert new.events

@@ -1,0 +1,154 @@
+"""What options of services take that click does not know: a proxy, networks, Ethernet addresses, a key."""
+
+import logging
+import stat
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from vtl_tools.common.packet import address
+
+log = logging.getLogger(__name__)
+
+SECRET_MIN: Final = 16
+"""Octets of a key."""
+NOT_FOR_GUESTS: Final = {
+    "0.0.0.0/8": "addresses that are no host's",
+    "127.0.0.0/8": "loopback addresses",
+    "169.254.0.0/16": "addresses that are nobody's to lease",
+    "198.18.0.0/15": "the addresses that stand for names",
+    "224.0.0.0/3": "multicast and reserved addresses",
+}
+"""What a subnet may not overlap, and why."""
+
+
+class ProxyParam(click.ParamType[Any]):
+    """HOST:PORT, or unix:PATH."""
+
+    name = "proxy"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int] | str:
+        """Take it apart."""
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        if value.startswith("unix:") and len(value) > len("unix:"):
+            return value.removeprefix("unix:")
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            self.fail(f"{value!r}: write HOST:PORT or unix:PATH, such as 127.0.0.1:9050", param, ctx)
+        return host.strip("[]"), int(port)
+
+
+class SubnetParam(click.ParamType[Any]):
+    """An IPv4 network whose addresses can be leased."""
+
+    name = "subnet"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPv4Network:
+        """Read it."""
+        try:
+            network = IPv4Network(value)
+        except ValueError as e:
+            self.fail(f"{e}; write a network such as 10.0.2.0/24", param, ctx)
+        if not 8 <= network.prefixlen <= 29:
+            self.fail(f"{value}: write a network of 8 to 29 bits", param, ctx)
+        for taken, what in NOT_FOR_GUESTS.items():
+            if network.overlaps(IPv4Network(taken)):
+                self.fail(f"{value}: in it are {what}; write another, such as 10.0.2.0/24", param, ctx)
+        return network
+
+
+class NetworkParam(click.ParamType[Any]):
+    """An address or a prefix, of either version of IP."""
+
+    name = "network"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> IPv4Network | IPv6Network:
+        """Read it."""
+        try:
+            return ip_network(value)
+        except ValueError as e:
+            self.fail(f"{e}; write 192.0.2.5 or 2001:db8::/64", param, ctx)
+
+
+class IPv4Param(click.ParamType[Any]):
+    """The IPv4 address of a host, as octets."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """Read it."""
+        if isinstance(value, bytes):
+            return value
+        try:
+            octets = address.ip(value)
+        except ValueError:
+            octets = b""
+        if len(octets) != 4 or not address.is_single_host(octets):
+            self.fail(f"{value!r} is no IPv4 address of a host: write 192.0.2.1", param, ctx)
+        return octets
+
+
+class MacParam(click.ParamType[Any]):
+    """The Ethernet address of a machine, as octets."""
+
+    name = "mac"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """Read it."""
+        if isinstance(value, bytes):
+            return value
+        try:
+            octets = address.mac(value)
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
+        if address.is_multicast_mac(octets) or not any(octets):
+            self.fail(f"{value} is no machine's address", param, ctx)
+        return octets
+
+
+class NeighbourParam(click.ParamType[Any]):
+    """IP=MAC."""
+
+    name = "neighbour"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[bytes, bytes]:
+        """Take it apart."""
+        text, _, mac_text = str(value).partition("=")
+        try:
+            octets, mac = address.ip(text), address.mac(mac_text)
+        except ValueError as e:
+            self.fail(f"{e}; write IP=MAC, such as 192.0.2.7=52:54:00:00:00:07", param, ctx)
+        if not address.is_single_host(octets) or address.is_link_local(octets) or mac[0] & 1 or not any(mac):
+            self.fail(f"{value}: is no machine's address", param, ctx)
+        return octets, mac
+
+
+class SecretParam(click.ParamType[Any]):
+    """A file with a key, which becomes its octets, without white space around them."""
+
+    name = "secret"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """Read it."""
+        if isinstance(value, bytes):
+            return value
+        remedy = "make one with 'openssl rand -hex 32'"
+        try:
+            path = Path(value)
+            secret = path.read_bytes().strip()
+            if path.stat().st_mode & stat.S_IROTH:
+                log.warning("%s: others may read it; use 'chmod o= %s'", path, path)
+        except OSError as e:
+            self.fail(f"{value}: {e.strerror}; {remedy}", param, ctx)
+        if len(secret) < SECRET_MIN:
+            self.fail(f"{value}: a key of less than {SECRET_MIN} octets; {remedy}", param, ctx)
+        return secret

@@ -1,0 +1,373 @@
+"""What a service still needs of root after it became another user, done for it by a small process of root's.
+
+The service names, before it gives its rights up, each file that it will replace, each socket that it will
+connect to again, and each file that is to be removed when it ends. Then start() forks the custodian. It does
+these things when asked, and takes no name from the service: whoever takes the service over can have its own
+state replaced by octets of a bounded number, and no other file touched. It may start no program, and write
+nowhere but in the directories of those files.
+
+Where nothing is given up, start() is never called, and the same calls do their work in the service itself.
+"""
+
+import atexit
+import contextlib
+import errno
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+from weakref import WeakSet
+
+from vtl_tools.common.errors import VTLError
+from vtl_tools.common.host import confinement, privilege
+
+PATIENCE_S: Final = 5.0
+"""How long the custodian may take where the service waits for it."""
+DAC_OVERRIDE: Final = 1  # CAP_DAC_OVERRIDE: other users' sockets, and files in other users' directories
+
+
+class _Charge:
+    """Something that the custodian does. _serve() runs there, and returns an errno and maybe a descriptor."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(os.path.abspath(path))  # noqa: PTH100 - a symbolic link stays one
+        self._channel: socket.socket | None = None
+        self.room: socket.socket | None = None
+        _charges.add(self)
+
+    def _serve(self, fd: int) -> tuple[int, int]:
+        raise NotImplementedError
+
+    def _ask(self, fd: int, patience_s: float | None = PATIENCE_S) -> tuple[int, int]:
+        """Have it done; return an errno and what came of it. fd: what it is done with; -1: nothing."""
+        assert self._channel is not None
+        self._channel.settimeout(patience_s)
+        _send(self._channel, 0, fd)
+        return _receive(self._channel)
+
+    def _run(self) -> None:
+        """Serve until the service has gone."""
+        assert self.room is not None
+        with contextlib.suppress(OSError):
+            while True:
+                _, fd = _receive(self.room)
+                try:
+                    code, made = self._serve(fd)
+                except OSError as e:
+                    code, made = e.errno or errno.EIO, -1
+                finally:
+                    if fd >= 0:
+                        os.close(fd)
+                _send(self.room, code, made)
+                if made >= 0:
+                    os.close(made)
+
+
+_charges: "WeakSet[_Charge]" = WeakSet()
+
+
+def _send(sock: socket.socket, code: int, fd: int) -> None:
+    socket.send_fds(sock, [code.to_bytes(4, "big")], [fd] if fd >= 0 else [])
+
+
+def _receive(sock: socket.socket) -> tuple[int, int]:
+    octets, fds, _, _ = socket.recv_fds(sock, 4, 1)
+    if len(octets) != 4:
+        raise OSError(errno.EPIPE, "the custodian has gone")
+    return int.from_bytes(octets, "big"), fds[0] if fds else -1
+
+
+class StateFile(_Charge):
+    """A file of ours that is replaced as a whole, of mode 0600. most: octets that it may have."""
+
+    def __init__(self, path: Path | str, most: int) -> None:
+        super().__init__(path)
+        self._most = most
+        self._owed = False
+
+    def replace(self, pieces: Iterable[str], *, sync: bool = True) -> None:
+        """Replace it, and wait until that is done. sync: until it is on the disk. Raises OSError."""
+        if self._channel is None:
+            replace(self.path, pieces, sync=sync)
+            return
+        self._settle(None)
+        with _memory(pieces) as fd:
+            _raise(self._ask(fd, None)[0])
+
+    def begin(self, text: str) -> bool:
+        """Replace it meanwhile; False: the time before is not done yet. Raises OSError, of that."""
+        if self._channel is None:
+            replace(self.path, [text], sync=False)
+            return True
+        if not self._settle(0.0):
+            return False
+        with _memory([text]) as fd:
+            self._channel.settimeout(0.0)
+            _send(self._channel, 0, fd)
+            self._owed = True
+        return True
+
+    def finish(self) -> bool:
+        """Wait until what begin() began is done. Raises OSError, of that."""
+        return self._settle(PATIENCE_S)
+
+    def _settle(self, patience_s: float | None) -> bool:
+        """Hear how begin() ended; False: it did not yet. Raises OSError."""
+        if not self._owed:
+            return True
+        assert self._channel is not None
+        self._channel.settimeout(patience_s)
+        try:
+            code, _ = _receive(self._channel)
+        except BlockingIOError:
+            return False
+        self._owed = False
+        _raise(code)
+        return True
+
+    def _serve(self, fd: int) -> tuple[int, int]:
+        if fd < 0 or not stat.S_ISREG(os.fstat(fd).st_mode) or os.fstat(fd).st_size > self._most:
+            return errno.EINVAL, -1
+        with _new(self.path) as (beside, target):
+            at, left = 0, os.fstat(fd).st_size
+            while left and (copied := os.sendfile(target, fd, at, left)):
+                at, left = at + copied, left - copied
+            os.fsync(target)
+            beside.replace(self.path)
+        return 0, -1
+
+
+class HandedFile(_Charge):
+    """A file that somebody who may puts there for us, to be read once. most: octets that are read."""
+
+    def __init__(self, path: Path | str, most: int) -> None:
+        super().__init__(path)
+        self._most = most
+
+    def take(self) -> bytes:
+        """Return what is in the file, at most `most` octets and one, and remove it. Raises OSError."""
+        if self._channel is None:
+            fd = self._open()
+        else:
+            code, fd = self._ask(-1)
+            _raise(code)
+        with os.fdopen(fd, "rb") as file:
+            return file.read(self._most + 1)
+
+    def _open(self) -> int:
+        fd = open_private(self.path)
+        self.path.unlink()
+        return fd
+
+    def _serve(self, fd: int) -> tuple[int, int]:
+        return 0, self._open()
+
+
+class DeviceFile(_Charge):
+    """A device's file that is opened for reading and writing, again and again."""
+
+    _FLAGS: Final = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+
+    def open(self) -> int:
+        """Return a descriptor. Raises OSError."""
+        try:
+            return os.open(self.path, self._FLAGS)
+        except PermissionError:
+            if self._channel is None:
+                raise
+        code, fd = self._ask(-1)
+        _raise(code)
+        return fd
+
+    def _serve(self, fd: int) -> tuple[int, int]:
+        return 0, os.open(self.path, self._FLAGS)
+
+
+class UnixTarget(_Charge):
+    """A unix socket's path that sockets are connected to, again and again."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._where = path  # an absolute one might be too long for a socket
+        self._is_denied = False
+
+    def connect_ex(self, sock: socket.socket) -> int:
+        """Connect a socket that does not block, as socket.connect_ex() does; where we may not, as root."""
+        code = errno.EACCES if self._is_denied else sock.connect_ex(self._where)
+        if code not in (errno.EACCES, errno.EPERM) or self._channel is None:
+            return code
+        self._is_denied = True
+        try:
+            return self._ask(sock.fileno())[0]
+        except OSError:
+            return code
+
+    def _serve(self, fd: int) -> tuple[int, int]:
+        if fd < 0:
+            return errno.EINVAL, -1
+        sock = socket.socket(fileno=fd)
+        try:
+            if sock.family != socket.AF_UNIX:
+                return errno.EINVAL, -1
+            sock.setblocking(False)  # whoever sent it, this thread is not to wait
+            return sock.connect_ex(self._where), -1
+        finally:
+            sock.detach()
+
+
+class OwnSocket(_Charge):
+    """A unix socket's file that we made, removed when the service ends, unless another is in its place."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(path)
+        found = self.path.lstat()
+        self._made = found.st_dev, found.st_ino
+
+    def remove(self) -> None:
+        """Remove it now, if it is ours to do; else the custodian does at the end. Idempotent."""
+        with contextlib.suppress(OSError):
+            found = self.path.lstat()
+            if (found.st_dev, found.st_ino) == self._made:
+                self.path.unlink()
+                _charges.discard(self)
+
+
+def _raise(code: int) -> None:
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
+# --- files
+
+
+def replace(path: Path, pieces: Iterable[str], *, sync: bool = True) -> None:
+    """Replace a file as a whole; only its owner may read it. Raises OSError."""
+    with _new(path) as (beside, fd), os.fdopen(os.dup(fd), "w", encoding="utf-8") as file:
+        file.writelines(pieces)
+        file.flush()
+        if sync:
+            os.fsync(fd)
+        beside.replace(path)
+
+
+@contextlib.contextmanager
+def _new(path: Path) -> Iterator[tuple[Path, int]]:
+    """Make a file beside another, of whose path nobody else decides where it leads."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(beside, flags, 0o600)
+    try:
+        os.fchmod(fd, 0o600)  # whatever the umask
+        yield beside, fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _memory(pieces: Iterable[str]) -> Iterator[int]:
+    """Write text to memory that has a descriptor."""
+    fd = os.memfd_create("state", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(os.dup(fd), "w", encoding="utf-8") as file:
+            file.writelines(pieces)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_private(path: Path) -> int:
+    """Open a file for reading that nobody but root or we can have written. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode) and found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o022:
+        return fd
+    os.close(fd)
+    raise PermissionError(errno.EPERM, "others may have written it: it must be a file of ours, of mode 0600")
+
+
+# --- the process
+
+_lifeline: socket.socket | None = None
+_pid = 0
+
+
+def start(capabilities: Iterable[int] = (DAC_OVERRIDE,)) -> None:
+    """Fork the custodian, for what was named until now. Nothing that is named later is its business.
+
+    Raises VTLError.
+    """
+    global _lifeline, _pid
+    charges = list(_charges)
+    if not charges:
+        return
+    for charge in charges:
+        charge._channel, charge.room = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    _lifeline, theirs = socket.socketpair()
+    sys.stdout.flush()
+    _pid = os.fork()
+    if _pid:
+        for sock in theirs, *(charge.room for charge in charges):
+            if sock is not None:
+                sock.close()
+        if not _lifeline.recv(1):
+            raise VTLError("the custodian did not start; name root with --user to do without")
+        return
+    try:
+        _be_custodian(theirs, charges, set(capabilities))
+    finally:
+        os._exit(1)
+
+
+def stop() -> None:
+    """Have the custodian remove what is to be removed, and wait until it has ended. Idempotent."""
+    global _lifeline, _pid
+    if _lifeline is None or _pid == 0:
+        return
+    _lifeline.close()
+    _lifeline = None
+    for charge in _charges:
+        if charge._channel is not None:
+            charge._channel.close()
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(_pid, 0)
+
+
+atexit.register(stop)  # at the import, hence last: what is written at the end needs it
+
+
+def _be_custodian(lifeline: socket.socket, charges: list[_Charge], capabilities: set[int]) -> None:
+    signal.set_wakeup_fd(-1)
+    os.setsid()
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:  # the service ends first, and then we
+        signal.signal(number, signal.SIG_IGN)
+    kept = {2, lifeline.fileno(), *(charge.room.fileno() for charge in charges if charge.room is not None)}
+    last = -1
+    for fd in [*sorted(kept), os.sysconf("SC_OPEN_MAX")]:  # links and guards end with the service
+        os.closerange(last + 1, fd)
+        last = fd
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text("vtl-custodian")
+    privilege.keep_only(capabilities)
+    confinement.keep_memory_private()
+    places = [
+        charge.path.parent for charge in charges if isinstance(charge, StateFile | HandedFile | OwnSocket)
+    ]
+    confinement.deny_writing(
+        [*places, *(charge.path for charge in charges if isinstance(charge, DeviceFile))]
+    )
+    confinement.deny_calls()
+    for charge in charges:
+        threading.Thread(target=charge._run, daemon=True).start()
+    lifeline.send(b"1")
+    while lifeline.recv(1):
+        pass
+    for charge in charges:
+        if isinstance(charge, OwnSocket):
+            charge.remove()
+    os._exit(0)

@@ -1,0 +1,282 @@
+"""The guard: what keeps the host's own network stack off the frames of an interface.
+
+AF_PACKET only copies frames: the host still gets them, and answers, and forwards. An nftables table of the
+netdev family drops them behind AF_PACKET's back on the way in, and on the way out all that does not carry
+our mark, so that a service is the sole recipient, and sender, that section 2.1 of the paper asks for.
+
+A guard in its *process* form vanishes with the process that raised it ("flags owner", held by the netlink
+socket of a libnftables context); in its *kept* form it outlives even kill -9, until vtl-guard clears it.
+
+A chain names its interface. Since Linux 6.16 the kernel compares that name, so a chain that names what is not
+the interface's present name, an alternative one above all, is accepted and does nothing. So a guard is raised
+by the real name, and read back.
+"""
+
+import os
+import re
+from dataclasses import dataclass, replace
+from typing import Final, Literal, Self
+
+from vtl_tools.common.errors import DeviceError, PermissionNeededError, VTLError
+from vtl_tools.common.host import interface
+from vtl_tools.common.host.nft import NFT, decode, encode
+
+MARK: Final = 0x56544C  # "VTL"
+"""SO_MARK of the frames that a guarded interface lets out."""
+
+Form = Literal["process", "kept"]
+
+_KEPT: Final = "vtl_kept_"
+_OWNED: Final = "vtl_pid"
+
+_RULES: Final = """
+add table netdev {table} {flags}
+delete table netdev {table}
+add table netdev {table} {flags}
+add chain netdev {table} from_guest {{ type filter hook ingress device "{name}" priority -500; policy drop; }}
+add rule netdev {table} from_guest counter drop
+add chain netdev {table} to_guest {{ type filter hook egress device "{name}" priority -500; policy drop; }}
+add rule netdev {table} to_guest meta mark {mark} accept
+add rule netdev {table} to_guest counter drop
+"""
+
+_TRIES: Final = 20
+
+_DROP: Final = r"counter packets \d+ bytes \d+ drop"
+_SHAPE: Final = {
+    "from_guest": ("hook ingress", [_DROP]),
+    "to_guest": ("hook egress", [rf"meta mark 0x0*{MARK:x} accept", _DROP]),
+}
+"""What nft lists of the chains: the hook, and the rules."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuardStatus:
+    """A guard that was raised. pid: of the process that it ends with; 0 for the kept form."""
+
+    name: str
+    form: Form
+    pid: int
+    kept_in: int
+    """Frames from the guest that the host's stack did not get."""
+    kept_out: int
+    """Frames of the host's stack that the guest did not get."""
+    table: str
+    in_force: bool
+    fault: str
+    """Why it is not in force."""
+
+
+class Guard:
+    """A guard on one interface. Raise it before the link is opened, so that there is no gap.
+
+    given: any name of the interface. name: its real one, once the guard is up.
+    """
+
+    def __init__(self, given: str, form: Form = "process") -> None:
+        self.given = self.name = given
+        self.form = form
+        self.raised_anew = 0
+        self._prefix = f"{_OWNED}{os.getpid()}_" if form == "process" else _KEPT
+        self._table = ""
+        self._nft: NFT | None = None
+        self.index = 0
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.down()
+
+    def check(self) -> str:
+        """Raise the guard anew where it is not in force; say what happened to the interface, or to it.
+
+        "" if nothing did, or the interface is away. Raises as up() does.
+        """
+        try:
+            name = interface.name_of(self.index)
+            if name is None:
+                self.index, name = interface.find(self.given)
+                happened = "was made anew"
+            elif name != self.name:
+                happened = f"was renamed from {self.name}"
+            else:
+                happened = self._damage()
+        except DeviceError:
+            return ""  # it is still away
+        if not happened:
+            return ""
+        self._raise(name)
+        self.raised_anew += 1
+        return happened
+
+    def up(self) -> None:
+        """Raise the guard, and see that it is in force.
+
+        Raises DeviceError, PermissionNeededError, or VTLError where libnftables is missing.
+        """
+        self.index, name = interface.find(self.given)
+        try:
+            self._nft = self._nft or NFT()
+        except PermissionError:
+            raise _not_permitted(name) from None
+        self._raise(name)
+        for _ in range(_TRIES):
+            if not self.check():
+                return
+        raise VTLError(f"{name}: the guard does not stay in force; find out which program lifts it")
+
+    def _raise(self, name: str) -> None:
+        """Put the rules in place, all at once, in the place of those before.
+
+        They may be damaged again by then, of which the kernel will have told: check() looks.
+        """
+        assert self._nft is not None
+        if set(name) & set('"*\\'):
+            raise DeviceError(f"{name}: nft cannot name this interface; give it another name")
+        flags = "{ flags owner; }" if self.form == "process" else ""
+        before, self._table = self._table, self._prefix + encode(name)
+        rules = _RULES.format(table=self._table, flags=flags, name=name, mark=MARK)
+        if self.form == "process" and before not in ("", self._table):
+            rules += f"delete table netdev {before}\n"
+        for tries in range(_TRIES, 0, -1):
+            try:
+                self._nft.run(rules)
+                break
+            except PermissionError:
+                raise _not_permitted(name) from None
+            except OSError as e:  # maybe the interface was renamed or went, or another program was quicker
+                if interface.name_of(self.index) != name:
+                    break
+                if tries == 1:
+                    raise VTLError(
+                        f"{name}: the guard was refused: {e}; needs Linux 5.16 and nft 1.0.1"
+                    ) from None
+        self.name = name
+
+    def _damage(self) -> str:
+        """Return what happened to the rules, "" if they are in force on the interface's present name."""
+        assert self._nft is not None
+        try:
+            listing = self._nft.ask(f"list table netdev {self._table}")
+        except OSError:
+            return "was removed by another program"
+        return "was changed by another program" if _fault(listing, self.name) else ""
+
+    def down(self) -> None:
+        """Let go: the process form vanishes, the kept form stays. Idempotent."""
+        if self._nft is not None:
+            self._nft.close()
+            self._nft = None
+
+
+def _not_permitted(name: str) -> PermissionNeededError:
+    return PermissionNeededError(
+        f"{name}: not permitted to raise the guard; run as root or with CAP_NET_ADMIN"
+    )
+
+
+def _chains(listing: str) -> dict[str, list[str]]:
+    """Return the lines of each chain of a table's listing."""
+    found = re.findall(r"^\tchain (\w+) \{\n(.*?)^\t\}", listing, re.M | re.S)
+    return {chain: [line.strip() for line in body.splitlines()] for chain, body in found}
+
+
+def _device(lines: list[str]) -> str:
+    found = re.search(r'hook \w+ devices? [={ ]*"([^"]*)"', lines[0]) if lines else None
+    return found[1] if found else ""
+
+
+def _fault(listing: str, name: str) -> str:
+    """Return why a table, as nft lists it, does not guard the interface of this real name; "" if it does."""
+    chains = _chains(listing)
+    for chain, (hook, rules) in _SHAPE.items():
+        lines = chains.get(chain, [])
+        if not lines or _device(lines) != name:
+            return "no interface of this name" if lines else "changed by another program"
+        shape = hook in lines[0] and "priority -500; policy drop;" in lines[0]
+        if not shape or len(lines) != 1 + len(rules) or "flags dormant" in listing:
+            return "changed by another program"
+        if not all(re.fullmatch(rule, line) for rule, line in zip(rules, lines[1:], strict=True)):
+            return "changed by another program"
+    return ""
+
+
+def standing() -> list[GuardStatus]:
+    """Return the guards of this network namespace, in force or not, one of each interface's name and form.
+
+    Raises PermissionNeededError.
+    """
+    try:
+        nft = NFT()
+        listing = nft.ask("list ruleset netdev")
+        nft.close()
+    except PermissionError:
+        raise PermissionNeededError("guard: not permitted to list; run as root") from None
+    found = []
+    for table, body in re.findall(r"^table netdev (\S+) \{(.*?)^\}", listing, re.M | re.S):
+        match = re.fullmatch(rf"{_OWNED}(\d+)_(.+)|{_KEPT}(.+)", table)
+        if not match:
+            continue
+        chains = _chains(body)
+        # Before Linux 6.16 a chain stays with its interface and is listed by that one's new name.
+        name = _device(chains.get("from_guest", [])) or decode(match[2] or match[3])
+        fault = _fault(body, name) if interface.is_real(name) else "no interface of this name"
+        found.append(
+            GuardStatus(
+                name=name,
+                form="kept" if match[3] else "process",
+                pid=int(match[1] or 0),
+                kept_in=_counted(chains.get("from_guest", [])),
+                kept_out=_counted(chains.get("to_guest", [])),
+                table=table,
+                in_force=not fault,
+                fault=fault,
+            )
+        )
+    return _joined(found)
+
+
+def _joined(found: list[GuardStatus]) -> list[GuardStatus]:
+    """Count what a process has raised beside a kept guard as part of that."""
+    kept = {guard.name: guard for guard in found if guard.form == "kept"}
+    for other in found:
+        if other.form == "process" and (guard := kept.get(other.name)):
+            kept[guard.name] = replace(
+                guard,
+                kept_in=guard.kept_in + other.kept_in,
+                kept_out=guard.kept_out + other.kept_out,
+                in_force=guard.in_force or other.in_force,
+                fault="" if other.in_force else guard.fault,
+            )
+    return [*kept.values(), *(guard for guard in found if guard.name not in kept)]
+
+
+def _counted(lines: list[str]) -> int:
+    counts = re.findall(r"counter packets (\d+)", "\n".join(lines))
+    return int(counts[-1]) if counts else 0
+
+
+def clear(name: str) -> int:
+    """Lift the kept guards of an interface, which need not exist any more; return how many there were.
+
+    Raises VTLError where a guard belongs to a process that lives: end that instead.
+    """
+    names = {name, interface.real(name)}
+    kept = [
+        g
+        for g in standing()
+        if g.form == "kept" and (g.name in names or decode(g.table[len(_KEPT) :]) in names)
+    ]
+    nft = NFT()
+    try:
+        for guard in kept:
+            nft.run(f"delete table netdev {guard.table}")
+    except PermissionError:
+        raise PermissionNeededError(f"{name}: not permitted to lift the guard; run as root") from None
+    except OSError as e:
+        raise VTLError(f"{name}: the guard could not be lifted: {e}") from None
+    finally:
+        nft.close()
+    return len(kept)

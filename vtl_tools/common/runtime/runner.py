@@ -1,0 +1,377 @@
+"""The runtime: drives one stage and its links on an asyncio loop, until a signal or the links' end.
+
+It reads a bounded burst, lets the stage settle once, and keeps one timer armed, lazily. Around that: the
+guard, the control socket, systemd's readiness protocol, events as JSON lines, a live table.
+"""
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from vtl_tools.common.device.base import Device
+from vtl_tools.common.errors import LinkLostError
+from vtl_tools.common.host import broker as custodian
+from vtl_tools.common.host import confinement, privilege
+from vtl_tools.common.host.interfaces import Interfaces
+from vtl_tools.common.runtime import control
+from vtl_tools.common.stage import Stage
+
+if TYPE_CHECKING:
+    from vtl_tools.common.runtime.watch import Watch
+
+log = logging.getLogger(__name__)
+
+TURN_S: Final = 0.002
+"""How long frames may keep the loop from its timers and clients."""
+
+SPIN_S: Final = 100e-6
+"""How long an idle service keeps looking before it sleeps: being woken costs both sides more than that."""
+
+GC_THRESHOLD: Final = (100_000, 50, 1000)
+"""When Python looks for cycles: seldom. What a service makes goes by reference counts, and a look at all that
+many connections hold would keep frames waiting."""
+
+PATIENCE_S: Final = 0.05
+"""How long the reader of our events may keep us waiting."""
+
+
+@dataclass
+class Options:
+    """What the options that every service shares were set to."""
+
+    service: str = "vtl"
+    json: bool = False
+    watch: bool = False
+    pcap: Path | None = None
+    control: Path | None = None
+    reconnect: bool = True
+    spin_s: float = SPIN_S
+    user: str | None = None
+    """Who the service is after its start, where root starts it; None: the first of privilege.USERS."""
+
+
+@dataclass
+class Runner:
+    """One stage with its links, open while run() runs. Links in the order of the stage's ports."""
+
+    stage: Stage
+    links: Sequence[Device]
+    options: Options = field(default_factory=Options)
+    interfaces: Interfaces | None = None
+    """Those of the links, locked and guarded already, so that the host never gets a frame in between."""
+    verbs: dict[str, control.Verb] = field(default_factory=dict)
+    boss: socket.socket | None = None
+    """Where this is one of several workers: on which it is asked, in the place of a control socket."""
+    hearing: socket.socket | None = None
+    """Likewise: on which it hears what the others share."""
+
+    def __post_init__(self) -> None:
+        self.exit_code = 0
+        self._started = time.monotonic()
+        self._up: list[bool] = []
+        self._polled = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._end: asyncio.Future[None] | None = None
+
+    def run(self) -> int:
+        """Run until SIGTERM (returns 0), SIGINT (130), or the end of all links (0).
+
+        Raises VTLError where a link cannot be opened, or is lost and not to be waited for.
+        """
+        with ExitStack() as stack:
+            links = self._links(stack)
+            for link in links:
+                stack.enter_context(link)
+            self.links = links
+            with suppress(KeyboardInterrupt):
+                asyncio.run(self._main())
+            self.event("stats", **self.status())
+        return self.exit_code
+
+    def _links(self, stack: ExitStack) -> list[Device]:
+        """Return the links, behind a recorder each where --pcap asks for it."""
+        if self.options.pcap is None:
+            return list(self.links)
+        from vtl_tools.common.device.capture import CaptureWriter
+        from vtl_tools.common.device.record import Record
+
+        writer = CaptureWriter("--pcap", str(self.options.pcap))
+        stack.callback(writer.close)
+        return [Record(link, writer) for link in self.links]
+
+    async def _main(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._end = loop.create_future()
+        loop.add_signal_handler(signal.SIGTERM, self.stop, 0)
+        loop.add_signal_handler(signal.SIGINT, self.stop, 130)
+        for port, link in enumerate(self.links):
+            self.stage.out[port] = _output(link)
+            self.stage.out_pieces[port] = link.write_pieces
+            self.stage.on_mtu(port, link.mtu)
+        self.stage.event = self.event
+        if self.interfaces:
+            loop.add_reader(self.interfaces.fileno(), self._look_at_interfaces)
+            self._tell_guards(self.interfaces.check())
+        server = self._control()
+        await server.start()
+        watch = watch_for(self.options)
+        confine(self._capabilities(), self.options.user)
+        for link in self.links:
+            loop.add_reader(link.fileno(), self._on_readable)
+        for source in self.stage.sources:
+            loop.add_reader(source.fileno(), self._on_readable)
+        if self.hearing is not None:
+            loop.add_reader(self.hearing, self._hear, self.hearing)
+        self._up = [True] * len(self.links)
+        watching = asyncio.ensure_future(self._watch(watch)) if watch is not None else None
+        self.event("ready", pid=os.getpid(), links=[link.spec for link in self.links])
+        notify("READY=1")
+        if sys.stderr.isatty() and not (self.options.json or self.options.watch or self.boss):
+            joined = " - ".join(link.spec for link in self.links)
+            print(
+                f"{joined}: running; '{self.options.service} status' tells more, ^C ends it", file=sys.stderr
+            )
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLD)
+        loop.call_soon(self._pump)
+        try:
+            await self._end
+            self.stage.leave(loop.time())
+        finally:
+            notify("STOPPING=1")
+            for link in self.links:
+                loop.remove_reader(link.fileno())
+            for source in self.stage.sources:
+                loop.remove_reader(source.fileno())
+                source.close()
+            if watching is not None:
+                watching.cancel()
+                with suppress(asyncio.CancelledError):
+                    await watching
+            server.close()
+
+    def _capabilities(self) -> set[int]:
+        kept = {c for link in self.links for c in link.capabilities} | self.stage.capabilities
+        return kept | {privilege.NET_ADMIN} if self.interfaces else kept
+
+    def _control(self) -> control.ControlServer:
+        verbs: dict[str, control.Verb] = {"status": lambda _: self.status(), **self.verbs}
+        path = self.options.control or control.path_for(self.options.service, self.links[0].spec)
+        return control.ControlServer(self.boss or path, verbs, self.stop)
+
+    def stop(self, exit_code: int = 0) -> None:
+        """End run(), which returns exit_code."""
+        if self._end is not None and not self._end.done():
+            self.exit_code = exit_code
+            self._end.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        """End run(), which raises error."""
+        if self._end is not None and not self._end.done():
+            self._end.set_exception(error)
+
+    def _on_readable(self) -> None:
+        if not self._polled:  # else the next turn is on its way already
+            self._pump()
+
+    def _pump(self) -> None:
+        """Move what waits on any link, for at most a turn.
+
+        A turn that did not see the end of it makes the links polled, as NAPI does with a network card:
+        they no longer signal, which costs their senders, and turn follows turn until one finds nothing for
+        spin_s.
+        """
+        clock, stage, links = time.monotonic, self.stage, self.links
+        spin_s = self.options.spin_s if stage.in_the_way else 0.0
+        sources = stage.sources
+        started = last = now = clock()
+        idle = False
+        try:
+            while not idle and now - started < TURN_S:
+                moved = 0
+                for port, link in enumerate(links):
+                    batch = link.read()
+                    if batch.count:
+                        moved = 1
+                        stage.on_batch(port, batch, now)
+                for source in sources:
+                    moved |= source.poll(now)
+                stage.settle(now)
+                now = clock()
+                if moved:
+                    last = now
+                elif now - last < spin_s:
+                    os.sched_yield()
+                else:
+                    idle = True
+            if self._polled == idle:
+                self._polled = not idle
+                for link in links:
+                    link.signal(idle)
+            if not idle:
+                self._loop.call_soon(self._pump)
+            self._look_at_links(now)
+            self._rearm()
+        except Exception as e:  # a fault of ours: end, with the guard up, rather than limp
+            self.fail(e)
+
+    def _look_at_links(self, now: float) -> None:
+        for port, link in enumerate(self.links):
+            if link.up == self._up[port]:
+                continue
+            self._up[port] = link.up
+            if link.up:
+                self._tell_guards(self.interfaces.check() if self.interfaces else ())
+            elif not self.options.reconnect and link.losses:
+                self.fail(LinkLostError(f"{link.spec}: link lost; not waiting for it, as asked"))
+            self.stage.on_link(port, link.up, now)
+            self.event("link", link=link.spec, up=link.up)
+        if all(link.finished for link in self.links if not link.silent):
+            self.stop()
+
+    def _look_at_interfaces(self) -> None:
+        assert self.interfaces is not None
+        try:
+            self._tell_guards(self.interfaces.poll())
+        except Exception as e:  # without a guard the guest would reach the host: end
+            self.fail(e)
+
+    def _tell_guards(self, raised: Sequence[tuple[str, str]]) -> None:
+        for name, what in raised:
+            self.event("guard", interface=name, what=what)
+
+    def _hear(self, hearing: socket.socket) -> None:
+        with suppress(BlockingIOError):
+            self.stage.hear(hearing.recv(64), self._loop.time())
+
+    def _rearm(self) -> None:
+        due = self.stage.deadline()
+        if due is None or (self._alarm is not None and self._alarm.when() <= due):
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(due, self._on_alarm)
+
+    def _on_alarm(self) -> None:
+        self._alarm = None
+        now = self._loop.time()
+        try:
+            self.stage.wake(now)
+            self.stage.settle(now)
+            self._rearm()
+        except Exception as e:  # as in _pump
+            self.fail(e)
+
+    def status(self) -> dict[str, Any]:
+        """Return what `status` and --json print."""
+        now, used = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "service": self.options.service,
+            "pid": os.getpid(),
+            "uptime_s": round(now - self._started, 3),
+            "cpu": {"user": round(used.ru_utime, 3), "system": round(used.ru_stime, 3)},
+            "links": [link.status() for link in self.links],
+            "drops": dict(self.stage.drops),
+            **(self.interfaces.status() if self.interfaces else {}),
+            **self.stage.status(now),
+        }
+
+    def event(self, name: str, **fields: object) -> None:
+        """Print an event as one JSON line on standard output, where --json asks for it."""
+        if self.options.json:
+            say(sys.stdout.fileno(), json.dumps({"event": name, **fields}))
+
+    async def _watch(self, watch: "Watch") -> None:
+        with watch:
+            while True:
+                watch.show([self.status()])
+                await asyncio.sleep(watch.period_s)
+
+
+def confine(capabilities: set[int], user: str | None) -> None:
+    """Give up, for good, what a running service has no need of.
+
+    Of root's service it makes another user's, with a custodian for the little that still is root's to do.
+    Raises VTLError.
+    """
+    _notifying(os.environ.get("NOTIFY_SOCKET", ""))
+    become = privilege.account(user)
+    if become is not None:
+        custodian.start()
+    privilege.give_up(capabilities, become)
+    confinement.keep_memory_private()
+    if become is not None:
+        confinement.deny_writing()
+    confinement.deny_calls(("bpf",) if privilege.BPF in capabilities else ())
+
+
+def watch_for(options: Options) -> "Watch | None":
+    """Return what draws, ready to draw: the service's later user may not read its modules."""
+    if not options.watch:
+        return None
+    from vtl_tools.common.runtime.watch import Watch
+
+    return Watch()
+
+
+def _output(link: Device) -> Any:
+    write = link.write
+    return lambda batch, now: write(batch)
+
+
+def say(fd: int, line: str, patience_s: float = PATIENCE_S) -> bool:
+    """Print a line, unless nobody reads: whoever stops reading our events must not stop our frames.
+
+    Returns whether it was printed. patience_s: seconds that a reader has for each PIPE_BUF octets.
+    """
+    octets = line.encode() + b"\n"
+    room = select.poll()
+    room.register(fd, select.POLLOUT)
+    for start in range(0, len(octets), select.PIPE_BUF):
+        if not room.poll(patience_s * 1000):
+            return False
+        try:
+            os.write(fd, octets[start : start + select.PIPE_BUF])
+        except BrokenPipeError:
+            return False
+    return True
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)), where NOTIFY_SOCKET is set."""
+    if (sock := _notifying(os.environ.get("NOTIFY_SOCKET", ""))) is not None:
+        try:
+            sock.send(state.encode())
+        except OSError as e:
+            log.warning("notify: %s", e.strerror)
+
+
+@cache
+def _notifying(address: str) -> socket.socket | None:
+    """Return a socket to tell systemd by; made while the service may still reach it."""
+    if not address:
+        return None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+    except OSError as e:
+        log.warning("notify: %s: %s", address, e.strerror)
+        sock.close()
+        return None
+    return sock

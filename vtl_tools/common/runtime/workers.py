@@ -1,0 +1,247 @@
+"""Several processes for one service: the kernel spreads the flows of an interface over them.
+
+Each worker has its own socket on every interface, in one PACKET_FANOUT group per interface; the hash is of
+the flow and symmetric, so that one worker sees both directions of a connection.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vtl_tools.common.errors import VTLError
+from vtl_tools.common.host import privilege
+from vtl_tools.common.host.interfaces import Interfaces
+from vtl_tools.common.runtime import control
+from vtl_tools.common.runtime.runner import Options, Runner, confine, notify, say, watch_for
+from vtl_tools.common.text import printable
+
+if TYPE_CHECKING:
+    from vtl_tools.common.runtime.watch import Watch
+
+log = logging.getLogger(__name__)
+
+
+class Workers:
+    """Runs a service in `count` processes, and is to its users one service.
+
+    make: makes a worker's Runner, from its number and the fanout number to use. interfaces: held already, by
+    this process, which watches over them.
+    """
+
+    def __init__(
+        self, count: int, make: Callable[[int], Runner], options: Options, interfaces: Interfaces, first: str
+    ) -> None:
+        self.count, self.make, self.options, self.first = count, make, options, first
+        self.interfaces = interfaces
+        self._fault: Exception | None = None
+        self.fanout = os.getpid() & 0x7FFF
+        self._buses = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(count)]
+        self._streams: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
+        self._owed: Counter[int] = Counter()
+        self._busy = asyncio.Lock()
+        self._started = time.monotonic()
+        self._exit_code: int | None = None
+        for pair in self._buses:
+            for end in pair:
+                end.setblocking(False)
+
+    def run(self) -> int:
+        """Run until a signal, or until a worker ends; return the exit status. Raises VTLError."""
+        children: dict[int, socket.socket] = {}
+        try:
+            for number in range(self.count):
+                pid, ours = self._fork(number, children.values())
+                children[pid] = ours
+            asyncio.run(self._main(children))
+        except KeyboardInterrupt:
+            self._exit_code = 130
+        finally:
+            for sock in children.values():  # which ends a worker: it may be out of a signal's reach
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+            for pid in children:
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+        if self._fault is not None:
+            raise self._fault
+        return self._exit_code or 0
+
+    def _fork(self, number: int, others: Iterable[socket.socket]) -> tuple[int, socket.socket]:
+        ours, theirs = socket.socketpair()
+        sys.stdout.flush()
+        if pid := os.fork():
+            theirs.close()
+            return pid, ours
+        code = 1
+        try:
+            for sock in ours, *others:  # so that the others see it, too, when our parent ends
+                sock.close()
+            code = self._work(number, theirs)
+        except VTLError as e:
+            print(printable(f"{self.options.service}: {e}"), file=sys.stderr)
+            code = e.exit_code
+        except BaseException:
+            log.exception("worker %d", number)
+        finally:
+            os._exit(code)
+
+    def _work(self, number: int, boss: socket.socket) -> int:
+        runner = self.make(number)
+        runner.boss, runner.hearing = boss, self._buses[number][0]
+        others = [bus[1] for i, bus in enumerate(self._buses) if i != number]
+        self._buses[number][1].close()
+        for i, bus in enumerate(self._buses):
+            if i != number:
+                bus[0].close()  # what is for another is not ours to take
+        runner.stage.share = partial(_share, others)
+        os.environ.pop("NOTIFY_SOCKET", None)
+        return runner.run()
+
+    async def _main(self, children: dict[int, socket.socket]) -> None:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+
+        def on_signal(code: int) -> None:
+            self._exit_code = code
+            ended.set()
+
+        def on_exit(pid: int, pidfd: int) -> None:
+            loop.remove_reader(pidfd)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            if self._exit_code is None:
+                self._exit_code = status if status > 0 else 1
+            ended.set()
+
+        loop.add_signal_handler(signal.SIGTERM, on_signal, 0)
+        loop.add_signal_handler(signal.SIGINT, on_signal, 130)
+        for pid, sock in children.items():
+            self._streams[pid] = await asyncio.open_connection(sock=sock, limit=control.ANSWER_MAX)
+            pidfd = os.pidfd_open(pid)
+            loop.add_reader(pidfd, on_exit, pid, pidfd)
+        if self.interfaces:
+
+            def look() -> None:
+                try:
+                    self._tell_guards(self.interfaces.poll())
+                except Exception as e:  # as in Runner
+                    self._fault = e
+                    ended.set()
+
+            loop.add_reader(self.interfaces.fileno(), look)
+            self._tell_guards(self.interfaces.check())
+        path = self.options.control or control.path_for(self.options.service, self.first)
+        server = control.ControlServer(path, {"status": self.status})
+        await server.start()
+        watch = watch_for(self.options)
+        confine({privilege.NET_ADMIN} if self.interfaces else set(), self.options.user)
+        watching: asyncio.Task[None] | None = None
+        try:
+            if not ended.is_set():
+                await self._ready(ended)
+            if watch is not None:
+                watching = asyncio.create_task(self._watch(watch))
+            await ended.wait()
+            if watching is not None:
+                watching.cancel()
+            if self._exit_code in (0, 130) and self.options.json:
+                self._event("stats", **await self.status({}))
+        finally:
+            server.close()
+
+    def _tell_guards(self, raised: Sequence[tuple[str, str]]) -> None:
+        for name, what in raised:
+            self._event("guard", interface=name, what=what)
+
+    def _event(self, name: str, **fields: object) -> None:
+        if self.options.json:
+            say(sys.stdout.fileno(), json.dumps({"event": name, **fields}))
+
+    async def _watch(self, watch: "Watch") -> None:
+        with watch:
+            while True:
+                watch.show([await self.status({})])
+                await asyncio.sleep(watch.period_s)
+
+    async def _ready(self, ended: asyncio.Event) -> None:
+        """Say that the service is ready once every worker answers."""
+        ready = asyncio.ensure_future(self.status({}))
+        stopped = asyncio.ensure_future(ended.wait())
+        await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if ready.done() and ready.exception() is None:
+            links = [link["link"] for link in ready.result()["links"]]
+            self._event("ready", pid=os.getpid(), links=links)
+            notify("READY=1")
+        for task in (ready, stopped):
+            task.cancel()
+
+    async def status(self, request: control.Result) -> control.Result:
+        """Ask every worker, and return the sums."""
+        async with self._busy:
+            answers = await ask_all(self._streams, self._owed)
+        total: control.Result = merge(answers)
+        total.update(self.interfaces.status())
+        total.update(pid=os.getpid(), workers=self.count, uptime_s=round(time.monotonic() - self._started, 3))
+        return total
+
+
+async def ask_all(
+    streams: Mapping[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]],
+    owed: Counter[int],
+    patience_s: float = control.PATIENCE_S,
+) -> list[Any]:
+    """Ask workers, by process, for their status; return their answers. Raises VTLError.
+
+    owed: how many answers each owes; those to earlier questions come first, and tell of the past.
+    """
+    for pid, (_, writer) in streams.items():
+        writer.write(b'{"verb": "status"}\n')
+        owed[pid] += 1
+    answers = []
+    for pid, (reader, _) in streams.items():
+        try:
+            while owed[pid]:
+                line = await asyncio.wait_for(reader.readline(), patience_s)
+                owed[pid] -= 1
+            answers.append(json.loads(line)["result"])
+        except TimeoutError:
+            raise VTLError(f"worker {pid} does not answer; see whether it is stopped") from None
+        except (ValueError, KeyError, TypeError, RecursionError, OSError):
+            raise VTLError(
+                f"worker {pid} ended, or answers what is no status; start the service anew"
+            ) from None
+    return answers
+
+
+def merge(answers: Sequence[Any]) -> Any:
+    """Return several workers' statuses as one.
+
+    Numbers add up, but of seconds ("..._s") the least stands; of all other values the first.
+    """
+    first = answers[0]
+    if isinstance(first, dict):
+        merged = {}
+        for key in dict.fromkeys(key for answer in answers for key in answer):
+            values = [answer[key] for answer in answers if key in answer]
+            merged[key] = min(values) if key.endswith("_s") else merge(values)
+        return merged
+    if isinstance(first, list) and all(len(answer) == len(first) for answer in answers):
+        return [merge(items) for items in zip(*answers, strict=True)]
+    if isinstance(first, bool):
+        return all(answers)
+    return sum(answers) if isinstance(first, int | float) else first
+
+
+def _share(others: Sequence[socket.socket], message: bytes) -> None:
+    for sock in others:
+        with suppress(BlockingIOError, ConnectionError):  # its loop is full, or it has ended
+            sock.send(message)

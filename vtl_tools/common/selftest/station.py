@@ -1,0 +1,64 @@
+"""A station that is nothing but a socket: it sends any frame, and keeps those that come."""
+
+import contextlib
+import selectors
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from scapy.packet import Packet
+
+from vtl_tools.common.selftest.netns import Networks, listen
+
+Wait = Callable[[Callable[[], bool], float], bool]
+"""Serves everybody until a condition is true, for so many seconds at most; returns whether it is."""
+
+_AGAIN_S: Final = 0.001
+
+
+class Station:
+    """Its socket on an interface of one of the networks. wait: how others are served while it waits."""
+
+    def __init__(
+        self, networks: Networks, network: int, interface: str, selector: selectors.BaseSelector, wait: Wait
+    ) -> None:
+        self._wait, self._selector = wait, selector
+        self._got: list[bytes] = []
+        with networks.within(network):
+            self._socket = listen(interface)
+        selector.register(self._socket, selectors.EVENT_READ, self._on_frames)
+
+    def _on_frames(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._got.append(self._socket.recv(65536))
+
+    def send(self, frames: Iterable[Packet | bytes]) -> int:
+        """Send frames; return how many."""
+        count = 0
+        for frame in frames:
+            self._put(bytes(frame))
+            count += 1
+        return count
+
+    def _put(self, octets: bytes) -> None:
+        while True:
+            try:
+                self._socket.send(octets)
+            except BlockingIOError:
+                self._wait(lambda: False, _AGAIN_S)
+            else:
+                return
+
+    def take(self) -> list[bytes]:
+        """Return what has come since the last call."""
+        got, self._got = self._got, []
+        return got
+
+    def forget(self) -> None:
+        """Forget what has come since the last call."""
+        self._got.clear()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._selector.unregister(self._socket)
+        self._socket.close()

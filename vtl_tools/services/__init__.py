@@ -1,0 +1,1 @@
+"""The services, one package or module each. None imports another."""

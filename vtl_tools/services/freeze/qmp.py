@@ -1,0 +1,133 @@
+"""QEMU's monitor (QMP): told when a guest stops and goes on, over its unix socket, as JSON lines."""
+
+import json
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from vtl_tools.common.device.handle import Handle
+from vtl_tools.common.host import broker as custodian
+
+RETRY_S: Final = 0.5
+"""How long QEMU is left alone before the socket is tried again."""
+LINE_MAX: Final = 1 << 20
+"""Octets of the longest line of a monitor that is listened to."""
+LINES: Final = 64
+"""How many are looked at in one turn."""
+
+Told = Callable[[str, dict[str, Any], float], object]
+"""Takes an event's name, its data, and now."""
+
+
+class Monitor:
+    """A service's source (stage.Source): a QEMU that may not be there yet, and may come again.
+
+    told: gets each event, as QEMU names them (STOP, RESUME, MIGRATION), and STATUS with what query-status
+    said, once connected. `up` says whether there is a connection.
+    """
+
+    def __init__(self, path: str, told: Told) -> None:
+        self.path, self.told = path, told
+        self.up = False
+        self.losses = 0
+        self._door = custodian.UnixTarget(path)
+        self._handle = Handle()
+        self.fileno = self._handle.fileno
+        self._sock: socket.socket | None = None
+        self._read = bytearray()
+        self._handle.ring()
+
+    def poll(self, now: float) -> bool:
+        """Take what QEMU said; tell whether there was anything. Never blocks."""
+        rang = self._handle.rang()
+        if self._sock is None:
+            if rang:
+                self._connect()
+            return False
+        try:
+            octets = self._sock.recv(1 << 16)
+        except BlockingIOError:
+            octets = None
+        except OSError:
+            octets = b""
+        if octets is not None:
+            self._read += octets
+        worked = self._take_lines(now)
+        if octets == b"" or len(self._read) > LINE_MAX:
+            self._lose()
+        return worked
+
+    def _connect(self) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        if self._door.connect_ex(sock):  # not there, or full: another is listening
+            sock.close()
+            self._handle.alarm(RETRY_S)
+            return
+        self._sock = sock
+        self._read.clear()
+        self._handle.watch(sock.fileno())
+
+    def _take_lines(self, now: float) -> bool:
+        for done in range(LINES):
+            line, ended, rest = self._read.partition(b"\n")
+            if not ended:
+                return done > 0
+            self._read = rest
+            try:
+                message = json.loads(line)
+            except (ValueError, RecursionError):
+                message = None
+            if not isinstance(message, dict):
+                self._lose()
+                return True
+            self._take(message, now)
+        self._handle.ring()  # there may be more, which no descriptor tells of
+        return True
+
+    def _take(self, message: dict[str, Any], now: float) -> None:
+        if "QMP" in message:
+            # Else QEMU would not tell of a migration; it refuses while one is under way, which does no harm.
+            events = {"capabilities": [{"capability": "events", "state": True}]}
+            self.up = (
+                self._ask("qmp_capabilities")
+                and self._ask("migrate-set-capabilities", **events)
+                and self._ask("query-status")
+            )
+            return
+        said, event, data = message.get("return"), message.get("event"), message.get("data")
+        if isinstance(event, str):
+            self.told(event, data if isinstance(data, dict) else {}, now)
+        elif isinstance(said, dict) and "running" in said:
+            self.told("STATUS", said, now)
+
+    def _ask(self, command: str, **arguments: Any) -> bool:
+        if self._sock is None:
+            return False
+        try:
+            self._sock.send(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\r\n")
+        except OSError:
+            self._lose()
+            return False
+        return True
+
+    def _lose(self) -> None:
+        if self._sock is None:
+            return
+        self._handle.forget(self._sock.fileno())
+        self._sock.close()
+        self._sock = None
+        self._read.clear()
+        self.losses += self.up
+        self.up = False
+        self._handle.alarm(RETRY_S)
+
+    def status(self) -> dict[str, object]:
+        """Return what `status` prints of the monitor."""
+        return {"socket": self.path, "up": self.up, "losses": self.losses}
+
+    def close(self) -> None:
+        """Give everything back. Idempotent."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+        self._handle.close()

@@ -1,0 +1,63 @@
+"""What is known of connections that are held, and what may end them all the same."""
+
+from typing import Any, Final
+
+from vtl_tools.common.packet import address
+from vtl_tools.services.freeze.connection import PEER_FIN, RAISED, USER_TIMEOUT, VM_FIN, HeldConnection
+from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.freeze.headers import address_size
+
+ROWS_MAX: Final = 10_000
+_OFTEN: Final = 30
+"""Repetitions of the same data, by which a sender that believes a shut window waits minutes."""
+
+RISKS: Final = {
+    "unknown": "nothing is answered: what the VM acknowledged was not seen, and its peer has not shown it",
+    "closed": "the peer has closed: if its program is gone, it gives up after some probes (an orphan)",
+    "closing": "the VM has closed: its peer may end it",
+    "user-timeout": "the peer has told of a user timeout (RFC 5482): it gives up after that",
+    "data-waits": "the peer has data to send: a program or a user timeout there may end the waiting",
+    "not-believed": "the peer goes on sending: it may not believe that the window is shut",
+}
+"""By word: what may end a connection though every probe is answered."""
+
+
+def risks(connection: HeldConnection) -> list[str]:
+    """Return the words of what may end a connection that is held."""
+    flags = connection.flags
+    found = {
+        "unknown": not connection.has_numbers,
+        "closed": flags & PEER_FIN,
+        "closing": flags & VM_FIN and not flags & PEER_FIN,
+        "user-timeout": flags & USER_TIMEOUT,
+        "data-waits": connection.is_waiting,
+        "not-believed": flags & RAISED and connection.repeated > _OFTEN,
+    }
+    return [word for word in RISKS if found[word]]
+
+
+def report(freezer: Freezer, now: float) -> dict[str, Any]:
+    """Return what is told of the connections, those first of which something was said; so many at most."""
+    touched = list(freezer.touched.values())
+    rest = [one for one in freezer.table if one.key not in freezer.touched]
+    rows = [_row(one, now) for one in (*touched, *rest[: max(0, ROWS_MAX - len(touched))])[:ROWS_MAX]]
+    return {"frozen": freezer.frozen, "all": len(touched) + len(rest), "connections": rows}
+
+
+def _row(connection: HeldConnection, now: float) -> dict[str, Any]:
+    key = connection.key
+    size = address_size(key)
+    return {
+        "vm": _end(key[:size], key[2 * size : 2 * size + 2]),
+        "peer": _end(key[size : 2 * size], key[2 * size + 2 : 2 * size + 4]),
+        "held_s": round(now - connection.since, 3) if connection.probes else 0.0,
+        "idle_s": round(now - connection.seen, 3),
+        "probes": connection.probes,
+        "kept_octets": connection.held_octets,
+        "risks": risks(connection),
+    }
+
+
+def _end(host: bytes, port: bytes) -> str:
+    text = address.format_ip(host)
+    return f"{text if len(host) == 4 else f'[{text}]'}:{int.from_bytes(port, 'big')}"

@@ -1,0 +1,256 @@
+"""The stage of vtl-freeze: stands in for a VM that is away, beside its interface or on another link."""
+
+from typing import TYPE_CHECKING, Final
+
+from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.stage import Stage
+from vtl_tools.services.freeze import answers, state
+from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.freeze.guest import Follower
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vtl_tools.common.device.ring import Ring
+    from vtl_tools.common.runtime.snapshot import Snapshot
+    from vtl_tools.services.freeze.qmp import Monitor
+
+LOOK_S: Final = 0.25
+"""How often it is seen how much is heard, and whether there is something to be written."""
+HEARD_PER_S: Final = 8000.0
+"""Segments that are looked at each second; of more, a sample."""
+ONE_IN_MAX: Final = 256
+SAVED_AT_ONCE_S: Final = 0.05
+"""How long peers are answered first, before the state is written."""
+SAVE_S: Final = 5.0
+SAVE_SHARES: Final = 50.0, 20.0
+"""Writing takes at most one part in so many of the time: while the VM is there, and while it is away."""
+
+
+class Freeze(Stage):
+    """Beside an interface, port 0 is the VM's side and port 1 the network's; on another link, port 0 is both.
+
+    mac: the VM's, beside those that it is heard to use. listen: says whether the ports are to hear anything.
+    overlay: whether there is the one link only.
+    """
+
+    def __init__(
+        self,
+        freezer: Freezer,
+        vm: str = "",
+        *,
+        mac: bytes | None = None,
+        listen: "Callable[[bool], object]" = lambda wanted: None,
+        snapshot: "Snapshot | None" = None,
+        overlay: bool = False,
+    ) -> None:
+        super().__init__(1 if overlay else 2)
+        self.freezer, self.vm, self.overlay = freezer, vm, overlay
+        self.listen, self.snapshot = listen, snapshot
+        self.network = 0 if overlay else 1
+        self.mac = mac
+        self._know_mac()
+        self.drops = freezer.unanswered
+        self.ring: Ring | None = None
+        self._looked_at, self._heard, self._one_in, self._missed = 0.0, 0, 1, 0
+        self._save_at, self._saving_since, self._save_cost_s = 0.0, 0.0, 0.0
+        self._soon: float | None = None
+        self._told_of_vm = False
+        self.qemu = Follower(self)
+        self.monitor: Monitor | None = None
+        self._gaps = False
+        self._saved: tuple[object, ...] = ()
+        self.heard = 0
+        """Frames that came by the one link."""
+        if snapshot is not None:
+            self.sources.append(snapshot)
+
+    def hear_through(self, ring: "Ring") -> None:
+        """Follow what passes an interface."""
+        self.ring = ring
+        self.sources.append(ring)
+
+    @property
+    def in_the_way(self) -> bool:  # type: ignore[override]
+        """Peers wait for answers; traffic does not wait for who overhears it."""
+        return self.freezer.frozen
+
+    def follow(self, monitor: "Monitor") -> None:
+        """Do what QEMU tells to do; its monitor tells qemu.told()."""
+        self.monitor = monitor
+        self.sources.append(monitor)
+
+    # --- frames
+
+    def on_batch(self, port: int, batch: Batch, now: float) -> None:
+        """Take what the VM's side or the network's heard, or what came by the one link."""
+        freezer = self.freezer
+        if self.overlay:
+            self._on_overlay(batch, now)
+        elif port == 0:
+            for frame in batch:
+                freezer.from_vm(frame, now)
+        else:
+            for frame in batch:
+                freezer.from_peer(frame, now)
+
+    def _on_overlay(self, batch: Batch, now: float) -> None:
+        freezer = self.freezer
+        self.heard += batch.count
+        for frame in batch:
+            if bytes(frame[VNET + 6 : VNET + 12]) not in freezer.table.macs:
+                freezer.from_peer(frame, now)
+            elif freezer.frozen and not freezer.left:
+                freezer.from_vm(frame, now)
+            else:
+                freezer.hear(frame, True, now)
+
+    def settle(self, now: float) -> None:
+        """Send what is to be said, and tell of a VM that speaks though it is to be away."""
+        freezer = self.freezer
+        if freezer.to_network or freezer.to_vm:
+            to_network, to_vm = freezer.take()
+            self._say(self.network, to_network, now)
+            self._say(0, to_vm, now)
+        if freezer.heard_vm and not self._told_of_vm:
+            self._told_of_vm = True
+            self.event("speaks", vm=self.vm)
+
+    def _say(self, port: int, frames: "Sequence[bytes | bytearray]", now: float) -> None:
+        if frames:
+            self.send(port, [(bytes(frame),) for frame in frames], now)
+
+    # --- time
+
+    def deadline(self) -> float | None:
+        """Return when to look next."""
+        look_at = self._looked_at if self.freezer.thawing else self._looked_at + LOOK_S
+        return look_at if self._soon is None else min(look_at, self._soon)
+
+    def wake(self, now: float) -> None:
+        """Go on with thawing, see how much is heard, and write the state if it is time."""
+        if self.freezer.thawing:
+            self.freezer.thaw()
+        if self._soon is not None and now >= self._soon:
+            self._soon = None
+            self.save(now)
+        if now - self._looked_at < LOOK_S:
+            return
+        self._sample(now)
+        self._looked_at = now
+        if self.snapshot is None:
+            return
+        if self._saving_since and not self.snapshot.is_writing:
+            self._save_cost_s, self._saving_since = now - self._saving_since, 0.0
+        if now >= self._save_at and not self._saving_since and self._saved != self._seen_so_far():
+            self.save(now)
+
+    def save(self, now: float) -> None:
+        """Begin to write the state."""
+        if self.snapshot is None:
+            return
+        self._save_at, self._saved = now, ()  # again, where one is under way that is older
+        if self.snapshot.begin(now):
+            self._saving_since = now
+            self._saved = self._seen_so_far()
+            self._save_at = now + max(SAVE_S, SAVE_SHARES[self.freezer.frozen] * self._save_cost_s)
+
+    def _seen_so_far(self) -> tuple[object, ...]:
+        """Return what differs when there is something new to be written."""
+        freezer = self.freezer
+        told = freezer.frozen, freezer.left, freezer.answered, len(freezer.touched), len(freezer.resets)
+        return (*told, freezer.table.held, 0 if self.ring is None else self.ring.frames, self.heard)
+
+    def _sample(self, now: float) -> None:
+        """Have the ring keep so many segments as can be looked at for next to nothing."""
+        ring = self.ring
+        if ring is None:
+            return
+        per_s = (ring.frames - self._heard) * self._one_in / max(now - self._looked_at, LOOK_S)
+        self._heard = ring.frames
+        one_in = 1
+        while one_in < ONE_IN_MAX and per_s > HEARD_PER_S * one_in * (1 if one_in >= self._one_in else 0.5):
+            one_in *= 2
+        missed = ring.missed
+        ring.status()
+        gaps = one_in > 1 or self._one_in > 1 or ring.missed > missed
+        self.freezer.table.missed(gaps or self._gaps)  # what is heard next may be from before
+        self._gaps = gaps
+        if one_in != self._one_in:
+            self._one_in = one_in
+            ring.sample(one_in)
+
+    # --- what an operator asks, or QEMU
+
+    def hand_over(self, now: float) -> None:
+        """Fall silent, since the VM is another host's, and be ready to tell that one what is known."""
+        self.freezer.leave(now)
+        self.listen(False)
+        self._soon = now + SAVED_AT_ONCE_S
+        self.event("left", vm=self.vm, connections=len(self.freezer.table))
+
+    def start(self, now: float) -> dict[str, object]:
+        """Speak for the VM from now on."""
+        began = self.freezer.start(now)
+        if began:
+            self.listen(True)
+            self._told_of_vm, self._soon = False, now + SAVED_AT_ONCE_S
+            self.event("frozen", vm=self.vm, connections=len(self.freezer.table))
+        return {"vm": self.vm, "began": began, "connections": len(self.freezer.table)}
+
+    def stop(self, now: float) -> dict[str, object]:
+        """Fall silent, and open the windows of the first peers; wake() goes on."""
+        freezer = self.freezer
+        for_s, ended = now - freezer.frozen_at, freezer.stop(now)
+        if ended:
+            self.listen(False)
+            freezer.thaw()
+            self.settle(now)
+            self._soon = now + SAVED_AT_ONCE_S
+            self.event("thawed", vm=self.vm, frozen_s=round(for_s, 3))
+        return {"vm": self.vm, "ended": ended, "frozen_s": round(for_s, 3) if ended else 0.0}
+
+    def announce(self, now: float) -> dict[str, object]:
+        """Tell the network where the VM is now."""
+        frames = answers.announcements(self.freezer.table.hosts)
+        self._say(self.network, frames, now)
+        return {"vm": self.vm, "announced": len(frames)}
+
+    def take_up(self, text: bytes, name: str, now: float) -> None:
+        """Put a state in the place of what is known. Raises VTLError, and then nothing has changed."""
+        vm = state.load(text, name, self.freezer, now)
+        self._know_mac()
+        self.vm = self.vm or vm
+        self.listen(self.freezer.frozen and not self.freezer.left)
+        self._told_of_vm = False
+
+    def _know_mac(self) -> None:
+        if self.mac is not None:
+            self.freezer.table.macs.add(self.mac)
+
+    def status(self, now: float) -> dict[str, object]:
+        """Return whether the VM is away, and what is known."""
+        freezer = self.freezer
+        table = freezer.table
+        return {
+            "freeze": {
+                "vm": self.vm,
+                "frozen": freezer.frozen,
+                "left": freezer.left,
+                "frozen_s": round(now - freezer.frozen_at, 3) if freezer.frozen else 0.0,
+                "speaks": freezer.frozen and freezer.heard_vm,
+                "connections": len(table),
+                "unknown": table.strangers,
+                "held": len(freezer.touched),
+                "kept_octets": table.held,
+                "answered": freezer.answered,
+                "opened": freezer.opened,
+                "evicted": table.evicted,
+                "one_in": self._one_in,
+                "missed": 0 if self.ring is None else self.ring.missed,
+                "unsaved": 0 if self.snapshot is None else self.snapshot.failed,
+                "state": "" if self.snapshot is None else str(self.snapshot.path),
+                "qmp": None if self.monitor is None else self.monitor.status(),
+            }
+        }

@@ -1,0 +1,169 @@
+"""What an operator asks a firewall that runs, and what it answers, as JSON has it."""
+
+from collections.abc import Callable
+from ipaddress import ip_network
+from itertools import islice
+from posixpath import basename
+from typing import Any, Final
+
+from vtl_tools.common.errors import SpecError, VTLError
+from vtl_tools.common.packet.view import Buffer
+from vtl_tools.services.fw import question
+from vtl_tools.services.fw.describe import describe, spoken
+from vtl_tools.services.fw.explain import explain as steps_to
+from vtl_tools.services.fw.flow import Decision, Flow
+from vtl_tools.services.fw.parser import parse
+from vtl_tools.services.fw.policy import Policy
+from vtl_tools.services.fw.question import Question
+from vtl_tools.services.fw.rule import BUILT_IN, Direction, Rule
+from vtl_tools.services.fw.tracker import Tracker
+
+LISTED_MAX: Final = 1000
+"""Connections that one answer names, and rules that an explanation has; a reload counts them all."""
+LOOKED_AT_MAX: Final = 10_000
+"""Connections that one answer looks at."""
+
+Answer = dict[str, Any]
+
+
+def compiled(name: str, read: Callable[[str, int], bytes]) -> Policy:
+    """Parse and compile. Raises RuleError."""
+    return Policy(parse(name, read))
+
+
+def status(tracker: Tracker, file: str) -> Answer:
+    """Return what the policy is, and what it is applied to."""
+    return {
+        "file": file,
+        "rules": len(tracker.policy.rules),
+        "flows": len(tracker.flows),
+        "flows_max": tracker.flows.flows_max,
+        "evicted": tracker.flows.evicted,
+        "fragmented": len(tracker.fragments),
+    }
+
+
+def logged(rule: Rule, decision: Decision, direction: Direction, frame: Buffer) -> Answer:
+    """Return what a log says of a packet that a rule judged."""
+    return {
+        "rule": f"{rule.place.file}:{rule.place.line}",
+        "verdict": decision.verdict.value if decision.verdict is not None else "",
+        "why": decision.why,
+        "direction": direction.value,
+        **describe(frame),
+    }
+
+
+def flows(tracker: Tracker, request: Answer, now: float) -> Answer:
+    """Return what is known of some connections: those of a `rule` and with an `address` in a prefix.
+
+    At most LISTED_MAX at once, and of so many looked at that frames need not wait; `next` is where to go on,
+    as `start` of the next request, and None at the end. Raises SpecError.
+    """
+    rule, prefix, start = (request.get(word) for word in ("rule", "address", "start"))
+    if not isinstance(rule, str | None) or not isinstance(prefix, str | None):
+        raise SpecError("flows: a rule is a line or FILE:LINE, an address is text")
+    if not isinstance(start, int | None) or not 0 <= (start or 0) <= tracker.flows.flows_max:
+        raise SpecError("flows: start is where the answer before ended")
+    within = None if prefix is None else _span(prefix)
+    at, found = start or 0, list[Answer]()
+    for flow in islice(tracker.flows, at, at + LOOKED_AT_MAX):
+        if len(found) == LISTED_MAX:
+            break
+        at += 1
+        if _is_asked(flow, rule, within):
+            found.append(_known(flow, now))
+    return {"flows": found, "next": at if at < len(tracker.flows) else None, "known": len(tracker.flows)}
+
+
+def _span(prefix: str) -> tuple[bytes, bytes]:
+    try:
+        network = ip_network(prefix)
+    except ValueError as e:
+        raise SpecError(f"{str(e)[:120]}; write 192.0.2.5 or 2001:db8::/64") from None
+    return network.network_address.packed, network.broadcast_address.packed
+
+
+def _is_asked(flow: Flow, rule: str | None, within: tuple[bytes, bytes] | None) -> bool:
+    if flow.share is None:
+        return False
+    if rule is not None:
+        place = flow.decision.rule.place if flow.decision.rule is not None else BUILT_IN
+        if rule not in (
+            str(place.line),
+            f"{place.file}:{place.line}",
+            f"{basename(place.file)}:{place.line}",
+        ):
+            return False
+    if within is None:
+        return True
+    first, last = within
+    return any(len(end) == len(first) and first <= end <= last for end in flow.addresses)
+
+
+def _known(flow: Flow, now: float) -> Answer:
+    states, rule = flow.states, flow.decision.rule
+    return {
+        "flow": question.name(flow),
+        "states": None if states is None else [state.value for state in states],
+        "ends_in_s": round(max(0.0, flow.until - now), 1),
+        "rule": "" if rule is None else f"{rule.place.file}:{rule.place.line}",
+    }
+
+
+def kill(tracker: Tracker, request: Answer) -> Answer:
+    """End a connection. Raises SpecError or VTLError."""
+    asked = question.read(_words(request))
+    flow = tracker.flows.get(asked.key())
+    if flow is None:
+        raise VTLError("kill: no such connection; 'vtl-fw flows' lists them")
+    tracker.end(flow)
+    return {"flow": question.name(flow)}
+
+
+def explain(tracker: Tracker, request: Answer, now: float) -> Answer:
+    """Say which rule judges a packet, what its limits leave, and of which connection it is, if of any.
+
+    Raises SpecError.
+    """
+    asked = question.read(_words(request))
+    flow = tracker.flows.get(asked.key())
+    told = explained(tracker.policy, asked)
+    rule = tracker.policy.judge(asked.direction, asked.fields()).rule
+    if left := tracker.left(rule, asked.direction, asked.src, now):
+        told["left"] = left
+    return told if flow is None else {**told, "known": question.name(flow)}
+
+
+def explained(policy: Policy, asked: Question) -> Answer:
+    """Return which rule of a policy judges a packet, and why those before it do not."""
+    found = steps_to(policy, asked.direction, asked.fields())
+    steps = [[str(step.rule), step.why] for step in found.steps[:LISTED_MAX]]
+    return {"verdict": found.judgement.verdict.value, "rule": str(found.judgement.rule), "steps": steps}
+
+
+def line(told: Answer) -> str:
+    """Return what logged() tells as a line for people."""
+    hidden = f" ({told['suppressed']} before it not shown)" if told["suppressed"] else ""
+    why = "" if told["why"] in ("rule", "new") else f", {told['why']}"
+    return f"{told['verdict']} {told['direction']} {spoken(told)} by {told['rule']}{why}{hidden}"
+
+
+def reloaded(tracker: Tracker, policy: Policy, ended: list[Flow]) -> Answer:
+    """Return what another policy ended, or would end, and what is odd about it."""
+    names = [question.name(flow) for flow in ended[:LISTED_MAX]]
+    warnings = [str(remark) for remark in policy.ruleset.remarks]
+    return {
+        "rules": len(policy.rules),
+        "flows": len(tracker.flows),
+        "ended": len(ended),
+        "names": names,
+        "warnings": warnings,
+    }
+
+
+def _words(request: Answer) -> list[str]:
+    words = request.get("words")
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise VTLError("a packet is a list of words")
+    return words

@@ -1,0 +1,274 @@
+"""One rule: its action, its direction, what it asks of a packet, and what else it does."""
+
+from typing import Final
+
+from vtl_tools.common.packet import ether, ip
+from vtl_tools.services.fw.cursor import Cursor
+from vtl_tools.services.fw.lexer import END, Token, TokenKind
+from vtl_tools.services.fw.names import ICMP6_TYPES, ICMP_TYPES, PROTOCOLS, UNITS, Protocol
+from vtl_tools.services.fw.position import Remark, RulePosition
+from vtl_tools.services.fw.rule import IN, OUT, UNTAGGED, Cap, Rate, Rule, Verdict
+from vtl_tools.services.fw.sets import Sets
+from vtl_tools.services.fw.values import Addresses, Ranges, ranges
+
+ACTIONS: Final = {verdict.value: verdict for verdict in Verdict}
+_DIRECTIONS: Final = {"in": (IN,), "out": (OUT,)}
+_PORTS: Final = ((None, ip.TCP), (None, ip.UDP))
+_ICMP: Final[Protocol] = (ether.IPV4, ip.ICMP)
+_ICMP6: Final[Protocol] = (ether.IPV6, ip.ICMPV6)
+
+ICMP6: Final = 1 << 16
+"""Added to type << 8 | code of ICMPv6, whose types are not ICMPv4's."""
+
+COUNT_MAX: Final = 1_000_000
+"""Of a limit: what is more limits nothing."""
+
+
+def take_rule(cursor: Cursor, sets: Sets) -> tuple[Rule, list[Remark]]:
+    """Take a rule, and return it with what is odd about it. RuleError if it is not right."""
+    return _Clauses(cursor, sets).take()
+
+
+class _Clauses:
+    """A rule in the making. Each kind of clause may stand once, in any order."""
+
+    def __init__(self, cursor: Cursor, sets: Sets) -> None:
+        self._cursor = cursor
+        self._sets = sets
+        self._seen: dict[str, Token] = {}
+        self._protocols: tuple[Protocol, ...] = ()
+        self._src: Addresses | None = None
+        self._dst: Addresses | None = None
+        self._src_mac: frozenset[bytes] | None = None
+        self._dst_mac: frozenset[bytes] | None = None
+        self._sport: Ranges | None = None
+        self._dport: Ranges | None = None
+        self._types: list[tuple[int, int]] | None = None
+        self._vlan: Ranges | None = None
+        self._rate: Rate | None = None
+        self._cap: Cap | None = None
+
+    def take(self) -> tuple[Rule, list[Remark]]:
+        cursor = self._cursor
+        place, text = cursor.place, cursor.text
+        verdict = ACTIONS[cursor.next().text]
+        direction = cursor.one_of(_DIRECTIONS)
+        if not cursor.accept("any"):
+            self._take_protocols()
+        while cursor.token.kind is not END:
+            self._clause()
+        icmp = self._check(verdict)
+        if verdict is Verdict.ALLOW and "vlan" not in self._seen:
+            self._vlan = ((UNTAGGED, UNTAGGED),)
+        rule = Rule(
+            place, text, verdict, _DIRECTIONS[direction] if direction else (OUT, IN), self._protocols,
+            self._src, self._dst, self._sport, self._dport, icmp, self._src_mac, self._dst_mac, self._vlan,
+            "log" in self._seen, "pcap" in self._seen, self._rate, self._cap,
+        )  # fmt: skip
+        return rule, self._remarks(place)
+
+    def _take_protocols(self) -> None:
+        found: list[Protocol] = []
+        cursor = self._cursor
+        while True:
+            if word := cursor.one_of(PROTOCOLS):
+                found.append(PROTOCOLS[word])
+            elif cursor.accept("protocol"):
+                found.append((None, cursor.number("the number of an IP protocol", 0, 255)))
+            elif cursor.accept("ethertype"):
+                found.append((cursor.number("an ethertype", 0x0600, 0xFFFF), None))
+            elif found:
+                cursor.fail("another protocol")
+            else:
+                return
+            if not cursor.accept(","):
+                self._protocols = tuple(found)
+                return
+
+    def _clause(self) -> None:
+        cursor = self._cursor
+        token = cursor.next()
+        name = token.text
+        take = _TAKE.get(name) if token.kind is TokenKind.WORD else None
+        if take is None:
+            cursor.fail("a clause such as 'from', 'to', 'port' or 'log', or the end of the line", token)
+        if cursor.token.text == "mac" and name in ("from", "to"):
+            name += " mac"
+        elif name == "limit":
+            count = cursor.token.kind is TokenKind.NUMBER
+            name = "limit of connections" if count else "limit of the rate"
+        if name in self._seen:
+            cursor.refuse(f"expected one '{name}' in a rule, not two", token.column)
+        self._seen[name] = token
+        take(self)
+
+    def _from(self) -> None:
+        if self._cursor.accept("mac"):
+            self._src_mac = self._sets.macs(self._cursor)
+        elif not self._cursor.accept("any"):
+            self._src = self._sets.addresses(self._cursor)
+
+    def _to(self) -> None:
+        if self._cursor.accept("mac"):
+            self._dst_mac = self._sets.macs(self._cursor)
+        elif not self._cursor.accept("any"):
+            self._dst = self._sets.addresses(self._cursor)
+
+    def _source(self) -> None:
+        self._cursor.expect("port")
+        self._sport = self._sets.numbers(self._cursor, "a port", 0xFFFF)
+
+    def _port(self) -> None:
+        self._dport = self._sets.numbers(self._cursor, "a port", 0xFFFF)
+
+    def _type(self) -> None:
+        """Take ICMP types. A name is of whichever versions the rule is; a number must be of one."""
+        cursor = self._cursor
+        versions = [p for p in (_ICMP, _ICMP6) if p in self._protocols]
+        if not versions or set(self._protocols) - set(versions):
+            column = self._seen["type"].column
+            cursor.refuse("expected 'icmp' or 'icmp6' before 'type', and no other protocol", column)
+        tables = [ICMP_TYPES if p == _ICMP else ICMP6_TYPES for p in versions]
+        self._types = []
+        while True:
+            token = cursor.token
+            if token.kind is TokenKind.NAME and any(token.text in table for table in tables):
+                for version, table in zip(versions, tables, strict=True):
+                    if token.text not in table:
+                        cursor.refuse(f"expected a type that icmp and icmp6 have, which {token.text} is not")
+                    self._types.append((_first(version, table[token.text]),) * 2)
+                cursor.next()
+            elif token.kind in (TokenKind.NUMBER, TokenKind.RANGE, TokenKind.SET):
+                if len(versions) > 1:
+                    cursor.refuse("expected a name: a number means one type in icmp and another in icmp6")
+                numbers = self._sets.numbers(cursor, "a type", 255)
+                self._types += [
+                    (_first(versions[0], low), _first(versions[0], high)) for low, high in numbers
+                ]
+                return  # which took the commas as well
+            else:
+                cursor.fail("an ICMP type, by name or number")
+            if not cursor.accept(","):
+                return
+
+    def _code(self) -> None:
+        cursor = self._cursor
+        if self._types is None:
+            cursor.refuse("expected 'type' before 'code'", self._seen["code"].column)
+        codes = self._sets.numbers(cursor, "a code", 255)
+        # types that stand next to each other are one range by now, also those that were listed
+        firsts = [first for low, high in self._types for first in range(low, high + 1, 1 << 8)]
+        if len(codes) * len(firsts) > 1000:
+            cursor.refuse("expected fewer types and codes in one rule", self._seen["code"].column)
+        self._types = [(first + low, first + high) for first in firsts for low, high in codes]
+
+    def _vlans(self) -> None:
+        cursor = self._cursor
+        if cursor.accept("any"):
+            return
+        found: list[tuple[int, int]] = []
+        if cursor.accept("none"):
+            found.append((UNTAGGED, UNTAGGED))
+            if not cursor.accept(","):
+                self._vlan = tuple(found)
+                return
+        found += self._sets.numbers(cursor, "a VLAN", 4095)
+        self._vlan = ranges(found)
+
+    def _limit(self) -> None:
+        cursor = self._cursor
+        token = cursor.token
+        if token.kind is TokenKind.NUMBER:
+            count = cursor.number("a number of connections", 1, COUNT_MAX)
+            cursor.expect("connections")
+            self._cap = Cap(count, self._per_source())
+            return
+        if token.kind is not TokenKind.RATE:
+            cursor.fail("a rate such as 10/s, or a number of connections")
+        number, _, unit = token.text.partition("/")
+        count = cursor.value(Token(TokenKind.NUMBER, number, token.column), "a lower rate")
+        if not 1 <= count <= COUNT_MAX:
+            cursor.fail(f"a rate of 1 to {COUNT_MAX}")
+        cursor.next()
+        burst = cursor.number("a burst", 1, COUNT_MAX) if cursor.accept("burst") else count
+        self._rate = Rate(count / UNITS[unit], burst, self._per_source())
+
+    def _per_source(self) -> bool:
+        if self._cursor.accept("per"):
+            self._cursor.expect("source")
+            return True
+        return False
+
+    def _flag(self) -> None:
+        pass
+
+    def _check(self, verdict: Verdict) -> Ranges | None:
+        """Refuse what no packet can match; return the ICMP types."""
+        cursor = self._cursor
+        for name in "port", "source":
+            token = self._seen.get(name)
+            if token and not (self._protocols and all(p in _PORTS for p in self._protocols)):
+                cursor.refuse("expected 'tcp' or 'udp' before ports, and no other protocol", token.column)
+        if verdict is not Verdict.ALLOW:
+            for name in "limit of connections", "limit of the rate":
+                if name in self._seen:
+                    cursor.refuse("expected a limit in a rule that allows only", self._seen[name].column)
+        self._check_versions()
+        if self._types is None:
+            return None
+        # from the first code of a range's first type to the last of its last, unless codes were given
+        return ranges(self._types if "code" in self._seen else [(a, b | 0xFF) for a, b in self._types])
+
+    def _check_versions(self) -> None:
+        """Refuse a rule whose parts are of different versions of IP; an empty set is of both."""
+        if self._src is None and self._dst is None:
+            return
+        last, versions = "the protocol", {4, 6}
+        if self._protocols:
+            versions = set().union(*(_versions(protocol) for protocol in self._protocols))
+        if not all(_versions(protocol) for protocol in self._protocols):
+            token = self._seen.get("from") or self._seen["to"]
+            self._cursor.refuse("expected IP before addresses, not another ethertype", token.column)
+        for name, side in ("from", self._src), ("to", self._dst):
+            if not side:
+                continue
+            has = ({4} if side.v4 else set()) | ({6} if side.v6 else set())
+            if not versions & has:
+                was, now = (f"IPv{min(part)}" for part in (versions, has))
+                problem = f"expected an {was} address, as {last} is {was}'s; here are only {now} addresses"
+                self._cursor.refuse(problem, self._seen[name].column)
+            if versions != has:
+                last = f"'{name}'" if has < versions else last
+            versions &= has
+
+    def _remarks(self, place: RulePosition) -> list[Remark]:
+        """Say of an empty set, which is allowed where it is declared, that the rule matches nothing."""
+        asked = (self._src, self._dst, self._src_mac, self._dst_mac, self._sport, self._dport, self._types)
+        empty = any(value is not None and not value for value in (*asked, self._vlan))
+        return [Remark(place, "matches nothing, as a set in it is empty")] if empty else []
+
+
+_TAKE: Final = {
+    "from": _Clauses._from,
+    "to": _Clauses._to,
+    "source": _Clauses._source,
+    "port": _Clauses._port,
+    "type": _Clauses._type,
+    "code": _Clauses._code,
+    "vlan": _Clauses._vlans,
+    "limit": _Clauses._limit,
+    "log": _Clauses._flag,
+    "pcap": _Clauses._flag,
+}
+
+
+def _first(protocol: Protocol, kind: int) -> int:
+    """Return an ICMP type with its lowest code, as Rule.icmp has it."""
+    return (ICMP6 if protocol == _ICMP6 else 0) | kind << 8
+
+
+def _versions(protocol: Protocol) -> set[int]:
+    ethertype, _ = protocol
+    if ethertype is None:
+        return {4, 6}
+    return {4} if ethertype == ether.IPV4 else {6} if ethertype == ether.IPV6 else set()

@@ -1,0 +1,50 @@
+"""What a packet is, for a log."""
+
+from collections.abc import Mapping
+
+from vtl_tools.common.errors import Malformed
+from vtl_tools.common.packet.address import format_ip, format_mac
+from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.tcp import TCP
+from vtl_tools.common.packet.udp import UDP
+from vtl_tools.common.packet.view import Buffer
+from vtl_tools.services.fw.question import NAMES
+
+
+def describe(frame: Buffer) -> dict[str, object]:
+    """Return what a packet is, for a line of a log. Nothing is raised for foreign octets."""
+    told: dict[str, object] = {}
+    try:
+        pkt = Packet.at(frame)
+        told |= {"src_mac": format_mac(pkt.eth.src), "dst_mac": format_mac(pkt.eth.dst)}
+        told["ethertype"] = f"{pkt.ethertype:#06x}"
+        if pkt.vlans:
+            told["vlan"] = pkt.vlans[0].vid
+        if (net := pkt.ip) is not None:
+            told |= {"src": format_ip(net.src), "dst": format_ip(net.dst)}
+            told["protocol"] = NAMES.get(net.protocol, net.protocol)
+        inner = pkt.transport
+        if isinstance(inner, TCP | UDP):
+            told |= {"sport": inner.sport, "dport": inner.dport}
+        elif inner is not None:
+            told |= {"type": inner.type, "code": inner.code}
+    except Malformed:
+        pass  # so far it could be read
+    return told
+
+
+def spoken(told: Mapping[str, object]) -> str:
+    """Return what describe() tells as one line, in the words that question.read() takes."""
+    at = f" vlan {told['vlan']}" if "vlan" in told else ""
+    if "protocol" not in told:
+        macs = f"from mac {told.get('src_mac')} to mac {told.get('dst_mac')}"
+        return f"ethertype {told.get('ethertype')} {macs}{at}"
+    ends = [str(told["src"]), str(told["dst"])]
+    if "sport" in told:
+        ports = told["sport"], told["dport"]
+        ends = [
+            f"[{end}]:{port}" if ":" in end else f"{end}:{port}"
+            for end, port in zip(ends, ports, strict=True)
+        ]
+    message = f" type {told['type']} code {told['code']}" if "type" in told else ""
+    return f"{told['protocol']} {ends[0]} {ends[1]}{message}{at}"

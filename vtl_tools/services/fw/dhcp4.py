@@ -1,0 +1,220 @@
+"""The VM as a client of DHCPv4 (RFC 2131), and the one lease that it has. SAVI-DHCP is RFC 7513.
+
+A guest asks for itself only, as one client, of a server of its link, and so often only. A lease is
+learned from the answer to a question that is pending, where the link itself vouches for the answer:
+
+* it is for the broadcast address, or for the leased address before that is the VM's. Neither is routed to
+  the VM from elsewhere, and no flow of the VM has such an answer, as DHCP goes to servers only;
+* or it is from a server that was met so before, or that was named.
+
+Reads no clock; `now` is in seconds.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from vtl_tools.common.guest_net import dhcp_wire
+from vtl_tools.common.guest_net.dhcp_wire import DHCPMessage
+from vtl_tools.common.packet import address
+from vtl_tools.common.packet.ipv4 import IPv4
+from vtl_tools.common.packet.udp import UDP
+from vtl_tools.common.packet.view import Buffer
+from vtl_tools.common.rate_limit import TokenBucket
+
+LEASE_S: Final = 3600.0
+"""Of an acknowledgement that does not say how long it holds (RFC 2131 table 3 has it say so)."""
+PENDING_MAX: Final = 8
+PENDING_S: Final = 120.0
+"""How long an answer may take; clients retransmit for 64 seconds (RFC 2131 section 4.1)."""
+SERVERS_MAX: Final = 8
+MESSAGES_PER_S: Final = 1.0
+MESSAGES_AT_ONCE: Final = 20.0
+DECLINES_PER_S: Final = 1 / 600
+DECLINES_AT_ONCE: Final = 3.0
+"""A server keeps a declined address from all for a while, so declining empties its pool."""
+
+_BROADCAST: Final = b"\xff" * 4
+_HOPS, _GIADDR = 3, slice(24, 28)  # which only relays write
+_ASKED: Final = frozenset(
+    (dhcp_wire.DISCOVER, dhcp_wire.REQUEST, dhcp_wire.DECLINE, dhcp_wire.RELEASE, dhcp_wire.INFORM)
+)
+_RELAYED: Final = 82  # RFC 3046
+_RAPID_COMMIT: Final = 80  # RFC 4039
+_ONCE: Final = (
+    dhcp_wire.REQUESTED_ADDRESS, dhcp_wire.MESSAGE_TYPE, dhcp_wire.SERVER_ID, dhcp_wire.CLIENT_ID,
+)  # fmt: skip
+
+
+class VMLease(NamedTuple):
+    """An address, and when it ends."""
+
+    address: bytes
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    may_lease: bool
+    until: float
+
+
+class DHCPv4Snooper:
+    """The messages that one VM may send to DHCP, and the lease that it has.
+
+    own: the VM's addresses, which the lease is kept among. owns: says of an address whether it is the VM's.
+    servers: who may lease, by the source address of the answers; empty: whoever the link vouches for.
+    is_learned: whether leases count, and not only addresses that are given.
+    """
+
+    def __init__(
+        self,
+        own: set[bytes],
+        owns: Callable[[bytes], bool],
+        servers: Collection[bytes] = (),
+        *,
+        is_learned: bool = True,
+    ) -> None:
+        self.lease: VMLease | None = None
+        self.client_id: bytes | None = None
+        """The first that is not made of the VM's Ethernet address."""
+        self.met: OrderedDict[bytes, bytes] = OrderedDict()
+        """Servers by their identifiers, and where their answers came from: themselves, or a relay."""
+        self._own, self._owns, self._is_learned = own, owns, is_learned
+        self._servers = frozenset(servers)
+        self._pending: OrderedDict[int, _Pending] = OrderedDict()
+        self._messages = TokenBucket(MESSAGES_PER_S, MESSAGES_AT_ONCE)
+        self._declines = TokenBucket(DECLINES_PER_S, DECLINES_AT_ONCE)
+
+    # --- what the VM sends
+
+    def refuse(self, net: IPv4, datagram: UDP, mac: bytes, now: float) -> str:
+        """Return why a message to a server is not the VM's to send, or "". Raises Malformed."""
+        message = DHCPMessage.at(datagram.payload)
+        if _is_forged(message, datagram.payload, mac) or not self._is_client(message, mac):
+            return "spoofed-dhcp"
+        if net.dst != _BROADCAST and not self._is_server(net.dst):
+            return "spoofed-dhcp"
+        if not self._is_from_itself(net.src, message):
+            return "spoofed-address"
+        if not self._is_about_itself(message):
+            return "spoofed-dhcp"
+        if message.kind == dhcp_wire.DECLINE and not self._declines.take(now):
+            return "dhcp-rate"
+        if not self._messages.take(now):
+            return "dhcp-rate"
+        self._asked(message, mac, now)
+        return ""
+
+    def _is_client(self, message: DHCPMessage, mac: bytes) -> bool:
+        """Say whether the client is the one that the VM is: by that, servers find leases (section 4.2)."""
+        told = message.options.get(dhcp_wire.CLIENT_ID)
+        if told is None or told == _of_ethernet(mac):
+            return True
+        if len(told) == 7 and told[0] == dhcp_wire.ETHERNET:
+            return False  # another's Ethernet address
+        return len(told) > 1 and self.client_id in (None, told)
+
+    def _is_server(self, octets: bytes) -> bool:
+        if self._servers:
+            return octets in self._servers
+        return octets in self.met or octets in self.met.values()
+
+    def _is_from_itself(self, src: bytes, message: DHCPMessage) -> bool:
+        return address.is_unspecified(src) or self._owns(src) or self._is_asked_again(src, message)
+
+    def _is_asked_again(self, octets: bytes, message: DHCPMessage) -> bool:
+        """Say whether this asks to go on with a lease of before this service was there (section 4.3.2)."""
+        again = message.kind == dhcp_wire.REQUEST and message.ciaddr == octets
+        return again and self._is_learned and self.lease is None
+
+    def _is_about_itself(self, message: DHCPMessage) -> bool:
+        named = message.ciaddr
+        if message.kind == dhcp_wire.DECLINE:
+            named = message.address(dhcp_wire.REQUESTED_ADDRESS) or bytes(4)
+        elif message.kind != dhcp_wire.RELEASE and address.is_unspecified(named):
+            return True
+        return self._owns(named) or self._is_asked_again(named, message)
+
+    def _asked(self, message: DHCPMessage, mac: bytes, now: float) -> None:
+        told = message.options.get(dhcp_wire.CLIENT_ID)
+        if told is not None and told != _of_ethernet(mac):
+            self.client_id = told
+        if message.kind in (dhcp_wire.RELEASE, dhcp_wire.DECLINE):
+            self.let_go()
+        elif message.kind in (dhcp_wire.REQUEST, dhcp_wire.DISCOVER):
+            may_lease = message.kind == dhcp_wire.REQUEST or _RAPID_COMMIT in message.options
+            self._pending.pop(message.xid, None)
+            self._pending[message.xid] = _Pending(may_lease, now + PENDING_S)
+            if len(self._pending) > PENDING_MAX:
+                self._pending.popitem(last=False)
+
+    # --- what it is answered
+
+    def heard(self, net: IPv4, datagram: UDP, mac: bytes | None, now: float) -> None:
+        """Learn from an answer. Raises Malformed."""
+        if datagram.sport != dhcp_wire.SERVER_PORT:
+            return
+        message = DHCPMessage.at(datagram.payload)
+        asked = self._pending.get(message.xid)
+        if message.op != dhcp_wire.BOOTREPLY or message.chaddr != mac or asked is None or asked.until < now:
+            return
+        if self._servers and net.src not in self._servers:
+            return
+        server = message.address(dhcp_wire.SERVER_ID) or net.src
+        held = None if self.lease is None else self.lease.address
+        by_link = net.dst == _BROADCAST or (net.dst == message.yiaddr and not self._owns(net.dst))
+        if by_link:
+            self.meet(server, net.src)
+        elif net.src not in self._servers and (
+            server not in self.met or net.src not in (server, self.met[server])
+        ):
+            return
+        if message.kind == dhcp_wire.NAK and asked.may_lease:
+            self.let_go()
+        elif message.kind == dhcp_wire.ACK and asked.may_lease and (by_link or message.yiaddr == held):
+            self._leased(message, now)
+
+    def _leased(self, message: DHCPMessage, now: float) -> None:
+        if not self._is_learned or not address.is_single_host(message.yiaddr):
+            return
+        seconds = message.options.get(dhcp_wire.LEASE_TIME, b"")
+        duration_s = int.from_bytes(seconds, "big") if len(seconds) == 4 else LEASE_S
+        self.take(VMLease(message.yiaddr, now + duration_s))
+
+    def take(self, lease: VMLease) -> None:
+        """Have a lease, in the place of the one before."""
+        self.let_go()
+        self.lease = lease
+        self._own.add(lease.address)
+
+    def let_go(self) -> None:
+        """Have no lease any more."""
+        if self.lease is not None:
+            self._own.discard(self.lease.address)
+        self.lease = None
+
+    def meet(self, server: bytes, source: bytes) -> None:
+        """Know a server that the link vouches for."""
+        self.met[server] = source
+        self.met.move_to_end(server)
+        if len(self.met) > SERVERS_MAX:
+            self.met.popitem(last=False)
+
+
+def _of_ethernet(mac: bytes) -> bytes:
+    """Return the client identifier that is made of an Ethernet address (RFC 2132 section 9.14)."""
+    return bytes((dhcp_wire.ETHERNET,)) + mac
+
+
+def _is_forged(message: DHCPMessage, payload: Buffer, mac: bytes) -> bool:
+    """Say whether a message is none that this client sends, or is one that servers read in two ways."""
+    if message.op != dhcp_wire.BOOTREQUEST or message.chaddr != mac or message.kind not in _ASKED:
+        return True
+    if payload[_HOPS] or any(payload[_GIADDR]) or _RELAYED in message.options:
+        return True  # as if relayed for another
+    if dhcp_wire.OVERLOAD in message.options:
+        return True
+    codes = dhcp_wire.codes(payload)
+    return any(codes.count(code) > 1 for code in _ONCE)

@@ -1,0 +1,247 @@
+"""Fragments are kept until the packet is whole, judged as that packet, and sent on as they came.
+
+So there is nothing that a rule or the table of connections does not get to see. What overlaps is dropped
+(RFC 5722, here for IPv4 as well), and so are fragments that are made to hide a header (RFC 1858, RFC 3128,
+RFC 7112).
+"""
+
+from collections import Counter, OrderedDict
+from typing import Final, NamedTuple
+
+from vtl_tools.common.errors import Malformed
+from vtl_tools.common.packet import ip, vnet
+from vtl_tools.common.packet.ipv4 import IPv4
+from vtl_tools.common.packet.ipv6 import IPv6
+from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.tcp import TCP
+from vtl_tools.common.packet.view import U16
+from vtl_tools.services.fw.rule import IN, OUT, Direction
+from vtl_tools.services.fw.shares import SourceShare, SourceShares
+
+TIMEOUT_S: Final = 30.0
+"""What is not whole by then is dropped. As in Linux; RFC 8200 section 4.5 has 60, RFC 1122 up to 120."""
+PACKETS_MAX: Final = 512
+"""Of one side, so that neither makes room among those of the other."""
+OCTETS_MAX: Final = 2 << 20
+"""Of all fragments of one side that are kept, as frames."""
+PIECES_MAX: Final = 128
+"""Of one packet: enough for 64 KiB at an MTU of 576."""
+_SHARE: Final = 4
+"""One source gets this part of its side's octets at most."""
+
+
+class Whole(NamedTuple):
+    """frames: the fragments as they came, in order of arrival. packet: all of them in one, as a frame."""
+
+    frames: tuple[bytes, ...]
+    packet: bytearray
+
+
+class _Piece(NamedTuple):
+    start: int
+    end: int
+    at: int  # where in the frame its part of the packet is
+    frame: bytes
+
+    @property
+    def data(self) -> bytes:
+        return self.frame[self.at : self.at + self.end - self.start]
+
+
+class _Partial:
+    """A packet in the making. total: its octets behind the header; None until the last fragment came."""
+
+    __slots__ = (
+        "bad", "before", "behind", "key", "octets", "pieces", "share", "source", "total", "until",
+    )  # fmt: skip
+
+    def __init__(self, key: "_Key", until: float) -> None:
+        self.key = key
+        self.source = key[0] if len(key[0]) == 4 else key[0][:8]  # as Flow.source has it
+        self.share: SourceShare[_Partial] | None = None
+        self.before: _Partial | None = None
+        self.behind: _Partial | None = None
+        self.until = until
+        self.pieces: list[_Piece] = []
+        self.total: int | None = None
+        self.octets = 0
+        self.bad = False
+
+
+_Key = tuple[bytes, bytes, bytes, int, int]
+"""Source, destination, tags, identification, protocol."""
+
+
+class Fragments:
+    """All packets in the making, in both directions."""
+
+    def __init__(self) -> None:
+        self._sides = {OUT: _Side(), IN: _Side()}
+
+    def __len__(self) -> int:
+        return sum(len(side.partial) for side in self._sides.values())
+
+    @property
+    def octets(self) -> int:
+        """How much is kept."""
+        return sum(side.octets for side in self._sides.values())
+
+    def add(self, pkt: Packet, direction: Direction, now: float) -> Whole | str | None:
+        """Take a fragment; the frame is copied. Raises Malformed, and nothing else.
+
+        Returns the whole packet, if this was missing; None if it is kept; or why it was dropped.
+        """
+        return self._sides[direction].add(pkt, now)
+
+    def deadline(self) -> float | None:
+        """Return when the oldest is given up."""
+        times = [next(iter(side.partial.values())).until for side in self._sides.values() if side.partial]
+        return min(times, default=None)
+
+    def wake(self, now: float) -> None:
+        """Give up what is not whole yet."""
+        for side in self._sides.values():
+            while side.partial and (oldest := next(iter(side.partial.values()))).until <= now:
+                side.forget(oldest)
+
+
+class _Side:
+    """The packets in the making that one side sends.
+
+    When it is full, the oldest one of the source that has most makes room. So a flood takes room from itself.
+    A spoofed flood takes it from the oldest of all, and fragments of one packet come close behind each other.
+    """
+
+    def __init__(self) -> None:
+        self.partial: OrderedDict[_Key, _Partial] = OrderedDict()
+        self.octets = 0
+        self._shares = SourceShares[_Partial]()
+        self._of_source: Counter[bytes] = Counter()
+
+    def add(self, pkt: Packet, now: float) -> Whole | str | None:
+        net = pkt.ip
+        assert net is not None
+        if pkt.buf[1] != vnet.GSO_NONE:
+            return "fragment-malformed"  # what is to be cut into segments is no part of a packet
+        start, more, at, number = _place(net)
+        end = start + net.end - at
+        if end == start or (more and end & 7) or end + net.payload_off - net.off > 0xFFFF:
+            return "fragment-malformed"
+        if _hides_a_header(pkt, start):
+            return "fragment-tiny"
+        tags = bytes(pkt.buf[vnet.VNET + 12 : pkt.l3_off])
+        protocol = net.protocol if isinstance(net, IPv4) else 0  # RFC 8200 4.5 does not go by it
+        key = (net.src, net.dst, tags, number, protocol)
+        partial = self.partial.get(key) or self._new(key, now)
+        if partial.bad:
+            return "fragment-overlap"
+        piece = _Piece(start, end, at, bytes(pkt.buf))
+        if refused := self._fits(partial, piece, more):
+            return refused
+        partial.pieces.append(piece)
+        partial.octets += len(piece.frame)
+        self.octets += len(piece.frame)
+        self._of_source[partial.source] += len(piece.frame)
+        pieces = partial.pieces
+        if partial.total is None or sum(end - start for start, end, _, _ in pieces) < partial.total:
+            return None
+        self.forget(partial)
+        return Whole(tuple(piece.frame for piece in pieces), _join(pieces))
+
+    def forget(self, partial: _Partial) -> None:
+        del self.partial[partial.key]
+        self._shares.remove(partial)
+        self._empty(partial)
+
+    def _new(self, key: _Key, now: float) -> _Partial:
+        if len(self.partial) >= PACKETS_MAX and (oldest := self._shares.victim()) is not None:
+            self.forget(oldest)
+        partial = self.partial[key] = _Partial(key, now + TIMEOUT_S)
+        self._shares.add(partial)
+        return partial
+
+    def _empty(self, partial: _Partial) -> None:
+        self.octets -= partial.octets
+        self._of_source[partial.source] -= partial.octets
+        if self._of_source[partial.source] <= 0:
+            del self._of_source[partial.source]
+        partial.pieces, partial.octets = [], 0
+
+    def _fits(self, partial: _Partial, piece: _Piece, more: bool) -> str:
+        """Return why a fragment cannot be of a packet, or "". One at odds with others spoils the packet."""
+        for other in partial.pieces:
+            if piece.start < other.end and other.start < piece.end:
+                if piece[:2] == other[:2] and piece.data == other.data:
+                    return "fragment-duplicate"
+                return self._spoil(partial)
+        last = max((other.end for other in partial.pieces), default=0)
+        if partial.total is not None and (piece.end > partial.total or not more):
+            return self._spoil(partial)
+        if not more and last > piece.end:
+            return self._spoil(partial)
+        if len(partial.pieces) == PIECES_MAX:
+            return self._spoil(partial)
+        size = len(piece.frame)
+        if self._of_source[partial.source] + size > OCTETS_MAX // _SHARE:
+            return "fragment-full"
+        while self.octets + size > OCTETS_MAX:
+            oldest = self._shares.victim()
+            if oldest is None or oldest is partial:
+                return "fragment-full"
+            self.forget(oldest)
+        if not more:
+            partial.total = piece.end
+        return ""
+
+    def _spoil(self, partial: _Partial) -> str:
+        """Drop what is here of a packet, and until its time is up whatever else comes of it."""
+        self._empty(partial)
+        partial.bad = True
+        return "fragment-overlap"
+
+
+def _place(net: IPv4 | IPv6) -> tuple[int, bool, int, int]:
+    """Return where in its packet a fragment starts, whether more follow, where its part is, its number."""
+    if isinstance(net, IPv4):
+        return net.fragment_offset * 8, net.more_fragments == 1, net.payload_off, net.identification
+    header = net.fragment
+    assert header is not None
+    return header.offset * 8, header.more == 1, net.fragment_off + 8, header.identification
+
+
+def _hides_a_header(pkt: Packet, start: int) -> bool:
+    """Say whether a first fragment lacks a part of the transport header, or a later one is within it."""
+    net = pkt.ip
+    assert net is not None
+    if start:
+        return net.protocol == ip.TCP and start < TCP.SIZE
+    try:
+        return pkt.transport is None and net.protocol in (ip.TCP, ip.UDP)
+    except Malformed:
+        return True
+
+
+def _join(pieces: list[_Piece]) -> bytearray:
+    """Return the packet that fragments make, under the header of the first of them."""
+    ordered = sorted(pieces)
+    first = ordered[0]
+    pkt = Packet.at(bytearray(first.frame))
+    net = pkt.ip
+    assert net is not None
+    head = bytearray(first.frame[: net.payload_off if isinstance(net, IPv4) else net.fragment_off])
+    head[: vnet.VNET] = vnet.NONE
+    payload = b"".join(piece.data for piece in ordered)
+    if isinstance(net, IPv4):
+        U16.pack_into(head, net.off + 2, len(head) - net.off + len(payload))
+        U16.pack_into(head, net.off + 6, 0)
+        whole = head + payload
+        Packet.at(whole).compute_ip_checksum()
+        return whole
+    number_at = net.off + 6
+    for number, at, _ in net.extensions():
+        if number == ip.FRAGMENT:
+            break
+        number_at = at
+    head[number_at] = first.frame[net.fragment_off]
+    U16.pack_into(head, net.off + 4, len(head) - net.off - IPv6.SIZE + len(payload))
+    return head + payload

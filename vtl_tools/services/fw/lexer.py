@@ -1,0 +1,109 @@
+"""Rule text to tokens, line by line."""
+
+import re
+from enum import Enum
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from vtl_tools.services.fw.names import KEYWORDS
+from vtl_tools.services.fw.position import RuleError, RulePosition
+
+LINE_MAX: Final = 16_384
+"""Characters of a line; a long set goes over several."""
+
+
+class TokenKind(Enum):
+    """What a token is; the value is how a message calls it."""
+
+    WORD = "a word of the language"
+    NAME = "a name"
+    SET = "a set such as @admins"
+    NUMBER = "a number"
+    RANGE = "a range of numbers"
+    ADDRESS = "an IP address"
+    MAC = "an Ethernet address"
+    RATE = "a rate such as 10/s"
+    STRING = 'a file name in "quotes"'
+    MARK = "a mark"
+    END = "the end of the line"
+
+
+WORD, MARK, END = TokenKind.WORD, TokenKind.MARK, TokenKind.END
+
+
+class Token(NamedTuple):
+    """column: from 1."""
+
+    kind: TokenKind
+    text: str
+    column: int
+
+
+_TOKEN: Final = re.compile(r'[ \t]*(?:([@\w.:/%-]+)|([,={}])|"([^"]*)"|(#.*|\r?$)|(.))', re.ASCII | re.DOTALL)
+_ATOM: Final = re.compile(
+    r"(?P<NUMBER>\d+|0x[0-9a-fA-F]+)|(?P<RANGE>\d+-\d+)|(?P<RATE>\d+/[smh])"
+    r"|(?P<MAC>[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5})|(?P<SET>@[A-Za-z_][\w-]*)|(?P<NAME>[A-Za-z][\w-]*)"
+    r"|(?P<ADDRESS>[\w%/-]*[.:][\w.:%/-]*)",
+    re.ASCII,
+)
+
+
+class RuleSource:
+    """The lines of one file. RuleError, at its place, if the octets are no text.
+
+    data: all of the file.
+    """
+
+    def __init__(self, file: str, data: bytes) -> None:
+        self.file = file
+        self.lines: list[str] = []
+        if (at := data.find(b"\0")) >= 0:
+            line, column = data.count(b"\n", 0, at) + 1, at - data.rfind(b"\n", 0, at)
+            raise RuleError(RulePosition(file, line, column), "expected text, not an octet of zeros")
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as err:
+            line, start = data.count(b"\n", 0, err.start) + 1, data.rfind(b"\n", 0, err.start) + 1
+            column = len(data[start : err.start].decode(errors="replace")) + 1
+            place = RulePosition(file, line, column)
+            raise RuleError(place, f"expected text in UTF-8, not the octet {data[err.start]:#04x}") from None
+        self.lines = text.split("\n")
+
+    def error(self, line: int, column: int, problem: str) -> RuleError:
+        """Return what is to be raised about a line (from 1)."""
+        text = self.lines[line - 1] if line <= len(self.lines) else ""
+        return RuleError(RulePosition(self.file, line, column), problem, text)
+
+    def tokens(self, line: int) -> list[Token]:
+        """Cut a line (from 1) into tokens; an END is last. RuleError where it cannot be."""
+        text = self.lines[line - 1]
+        if len(text) > LINE_MAX:
+            problem = f"expected a line of at most {LINE_MAX} characters; a set in braces goes over several"
+            raise self.error(line, LINE_MAX + 1, problem)
+        out: list[Token] = []
+        for match in _TOKEN.finditer(text):
+            group = match.lastindex
+            if group == 1:
+                atom = match[1]
+                kind = WORD if atom in KEYWORDS else _classify(atom)
+                if kind is None:
+                    raise self.error(line, match.start(1) + 1, f"expected a word or a value, not {atom!r}")
+                out.append(Token(kind, atom, match.start(1) + 1))
+            elif group == 2:
+                out.append(Token(MARK, match[2], match.start(2) + 1))
+            elif group == 3:
+                if not match[3].isprintable():  # messages show it, and go to a terminal
+                    problem = "expected a file name of characters that can be printed"
+                    raise self.error(line, match.start(3), problem)
+                out.append(Token(TokenKind.STRING, match[3], match.start(3)))
+            elif group == 5:
+                what = "a closing quote" if match[5] == '"' else "a word or a value"
+                raise self.error(line, match.start(5) + 1, f"expected {what}, not {match[5]!r}")
+        out.append(Token(TokenKind.END, "", len(text) + 1))
+        return out
+
+
+@lru_cache(maxsize=4096)
+def _classify(atom: str) -> TokenKind | None:
+    match = _ATOM.fullmatch(atom)
+    return TokenKind[match.lastgroup] if match is not None and match.lastgroup is not None else None

@@ -1,0 +1,204 @@
+"""Attacks on what a firewall lets pass: by state, by fragments, by floods; and all of them in order."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Final
+
+from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6ExtHdrFragment
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+
+from vtl_tools.common.selftest import situations, traffic
+from vtl_tools.common.selftest.host import MAC as HOST_MAC
+from vtl_tools.common.selftest.packets import HELLO, IP4
+from vtl_tools.common.selftest.result import TrialResult
+from vtl_tools.services.fw.selftest import identity as fw_identity
+from vtl_tools.services.fw.selftest import packets as fw
+from vtl_tools.services.fw.selftest.packets import FLOWS, RESOLVER4, SERVICE4, SERVICE6
+from vtl_tools.services.fw.selftest.scene import Firewalled
+
+Attack = Callable[[Firewalled], object]
+
+
+def connect(play: Firewalled, sport: int, *, six: bool = False) -> None:
+    """Open a connection of the guest's to the service."""
+    say = partial(fw.segment, sport, six=six)
+    play.out(fw.called(sport, six=six), due=True)
+    play.come(say("SA", out=False, seq=5000, ack=1001), due=True)
+    play.out(
+        say("A", out=True, seq=1001, ack=5001), say("PA", out=True, seq=1001, ack=5001, data=HELLO), due=True
+    )
+    play.come(say("PA", out=False, seq=5001, ack=1001 + len(HELLO), data=HELLO), due=True)
+
+
+def admit(play: Firewalled, sport: int, *, six: bool = False) -> None:
+    """Open a connection of a caller to the guest."""
+    play.come(fw.from_caller(sport, "S", six=six), due=True)
+    play.out(fw.to_caller(sport, "SA", six=six), due=True)
+    play.come(fw.from_caller(sport, "A", seq=7001, ack=401, six=six), due=True)
+
+
+def use(play: Firewalled) -> None:
+    """Do what the rules allow, so that it is known to pass."""
+    for six in False, True:
+        connect(play, 41_000, six=six)
+        admit(play, 42_000, six=six)
+    play.out(fw.asked(41_001), due=True)
+    play.come(fw.answered(41_001), due=True)
+
+
+def call_in(play: Firewalled) -> None:
+    """As a stranger, send what belongs to no connection and no rule allows."""
+    for six in False, True:
+        for port in 1, 21, 23, 80, 443, 8443, 65535:
+            play.come(fw.from_caller(43_000, "S", port=port, six=six))
+        for flags in "A", "SA", "PA", "F", "FA", "R", "RA", "", "SF", "SR", "FPU":
+            play.come(fw.from_caller(43_001, flags, ack=5, six=six))
+    for head in fw.inward(fw.CALLER4), fw.inward(fw.CALLER6):
+        play.come(*(head / UDP(sport=53, dport=port) / HELLO for port in (53, 68, 137, 161, 41_002, 5353)))
+    play.come(fw.inward() / ICMP(id=7) / HELLO, fw.inward(SERVICE6) / ICMPv6EchoRequest(id=7, data=HELLO))
+    unknown = IP(src=IP4, dst=SERVICE4) / UDP(sport=44_000, dport=99)
+    for kind, code in (3, 1), (3, 3), (3, 4), (4, 0), (5, 1), (11, 0), (12, 0):
+        play.come(fw.inward() / ICMP(type=kind, code=code) / unknown)
+
+
+def reach_in(play: Firewalled) -> None:
+    """Without a view of a connection, send segments and errors of it; and the guest does with a caller's."""
+    connect(play, 44_001)
+    blind = partial(fw.segment, 44_001, out=False)
+    sent = 1001 + len(HELLO)
+    for far in 100_000, 1 << 30, 1 << 31, (1 << 32) - 100_000:
+        seq = (5001 + far) % (1 << 32)
+        play.come(
+            blind("PA", seq=seq, ack=sent, data=HELLO), blind("R", seq=seq, ack=0),
+            blind("FA", seq=seq, ack=sent),
+            blind("PA", seq=5001 + len(HELLO), ack=(sent + far) % (1 << 32), data=HELLO),
+        )  # fmt: skip
+        play.out(fw.segment(44_001, "PA", out=True, seq=(sent + far) % (1 << 32), ack=5001, data=HELLO))
+        quoted = IP(src=IP4, dst=SERVICE4) / TCP(
+            sport=44_001, dport=fw.SERVICE_PORT, seq=(sent + far) % (1 << 32)
+        )
+        play.come(fw.inward() / ICMP(type=3, code=1) / quoted, fw.inward() / ICMP(type=3, code=4) / quoted)
+    play.come(blind("SA", seq=9000, ack=77), blind("S", seq=9000, ack=0))
+
+
+def overlap(play: Firewalled) -> None:
+    """Show an allowed port in one fragment, and another to whoever puts them together."""
+    for number, order in enumerate(((0, 1, 2), (1, 0, 2), (1, 2, 0), (2, 1, 0))):
+        good, bad = (UDP(sport=45_000, dport=port, len=8 + 64) / Raw(bytes(64)) for port in (53, 54))
+        head = fw.outward(dst=RESOLVER4)
+        head[IP].id, head[IP].proto = number + 1, 17
+        parts = (_part(head, good, 0, 40), _part(head, bad, 0, 24), _part(head, good, 40, 72, last=True))
+        play.out(*(parts[i] for i in order))
+        tiny = fw.called(45_001)[TCP]
+        head[IP].id, head[IP].proto, head[IP].dst = number + 100, 6, SERVICE4
+        play.out(_part(head, tiny, 0, 8), _part(head, tiny, 8, 20, last=True))
+    head6 = fw.outward(dst=SERVICE6)
+    whole = bytes(head6 / TCP(sport=45_002, dport=fw.SERVICE_PORT, flags="S") / bytes(60))[54:]
+    for at, more in (0, 1), (8, 1), (24, 0):
+        play.out(head6 / IPv6ExtHdrFragment(nh=6, offset=at // 8, m=more, id=9) / Raw(whole[at : at + 48]))
+
+
+def _part(head: Packet, inner: Packet, start: int, end: int, *, last: bool = False) -> Packet:
+    part = head.copy()
+    part[IP].frag, part[IP].flags = start // 8, 0 if last else "MF"
+    return part / Raw(bytes(inner)[start:end])
+
+
+def flush_fragments(play: Firewalled) -> None:
+    """As many strangers, send fragments of packets that never get whole: the guest's own do."""
+    whole = fw.asked(46_000, b"?" * 1200)
+    whole[IP].id = 777
+    first, last = (Ether(src=whole.src, dst=whole.dst) / part for part in fragment(whole[IP], fragsize=800))
+    play.out(first, may=[first])
+    play.come(*(_first_part(_anybody(number)) for number in range(1500)))
+    play.out(last, due=True)
+
+
+def _first_part(src: str) -> Packet:
+    part = fw.inward(src)
+    part[IP].id, part[IP].flags, part[IP].proto = 7, "MF", 17
+    return part / Raw(bytes(UDP(sport=53, dport=53, len=2000)) + bytes(56))
+
+
+def _anybody(number: int) -> str:
+    return f"198.18.{number >> 8}.{number & 255}"
+
+
+def flood_in(play: Firewalled) -> None:
+    """As many strangers, send SYNs that the rules allow: the guest's connections go on, and it makes more."""
+    connect(play, 47_000)
+    admit(play, 47_001)
+    questions = range(47_100, 47_120)
+    play.out(*map(fw.asked, questions), due=True)
+    syns = [
+        bytes(fw.inward(_anybody(n)) / TCP(sport=1024, dport=22, seq=n, flags="S", window=8000))
+        for n in range(3 * FLOWS)
+    ]
+    play.come(*syns, may=syns)
+    play.come(*map(fw.answered, questions), due=True)
+    play.out(fw.segment(47_000, "A", out=True, seq=1001 + len(HELLO), ack=5001 + len(HELLO)), due=True)
+    play.come(fw.from_caller(47_001, "A", seq=7001, ack=401), due=True)
+    connect(play, 47_002)
+
+
+def flood_out(play: Firewalled) -> None:
+    """As the guest, send SYNs that the rules allow: who may come in does, and stays."""
+    admit(play, 48_000)
+    play.come(fw.from_caller(48_001, "S"), due=True)
+    syns = [bytes(fw.called(1024 + number)) for number in range(3 * FLOWS)]
+    play.out(*syns, may=syns)
+    play.out(fw.to_caller(48_001, "SA"), due=True)
+    play.come(fw.from_caller(48_001, "A", seq=7001, ack=401), due=True)
+    play.come(fw.from_caller(48_000, "A", seq=7001, ack=401), due=True)
+    admit(play, 48_002)
+
+
+_PASSES: Final = frozenset(
+    {"tcp", "names", "dns over tcp", "dot, doh", "stun over tcp", "names of the host", "dhcp", "ipv6 routers",
+     "arp and neighbours"}
+)  # fmt: skip
+"""Kinds of traffic that are no frames, or of which a part passes, and which others stand for here."""
+
+
+def _frames(kind: traffic.TrafficKind) -> Attack:
+    return lambda play: play.out(*kind.frames(HOST_MAC))
+
+
+ATTACKS: Final[tuple[tuple[str, Attack], ...]] = (
+    ("lease and neighbours", fw_identity.settle_in),
+    ("allowed connections", use),
+    ("spoofed senders", fw_identity.spoof),
+    ("arp spoofing", fw_identity.arp),
+    ("data behind arp and nd", fw_identity.behind_arp),
+    ("dhcp as another client", fw_identity.dhcp),
+    ("rogue dhcp server", fw_identity.dhcp_server),
+    ("dhcp in an answer", fw_identity.dhcp_in_answer),
+    ("ipv6 address of another", fw_identity.claim),
+    ("ipv6 address taken away", fw_identity.lock_out),
+    ("rogue router", fw_identity.routers),
+    ("data in neighbour discovery", fw_identity.data_in_discovery),
+    ("strangers", call_in),
+    ("blind segments", reach_in),
+    ("fragments that overlap", overlap),
+    ("flood of fragments", flush_fragments),
+    ("spoofed flood", flood_in),
+    ("flood of the guest", flood_out),
+    *((kind.name, _frames(kind)) for kind in traffic.KINDS if kind.name not in _PASSES),
+)
+"""Each with what does it, in order: the first is what the others need."""
+
+
+def run(program: Sequence[str], options: Sequence[str] = ()) -> Iterator[TrialResult]:
+    """Start a service, and yield what came of each attack.
+
+    program: what takes the options of vtl-fw. Raises PermissionNeededError without root, and VTLError if
+    the service does not start, ends, or lets nothing pass.
+    """
+    with contextlib.closing(Firewalled(program, options)) as scene:
+        yield from scene.run(ATTACKS)
+    for situation in situations.ALL:
+        with contextlib.closing(Firewalled(program, options)) as scene:
+            yield situations.tried(scene, situation)

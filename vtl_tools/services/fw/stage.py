@@ -1,0 +1,251 @@
+"""The firewall as a stage: frames in, and those that the rules allow out again. Paper section 3.4."""
+
+import asyncio
+import concurrent.futures.thread  # noqa: F401 - asyncio would import it when the service cannot read it
+import gc
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.errors import Malformed, VTLError
+from vtl_tools.common.packet.offload import bind
+from vtl_tools.common.packet.vnet import F_NEEDS_CSUM, VNET
+from vtl_tools.common.rate_limit import TokenBucket
+from vtl_tools.common.runtime.control import Verb
+from vtl_tools.common.stage import Stage
+from vtl_tools.services.fw import answers, padding
+from vtl_tools.services.fw.flow import Decision
+from vtl_tools.services.fw.identity import Identity
+from vtl_tools.services.fw.policy import Policy
+from vtl_tools.services.fw.refusal import refusal
+from vtl_tools.services.fw.rule import IN, OUT, Rule, Verdict
+from vtl_tools.services.fw.saved_state import StateKeeper
+from vtl_tools.services.fw.tracker import Tracker
+from vtl_tools.services.fw.uploads import Upload
+
+ANSWERS_PER_S: Final = 1000.0
+"""Resets and ICMP errors of `reject`, to each side (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f)."""
+LOGS_PER_S: Final = 100.0
+"""Of the packets of each side, so that a flood from one hides nothing of the other."""
+LISTED_MAX: Final = 1000
+"""Rules of a status."""
+SWITCH_S: Final = 100e-6
+"""How long the thread that compiles a policy may keep the interpreter from frames that wait."""
+AT_ONCE: Final = 256
+"""Connections that another policy judges, or rules that are let go, before frames have their turn."""
+_JUDGED: Final = frozenset(("new", "rule", "limit-rate", "limit-connections"))
+"""Why a packet is judged by a rule, and not as one of a connection."""
+
+
+class Firewall(Stage):
+    """Two ports: what the policy allows goes from one to the other, what it rejects is answered.
+
+    file: where the policy is from. identity: what the VM may send as; None: as it likes. kept: takes the
+    packets of rules that say `pcap`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        file: str = "",
+        *,
+        identity: Identity | None = None,
+        kept: Callable[[memoryview, float], object] | None = None,
+        flows_max: int = 131_072,
+    ) -> None:
+        super().__init__()
+        self.tracker = Tracker(policy, flows_max=flows_max)
+        self.file, self.identity, self.kept = file, identity, kept
+        self.keeper: StateKeeper | None = None
+        self.say: Callable[[str], object] | None = None
+        """Takes a line for people for what a rule logs."""
+        self.counts: dict[Rule, list[int]] = {}
+        self.upload = Upload()
+        self._is_reloading = False
+        self._directions = OUT, IN
+        self._allow, self._reject = Verdict.ALLOW, Verdict.REJECT
+        self._answers = TokenBucket(ANSWERS_PER_S), TokenBucket(ANSWERS_PER_S)
+        self._logs = TokenBucket(LOGS_PER_S), TokenBucket(LOGS_PER_S)
+        self._picked = Batch()
+
+    # --- frames
+
+    def on_batch(self, port: int, batch: Batch, now: float) -> None:
+        """Judge each frame. A batch in which all pass goes on whole, and as it is."""
+        direction, receive = self._directions[port], self.tracker.receive
+        identity = self.identity
+        refuse = None if port else identity.refuse if identity is not None else padding.refuse
+        heard = identity.heard if identity is not None and port == 1 else None
+        lost: list[int] = []
+        late: list[bytes] = []
+        before: Decision | None = None
+        tally = [0, 0]
+        frames = (batch[0],) if batch.count == 1 else batch  # as of bulk TCP: 0.4 us less
+        for i, frame in enumerate(frames):
+            if frame[0] & F_NEEDS_CSUM or frame[1]:
+                try:
+                    bind(frame)
+                except Malformed as err:
+                    self.drops[f"malformed-{err.what.partition('.')[0]}"] += 1
+                    lost.append(i)
+                    continue
+            if refuse is not None and (why := refuse(frame, now)):
+                self.drops[why] += 1
+                lost.append(i)
+                continue
+            decision = receive(frame, direction, now)
+            if decision is before:
+                tally[0] += 1
+                tally[1] += len(frame) - VNET
+            elif (
+                decision.why == "known" and not decision.frames
+            ):  # one object for all packets of a rule's connections
+                before, tally = decision, self._tally(decision.rule)
+                tally[0] += 1
+                tally[1] += len(frame) - VNET
+            elif self._other(decision, frame, port, now):
+                late += decision.frames
+                if decision.frames:
+                    lost.append(i)
+            else:
+                lost.append(i)
+                continue
+            if heard is not None:
+                heard(frame, now)
+        if not lost:
+            self.out[1 - port](batch, now)
+        elif len(lost) < batch.count:
+            gone = set(lost)
+            kept = [i for i in range(batch.count) if i not in gone]
+            self.out[1 - port](self._picked.pick(batch, kept), now)
+        if late:
+            self.send(1 - port, [(frame,) for frame in late], now)
+
+    def _other(self, decision: Decision, frame: memoryview, port: int, now: float) -> bool:
+        """Take note of a decision that is not the common one; say whether it lets the packet pass."""
+        if decision.verdict is None:
+            return False  # kept until the rest of its packet is here
+        passes = decision.verdict is self._allow
+        why = decision.why
+        whole = frame if decision.whole is None else memoryview(decision.whole)
+        asked = self.identity if decision.frames and port == 0 else None
+        if passes and asked is not None and (spoofed := asked.refuse(whole, now)):
+            passes, why = False, spoofed
+        rule = decision.rule
+        if rule is not None:
+            tally = self._tally(rule)
+            tally[0] += len(decision.frames) or 1
+            tally[1] += sum(map(len, decision.frames)) or len(frame) - VNET
+            if (rule.log or rule.pcap) and why in _JUDGED:
+                self._note(rule, decision, whole, port, now)
+        if not passes:
+            self.drops[why] += len(decision.frames) or 1
+            if decision.verdict is self._reject:
+                self._answer(whole, port, now)
+        return passes
+
+    def _tally(self, rule: Rule | None) -> list[int]:
+        assert rule is not None
+        return self.counts.setdefault(rule, [0, 0])
+
+    def _note(self, rule: Rule, decision: Decision, whole: memoryview, port: int, now: float) -> None:
+        """Do what a rule's `log` and `pcap` ask for."""
+        if rule.pcap and self.kept is not None:
+            self.kept(whole, now)
+        if not rule.log:
+            return
+        if not self._logs[port].take(now):
+            return
+        told = answers.logged(rule, decision, self._directions[port], whole)
+        told["suppressed"] = self._logs[port].waived()
+        self.event("log", **told)
+        if self.say is not None:
+            self.say(answers.line(told))
+
+    def _answer(self, whole: memoryview, port: int, now: float) -> None:
+        """Tell a packet's sender that it was rejected, as the host that it was for would."""
+        answer = refusal(whole)
+        if answer is not None and self._answers[port].take(now):
+            self.send(port, [(bytes(answer),)], now)
+
+    # --- time
+
+    def settle(self, now: float) -> None:
+        """Ask who has an IPv6 address, where that is to be known."""
+        if self.identity is not None:
+            for port, frame in self.identity.transmit():
+                self.send(port, [(frame,)], now)
+
+    def deadline(self) -> float | None:
+        """Return when the first of its parts is due."""
+        parts = (part.deadline() for part in (self.tracker, self.identity, self.keeper) if part is not None)
+        return min((when for when in parts if when is not None), default=None)
+
+    def wake(self, now: float) -> None:
+        """Let go what has ended."""
+        self.tracker.wake(now)
+        if self.identity is not None:
+            self.identity.wake(now)
+        if self.keeper is not None:
+            self.keeper.wake(now)
+
+    # --- what an operator asks
+
+    def status(self, now: float) -> dict[str, object]:
+        """Return the policy, what it is applied to, and how often each rule was."""
+        told: dict[str, object] = {"policy": answers.status(self.tracker, self.file)}
+        if self.identity is not None:
+            told["identity"] = self.identity.status()
+        counts = sorted(self.counts.items(), key=lambda one: (one[0].place.file, one[0].place.line))
+        told["rules"] = {str(r): {"packets": n, "octets": o} for r, (n, o) in counts[:LISTED_MAX]}
+        return told
+
+    def verbs(self) -> dict[str, Verb]:
+        """Return what can be asked beside the status, by name."""
+        return {
+            "flows": lambda request: answers.flows(self.tracker, request, time.monotonic()),
+            "kill": partial(answers.kill, self.tracker),
+            "explain": lambda request: answers.explain(self.tracker, request, time.monotonic()),
+            "upload": self.upload.take,
+            "reload": self.reload,
+        }
+
+    async def reload(self, request: dict[str, Any]) -> dict[str, object]:
+        """Take the policy that was uploaded, or only tell what that would end. Raises VTLError."""
+        name = request.get("file")
+        if not isinstance(name, str):
+            raise VTLError("reload: needs the name of a file")
+        if self._is_reloading:  # the first could be done last
+            raise VTLError("reload: another one is under way; try again")
+        read = self.upload.reader(request.get("token"))
+        self._is_reloading = True
+        gone: list[Rule] = []
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
+        gc.disable()
+        try:
+            policy = await asyncio.to_thread(answers.compiled, name, read)  # frames go on meanwhile
+            gc.freeze()
+            if request.get("dry_run"):
+                steps = self.tracker.would_end(policy)
+            else:
+                gone = list(self.tracker.policy.rules)
+                steps = self.tracker.replace(policy)
+                self.file, self.counts = name, {}
+            ended = []
+            for number, flow in enumerate(steps):
+                if number % AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                if flow is not None:
+                    ended.append(flow)
+            while gone:  # all at once would take ten milliseconds
+                del gone[-AT_ONCE:]
+                await asyncio.sleep(0)
+        finally:
+            self._is_reloading = False
+            gc.enable()
+            sys.setswitchinterval(interval)
+        return answers.reloaded(self.tracker, policy, ended)

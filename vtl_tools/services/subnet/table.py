@@ -1,0 +1,163 @@
+"""Who claims which address on the direct link: peers, and the shortcuts to their addresses.
+
+A process's word goes before what is overheard. Of two processes, the first keeps an address until it is
+silent.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from vtl_tools.services.subnet.message import ADDRESSES_MAX
+from vtl_tools.services.subnet.peer import Discovery, Peer, PeerState, Shortcut, Timing
+from vtl_tools.services.subnet.vm import VM, Network
+
+PEERS_MAX: Final = 1024
+
+Told = Callable[[Shortcut, PeerState, PeerState, str], object]
+"""Called with each shortcut that changed its state, what it is now, what it was, and why."""
+
+
+class ClaimTable:
+    """Peers and shortcuts of one VM.
+
+    allow: prefixes of addresses to and from which the short way may be taken. given: addresses and the
+    Ethernet addresses where they are, also allowed. ignored: counts what is not heeded, by why.
+    """
+
+    def __init__(
+        self,
+        vm: VM,
+        timing: Timing,
+        allow: Iterable[Network],
+        given: Mapping[bytes, bytes],
+        told: Told,
+        ignored: Counter[str],
+    ) -> None:
+        self.vm, self.timing, self.given = vm, timing, given
+        self.ignored = ignored
+        self.shortcuts: dict[bytes, Shortcut] = {}
+        self.peers: OrderedDict[tuple[bytes, bytes | None], Peer] = OrderedDict()
+        """By Ethernet address, and the one IP address of a peer without a process; longest silent first."""
+        self.conflicts = 0
+        self.spared = [0, 0]
+        """Frames and octets of shortcuts that are no more."""
+        self.is_changed = True
+        """Whether which way packets go may have changed; the owner looks, and resets it."""
+        self._allow = [(net.network_address.packed, net.broadcast_address.packed) for net in allow]
+        self._told = told
+        for octets in given:
+            self._restore(octets, 0.0)
+
+    # --- questions
+
+    def is_allowed(self, octets: bytes, mac: bytes | None = None) -> bool:
+        """Say whether the short way may be taken to and from an address, which is at mac."""
+        if (named := self.given.get(octets)) is not None:
+            return mac is None or mac == named
+        return any(len(octets) == len(first) and first <= octets <= last for first, last in self._allow)
+
+    def takes_from(self, octets: bytes, mac: bytes, now: float) -> bool:
+        """Say whether packets from an address at mac are delivered to our VM."""
+        shortcut = self.shortcuts.get(octets)
+        if shortcut is None:
+            return False
+        peer = shortcut.peer
+        return peer.mac == mac and peer.is_verified(now) and octets in peer.current
+
+    def process_at(self, mac: bytes) -> Peer | None:
+        """Return the peer at mac that has a process."""
+        return self.peers.get((mac, None))
+
+    def has(self, peer: Peer) -> bool:
+        """Say whether a peer was not forgotten."""
+        return self.peers.get((peer.mac, peer.address)) is peer
+
+    # --- peers come and go
+
+    def add(self, mac: bytes, found: Discovery, now: float, address: bytes | None = None) -> Peer | None:
+        """Add a peer, in the place of one that nobody uses if need be. None: there is no room."""
+        if found is not Discovery.GIVEN and len(self.peers) >= PEERS_MAX:
+            idle = next((other for other in self.peers.values() if other.is_idle(now)), None)
+            if idle is None:
+                self.ignored["too-many"] += 1
+                return None
+            self.remove(idle, "evicted", now)
+        peer = Peer(mac, found, self.timing, self._changed, now, address)
+        self.peers[mac, address] = peer
+        if address is not None:
+            self.claim(address, peer, now)
+        return peer
+
+    def remove(self, peer: Peer, why: str, now: float) -> None:
+        """Forget a peer, and its claims."""
+        self._forget(peer, why, now)
+        for octets in list(peer.addresses):
+            self._release(octets, now)
+
+    def spoke(self, peer: Peer, now: float) -> None:
+        """Note that a peer said something."""
+        peer.heard = now
+        self.peers.move_to_end((peer.mac, peer.address))
+
+    def sweep(self, now: float) -> None:
+        """Forget who was not heard of for long."""
+        for peer in [peer for peer in self.peers.values() if peer.is_gone(now)]:
+            self.remove(peer, "silent", now)
+
+    # --- claims
+
+    def claim(self, octets: bytes, peer: Peer, now: float) -> None:
+        """Give an address to a peer that claims it, unless it is not to have it."""
+        if octets in peer.addresses or octets in self.vm.addresses or len(peer.addresses) >= ADDRESSES_MAX:
+            return
+        if not self.is_allowed(octets, peer.mac):
+            return
+        shortcut = self.shortcuts.get(octets)
+        if shortcut is None:
+            self.shortcuts[octets] = Shortcut(octets, peer)
+        else:
+            owner = shortcut.peer
+            if owner.address is None and not owner.is_gone(now) and not owner.is_mute():
+                self.conflicts += 1
+                return
+            if owner.addresses == {octets}:
+                self._forget(owner, "claimed", now)
+            owner.addresses.discard(octets)
+            shortcut.peer = peer
+        peer.addresses.add(octets)
+        self.is_changed = True
+
+    def set_claims(self, peer: Peer, said: tuple[bytes, ...], now: float) -> None:
+        """Hold a peer to what it says when asked: these are its addresses, and no others."""
+        for octets in peer.addresses - set(said):
+            peer.addresses.discard(octets)
+            self._release(octets, now)
+        for octets in said:
+            self.claim(octets, peer, now)
+
+    def _release(self, octets: bytes, now: float) -> None:
+        """Take note that nobody claims an address any more."""
+        shortcut = self.shortcuts.pop(octets)
+        if shortcut.told is not PeerState.CANDIDATE:
+            self._told(shortcut, PeerState.CANDIDATE, shortcut.told, "given-up")
+        self.spared = [a + b for a, b in zip(self.spared, shortcut.spared, strict=True)]
+        self.is_changed = True
+        self._restore(octets, now)
+
+    def _restore(self, octets: bytes, now: float) -> None:
+        if (mac := self.given.get(octets)) is not None:
+            self.add(mac, Discovery.GIVEN, now, octets)
+
+    def _forget(self, peer: Peer, why: str, now: float) -> None:
+        peer.lose(why, now)
+        del self.peers[peer.mac, peer.address]
+        self.is_changed = True
+
+    def _changed(self, peer: Peer, why: str) -> None:
+        self.is_changed = True
+        for octets in sorted(peer.addresses):
+            shortcut = self.shortcuts[octets]
+            if (state := shortcut.state) is not shortcut.told:
+                was, shortcut.told = shortcut.told, state
+                self._told(shortcut, state, was, why)

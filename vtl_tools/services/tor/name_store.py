@@ -1,0 +1,134 @@
+"""Which address stands for which name, on disk: a guest keeps an address over a restart of ours.
+
+The file has a secret, from which addresses are made, and a record for each name, written in place as the name
+gets its address. So what a guest was told is there whenever the process ends, and the file is as large as the
+table. It stays open: nothing that was needed to open it is needed to write it.
+"""
+
+import fcntl
+import logging
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from vtl_tools.common.errors import Malformed, VTLError
+from vtl_tools.common.guest_net.dns import NAMES_MAX
+from vtl_tools.common.guest_net.name_map import Placed
+
+log = logging.getLogger(__name__)
+
+SECRET: Final = 32
+_HEADER: Final = struct.Struct(f"!16s{SECRET}s16x")
+_MAGIC: Final = b"vtl-tor names 1\n"
+_RECORD: Final = struct.Struct("!IIB255s")
+"""Checksum of what follows; the place of the address in its range; the name, behind its length."""
+OCTETS_MAX: Final = _HEADER.size + NAMES_MAX * _RECORD.size
+
+
+def parse(data: bytes) -> tuple[bytes, list[Placed]]:
+    """Return the secret and the names of a file. Raises Malformed; records that are broken are left out."""
+    if len(data) < _HEADER.size or len(data) > OCTETS_MAX:
+        raise Malformed("names.size", len(data))
+    magic, secret = _HEADER.unpack_from(data)
+    if magic != _MAGIC or not any(secret):
+        raise Malformed("names.header")
+    return secret, list(_records(data))
+
+
+def _records(data: bytes) -> Iterator[Placed]:
+    whole = (len(data) - _HEADER.size) // _RECORD.size
+    for row in range(whole):
+        at = _HEADER.size + row * _RECORD.size
+        total, slot, size, octets = _RECORD.unpack_from(data, at)
+        if not size or zlib.crc32(data[at + 4 : at + _RECORD.size]) != total:
+            continue
+        name = octets[:size].decode("latin-1")
+        if name.isascii() and name.isprintable():
+            yield Placed(row, slot, name)
+
+
+def record(placed: Placed) -> bytes:
+    """Return the record of a name, of 1 to 255 octets."""
+    name = placed.name.encode("ascii")
+    octets = _RECORD.pack(0, placed.slot, len(name), name)[4:]
+    return zlib.crc32(octets).to_bytes(4, "big") + octets
+
+
+class BusyError(VTLError):
+    """Another process has the file."""
+
+
+class NameStore:
+    """The file, open and locked. secret, names: what was in it. option: chooses another. Raises VTLError.
+
+    One that is damaged is begun anew, with a warning; one that others could have written is refused.
+    """
+
+    def __init__(self, path: Path, option: str = "--state") -> None:
+        self.path, self._option = path, option
+        self._failed = False
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            self._fd = os.open(path, flags, 0o600)
+        except OSError as e:
+            raise VTLError(f"{path}: {e.strerror}; choose another with {option}") from None
+        try:
+            self.secret, self.names = self._open()
+        except OSError as e:
+            self.close()
+            kind = BusyError if isinstance(e, BlockingIOError) else VTLError
+            why = (
+                "a service already runs there; stop it, or"
+                if isinstance(e, BlockingIOError)
+                else f"{e.strerror};"
+            )
+            raise kind(f"{path}: {why} choose another with {option}") from None
+
+    def _open(self) -> tuple[bytes, list[Placed]]:
+        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not self._is_own():
+            self.close()
+            raise VTLError(
+                f"{self.path}: not a file of our own, of mode 0600; choose another with {self._option}"
+            )
+        data = os.pread(self._fd, OCTETS_MAX + 1, 0)
+        return self._read(data) if data else self._begin()
+
+    def _is_own(self) -> bool:
+        """Whether only we wrote it; or, if we are root, whom its directory belongs to, as we may become."""
+        found, user = os.fstat(self._fd), os.geteuid()
+        owners = (user,) if user else (user, self.path.parent.stat().st_uid)
+        return stat.S_ISREG(found.st_mode) and found.st_uid in owners and not found.st_mode & 0o077
+
+    def _read(self, data: bytes) -> tuple[bytes, list[Placed]]:
+        try:
+            return parse(data)
+        except Malformed:
+            log.warning("%s: damaged; names get other addresses than before", self.path)
+            return self._begin()
+
+    def _begin(self) -> tuple[bytes, list[Placed]]:
+        secret = os.urandom(SECRET)
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, _HEADER.pack(_MAGIC, secret), 0)
+        os.fsync(self._fd)
+        return secret, []
+
+    def put(self, placed: Placed) -> None:
+        """Write a name in the place of what was there."""
+        try:
+            os.pwrite(self._fd, record(placed), _HEADER.size + placed.row * _RECORD.size)
+        except OSError as e:
+            if not self._failed:
+                log.warning("%s: %s; after a restart, guests may have to ask anew", self.path, e.strerror)
+            self._failed = True
+
+    def close(self) -> None:
+        """Give the descriptor back. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,164 @@
+"""Is the proxy there, is it Tor, whom does the world see? Judged by PySocks, a client that is not ours."""
+
+import contextlib
+import json
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+import socks
+
+from vtl_tools.common.errors import SpecError, VTLError
+
+PATIENCE_S: Final = 10.0
+EXIT_PATIENCE_S: Final = 60.0
+"""A circuit takes a while."""
+
+CHECK_URL: Final = "http://check.torproject.org/api/ip"
+"""Answers with what it sees, as {"IsTor": true, "IP": "192.0.2.1"}."""
+
+_IMPOSSIBLE: Final = "a" * 56 + ".onion"
+"""An address whose checksum is wrong, so that Tor refuses it at once, by itself."""
+
+_ANSWER_MAX: Final = 16384
+_BAD_ONION: Final = "0xf6"
+
+Proxy = tuple[str, int] | str
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyReport:
+    """What was found. says: the proxy's own word on a name that cannot be."""
+
+    is_tor: bool
+    says: str
+
+
+class _UnixSocks(socks.socksocket):  # type: ignore[misc] # bears no types
+    """PySocks by way of a unix socket, which it does not foresee."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(socket.AF_UNIX)
+        self._path = path
+
+    def _proxy_addr(self) -> str:
+        return self._path
+
+
+def described(proxy: Proxy) -> str:
+    """Return a proxy as the user writes it."""
+    if isinstance(proxy, str):
+        return f"unix:{proxy}"
+    return f"[{proxy[0]}]:{proxy[1]}" if ":" in proxy[0] else f"{proxy[0]}:{proxy[1]}"
+
+
+def resolved(proxy: Proxy) -> Proxy:
+    """Return a proxy by its address, so that nobody is asked for its name again. VTLError: it has none."""
+    if isinstance(proxy, str):
+        return proxy
+    try:
+        found = socket.getaddrinfo(*proxy, type=socket.SOCK_STREAM)
+    except OSError as e:
+        raise VTLError(f"{described(proxy)}: {_why(e)}; name Tor's SOCKS port, or give --start-tor") from None
+    return str(found[0][4][0]), proxy[1]
+
+
+def probe(proxy: Proxy, user: str | None = None) -> ProxyReport:
+    """See whether a SOCKS 5 proxy answers, and whether it is Tor. user: to be told apart by, with a password.
+
+    Raises VTLError, in one line, if it does not.
+    """
+    name = described(proxy)
+    _reach(proxy)
+    try:
+        with _socket(proxy, PATIENCE_S, user) as sock:
+            sock.connect((_IMPOSSIBLE, 80))
+            says = "it connected to a name that cannot be"
+    except (socks.ProxyError, OSError) as e:
+        cause = getattr(e, "socket_err", None) or e  # PySocks wraps its own errors
+        if isinstance(cause, socks.SOCKS5Error):
+            says = str(cause)
+        elif isinstance(cause, socks.SOCKS5AuthError):
+            raise VTLError(f"{name}: takes no user and password; give --isolate none") from None
+        else:
+            raise VTLError(f"{name}: does not speak SOCKS 5: {_why(cause)}; name Tor's SOCKS port") from None
+    return ProxyReport(_BAD_ONION in says or _says_so(proxy), says)
+
+
+def exit_address(proxy: Proxy, url: str = CHECK_URL, user: str | None = None) -> dict[str, object]:
+    """Ask a web service, through the proxy, what it sees; return its answer: a JSON object, or {"IP": ...}.
+
+    Of an object, what is text or a number. It is of the service's making, or of the exit relay's. Raises
+    VTLError if there is none.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise SpecError(f"{url}: not an address that can be asked; write one that begins with http://")
+    _reach(proxy)
+    try:
+        with _socket(proxy, EXIT_PATIENCE_S, user) as sock:
+            sock.connect((parts.hostname, parts.port or 80))
+            sock.sendall(f"GET {parts.path or '/'} HTTP/1.0\r\nHost: {parts.hostname}\r\n\r\n".encode())
+            answer = b""
+            while len(answer) < _ANSWER_MAX and (more := sock.recv(4096)):
+                answer += more
+    except (socks.ProxyError, OSError) as e:
+        raise VTLError(
+            f"{url}: not reached through {described(proxy)}: {_why(getattr(e, 'socket_err', None) or e)}"
+        ) from None
+    body = answer.partition(b"\r\n\r\n")[2].decode(errors="replace").strip()
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(body)
+        if isinstance(found, dict) and found:
+            return {key: value for key, value in found.items() if isinstance(value, str | int | None)}
+    if found := re.fullmatch(r"[0-9a-fA-F.:]{3,45}", body):
+        return {"IP": found[0]}
+    raise VTLError(f"{url}: what it answers through {described(proxy)} tells no address")
+
+
+@contextlib.contextmanager
+def _socket(proxy: Proxy, timeout_s: float, user: str | None) -> Iterator["socks.socksocket"]:
+    password = None if user is None else "check"
+    if isinstance(proxy, str):
+        sock = _UnixSocks(proxy)
+        sock.set_proxy(socks.SOCKS5, "unix", 1, rdns=True, username=user, password=password)
+    else:
+        sock = socks.socksocket(_family(proxy))
+        sock.set_proxy(socks.SOCKS5, *proxy, rdns=True, username=user, password=password)
+    with sock:
+        sock.settimeout(timeout_s)
+        yield sock
+
+
+def _reach(proxy: Proxy) -> None:
+    """Raise VTLError if nobody listens. PySocks fails to say so of a unix socket."""
+    try:
+        with socket.socket(_family(proxy)) as sock:
+            sock.settimeout(PATIENCE_S)
+            sock.connect(proxy)
+    except OSError as e:
+        remedy = "start tor there, or one of our own with --start-tor"
+        raise VTLError(f"{described(proxy)}: {_why(e)}; {remedy}") from None
+
+
+def _family(proxy: Proxy) -> socket.AddressFamily:
+    if isinstance(proxy, str):
+        return socket.AF_UNIX
+    return socket.AF_INET6 if ":" in proxy[0] else socket.AF_INET
+
+
+def _says_so(proxy: Proxy) -> bool:
+    """Whether it answers a browser that took it for another kind of proxy as Tor does."""
+    with contextlib.suppress(OSError), socket.socket(_family(proxy)) as sock:
+        sock.settimeout(PATIENCE_S)
+        sock.connect(proxy)
+        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return b"Tor is not an HTTP Proxy" in sock.recv(_ANSWER_MAX)
+    return False
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
