@@ -121,7 +121,7 @@ def reaches(host: Host, address: str) -> bool:
 @contextmanager
 def running(host: Host, program: str, *arguments: str | Path) -> Iterator["subprocess.Popen[str]"]:
     process = host.popen(
-        sys.executable, ROOT / "docs" / program, *arguments, stdout=subprocess.PIPE, text=True
+        sys.executable, ROOT / "examples" / program, *arguments, stdout=subprocess.PIPE, text=True
     )
     yield process
     assert process.poll() is None

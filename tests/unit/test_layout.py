@@ -71,7 +71,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def part(module: str) -> str:
-    """The layer of a module: common.device.spec is of device, services.fw.rule of services, cmd.bridge of cmd.
+    """The layer of a module: common.device.spec is of device, services.fw.rule of services."""
     words = module.split(".")
     return words[1] if words[0] == "common" and len(words) > 1 else words[0]
 
