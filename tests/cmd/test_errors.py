@@ -203,8 +203,8 @@ def test_what_a_killed_service_left_is_replaced(tmp_path: Path) -> None:
     where = ("--control", "{tmp}/vtl-bridge-x.sock")
     with service(tmp_path, *where) as first:
         children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-        for custodian in map(int, children):
-            os.kill(custodian, signal.SIGKILL)
+        for broker in map(int, children):
+            os.kill(broker, signal.SIGKILL)
         first.kill()
         first.wait()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "vtl-bridge-x.sock"]

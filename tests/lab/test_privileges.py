@@ -108,10 +108,10 @@ def test_a_service_keeps_no_more_than_its_page_says(lab: Lab, host: Host, servic
     assert capabilities & ~sum(BITS[name] for name in KEPT[service.split()[0]]) == 0
     with bridge(lab, host, *options, service=service.split()[0]) as running:
         check(running.process.pid, NOBODY, capabilities)
-        (custodian,) = children(running.process.pid)
-        check(custodian, 0, DAC_OVERRIDE)
+        (broker,) = children(running.process.pid)
+        check(broker, 0, DAC_OVERRIDE)
         errors = str(Path(f"/proc/{running.process.pid}/fd/2").readlink())
-        held = [str(fd.readlink()) for fd in Path(f"/proc/{custodian}/fd").iterdir()]
+        held = [str(fd.readlink()) for fd in Path(f"/proc/{broker}/fd").iterdir()]
         assert all(each.startswith("socket:") or each == errors for each in held)
         assert running.status()["pid"]
 
@@ -121,8 +121,8 @@ def test_each_worker_keeps_what_it_needs_to_open_its_interfaces(lab: Lab, host: 
     with bridge(lab, host, *options) as running:
         check(running.process.pid, NOBODY, NET_ADMIN)
         found = {told(pid)["Name"]: pid for pid in children(running.process.pid)}
-        check(found.pop("vtl-custodian"), 0, DAC_OVERRIDE)
-        workers = [p for p in children(running.process.pid) if told(p)["Name"] != "vtl-custodian"]
+        check(found.pop("vtl-broker"), 0, DAC_OVERRIDE)
+        workers = [p for p in children(running.process.pid) if told(p)["Name"] != "vtl-broker"]
         assert len(workers) == 2
         for worker in workers:
             check(worker, NOBODY, NET_RAW)
@@ -135,7 +135,7 @@ def test_a_service_may_have_a_user_of_its_own_or_stay_root(lab: Lab, host: Host)
             assert len(children(running.process.pid)) == (1 if uid else 0)
 
 
-def test_an_ordinary_users_service_gains_nothing_and_needs_no_custodian(lab: Lab, host: Host) -> None:
+def test_an_ordinary_users_service_gains_nothing_and_needs_no_broker(lab: Lab, host: Host) -> None:
     links = (f"qemu:unix:{lab.dir}/run-{STRANGER}/a,server", f"channel:{lab.dir}/run-{STRANGER}/b,server")
     with bridge(lab, host, "--iface", links[0], "--iface", links[1], user=STRANGER) as running:
         fields = told(running.process.pid)
@@ -150,7 +150,7 @@ TAKEN_OVER = """
 import ctypes, os, signal, socket, sys, time
 from pathlib import Path
 from vtl_tools.common.runtime import control
-from vtl_tools.common.host import broker as custodian, privilege
+from vtl_tools.common.host import broker, privilege
 from vtl_tools.common.device.spec import open_device
 from vtl_tools.common.host.guard import MARK, Guard
 from vtl_tools.common.runtime.runner import Options, Runner
@@ -195,7 +195,7 @@ ATTACKS = {
     "change another's limits": lambda: call(302, victim, 7, 0, 0),
     "type at root's terminal": lambda: call(16, 0, 0x5412, b"x"),
     "paste at root's terminal": lambda: call(16, 0, 0x541C, b"x"),
-    "end its custodian": lambda: os.kill(custodian._pid, signal.SIGKILL),
+    "end its broker": lambda: os.kill(broker._pid, signal.SIGKILL),
     "look into another": lambda: call(101, 16, victim, 0, 0),
     "read another's memory": lambda: open(f"/proc/{victim}/mem", "rb"),
     "become root": lambda: os.setresuid(0, 0, 0),
@@ -254,7 +254,7 @@ def test_code_in_a_service_writes_no_file_starts_no_program_and_ends_no_process(
     assert (directory / "open-to-all").read_text() == "kept"
     process.terminate()
     assert process.wait(10) == 0
-    assert not (directory / "x.sock").exists(), "the custodian removes it"
+    assert not (directory / "x.sock").exists(), "the broker removes it"
 
 
 # --- what must go on all the same
@@ -437,13 +437,13 @@ def test_what_a_killed_service_leaves_is_removed(lab: Lab, host: Host) -> None:
     process = host.popen(*command, "--control", lab.dir / "x.sock", stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert b"ready" in process.stdout.readline()
-    (custodian,) = children(process.pid)
+    (broker,) = children(process.pid)
     assert (lab.dir / "net").exists()
     process.send_signal(signal.SIGKILL)
     process.wait()
     until(lambda: not (lab.dir / "x.sock").exists(), "the control socket to go")
     until(lambda: not (lab.dir / "net").exists(), "the link's socket to go")
-    until(lambda: told(custodian)["State"].startswith("Z"), "the custodian to end; nobody reaps it here")
+    until(lambda: told(broker)["State"].startswith("Z"), "the broker to end; nobody reaps it here")
 
 
 def test_a_socket_that_nobody_serves_does_not_count_as_a_service(lab: Lab, host: Host) -> None:

@@ -69,7 +69,7 @@ class FreezeNetwork(Network):
         flags = parse(bytearray(frame), from_vm).flags
         if flags & (SYN | FIN | RST) or self.rng.random() * self.one_in < 1:
             self.heard_vm |= from_vm
-            self.freezer.hear(memoryview(bytes(frame))[:SNAP], from_vm, self.now)
+            self.freezer.overhear(memoryview(bytes(frame))[:SNAP], from_vm, self.now)
 
     def pump(self):
         if self.runs:

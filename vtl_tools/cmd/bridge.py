@@ -84,7 +84,7 @@ class Switch(Stage):
             if known is None or known[0] != port or now - known[1] > 1.0:
                 self._learn(source, port, now)
                 if self._shared.take(now):
-                    self.share(bytes([port]) + source)
+                    self.broadcast(bytes([port]) + source)
         if ethernet[VNET] & 1:
             return _FLOOD
         known = self.stations.get(ethernet[_DST])
@@ -102,7 +102,7 @@ class Switch(Stage):
         if (known := self.stations.pop(station, None)) is not None:
             del self._behind[known[0]][station]
 
-    def hear(self, message: bytes, now: float) -> None:
+    def on_message(self, message: bytes, now: float) -> None:
         """Learn what another worker learnt."""
         if len(message) == 7 and message[0] < len(self.out):
             self._learn(message[1:], message[0], now)

@@ -126,7 +126,7 @@ def _serve(
         if not overlay:
             from vtl_tools.common.device.ring import Ring
 
-            ring = Ring(iface, freezer.hear, mark=MARK)
+            ring = Ring(iface, freezer.overhear, mark=MARK)
         if state_file is None:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         snapshot = Snapshot(path, lambda now: state.dump(freezer, stage.vm, now), state.OCTETS_MAX)
@@ -135,7 +135,7 @@ def _serve(
             stage.take_up(text, str(path), time.monotonic())
         snapshot.save(time.monotonic())  # so that it is known at once whether that can be done
         if ring is not None:
-            stage.hear_through(ring)
+            stage.listen_on(ring)
         if qmp is not None:
             from vtl_tools.services.freeze.qmp import Monitor
 

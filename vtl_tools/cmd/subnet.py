@@ -218,9 +218,9 @@ class Subnet(Stage):
         """Ask, tell, and give up who does not answer."""
         self.peers.wake(now)
 
-    def leave(self, now: float) -> None:
+    def on_stop(self, now: float) -> None:
         """Tell the peers that their packets would come to nothing."""
-        self.peers.leave()
+        self.peers.withdraw()
         self.settle(now)
 
     def _told(self, shortcut: Shortcut, state: PeerState, was: PeerState, why: str) -> None:

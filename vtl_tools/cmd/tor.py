@@ -168,7 +168,7 @@ class Tor(Stage):
         self.names.wake(now)
         self.surroundings.wake(now)
 
-    def leave(self, now: float) -> None:
+    def on_stop(self, now: float) -> None:
         """Give the file of names back."""
         if self._store is not None:
             self._store.close()

@@ -36,7 +36,7 @@ class Stage:
     A batch is borrowed: it is valid during the call in which it is handed over.
     """
 
-    in_the_way = True
+    inline = True
     """Whether frames wait for it to go on, so that looking for the next one pays."""
 
     def __init__(self, ports: int = 2) -> None:
@@ -49,7 +49,7 @@ class Stage:
         self.drops: Counter[str] = Counter()
         self.event: Callable[..., object] = lambda name, **fields: None
         """Prints an event, where events are printed."""
-        self.share: Callable[[bytes], object] = lambda message: None
+        self.broadcast: Callable[[bytes], object] = lambda message: None
         """Tells the other workers of the same service something, in at most 64 octets; may be lost."""
 
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
@@ -72,10 +72,10 @@ class Stage:
     def wake(self, now: float) -> None:
         """Do what is due. Early is harmless."""
 
-    def hear(self, message: bytes, now: float) -> None:
+    def on_message(self, message: bytes, now: float) -> None:
         """Learn what another worker shared."""
 
-    def leave(self, now: float) -> None:
+    def on_stop(self, now: float) -> None:
         """Say a last word: the service ends, and its links are still open."""
 
     def status(self, now: float) -> dict[str, object]:

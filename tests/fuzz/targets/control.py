@@ -55,7 +55,7 @@ def freezing() -> Freeze:
     """vtl-freeze with a connection."""
     freezer = Freezer()
     for direction, flags, seq, ack in ((OUT, "S", 0, 0), (IN, "S.", 0, 1), (OUT, ".", 1, 1)):
-        freezer.hear(segment(direction, flags, seq, ack), direction is OUT, 1.0)
+        freezer.overhear(segment(direction, flags, seq, ack), direction is OUT, 1.0)
     return Freeze(freezer, "vm", snapshot=Disk())
 
 

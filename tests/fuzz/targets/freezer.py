@@ -97,7 +97,7 @@ class Air:
         else:
             if from_vm:
                 self.heard_vm(frame)
-            self.freezer.hear(view[: 60 + (how >> 2)], from_vm, self.now)
+            self.freezer.overhear(view[: 60 + (how >> 2)], from_vm, self.now)
 
     def heard_vm(self, frame: bytearray) -> None:
         """Take note of all that the VM could be meant to acknowledge by a frame, sound or not."""

@@ -125,7 +125,7 @@ def test_to_hear_what_is_for_others_by_a_flood_of_made_up_stations(switch):
 
 def test_to_keep_other_workers_busy_by_a_flood_of_made_up_stations(switch):
     told = []
-    switch.stage.share = told.append
+    switch.stage.broadcast = told.append
     rng = Random(1)
     for number in range(100):
         switch.push(
@@ -143,11 +143,11 @@ def test_a_link_that_goes_takes_its_stations_along(switch):
 
 def test_workers_tell_each_other_what_they_learn(switch):
     other = Wire(Switch(["p0", "p1", "p2"]))
-    switch.stage.share = lambda message: other.stage.hear(message, 0.0)
+    switch.stage.broadcast = lambda message: other.stage.on_message(message, 0.0)
     switch.push(0, frame(EVERYBODY, A))
     assert other.push(1, frame(A, B)) == {0: [frame(A, B)]}
-    other.stage.hear(b"\x09" + C, 0.0)
-    other.stage.hear(b"", 0.0)
+    other.stage.on_message(b"\x09" + C, 0.0)
+    other.stage.on_message(b"", 0.0)
     assert C.hex(":") not in other.stage.status(0.0)["stations"]
 
 

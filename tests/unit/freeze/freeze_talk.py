@@ -42,7 +42,7 @@ class Talk:
         if self.freezer.frozen:
             self.freezer.from_vm(memoryview(frame), self.now)
         else:
-            self.freezer.hear(memoryview(frame)[:152], True, self.now)
+            self.freezer.overhear(memoryview(frame)[:152], True, self.now)
         return self.said()
 
     def peer(self, flags, seq, ack=0, length=0, *, stamps=(5000, 1000), window=None, **more):
@@ -54,7 +54,7 @@ class Talk:
         if self.freezer.frozen:
             self.freezer.from_peer(memoryview(frame), self.now)
         else:
-            self.freezer.hear(memoryview(frame)[:152], False, self.now)
+            self.freezer.overhear(memoryview(frame)[:152], False, self.now)
         return self.said()
 
     def said(self):

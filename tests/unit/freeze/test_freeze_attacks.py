@@ -172,12 +172,12 @@ def test_to_have_windows_not_scaled(new_talk):
     talk.vm("S", 0, scale=7)
     for guess in 5000, -FAR, 2:
         frame = talk._frame(False, "S.", 0, guess, 0, (5000, 1000), None, scale=None)
-        talk.freezer.hear(memoryview(frame), False, talk.now)
+        talk.freezer.overhear(memoryview(frame), False, talk.now)
     assert talk.connection.vm_scale == 7
     talk.peer("S.", 0, 1)
     talk.vm(".", 1, 1)
     frame = talk._frame(False, "S.", 0, 1, 0, (5000, 1000), None, scale=None)
-    talk.freezer.hear(memoryview(frame), False, talk.now)
+    talk.freezer.overhear(memoryview(frame), False, talk.now)
     assert talk.connection.vm_scale == 7
 
 

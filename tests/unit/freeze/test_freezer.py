@@ -55,9 +55,10 @@ def test_what_was_overheard_just_before_counts_and_not_what_comes_as_a_whole(new
     talk = new_talk().open()
     talk.vm(".", 201, 1001, 700)
     talk.freeze()
-    talk.freezer.hear(memoryview(talk._frame(False, ".", 1001, 301, 0, (5000, 1000), None)), False, talk.now)
-    talk.now += 1
-    talk.freezer.hear(memoryview(talk._frame(False, ".", 1001, 401, 0, (5000, 1000), None)), False, talk.now)
+    for seq_ack in 301, 401:
+        frame = talk._frame(False, ".", 1001, seq_ack, 0, (5000, 1000), None)
+        talk.freezer.overhear(memoryview(frame), False, talk.now)
+        talk.now += seq_ack == 301
     assert talk.peer(".", 1001, 201, 10) == [(".", 301, *ANSWER[2:])]
 
 

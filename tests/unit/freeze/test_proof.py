@@ -1,6 +1,6 @@
 """What proves where a peer's SND.UNA is, and what does not."""
 
-from vtl_tools.services.freeze.proof import PeerEvidence
+from vtl_tools.services.freeze.peer_evidence import PeerEvidence
 
 
 def data(*seen, stamps=True):

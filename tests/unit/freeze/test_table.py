@@ -53,7 +53,7 @@ def test_without_scaling_at_the_peer_the_vm_does_not_scale(new_talk):
     talk = new_talk()
     talk.vm("S", 0)
     frame = talk._frame(False, "S.", 0, 1, 0, (5000, 1000), None, scale=None)
-    talk.freezer.hear(memoryview(frame), False, talk.now)
+    talk.freezer.overhear(memoryview(frame), False, talk.now)
     assert talk.connection.vm_scale == 0
 
 
@@ -130,7 +130,7 @@ def test_whatever_comes_is_followed_or_malformed(octets, from_vm, frozen):
     freezer = Freezer()
     if frozen:
         freezer.start(0.0)
-    freezer.hear(memoryview(frame), from_vm, 1.0)
+    freezer.overhear(memoryview(frame), from_vm, 1.0)
     freezer.from_vm(frame, 1.0)
     freezer.from_peer(frame, 3.0)
 
@@ -150,4 +150,4 @@ def test_damaged_segments_are_followed_or_malformed(data):
             frame[data.draw(st.integers(10, len(frame) - 1))] = data.draw(st.integers(0, 255))
         cut = memoryview(frame)[: data.draw(st.integers(10, len(frame)))]
         talk.freezer.from_peer(cut, talk.now)
-        talk.freezer.hear(cut, data.draw(st.booleans()), talk.now)
+        talk.freezer.overhear(cut, data.draw(st.booleans()), talk.now)

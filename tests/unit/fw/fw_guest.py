@@ -71,7 +71,7 @@ def ack(leased=VM, chaddr=VM_MAC, seconds=600, kind=dhcp_wire.ACK, src=SERVER, d
 def lease(vm, now=0.0, **answer):
     """Let a VM ask for an address, and be answered."""
     assert vm.refuse(dhcp(dhcp_wire.REQUEST), now) == ""
-    vm.heard(ack(**answer), now)
+    vm.observe(ack(**answer), now)
 
 
 def claims(vm, octets, now=0.0):

@@ -42,7 +42,7 @@ def test_a_lease_is_the_vms_until_it_ends(guest):
     assert guest.refuse(dhcp(DISCOVER), 0.0) == ""
     assert guest.refuse(dhcp(REQUEST), 0.0) == ""
     assert not has(guest, VM)
-    guest.heard(ack(), 10.0)
+    guest.observe(ack(), 10.0)
     assert has(guest, VM, 11.0)
     assert guest.status()["addresses"] == "10.0.0.5"
     assert guest.deadline() == 610.0
@@ -64,21 +64,21 @@ def test_a_lease_is_the_vms_until_it_ends(guest):
 )  # fmt: skip
 def test_what_is_no_lease_of_the_vm_gives_it_nothing(guest, frame):
     assert guest.refuse(dhcp(REQUEST), 0.0) == ""
-    guest.heard(frame, 0.0)
+    guest.observe(frame, 0.0)
     assert guest.dhcp4.lease is None
-    guest.heard(ack(), 0.0)
+    guest.observe(ack(), 0.0)
     assert guest.dhcp4.lease is not None
 
 
 def test_a_lease_that_nobody_asked_for_in_time_is_none(guest):
     guest.refuse(dhcp(REQUEST), 0.0)
-    guest.heard(ack(), 121.0)
+    guest.observe(ack(), 121.0)
     assert guest.dhcp4.lease is None
     guest.refuse(dhcp(DISCOVER), 200.0)
-    guest.heard(ack(), 200.0)
+    guest.observe(ack(), 200.0)
     assert guest.dhcp4.lease is None
     guest.refuse(dhcp(DISCOVER, _80=b""), 201.0)  # rapid commit: it may be answered at once
-    guest.heard(ack(), 201.0)
+    guest.observe(ack(), 201.0)
     assert guest.dhcp4.lease is not None
 
 
@@ -89,18 +89,18 @@ def test_a_udp_peer_gives_the_vm_no_address(leased):
     assert leased.refuse(dhcp(REQUEST, src=VM, ciaddr=VM), 1.0) == ""
     for server in PEER, SERVER, None:
         for octets in NOBODY, VM:
-            leased.heard(ack(leased=octets, src=PEER, server=server, dst=VM, seconds=9999), 2.0)
+            leased.observe(ack(leased=octets, src=PEER, server=server, dst=VM, seconds=9999), 2.0)
     assert not has(leased, NOBODY, 3.0)
     assert leased.deadline() == 600.0
 
 
 def test_a_renewal_is_of_the_server_that_leased(leased):
     assert leased.refuse(dhcp(REQUEST, src=VM, ciaddr=VM, dst=SERVER), 300.0) == ""
-    leased.heard(ack(src=OTHER_SERVER, server=OTHER_SERVER, dst=VM), 301.0)
-    leased.heard(ack(src=OTHER_SERVER, server=SERVER, dst=VM), 301.0)
-    leased.heard(ack(leased=NOBODY, dst=VM), 301.0)
+    leased.observe(ack(src=OTHER_SERVER, server=OTHER_SERVER, dst=VM), 301.0)
+    leased.observe(ack(src=OTHER_SERVER, server=SERVER, dst=VM), 301.0)
+    leased.observe(ack(leased=NOBODY, dst=VM), 301.0)
     assert leased.deadline() == 600.0
-    leased.heard(ack(dst=VM), 301.0)
+    leased.observe(ack(dst=VM), 301.0)
     assert leased.deadline() == 901.0
     assert not has(leased, NOBODY, 302.0)
 
@@ -110,16 +110,16 @@ def test_a_server_behind_a_relay_renews_by_itself(guest):
     lease(guest, src=relay, dst=VM)
     assert has(guest, VM)
     assert guest.refuse(dhcp(REQUEST, src=VM, ciaddr=VM, dst=SERVER), 300.0) == ""
-    guest.heard(ack(dst=VM), 300.0)
+    guest.observe(ack(dst=VM), 300.0)
     assert guest.deadline() == 900.0
 
 
 def test_another_server_of_the_link_may_rebind(leased):
     """It was heard to offer, as the second of two that share leases."""
     leased.refuse(dhcp(DISCOVER), 1.0)
-    leased.heard(ack(kind=OFFER, src=OTHER_SERVER, server=OTHER_SERVER), 1.0)
+    leased.observe(ack(kind=OFFER, src=OTHER_SERVER, server=OTHER_SERVER), 1.0)
     leased.refuse(dhcp(REQUEST, src=VM, ciaddr=VM), 500.0)
-    leased.heard(ack(src=OTHER_SERVER, server=OTHER_SERVER, dst=VM), 500.0)
+    leased.observe(ack(src=OTHER_SERVER, server=OTHER_SERVER, dst=VM), 500.0)
     assert leased.deadline() == 1100.0
 
 
@@ -129,7 +129,7 @@ def test_only_servers_that_are_named_lease():
     assert guest.dhcp4.lease is None
     assert guest.refuse(dhcp(REQUEST, dst=OTHER_SERVER), 1.0) == "spoofed-dhcp"
     assert guest.refuse(dhcp(REQUEST, src=VM, ciaddr=VM, dst=SERVER), 1.0) == ""
-    guest.heard(ack(dst=VM), 1.0)
+    guest.observe(ack(dst=VM), 1.0)
     assert has(guest, VM)
 
 
@@ -137,7 +137,7 @@ def test_a_lease_of_before_is_asked_for_again(guest):
     assert guest.refuse(dhcp(REQUEST, src=VM, ciaddr=VM, dst=SERVER), 0.0) == "spoofed-dhcp"
     assert guest.refuse(dhcp(REQUEST, src=VM, ciaddr=VM), 0.0) == ""
     assert guest.refuse(dhcp(INFORM, src=VM, ciaddr=VM), 0.0) == "spoofed-address"
-    guest.heard(ack(dst=VM), 0.0)
+    guest.observe(ack(dst=VM), 0.0)
     assert has(guest, VM)
     assert guest.refuse(dhcp(REQUEST, src=NOBODY, ciaddr=NOBODY), 1.0) == "spoofed-address"
 
@@ -150,9 +150,9 @@ def test_a_vm_has_one_lease_at_a_time(leased):
 
 def test_a_server_takes_a_lease_back(leased):
     leased.refuse(dhcp(REQUEST, src=VM, ciaddr=VM), 1.0)
-    leased.heard(ack(kind=NAK, src=PEER, server=PEER, leased=bytes(4), dst=VM), 1.0)
+    leased.observe(ack(kind=NAK, src=PEER, server=PEER, leased=bytes(4), dst=VM), 1.0)
     assert has(leased, VM)
-    leased.heard(ack(kind=NAK, leased=bytes(4)), 1.0)
+    leased.observe(ack(kind=NAK, leased=bytes(4)), 1.0)
     assert not has(leased, VM)
 
 
@@ -224,7 +224,7 @@ def test_a_guest_empties_no_pool(guest):
     for number in range(200):
         guest.refuse(dhcp(REQUEST), 0.0)
         leased = NOBODY[:3] + bytes((number + 1,))
-        guest.heard(ack(leased=leased), 0.0)
+        guest.observe(ack(leased=leased), 0.0)
         declined += guest.refuse(dhcp(DECLINE, _50=leased), 0.0) == ""
     assert declined == DECLINES_AT_ONCE
     assert guest.refuse(dhcp(REQUEST), 1000.0) == ""
@@ -236,7 +236,7 @@ def test_a_guest_empties_no_pool(guest):
 def test_servers_that_are_met_are_bounded(guest):
     for number in range(SERVERS_MAX + 5):
         guest.refuse(dhcp(DISCOVER), float(number))
-        guest.heard(ack(kind=OFFER, server=NOBODY[:3] + bytes((number + 1,))), float(number))
+        guest.observe(ack(kind=OFFER, server=NOBODY[:3] + bytes((number + 1,))), float(number))
     assert len(guest.dhcp4.met) == SERVERS_MAX
 
 

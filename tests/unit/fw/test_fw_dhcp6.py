@@ -60,7 +60,7 @@ def ask(vm, kind, *options, now=1.0, src=LOCAL6, dst=SERVERS, **more):
 
 
 def reply(vm, *options, now=1.0, src=ROUTER, sport=547, kind=REPLY, **more):
-    vm.heard(datagram(src, sport, 546, message(kind, *options, **more), dst=LOCAL6, **TO_VM), now)
+    vm.observe(datagram(src, sport, 546, message(kind, *options, **more), dst=LOCAL6, **TO_VM), now)
 
 
 @pytest.fixture
@@ -159,4 +159,4 @@ def test_foreign_octets_raise_nothing(data):
     for whole in data, bytes((SOLICIT, 0, 0, 7)) + data, message(SOLICIT) + option(NA, data):
         asked = datagram(LOCAL6, 546, 547, whole, dst=SERVERS)
         assert vm.refuse(asked, 0.0) in ("", "spoofed-dhcp", "malformed-dhcp6", "dhcp-rate")
-        vm.heard(datagram(ROUTER, 547, 546, whole, dst=LOCAL6, **TO_VM), 0.0)
+        vm.observe(datagram(ROUTER, 547, 546, whole, dst=LOCAL6, **TO_VM), 0.0)

@@ -65,7 +65,7 @@ def test_a_group_is_nobodys_address(guest):
 
 def test_addresses_that_are_given_are_all_there_are(vm):
     assert vm.refuse(dhcp(dhcp_wire.REQUEST), 0.0) == ""
-    vm.heard(ack(leased=NOBODY), 0.0)
+    vm.observe(ack(leased=NOBODY), 0.0)
     assert vm.refuse(segment(NOBODY), 0.0) == "spoofed-address"
     assert vm.refuse(solicit(PEER6), 0.0) == "spoofed-nd"
 
@@ -146,5 +146,5 @@ def test_foreign_octets_raise_nothing(data, kind):
     vm = Identity(VM_MAC, [ip_network("10.0.0.5")])
     for frame in NONE + data, NONE + PEER_MAC + VM_MAC + kind + data:
         vm.refuse(memoryview(bytearray(frame)), 0.0)
-        vm.heard(memoryview(bytearray(frame)), 0.0)
+        vm.observe(memoryview(bytearray(frame)), 0.0)
         padding.refuse(memoryview(bytearray(frame)), 0.0)

@@ -43,12 +43,12 @@ def known():
     vm = Identity()
     assert vm.refuse(dhcp(dhcp_wire.DISCOVER, _61=b"\xffmine"), 0.0) == ""
     lease(vm, seconds=600)
-    vm.heard(announced(valid=900), 0.0)
+    vm.observe(announced(valid=900), 0.0)
     assert claims(vm, LOCAL6)
     ia = b"\0\3\0\x28\0\0\0\5" + bytes(8) + b"\0\5\0\x18" + VM6 + bytes(6) + b"\2\x58"
     asked = b"\0\0\7\0\1\0\4duid" + ia
     assert vm.refuse(datagram(LOCAL6, 546, 547, b"\3" + asked, dst=dhcp6.SERVERS), 0.0) == ""
-    vm.heard(datagram(ROUTER, 547, 546, b"\7" + asked, dst=LOCAL6, **TO_VM), 0.0)
+    vm.observe(datagram(ROUTER, 547, 546, b"\7" + asked, dst=LOCAL6, **TO_VM), 0.0)
     assert vm.dhcp6.leases == {VM6: 600.0}
     return vm
 

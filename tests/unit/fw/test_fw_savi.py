@@ -32,7 +32,7 @@ def guest():
 @pytest.fixture
 def routed(guest):
     """The same, where a router has announced its prefix."""
-    guest.heard(announced(), 0.0)
+    guest.observe(announced(), 0.0)
     return guest
 
 
@@ -44,13 +44,13 @@ def test_ipv6_addresses_are_of_the_link_or_of_a_prefix_that_a_router_announced(g
     far = address.ip("2001:db8:bad::1")
     assert claims(guest, LOCAL6)
     assert not claims(guest, VM6)
-    guest.heard(announced(), 0.0)
+    guest.observe(announced(), 0.0)
     assert claims(guest, VM6)
     assert not claims(guest, far)
     assert not claims(guest, VM6[:-1] + b"\7", 601.0)
-    guest.heard(announced(valid=0xFFFFFFFF), 602.0)
+    guest.observe(announced(valid=0xFFFFFFFF), 602.0)
     assert claims(guest, VM6[:-1] + b"\7", 1e9)
-    guest.heard(announced(valid=0), 1e9)
+    guest.observe(announced(valid=0), 1e9)
     assert not claims(guest, VM6[:-1] + b"\x08", 1e9)
     assert has(guest, VM6, 1e9)  # what it had, it has
 
@@ -65,13 +65,13 @@ def test_ipv6_addresses_are_of_the_link_or_of_a_prefix_that_a_router_announced(g
 )  # fmt: skip
 def test_what_announces_no_prefix_of_the_link_is_not_believed(guest, frame):
     guest.refuse(segment(VM6, PEER6), 0.0)
-    guest.heard(frame, 0.0)
+    guest.observe(frame, 0.0)
     assert guest.bindings.prefixes == {}
 
 
 def test_prefixes_are_bounded(guest):
     for number in range(PREFIXES_MAX + 5):
-        guest.heard(announced(f"2001:db8:{number:x}::"), 0.0)
+        guest.observe(announced(f"2001:db8:{number:x}::"), 0.0)
     assert len(guest.bindings.prefixes) == PREFIXES_MAX
 
 
@@ -94,7 +94,7 @@ def test_the_network_is_asked_whatever_the_vm_sends(routed):
     """A claim that only pretends to go to the network is none: its own question may be for nobody."""
     lost = neighbour(nd.NEIGHBOR_SOLICIT, bytes(16), VM6, None, dst=address.ALL_ROUTERS)
     assert routed.refuse(lost, 0.0) == ""
-    routed.heard(advert(VM6, PEER_MAC), 0.1)
+    routed.observe(advert(VM6, PEER_MAC), 0.1)
     settle(routed, 0.1)
     assert not has(routed, VM6, 1.0)
 
@@ -117,12 +117,12 @@ def test_an_address_in_use_before_the_service_was_there_is_soon_the_vms(routed):
 @pytest.mark.parametrize("early", [True, False])
 def test_an_address_that_the_network_uses_is_not_the_vms(routed, objection, early):
     if early:
-        routed.heard(objection, 0.0)
+        routed.observe(objection, 0.0)
         assert routed.refuse(solicit(VM6), 0.1) == "spoofed-nd"
         assert routed.transmit() == []
     else:
         assert routed.refuse(solicit(VM6), 0.0) == ""
-        routed.heard(objection, 0.1)
+        routed.observe(objection, 0.1)
     settle(routed, 0.1)
     assert not has(routed, VM6, 1.0)
     assert claims(routed, VM6, OTHERS_S + 1)  # for good, if nobody says so again
@@ -134,14 +134,14 @@ def test_what_objects_badly_does_not_object(routed):
     wrong[-1] ^= 1
     assert routed.refuse(solicit(VM6), 0.0) == ""
     for frame in afar, wrong, advert(VM6):
-        routed.heard(frame, 0.1)
+        routed.observe(frame, 0.1)
     settle(routed, 0.1)
     assert has(routed, VM6, 1.0)
 
 
 def test_one_frame_of_a_stranger_locks_nobody_out(routed):
     assert claims(routed, VM6)
-    routed.heard(advert(VM6, PEER_MAC), 10.0)
+    routed.observe(advert(VM6, PEER_MAC), 10.0)
     assert has(routed, VM6, 10.0)
     ((port, frame),) = routed.transmit()
     asked = Packet.at(bytearray(frame))
@@ -153,7 +153,7 @@ def test_one_frame_of_a_stranger_locks_nobody_out(routed):
 
 def test_an_address_that_the_vm_does_not_defend_is_the_networks(routed):
     assert claims(routed, VM6)
-    routed.heard(solicit(VM6, PEER_MAC), 10.0)
+    routed.observe(solicit(VM6, PEER_MAC), 10.0)
     assert len(settle(routed, 10.0, 5.0)) == 3
     assert not has(routed, VM6, 20.0)
     assert routed.refuse(solicit(VM6), 12.0) == "spoofed-nd"
@@ -162,12 +162,12 @@ def test_an_address_that_the_vm_does_not_defend_is_the_networks(routed):
 def test_a_vm_is_not_asked_for_each_frame_of_a_flood(routed):
     assert claims(routed, VM6)
     for _ in range(100):
-        routed.heard(advert(VM6, PEER_MAC), 10.0)
+        routed.observe(advert(VM6, PEER_MAC), 10.0)
     assert len(routed.transmit()) == 1
     assert routed.refuse(advert(VM6), 10.0) == ""
-    routed.heard(advert(VM6, PEER_MAC), 10.0 + TESTED_S / 2)
+    routed.observe(advert(VM6, PEER_MAC), 10.0 + TESTED_S / 2)
     assert routed.transmit() == []
-    routed.heard(advert(VM6, PEER_MAC), 10.0 + TESTED_S)
+    routed.observe(advert(VM6, PEER_MAC), 10.0 + TESTED_S)
     assert len(routed.transmit()) == 1
 
 
@@ -193,7 +193,7 @@ def test_claims_are_bounded(routed):
     asked = [routed.refuse(solicit(VM6[:-1] + bytes((100 + n,))), 99.0) for n in range(TENTATIVE_MAX + 1)]
     assert asked == [""] * TENTATIVE_MAX + ["spoofed-nd"]
     for number in range(OTHERS_MAX + 100):
-        routed.heard(advert(VM6[:-2] + number.to_bytes(2, "big"), PEER_MAC), 99.0)
+        routed.observe(advert(VM6[:-2] + number.to_bytes(2, "big"), PEER_MAC), 99.0)
     assert len(routed.bindings.others) == OTHERS_MAX
 
 

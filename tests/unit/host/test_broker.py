@@ -1,4 +1,4 @@
-"""The custodian does what was named to it, and nothing else. Each test has a process of its own."""
+"""The broker does what was named to it, and nothing else. Each test has a process of its own."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.lab  # they need root
 def run(script, *arguments):
     """Run a script with a directory of its own; it prints nothing unless something is wrong."""
     setting = (
-        "import errno, os, socket, sys\nfrom pathlib import Path\nfrom vtl_tools.common import custodian\n"
+        "import errno, os, socket, sys\nfrom pathlib import Path\nfrom vtl_tools.common.host import broker\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", setting + textwrap.dedent(script), *map(str, arguments)],
@@ -25,9 +25,9 @@ def test_a_file_is_replaced_by_no_more_than_was_said(tmp_path):
     (tmp_path / "x").write_text("before")
     run(
         """
-        file = custodian.File(sys.argv[1] + "/x", 10)
+        file = broker.StateFile(sys.argv[1] + "/x", 10)
         os.umask(0)
-        custodian.start()
+        broker.start()
         file.replace(["0123", "456789"])
         assert Path(sys.argv[1], "x").read_text() == "0123456789"
         assert Path(sys.argv[1], "x").stat().st_mode & 0o777 == 0o600
@@ -50,8 +50,8 @@ def test_only_what_root_or_we_wrote_is_taken(tmp_path):
     run(
         """
         os.chdir(sys.argv[1])
-        taken = custodian.Taken("x.import", 5)
-        custodian.start()
+        taken = broker.HandedFile("x.import", 5)
+        broker.start()
         def fails():
             try:
                 taken.take()
@@ -84,27 +84,27 @@ def test_a_socket_that_is_anothers_by_now_is_left_alone(tmp_path):
         os.chdir(sys.argv[1])
         for name in "ours", "theirs":
             socket.socket(socket.AF_UNIX).bind(name)
-        held = [custodian.Socket(name) for name in ("ours", "theirs")]
-        custodian.start()
+        held = [broker.OwnSocket(name) for name in ("ours", "theirs")]
+        broker.start()
         os.rename("theirs", "old")
         socket.socket(socket.AF_UNIX).bind("theirs")
-        custodian.stop()
+        broker.stop()
         assert sorted(os.listdir(".")) == ["old", "theirs"]
         """,
         tmp_path,
     )
 
 
-def test_a_signal_to_the_group_ends_the_custodian_after_the_service(tmp_path):
+def test_a_signal_to_the_group_ends_the_broker_after_the_service(tmp_path):
     run(
         """
         import signal
-        file = custodian.File(sys.argv[1] + "/x", 10)
-        custodian.start()
+        file = broker.StateFile(sys.argv[1] + "/x", 10)
+        broker.start()
         for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
-            os.kill(custodian._pid, number)
+            os.kill(broker._pid, number)
         file.replace(["after"])
-        custodian.stop()
+        broker.stop()
         assert Path(sys.argv[1], "x").read_text() == "after"
         """,
         tmp_path,

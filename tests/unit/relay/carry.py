@@ -149,7 +149,7 @@ class Call:
         self.outcomes = deque(outcomes)
         self.tries = 0
 
-    def advance(self, events):
+    def step(self, events):
         self.tries += 1
         outcome = self.outcomes.popleft() if len(self.outcomes) > 1 else self.outcomes[0]
         if isinstance(outcome, type):

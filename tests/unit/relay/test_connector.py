@@ -23,12 +23,12 @@ class Owner:
     def __init__(self, call, poller):
         self.call, self.outcome, self.seen = call, None, 0
         poller.add(call.stream, self)
-        self.outcome = call.advance(0)
+        self.outcome = call.step(0)
 
     def on_event(self, events, now):
         self.seen |= events
         if self.outcome is None:
-            self.outcome = self.call.advance(events)
+            self.outcome = self.call.step(events)
 
 
 @pytest.fixture
@@ -241,12 +241,12 @@ def test_a_proxy_whose_queue_is_full_is_busy(tmp_path):
         busy = 0
         for call in calls:
             try:
-                assert call.advance(0) is None
+                assert call.step(0) is None
             except BlockingIOError:
                 busy += 1
         assert busy == 3
         server.accept()[0].close()
-        assert calls[1].advance(0) is None, "now there is room"
+        assert calls[1].step(0) is None, "now there is room"
         for call in calls:
             call.stream.close()
 

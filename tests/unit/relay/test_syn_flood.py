@@ -38,10 +38,10 @@ def test_a_caller_proves_himself_by_the_reset_that_the_rfc_asks_for():
     reset = bytearray(frame)
     header = Packet.at(reset).tcp
     header.flags, header.seq = RST, challenge.tcp.ack + 1
-    crowd.hear(parse(reset), 1.1)
+    crowd.on_reset(parse(reset), 1.1)
     assert crowd.judge(segment.flow, 1.2, half_open=80, most=MOST) is not SynVerdict.PASS
     header.seq = challenge.tcp.ack
-    crowd.hear(parse(reset), 1.3)
+    crowd.on_reset(parse(reset), 1.3)
     assert crowd.judge(segment.flow, 1.4, half_open=80, most=MOST) is SynVerdict.PASS
     assert crowd.judge(segment.flow, 1.5, half_open=80, most=MOST) is not SynVerdict.PASS
 

@@ -287,7 +287,7 @@ def test_recorded_messages_bring_nothing_up_and_nothing_down():
     world.talk()
     world.chat(3.0)
     one, other = world
-    other.stage.leave(world.now)
+    other.stage.on_stop(world.now)
     recorded = [frame for frame in other.direct if frame[vnet.VNET + 12 : vnet.VNET + 14] == b"\x88\xb5"]
     other.crash()
     world.run(30.0)
@@ -456,7 +456,7 @@ def test_what_was_given_is_there_again_when_its_process_has_gone():
     assert one.state(other) == "candidate"
     world.chat(3.0)
     assert one.peers.table.shortcuts[other.ip].peer.found.value == "announced"
-    other.stage.leave(world.now)
+    other.stage.on_stop(world.now)
     other.crash()
     world.run(0.1)
     assert one.peers.table.shortcuts[other.ip].peer.found.value == "given"

@@ -194,7 +194,7 @@ def test_a_process_that_dies_is_left_within_a_second_and_found_again(world):
 def test_a_process_that_ends_says_so(world):
     one, other = world
     world.chat(3.0)
-    other.stage.leave(world.now)
+    other.stage.on_stop(world.now)
     other.crash()
     world.run(0.01)
     assert one.state(other) is None
@@ -390,7 +390,7 @@ def test_status_tells_what_was_spared(world):
         "peers": 1,
         "conflicts": 0,
     }
-    other.stage.leave(world.now)
+    other.stage.on_stop(world.now)
     other.crash()
     world.run(0.1)
     gone = one.stage.status(world.now)

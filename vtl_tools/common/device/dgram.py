@@ -15,7 +15,7 @@ from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.datagram import Inbox, Outbox, leave_out
 from vtl_tools.common.device.peer import BUFFER, Address, SocketAddress, SocketFile, enlarge, mapped, resolve
 from vtl_tools.common.device.plain import ETHERNET, Plain
-from vtl_tools.common.host import broker as custodian
+from vtl_tools.common.host import broker
 from vtl_tools.common.packet.vnet import VNET
 
 CHECK_S: Final = 1.0
@@ -39,7 +39,7 @@ class DgramDevice(Device):
         if not self._unix:
             self.mtu = UDP_MAX - ETHERNET
         self._where: SocketAddress = remote
-        self._door = custodian.UnixTarget(remote) if isinstance(remote, str) else None
+        self._door = broker.UnixTarget(remote) if isinstance(remote, str) else None
         self._is_connected = False
         self._sock: socket.socket | None = None
         self._file: SocketFile | None = None

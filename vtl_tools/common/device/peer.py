@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from vtl_tools.common.device.base import RETRY_S, Device
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
-from vtl_tools.common.host import broker as custodian
+from vtl_tools.common.host import broker
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class SocketPeer:
         self._family = socket.AF_UNIX
         self._where: SocketAddress = address
         self._waiting: socket.socket | None = None  # listens, or is about to be connected
-        self._door = custodian.UnixTarget(address) if isinstance(address, str) and not server else None
+        self._door = broker.UnixTarget(address) if isinstance(address, str) and not server else None
         self._file: SocketFile | None = None
 
     def open(self) -> None:
@@ -167,7 +167,7 @@ class SocketFile:
                 raise
             self._clear_away(spec, sock.type, path)
             sock.bind(path)
-        self._made = custodian.OwnSocket(path)
+        self._made = broker.OwnSocket(path)
 
     @staticmethod
     def _clear_away(spec: str, kind: socket.SocketKind, path: str) -> None:

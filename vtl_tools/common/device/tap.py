@@ -16,8 +16,7 @@ from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.plain import ETHERNET
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
-from vtl_tools.common.host import broker as custodian
-from vtl_tools.common.host import privilege
+from vtl_tools.common.host import broker, privilege
 from vtl_tools.common.packet.vnet import VNET
 
 # linux/if_tun.h
@@ -54,7 +53,7 @@ class TapDevice(Device):
         super().__init__(f"tap:{name}")
         self.name = name
         self._fd = -1
-        self._tun = custodian.DeviceFile("/dev/net/tun")
+        self._tun = broker.DeviceFile("/dev/net/tun")
         self._batch = Batch()
 
     def connect(self) -> None:

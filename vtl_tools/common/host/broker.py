@@ -1,7 +1,7 @@
 """What a service still needs of root after it became another user, done for it by a small process of root's.
 
 The service names, before it gives its rights up, each file that it will replace, each socket that it will
-connect to again, and each file that is to be removed when it ends. Then start() forks the custodian. It does
+connect to again, and each file that is to be removed when it ends. Then start() forks the broker. It does
 these things when asked, and takes no name from the service: whoever takes the service over can have its own
 state replaced by octets of a bounded number, and no other file touched. It may start no program, and write
 nowhere but in the directories of those files.
@@ -27,18 +27,18 @@ from vtl_tools.common.errors import VTLError
 from vtl_tools.common.host import confinement, privilege
 
 PATIENCE_S: Final = 5.0
-"""How long the custodian may take where the service waits for it."""
+"""How long the broker may take where the service waits for it."""
 DAC_OVERRIDE: Final = 1  # CAP_DAC_OVERRIDE: other users' sockets, and files in other users' directories
 
 
-class _Charge:
-    """Something that the custodian does. _serve() runs there, and returns an errno and maybe a descriptor."""
+class _Resource:
+    """Something that the broker does. _serve() runs there, and returns an errno and maybe a descriptor."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(os.path.abspath(path))  # noqa: PTH100 - a symbolic link stays one
         self._channel: socket.socket | None = None
         self.room: socket.socket | None = None
-        _charges.add(self)
+        _resources.add(self)
 
     def _serve(self, fd: int) -> tuple[int, int]:
         raise NotImplementedError
@@ -68,7 +68,7 @@ class _Charge:
                     os.close(made)
 
 
-_charges: "WeakSet[_Charge]" = WeakSet()
+_resources: "WeakSet[_Resource]" = WeakSet()
 
 
 def _send(sock: socket.socket, code: int, fd: int) -> None:
@@ -78,11 +78,11 @@ def _send(sock: socket.socket, code: int, fd: int) -> None:
 def _receive(sock: socket.socket) -> tuple[int, int]:
     octets, fds, _, _ = socket.recv_fds(sock, 4, 1)
     if len(octets) != 4:
-        raise OSError(errno.EPIPE, "the custodian has gone")
+        raise OSError(errno.EPIPE, "the broker has gone")
     return int.from_bytes(octets, "big"), fds[0] if fds else -1
 
 
-class StateFile(_Charge):
+class StateFile(_Resource):
     """A file of ours that is replaced as a whole, of mode 0600. most: octets that it may have."""
 
     def __init__(self, path: Path | str, most: int) -> None:
@@ -142,7 +142,7 @@ class StateFile(_Charge):
         return 0, -1
 
 
-class HandedFile(_Charge):
+class HandedFile(_Resource):
     """A file that somebody who may puts there for us, to be read once. most: octets that are read."""
 
     def __init__(self, path: Path | str, most: int) -> None:
@@ -168,7 +168,7 @@ class HandedFile(_Charge):
         return 0, self._open()
 
 
-class DeviceFile(_Charge):
+class DeviceFile(_Resource):
     """A device's file that is opened for reading and writing, again and again."""
 
     _FLAGS: Final = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
@@ -188,7 +188,7 @@ class DeviceFile(_Charge):
         return 0, os.open(self.path, self._FLAGS)
 
 
-class UnixTarget(_Charge):
+class UnixTarget(_Resource):
     """A unix socket's path that sockets are connected to, again and again."""
 
     def __init__(self, path: str) -> None:
@@ -220,7 +220,7 @@ class UnixTarget(_Charge):
             sock.detach()
 
 
-class OwnSocket(_Charge):
+class OwnSocket(_Resource):
     """A unix socket's file that we made, removed when the service ends, unless another is in its place."""
 
     def __init__(self, path: Path | str) -> None:
@@ -229,12 +229,12 @@ class OwnSocket(_Charge):
         self._made = found.st_dev, found.st_ino
 
     def remove(self) -> None:
-        """Remove it now, if it is ours to do; else the custodian does at the end. Idempotent."""
+        """Remove it now, if it is ours to do; else the broker does at the end. Idempotent."""
         with contextlib.suppress(OSError):
             found = self.path.lstat()
             if (found.st_dev, found.st_ino) == self._made:
                 self.path.unlink()
-                _charges.discard(self)
+                _resources.discard(self)
 
 
 def _raise(code: int) -> None:
@@ -298,42 +298,42 @@ _pid = 0
 
 
 def start(capabilities: Iterable[int] = (DAC_OVERRIDE,)) -> None:
-    """Fork the custodian, for what was named until now. Nothing that is named later is its business.
+    """Fork the broker, for what was named until now. Nothing that is named later is its business.
 
     Raises VTLError.
     """
     global _lifeline, _pid
-    charges = list(_charges)
-    if not charges:
+    resources = list(_resources)
+    if not resources:
         return
-    for charge in charges:
-        charge._channel, charge.room = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for resource in resources:
+        resource._channel, resource.room = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     _lifeline, theirs = socket.socketpair()
     sys.stdout.flush()
     _pid = os.fork()
     if _pid:
-        for sock in theirs, *(charge.room for charge in charges):
+        for sock in theirs, *(resource.room for resource in resources):
             if sock is not None:
                 sock.close()
         if not _lifeline.recv(1):
-            raise VTLError("the custodian did not start; name root with --user to do without")
+            raise VTLError("the broker did not start; name root with --user to do without")
         return
     try:
-        _be_custodian(theirs, charges, set(capabilities))
+        _be_broker(theirs, resources, set(capabilities))
     finally:
         os._exit(1)
 
 
 def stop() -> None:
-    """Have the custodian remove what is to be removed, and wait until it has ended. Idempotent."""
+    """Have the broker remove what is to be removed, and wait until it has ended. Idempotent."""
     global _lifeline, _pid
     if _lifeline is None or _pid == 0:
         return
     _lifeline.close()
     _lifeline = None
-    for charge in _charges:
-        if charge._channel is not None:
-            charge._channel.close()
+    for resource in _resources:
+        if resource._channel is not None:
+            resource._channel.close()
     with contextlib.suppress(ChildProcessError):
         os.waitpid(_pid, 0)
 
@@ -341,33 +341,39 @@ def stop() -> None:
 atexit.register(stop)  # at the import, hence last: what is written at the end needs it
 
 
-def _be_custodian(lifeline: socket.socket, charges: list[_Charge], capabilities: set[int]) -> None:
+def _be_broker(lifeline: socket.socket, resources: list[_Resource], capabilities: set[int]) -> None:
     signal.set_wakeup_fd(-1)
     os.setsid()
     for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:  # the service ends first, and then we
         signal.signal(number, signal.SIG_IGN)
-    kept = {2, lifeline.fileno(), *(charge.room.fileno() for charge in charges if charge.room is not None)}
+    kept = {
+        2,
+        lifeline.fileno(),
+        *(resource.room.fileno() for resource in resources if resource.room is not None),
+    }
     last = -1
     for fd in [*sorted(kept), os.sysconf("SC_OPEN_MAX")]:  # links and guards end with the service
         os.closerange(last + 1, fd)
         last = fd
     with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text("vtl-custodian")
+        Path("/proc/self/comm").write_text("vtl-broker")
     privilege.keep_only(capabilities)
     confinement.keep_memory_private()
     places = [
-        charge.path.parent for charge in charges if isinstance(charge, StateFile | HandedFile | OwnSocket)
+        resource.path.parent
+        for resource in resources
+        if isinstance(resource, StateFile | HandedFile | OwnSocket)
     ]
     confinement.deny_writing(
-        [*places, *(charge.path for charge in charges if isinstance(charge, DeviceFile))]
+        [*places, *(resource.path for resource in resources if isinstance(resource, DeviceFile))]
     )
     confinement.deny_calls()
-    for charge in charges:
-        threading.Thread(target=charge._run, daemon=True).start()
+    for resource in resources:
+        threading.Thread(target=resource._run, daemon=True).start()
     lifeline.send(b"1")
     while lifeline.recv(1):
         pass
-    for charge in charges:
-        if isinstance(charge, OwnSocket):
-            charge.remove()
+    for resource in resources:
+        if isinstance(resource, OwnSocket):
+            resource.remove()
     os._exit(0)

@@ -89,7 +89,7 @@ class Connector(Protocol):
         """What the call is made on."""
         ...
 
-    def advance(self, events: int) -> bytes | Reason | None:
+    def step(self, events: int) -> bytes | Reason | None:
         """Go on. Octets: it stands, and this is what it brought already; None: wait.
 
         Called at first (events: 0), and with the events of the stream, as the poller has them. Raises
@@ -106,7 +106,7 @@ class TCPConnector:
         self._address = address
         self._started = False
 
-    def advance(self, events: int) -> bytes | Reason | None:
+    def step(self, events: int) -> bytes | Reason | None:
         """Connect, then see how it ended."""
         if not self._started:
             self._started = True
@@ -142,14 +142,14 @@ class SocksConnector:
         else:
             self.stream = _tcp(socket.AF_INET6 if ":" in proxy[0] else socket.AF_INET)
 
-    def advance(self, events: int) -> bytes | Reason | None:
+    def step(self, events: int) -> bytes | Reason | None:
         """Connect to the proxy, ask, and hear its answer."""
-        answer = self.hear()
+        answer = self.answer()
         if isinstance(answer, Failed):
             return answer.reason
         return None if answer is None else self._client.rest
 
-    def hear(self) -> Connected | Resolved | Failed | None:
+    def answer(self) -> Connected | Resolved | Failed | None:
         """Go on; return what the proxy answered, once it has."""
         try:
             if not self._started:

@@ -106,13 +106,13 @@ class RelayFlow:
 
     # --- Open
 
-    def advance(self, events: int, now: float) -> None:
+    def step(self, events: int, now: float) -> None:
         """Go on with the call. Answer the guest's SYN by what came of it."""
         assert self.call is not None
         if self.endpoint.ended is not None:  # the guest gave up in the same turn: there is nobody to answer
             return
         try:
-            outcome = self.call.advance(events)
+            outcome = self.call.step(events)
         except BlockingIOError:
             self.relay.again(self, now)
             return
@@ -138,7 +138,7 @@ class RelayFlow:
         """Learn what the stream has become ready for."""
         self.heard_at = now
         if self.call is not None:
-            self.advance(events, now)
+            self.step(events, now)
             return
         if events & READABLE:
             self.may_read = True
@@ -288,7 +288,7 @@ class RelayFlow:
                 self.relay.refused(self, Reason.TTL_EXPIRED, now)
             elif now >= self.retry_at:
                 self.retry_at = NEVER
-                self.advance(0, now)
+                self.step(0, now)
             return
         if now >= self.heard_at + limits.idle_s:
             self.relay.give_up(self, now)

@@ -169,7 +169,7 @@ class Relay(Stage):
                 return
             self.lose(frame, "no-connection", now)
             if segment.flags & RST:
-                self._crowd.hear(segment, now)
+                self._crowd.on_reset(segment, now)
             elif (answer := derive.rst(Packet.at(frame))) is not None:
                 self.send(0, [(bytes(answer),)], now)
         elif len(self.flows) >= self.limits.connections:
@@ -213,7 +213,7 @@ class Relay(Stage):
             return
         self.opened += 1
         self._arm(flow, flow.deadline())
-        flow.advance(0, now)
+        flow.step(0, now)
 
     def _tell(self, syn: bytes, reason: Reason, now: float) -> None:
         """Tell a caller that nothing came of it: by a reset if it was the other side that said no."""

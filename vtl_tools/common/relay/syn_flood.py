@@ -72,7 +72,7 @@ class SynFloodGuard:
         header.ack = self._number(segment.flow)
         return bytes(answer)
 
-    def hear(self, segment: Segment, now: float) -> None:
+    def on_reset(self, segment: Segment, now: float) -> None:
         """Take a reset that belongs to no connection."""
         if segment.seq == self._number(segment.flow):
             self._proved[segment.flow] = now

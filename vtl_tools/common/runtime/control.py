@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vtl_tools.common.errors import NotRunningError, PermissionNeededError, VTLError
-from vtl_tools.common.host import broker as custodian
+from vtl_tools.common.host import broker
 
 LINE_MAX: Final = 1 << 16
 """Octets of the longest request."""
@@ -67,7 +67,7 @@ class ControlServer:
         self.where, self.verbs, self._on_end = where, verbs, on_end
         self._owner = os.geteuid()
         self._server: asyncio.Server | None = None
-        self._file: custodian.OwnSocket | None = None
+        self._file: broker.OwnSocket | None = None
         self._only: asyncio.Task[None] | None = None
         self._clients = 0
 
@@ -79,7 +79,7 @@ class ControlServer:
             self._only.add_done_callback(lambda _: self._on_end())
             return
         sock = _listen(self.where)
-        self._file = custodian.OwnSocket(self.where)
+        self._file = broker.OwnSocket(self.where)
         self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=LINE_MAX)
 
     def close(self) -> None:
@@ -226,7 +226,7 @@ def result_of(line: bytes, path: Path) -> Result:
 
 
 def _is_dead(path: Path) -> bool:
-    """Whether a socket is what a service left that was killed together with its custodian."""
+    """Whether a socket is what a service left that was killed together with its broker."""
     try:
         _connect(path).close()
     except ConnectionRefusedError:

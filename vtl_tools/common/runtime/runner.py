@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vtl_tools.common.device.base import Device
 from vtl_tools.common.errors import LinkLostError
-from vtl_tools.common.host import broker as custodian
-from vtl_tools.common.host import confinement, privilege
+from vtl_tools.common.host import broker, confinement, privilege
 from vtl_tools.common.host.interfaces import Interfaces
 from vtl_tools.common.runtime import control
 from vtl_tools.common.stage import Stage
@@ -74,9 +73,9 @@ class Runner:
     interfaces: Interfaces | None = None
     """Those of the links, locked and guarded already, so that the host never gets a frame in between."""
     verbs: dict[str, control.Verb] = field(default_factory=dict)
-    boss: socket.socket | None = None
+    control_channel: socket.socket | None = None
     """Where this is one of several workers: on which it is asked, in the place of a control socket."""
-    hearing: socket.socket | None = None
+    messages: socket.socket | None = None
     """Likewise: on which it hears what the others share."""
 
     def __post_init__(self) -> None:
@@ -135,13 +134,13 @@ class Runner:
             loop.add_reader(link.fileno(), self._on_readable)
         for source in self.stage.sources:
             loop.add_reader(source.fileno(), self._on_readable)
-        if self.hearing is not None:
-            loop.add_reader(self.hearing, self._hear, self.hearing)
+        if self.messages is not None:
+            loop.add_reader(self.messages, self._on_message, self.messages)
         self._up = [True] * len(self.links)
         watching = asyncio.ensure_future(self._watch(watch)) if watch is not None else None
         self.event("ready", pid=os.getpid(), links=[link.spec for link in self.links])
         notify("READY=1")
-        if sys.stderr.isatty() and not (self.options.json or self.options.watch or self.boss):
+        if sys.stderr.isatty() and not (self.options.json or self.options.watch or self.control_channel):
             joined = " - ".join(link.spec for link in self.links)
             print(
                 f"{joined}: running; '{self.options.service} status' tells more, ^C ends it", file=sys.stderr
@@ -152,7 +151,7 @@ class Runner:
         loop.call_soon(self._pump)
         try:
             await self._end
-            self.stage.leave(loop.time())
+            self.stage.on_stop(loop.time())
         finally:
             notify("STOPPING=1")
             for link in self.links:
@@ -173,7 +172,7 @@ class Runner:
     def _control(self) -> control.ControlServer:
         verbs: dict[str, control.Verb] = {"status": lambda _: self.status(), **self.verbs}
         path = self.options.control or control.path_for(self.options.service, self.links[0].spec)
-        return control.ControlServer(self.boss or path, verbs, self.stop)
+        return control.ControlServer(self.control_channel or path, verbs, self.stop)
 
     def stop(self, exit_code: int = 0) -> None:
         """End run(), which returns exit_code."""
@@ -198,7 +197,7 @@ class Runner:
         spin_s.
         """
         clock, stage, links = time.monotonic, self.stage, self.links
-        spin_s = self.options.spin_s if stage.in_the_way else 0.0
+        spin_s = self.options.spin_s if stage.inline else 0.0
         sources = stage.sources
         started = last = now = clock()
         idle = False
@@ -256,9 +255,9 @@ class Runner:
         for name, what in raised:
             self.event("guard", interface=name, what=what)
 
-    def _hear(self, hearing: socket.socket) -> None:
+    def _on_message(self, messages: socket.socket) -> None:
         with suppress(BlockingIOError):
-            self.stage.hear(hearing.recv(64), self._loop.time())
+            self.stage.on_message(messages.recv(64), self._loop.time())
 
     def _rearm(self) -> None:
         due = self.stage.deadline()
@@ -307,13 +306,13 @@ class Runner:
 def confine(capabilities: set[int], user: str | None) -> None:
     """Give up, for good, what a running service has no need of.
 
-    Of root's service it makes another user's, with a custodian for the little that still is root's to do.
+    Of root's service it makes another user's, with a broker for the little that still is root's to do.
     Raises VTLError.
     """
     _notifying(os.environ.get("NOTIFY_SOCKET", ""))
     become = privilege.account(user)
     if become is not None:
-        custodian.start()
+        broker.start()
     privilege.give_up(capabilities, become)
     confinement.keep_memory_private()
     if become is not None:

@@ -10,7 +10,7 @@ from typing import Final
 
 from vtl_tools.common.device.handle import Handle
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.host import broker as custodian
+from vtl_tools.common.host import broker
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Snapshot:
 
     def __init__(self, path: Path, make: Callable[[float], Iterable[str]], most: int) -> None:
         self.path, self.make, self._most = path, make, most
-        self._file = custodian.StateFile(path, most)
+        self._file = broker.StateFile(path, most)
         self.written = self.failed = 0
         self._handle = Handle()
         self.fileno = self._handle.fileno
@@ -44,7 +44,7 @@ class Snapshot:
         Raises VTLError, also where others may have written it.
         """
         try:
-            with os.fdopen(custodian.open_private(self.path), "rb") as file:
+            with os.fdopen(broker.open_private(self.path), "rb") as file:
                 return file.read(self._most + 1)
         except FileNotFoundError:
             return None

@@ -95,15 +95,15 @@ class Workers:
         finally:
             os._exit(code)
 
-    def _work(self, number: int, boss: socket.socket) -> int:
+    def _work(self, number: int, control_channel: socket.socket) -> int:
         runner = self.make(number)
-        runner.boss, runner.hearing = boss, self._buses[number][0]
+        runner.control_channel, runner.messages = control_channel, self._buses[number][0]
         others = [bus[1] for i, bus in enumerate(self._buses) if i != number]
         self._buses[number][1].close()
         for i, bus in enumerate(self._buses):
             if i != number:
                 bus[0].close()  # what is for another is not ours to take
-        runner.stage.share = partial(_share, others)
+        runner.stage.broadcast = partial(_broadcast, others)
         os.environ.pop("NOTIFY_SOCKET", None)
         return runner.run()
 
@@ -241,7 +241,7 @@ def merge(answers: Sequence[Any]) -> Any:
     return sum(answers) if isinstance(first, int | float) else first
 
 
-def _share(others: Sequence[socket.socket], message: bytes) -> None:
+def _broadcast(others: Sequence[socket.socket], message: bytes) -> None:
     for sock in others:
         with suppress(BlockingIOError, ConnectionError):  # its loop is full, or it has ended
             sock.send(message)

@@ -50,7 +50,7 @@ def _listen(tcb: TCB, segment: Segment, now: float) -> None:
         reset(tcb, segment)
     elif flags & SYN and not flags & FIN:  # third, check for a SYN
         _begin(tcb, segment, now)
-        tcb.held = True
+        tcb.syn_pending = True
         tcb.become(State.SYN_RECEIVED)
     else:
         tcb.drops[SegmentDrop.NOT_OPEN] += 1
@@ -231,7 +231,7 @@ def _stale(tcb: TCB, segment: Segment, reason: SegmentDrop, now: float) -> None:
     """Acknowledge again what is not acceptable: with data or a FIN always, as the ACK may have been lost."""
     if segment.length or segment.flags & FIN:
         tcb.drops[reason] += 1
-        if not tcb.held:
+        if not tcb.syn_pending:
             tcb.ack_now = True
     else:
         _challenge(tcb, reason, now)
@@ -240,13 +240,13 @@ def _stale(tcb: TCB, segment: Segment, reason: SegmentDrop, now: float) -> None:
 def _challenge(tcb: TCB, reason: SegmentDrop, now: float) -> None:
     """Answer by an ACK: a peer that means it will say so with the right number (RFC 5961)."""
     tcb.drops[reason] += 1
-    if not tcb.held and tcb.may_challenge(now):
+    if not tcb.syn_pending and tcb.may_challenge(now):
         tcb.ack_now = True
 
 
 def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     if tcb.state is State.SYN_RECEIVED and seq == 0:  # the peer's SYN again
-        if tcb.held:
+        if tcb.syn_pending:
             tcb.drops[SegmentDrop.HELD] += 1
             return
         if segment.flags & ACK and tcb.snd.position(segment.ack) == 1 and not tcb.passive:
@@ -265,7 +265,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     snd = tcb.snd
     ack = snd.position(segment.ack)
     if tcb.state is State.SYN_RECEIVED:
-        if tcb.held or not 0 < ack <= snd.nxt:
+        if tcb.syn_pending or not 0 < ack <= snd.nxt:
             tcb.drops[SegmentDrop.BAD_ACK] += 1
             reset(tcb, segment)
             return False
@@ -291,7 +291,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     ):
         snd.duplicated()
     if news or tcb.reorder_at != NEVER:
-        tcb.watch_holes(now, news=news)
+        tcb.detect_loss(now, news=news)
     if ack >= snd.una:
         was = snd.wnd
         snd.offered(window, seq, ack)
@@ -328,7 +328,7 @@ def _progress(tcb: TCB, segment: Segment, ack: int, dsack: bool, now: float) -> 
     snd.acked(ack)
     tcb.head_at, tcb.head_mark, tcb.reorder_at = now, snd.nxt, NEVER
     if snd.board:
-        tcb.watch_holes(now, news=False)
+        tcb.detect_loss(now, news=False)
     tcb.stalled_since = now if snd.una < snd.end else None
     tcb.arm(now)
     if snd.fin is not None and ack > snd.fin and tcb.state in ON_FIN_ACKED:

@@ -115,17 +115,17 @@ class Endpoint(TCB):
     @property
     def asked(self) -> bool:
         """Whether a SYN waits for accept() or refuse()."""
-        return self.held
+        return self.syn_pending
 
     def accept(self) -> None:
         """Answer the SYN by ours."""
-        if not self.held:
+        if not self.syn_pending:
             raise ValueError("no SYN waits for an answer")
-        self.held, self.syn_due = False, True
+        self.syn_pending, self.syn_due = False, True
 
     def refuse(self) -> None:
         """Answer the SYN by a reset, as a port where nobody listens does."""
-        if not self.held:
+        if not self.syn_pending:
             raise ValueError("no SYN waits for an answer")
         self.snd.nxt = -self.snd.iss  # SEQ=0, as of a connection that never was (3.10.7.1)
         self.reset_due, self.timestamps = True, False
@@ -344,7 +344,7 @@ class Endpoint(TCB):
             if self.state is State.LISTEN or not self.snd.queue.tail > self.snd.queue.head:
                 self.end(Ended.CLOSED)  # 3.10.4
                 return
-        elif self.held:
+        elif self.syn_pending:
             self.refuse()
             return
         self.snd.close()
@@ -353,7 +353,7 @@ class Endpoint(TCB):
 
     def abort(self) -> None:
         """Reset the connection, and forget what was written and received."""
-        if self.held:
+        if self.syn_pending:
             self.refuse()
         elif self.state is not State.CLOSED:
             if self.state in _ABORT_IS_TOLD:

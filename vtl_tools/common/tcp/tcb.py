@@ -48,7 +48,6 @@ class TCB:
         "head_at",
         "head_mark",
         "heard_at",
-        "held",
         "keep_alives",
         "last_ack",
         "out",
@@ -71,6 +70,7 @@ class TCB:
         "stalled_since",
         "state",
         "syn_due",
+        "syn_pending",
         "time_wait_at",
         "timed",
         "timestamps",
@@ -87,7 +87,9 @@ class TCB:
         self.rtt = RTTEstimator(config.rto_min_s, config.rto_max_s)
         self.state = State.CLOSED
         self.ended: Ended | None = None
-        self.passive = self.peer_scales = self.held = self.syn_due = self.ack_now = self.timestamps = False
+        self.passive = self.peer_scales = self.syn_pending = self.syn_due = self.ack_now = self.timestamps = (
+            False
+        )
         self.reset_due = False
         self.out: list[Pieces] = []
         self.drops: defaultdict[SegmentDrop, int] = defaultdict(int)
@@ -122,7 +124,7 @@ class TCB:
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
         self.reorder_at = NEVER
         self.stalled_since = None
-        self.held = self.syn_due = self.ack_now = False
+        self.syn_pending = self.syn_due = self.ack_now = False
         self.snd.queue.clear()
 
     def wait(self, now: float) -> None:
@@ -144,7 +146,7 @@ class TCB:
         self._challenges += 1
         return self._challenges <= _CHALLENGES
 
-    def watch_holes(self, now: float, *, news: bool) -> None:
+    def detect_loss(self, now: float, *, news: bool) -> None:
         """Tell reordering from loss by time, as RACK does (RFC 8985 sections 6.2 and 7); after each ACK.
 
         What was sent before what the peer has got, and has not come a quarter of a round trip later, is lost.

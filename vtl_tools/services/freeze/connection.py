@@ -10,7 +10,7 @@ from typing import Final
 from vtl_tools.common.packet.seq import seq_add, seq_between, seq_ge, seq_gt, seq_max
 from vtl_tools.common.packet.tcp import ACK, FIN, SYN
 from vtl_tools.services.freeze.headers import SegmentHeader
-from vtl_tools.services.freeze.proof import PeerEvidence
+from vtl_tools.services.freeze.peer_evidence import PeerEvidence
 
 VM_FIN: Final = 1
 PEER_FIN: Final = 2

@@ -26,7 +26,7 @@ from vtl_tools.services.freeze.connection import (
     OverheardNumbers,
 )
 from vtl_tools.services.freeze.headers import SegmentHeader, ethernet_back, is_intact, parse
-from vtl_tools.services.freeze.proof import PeerEvidence
+from vtl_tools.services.freeze.peer_evidence import PeerEvidence
 from vtl_tools.services.freeze.table import ConnectionTable
 
 LATE_S: Final = 0.1
@@ -88,7 +88,7 @@ class Freezer:
         self.frozen, self.frozen_at, self.quiet_until, self.heard_vm = True, now, 0.0, False
         return True
 
-    def leave(self, now: float) -> None:
+    def on_stop(self, now: float) -> None:
         """Fall silent, since the VM is another host's; what is known stays, as what is to be told there."""
         self.start(now)
         self.left = True
@@ -165,7 +165,7 @@ class Freezer:
             if told is None:
                 table.add(connection, now)
             else:
-                table.heard(told, now)
+                table.note_peer(told, now)
                 told.catch_up(connection)
 
     def take(self) -> tuple[list[bytes], list[bytes]]:
@@ -176,12 +176,12 @@ class Freezer:
 
     # --- what is heard
 
-    def hear(self, frame: Buffer, from_vm: bool, now: float) -> None:
+    def overhear(self, frame: Buffer, from_vm: bool, now: float) -> None:
         """Follow a frame that is overheard: it may be cut behind its TCP header, damaged, and late."""
         if self.frozen and not from_vm and now - self.frozen_at > LATE_S:
             return  # it comes as a whole, to from_peer()
         try:
-            connection = self.table.hear(frame, from_vm, now)
+            connection = self.table.overhear(frame, from_vm, now)
         except Malformed:
             self.unanswered["malformed"] += 1
             return
@@ -196,7 +196,7 @@ class Freezer:
         try:
             known = self.table.get(parse(frame, True).key)
             before = None if known is None else known.vm_ack
-            connection = self.table.hear(frame, True, now)
+            connection = self.table.overhear(frame, True, now)
         except Malformed:  # as ARP is
             return
         if connection is not None:
@@ -218,7 +218,7 @@ class Freezer:
             return
         if self.is_quiet(now):
             if not self.frozen:
-                self.hear(frame, False, now)
+                self.overhear(frame, False, now)
             return
         if not is_intact(frame, segment):
             self.unanswered["checksum"] += 1

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from vtl_tools.common.device.handle import Handle
-from vtl_tools.common.host import broker as custodian
+from vtl_tools.common.host import broker
 
 RETRY_S: Final = 0.5
 """How long QEMU is left alone before the socket is tried again."""
@@ -30,7 +30,7 @@ class Monitor:
         self.path, self.told = path, told
         self.up = False
         self.losses = 0
-        self._door = custodian.UnixTarget(path)
+        self._door = broker.UnixTarget(path)
         self._handle = Handle()
         self.fileno = self._handle.fileno
         self._sock: socket.socket | None = None

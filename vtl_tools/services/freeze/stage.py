@@ -66,13 +66,13 @@ class Freeze(Stage):
         if snapshot is not None:
             self.sources.append(snapshot)
 
-    def hear_through(self, ring: "Ring") -> None:
+    def listen_on(self, ring: "Ring") -> None:
         """Follow what passes an interface."""
         self.ring = ring
         self.sources.append(ring)
 
     @property
-    def in_the_way(self) -> bool:  # type: ignore[override]
+    def inline(self) -> bool:  # type: ignore[override]
         """Peers wait for answers; traffic does not wait for who overhears it."""
         return self.freezer.frozen
 
@@ -104,7 +104,7 @@ class Freeze(Stage):
             elif freezer.frozen and not freezer.left:
                 freezer.from_vm(frame, now)
             else:
-                freezer.hear(frame, True, now)
+                freezer.overhear(frame, True, now)
 
     def settle(self, now: float) -> None:
         """Send what is to be said, and tell of a VM that speaks though it is to be away."""
@@ -185,7 +185,7 @@ class Freeze(Stage):
 
     def hand_over(self, now: float) -> None:
         """Fall silent, since the VM is another host's, and be ready to tell that one what is known."""
-        self.freezer.leave(now)
+        self.freezer.on_stop(now)
         self.listen(False)
         self._soon = now + SAVED_AT_ONCE_S
         self.event("left", vm=self.vm, connections=len(self.freezer.table))

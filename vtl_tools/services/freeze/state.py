@@ -11,7 +11,7 @@ from vtl_tools.common.packet.tcp import RST
 from vtl_tools.services.freeze.connection import CLOSED, OPENING, PROVEN, HeldConnection
 from vtl_tools.services.freeze.freezer import FRAME_MAX, RESETS_MAX, Freezer
 from vtl_tools.services.freeze.headers import address_size, parse
-from vtl_tools.services.freeze.proof import PeerEvidence
+from vtl_tools.services.freeze.peer_evidence import PeerEvidence
 from vtl_tools.services.freeze.table import CONNECTIONS_MAX, HOSTS_MAX, PROVEN_MAX
 
 FORMAT: Final = "vtl-freeze"

@@ -21,7 +21,7 @@ from vtl_tools.services.freeze.connection import (  # fmt: skip
     HeldConnection,
 )
 from vtl_tools.services.freeze.headers import SegmentHeader, address_size, ethernet, parse, syn_options
-from vtl_tools.services.freeze.proof import PATIENCE_S
+from vtl_tools.services.freeze.peer_evidence import PATIENCE_S
 
 CONNECTIONS_MAX: Final = 1 << 17
 STRANGERS_MAX: Final = 4096
@@ -98,7 +98,7 @@ class ConnectionTable:
 
     # --- following
 
-    def hear(self, frame: Buffer, from_vm: bool, now: float) -> HeldConnection | None:
+    def overhear(self, frame: Buffer, from_vm: bool, now: float) -> HeldConnection | None:
         """Follow a frame, which may be cut behind its TCP header; return its connection, if it is known.
 
         Raises Malformed.
@@ -242,7 +242,7 @@ class ConnectionTable:
         self._proven[connection.key] = connection
         return True
 
-    def heard(self, connection: HeldConnection, now: float) -> None:
+    def note_peer(self, connection: HeldConnection, now: float) -> None:
         """Take note that the VM itself was heard of a connection that is known."""
         if self._proven.pop(connection.key, None) is not None:
             self.add(connection, now)

@@ -152,7 +152,7 @@ class DHCPv4Snooper:
 
     # --- what it is answered
 
-    def heard(self, net: IPv4, datagram: UDP, mac: bytes | None, now: float) -> None:
+    def observe(self, net: IPv4, datagram: UDP, mac: bytes | None, now: float) -> None:
         """Learn from an answer. Raises Malformed."""
         if datagram.sport != dhcp_wire.SERVER_PORT:
             return

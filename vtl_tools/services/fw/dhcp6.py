@@ -113,7 +113,7 @@ class DHCPv6Snooper:
         duid = message.duids[0]
         return len(message.duids) == 1 and 2 < len(duid) <= DUID_MAX and self.duid in (None, duid)
 
-    def heard(self, net: IPv6, datagram: UDP, now: float) -> None:
+    def observe(self, net: IPv6, datagram: UDP, now: float) -> None:
         """Learn from an answer of the link. Raises Malformed."""
         if datagram.sport != SERVER_PORT or not address.is_link_local(net.src):
             return

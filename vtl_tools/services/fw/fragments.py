@@ -16,7 +16,7 @@ from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.view import U16
 from vtl_tools.services.fw.rule import IN, OUT, Direction
-from vtl_tools.services.fw.shares import SourceShare, SourceShares
+from vtl_tools.services.fw.source_shares import SourceShare, SourceShares
 
 TIMEOUT_S: Final = 30.0
 """What is not whole by then is dropped. As in Linux; RFC 8200 section 4.5 has 60, RFC 1122 up to 120."""

@@ -119,7 +119,7 @@ class Identity:
         except Malformed as err:
             return f"malformed-{err.what.partition('.')[0]}"
 
-    def heard(self, frame: Buffer, now: float) -> None:
+    def observe(self, frame: Buffer, now: float) -> None:
         """Learn from a frame that goes to the VM. Nothing is raised for foreign octets."""
         if len(frame) <= _PROTOCOL4:
             return
@@ -139,9 +139,9 @@ class Identity:
             if (datagram := pkt.udp) is not None:
                 if isinstance(net, IPv4):
                     if datagram.dport == dhcp_wire.CLIENT_PORT:
-                        self.dhcp4.heard(net, datagram, self.mac, now)
+                        self.dhcp4.observe(net, datagram, self.mac, now)
                 elif datagram.dport == dhcp6.CLIENT_PORT:
-                    self.dhcp6.heard(net, datagram, now)
+                    self.dhcp6.observe(net, datagram, now)
                     self._leave(now)
             elif (message := pkt.nd) is not None and net.ttl == HOP_LIMIT and message.code == 0:
                 self._neighbour_of_network(pkt, message, now)
@@ -322,7 +322,7 @@ class Identity:
         ):
             octets = message.target
         if address.is_single_host(octets):
-            self.bindings.heard(octets, pkt.eth.src, now)
+            self.bindings.observe(octets, pkt.eth.src, now)
 
 
 def _is_common(frame: Buffer, at: int) -> bool:

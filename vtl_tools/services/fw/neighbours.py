@@ -35,7 +35,7 @@ class NeighbourFilter:
     def __init__(self) -> None:
         self._heard: OrderedDict[bytes, None] = OrderedDict()
 
-    def heard(self, octets: bytes) -> None:
+    def observe(self, octets: bytes) -> None:
         """Take note of the source of neighbour discovery that came from the network."""
         self._heard[octets] = None
         self._heard.move_to_end(octets)

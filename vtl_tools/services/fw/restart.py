@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from vtl_tools.common.host import broker as custodian
+from vtl_tools.common.host import broker
 from vtl_tools.services.fw.files import read_private
 from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.saved_state import OCTETS_MAX, StateKeeper, recall
@@ -26,7 +26,7 @@ def keeper(
     written is a warning.
     """
     boot = _BOOT.read_text().strip()
-    file = custodian.StateFile(path, OCTETS_MAX)
+    file = broker.StateFile(path, OCTETS_MAX)
     try:
         text = None if forget else read_private(path, OCTETS_MAX)
         if text is not None and recall(text, boot, tracker, identity, now):

@@ -112,7 +112,7 @@ class Bindings:
 
     # --- what the network says
 
-    def heard(self, octets: bytes, src_mac: bytes, now: float) -> None:
+    def observe(self, octets: bytes, src_mac: bytes, now: float) -> None:
         """Take note that the network uses or claims an address. src_mac: of the frame that says so."""
         self._tentative.pop(octets, None)
         tested = self.valid.get(octets)

@@ -78,7 +78,7 @@ class Firewall(Stage):
         direction, receive = self._directions[port], self.tracker.receive
         identity = self.identity
         refuse = None if port else identity.refuse if identity is not None else padding.refuse
-        heard = identity.heard if identity is not None and port == 1 else None
+        heard = identity.observe if identity is not None and port == 1 else None
         lost: list[int] = []
         late: list[bytes] = []
         before: Decision | None = None

@@ -7,7 +7,7 @@ from typing import Final
 
 from vtl_tools.services.fw.flow import ASSURED, Ends, Flow, pack, unpack
 from vtl_tools.services.fw.rule import IN, OUT
-from vtl_tools.services.fw.shares import SourceShares
+from vtl_tools.services.fw.source_shares import SourceShares
 
 LOOK_S: Final = 60.0
 """A flow is looked at so often at least, so that a packet need not move it to where it ends."""

@@ -28,9 +28,9 @@ from vtl_tools.services.fw.flow import (
 from vtl_tools.services.fw.fragments import Fragments
 from vtl_tools.services.fw.limits import RuleLimits
 from vtl_tools.services.fw.neighbours import NeighbourFilter
+from vtl_tools.services.fw.pending_replies import PendingReplies
 from vtl_tools.services.fw.policy import Judgement, Policy
 from vtl_tools.services.fw.quoted import quoted_flow
-from vtl_tools.services.fw.retries import PendingReplies
 from vtl_tools.services.fw.rule import OUT, STACKED, UNTAGGED, Direction, Rule, Verdict
 from vtl_tools.services.fw.suspicious import suspicious
 from vtl_tools.services.fw.table import Flows
@@ -95,7 +95,7 @@ class Tracker:
                 return self._fragment(pkt, direction, now)
         fields = Fields.of(pkt, self._neighbours if direction is OUT else None)
         if fields.is_neighbour and direction is not OUT and any(fields.src):
-            self._neighbours.heard(fields.src)
+            self._neighbours.observe(fields.src)
         if fields.is_neighbour or not fields.src or fields.vlan == STACKED:
             return self._stateless(fields, direction, now)
         ports, initiator = b"\0\0\0\0", direction

@@ -103,7 +103,7 @@ class PathCache:
             self.peers.name_taken(now)
             return "own-mac"
         if head[wire.DST_MAC] != vm.mac:
-            self.peers.heard(src, src_mac, now)
+            self.peers.observe(src, src_mac, now)
             return "not-for-vm"
         if not table.is_allowed(src):
             return "not-allowed"

@@ -87,7 +87,7 @@ class Peers:
         self._quiet_until = now + QUIET_S
         self.lost_link("name-taken", now)
 
-    def leave(self) -> None:
+    def withdraw(self) -> None:
         """Tell the peers that probed us that we go."""
         for peer in self.table.peers.values():
             if peer.their_nonce is not None:
@@ -130,20 +130,20 @@ class Peers:
                 return
             if (said := pkt.arp) is not None:
                 if said.sha == mac:
-                    self.heard(said.spa, mac, now, is_answer=said.oper == arp.REPLY)
+                    self.observe(said.spa, mac, now, is_answer=said.oper == arp.REPLY)
                 return
             message, net = pkt.nd, pkt.ipv6
             if message is None or net is None or net.hop_limit != HOP_LIMIT or not pkt.verify():
                 return
             if isinstance(message, nd.NeighborAdvert):
                 if message.target_lladdr in (None, mac):
-                    self.heard(message.target, mac, now, is_answer=True)
+                    self.observe(message.target, mac, now, is_answer=True)
             elif isinstance(message, nd.NeighborSolicit) and message.source_lladdr == mac:
-                self.heard(net.src, mac, now)
+                self.observe(net.src, mac, now)
         except Malformed:
             self.ignored["malformed-neighbour"] += 1
 
-    def heard(self, octets: bytes, mac: bytes, now: float, *, is_answer: bool = False) -> None:
+    def observe(self, octets: bytes, mac: bytes, now: float, *, is_answer: bool = False) -> None:
         """Note that somebody without a process shows by what it sends that an address is at mac.
 
         is_answer: it may be the answer to a probe of ours.

@@ -202,7 +202,7 @@ class _Asking:
     def on_event(self, events: int, now: float) -> None:
         """Go on with the call."""
         try:
-            outcome = self.call.hear()
+            outcome = self.call.answer()
         except BlockingIOError:
             outcome = Failed(Reason.GENERAL)  # so many callers wait at the proxy: the guest will ask again
         if outcome is not None:
@@ -304,6 +304,6 @@ class DNSConnector:
     def __init__(self, stream: DNSConnection) -> None:
         self.stream = stream
 
-    def advance(self, events: int) -> bytes:
+    def step(self, events: int) -> bytes:
         """Nobody has to be asked."""
         return b""
