@@ -263,5 +263,5 @@ def test_what_qemu_tells_is_written_at_once(service, tmp_path):
 
 def test_the_end_of_the_service_is_not_the_vms(service):
     service.tell(RUNNING, STOP)
-    service.leave(service.talk.now)
+    service.on_stop(service.talk.now)
     assert not service.freezer.left
