@@ -42,7 +42,7 @@ GROUPS4: Final = ("224.0.0.251", "224.0.0.252", "239.255.255.250")
 GROUPS6: Final = ("ff02::fb", "ff02::c", "ff02::1:2", "ff02::1:3")
 
 _IN_RECEIVES: Final = "Ip6InReceives"
-_SHOWN_MAX: Final = 8
+_SHOWN_MAX: Final = 12
 
 
 def _variables() -> dict[str, int]:
