@@ -23,6 +23,7 @@ from vtl_tools.common.firewall.rule import IN, OUT, Rule, Verdict
 from vtl_tools.common.firewall.tracker import Tracker
 from vtl_tools.common.firewall.uploads import Upload
 from vtl_tools.common.packet.offload import bind
+from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import F_NEEDS_CSUM, VNET
 from vtl_tools.common.stage import Stage
 
@@ -70,6 +71,8 @@ class Firewall(Stage):
         self._answers = Bucket(ANSWERS_PER_S), Bucket(ANSWERS_PER_S)
         self._logs = Bucket(LOGS_PER_S), Bucket(LOGS_PER_S)
         self._picked = Batch()
+        if identity is not None:
+            identity.bindings.may_ask = self._lets_out
 
     # --- frames
 
@@ -170,6 +173,10 @@ class Firewall(Stage):
         answer = refusal(whole)
         if answer is not None and self._answers[port].take(now):
             self.send(port, [(bytes(answer),)], now)
+
+    def _lets_out(self, frame: bytes) -> bool:
+        """Say whether the rules would let the VM send this: a frame of ours is no way out that they shut."""
+        return self.tracker.lets_out(Packet.at(bytearray(frame)))
 
     # --- time
 
