@@ -152,7 +152,7 @@ from pathlib import Path
 from vtl_tools.common import control, custodian, privilege
 from vtl_tools.common.device.spec import open_device
 from vtl_tools.common.guard import MARK
-from vtl_tools.common.interfaces import Interfaces
+from vtl_tools.common.interfaces import Interfaces, Side
 from vtl_tools.common.runtime import Options, Runner
 from vtl_tools.common.stage import Stage
 
@@ -225,7 +225,7 @@ class Idle(Stage):
     def on_batch(self, port, batch, now):
         pass
 options = Options(service="taken-over", json=True, control=directory / "x.sock")
-with Interfaces("taken-over", "process", ["vmnet1"], ["eth0"]) as interfaces:
+with Interfaces("taken-over", "process", [Side("vmnet1")]) as interfaces:
     sys.exit(Runner(Idle(), links, options, interfaces, {"attack": attack}).run())
 """
 """A service whose verb does what somebody would who runs code in it."""
