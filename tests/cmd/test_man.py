@@ -252,8 +252,8 @@ def test_every_member_of_vtl_subnets_own_status_is_explained() -> None:
 
 
 def test_every_reason_and_every_why_of_vtl_subnet_is_explained() -> None:
-    folder = ROOT / "vtl_tools/common/shortcut"
-    stage, ways = (ROOT / "vtl_tools/cmd/subnet.py").read_text(), (folder / "ways.py").read_text()
+    folder = ROOT / "vtl_tools/services/subnet"
+    stage, ways = (ROOT / "vtl_tools/cmd/subnet.py").read_text(), (folder / "path_cache.py").read_text()
     peers = (folder / "peers.py").read_text() + (folder / "table.py").read_text()
     judged = ways + stage[stage.index("def _deliver") : stage.index("# --- frames")]
     reasons = {subnet.PROTOCOL, subnet.NEIGHBOURS, *re.findall(r'return "([\w-]+)"', judged)}
