@@ -5,7 +5,6 @@ A sentence that begins with a free relative ("What is full drops") is read twice
 
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import click
 import pytest
