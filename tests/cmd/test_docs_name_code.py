@@ -1,4 +1,4 @@
-"""The tests that docs/threat-model.md names are there, and it names at least one for each promise."""
+"""Pages that name tests and functions name those that are there."""
 
 import re
 from pathlib import Path
@@ -23,3 +23,16 @@ def test_every_test_that_it_names_exists() -> None:
 def test_every_promise_has_a_test() -> None:
     assert promises()
     assert not [row[:2] for row in promises() if "`tests/" not in row[3]]
+
+
+def test_the_path_of_a_frame_names_functions_that_are_there() -> None:
+    text = (ROOT / "docs" / "frame-path.md").read_text()
+    steps = re.findall(r"`(?:(\w+)\.)?(\w+)` \(`([\w/]+\.py)`\)", text)
+    assert len(steps) > 15
+    missing = [
+        f"{path}: {owner}.{name}"
+        for owner, name, path in steps
+        if not re.search(rf"(?:class|def) {name}\b", (ROOT / "vtl_tools" / path).read_text())
+        or (owner and f"class {owner}" not in (ROOT / "vtl_tools" / path).read_text())
+    ]
+    assert not missing
