@@ -76,7 +76,7 @@ def test_a_window_is_shifted_by_the_ends_scale(established):
 def test_a_payload_above_the_segment_size_becomes_a_super_segment_on_demand(established):
     model = established.model
     assert model.segment_size(LOCAL) == 1460
-    with pytest.raises(ValueError, match="1461 octets are more than the 1460"):
+    with pytest.raises(ValueError, match="1461 octets exceed the 1460"):
         model.create(bytes(1461))
     frame = model.create(bytes(5000), offload=True)
     flags, gso_type, hdr_len, gso_size, start, offset = vnet.HEADER.unpack_from(frame)
@@ -86,7 +86,7 @@ def test_a_payload_above_the_segment_size_becomes_a_super_segment_on_demand(esta
     assert (start, hdr_len) == (pkt.tcp.off - vnet.VNET, pkt.tcp.payload_off - vnet.VNET)
     assert pkt.compute_transport_checksum()
     assert pkt.verify()
-    with pytest.raises(ValueError, match="do not fit a packet"):
+    with pytest.raises(ValueError, match="do not fit an IPv. packet"):
         model.create(bytes(65530), offload=True)
 
 

@@ -54,11 +54,11 @@ class GuestAddresses:
         return None if self.prefix is None else self.prefix[1].packed
 
     def is_host(self, octets: bytes) -> bool:
-        """Say whether an IPv4 address can be a host's in the subnet."""
+        """Return whether an IPv4 address can be a host's in the subnet."""
         number = int.from_bytes(octets, "big")
         first, last = int(self.subnet.network_address), int(self.subnet.broadcast_address)
         return first < number < last
 
     def is_ours(self, octets: bytes) -> bool:
-        """Say whether an address, of either version, is the router's or the name server's."""
+        """Return whether an address, of either version, is the router's or the name server's."""
         return octets in (self.gateway, self.dns, self.link_local, self.dns6)

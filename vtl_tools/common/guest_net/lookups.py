@@ -78,7 +78,7 @@ class Lookups:
         return found if found is not None and found.until > now else None
 
     def is_waiting(self, asker: Asker) -> bool:
-        """Say whether the same question of the same source waits already."""
+        """Return whether the same question of the same source waits already."""
         return asker.key in self._askers
 
     def add(self, asker: Asker, now: float) -> list[Lookup] | None:

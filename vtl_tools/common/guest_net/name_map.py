@@ -112,7 +112,7 @@ class NameMap:
         return None if entry is None else entry.name
 
     def owns(self, address: bytes) -> bool:
-        """Say whether an address is of the ranges that names get theirs from."""
+        """Return whether an address is of the ranges that names get theirs from."""
         number = int.from_bytes(address, "big")
         if len(address) == 4:
             return 0 <= number - self._first4 < self._ipv4.num_addresses

@@ -65,7 +65,7 @@ def known(labels: Labels) -> SpecialName | None:
 
 
 def _is_number(label: bytes) -> bool:
-    """Say whether a last label makes an address of a name for inet_aton(3), by which a proxy may look it up.
+    """Return whether a last label makes an address of a name for inet_aton(3), by which a proxy may look it up.
 
     127.0x1 is 127.0.0.1 to it, and to the URL Standard.
     """
@@ -73,18 +73,18 @@ def _is_number(label: bytes) -> bool:
 
 
 def is_reverse(labels: Labels) -> bool:
-    """Say whether a name is in the zones that addresses are asked for in (RFC 1035 3.5, RFC 3596 2.5)."""
+    """Return whether a name is in the zones that addresses are asked for in (RFC 1035 3.5, RFC 3596 2.5)."""
     return labels[-2:] in REVERSE
 
 
 def is_public(address: bytes) -> bool:
-    """Say whether an address's name may be asked for: not one of a private network or the like (RFC 6303)."""
+    """Return whether an address's name may be asked for: not one of a private network or the like (RFC 6303)."""
     found = ip_address(address)
     return found.is_global and not found.is_multicast and not is_internal(address)
 
 
 def is_loopback(address: bytes) -> bool:
-    """Say whether an address's name is localhost."""
+    """Return whether an address's name is localhost."""
     return ip_address(address).is_loopback
 
 
@@ -93,5 +93,5 @@ _HOSTNAME: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
 def _is_hostname(label: bytes) -> bool:
-    """Say whether a label can be in a host's name (RFC 1123 2.1), or has an underscore, as some do."""
+    """Return whether a label can be in a host's name (RFC 1123 2.1), or has an underscore, as some do."""
     return _HOSTNAME.issuperset(label)

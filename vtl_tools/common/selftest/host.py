@@ -203,7 +203,7 @@ class HostileHost:
         self.link = name
 
     def has_route_by_guest(self) -> bool:
-        """Say whether the host's default route of IPv6 is by the guest's interface."""
+        """Return whether the host's default route of IPv6 is by the guest's interface."""
         lines = Path("/proc/net/ipv6_route").read_text().splitlines()
         routes = [line.split() for line in lines]
         return any(

@@ -122,7 +122,7 @@ def kill(tracker: Tracker, request: Answer) -> Answer:
 
 
 def explain(tracker: Tracker, request: Answer, now: float) -> Answer:
-    """Say which rule judges a packet, what its limits leave, and of which connection it is, if of any.
+    """Return which rule judges a packet, what its limits leave, and of which connection it is, if of any.
 
     Raises SpecError.
     """

@@ -108,7 +108,7 @@ class DHCPv4Snooper:
         return ""
 
     def _is_client(self, message: DHCPMessage, mac: bytes) -> bool:
-        """Say whether the client is the one that the VM is: by that, servers find leases (section 4.2)."""
+        """Return whether the client is the one that the VM is: by that, servers find leases (section 4.2)."""
         told = message.options.get(dhcp_wire.CLIENT_ID)
         if told is None or told == _of_ethernet(mac):
             return True
@@ -125,7 +125,7 @@ class DHCPv4Snooper:
         return address.is_unspecified(src) or self._owns(src) or self._is_asked_again(src, message)
 
     def _is_asked_again(self, octets: bytes, message: DHCPMessage) -> bool:
-        """Say whether this asks to go on with a lease of before this service was there (section 4.3.2)."""
+        """Return whether this asks to go on with a lease of before this service was there (section 4.3.2)."""
         again = message.kind == dhcp_wire.REQUEST and message.ciaddr == octets
         return again and self._is_learned and self.lease is None
 
@@ -209,7 +209,7 @@ def _of_ethernet(mac: bytes) -> bytes:
 
 
 def _is_forged(message: DHCPMessage, payload: Buffer, mac: bytes) -> bool:
-    """Say whether a message is none that this client sends, or is one that servers read in two ways."""
+    """Return whether a message is none that this client sends, or is one that servers read in two ways."""
     if message.op != dhcp_wire.BOOTREQUEST or message.chaddr != mac or message.kind not in _ASKED:
         return True
     if payload[_HOPS] or any(payload[_GIADDR]) or _RELAYED in message.options:

@@ -140,7 +140,7 @@ class DHCPv6Snooper:
         return over
 
     def is_leased(self, octets: bytes, now: float) -> bool:
-        """Say whether an address is leased to the VM."""
+        """Return whether an address is leased to the VM."""
         return self.leases.get(octets, now) > now
 
 

@@ -30,7 +30,7 @@ class Explanation(NamedTuple):
 
 
 def explain(policy: Policy, direction: Direction, fields: Fields) -> Explanation:
-    """Say which rule judges a packet that is of no known connection, and why the earlier ones do not."""
+    """Return which rule judges a packet that is of no known connection, and why the earlier ones do not."""
     judgement = policy.judge(direction, fields)
     steps: list[Step] = []
     for rule in policy.rules:
@@ -186,7 +186,7 @@ def _sample(rule: Rule) -> Fields | None:
 
 
 def _covers(wide: Rule, narrow: Rule) -> bool:
-    """Say whether a rule matches all packets of a direction that another does."""
+    """Return whether a rule matches all packets of a direction that another does."""
     if wide.protocols and not (narrow.protocols and all(_has(wide, *one) for one in narrow.protocols)):
         return False
     if not wide.protocols and any(kind == ether.ARP for kind, _ in narrow.protocols):

@@ -210,7 +210,7 @@ def _place(net: IPv4 | IPv6) -> tuple[int, bool, int, int]:
 
 
 def _hides_a_header(pkt: Packet, start: int) -> bool:
-    """Say whether a first fragment lacks a part of the transport header, or a later one is within it."""
+    """Return whether a first fragment lacks a part of the transport header, or a later one is within it."""
     net = pkt.ip
     assert net is not None
     if start:

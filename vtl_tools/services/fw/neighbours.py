@@ -43,7 +43,7 @@ class NeighbourFilter:
             self._heard.popitem(last=False)
 
     def are_asked_by(self, pkt: Packet) -> bool:
-        """Say whether a packet of the VM is ARP or neighbour discovery that stays on the link.
+        """Return whether a packet of the VM is ARP or neighbour discovery that stays on the link.
 
         Raises Malformed, and nothing else.
         """
@@ -73,7 +73,7 @@ class NeighbourFilter:
 
 
 def is_of_link(octets: bytes) -> bool:
-    """Say whether no router passes on what is for an IPv6 address (RFC 4291 sections 2.5.6 and 2.7)."""
+    """Return whether no router passes on what is for an IPv6 address (RFC 4291 sections 2.5.6 and 2.7)."""
     return octets[:2] == b"\xff\x02" or address.is_link_local(octets)
 
 

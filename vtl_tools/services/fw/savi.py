@@ -194,7 +194,7 @@ def _solicitation(target: bytes, src_mac: bytes, tags: tuple[int, ...] | None) -
 
 
 def _is_of_another(octets: bytes, mac: bytes) -> bool:
-    """Say whether an address is made of another's Ethernet address (RFC 4291 appendix A).
+    """Return whether an address is made of another's Ethernet address (RFC 4291 appendix A).
 
     Such addresses can be told beforehand, and taken before the other is there to defend them.
     """

@@ -70,7 +70,7 @@ def refuse(ends: Ends, direction: Direction, initiator: Direction, segment: TCP)
 
 
 def starts_anew(ends: Ends, flags: int) -> bool:
-    """Say whether a segment is the first of another connection, as the one of these ends is through."""
+    """Return whether a segment is the first of another connection, as the one of these ends is through."""
     through = ends[0].state in _THROUGH and ends[1].state in _THROUGH
     return flags & (SYN | ACK | RST | FIN) == SYN and through
 
@@ -78,7 +78,7 @@ def starts_anew(ends: Ends, flags: int) -> bool:
 def may_pass(
     ends: Ends, direction: Direction, initiator: Direction, segment: TCP, seen: Seen, challenged: int | None
 ) -> bool:
-    """Say whether a segment goes on though its receiver will not take it, so that the receiver can answer.
+    """Return whether a segment goes on though its receiver will not take it, so that the receiver can answer.
 
     A reset within the window but not at its edge, and a SYN of who made the connection, are challenged
     (RFC 5961 sections 3 and 4): without that, an end that lost its memory would never get rid of the
@@ -100,7 +100,7 @@ def may_pass(
 
 
 def quotes_what_was_sent(ends: Ends, quoted: Direction, seq: int) -> bool:
-    """Say whether an ICMP error is about a segment that is under way (RFC 5927 section 4.1)."""
+    """Return whether an ICMP error is about a segment that is under way (RFC 5927 section 4.1)."""
     tx = ends[0] if quoted is OUT else ends[1]
     if seq == tx.iss and tx.state in _OPENING:
         return True

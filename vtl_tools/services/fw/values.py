@@ -48,7 +48,7 @@ class Addresses:
         return self.v4 if octets == 4 else self.v6
 
     def covers(self, other: "Addresses") -> bool:
-        """Say whether every address of the other is one of these."""
+        """Return whether every address of the other is one of these."""
         return _covers(self.v4, other.v4) and _covers(self.v6, other.v6)
 
     def __str__(self) -> str:
@@ -102,12 +102,12 @@ def ranges(pairs: Iterable[tuple[int, int]]) -> Ranges:
 
 
 def holds(wide: Ranges, number: int) -> bool:
-    """Say whether a number is in one of the ranges."""
+    """Return whether a number is in one of the ranges."""
     return any(first <= number <= last for first, last in wide)
 
 
 def ranges_cover(wide: Ranges, narrow: Ranges) -> bool:
-    """Say whether every number of the one is in the other."""
+    """Return whether every number of the one is in the other."""
     if len(wide) * len(narrow) > 10_000:
         return wide == narrow
     return all(any(first <= low and high <= last for first, last in wide) for low, high in narrow)

@@ -47,7 +47,7 @@ class PathCache:
         return way
 
     def from_vm(self, head: bytes, now: float) -> Way:
-        """Say which way frames of the VM go, and learn from them who it is and whom it talks to."""
+        """Return which way frames of the VM go, and learn from them who it is and whom it talks to."""
         vm, src_mac, dst_mac = self.vm, head[wire.SRC_MAC], head[wire.DST_MAC]
         if head[wire.KIND] == OURS:
             return PROTOCOL
@@ -93,7 +93,7 @@ class PathCache:
         return LONG
 
     def from_direct(self, head: bytes, now: float) -> Way:
-        """Say whether frames of the direct link are a peer's for our VM, which then is a shortcut."""
+        """Return whether frames of the direct link are a peer's for our VM, which then is a shortcut."""
         vm, table, src_mac = self.vm, self.peers.table, head[wire.SRC_MAC]
         ends = wire.ends(head)
         if ends is None:

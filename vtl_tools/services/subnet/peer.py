@@ -139,7 +139,7 @@ class Peer:
         return self.state is PeerState.UP
 
     def is_idle(self, now: float) -> bool:
-        """Say whether nobody would miss it."""
+        """Return whether nobody would miss it."""
         return (
             self.state is PeerState.CANDIDATE
             and self.found is not Discovery.GIVEN
@@ -147,17 +147,17 @@ class Peer:
         )
 
     def is_mute(self) -> bool:
-        """Say whether it was asked for a while, and says nothing."""
+        """Return whether it was asked for a while, and says nothing."""
         return self._unanswered > 2 * self.timing.unanswered
 
     def is_gone(self, now: float) -> bool:
-        """Say whether it was not heard of for so long that it is not there any more."""
+        """Return whether it was not heard of for so long that it is not there any more."""
         if self.found is Discovery.GIVEN or self.state in (PeerState.UP, PeerState.PROBING):
             return False
         return now - self.heard > (self.timing.heard_s if self.address else self.timing.silent_s)
 
     def is_verified(self, now: float) -> bool:
-        """Say whether it answered a probe of ours lately."""
+        """Return whether it answered a probe of ours lately."""
         return now < self.verified_until
 
     # --- what happens
@@ -189,11 +189,11 @@ class Peer:
         self._next_probe = now + self.timing.probe_s
 
     def knows(self, nonce: bytes) -> bool:
-        """Say whether this is the nonce of a probe that it was sent lately."""
+        """Return whether this is the nonce of a probe that it was sent lately."""
         return nonce in self._nonces
 
     def awaits(self, nonce: bytes) -> bool:
-        """Say whether this is the nonce of a probe that it has not answered yet."""
+        """Return whether this is the nonce of a probe that it has not answered yet."""
         return self._nonces.get(nonce) is not None
 
     def set_mtu(self, mtu: int) -> None:
@@ -281,7 +281,7 @@ class Peer:
         return self.state in (PeerState.UP, PeerState.PROBING) and now >= self._next_probe
 
     def may_probe(self, now: float) -> bool:
-        """Say whether a probe of ours, in answer to theirs, would not come too soon after the last."""
+        """Return whether a probe of ours, in answer to theirs, would not come too soon after the last."""
         return now >= self._next_probe
 
     def _try(self, now: float, why: str) -> None:

@@ -52,13 +52,13 @@ class ClaimTable:
     # --- questions
 
     def is_allowed(self, octets: bytes, mac: bytes | None = None) -> bool:
-        """Say whether the short way may be taken to and from an address, which is at mac."""
+        """Return whether the short way may be taken to and from an address, which is at mac."""
         if (named := self.given.get(octets)) is not None:
             return mac is None or mac == named
         return any(len(octets) == len(first) and first <= octets <= last for first, last in self._allow)
 
     def takes_from(self, octets: bytes, mac: bytes, now: float) -> bool:
-        """Say whether packets from an address at mac are delivered to our VM."""
+        """Return whether packets from an address at mac are delivered to our VM."""
         shortcut = self.shortcuts.get(octets)
         if shortcut is None:
             return False
@@ -70,7 +70,7 @@ class ClaimTable:
         return self.peers.get((mac, None))
 
     def has(self, peer: Peer) -> bool:
-        """Say whether a peer was not forgotten."""
+        """Return whether a peer was not forgotten."""
         return self.peers.get((peer.mac, peer.address)) is peer
 
     # --- peers come and go
