@@ -142,7 +142,7 @@ def test_what_is_wrong_is_told_and_nothing_is_changed(new_talk, path, value, sai
 def test_a_connection_is_there_once(new_talk):
     told = json.loads(text_of(held(new_talk)))
     told["connections"] *= 2
-    with pytest.raises(VTLError, match="there twice"):
+    with pytest.raises(VTLError, match="occurs twice"):
         state.load(json.dumps(told).encode(), "x", Freezer(), 0.0)
 
 
