@@ -179,7 +179,7 @@ def test_an_interface_that_is_deleted_and_comes_back_is_bridged_again(
         assert running.event() == {"event": "link", "link": "vmnet1", "up": False}
         lab.veth(client, "eth0", middle, "vmnet1")
         client.addr("eth0", "10.9.0.1/24")
-        assert running.event() == {"event": "guard", "interface": "vmnet1", "what": "was made anew"}
+        assert running.event() == {"event": "guard", "interface": "vmnet1", "what": "was created again"}
         assert running.event() == {"event": "link", "link": "vmnet1", "up": True}
         until(lambda: reaches(client, "10.9.0.2"), "the link that came back")
         assert running.status()["links"][0]["losses"] == 1
@@ -201,7 +201,7 @@ def test_no_reconnect_ends_the_service_with_its_own_exit_status(
     middle.run("ip", "link", "del", "vmnet1")
     _, err = process.communicate(timeout=10)
     assert process.returncode == 4
-    assert "vtl-bridge: vmnet1: link lost; not waiting for it, as asked\n" in err
+    assert "vtl-bridge: vmnet1: link lost; not waiting for it, as requested\n" in err
 
 
 def test_one_link_that_is_full_does_not_hold_up_another(lab: Lab, scene: tuple[Host, Host, Host]) -> None:

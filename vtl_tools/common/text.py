@@ -1,17 +1,17 @@
-"""Text that others wrote, for a terminal: it is shown, and not obeyed."""
+"""Makes untrusted text safe to print on a terminal."""
 
 import unicodedata
 from typing import Final
 
 LENGTH_MAX: Final = 1000
-"""Characters of one piece of foreign text that are shown."""
+"""Maximum characters shown of an untrusted text."""
 
 _OBEYED: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
-"""Unicode's categories of what is no visible character: controls, changes of direction, line ends."""
+"""Unicode categories of invisible characters: controls, changes of direction, line ends."""
 
 
 def printable(value: object, length_max: int = LENGTH_MAX) -> str:
-    """Return a value as text of one line, in which what a terminal might obey is escaped as in Python."""
+    """Return a value as text of one line. Characters that control a terminal are escaped as in Python."""
     text = str(value)
     shown = text if len(text) <= length_max else f"{text[:length_max]}..."
     if shown.isascii() and shown.isprintable():

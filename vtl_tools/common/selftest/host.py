@@ -1,4 +1,4 @@
-"""The worst of hosts: it forwards, it answers for others, it listens everywhere; and it tells what it got."""
+"""The host of a self-test, as vulnerable as possible: it forwards, listens everywhere, and reports leaks."""
 
 import contextlib
 import re
@@ -73,8 +73,8 @@ def _variables() -> dict[str, int]:
 class HostileHost:
     """The host's network with its sockets, and the socket at the far end of its uplink.
 
-    is_routed: its default route is by the uplink, and no frame may go there. Else the uplink is a service's
-    as well: what the host gets by the guest's interface counts, and it has other routes into the world.
+    is_routed: the default route leads to the uplink, where no frame may arrive. Else the uplink is a
+    service's, too: then frames that the host gets by the guest's interface count, and it has other routes.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class HostileHost:
         self.link = name
 
     def has_route_by_guest(self) -> bool:
-        """Say whether the host's default route of IPv6 is by the guest's interface."""
+        """Return whether the host's default route of IPv6 is by the guest's interface."""
         lines = Path("/proc/net/ipv6_route").read_text().splitlines()
         routes = [line.split() for line in lines]
         return any(
@@ -231,7 +231,7 @@ class HostileHost:
         return counters
 
     def leaks(self) -> list[tuple[str, str]]:
-        """Return what has come out since the last call: where, and what."""
+        """Return the leaks since the last call: place and description."""
         found = [("uplink", summary(frame)) for frame in self.uplinked]
         found += [("host", what) for what in self.heard]
         now = self._counters()
@@ -259,13 +259,13 @@ def _received(link: str) -> int:
 
 
 def summary(frame: bytes) -> str:
-    """Return a frame in one line."""
+    """Return a one-line description of a frame."""
     from scapy.layers.l2 import Ether
 
     return str(Ether(frame).summary())
 
 
 def counted(leaks: list[tuple[str, str]]) -> list[str]:
-    """Return leaks as lines, alike ones once, the most frequent first."""
+    """Return leaks as lines, equal ones merged, the most frequent first."""
     lines = Counter(f"{where}: {what}" for where, what in leaks).most_common(_SHOWN_MAX)
     return [line if count == 1 else f"{line} ({count} times)" for line, count in lines]

@@ -1,4 +1,4 @@
-"""Three networks of our own: a guest's, a host's, the world's. They go when the last descriptor is closed."""
+"""Three network namespaces: the guest's, the host's, the world's. They vanish with their last descriptor."""
 
 import contextlib
 import ctypes
@@ -24,9 +24,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Networks:
-    """The calling thread is in the host's network until the end, when it is back where it was.
+    """Context manager: the calling thread is in the host's network until the end, and then back in its own.
 
-    Raises PermissionNeededError without root, VTLError where the kernel or ip refuse.
+    Raises PermissionNeededError without root, VTLError if the kernel or ip(8) refuses.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Networks:
 
     @contextlib.contextmanager
     def within(self, network: int) -> Iterator[None]:
-        """Be in another of the networks; sockets opened within stay there."""
+        """Enter another of the networks; sockets opened within stay there."""
         _enter(network)
         try:
             yield
@@ -80,7 +80,7 @@ class Networks:
             _enter(self.host)
 
     def cable(self, name: str, mac: str, far: str, network: int) -> None:
-        """Join the host to another network by a pair of interfaces, not yet up. mac: of the host's end."""
+        """Connect the host to another network by a veth pair, not yet up. mac: of the host's end."""
         peer = ["peer", "name", far, "netns", f"/proc/{os.getpid()}/fd/{network}"]
         ip("link", "add", "name", name, "address", mac, "type", "veth", *peer)
 
@@ -97,13 +97,13 @@ def ip(*words: str, needed: bool = True) -> bool:
 
 
 def sysctl(name: str, value: int) -> None:
-    """Set a variable of the calling thread's network, where this kernel has it."""
+    """Set a variable of the calling thread's network, if this kernel has it."""
     with contextlib.suppress(OSError):
         Path("/proc/sys/net", name).write_text(str(value))
 
 
 def listen(interface: str) -> socket.socket:
-    """Return a socket that gives and takes the frames of an interface, none of its own network's."""
+    """Return a raw socket on an interface, which does not receive the frames of its own network."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
     sock.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
     sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_OCTETS)

@@ -1,4 +1,4 @@
-"""A station that is nothing but a socket: it sends any frame, and keeps those that come."""
+"""A station of a self-test: a raw socket that sends any frame, and collects received ones."""
 
 import contextlib
 import selectors
@@ -16,7 +16,7 @@ _AGAIN_S: Final = 0.001
 
 
 class Station:
-    """Its socket on an interface of one of the networks. wait: how others are served while it waits."""
+    """A raw socket on an interface of one network. wait: serves the others while this one waits."""
 
     def __init__(
         self, networks: Networks, network: int, interface: str, selector: selectors.BaseSelector, wait: Wait
@@ -50,12 +50,12 @@ class Station:
                 return
 
     def take(self) -> list[bytes]:
-        """Return what has come since the last call."""
+        """Remove and return the frames received since the last call."""
         got, self._got = self._got, []
         return got
 
     def forget(self) -> None:
-        """Forget what has come since the last call."""
+        """Discard the frames received since the last call."""
         self._got.clear()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""How often, and how many at once: what the limits of rules allow."""
+"""State of the rules' limits: rates of new connections, and numbers of open ones."""
 
 from collections import Counter, OrderedDict
 from typing import Final
@@ -6,18 +6,19 @@ from typing import Final
 from vtl_tools.services.fw.rule import IN, OUT, Direction, Rate, Rule
 
 SOURCES_MAX: Final = 32_768
-"""Sources of one side whose rates are known, and as many that were refused by theirs. Beyond, of these the
-one that was quiet for longest is forgotten: it starts anew."""
+"""Maximum sources of one side whose rates are stored, and as many refused ones. Beyond, the one that was
+quiet for longest is evicted, which resets its rate."""
 
 _Key = tuple[Rule, bytes]
 _Level = tuple[float, float]
-"""Tokens, and since when."""
+"""Tokens, and the time of their last update."""
 
 
 class RuleLimits:
-    """The state of all rules' limits. A source is an address, or what stands for a host's (Flow.source).
+    """The state of all rules' limits.
 
-    Neither side can make room among the sources of the other.
+    A source is an address, or a prefix that stands for a host (Flow.source).
+    Neither side can evict the sources of the other.
     """
 
     def __init__(self) -> None:
@@ -29,7 +30,7 @@ class RuleLimits:
         return sum(map(len, self._of_sources.values()))
 
     def admit(self, rule: Rule, direction: Direction, source: bytes, now: float) -> str:
-        """Take one more connection from the rate, if it fits, and return ""; or which limit it breaks."""
+        """Take one connection from the rate, if it permits, and return ""; else the limit that it exceeds."""
         cap = rule.cap
         if cap is not None and self._open[rule, source if cap.per_source else b""] >= cap.count:
             return "limit-connections"
@@ -44,7 +45,7 @@ class RuleLimits:
         return "" if enough else "limit-rate"
 
     def look(self, rule: Rule, direction: Direction, source: bytes, now: float) -> dict[str, int]:
-        """Return what is left of a rule's limits for a source; nothing changes."""
+        """Return the unused part of a rule's limits for a source. Changes nothing."""
         left: dict[str, int] = {}
         if (cap := rule.cap) is not None:
             left["connections"] = max(0, cap.count - self._open[rule, source if cap.per_source else b""])
@@ -54,12 +55,12 @@ class RuleLimits:
         return left
 
     def opened(self, rule: Rule, source: bytes) -> None:
-        """Count a connection that is open from now on."""
+        """Count a connection as open."""
         if rule.cap is not None:
             self._open[rule, source if rule.cap.per_source else b""] += 1
 
     def closed(self, rule: Rule, source: bytes) -> None:
-        """Count a connection no longer."""
+        """Count a connection as closed."""
         if rule.cap is not None:
             key = rule, source if rule.cap.per_source else b""
             self._open[key] -= 1
@@ -70,8 +71,8 @@ class RuleLimits:
 class _Sources:
     """Rates of the sources of one side.
 
-    Sources that were refused are kept apart until their rate is full again. So a flood of spoofed sources,
-    each within its rate, does not let a source start anew that is beyond its own.
+    Refused sources are stored separately until their rate has recovered. So a flood of spoofed sources, each
+    within its rate, cannot reset the rate of a source that exceeded its own.
     """
 
     def __init__(self) -> None:
@@ -98,7 +99,7 @@ class _Sources:
 
 
 def _filled(level: _Level | None, rate: Rate, now: float) -> float:
-    """Return the tokens that there are now."""
+    """Return the tokens at this time."""
     if level is None:
         return float(rate.burst)
     tokens, since = level

@@ -1,4 +1,4 @@
-"""Attacks on what a firewall lets pass: by state, by fragments, by floods; and all of them in order."""
+"""Attacks on connection tracking, fragment reassembly and rate limits; and the list of all attacks."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The guest as somebody else: by its addresses, by ARP, DHCP and neighbour discovery; and data in these."""
+"""Spoofing attacks by the guest: addresses, ARP, DHCP and neighbour discovery; and covert data in these."""
 
 from collections.abc import Iterator
 from itertools import product

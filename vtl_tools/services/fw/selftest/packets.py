@@ -1,4 +1,4 @@
-"""The guest's network in the self-test of vtl-fw: its stations, the rules, and packets of both sides."""
+"""The network of vtl-fw's self-test: its stations, the rules, and packets of both sides."""
 
 from typing import Any, Final
 

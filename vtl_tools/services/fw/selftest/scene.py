@@ -1,4 +1,4 @@
-"""What vtl-fw holds back: attacks of the guest on its network, and of the network on the guest."""
+"""Runs vtl-fw between a guest and a network, and each attack against it."""
 
 import contextlib
 from collections import Counter
