@@ -59,8 +59,7 @@ def mac(host: Host) -> bytes:
 @contextlib.contextmanager
 def flood(host: Host, running: Bridge, frames: list[bytearray]) -> Iterator[None]:
     """Send frames again and again until the end, which begins when they have filled the table's part."""
-    sock = host.call(partial(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0))
-    sock.bind(("eth0", 0))
+    wire = host.wire()
     is_over = threading.Event()
 
     def is_taken(frames: int) -> bool:
@@ -70,7 +69,7 @@ def flood(host: Host, running: Bridge, frames: list[bytearray]) -> Iterator[None
         waiting = cycle(frames)
         for sent in count(AT_ONCE, AT_ONCE):
             for frame in islice(waiting, AT_ONCE):
-                sock.send(frame[VNET:])
+                wire.send(frame[VNET:])
             until(partial(is_taken, sent), "frames that are taken", 120)  # a full link is another matter
             if is_over.is_set():
                 return
@@ -83,7 +82,6 @@ def flood(host: Host, running: Bridge, frames: list[bytearray]) -> Iterator[None
     finally:
         is_over.set()
         thread.join()
-        sock.close()
 
 
 def spoofed(client: Host, server: Host) -> list[bytearray]:

@@ -3,7 +3,6 @@
 Each attack is seen to succeed where the firewall does not look (--spoofing), and refused where it does.
 """
 
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,11 +39,8 @@ def octets(mac: str) -> bytes:
 class Client:
     """A DHCP client of raw frames, which says whatever it is told to."""
 
-    def __init__(self, lab: Lab, host: Host, interface: str, mac: str) -> None:
-        with host.enter():
-            self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            self.sock.bind((interface, 3))  # ETH_P_ALL
-        lab.defer(self.sock.close)
+    def __init__(self, host: Host, interface: str, mac: str) -> None:
+        self.sock = host.wire(interface).sock
         self.mac, self.xid = mac, 1
 
     def say(self, kind: str, *options: Any, src: str = "0.0.0.0", dst: str = "255.255.255.255",
@@ -95,8 +91,8 @@ class Scene:
         lab.bridge(self.switch, "br0", ["p1", "p2"])
         self.switch.addr("br0", f"{SERVER}/24")
         self.leases = lab.dir / "leases"
-        self.vm_client = Client(lab, self.vm, "eth0", MAC)
-        self.victim = Client(lab, self.victim_host, "eth0", VICTIM_MAC)
+        self.vm_client = Client(self.vm, "eth0", MAC)
+        self.victim = Client(self.victim_host, "eth0", VICTIM_MAC)
         self.server: subprocess.Popen[bytes] | None = None
 
     def serve(self) -> None:

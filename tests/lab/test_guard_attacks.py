@@ -110,9 +110,7 @@ def advertise(guest: Host) -> None:
         from scapy.layers.l2 import Ether
     frame = Ether(src=guest.mac("eth0"), dst="33:33:00:00:00:01")
     frame /= IPv6(src="fe80::bad", dst="ff02::1", hlim=255) / ICMPv6ND_RA(routerlifetime=1800)
-    with guest.enter(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
-        sock.bind(("eth0", 0))
-        sock.send(bytes(frame))
+    guest.wire().send(frame)
 
 
 def default_route(host: Host) -> str:

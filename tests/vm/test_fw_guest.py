@@ -7,7 +7,6 @@ import json
 import re
 import socket
 import stat
-import struct
 import subprocess
 from contextlib import contextmanager
 
@@ -36,8 +35,6 @@ reject out tcp port 81
 reject out udp port 33434-33534
 deny any log
 """
-RCVBUFFORCE, AUXDATA, VLAN_VALID, OUTGOING = 33, 8, 1 << 4, 4
-SOL_PACKET = 263
 
 
 def router_advertisement(mac):
@@ -45,34 +42,6 @@ def router_advertisement(mac):
     prefix = ICMPv6NDOptPrefixInfo(prefix="fd09::", prefixlen=64, L=1, A=0)
     net = IPv6(src="fe80::2", dst="ff02::1", hlim=255)
     return bytes(Ether(src=mac, dst="33:33:00:00:00:01") / net / ICMPv6ND_RA(routerlifetime=0) / prefix)
-
-
-class Wire:
-    """Whatever comes in at an interface: Ethernet frames with their tags."""
-
-    def __init__(self, lab, host, interface="eth0"):
-        with host.enter():
-            self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            self.sock.setsockopt(socket.SOL_SOCKET, RCVBUFFORCE, 32 << 20)
-            self.sock.setsockopt(SOL_PACKET, AUXDATA, 1)
-            self.sock.bind((interface, 3))  # ETH_P_ALL
-        self.sock.setblocking(False)
-        lab.defer(self.sock.close)
-
-    def read(self):
-        """What came since the last time."""
-        frames = []
-        while True:
-            try:
-                frame, auxiliary, _, (_, _, kind, _, _) = self.sock.recvmsg(70_000, 64)
-            except BlockingIOError:
-                return frames
-            if kind == OUTGOING:
-                continue
-            status, _, _, _, _, tci, tpid = struct.unpack("=IIIHHHH", auxiliary[0][2])
-            if status & VLAN_VALID:
-                frame = frame[:12] + struct.pack("!HH", tpid, tci) + frame[12:]
-            frames.append(frame)
 
 
 class Scene:
@@ -94,7 +63,7 @@ class Scene:
             "option subnet 255.255.255.0\noption router 10.9.0.2\noption lease 3600\n"
         )
         self.server.popen("busybox", "udhcpd", "-f", conf, stderr=subprocess.DEVNULL)
-        self.wire = Wire(lab, self.server)
+        self.wire = self.server.wire()
         self.attacker = Attacker(MAC, self.server.mac("eth0"))
         self.guest.ready()
 
@@ -263,7 +232,7 @@ def test_kill_9_in_the_middle_lets_nothing_pass(scene):
     scene.host.addr("vmnet1", "10.9.0.254/24")
     scene.host.sysctl("net.ipv4.ip_forward", 1)
     scene.lab.http(scene.server, 80, {"page": bytes(64 << 20)})
-    inside = Wire(scene.lab, scene.host, "vmnet1")
+    inside = scene.host.wire("vmnet1")
     with scene.learned() as firewall:
         scene.lease()
         scene.guest.sh(f"wget -qO /dev/null http://{PEER}/page >/dev/null 2>&1 &")
