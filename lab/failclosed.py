@@ -36,7 +36,7 @@ deny any
 """
 """Nothing may pass, and not what passes where no rule names it."""
 ASKED_BY_FW: Final = bytes(probe(LINK6))
-"""vtl-fw asks the network whether the address of the guest is taken (RFC 6620). The guest does not send this."""
+"""vtl-fw asks the network whether the guest's address is taken (RFC 6620). The guest never sends this."""
 READY_S: Final = 120.0
 LATE_S: Final = 0.05
 """For a frame that is on its way."""
