@@ -13,14 +13,13 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from lab import kernel
 from lab.errors import CommandFailed
+from lab.wait import PATIENCE_S
 from lab.wire import Wire
 from vtl_tools.common.selftest import namespaces
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
-
-RUN_S = 30.0  # a command that takes longer than this is stuck
 
 
 class Host:
@@ -95,7 +94,7 @@ class Host:
         self,
         *command: str | os.PathLike[str],
         check: bool = True,
-        timeout: float | None = RUN_S,
+        timeout: float | None = PATIENCE_S,
         input: str | None = None,  # noqa: A002 - as in subprocess.run
         **options: Any,
     ) -> subprocess.CompletedProcess[str]:
@@ -119,10 +118,14 @@ class Host:
             raise CommandFailed(self.name, [str(word) for word in command], process.returncode, out + err)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
-    def addr(self, interface: str, *addresses: str) -> None:
-        """Give an interface addresses, as 10.0.0.2/24 or fd00::2/64, and set it up."""
+    def addr(self, interface: str, *addresses: str, detect: bool = False) -> None:
+        """Give an interface addresses, as 10.0.0.2/24 or fd00::2/64, and set it up.
+
+        detect: run duplicate address detection for IPv6. Otherwise the addresses are usable at once.
+        """
         for address in addresses:
-            self.run("ip", "addr", "add", address, "dev", interface)
+            at_once = ["nodad"] if ":" in address and not detect else []
+            self.run("ip", "addr", "add", address, "dev", interface, *at_once)
         self.run("ip", "link", "set", "dev", interface, "up")
 
     def route(self, destination: str, gateway: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab.netns import Host, Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import Bridge, bridge
 from vtl_tools.common.packet import address, build, tcp
 from vtl_tools.common.packet.vnet import VNET
@@ -100,7 +100,7 @@ def exchange(caller: Host, where: tuple[str, int], listener: socket.socket) -> N
 def talk(near: socket.socket, far: socket.socket) -> None:
     for source, sink in (near, far), (far, near):
         source.sendall(b"still here")
-        sink.settimeout(30)
+        sink.settimeout(PATIENCE_S)
         assert sink.recv(64) == b"still here"
 
 
@@ -137,7 +137,7 @@ def test_questions_of_the_vm_are_answered_after_a_spoofed_flood(scene: Scene) ->
             for octets, asker in asked:
                 resolver.sendto(octets, asker)
             for number, asker in enumerate(askers):
-                asker.settimeout(30)
+                asker.settimeout(PATIENCE_S)
                 assert asker.recv(64) == b"%d" % number
 
 

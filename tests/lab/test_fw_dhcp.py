@@ -14,10 +14,10 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from lab.netns import Host, Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import Bridge, bridge
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.lab]
 
 SERVER = "10.9.0.1"
 RULES = f"""
@@ -29,7 +29,8 @@ deny any
 MAC, VICTIM_MAC = "52:54:00:aa:00:01", "52:54:00:bb:00:02"
 VICTIM_ID = b"victim"
 POOL = 6
-PATIENCE_S = 3.0
+SILENCE_S = 3.0
+"""For an answer that must not come, and for one try of several."""
 
 
 def octets(mac: str) -> bytes:
@@ -99,7 +100,7 @@ class Scene:
         """Start dnsmasq anew, with all of its pool."""
         if self.server is not None:
             self.server.kill()
-            self.server.wait(10)
+            self.server.wait(PATIENCE_S)
         self.leases.write_text("")
         self.server = self.switch.popen(
             "/usr/sbin/dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--interface=br0",
@@ -134,7 +135,7 @@ def victims_lease(scene: Scene) -> str:
     found: list[str | None] = []
 
     def leased() -> bool:
-        found.append(scene.victim.lease(("client_id", VICTIM_ID)))
+        found.append(scene.victim.lease(("client_id", VICTIM_ID), patience_s=SILENCE_S))
         return found[-1] is not None
 
     until(leased, "the victim's lease")
@@ -160,12 +161,12 @@ def test_a_guest_takes_no_lease_of_another_by_its_client_identifier(scene: Scene
     with scene.firewall() as running:
         own = known(scene)
         assert scene.vm_client.lease(("client_id", b"first")) is not None
-        assert scene.vm_client.lease(stolen) is None
-        assert scene.vm_client.lease(("client_id", b"\1" + octets(VICTIM_MAC))) is None
+        assert scene.vm_client.lease(stolen, patience_s=SILENCE_S) is None
+        assert scene.vm_client.lease(("client_id", b"\1" + octets(VICTIM_MAC)), patience_s=SILENCE_S) is None
         assert scene.leased()[victims] == VICTIM_MAC
         assert running.drops()["spoofed-dhcp"] >= 2
         scene.vm_client.say("discover", ("client_id", b"first"), extra=(("client_id", VICTIM_ID),))
-        assert scene.vm_client.answer(0.5) is None
+        assert scene.vm_client.answer(SILENCE_S) is None
         assert own != victims
 
 
@@ -196,12 +197,12 @@ def test_a_guest_empties_no_pool(scene: Scene) -> None:
 
     scene.serve()
     with scene.firewall("--spoofing"):
-        until(lambda: scene.vm_client.lease() is not None, "dnsmasq")
+        until(lambda: scene.vm_client.lease(patience_s=SILENCE_S) is not None, "dnsmasq")
         until(lambda: greedy() or len(scene.leased()) == POOL, "the pool's end")
-        assert scene.victim.lease() is None
+        assert scene.victim.lease(patience_s=SILENCE_S) is None
     scene.serve()
     with scene.firewall():
-        until(lambda: scene.vm_client.lease() is not None, "dnsmasq")
+        until(lambda: scene.vm_client.lease(patience_s=SILENCE_S) is not None, "dnsmasq")
         greedy()
         assert len(scene.leased()) <= 2
         assert scene.victim.lease() is not None
@@ -240,5 +241,7 @@ def test_only_the_named_server_leases(scene: Scene) -> None:
     scene.serve()
     for listed, leases in (("10.9.0.9", False), (SERVER, True)):
         with scene.firewall("--dhcp-server", listed) as running:
-            until(lambda: scene.vm_client.lease() is not None, "dnsmasq")  # the answer passes by the rules
+            until(
+                lambda: scene.vm_client.lease(patience_s=SILENCE_S) is not None, "dnsmasq"
+            )  # the answer passes by the rules
             assert (running.status()["identity"]["addresses"] != "") == leases

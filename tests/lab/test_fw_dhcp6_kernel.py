@@ -27,7 +27,7 @@ from lab.wait import until
 from tests.running import Bridge, bridge
 from vtl_tools.common.packet import address
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.lab]
 
 MAC, VICTIM_MAC = "52:54:00:aa:00:01", "52:54:00:bb:00:02"
 RULES = "allow out udp port 547\nallow in udp from fe80::/10 source port 547 port 546\ndeny any\n"

@@ -13,7 +13,7 @@ import pytest
 
 from lab.netns import Host, Lab
 from lab.user import NOBODY, as_user
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import BIN
 from vtl_tools.common.device.capture import quiet_scapy
 
@@ -153,7 +153,7 @@ def test_after_a_normal_end_the_guest_is_cut_off_and_the_uplink_is_not(lab: Lab,
     with service(lab, host, *FW) as process:
         assert reaches(host, "10.2.0.2")
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert [g["name"] for g in listed(host)] == ["vmnet1"]
     assert not reaches(guest, "10.1.0.1")
     assert reaches(host, "10.2.0.2")

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from lab.wait import PATIENCE_S
 from tests.supersegments import ACK, CWR, FIN, HOP_BY_HOP, MACS, PSH, octets, tcp, udp
 from vtl_tools.common.packet import vnet
 from vtl_tools.common.packet.offload import partial_to_full, segment
@@ -19,8 +20,7 @@ pytestmark = pytest.mark.lab
 
 SOL_PACKET = 263  # linux/socket.h and linux/if_packet.h
 PACKET_VNET_HDR = 15
-PATIENCE_S = 2.0  # for a frame that must come
-SILENCE_S = 0.05  # for one that must not
+LAST = MACS + b"\x88\xb5the last one".ljust(48, b".")  # tells that the frames before it have arrived
 
 V4_OPTIONS = bytes.fromhex("94040000")  # router alert
 
@@ -53,14 +53,11 @@ def ends():
         yield tx, rx
 
 
-def receive(rx, timeout_s):
-    """Return the next Ethernet frame of ours with its VLAN tag back in place, or None."""
-    rx.settimeout(timeout_s)
+def receive(rx):
+    """Return the next Ethernet frame of ours with its VLAN tag back in place."""
+    rx.settimeout(PATIENCE_S)
     while True:
-        try:
-            frame = raw_socket.receive(rx)
-        except TimeoutError:
-            return None
+        frame = raw_socket.receive(rx)
         if frame.startswith(MACS):
             return frame
 
@@ -69,8 +66,9 @@ def kernels(ends, frame):
     """Return the Ethernet frames that the kernel makes of frame."""
     tx, rx = ends
     tx.send(frame)
+    tx.send(bytes(vnet.VNET) + LAST)
     frames = []
-    while (got := receive(rx, PATIENCE_S if not frames else SILENCE_S)) is not None:
+    while (got := receive(rx)) != LAST:
         frames.append(got)
     return frames
 

@@ -15,7 +15,7 @@ from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
 from scapy.layers.l2 import Ether
 
 from lab.netns import Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import BIN
 from tests.vm.attacks import Attack, honest, marked, unmarked
 from vtl_tools.common.runtime import control
@@ -27,7 +27,7 @@ from vtl_tools.services.fw.selftest.packets import OPEN_PORT, PEER6, PREFIX, ROU
 from vtl_tools.services.fw.selftest.packets import ROUTER4 as PEER
 from vtl_tools.services.fw.selftest.packets import RULES as SELFTEST_RULES
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vm]
 
 MAC_OCTETS = bytes.fromhex(MAC.replace(":", ""))
 ALL = "allow any vlan any\nallow any\n"
@@ -35,7 +35,7 @@ RULES = f"""
 allow out udp port 67
 allow in udp from {PEER} source port 67 port 68
 allow out udp port {OPEN_PORT}
-allow out tcp port {OPEN_PORT}, 80, 5001
+allow out tcp port 80, 5001, {OPEN_PORT}
 allow out icmp, icmp6 type echo-request
 reject out tcp port 81
 reject out udp port 33434-33534
@@ -85,7 +85,7 @@ class Scene:
             yield process
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(PATIENCE_S)
 
     def firewall(self, text, *arguments):
         rules = self.lab.dir / "fw.rules"
@@ -140,7 +140,7 @@ class Scene:
 def listening(host, port):
     with host.enter():
         listener = socket.create_server(("", port))
-        listener.settimeout(30)
+        listener.settimeout(PATIENCE_S)
         return listener
 
 
@@ -227,7 +227,7 @@ def test_a_firewall_that_is_started_again_knows_the_guest_and_its_connections(sc
             state = firewall.socket.with_suffix(".state")
             until(lambda: "out tcp" in state.read_text(), "the connection to be kept")
             firewall.kill()
-            firewall.wait(10)
+            firewall.wait(PATIENCE_S)
         with connection, scene.firewall(RULES) as firewall:
             assert stat.S_IMODE(state.stat().st_mode) == 0o600
             connection.sendall(
@@ -256,7 +256,7 @@ def test_kill_9_in_the_middle_lets_nothing_pass(scene):
         scene.guest.sh(f"wget -qO /dev/null http://{PEER}/page >/dev/null 2>&1 &")
         until(lambda: scene.packets(firewall, "port 80") > 50, "the download")
         firewall.kill()
-        firewall.wait(10)
+        firewall.wait(PATIENCE_S)
     scene.wire.read()
     assert scene.guest.inject([honest("after the end")]) == []
     ping = "ping -c1 -W1 10.0.2.254"
