@@ -137,11 +137,14 @@ class Endpoint(TCB):
         """Take a frame, which is borrowed: its data is copied. What is not of the connection is counted."""
         try:
             segment = parse(frame)
-            if not frame[0] & 3 and not is_intact(frame):
-                self.drops[SegmentDrop.CHECKSUM] += 1
-                return
         except Malformed as found:
             self.drops[SegmentDrop.SOURCE_ROUTE if found.what == SOURCE_ROUTE else SegmentDrop.MALFORMED] += 1
+            return
+        if segment is None:
+            self.drops[SegmentDrop.MALFORMED] += 1
+            return
+        if not frame[0] & 3 and not is_intact(frame):
+            self.drops[SegmentDrop.CHECKSUM] += 1
             return
         if segment.flow != self.framer.expected:
             self.drops[SegmentDrop.FOREIGN] += 1
@@ -158,7 +161,13 @@ class Endpoint(TCB):
 
     def own(self) -> None:
         """Copy what is still borrowed, so that the frames it came in may go."""
-        self.rcv.own()
+        if self.rcv.borrowed:
+            self.rcv.own()
+
+    def fills_gap(self, segment: Segment) -> bool:
+        """Tell whether a segment is what all that came so far waits for, so that it frees memory."""
+        rcv = self.rcv
+        return bool(rcv.early.starts) and not rcv.readable and segment.seq == rcv.rcv_nxt
 
     def transmit(self, now: float) -> list[bytearray]:
         """Return all that may be sent now; the frames are the caller's."""
@@ -287,8 +296,8 @@ class Endpoint(TCB):
     @property
     def at_eof(self) -> bool:
         """Whether the peer has closed, and all it had sent was read."""
-        finished = self.rcv.fin is not None and self.rcv.nxt > self.rcv.fin
-        return not self.rcv.readable and finished
+        rcv = self.rcv
+        return rcv.fin is not None and not rcv.readable and rcv.nxt > rcv.fin
 
     @property
     def writable(self) -> int:
@@ -299,6 +308,22 @@ class Endpoint(TCB):
     def unsent(self) -> int:
         """Octets written and not sent yet, and our FIN."""
         return self.snd.unsent
+
+    @property
+    def buffered(self) -> int:
+        """Octets of memory that all takes that was written or received, and has not gone on its way."""
+        return self.rcv.kept + self.snd.queue.kept
+
+    @property
+    def send_size(self) -> int:
+        """Octets that one frame carries at most."""
+        return self.snd.send_size
+
+    def has_room_for(self, octets: int) -> bool:
+        """Tell whether all that was written was sent, and so many octets more may wait to be acknowledged."""
+        snd = self.snd
+        queue = snd.queue
+        return snd.nxt >= queue.tail and snd.config.send_buffer - queue.tail + queue.head >= octets
 
     def _may_write(self) -> bool:
         return self.state in MAY_WRITE and self.snd.fin is None
