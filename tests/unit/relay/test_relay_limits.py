@@ -354,7 +354,7 @@ def test_held_is_given_back_when_flows_end(fresh):
 
 
 def test_spare_buffers_are_few(fresh, monkeypatch):
-    monkeypatch.setattr("vtl_tools.common.relay.relay._BUFFERS_MAX", 2)
+    monkeypatch.setattr("vtl_tools.common.relay.budget._POOL_MAX", 2)
     scene = fresh()
     guests = [scene.guest(40000 + i) for i in range(8)]
     for guest in guests:
@@ -443,7 +443,7 @@ def test_timers_are_few_however_long_a_flow_talks(established):
         guest.expect(".", data=b"!")
         ack += 1
         guest.inject(".", seq, ack=ack)
-    assert len(scene.relay._timers) < 1000
+    assert len(scene.relay.timers) < 1000
 
 
 def test_timers_are_few_however_many_flows_there_were(scene):
@@ -456,7 +456,7 @@ def test_timers_are_few_however_many_flows_there_were(scene):
         scene.made.clear()
     gc.collect()
     assert not scene.relay.flows
-    assert len(scene.relay._timers) < 1000
+    assert len(scene.relay.timers) < 1000
     assert sum(each() is not None for each in gone) < 1000
 
 
@@ -467,7 +467,7 @@ def test_many_flows_that_end_together_leave_few_timers(scene):
     for guest in guests:
         guest.inject("R", 1)
     assert not scene.relay.flows
-    assert len(scene.relay._timers) < 1000
+    assert len(scene.relay.timers) < 1000
 
 
 def test_a_call_under_way_does_not_wake_the_relay(calling):

@@ -44,6 +44,7 @@ _READ_AGAIN_MAX: Final = 64
 _FLOWS_SHOWN_MAX: Final = 1000
 _EVICTED_MAX: Final = 256
 """Flows that are evicted at once."""
+_OPEN: Final = FlowOutcome.OPEN
 _OPENING: Final = (State.LISTEN, State.SYN_RECEIVED)
 _PAST: Final = (State.TIME_WAIT, State.CLOSED)
 
@@ -233,11 +234,16 @@ class Relay(Stage):
 
     def _on_event(self, flow: RelayFlow, events: int, now: float) -> None:
         """Take events of a flow's stream."""
-        self._act(flow, flow.on_event(events, now), now)
+        outcome = flow.on_event(events, now)
+        if outcome is not _OPEN:
+            self._act(flow, outcome, now)
+        elif not flow.scheduled:
+            flow.scheduled = True
+            self._scheduled.append(flow)
 
     def _act(self, flow: RelayFlow, outcome: FlowOutcome | Reason, now: float) -> None:
         """Do what the outcome of a flow's event requires."""
-        if outcome is FlowOutcome.OPEN:
+        if outcome is _OPEN:
             self._schedule(flow)
         elif outcome is FlowOutcome.RETRY_LATER:
             if flow.armed_at > flow.retry_at:

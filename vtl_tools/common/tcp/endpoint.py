@@ -312,7 +312,8 @@ class Endpoint(TCB):
     @property
     def buffered(self) -> int:
         """Octets of memory that all takes that was written or received, and has not gone on its way."""
-        return self.rcv.kept + self.snd.queue.kept
+        rcv, octets = self.rcv, self.snd.queue.kept
+        return octets + rcv.kept if rcv.queue or rcv.early.starts else octets
 
     @property
     def send_size(self) -> int:
