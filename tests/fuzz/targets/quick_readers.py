@@ -40,6 +40,9 @@ def endpoint(frame: bytes, pkt: Packet | None) -> None:
     except Malformed as err:
         assert err.what == wire.SOURCE_ROUTE or not is_segment(pkt), "the endpoint refuses a sound segment"
         return
+    if found is None:
+        assert not is_segment(pkt), "the endpoint takes a sound segment for none"
+        return
     assert is_segment(pkt), "the endpoint takes what is no segment"
     net, seen = pkt.ip, pkt.tcp
     assert found.flow == net.src + net.dst + PORTS.pack(seen.sport, seen.dport)

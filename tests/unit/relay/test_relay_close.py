@@ -152,7 +152,7 @@ def test_what_the_guest_sent_before_its_end_is_delivered_though_the_stream_is_sl
     assert stream.got == b"hello"
     assert (stream.finished, stream.closed, stream.linger) == (True, True, False)
     assert guest.flow is None
-    assert scene.relay.held == 0
+    assert scene.relay.budget.buffered == 0
 
 
 def test_what_the_guest_sent_waits_though_it_closed_first(established):
@@ -185,7 +185,7 @@ def test_a_stream_that_takes_nothing_is_left_after_the_idle_time(established):
     guest.expect_nothing()
     assert stream.closed
     assert guest.flow is None
-    assert scene.relay.held == 0
+    assert scene.relay.budget.buffered == 0
 
 
 @pytest.mark.parametrize("code", [errno.ECONNRESET, errno.EPIPE])
@@ -199,7 +199,7 @@ def test_a_stream_that_breaks_when_the_guest_is_through_ends_the_flow(stream_clo
     guest.expect_nothing()
     assert guest.flow is None
     assert stream.closed
-    assert scene.relay.held == 0
+    assert scene.relay.budget.buffered == 0
 
 
 # --- what breaks
@@ -417,7 +417,7 @@ def test_the_relays_end_resets_all(scene):
     one, two = scene.guest(40000), scene.guest(40001)
     one.establish()
     two.establish()
-    scene.relay.close()
+    scene.relay.on_stop(scene.now)
     assert sorted(pkt.tcp.dport for pkt in scene.said) == [40000, 40001]
     assert {pkt.tcp.flags for pkt in scene.said} == {0x14}
     assert all(call.stream.was_reset for call in scene.made)

@@ -153,8 +153,10 @@ class Runner:
         gc.set_threshold(*GC_THRESHOLD)
         loop.call_soon(self._pump)
         try:
-            await self._end
-            self.stage.on_stop(loop.time())
+            try:
+                await self._end
+            finally:  # also after a failure: the guest, or the peers, are to know
+                self.stage.on_stop(loop.time())
         finally:
             notify("STOPPING=1")
             for link in self.links:

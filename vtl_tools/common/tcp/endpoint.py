@@ -141,11 +141,14 @@ class Endpoint(TCB):
         """
         try:
             segment = parse(frame)
-            if not frame[0] & 3 and not is_intact(frame):
-                self.drops[SegmentDrop.CHECKSUM] += 1
-                return
         except Malformed as found:
             self.drops[SegmentDrop.SOURCE_ROUTE if found.what == SOURCE_ROUTE else SegmentDrop.MALFORMED] += 1
+            return
+        if segment is None:
+            self.drops[SegmentDrop.MALFORMED] += 1
+            return
+        if not frame[0] & 3 and not is_intact(frame):
+            self.drops[SegmentDrop.CHECKSUM] += 1
             return
         if segment.flow != self.framer.expected:
             self.drops[SegmentDrop.FOREIGN] += 1
@@ -162,7 +165,13 @@ class Endpoint(TCB):
 
     def own(self) -> None:
         """Copy the data that is still borrowed, so that its frames may become invalid."""
-        self.rcv.own()
+        if self.rcv.borrowed:
+            self.rcv.own()
+
+    def fills_gap(self, segment: Segment) -> bool:
+        """Tell whether all data received so far waits for this segment, so that taking it frees memory."""
+        rcv = self.rcv
+        return bool(rcv.early.starts) and not rcv.readable and segment.seq == rcv.rcv_nxt
 
     def transmit(self, now: float) -> list[bytearray]:
         """Return all frames that may be sent now. The caller owns them."""
@@ -294,8 +303,8 @@ class Endpoint(TCB):
     @property
     def at_eof(self) -> bool:
         """Whether the peer has closed, and all its data was read."""
-        finished = self.rcv.fin is not None and self.rcv.nxt > self.rcv.fin
-        return not self.rcv.readable and finished
+        rcv = self.rcv
+        return rcv.fin is not None and not rcv.readable and rcv.nxt > rcv.fin
 
     @property
     def writable(self) -> int:
@@ -306,6 +315,23 @@ class Endpoint(TCB):
     def unsent(self) -> int:
         """Octets written and not sent yet, our FIN included."""
         return self.snd.unsent
+
+    @property
+    def buffered(self) -> int:
+        """Octets of memory that all takes that was written or received, and has not gone on its way."""
+        rcv, octets = self.rcv, self.snd.queue.kept
+        return octets + rcv.kept if rcv.queue or rcv.early.starts else octets
+
+    @property
+    def send_size(self) -> int:
+        """Octets that one frame carries at most."""
+        return self.snd.send_size
+
+    def has_room_for(self, octets: int) -> bool:
+        """Tell whether all that was written was sent, and so many octets more may wait to be acknowledged."""
+        snd = self.snd
+        queue = snd.queue
+        return snd.nxt >= queue.tail and snd.config.send_buffer - queue.tail + queue.head >= octets
 
     def _may_write(self) -> bool:
         return self.state in MAY_WRITE and self.snd.fin is None

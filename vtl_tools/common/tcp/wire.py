@@ -21,6 +21,9 @@ _IN4: Final = struct.Struct("!HBxHxxHxBxx12sIIBBHHH")
 _IN6: Final = struct.Struct("!HBxxxHBx36sIIBBHHH")
 _L4_OF_4: Final = _ETHERTYPE + 2 + 20
 _L4_OF_6: Final = _ETHERTYPE + 2 + 40
+_IP: Final = (ether.IPV4, ether.IPV6)
+_OTHER_PROTOCOLS: Final = (1, 17, 58)
+"""ICMP, UDP and ICMPv6, where IP's header has the next one's number: no need to look further for TCP."""
 _SHORTEST: Final = _L4_OF_4 + TCP.SIZE
 _STAMPS: Final = struct.Struct("!III")
 _STAMPS_ALONE: Final = 0x0101_080A
@@ -102,11 +105,14 @@ class Segment:
         self.sack_permitted = False
 
 
-def parse(frame: Frame) -> Segment:
-    """Take a frame apart. Raises Malformed, and nothing else. The checksum is is_intact()'s affair."""
+def parse(frame: Frame) -> Segment | None:
+    """Read the headers of a frame; None: it is no TCP segment, or too short for one.
+
+    Raises Malformed, and nothing else. is_intact() checks the checksum.
+    """
     size = len(frame)
     if size < _SHORTEST:
-        raise Malformed("tcp", size)
+        return None
     if frame[_ETHERTYPE] == 0x08 or size < _L4_OF_6 + TCP.SIZE:
         kind, first, length, fragment, protocol, flow, seq, ack, offset, flags, window, _, urgent = (
             _IN4.unpack_from(frame, _ETHERTYPE)
@@ -121,7 +127,11 @@ def parse(frame: Frame) -> Segment:
         l4, end = _L4_OF_6, _L4_OF_6 + length
     off = l4 + (offset >> 4) * 4
     if not plain or not l4 + TCP.SIZE <= off <= end <= size:
-        flow, l4, off, end = _locate(frame)
+        if kind == ether.ARP or (kind in _IP and protocol in _OTHER_PROTOCOLS):
+            return None
+        if (found := _locate(frame)) is None:
+            return None
+        flow, l4, off, end = found
         _, _, seq, ack, _, flags, window, _, urgent = TCP.HEADER.unpack_from(frame, l4)
     segment = Segment(flow, seq, ack, flags, window, urgent, memoryview(frame)[off:end], end - off)
     if off - l4 == 32:
@@ -141,12 +151,12 @@ def is_intact(frame: Frame) -> bool:
     return Packet.at(frame).verify()
 
 
-def _locate(frame: Frame) -> tuple[bytes, int, int, int]:
+def _locate(frame: Frame) -> tuple[bytes, int, int, int] | None:
     """Find a segment behind VLAN tags, IP options or extension headers: flow, header, data and end."""
     pkt = Packet.at(frame)
     net, segment = pkt.ip, pkt.tcp
     if net is None or segment is None or net.is_fragment:
-        raise Malformed("tcp", pkt.l3_off)
+        return None
     # RFC 7126 section 4.3, RFC 5095; an IPv6 routing header at its end is ignored (RFC 8200 section 4.4)
     if net.is_routed or (len(net.src) == 4 and net.has_source_route):
         raise Malformed(SOURCE_ROUTE, pkt.l3_off)
