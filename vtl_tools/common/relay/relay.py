@@ -130,6 +130,8 @@ class Relay(Stage):
             try:
                 segment = parse(frame)
             except Malformed:
+                segment = None
+            if segment is None:
                 self.other(frame, now)
                 continue
             flow = flows.get(segment.flow)

@@ -137,6 +137,9 @@ class Endpoint(TCB):
         """Take a frame, which is borrowed: its data is copied. What is not of the connection is counted."""
         try:
             segment = parse(frame)
+            if segment is None:
+                self.drops[SegmentDrop.MALFORMED] += 1
+                return
             if not frame[0] & 3 and not is_intact(frame):
                 self.drops[SegmentDrop.CHECKSUM] += 1
                 return

@@ -4,15 +4,14 @@ from collections.abc import Iterator
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.model import tcp_plain
 from vtl_tools.common.model.tcp_arrival import Seen, arrive
-from vtl_tools.common.packet import ip, tcp
-from vtl_tools.common.packet.ipv6 import IPv6
+from vtl_tools.common.packet import ip, quick, tcp
 from vtl_tools.common.packet.packet import PORTS, Packet
+from vtl_tools.common.packet.quick import OTHER_OPTIONS, Headers
 from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.tcp_state import State
 from vtl_tools.common.packet.view import Buffer
-from vtl_tools.services.fw import tcp_flow, udp_plain
+from vtl_tools.services.fw import tcp_flow
 from vtl_tools.services.fw.fields import Fields
 from vtl_tools.services.fw.flow import (
     ANSWERED,
@@ -31,16 +30,17 @@ from vtl_tools.services.fw.neighbours import NeighbourFilter
 from vtl_tools.services.fw.pending_replies import PendingReplies
 from vtl_tools.services.fw.policy import Judgement, Policy
 from vtl_tools.services.fw.quoted import quoted_flow
-from vtl_tools.services.fw.rule import OUT, STACKED, UNTAGGED, Direction, Rule, Verdict
+from vtl_tools.services.fw.rule import IN, OUT, STACKED, Direction, Rule, Verdict
 from vtl_tools.services.fw.suspicious import suspicious
 from vtl_tools.services.fw.table import Flows
 
-_L3: Final = tcp_plain.L3
 _HELD: Final = Decision(None, None, "fragment-held")
-_PROTOCOL: Final = {4: _L3 + 9, 6: _L3 + 6}
 _TCP: Final = bytes((ip.TCP,))
 _UDP: Final = bytes((ip.UDP,))
 _OPENINGS_MAX: Final = 1024
+_RECENT_MAX: Final = 2048
+_SYN_OR_RST: Final = tcp.SYN | tcp.RST
+_ESTABLISHED: Final = State.ESTABLISHED  # a quarter of the time of looking it up in the Enum
 
 
 class Tracker:
@@ -64,6 +64,8 @@ class Tracker:
         self._known: dict[Rule, Decision] = {}
         self._openings: dict[Opening, Opening] = {}
         self._retries = PendingReplies()
+        self._recent: dict[Direction, dict[bytes, Flow]] = {OUT: {}, IN: {}}
+        """TCP connections by the parties of their last segments; one that ended has no ends."""
         self._recalled: dict[bytes, Opening] = {}
         self._recalled_until = 0.0
 
@@ -71,15 +73,31 @@ class Tracker:
 
     def receive(self, frame: Buffer, direction: Direction, now: float) -> Decision:
         """Decide about a frame, which stays the caller's. Nothing is raised for foreign octets."""
-        version = frame[_L3] >> 4 if len(frame) >= _L3 + IPv6.SIZE else 0
-        if version in _PROTOCOL and not self._closely:
-            protocol, decision = frame[_PROTOCOL[version]], None
-            if protocol == ip.TCP:
-                decision = self._plain_tcp(frame, version, direction, now)
-            elif protocol == ip.UDP:
-                decision = self._plain_udp(frame, version, direction, now)
-            if decision is not None:
-                return decision
+        return self.decide(frame, quick.read(frame), direction, now)
+
+    def decide(self, frame: Buffer, headers: Headers | None, direction: Direction, now: float) -> Decision:
+        """Decide about a frame. headers: as quick.read() returns them for it."""
+        if headers is not None and not self._closely:
+            _, protocol, parties, seq, ack, flags, window, _, data, end, tsval = headers
+            if protocol == ip.UDP:
+                return self._datagram(frame, parties, direction, now)
+            if not flags & _SYN_OR_RST:
+                flow = self._recent[direction].get(parties)
+                if flow is None or type(ends := flow.ends) is not tuple:
+                    flow, ends = self._look_up(parties, direction)
+                if flow is not None and ends is not None:
+                    tx, rx = ends if direction is OUT else (ends[1], ends[0])
+                    stamp = tsval if tx.timestamps else None
+                    if stamp != OTHER_OPTIONS:
+                        seen = arrive(tx, rx, seq, ack, flags, window, end - data, stamp)
+                        if seen.taken:
+                            if tx.state is _ESTABLISHED is rx.state and flow.use == ASSURED:
+                                flow.until = now + self.timeouts.established
+                                return flow.decision
+                            return self._followed(flow, ends, seen, now)
+                        # else judge() follows it again, to the same end, and decides what becomes of it
+            elif not flags & tcp.RST:
+                return self._syn(frame, headers, direction, now)
         try:
             return self.judge(Packet.at(frame), direction, now)
         except Malformed as err:
@@ -154,59 +172,33 @@ class Tracker:
                 return flow.decision
         return self._followed(flow, ends, seen, now)
 
-    def _plain_tcp(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
-        """Decide about an ordinary TCP segment of a known connection, or with SYN; None: look closer."""
-        plain = tcp_plain.read(frame, version, tcp.RST)  # which is looked at closely
-        if plain is None:
-            return None
-        src, dst, sport, dport, seq, ack, flags, window, at, data, end = plain
-        if flags & tcp.SYN:
-            return self._plain_syn(frame, plain, direction, now)
-        if direction is OUT:
-            flow = self.flows.get(src + dst + PORTS.pack(sport, dport) + _TCP)
-        else:
-            flow = self.flows.get(dst + src + PORTS.pack(dport, sport) + _TCP)
+    def _look_up(self, parties: bytes, direction: Direction) -> tuple[Flow | None, Ends | None]:
+        """Return a TCP connection that is known, and its ends."""
+        flow = self.flows.get((parties if direction is OUT else quick.reverse(parties)) + _TCP)
         if flow is None:
-            return None
-        ends = flow.ends
-        if not isinstance(ends, tuple):
-            ends = self.flows.ends(flow)
-        tx, rx = ends if direction is OUT else (ends[1], ends[0])
-        stamp = tcp_plain.tsval(frame, at, data) if tx.timestamps else None
-        if stamp == -1:
-            return None
-        seen = arrive(tx, rx, seq, ack, flags, window, end - data, stamp)
-        if not seen.taken:
-            return None  # which judges it again, to the same end, and says what is to be done
-        if tx.state is State.ESTABLISHED and rx.state is State.ESTABLISHED and flow.use == ASSURED:
-            flow.until = now + self.timeouts.established
-            return flow.decision
-        return self._followed(flow, ends, seen, now)
+            return None, None
+        recent = self._recent[direction]
+        if len(recent) >= _RECENT_MAX:
+            recent.clear()
+        recent[parties] = flow
+        return flow, self.flows.ends(flow)
 
-    def _plain_syn(
-        self, frame: Buffer, plain: tcp_plain.Segment, direction: Direction, now: float
-    ) -> Decision | None:
-        src, dst, sport, dport, _, _, _, _, at, _, end = plain
-        key = flow_key(direction, ip.TCP, src, dst, PORTS.pack(sport, dport), UNTAGGED, direction)
-        segment = TCP.at(frame, at, end)
+    def _syn(self, frame: Buffer, headers: Headers, direction: Direction, now: float) -> Decision:
+        """Decide about an ordinary segment with SYN."""
+        _, _, parties, *_, l4, _, end, _ = headers
+        key = (parties if direction is OUT else quick.reverse(parties)) + _TCP
+        segment = TCP.at(frame, l4, end)
         flow = self.flows.get(key)
         if flow is not None and (decision := self._further(flow, segment, direction, now)) is not None:
             return decision
-        fields = Fields.plain(frame, ip.TCP, src, dst, sport, dport)
-        return self._first(key, segment, fields, direction, now)
+        return self._first(key, segment, Fields.plain(frame, ip.TCP, parties), direction, now)
 
-    def _plain_udp(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
-        """Decide about an ordinary datagram; None: look closer."""
-        plain = udp_plain.read(frame, version)
-        if plain is None:
-            return None
-        src, dst, here, there = plain
-        key = (src + dst + here + there if direction is OUT else dst + src + there + here) + _UDP
+    def _datagram(self, frame: Buffer, parties: bytes, direction: Direction, now: float) -> Decision:
+        """Decide about an ordinary datagram."""
+        key = (parties if direction is OUT else quick.reverse(parties)) + _UDP
         flow = self.flows.get(key)
         if flow is None:
-            sport, dport = int.from_bytes(here, "big"), int.from_bytes(there, "big")
-            fields = Fields.plain(frame, ip.UDP, src, dst, sport, dport)
-            return self._first(key, None, fields, direction, now)
+            return self._first(key, None, Fields.plain(frame, ip.UDP, parties), direction, now)
         self._spoken(flow, direction, now)
         return flow.decision
 
