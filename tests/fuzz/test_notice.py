@@ -48,7 +48,7 @@ def port_of_another(found):
 
 
 def no_timestamp(found):
-    return found and (*found[:-1], None)
+    return found and (*found[:-2], None, 0)
 
 
 def one_octet_more(connection, *rest):

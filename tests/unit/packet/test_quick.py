@@ -19,17 +19,23 @@ def parties(ends):
 
 @VERSIONS
 @pytest.mark.parametrize(
-    ("options", "tsval"),
-    [(b"", None), (STAMPS, 77), (STAMPS + b"\1" * 8, 77), (b"\1\1\1\0", -1), (b"\1" * 8 + STAMPS, -1)],
+    ("options", "stamps"),
+    [
+        (b"", (None, 0)),
+        (STAMPS, (77, 88)),
+        (STAMPS + b"\1" * 8, (77, 88)),
+        (b"\1\1\1\0", (-1, 0)),
+        (b"\1" * 8 + STAMPS, (-1, 0)),
+    ],
     ids=["no options", "timestamps", "timestamps and more", "others", "timestamps behind others"],
 )
 @pytest.mark.parametrize("padding", [0, 1, 60])
-def test_a_tcp_segment(ends, l4, options, tsval, padding):
+def test_a_tcp_segment(ends, l4, options, stamps, padding):
     frame = build.tcp(**ends, **NUMBERS, flags=tcp.ACK, options=options, payload=b"abc") + bytes(padding)
     data = l4 + 20 + len(options)
     told = quick.read(frame)
     assert told == (
-        MACS["src_mac"], 6, parties(ends), 2**32 - 1, 2**31, tcp.ACK, 1000, l4, data, data + 3, tsval
+        MACS["src_mac"], 6, parties(ends), 2**32 - 1, 2**31, tcp.ACK, 1000, l4, data, data + 3, *stamps
     )  # fmt: skip
     assert quick.read(memoryview(frame)) == told
 
@@ -39,7 +45,7 @@ def test_a_tcp_segment(ends, l4, options, tsval, padding):
 def test_a_udp_datagram(ends, l4, size):
     frame = build.udp(**ends, sport=5000, dport=80, payload=bytes(size))
     told = quick.read(frame)
-    assert told == (MACS["src_mac"], 17, parties(ends), 0, 0, 0, 0, l4, l4 + 8, l4 + 8 + size, None)
+    assert told == (MACS["src_mac"], 17, parties(ends), 0, 0, 0, 0, l4, l4 + 8, l4 + 8 + size, None, 0)
 
 
 @VERSIONS

@@ -129,7 +129,7 @@ class TcpModel(TransportModel[TcpEnd]):
         headers = quick.read(frame)
         if headers is None or headers[1] != ip.TCP or headers[5] & SYN:
             return self.sync(Packet.at(frame))
-        _, _, parties, seq, ack, flags, window, _, data, end, tsval = headers
+        _, _, parties, seq, ack, flags, window, _, data, end, tsval, _ = headers
         src, dst, sport, dport = quick.split(parties)
         here, there = net.local.address, net.remote.address
         if sport == local.port and dport == remote.port and src == here and dst == there:

@@ -87,7 +87,7 @@ def partial_to_full(frame: Frame) -> None:
 def is_bound(frame: Frame, headers: Headers) -> bool:
     """Tell whether bind() has nothing to do, and nothing against the frame. headers: of quick.read()."""
     flags, gso_type, at = _PLACE.unpack_from(frame)
-    _, protocol, *_, l4, _, end, _ = headers
+    _, protocol, _, _, _, _, _, l4, _, end, _, _ = headers
     place, kinds = _PLACES[l4][protocol]
     return (at == place or not flags & vnet.F_NEEDS_CSUM) and (
         not gso_type or (gso_type in kinds and end == len(frame))

@@ -23,22 +23,22 @@ L4_OF_4: Final = L3 + 20
 L4_OF_6: Final = L3 + 40
 """Where TCP or UDP is in an ordinary frame, by the version of IP."""
 
-Headers = tuple[bytes, int, bytes, int, int, int, int, int, int, int, int | None]
-"""src_mac, protocol, parties, seq, ack, flags, window, l4, data, end, tsval.
+Headers = tuple[bytes, int, bytes, int, int, int, int, int, int, int, int | None, int]
+"""src_mac, protocol, parties, seq, ack, flags, window, l4, data, end, tsval, tsecr.
 
 parties: source and destination address, source and destination port, as on the wire. l4, data, end: where in
 the frame the TCP or UDP header starts, where its data starts, where the packet ends; padding may follow.
-tsval: None without TCP options; OTHER_OPTIONS where timestamps are not the first option. For UDP the numbers
-of TCP are 0, and tsval is None.
+tsval: None without TCP options; OTHER_OPTIONS where timestamps are not the first option. tsecr: 0 where tsval
+is no number. For UDP the numbers of TCP are 0, and tsval is None.
 """
 
 OTHER_OPTIONS: Final = -1
 
 # From the source's Ethernet address: that, and the Ethertype; of IP the version (and IHL), length, (fragment
-# offset,) protocol; addresses and ports; SEG.SEQ and SEG.ACK, or UDP's length; TCP's data offset and flags,
-# window, and the first eight octets of its options.
-_V4: Final = struct.Struct("!6s3sxHxxHxBxx12sIIHHxxxxII")
-_V6: Final = struct.Struct("!6sHBxxxHBx36sIIHHxxxxII")
+# offset,) protocol; addresses and ports; SEG.SEQ and SEG.ACK, or UDP's length; data offset and flags, window.
+_V4: Final = struct.Struct("!6s3sxHxxHxBxx12sIIHH")
+_V6: Final = struct.Struct("!6sHBxxxHBx36sIIHH")
+_STAMPS: Final = struct.Struct("!III")  # behind a TCP header without options
 _SIZE4: Final = SRC_MAC + _V4.size
 _SIZE6: Final = SRC_MAC + _V6.size
 _SHORTEST: Final = L4_OF_4 + UDP.SIZE
@@ -47,10 +47,9 @@ _V4_START: Final = ether.IPV4.to_bytes(2, "big") + b"\x45"  # version 4, and a h
 _FRAGMENT: Final = 0x3FFF  # more fragments, or an offset (RFC 791 section 3.1)
 _STAMPS_FIRST: Final = 0x0101_080A  # behind two no-operations (RFC 7323 appendix A)
 _TCP_OCTETS, _UDP_OCTETS = TCP.SIZE, UDP.SIZE
-_PARTIES4: Final = struct.Struct("!4s4s2s2s")
-_PARTIES6: Final = struct.Struct("!16s16s2s2s")
-_NUMBERED4: Final = struct.Struct("!4s4sHH")
-_NUMBERED6: Final = struct.Struct("!16s16sHH")
+_PARTIES4_OCTETS: Final = 12
+_PARTIES4: Final = struct.Struct("!4s4sHH")
+_PARTIES6: Final = struct.Struct("!16s16sHH")
 
 
 def read(frame: Buffer, whole: bool = True) -> Headers | None:
@@ -63,14 +62,14 @@ def read(frame: Buffer, whole: bool = True) -> Headers | None:
     if size < _SHORTEST:
         return None
     if frame[KIND] == _V4_KIND:
-        src_mac, start, length, fragment, protocol, parties, seq, ack, offset, window, option, tsval = (
+        src_mac, start, length, fragment, protocol, parties, seq, ack, offset, window = (
             _V4.unpack_from(frame, SRC_MAC) if size >= _SIZE4 else _V4.unpack(_filled(frame, _V4.size))
         )
         if start != _V4_START or fragment & _FRAGMENT:
             return None
         l4, end = L4_OF_4, L3 + length
     else:
-        src_mac, kind, first, length, protocol, parties, seq, ack, offset, window, option, tsval = (
+        src_mac, kind, first, length, protocol, parties, seq, ack, offset, window = (
             _V6.unpack_from(frame, SRC_MAC) if size >= _SIZE6 else _V6.unpack(_filled(frame, _V6.size))
         )
         if kind != ether.IPV6 or first >> 4 != 6:
@@ -80,27 +79,30 @@ def read(frame: Buffer, whole: bool = True) -> Headers | None:
         data = l4 + (offset >> 12 << 2)
         if offset < 0x5000 or data > end or size < (end if whole else data):
             return None
-        if offset < 0x6000:
-            tsval = None
-        elif option != _STAMPS_FIRST or offset < 0x8000:
+        tsval, tsecr = None, 0
+        if offset >= 0x8000:  # twelve octets of options, or more
+            first_option, tsval, tsecr = _STAMPS.unpack_from(frame, l4 + _TCP_OCTETS)
+            if first_option != _STAMPS_FIRST:
+                tsval, tsecr = OTHER_OPTIONS, 0
+        elif offset >= 0x6000:
             tsval = OTHER_OPTIONS
-        return src_mac, protocol, parties, seq, ack, offset & 0xFF, window, l4, data, end, tsval
+        return src_mac, protocol, parties, seq, ack, offset & 0xFF, window, l4, data, end, tsval, tsecr
     data = l4 + _UDP_OCTETS
     if protocol != ip.UDP or not data <= l4 + (seq >> 16) <= end or size < (end if whole else data):
         return None
-    return src_mac, protocol, parties, 0, 0, 0, 0, l4, data, end, None
+    return src_mac, protocol, parties, 0, 0, 0, 0, l4, data, end, None, 0
 
 
 def reverse(parties: bytes) -> bytes:
     """Return the parties of the answer."""
-    src, dst, sport, dport = (_PARTIES4 if len(parties) == _PARTIES4.size else _PARTIES6).unpack(parties)
-    swapped: bytes = dst + src + dport + sport
-    return swapped
+    if len(parties) == _PARTIES4_OCTETS:
+        return parties[4:8] + parties[:4] + parties[10:] + parties[8:10]
+    return parties[16:32] + parties[:16] + parties[34:] + parties[32:34]
 
 
 def split(parties: bytes) -> tuple[bytes, bytes, int, int]:
     """Return source and destination address, source and destination port."""
-    return (_NUMBERED4 if len(parties) == _NUMBERED4.size else _NUMBERED6).unpack(parties)
+    return (_PARTIES4 if len(parties) == _PARTIES4_OCTETS else _PARTIES6).unpack(parties)
 
 
 def _filled(frame: Buffer, size: int) -> bytes:

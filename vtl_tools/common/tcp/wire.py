@@ -14,7 +14,8 @@ Frame = bytearray | memoryview
 Pieces = tuple[bytes | memoryview, ...]
 """A frame in pieces that belong together: the headers, then views of the data."""
 
-_U32: Final = struct.Struct("!I")
+_STAMPED: Final = 32
+"""Octets of a TCP header whose only option is timestamps, as nearly all are."""
 _TWO_U32: Final = struct.Struct("!II")
 _FLOW4: Final = struct.Struct("!4s4sHH")
 _FLOW6: Final = struct.Struct("!16s16sHH")
@@ -77,6 +78,7 @@ class Segment:
         urgent: int,
         data: memoryview,
         length: int,
+        stamps: tuple[int, int] | None = None,
     ) -> None:
         self.flow = flow
         self.seq = seq
@@ -86,7 +88,7 @@ class Segment:
         self.urgent = urgent
         self.data = data
         self.length = length
-        self.stamps: tuple[int, int] | None = None
+        self.stamps = stamps
         self.sack: list[tuple[int, int]] | None = None
         self.mss: int | None = None
         self.window_scale: int | None = None
@@ -100,7 +102,7 @@ def parse(frame: Frame) -> Segment | None:
     """
     headers = quick.read(frame)
     if headers is not None:
-        _, protocol, flow, seq, ack, flags, window, l4, off, end, tsval = headers
+        _, protocol, flow, seq, ack, flags, window, l4, off, end, tsval, tsecr = headers
         if protocol != ip.TCP:
             return None
     else:
@@ -108,14 +110,15 @@ def parse(frame: Frame) -> Segment | None:
             return None
         flow, l4, off, end = found
         _, _, seq, ack, _, flags, window, _, _ = TCP.HEADER.unpack_from(frame, l4)
-        tsval = quick.OTHER_OPTIONS
+        tsval, tsecr = quick.OTHER_OPTIONS, 0
     urgent = U16.unpack_from(frame, l4 + 18)[0] if flags & URG else 0
-    segment = Segment(flow, seq, ack, flags, window, urgent, memoryview(frame)[off:end], end - off)
-    if tsval is not None:
-        if tsval != quick.OTHER_OPTIONS and off == l4 + 32:  # as on nearly all segments
-            segment.stamps = tsval, _U32.unpack_from(frame, l4 + 28)[0]
-        else:
-            _read_options(segment, frame, l4 + TCP.SIZE, off)
+    stamps = None
+    if tsval is not None and tsval != quick.OTHER_OPTIONS:
+        stamps = tsval, tsecr
+    view = frame if isinstance(frame, memoryview) else memoryview(frame)
+    segment = Segment(flow, seq, ack, flags, window, urgent, view[off:end], end - off, stamps)
+    if tsval is not None and (stamps is None or off != l4 + _STAMPED):
+        _read_options(segment, frame, l4 + TCP.SIZE, off)
     return segment
 
 

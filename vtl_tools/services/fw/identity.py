@@ -90,7 +90,7 @@ class Identity:
     def check(self, frame: Buffer, headers: Headers | None, now: float) -> str:
         """Do what refuse() does. headers: as quick.read() returns them for the frame."""
         if headers is not None:
-            src_mac, protocol, parties, _, _, _, _, _, _, end, _ = headers
+            src_mac, protocol, parties, _, _, _, _, _, _, end, _, _ = headers
             src = parties[:4] if len(parties) == _PARTIES4 else parties[:16]
             if src_mac == self.mac and src in self._plain and (protocol == ip.TCP or _is_common(parties)):
                 if end != len(frame):

@@ -78,7 +78,7 @@ class Tracker:
     def decide(self, frame: Buffer, headers: Headers | None, direction: Direction, now: float) -> Decision:
         """Decide about a frame. headers: as quick.read() returns them for it."""
         if headers is not None and not self._closely:
-            _, protocol, parties, seq, ack, flags, window, _, data, end, tsval = headers
+            _, protocol, parties, seq, ack, flags, window, _, data, end, tsval, _ = headers
             if protocol == ip.UDP:
                 return self._datagram(frame, parties, direction, now)
             if not flags & _SYN_OR_RST:
@@ -185,7 +185,7 @@ class Tracker:
 
     def _syn(self, frame: Buffer, headers: Headers, direction: Direction, now: float) -> Decision:
         """Decide about an ordinary segment with SYN."""
-        _, _, parties, *_, l4, _, end, _ = headers
+        _, _, parties, *_, l4, _, end, _, _ = headers
         key = (parties if direction is OUT else quick.reverse(parties)) + _TCP
         segment = TCP.at(frame, l4, end)
         flow = self.flows.get(key)

@@ -110,7 +110,7 @@ def largest(frame: memoryview) -> int:
     whole = len(frame) - L3
     if frame[1] == vnet.GSO_NONE or (headers := quick.read(frame)) is None:
         return whole
-    _, protocol, _, _, _, _, _, _, data, _, _ = headers
+    _, protocol, *_, data, _, _, _ = headers
     if protocol == ip.UDP and frame[1] != vnet.GSO_UDP_L4:
         return whole
     size: int = vnet.HEADER.unpack_from(frame)[3]
