@@ -1,6 +1,5 @@
 """Packets in, decisions out. Reads no clock; `now` is in seconds, and only grows."""
 
-from collections.abc import Iterator
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
@@ -12,6 +11,7 @@ from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.tcp_state import State
 from vtl_tools.common.packet.view import Buffer
 from vtl_tools.services.fw import tcp_flow
+from vtl_tools.services.fw.connections import Connections, denied
 from vtl_tools.services.fw.fields import Fields
 from vtl_tools.services.fw.flow import (
     ANSWERED,
@@ -25,14 +25,11 @@ from vtl_tools.services.fw.flow import (
     flow_key,
 )
 from vtl_tools.services.fw.fragments import Fragments
-from vtl_tools.services.fw.limits import RuleLimits
 from vtl_tools.services.fw.neighbours import NeighbourFilter
-from vtl_tools.services.fw.pending_replies import PendingReplies
-from vtl_tools.services.fw.policy import Judgement, Policy
+from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.quoted import quoted_flow
-from vtl_tools.services.fw.rule import IN, OUT, STACKED, Direction, Rule, Verdict
+from vtl_tools.services.fw.rule import IN, OUT, STACKED, Direction, Verdict
 from vtl_tools.services.fw.suspicious import suspicious
-from vtl_tools.services.fw.table import Flows
 
 _HELD: Final = Decision(None, None, "fragment-held")
 _TCP: Final = bytes((ip.TCP,))
@@ -43,8 +40,8 @@ _SYN_OR_RST: Final = tcp.SYN | tcp.RST
 _ESTABLISHED: Final = State.ESTABLISHED  # a quarter of the time of looking it up in the Enum
 
 
-class Tracker:
-    """A stateful firewall without its links: a policy, and the connections that it has let through."""
+class Tracker(Connections):
+    """A stateful firewall without its links: packets in, decisions out."""
 
     def __init__(
         self,
@@ -53,17 +50,10 @@ class Tracker:
         flows_max: int = 131_072,
         timeouts: Timeouts | None = None,
     ) -> None:
-        self.policy = policy
-        self.timeouts = timeouts or Timeouts()
-        self.flows = Flows(flows_max)
+        super().__init__(policy, flows_max=flows_max, timeouts=timeouts)
         self.fragments = Fragments()
         self._neighbours = NeighbourFilter()
-        self._limits = RuleLimits()
-        self._closely = policy.asks_macs
-        self._unjudged: list[Flow] = []
-        self._known: dict[Rule, Decision] = {}
         self._openings: dict[Opening, Opening] = {}
-        self._retries = PendingReplies()
         self._recent: dict[Direction, dict[bytes, Flow]] = {OUT: {}, IN: {}}
         """TCP connections by the parties of their last segments; one that ended has no ends."""
         self._recalled: dict[bytes, Opening] = {}
@@ -108,7 +98,7 @@ class Tracker:
         net = pkt.ip
         if net is not None:
             if refused := suspicious(net):
-                return _denied(refused)
+                return denied(refused)
             if net.is_fragment:
                 return self._fragment(pkt, direction, now)
         fields = Fields.of(pkt, self._neighbours if direction is OUT else None)
@@ -159,7 +149,7 @@ class Tracker:
             self.end(flow)
             return None
         if refused := tcp_flow.refuse(ends, direction, flow.initiator, segment):
-            return _denied(refused, flow.decision.rule)
+            return denied(refused, flow.decision.rule)
         seen = tcp_flow.follow(ends, direction, segment)
         if not seen.taken:
             retries = self._retries
@@ -204,7 +194,7 @@ class Tracker:
 
     def _followed(self, flow: Flow, ends: Ends, seen: Seen, now: float) -> Decision:
         if not seen.taken:
-            return _denied(f"tcp-{seen.text}", flow.decision.rule)
+            return denied(f"tcp-{seen.text}", flow.decision.rule)
         stage = tcp_flow.stage(ends)
         self.flows.keep(flow, now + getattr(self.timeouts, stage), now)
         if stage == "established":
@@ -233,12 +223,12 @@ class Tracker:
         if got is None:
             return _HELD
         if isinstance(got, str):
-            return _denied(got)
+            return denied(got)
         try:
             whole = Packet.at(got.packet)
             # Its receiver drops neighbour discovery that came in fragments, as nobody can inspect it
             decision = (
-                _denied("fragment-neighbour") if whole.nd is not None else self.judge(whole, direction, now)
+                denied("fragment-neighbour") if whole.nd is not None else self.judge(whole, direction, now)
             )
         except Malformed as err:
             decision = _malformed(err)
@@ -255,7 +245,7 @@ class Tracker:
             for ends in (self.flows.ends(flow), self._retries.ends(flow))
             if ends is not None
         ):
-            return _denied("icmp-not-sent", flow.decision.rule)
+            return denied("icmp-not-sent", flow.decision.rule)
         return Decision(Verdict.ALLOW, flow.decision.rule, "related")
 
     def _stateless(self, fields: Fields, direction: Direction, now: float) -> Decision:
@@ -263,7 +253,7 @@ class Tracker:
         judgement = self.policy.judge(direction, fields)
         refused = self._refused(judgement, fields, direction, now)
         if refused:
-            return _denied(refused, judgement.rule)
+            return denied(refused, judgement.rule)
         return Decision(judgement.verdict, judgement.rule, "rule")
 
     def _first(
@@ -279,23 +269,15 @@ class Tracker:
         if segment is not None:
             ends = tcp_flow.opened(segment, direction, join=False)
             if ends is None:
-                return _denied("tcp-not-open", judgement.rule)
+                return denied("tcp-not-open", judgement.rule)
         if refused := self._refused(judgement, fields, direction, now):
-            return _denied(refused, judgement.rule)
+            return denied(refused, judgement.rule)
         opening = Opening(direction, fields.src_mac, fields.dst_mac, fields.vlan)
         if len(self._openings) < _OPENINGS_MAX:
             opening = self._openings.setdefault(opening, opening)
-        self._add(Flow(key, self._decision(judgement.rule), opening, ends), judgement.rule, now)
+        flow = Flow(key, self._decision(judgement.rule), opening, ends)
+        self._add(flow, judgement.rule, now + self._silence(flow), now)
         return Decision(Verdict.ALLOW, judgement.rule, "new")
-
-    def _add(self, flow: Flow, rule: Rule, now: float) -> None:
-        if (victim := self.flows.add(flow, now + self._silence(flow), now)) is not None:
-            self._closed(victim)
-        self._limits.opened(rule, flow.source)
-
-    def _assure(self, flow: Flow) -> None:
-        if (victim := self.flows.assure(flow)) is not None:
-            self._closed(victim)
 
     def _again(self, key: bytes, segment: TCP | None, direction: Direction, now: float) -> Decision | None:
         """Decide about a packet of a connection of before a restart; None if it is of none that is allowed.
@@ -316,34 +298,12 @@ class Tracker:
         if verdict is not Verdict.ALLOW:
             return None
         flow.decision = self._decision(rule)
-        self._add(flow, rule, now)
+        self._add(flow, rule, now + self._silence(flow), now)
         self._assure(flow)
         if ends is not None:
             return self._followed(flow, ends, Seen.ACK, now)
         self._spoken(flow, direction, now)
         return flow.decision
-
-    def _refused(self, judgement: Judgement, fields: Fields, direction: Direction, now: float) -> str:
-        rule = judgement.rule
-        if rule.rate is None and rule.cap is None:
-            return ""
-        if rule.cap is not None and self._unjudged:  # any of which may count
-            for flow in self._unjudged:
-                self._still_allowed(flow)
-            self._judged_anew()
-        source = fields.src if len(fields.src) == 4 else fields.src[:8]
-        return self._limits.admit(rule, direction, source, now)
-
-    def left(self, rule: Rule, direction: Direction, source: bytes, now: float) -> dict[str, int]:
-        """Return what is left of a rule's limits for a source, by what is limited."""
-        return self._limits.look(rule, direction, source if len(source) == 4 else source[:8], now)
-
-    def _decision(self, rule: Rule) -> Decision:
-        """Return what every further packet of a rule's connections is told, which is one object for all."""
-        known = self._known.get(rule)
-        if known is None:
-            known = self._known[rule] = Decision(Verdict.ALLOW, rule, "known")
-        return known
 
     # --- time
 
@@ -368,74 +328,6 @@ class Tracker:
         """Know connections of before, by their keys, until a time; each once something is heard of it."""
         self._recalled, self._recalled_until = openings, until
 
-    # --- what an operator does
-
-    def end(self, flow: Flow) -> None:
-        """Forget a connection that is known: its next packet is judged as a first one."""
-        self.flows.remove(flow)
-        self._closed(flow)
-
-    def _closed(self, flow: Flow) -> None:
-        self._retries.forget(flow)
-        if flow.decision.rule is not None:
-            self._limits.closed(flow.decision.rule, flow.source)
-
-    def would_end(self, policy: Policy) -> Iterator[Flow | None]:
-        """Return the connections that another policy would not allow, and None for others. Changes nothing.
-
-        One at a time: so that packets may come in between, as with replace().
-        """
-        for flow in self.flows:
-            allowed = (
-                flow.share is None
-                or policy.judge(flow.initiator, Fields.first_of(flow)).verdict is Verdict.ALLOW
-            )
-            yield None if allowed else flow
-
-    def replace(self, policy: Policy) -> Iterator[Flow | None]:
-        """Take another policy from now on. Connections that it does not allow end.
-
-        Returns what judges one connection at a time, and tells which ended: go to its end. A connection that
-        it has not come to is judged when its next packet comes. Those that stay count for the limits of the
-        rules that allow them now, but none ends for a limit.
-        """
-        self.policy, self._limits, self._known = policy, RuleLimits(), {}
-        self._closely, self._unjudged = True, list(self.flows)
-        return self._judge_anew(self._unjudged)
-
-    def _judge_anew(self, flows: list[Flow]) -> Iterator[Flow | None]:
-        for flow in flows:
-            yield None if self._still_allowed(flow) else flow
-        self._judged_anew()
-
-    def _judged_anew(self) -> None:
-        self._closely, self._unjudged = self.policy.asks_macs, []
-
-    def _still_allowed(self, flow: Flow) -> bool:
-        """Judge a connection by the policy that holds now, unless it was, or has ended."""
-        decision = flow.decision
-        if decision.verdict is not Verdict.ALLOW:
-            return False
-        if flow.share is None or (decision.rule is not None and self._known.get(decision.rule) is decision):
-            return True
-        verdict, rule = self.policy.judge(flow.initiator, Fields.first_of(flow))
-        if verdict is Verdict.ALLOW:
-            flow.decision = self._decision(rule)
-            self._limits.opened(rule, flow.source)
-            return True
-        flow.decision = _denied("rule", rule)
-        self.flows.remove(flow)
-        return False
-
-    def _find(self, key: bytes) -> Flow | None:
-        """Return a connection that is known, and still allowed."""
-        flow = self.flows.get(key)
-        return None if flow is None or (self._unjudged and not self._still_allowed(flow)) else flow
-
 
 def _malformed(err: Malformed) -> Decision:
-    return _denied(f"malformed-{err.what.partition('.')[0]}")
-
-
-def _denied(why: str, rule: Rule | None = None) -> Decision:
-    return Decision(Verdict.DENY, rule, why)
+    return denied(f"malformed-{err.what.partition('.')[0]}")
