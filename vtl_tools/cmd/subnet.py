@@ -96,7 +96,7 @@ class Subnet(Stage):
         if len(frame) - wire.L3 <= MTU_MIN:
             return True
         mtu = self.peers.mtu_of(shortcut.peer)
-        if wire.largest(head, len(frame)) <= mtu:
+        if wire.largest(frame) <= mtu:
             return True
         is_told = wire.must_not_fragment(head) and (head[wire.KIND] == wire.V4 or mtu >= IPV6_MTU_MIN)
         if is_told and self._errors.take(now):

@@ -88,7 +88,7 @@ class Flows:
         del self._flows[flow.key]
         self._sides[flow.opening.initiator].of(flow).remove(flow)
         self._take_out(flow)
-        flow.ends = None
+        flow.ends = None  # by which the tracker knows one that it remembers for one that ended
 
     def keep(self, flow: Flow, until: float, now: float) -> None:
         """Set another end time of a flow."""
