@@ -51,7 +51,7 @@ SLOW = f"""
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
-from vtl_tools.cmd.bridge import Bridge
+from vtl_tools.services.bridge import Bridge
 from vtl_tools.common.device.fault import Fault
 from vtl_tools.common.device.spec import open_device
 from vtl_tools.common.runtime.runner import Options, Runner

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from vtl_tools.services.fw.uploads import PIECE, pieces
 
 from lab.wait import until
 from tests.cmd.tools import BIN
@@ -21,7 +22,6 @@ from vtl_tools.common.packet import address, build
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.runtime import control
 from vtl_tools.services.fw.parser import DEPTH_MAX, FILES_MAX
-from vtl_tools.services.fw.uploads import PIECE, pieces
 
 MEMORY = 512 << 20
 """Octets of address space that a command may have."""

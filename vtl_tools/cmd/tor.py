@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from vtl_tools.common.cli import tool as cli
+from vtl_tools.common.cli import options as opts
+from vtl_tools.common.cli.output import echo, print_json, print_table
 from vtl_tools.common.cli.parameters import ProxyParam, SubnetParam
+from vtl_tools.common.cli.run import run_service
+from vtl_tools.common.cli.tool import Tool
+from vtl_tools.common.cli.verbs import add_status, ask_each
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.packet import address
@@ -205,8 +209,8 @@ socks_option = click.option(
 )
 
 
-@click.group("vtl-tor", cls=cli.Tool)
-@cli.iface_option()
+@click.group("vtl-tor", cls=Tool)
+@opts.iface_option()
 @socks_option
 @click.option("--start-tor", is_flag=True, help="Start a tor of our own, in the place of --socks.")
 @click.option(
@@ -274,8 +278,8 @@ socks_option = click.option(
     default=None,
     help="Ask the proxy without waiting for its greeting.  [default: if it is found to be Tor]",
 )
-@cli.guard_option_of("keep")
-@cli.common_options
+@opts.guard_option("keep")
+@opts.common_options
 def main(
     iface: str,
     socks: tuple[str, int] | str,
@@ -354,7 +358,7 @@ def main(
             stage.relay.on_loss = CappedCapture("--pcap-dropped", pcap_dropped, iface)
         return stage
 
-    cli.run(
+    run_service(
         make_stage,
         lambda _: [open_device(iface, mark=MARK)],
         options,
@@ -392,9 +396,9 @@ def _descriptors() -> int:
 def _show_exit(seen: dict[str, object], *, json: bool) -> None:
     """Tell what address the world sees."""
     if json:
-        cli.print_json([{"event": "exit", "seen": seen}])
+        print_json([{"event": "exit", "seen": seen}])
     else:
-        cli.echo(f"vtl-tor: the world sees {seen.get('IP', seen)}", err=True)
+        echo(f"vtl-tor: the world sees {seen.get('IP', seen)}", err=True)
 
 
 def _ask_for_exit(proxy: tuple[str, int] | str, url: str, *, json: bool) -> None:
@@ -428,27 +432,24 @@ def _is_given(parameter: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
-@main.command(epilog=cli.EPILOG)
-@cli.link_argument
-@cli.verbose_option
+@main.command()
+@opts.link_option
+@opts.verbose_option
 def newnym(link: str | None) -> None:
-    """Have connections that are opened from now on take other circuits.
-
-    LINK is the service's link, or the path of its control socket; without it all are told.
-    """
-    for told in cli.ask_each(main, "newnym", link):
-        cli.echo(f"identity {told['identity']}", err=True)
+    """Carry connections that are opened from now on over other circuits."""
+    for told in ask_each(main, "newnym", link):
+        echo(f"identity {told['identity']}", err=True)
 
 
-@main.command(epilog=cli.EPILOG)
-@cli.link_argument
-@cli.json_option
-@cli.verbose_option
+@main.command()
+@opts.link_option
+@opts.json_option
+@opts.verbose_option
 def flows(link: str | None, json: bool) -> None:
     """List the connections that are carried: from where to where, how far, and how much."""
-    found = [flow for told in cli.ask_each(main, "flows", link) for flow in told["flows"]]
+    found = [flow for told in ask_each(main, "flows", link) for flow in told["flows"]]
     if json:
-        cli.print_json(found)
+        print_json(found)
         return
     counts = ("age", "up", "down", "waiting")
     rows = (
@@ -459,14 +460,14 @@ def flows(link: str | None, json: bool) -> None:
         )
         for flow in found
     )  # fmt: skip
-    cli.print_table(("from", "to", "stage", "state", *counts), rows, right=counts)
+    print_table(("from", "to", "stage", "state", *counts), rows, right=counts)
 
 
-@main.command(epilog=cli.EPILOG)
+@main.command()
 @socks_option
 @click.option("--url", metavar="URL", help="A web service that answers with the address it sees.")
-@cli.json_option
-@cli.verbose_option
+@opts.json_option
+@opts.verbose_option
 def check(socks: tuple[str, int] | str, url: str | None, json: bool) -> None:
     """See whether the proxy answers, whether it is Tor, and what address the world sees."""
     from vtl_tools.services.tor.proxy_check import CHECK_URL, described, exit_address, probe, resolved
@@ -478,17 +479,17 @@ def check(socks: tuple[str, int] | str, url: str | None, json: bool) -> None:
         click.echo(f"{described(socks)}: {'is Tor' if report.is_tor else 'answers, and is not Tor'}")
     seen = exit_address(socks, url or CHECK_URL)
     if json:
-        cli.print_json([{**result, "seen": seen}])
+        print_json([{**result, "seen": seen}])
     else:
-        cli.echo(f"the world sees {seen.get('IP', seen)}")
+        echo(f"the world sees {seen.get('IP', seen)}")
     if not report.is_tor:
         raise VTLError(f"{described(socks)}: not Tor: it sees where a guest goes; name Tor's SOCKS port")
 
 
-@main.command(epilog=cli.EPILOG)
+@main.command()
 @click.argument("options", nargs=-1, metavar="[-- OPTION...]")
-@cli.json_option
-@cli.verbose_option
+@opts.json_option
+@opts.verbose_option
 def selftest(options: tuple[str, ...], json: bool) -> None:
     """Try every known way by which a guest gets out, in networks of its own, and tell what leaked.
 
@@ -519,4 +520,4 @@ def selftest(options: tuple[str, ...], json: bool) -> None:
         raise VTLError("selftest: not all was held back; what leaked is listed above")
 
 
-cli.status_verb(main)
+add_status(main)

@@ -1,17 +1,21 @@
-"""Text that others wrote, for a terminal: it is shown, and not obeyed."""
+"""Text from outside, made safe to print: a terminal shows it and does not obey it."""
 
 import unicodedata
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 LENGTH_MAX: Final = 1000
 """Characters of one piece of foreign text that are shown."""
 
 _OBEYED: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
-"""Unicode's categories of what is no visible character: controls, changes of direction, line ends."""
+"""Unicode's categories of invisible characters: controls, changes of direction, line ends."""
 
 
 def printable(value: object, length_max: int = LENGTH_MAX) -> str:
-    """Return a value as text of one line, in which what a terminal might obey is escaped as in Python."""
+    """Return a value as text of one line. Characters that a terminal might obey are escaped as in Python."""
     text = str(value)
     shown = text if len(text) <= length_max else f"{text[:length_max]}..."
     if shown.isascii() and shown.isprintable():
@@ -21,3 +25,17 @@ def printable(value: object, length_max: int = LENGTH_MAX) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
+
+
+def rich_text(value: object) -> "Text":
+    """Return a printable value for a table of rich, which reads no markup in it."""
+    from rich.text import Text  # here and below, as it takes a tenth of a second
+
+    return Text(printable(value))
+
+
+def rich_console(*, stderr: bool = False) -> "Console":
+    """Return a console of rich that shows text as it is."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)

@@ -6,6 +6,7 @@ import subprocess
 from itertools import groupby
 
 from nft_world import SENTINEL, came_out
+from vtl_tools.services.fw.uploads import pieces
 
 from tests.running import BIN
 from vtl_tools.common.device.batch import Batch
@@ -14,7 +15,6 @@ from vtl_tools.common.runtime import control
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.stage import Firewall
-from vtl_tools.services.fw.uploads import pieces
 
 
 class Stage:

@@ -5,6 +5,7 @@ import time
 
 import pytest
 from fw import IN, OUT, PEER, PEER_MAC, VM, VM_MAC, ends, policy, segment
+from vtl_tools.services.fw.uploads import Upload, pieces
 
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import SpecError, VTLError
@@ -16,7 +17,6 @@ from vtl_tools.common.rate_limit import TokenBucket
 from vtl_tools.services.fw import answers, question
 from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.stage import Firewall
-from vtl_tools.services.fw.uploads import Upload, pieces
 
 TEXT = """
 allow out tcp port 80

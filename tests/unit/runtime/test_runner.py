@@ -11,7 +11,6 @@ from collections import Counter
 
 import pytest
 
-from vtl_tools.cmd.bridge import Bridge
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.memory import pair
 from vtl_tools.common.errors import LinkLostError, NotRunningError, VTLError
@@ -22,6 +21,7 @@ from vtl_tools.common.runtime.runner import Options, Runner, notify, say
 from vtl_tools.common.runtime.watch import human
 from vtl_tools.common.runtime.workers import ask_all, merge
 from vtl_tools.common.stage import Stage
+from vtl_tools.services.bridge import Bridge
 
 FRAME = NONE + bytes(60)
 

@@ -83,12 +83,29 @@ def _receive(sock: socket.socket) -> tuple[int, int]:
 
 
 class StateFile(_Resource):
-    """A file of ours that is replaced as a whole, of mode 0600. most: octets that it may have."""
+    """A file of ours, of mode 0600, that is read at the start and replaced as a whole.
+
+    most: octets that it may have.
+    """
 
     def __init__(self, path: Path | str, most: int) -> None:
         super().__init__(path)
         self._most = most
         self._owed = False
+
+    def read(self) -> bytes | None:
+        """Return its octets; None: there is no such file.
+
+        Raises OSError, also if other users could have written it, or if it is too large.
+        """
+        try:
+            with os.fdopen(open_private(self.path), "rb") as file:
+                octets = file.read(self._most + 1)
+        except FileNotFoundError:
+            return None
+        if len(octets) > self._most:
+            raise OSError(errno.EFBIG, "too large")
+        return octets
 
     def replace(self, pieces: Iterable[str], *, sync: bool = True) -> None:
         """Replace it, and wait until that is done. sync: until it is on the disk. Raises OSError."""

@@ -1,4 +1,4 @@
-"""A state on disk, written by a copy of the process: that stands still, and frames do not wait for it."""
+"""A state file that a forked copy of the process writes: frames do not wait while it makes the text."""
 
 import logging
 import os
@@ -20,12 +20,11 @@ _NICE: Final = 10
 class Snapshot:
     """A service's source (stage.Source) that keeps one file. make: yields the file's text as it is now.
 
-    The file is replaced as a whole, and has mode 0600. A write that fails leaves the one before. most: octets
-    that it may have.
+    most: octets that it may have. A write that fails leaves the file as it was.
     """
 
     def __init__(self, path: Path, make: Callable[[float], Iterable[str]], most: int) -> None:
-        self.path, self.make, self._most = path, make, most
+        self.path, self.make = path, make
         self._file = broker.StateFile(path, most)
         self.written = self.failed = 0
         self._handle = Handle()
@@ -39,15 +38,9 @@ class Snapshot:
         return self._child is not None
 
     def read(self) -> bytes | None:
-        """Return what is in the file, at most as much as it may have and an octet; None: there is none.
-
-        Raises VTLError, also where others may have written it.
-        """
+        """Return the octets of the file; None: there is no file. Raises VTLError."""
         try:
-            with os.fdopen(broker.open_private(self.path), "rb") as file:
-                return file.read(self._most + 1)
-        except FileNotFoundError:
-            return None
+            return self._file.read()
         except OSError as e:
             raise VTLError(f"{self.path}: {e.strerror}; choose another with --state") from None
 

@@ -5,9 +5,8 @@ from collections.abc import Iterable
 
 from rich.table import Table
 
-from vtl_tools.common.runtime.watch import console as console_for
 from vtl_tools.common.selftest.result import TrialResult
-from vtl_tools.common.text import printable
+from vtl_tools.common.text import printable, rich_console
 
 _ASKED_MAX = 3
 
@@ -32,7 +31,7 @@ def print_json(results: Iterable[TrialResult]) -> bool:
 
 def print_table(results: Iterable[TrialResult], *, has_proxy: bool = True) -> bool:
     """Draw a table when all is done, with what leaked below it; return whether nothing leaked."""
-    console, done = console_for(), list[TrialResult]()
+    console, done = rich_console(), list[TrialResult]()
     with console.status("starting a service between a guest and a host of our own") as status:
         for result in results:
             done.append(result)

@@ -1,0 +1,32 @@
+"""The verb `selftest` of a service: runs its attacks, prints what came of them, and fails if anything leaked."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from vtl_tools.common.errors import VTLError
+
+
+def program_of(tool: str) -> list[str]:
+    """Return a command line that runs a tool from where this process was loaded, without its options."""
+    code = f"from vtl_tools.cmd.{tool.removeprefix('vtl-')} import main; main(prog_name={tool!r})"
+    return [sys.executable, "-P", "-c", code]
+
+
+def run_selftest(
+    load: Callable[[], Callable[..., Iterable[Any]]], *arguments: Sequence[str], json: bool, has_proxy: bool
+) -> None:
+    """Run attacks and print their results. Raises VTLError if anything leaked.
+
+    load: imports and returns the function that takes the arguments and yields results.
+    """
+    from vtl_tools.common.device.capture import quiet_scapy
+
+    with quiet_scapy():
+        from vtl_tools.common.selftest import report
+
+        run = load()
+    results = run(*arguments)
+    held = report.print_json(results) if json else report.print_table(results, has_proxy=has_proxy)
+    if not held:
+        raise VTLError("selftest: traffic leaked; see the list above")
