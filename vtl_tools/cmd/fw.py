@@ -95,11 +95,8 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
     from vtl_tools.services.fw import client
 
     results = [client.reload(path, rules, dry_run=dry_run) for path in sockets_of(main, link)]
-    print_results(results, json=json, lines=lambda result: result["names"])
-    for result in () if json else results:
-        would = "would end" if dry_run else "ended"
-        counts = f"{result['ended']} connections {would}, {result['flows']} are known"
-        click.echo(f"{result['rules']} rules; {counts}", err=True)
+    summary = partial(client.reloaded, dry_run=dry_run)
+    print_results(results, json=json, lines=lambda result: result["names"], summary=summary)
 
 
 @main.command()
@@ -112,9 +109,7 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
     help="Connections of each service at most.",
 )  # fmt: skip
 @opts.verb_options
-def flows(
-    link: str | None, rule: str | None, address: "IPv4Network | IPv6Network | None", limit: int, json: bool
-) -> None:
+def flows(link: str | None, rule: str | None, address: Any, limit: int, json: bool) -> None:
     """List the known connections: their ends, state, timeout and rule."""
     from vtl_tools.services.fw import client
 
@@ -159,10 +154,10 @@ def explain(packet: tuple[str, ...], rules: str | None, link: str | None, json: 
     from vtl_tools.services.fw.files import load_rules
 
     asked = question.read(packet)
-    if rules is not None:
-        results: list[Any] = [answers.explained(load_rules(rules), asked)]
+    if rules is None:
+        results = ask_each(main, "explain", link, words=packet)
     else:
-        results = list(ask_each(main, "explain", link, words=packet))
+        results = iter([answers.explained(load_rules(rules), asked)])
     print_results(results, json=json, lines=client.explanation)
 
 
@@ -178,9 +173,8 @@ def check(file: str, json: bool) -> None:
     policy = load_rules(file, warn=False)
     warnings = [str(warning) for warning in (*policy.ruleset.remarks, *unreachable(policy))]
     result = {"file": file, "rules": len(policy.rules), "warnings": warnings}
-    print_results([result], json=json, lines=lambda _: warnings)
-    if not json:
-        click.echo(f"{file}: {len(policy.rules)} rules, {len(warnings)} warnings", err=True)
+    summary = f"{file}: {len(policy.rules)} rules, {len(warnings)} warnings"
+    print_results([result], json=json, lines=lambda _: warnings, summary=lambda _: summary)
 
 
 @main.command()
@@ -197,13 +191,9 @@ def selftest(options: tuple[str, ...], json: bool) -> None:
     A service with its own rules and the OPTIONs runs between a guest and a network that are made for the
     test and have no other links. Needs root. The exit status is 1 if anything leaked.
     """
-
-    def load() -> Any:
-        from vtl_tools.services.fw.selftest import attacks
-
-        return attacks.run
-
-    run_selftest(load, program_of("vtl-fw"), options, json=json, has_proxy=False)
+    run_selftest(
+        "vtl_tools.services.fw.selftest.attacks", program_of("vtl-fw"), options, json=json, has_proxy=False
+    )
 
 
 add_status(main)

@@ -26,14 +26,22 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Seq
     rich_console().print(table)
 
 
-def print_results(results: Iterable[Any], *, json: bool, lines: Callable[[Any], Iterable[str]]) -> None:
-    """Print results as JSON, or the lines that `lines` makes of each."""
+def print_results(
+    results: Iterable[Any],
+    *,
+    json: bool,
+    lines: Callable[[Any], Iterable[str]],
+    summary: Callable[[Any], str] | None = None,
+) -> None:
+    """Print results as JSON, or of each the lines, and a summary on standard error."""
     if json:
         print_json(results)
         return
     for result in results:
         for line in lines(result):
             echo(line)
+        if summary is not None:
+            echo(summary(result), err=True)
 
 
 def print_json(results: Iterable[object]) -> None:

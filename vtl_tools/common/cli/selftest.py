@@ -1,8 +1,8 @@
-"""The verb `selftest` of a service: runs its attacks, prints what came of them, and fails if anything leaked."""
+"""The verb `selftest` of a service: runs its attacks, prints the results, and fails if anything leaked."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from importlib import import_module
 
 from vtl_tools.common.errors import VTLError
 
@@ -13,20 +13,17 @@ def program_of(tool: str) -> list[str]:
     return [sys.executable, "-P", "-c", code]
 
 
-def run_selftest(
-    load: Callable[[], Callable[..., Iterable[Any]]], *arguments: Sequence[str], json: bool, has_proxy: bool
-) -> None:
+def run_selftest(attacks: str, *arguments: Sequence[str], json: bool, has_proxy: bool) -> None:
     """Run attacks and print their results. Raises VTLError if anything leaked.
 
-    load: imports and returns the function that takes the arguments and yields results.
+    attacks: the module whose run() takes the arguments and yields results.
     """
     from vtl_tools.common.device.capture import quiet_scapy
 
     with quiet_scapy():
         from vtl_tools.common.selftest import report
 
-        run = load()
-    results = run(*arguments)
+        results = import_module(attacks).run(*arguments)
     held = report.print_json(results) if json else report.print_table(results, has_proxy=has_proxy)
     if not held:
         raise VTLError("selftest: traffic leaked; see the list above")

@@ -11,6 +11,7 @@ from typing import Final
 
 from vtl_tools.common.packet import derive
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.rate_limit import TokenBucket
 from vtl_tools.common.tcp.wire import Frame, Segment
 
 _REMEMBERED_MAX: Final = 65536
@@ -36,8 +37,7 @@ class SynFloodGuard:
         self._secret = secret
         self._asked: dict[bytes, float] = {}
         self._proved: dict[bytes, float] = {}
-        self._second = 0
-        self._challenges = 0
+        self._challenges = TokenBucket(_CHALLENGES_PER_S)
 
     def judge(self, flow: bytes, now: float, *, half_open: int, most: int) -> SynVerdict:
         """Say what becomes of a SYN. The last quarter of the places is for those who proved themselves."""
@@ -57,10 +57,7 @@ class SynFloodGuard:
             return SynVerdict.DROP
         if half_open < most * 3 // 4:
             return SynVerdict.PASS
-        if self._second != int(now):
-            self._second, self._challenges = int(now), 0
-        self._challenges += 1
-        return SynVerdict.PROVE if self._challenges <= _CHALLENGES_PER_S else SynVerdict.DROP
+        return SynVerdict.PROVE if self._challenges.take(now) else SynVerdict.DROP
 
     def challenge(self, frame: Frame, segment: Segment) -> bytes | None:
         """Return the frame that a caller answers by a reset."""

@@ -51,7 +51,7 @@ class HeldConnection:
     proof: what is proven, or may be, where the VM's segments passed unseen.
     seen: when it was last heard of. epoch: see Table.missed(). head: the peer's frame with the octet at
     vm_ack; newest: its latest pure ACK. probes: segments answered since the VM is away, the first at
-    `since`. may_at, may_challenge_at: see Pace.
+    `since`. may_at, may_challenge_at: see RateLimit.
     """
 
     __slots__ = (

@@ -62,7 +62,7 @@ def flows(
 
 
 def kill(paths: Sequence[Path], words: Sequence[str]) -> None:
-    """End a connection at each service that has it. Raises VTLError if none has, SpecError for wrong words."""
+    """End a connection at each service that has it. Raises VTLError if none has it."""
     question.read(words)
     refusals = []
     for path in paths:
@@ -72,6 +72,14 @@ def kill(paths: Sequence[Path], words: Sequence[str]) -> None:
             refusals.append(e)
     if len(refusals) == len(paths):
         raise refusals[0]
+
+
+def reloaded(answer: Answer, *, dry_run: bool) -> str:
+    """Return the line that sums up a reload."""
+    counts = (
+        f"{answer['ended']} connections {'would end' if dry_run else 'ended'}, {answer['flows']} are known"
+    )
+    return f"{answer['rules']} rules; {counts}"
 
 
 def flow_row(flow: Answer) -> Sequence[str]:

@@ -74,16 +74,17 @@ class SentReader:
     def __init__(self, packed: bytes) -> None:
         self._files: dict[str, bytes] = {}
         at = 0
-        while at < len(packed):
-            if len(self._files) == FILES_MAX or len(packed) - at < _HEAD.size:
-                raise VTLError("reload: damaged rule files; send them by 'vtl-fw reload'")
-            name_size, size = _HEAD.unpack_from(packed, at)
-            start = at + _HEAD.size + name_size
-            if name_size > NAME_MAX or start + size > len(packed):
-                raise VTLError("reload: damaged rule files; send them by 'vtl-fw reload'")
-            name = packed[start - name_size : start].decode("utf-8", "surrogateescape")
-            at = start + size
-            self._files[name] = packed[start:at]
+        for _ in range(FILES_MAX):
+            if at == len(packed):
+                return
+            name_at = at + _HEAD.size
+            name_size, size = _HEAD.unpack_from(packed, at) if name_at <= len(packed) else (0, 0)
+            start, at = name_at + name_size, name_at + name_size + size
+            if name_size > NAME_MAX or at > len(packed):
+                break
+            self._files[packed[name_at:start].decode("utf-8", "surrogateescape")] = packed[start:at]
+        if at != len(packed):
+            raise VTLError("reload: damaged rule files; send them by 'vtl-fw reload'")
 
     def __call__(self, name: str, octets: int) -> bytes:
         """Return at most so many octets of a file. Raises OSError."""
