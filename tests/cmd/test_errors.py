@@ -72,7 +72,7 @@ LINES = {
     "two lines": (2, ["-i", "a\nb", "-i", "b"], "characters that cannot be printed"),
     "workers of a stream": (2, [*QEMU, "--workers", "2"], "cannot be spread over workers"),
     "nothing runs": (6, ["status"], "none runs here"),
-    "nothing runs there": (6, ["status", "eth0"], "{tmp}/vtl-bridge-eth0.sock: no service answers"),
+    "nothing runs there": (6, ["status", "--link", "eth0"], "{tmp}/vtl-bridge-eth0.sock: no service answers"),
     "a socket that is a file": (1, [*QEMU, "--control", "{tmp}/file"], "exists and is not a socket"),
     "a socket in a file": (1, [*QEMU, "--control", "{tmp}/file/x"], "no control socket: "),
     "a long control path": (1, [*QEMU, "--control", "{tmp}/" + "x" * 107], "no control socket: "),

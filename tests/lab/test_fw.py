@@ -54,7 +54,7 @@ def firewall(lab: Lab, middle: Host, *arguments: str, text: str = RULES) -> Iter
 
 def verb(running: Bridge, name: str, *words: str) -> str:
     """Run a verb of the tool; its standard output."""
-    where = ["--link", running.socket] if name in ("kill", "explain") else [running.socket]
+    where = ["--link", running.socket]
     command = [BIN / "vtl-fw", name, *words, *where]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -129,7 +129,7 @@ def test_a_reload_ends_what_it_does_not_allow_and_spares_the_rest(lab: Lab, scen
                         with pytest.raises(TimeoutError):
                             listener.recv(9)
                 other.write_text("deny any\nalow out\n")
-                command = [BIN / "vtl-fw", "reload", running.socket]  # again the file that it has
+                command = [BIN / "vtl-fw", "reload", "--link", running.socket]  # again the file that it has
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 assert done.returncode == 2
                 assert f"{other}:2:1: expected" in done.stderr

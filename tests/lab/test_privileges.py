@@ -61,7 +61,7 @@ def services(lab: Lab) -> dict[str, tuple[list[str | Path], int]]:
     return {
         "vtl-bridge": (two, NET_ADMIN),
         "vtl-bridge without a guard": ([*two, "--guard", "off"], 0),
-        "vtl-freeze": (["run", "--iface", "vmnet1"], NET_RAW | BPF),
+        "vtl-freeze": (["--iface", "vmnet1"], NET_RAW | BPF),
         "vtl-fw": ([*fw, "--guard", "process"], NET_ADMIN),
         "vtl-subnet": (list(subnet), NET_ADMIN),
         "vtl-tor": (["--iface", "vmnet1", "--dhcp", "--guard", "process", *proxy(lab)], NET_ADMIN),
@@ -347,7 +347,7 @@ def test_a_tor_whose_modules_only_root_reads_answers_names_of_every_type(lab: La
 def test_a_freezer_whose_modules_only_root_reads_writes_and_takes_up_its_state(lab: Lab, host: Host) -> None:
     kept = lab.dir / "state"
     kept.mkdir(mode=0o700)
-    options = ("run", "--iface", "vmnet1", "--state", kept / "x.state", "--vm", "web")
+    options = ("--iface", "vmnet1", "--state", kept / "x.state", "--vm", "web")
     out = lab.dir / "exported"
     with from_roots_home(lab, host, "vtl-freeze", *options) as ask:
         where = ("--iface", lab.dir / "alone.sock")
@@ -418,7 +418,7 @@ def test_a_monitor_of_another_users_qemu_is_reached_again(lab: Lab, host: Host) 
     theirs.mkdir(mode=0o700)
     os.chown(theirs, STRANGER, STRANGER)
     monitor = serve(theirs / "qmp", STRANGER)
-    with bridge(lab, host, "run", "--iface", "vmnet1", "--qmp", theirs / "qmp", service="vtl-freeze"):
+    with bridge(lab, host, "--iface", "vmnet1", "--qmp", theirs / "qmp", service="vtl-freeze"):
         for _ in range(2):
             client, _ = monitor.accept()
             client.close()

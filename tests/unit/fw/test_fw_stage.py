@@ -284,7 +284,7 @@ def test_files_that_are_sent_come_out_as_they_went_in():
 @pytest.mark.parametrize(
     "packed",
     [b"x", bytes(9), b"\xff" * 8, struct.pack("!II", 1, 5) + b"abc",
-     struct.pack("!II", 5000, 0) + bytes(5000), bytes(8) * (FILES_MAX + 1)],
+     struct.pack("!II", 5000, 0) + b"x" * 5000, bytes(8) * (FILES_MAX + 1)],
     ids=["short head", "half a head", "sizes without end", "cut off", "long name", "many"],
 )  # fmt: skip
 def test_damaged_files_are_refused(packed):

@@ -1,4 +1,4 @@
-"""The words of the rule language. docs/firewall-rules.md has the grammar that they are the terminals of."""
+"""The words of the rule language. docs/fw.md has the grammar that they are the terminals of."""
 
 from typing import Final
 

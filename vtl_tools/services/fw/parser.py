@@ -1,4 +1,4 @@
-"""A rule file to rules, by recursive descent; docs/firewall-rules.md and vtl-fw(5) have the grammar.
+"""A rule file to rules, by recursive descent; docs/fw.md and vtl-fw(5) have the grammar.
 
 Whatever the file is, RuleError is all that is raised, and the work and the memory are bounded.
 """

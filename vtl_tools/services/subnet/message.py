@@ -1,4 +1,4 @@
-"""What vtl-subnet processes say to each other on the direct link: docs/subnet-protocol.md.
+"""What vtl-subnet processes say to each other on the direct link: docs/subnet.md.
 
 A message is the payload of an Ethernet frame of type ETHERTYPE. It may be authenticated by a key that the
 processes share: HMAC-SHA256, cut to 128 bits (RFC 2104 section 5), over the Ethernet header and the message.
