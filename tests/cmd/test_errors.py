@@ -70,7 +70,7 @@ LINES = {
     "an empty name": (2, ["-i", "", "-i", "b"], "'' is not a name for an interface"),
     "a long name": (2, ["-i", "a" * 16, "-i", "b"], "up to 15 octets"),
     "two lines": (2, ["-i", "a\nb", "-i", "b"], "characters that cannot be printed"),
-    "workers of a stream": (2, [*QEMU, "--workers", "2"], "cannot be spread over workers"),
+    "workers of a stream": (2, [*QEMU, "--workers", "2"], "not an interface; --workers needs interfaces"),
     "nothing runs": (6, ["status"], "none runs here"),
     "nothing runs there": (6, ["status", "--link", "eth0"], "{tmp}/vtl-bridge-eth0.sock: no service answers"),
     "a socket that is a file": (1, [*QEMU, "--control", "{tmp}/file"], "exists and is not a socket"),
@@ -79,12 +79,12 @@ LINES = {
 }
 
 USAGE = {
-    "no link": ([], "give --iface at least twice, or --uplink: a bridge joins two links or more"),
+    "no link": ([], "give --iface twice or more, or --iface and --uplink: a bridge joins links"),
     "one link": (
         ["-i", "eth0"],
-        "give --iface at least twice, or --uplink: a bridge joins two links or more",
+        "give --iface twice or more, or --iface and --uplink: a bridge joins links",
     ),
-    "half of three": (["--half-duplex", "-i", "a", *QEMU], "goes from one link to one other"),
+    "half of three": (["--half-duplex", "-i", "a", *QEMU], "--half-duplex joins exactly two links: give two"),
     "no worker": ([*QEMU, "--workers", "0"], "invalid value for '--workers': 0 is not in the range"),
     "a number in words": ([*QEMU, "--spin", "long"], "invalid value for '--spin': 'long' is not a valid"),
     "no guard": ([*QEMU, "--guard", "dog"], "invalid value for '--guard': 'dog' is not one of"),

@@ -35,7 +35,7 @@ def freezing(tmp: Path, *arguments: str | Path) -> Iterator["subprocess.Popen[st
         try:
             yield process
         finally:
-            process.kill()
+            process.terminate()  # so that it waits for the copy that writes its state
 
 
 def ran(tmp: Path, *arguments: str | Path) -> tuple[int, str, str]:

@@ -15,8 +15,8 @@ ALLOW = ("--allow", "10.0.0.0/8")
 LINES = {
     "no links": ([], "give --iface: the interface that the VM is behind"),
     "no default link": (["-i", "a", "-d", "c", *ALLOW], "give --default: the link to its network"),
-    "no direct link": (["-i", "a", "-u", "b", *ALLOW], "give --direct: the link that it shares"),
-    "nobody allowed": ([*LINKS], "give --allow or --peer: to which addresses the short way may be taken"),
+    "no direct link": (["-i", "a", "-u", "b", *ALLOW], "give --direct: the link to the LAN that it shares"),
+    "nobody allowed": ([*LINKS], "give --allow or --peer: the addresses that the direct link may be used for"),
     "the same twice": (["-i", "a", "-u", "b", "-d", "a", *ALLOW], "a: given twice"),
     "no prefix": ([*LINKS, "--allow", "10.0.0.5/8"], "10.0.0.5/8 has host bits set; write 192.0.2.5 or"),
     "a peer without a place": ([*LINKS, "--peer", "10.0.0.5"], "write IP=MAC, such as 192.0.2.7=52:54:"),
@@ -35,7 +35,7 @@ LINES = {
     ),
     "a key that vouches for what is learned": (
         [*LINKS, *ALLOW, "--key", "{tmp}/long"],
-        "give --address with --key: the VM's address",
+        "give --address with --key: peers trust the key",
     ),
     "no such key": ([*LINKS, *ALLOW, "--key", "{tmp}/none"], "No such file or directory; make one with"),
     "a short key": ([*LINKS, *ALLOW, "--key", "{tmp}/short"], "{tmp}/short: a key of less than 16 octets"),

@@ -81,7 +81,7 @@ LINES = {
     "a recording nowhere": (3, [*LINK, "--no-check", "--pcap-dropped", "{tmp}/x/y"], "{tmp}/x/y: No such"),
     "nothing runs": (6, ["status"], "none runs here"),
     "nothing to renew": (6, ["newnym"], "none runs here"),
-    "no flows": (6, ["flows", "eth9"], "{tmp}/vtl-tor-eth9.sock: no service answers"),
+    "no flows": (6, ["flows", "--link", "eth9"], "{tmp}/vtl-tor-eth9.sock: no service answers"),
     "nobody to check": (1, ["check", "--socks", "127.0.0.1:1"], "127.0.0.1:1: Connection refused; start"),
 }
 

@@ -27,6 +27,8 @@ LINE_MAX: Final = 1 << 16
 ANSWER_MAX: Final = 64 << 20
 """Octets of the longest answer that a client takes."""
 CLIENTS_MAX: Final = 32
+_BACKLOG: Final = 128
+"""Clients that wait to be accepted, or to be refused."""
 IDLE_S: Final = 60.0
 """How long a client may ask nothing."""
 PATIENCE_S: Final = 10.0
@@ -251,7 +253,7 @@ def _bound(path: Path) -> socket.socket:
             sock.bind(str(path))
         finally:
             os.umask(old)
-        sock.listen(CLIENTS_MAX)
+        sock.listen(_BACKLOG)
     except OSError as e:
         sock.close()
         raise VTLError(

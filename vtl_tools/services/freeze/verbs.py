@@ -5,10 +5,11 @@ A state goes from service to service through files: it may be larger than an ans
 
 import asyncio
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from vtl_tools.common.errors import SpecError, VTLError
+from vtl_tools.common.errors import NotRunningError, SpecError, VTLError
 from vtl_tools.common.host.broker import HandedFile, replace
 from vtl_tools.common.runtime import control
 from vtl_tools.services.freeze import state
@@ -86,10 +87,11 @@ def find(link: str | None) -> list[Path]:
 
     link: may also be the path of a control socket. Raises NotRunningError if there is no service at all.
     """
-    if link is not None and not control.path_for("vtl-freeze", link).exists() and "/" not in link:
-        for path in control.find("vtl-freeze", None):
-            if control.ask(path, "status")["freeze"]["vm"] == link:
-                return [path]
+    if link is not None and "/" not in link and not control.path_for("vtl-freeze", link).exists():
+        with suppress(NotRunningError):
+            for path in control.find("vtl-freeze", None):
+                if control.ask(path, "status")["freeze"]["vm"] == link:
+                    return [path]
     return control.find("vtl-freeze", link)
 
 

@@ -73,18 +73,14 @@ class SentReader:
 
     def __init__(self, packed: bytes) -> None:
         self._files: dict[str, bytes] = {}
-        at = 0
-        for _ in range(FILES_MAX):
-            if at == len(packed):
-                return
-            name_at = at + _HEAD.size
+        at = count = 0
+        while at < len(packed):
+            count, name_at = count + 1, at + _HEAD.size
             name_size, size = _HEAD.unpack_from(packed, at) if name_at <= len(packed) else (0, 0)
             start, at = name_at + name_size, name_at + name_size + size
-            if name_size > NAME_MAX or at > len(packed):
-                break
+            if name_size > NAME_MAX or at > len(packed) or count > FILES_MAX:
+                raise VTLError("reload: damaged rule files; send them by 'vtl-fw reload'")
             self._files[packed[name_at:start].decode("utf-8", "surrogateescape")] = packed[start:at]
-        if at != len(packed):
-            raise VTLError("reload: damaged rule files; send them by 'vtl-fw reload'")
 
     def __call__(self, name: str, octets: int) -> bytes:
         """Return at most so many octets of a file. Raises OSError."""
