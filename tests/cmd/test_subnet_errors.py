@@ -16,7 +16,10 @@ LINES = {
     "no links": ([], "give --iface: the interface that the VM is behind"),
     "no default link": (["-i", "a", "-d", "c", *ALLOW], "give --default: the link to its network"),
     "no direct link": (["-i", "a", "-u", "b", *ALLOW], "give --direct: the link to the LAN that it shares"),
-    "nobody allowed": ([*LINKS], "give --allow or --peer: the addresses that the direct link may be used for"),
+    "nobody allowed": (
+        [*LINKS],
+        "give --allow or --peer: the addresses that the direct link may be used for",
+    ),
     "the same twice": (["-i", "a", "-u", "b", "-d", "a", *ALLOW], "a: given twice"),
     "no prefix": ([*LINKS, "--allow", "10.0.0.5/8"], "10.0.0.5/8 has host bits set; write 192.0.2.5 or"),
     "a peer without a place": ([*LINKS, "--peer", "10.0.0.5"], "write IP=MAC, such as 192.0.2.7=52:54:"),

@@ -191,7 +191,7 @@ def test_with_it_they_go_on(lab: Lab, scene: Scene, flows: list[Flow]) -> None:
 
 def vtl_freeze(running: Bridge, verb: str, *words: str | Path) -> str:
     """Run a verb; its standard output."""
-    command = [BIN / "vtl-freeze", verb, *words, "--iface", running.socket]
+    command = [BIN / "vtl-freeze", verb, *words, "--link", running.socket]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

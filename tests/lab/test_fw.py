@@ -239,13 +239,13 @@ def test_many_flows_are_listed_as_far_as_one_asks_for(lab: Lab, scene: Scene) ->
             for port in range(10_000, 12_500):
                 sender.sendto(b"x", ("10.9.0.2", port))
         until(lambda: running.status()["policy"]["flows"] >= 2500, "the flows")
-        command = [BIN / "vtl-fw", "flows", "--json", running.socket]
+        command = [BIN / "vtl-fw", "flows", "--json", "--link", running.socket]
 
         def asked(*words: str) -> tuple[int, str]:
             ran = subprocess.run([*command, *words], capture_output=True, text=True, check=True)
             return ran.stdout.count('"flow"'), ran.stderr
 
-        assert asked() == (1000, "there are more: narrow it by --rule or --address, or raise --limit\n")
+        assert asked() == (1000, "there are more: give --rule or --address, or a higher --limit\n")
         count, said = asked("--limit", "10000")
         assert (count >= 2500, said) == (True, "")
         assert asked("--limit", "1500", "--address", "10.9.0.2/32", "--rule", "1")[0] == 1500

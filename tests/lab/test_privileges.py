@@ -314,7 +314,7 @@ def test_a_firewall_whose_modules_only_root_reads_reloads_and_explains(lab: Lab,
     with from_roots_home(lab, host, "vtl-fw", *options) as ask:
         lab.hosts[1].run("ping", "-c1", "-W1", "10.0.2.99", check=False)
         (lab.dir / "rules").write_text("deny any\n")
-        host.run(BIN / "vtl-fw", "reload", lab.dir / "alone.sock", "--rules", lab.dir / "rules")
+        host.run(BIN / "vtl-fw", "reload", "--link", lab.dir / "alone.sock", "--rules", lab.dir / "rules")
         assert ask("explain", words=packet)["verdict"] == "deny"
         assert ask("flows", start=0, rule=None, address=None)["flows"] == []
         state = lab.dir / "alone.state"
@@ -350,7 +350,7 @@ def test_a_freezer_whose_modules_only_root_reads_writes_and_takes_up_its_state(l
     options = ("--iface", "vmnet1", "--state", kept / "x.state", "--vm", "web")
     out = lab.dir / "exported"
     with from_roots_home(lab, host, "vtl-freeze", *options) as ask:
-        where = ("--iface", lab.dir / "alone.sock")
+        where = ("--link", lab.dir / "alone.sock")
         assert ask("start")["began"]
         host.run(BIN / "vtl-freeze", "export", out, *where)
         assert json.loads(out.read_bytes())["frozen"]
@@ -516,7 +516,7 @@ def test_another_users_socket_where_ours_would_be_is_asked_nothing(lab: Lab, hos
         tool = ["env", "-u", "XDG_RUNTIME_DIR", *as_user(lab, host, "vtl-bridge")]
         for user, words in (NOBODY, where), (NOBODY, "vmnet1"), (0, where):
             if words == where or where == path:
-                done = host.run(*tool, "status", words, user=user, check=False)
+                done = host.run(*tool, "status", "--link", words, user=user, check=False)
                 assert f"user {STRANGER} answers there" in done.stderr
         impostor.kill()
         said = impostor.stdout.read().split()

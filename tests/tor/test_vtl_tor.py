@@ -289,7 +289,7 @@ def test_circuits_are_shared_by_what_may_share_them_and_not_after_a_new_identity
 def test_flows_lists_what_is_carried_by_name(scene, service):
     (address,) = look_up(scene.guest, "www.example")
     with connect(scene.guest, address):
-        printed = scene.host.run(BIN / "vtl-tor", "flows", "--json", service.socket).stdout
+        printed = scene.host.run(BIN / "vtl-tor", "flows", "--json", "--link", service.socket).stdout
         flows = [json.loads(line) for line in printed.splitlines()]
         assert ("www.example", PORT) in {(flow["name"], flow["to_port"]) for flow in flows}
         wide = {**os.environ, "COLUMNS": "200"}
