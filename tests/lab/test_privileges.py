@@ -60,7 +60,7 @@ def services(lab: Lab) -> dict[str, tuple[list[str | Path], int]]:
     subnet = ["--iface", "vmnet1", "--default", "eth0", "--direct", "lan", "--allow", "10.2.0.0/16"]
     return {
         "vtl-bridge": (two, NET_ADMIN),
-        "vtl-bridge without a guard": ([*two, "--guard", "off"], 0),
+        "vtl-bridge without a guard": ([*two, "--guard", "off"], NET_ADMIN),
         "vtl-freeze": (["--iface", "vmnet1"], NET_RAW | BPF),
         "vtl-fw": ([*fw, "--guard", "process"], NET_ADMIN),
         "vtl-subnet": (list(subnet), NET_ADMIN),
@@ -152,7 +152,8 @@ from pathlib import Path
 from vtl_tools.common.runtime import control
 from vtl_tools.common.host import broker, privilege
 from vtl_tools.common.device.spec import open_device
-from vtl_tools.common.host.guard import MARK, Guard
+from vtl_tools.common.host.guard import MARK
+from vtl_tools.common.host.interfaces import Interfaces, Side
 from vtl_tools.common.runtime.runner import Options, Runner
 from vtl_tools.common.stage import Stage
 
@@ -225,7 +226,8 @@ class Idle(Stage):
     def on_batch(self, port, batch, now):
         pass
 options = Options(service="taken-over", json=True, control=directory / "x.sock")
-sys.exit(Runner(Idle(), links, options, [Guard("vmnet1")], {"attack": attack}).run())
+with Interfaces("taken-over", "process", [Side("vmnet1")]) as interfaces:
+    sys.exit(Runner(Idle(), links, options, interfaces, {"attack": attack}).run())
 """
 """A service whose verb does what somebody would who runs code in it."""
 
