@@ -66,8 +66,8 @@ LINES = {
     "no such interface": (3, ["--iface", "nope0"], "nope0: no such network interface; list"),
     "no MAC of an overlay": (2, [*OVERLAY], "give --mac: on a link"),
     "no MAC at all": (2, ["--iface", "eth0", "--mac", "5"], "'5' is not an Ethernet address"),
-    "a group's MAC": (2, ["-i", "eth0", "--mac", "ff:ff:ff:ff:ff:ff"], "is no machine's address"),
-    "no service": (6, ["start"], "none runs here; start one"),
+    "a group's MAC": (2, ["-i", "eth0", "--mac", "ff:ff:ff:ff:ff:ff"], "not the address of one machine"),
+    "no service": (6, ["start"], "no service runs here; start one"),
     "no service there": (6, ["stop", "--link", "vnet9"], "vtl-freeze-vnet9.sock: no service answers"),
     "no state": (1, [*OVERLAY, "--mac", MAC, "--state", "{tmp}/no/x"], "{tmp}/no/x: No such file"),
 }

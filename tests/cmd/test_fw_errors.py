@@ -186,9 +186,12 @@ def test_a_firewall_with_a_wrong_file_does_not_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--dhcp-server", "10.0.0"), "'10.0.0' is no IPv4 address of a host: write 192.0.2.1"),
-        (("--dhcp-server", "::1"), "'::1' is no IPv4 address of a host"),
-        (("--dhcp-server", "255.255.255.255"), "is no IPv4 address of a host"),
+        (
+            ("--dhcp-server", "10.0.0"),
+            "'10.0.0': not the IPv4 address of a host; write an address such as 192.0.2.1",
+        ),
+        (("--dhcp-server", "::1"), "'::1': not the IPv4 address of a host"),
+        (("--dhcp-server", "255.255.255.255"), "not the IPv4 address of a host"),
         (("--dhcp-server", "10.0.0.1", "--spoofing"), "leave --mac, --address and --dhcp-server out"),
     ],
 )

@@ -26,12 +26,21 @@ LINES = {
     "a peer without an address": ([*LINKS, "--peer", "=52:54:00:00:00:01"], "write IP=MAC"),
     "a group": (
         [*LINKS, "--peer", "224.0.0.1=52:54:00:00:00:01"],
-        "224.0.0.1=52:54:00:00:00:01: is no machine's",
+        "224.0.0.1=52:54:00:00:00:01: not the addresses of one machine",
     ),
-    "a link-local peer": ([*LINKS, "--peer", "fe80::1=52:54:00:00:00:01"], "is no machine's address"),
-    "a peer at a group": ([*LINKS, "--peer", "10.0.0.5=ff:ff:ff:ff:ff:ff"], "is no machine's address"),
+    "a link-local peer": (
+        [*LINKS, "--peer", "fe80::1=52:54:00:00:00:01"],
+        "not the addresses of one machine",
+    ),
+    "a peer at a group": (
+        [*LINKS, "--peer", "10.0.0.5=ff:ff:ff:ff:ff:ff"],
+        "not the addresses of one machine",
+    ),
     "no MAC address": ([*LINKS, *ALLOW, "--mac", "52:54"], "'52:54' is not an Ethernet address"),
-    "a group's MAC address": ([*LINKS, *ALLOW, "--mac", "01:00:5e:00:00:01"], "is no machine's address"),
+    "a group's MAC address": (
+        [*LINKS, *ALLOW, "--mac", "01:00:5e:00:00:01"],
+        "not the address of one machine",
+    ),
     "no address of the VM": (
         [*LINKS, *ALLOW, "--address", "vm"],
         "'vm' does not appear to be an IPv4 or IPv6",
@@ -41,7 +50,7 @@ LINES = {
         "give --address with --key: peers trust the key",
     ),
     "no such key": ([*LINKS, *ALLOW, "--key", "{tmp}/none"], "No such file or directory; make one with"),
-    "a short key": ([*LINKS, *ALLOW, "--key", "{tmp}/short"], "{tmp}/short: a key of less than 16 octets"),
+    "a short key": ([*LINKS, *ALLOW, "--key", "{tmp}/short"], "{tmp}/short: shorter than 16 octets"),
 }
 
 

@@ -455,7 +455,7 @@ def test_a_socket_that_nobody_serves_does_not_count_as_a_service(lab: Lab, host:
         dead.bind(str(run / "vtl-bridge-gone.sock"))
     environment = {**os.environ, "VTL_RUN": str(run)}
     done = host.run(BIN / "vtl-bridge", "status", env=environment, check=False)
-    assert (done.returncode, "none runs here" in done.stderr) == (6, True)
+    assert (done.returncode, "no service runs here" in done.stderr) == (6, True)
 
 
 # --- who may ask, and who is asked

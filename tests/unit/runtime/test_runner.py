@@ -42,7 +42,7 @@ def options(tmp_path) -> Options:
     [b"", b"[]", b"1", b'{"ok": true}', b'{"ok": true, "result": []}', b"[" * 100_000, b'{"ok": false}'],
 )
 def test_an_answer_that_is_none_is_told_as_that(line, tmp_path):
-    with pytest.raises(NotRunningError, match="in the middle of its answer"):
+    with pytest.raises(NotRunningError, match="before its answer was complete"):
         control.result_of(line, tmp_path)
 
 

@@ -30,7 +30,7 @@ CLIENTS_MAX: Final = 32
 _BACKLOG: Final = 128
 """Clients that wait to be accepted, or to be refused."""
 IDLE_S: Final = 60.0
-"""How long a client may ask nothing."""
+"""How long a client may be silent."""
 PATIENCE_S: Final = 10.0
 """How long a client may take to read its answer, or a service to give one."""
 _PAUSE_S: Final = 1.0
@@ -207,7 +207,7 @@ class ControlServer:
                 await asyncio.wait_for(channel.answer(answer), PATIENCE_S)
                 await asyncio.sleep(0)  # frames have their turn, even if the next request is here already
         except (ValueError, OSError, TimeoutError):
-            pass  # an endless line, or a client that went away or does not read
+            pass  # the line is too long, or the client has gone or does not read
         finally:
             channel.close()
 
@@ -218,7 +218,7 @@ class ControlServer:
             verb = self.verbs[request["verb"]]
         except (ValueError, KeyError, TypeError, RecursionError):
             return {"ok": False, "error": f"not a request; the verbs are {', '.join(sorted(self.verbs))}"}
-        request["upload"] = upload  # what the line says of it is not believed
+        request["upload"] = upload  # also when the line has a member of that name
         try:
             result = verb(request)
             return {"ok": True, "result": await result if isinstance(result, Awaitable) else result}
@@ -240,7 +240,9 @@ def _bound(path: Path) -> socket.socket:
         if found.st_uid not in (0, os.geteuid()) or (
             found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
         ):
-            raise VTLError(f"{path.parent}: others may write there; set VTL_RUN to a directory of your own")
+            raise VTLError(
+                f"{path.parent}: other users may write there; set VTL_RUN to a directory of your own"
+            )
         with suppress(FileNotFoundError, ConnectionRefusedError):
             _connect(path).close()
             raise VTLError(f"{path}: a service already runs there; stop it, or choose another with --control")
@@ -283,7 +285,7 @@ def _believe(path: Path, sock: socket.socket) -> None:
     is_closed = not directory.st_mode & 0o022
     if server in (0, us) or (us == 0 and is_closed and server == directory.st_uid):
         return
-    raise VTLError(f"{path}: user {server} answers there, and not a service of yours; name another socket")
+    raise VTLError(f"{path}: user {server} answers there, not a service of yours; name another socket")
 
 
 def ask(
@@ -325,7 +327,9 @@ def result_of(line: bytes, path: Path) -> Result:
         if ok and not isinstance(said, dict):
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise NotRunningError(f"{path}: the service went away in the middle of its answer") from None
+        raise NotRunningError(
+            f"{path}: the service ended before its answer was complete; start it again"
+        ) from None
     if not ok:
         raise VTLError(str(said))
     result: Result = said
@@ -333,12 +337,12 @@ def result_of(line: bytes, path: Path) -> Result:
 
 
 def _is_dead(path: Path) -> bool:
-    """Whether a socket is what a service left that was killed together with its broker."""
+    """Return whether no service listens: it was killed together with its broker."""
     try:
         _connect(path).close()
     except ConnectionRefusedError:
         return True
-    except OSError:  # which ask() tells of
+    except OSError:  # which ask() reports
         pass
     return False
 
@@ -354,5 +358,5 @@ def find(service: str, spec: str | None) -> list[Path]:
         return [path_for(service, spec)]
     found = [path for path in sorted(directory().glob(f"{service}-*.sock")) if not _is_dead(path)]
     if not found:
-        raise NotRunningError("none runs here; start one, or name its control socket")
+        raise NotRunningError("no service runs here; start one, or give its control socket by --link")
     return found

@@ -1,4 +1,4 @@
-"""A file in memory that nobody can change any more: the large part of a request on the control socket."""
+"""A file in memory that nobody can change: the large part of a request on the control socket."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcn
 
 
 class SealedFile:
-    """Owns the descriptor of a file that a client passes. The client may mean ill until read() returns."""
+    """Owns a descriptor from a client. It may be any file; read() refuses all but sealed memory."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd

@@ -33,7 +33,7 @@ NEIGHBOURS: Final = "neighbours"
 
 
 class Subnet(Stage):
-    """Three ports: the VM, its network, and the direct link. What is for a peer goes by the direct link.
+    """Three ports: the VM, its network, and the direct link. Packets for a peer take the direct link.
 
     options: of Peers.
     """
@@ -48,7 +48,7 @@ class Subnet(Stage):
         self._takes = self._from_vm, self._from_default, self._from_direct
 
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
-        """Send each frame the way that is right for it."""
+        """Forward each frame on the link that its addresses select."""
         self._ways.refresh(now)
         self._takes[port](batch, now)
 
@@ -83,7 +83,7 @@ class Subnet(Stage):
             self._pass(DIRECT, batch, short, now)
 
     def _may_shorten(self, shortcut: Shortcut, frame: memoryview, head: bytes, now: float) -> bool:
-        """Say whether a packet may go by a shortcut, as it may by a router that has nothing to say to it."""
+        """Return whether a packet may take a shortcut: a router would forward it without an ICMP error."""
         if wire.hops(head, frame) < 2 or not _is_honest(frame, head):
             return False
         if len(frame) - wire.L3 <= MTU_MIN:
@@ -97,7 +97,7 @@ class Subnet(Stage):
         return False
 
     def _tell_mtu(self, frame: memoryview, mtu: int, now: float) -> None:
-        """Tell the VM how large its packets may be, so that those to come take the short way."""
+        """Send the VM an ICMP error with the MTU of the shortcut, so that later packets fit it."""
         try:
             pkt = Packet.at(frame)
             net = pkt.ip
@@ -149,12 +149,12 @@ class Subnet(Stage):
             self._pass(FROM_VM, batch, [i for i in range(batch.count) if i not in gone], now)
 
     def _deliver(self, shortcut: Shortcut, frame: memoryview, head: bytes) -> str:
-        """Make a packet look as if it came the long way; return LONG, or why it is no packet of a peer."""
+        """Change a packet as if the gateway had forwarded it; return LONG, or the reason of its drop."""
         gateway = shortcut.gateway or self.vm.gateway
         if gateway is None:
             return "no-gateway"
         hops = wire.hops(head, frame)
-        if hops == wire.HOPS_MAX:  # no process was on its way, which would have taken one
+        if hops == wire.HOPS_MAX:  # vtl-subnet at the peer would have decremented it
             return "no-hop"
         if not hops:
             return "options"
@@ -166,7 +166,7 @@ class Subnet(Stage):
         return LONG
 
     def _keep_out(self, why: str, frame: memoryview, head: bytes, now: float) -> None:
-        """Listen to a frame that is not for the VM, and count it."""
+        """Learn from a frame that is not for the VM, and count it."""
         if head[wire.KIND] == OURS:
             self.peers.receive(frame, now)
         elif head[wire.KIND] == wire.ARP or wire.is_neighbour_discovery(head):
@@ -182,37 +182,37 @@ class Subnet(Stage):
             self.out[port](self._picked.pick(batch, indices), now)
 
     def settle(self, now: float) -> None:
-        """Send what is to be said to peers."""
+        """Send the messages to peers."""
         if self.peers.outbox:
             frames, self.peers.outbox = self.peers.outbox, []
             self.send(DIRECT, [(frame,) for frame in frames], now)
 
-    # --- what happens around it
+    # --- links and time
 
     def on_mtu(self, port: int, octets: int) -> None:
-        """Note what fits the links; what fits the default one is not ours to know."""
+        """Note the MTU of the direct link and of the VM's link; that of the default link does not matter."""
         if port == DIRECT:
             self.peers.mtu = min(octets, 65535)
         elif port == FROM_VM:
             self.peers.vm_mtu = min(octets, 65535)
 
     def on_link(self, port: int, up: bool, now: float) -> None:
-        """Leave the direct link at once when it goes."""
+        """Stop using the direct link at once when it fails."""
         if port == DIRECT and up:
             self.peers.changed(now)
         elif port == DIRECT:
             self.peers.lost_link("link-down", now)
 
     def deadline(self) -> float | None:
-        """Return when a peer is to be asked, or all to be told."""
+        """Return when the next probe or announcement is due."""
         return self.peers.deadline()
 
     def wake(self, now: float) -> None:
-        """Ask, tell, and give up who does not answer."""
+        """Send probes and announcements, and drop peers that do not answer."""
         self.peers.wake(now)
 
     def on_stop(self, now: float) -> None:
-        """Tell the peers that their packets would come to nothing."""
+        """Tell the peers to use the default path from now on."""
         self.peers.withdraw()
         self.settle(now)
 
@@ -222,12 +222,12 @@ class Subnet(Stage):
         self.event("shortcut", address=mine, peer=mac, state=state.value, was=was.value, why=why)
 
     def status(self, now: float) -> dict[str, object]:
-        """Return who the VM is, its shortcuts, and what the long way was spared."""
+        """Return the VM's addresses, its shortcuts, and the traffic that took them."""
         return report(self.peers, now, LISTED_MAX)
 
 
 def _is_honest(frame: memoryview, head: bytes) -> bool:
-    """Say whether a frame is what was read of it also when its checksum is written where its sender says."""
+    """Return whether completing a partial checksum leaves the fields that were read as they are."""
     if head[0] == 0 == head[1]:
         return True
     try:
