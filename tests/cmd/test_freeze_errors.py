@@ -123,8 +123,8 @@ def test_a_state_goes_from_service_to_service(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (exported()[:500], "not JSON, or cut off"),
-        (exported().replace(b'"version": 1', b'"version": 7'), "of version 7, and this is version 1"),
+        (exported()[:500], "not JSON, or truncated"),
+        (exported().replace(b'"version": 1', b'"version": 7'), "version 7 instead of 1"),
         (b"[]", "not a state of vtl-freeze"),
     ],
     ids=["cut off", "another version", "another thing"],

@@ -199,7 +199,7 @@ def test_a_second_service_of_an_interface_does_not_start_and_does_no_harm(lab: L
         done = host.run(*command, check=False)
         assert done.returncode == 1
         assert re.fullmatch(
-            r"vtl-tor: vmnet1: vtl-tor \(process \d+\) is in the way of it already; stop that first\n",
+            r"vtl-tor: vmnet1: vtl-tor \(process \d+\) already serves this interface; stop it first\n",
             done.stderr,
         )
         asked = guest.run("busybox", "nslookup", "-type=a", "www.example.com", "10.0.2.2").stdout
@@ -220,7 +220,7 @@ def test_a_torrc_that_tor_refuses_is_told_in_tors_words(lab: Lab) -> None:
     done = host.run(TOOL, *arguments, check=False)
     assert done.returncode == 1
     guarded, said = done.stderr.splitlines()
-    assert guarded == "vtl-tor: vmnet1: stays guarded; lift it with 'vtl-guard clear vmnet1'"
+    assert guarded == "vtl-tor: vmnet1: stays guarded; clear it with 'vtl-guard clear vmnet1'"
     assert said.startswith("vtl-tor: tor: ended with status 1: ")
     assert "NoSuchOption" in said
     assert said.endswith("; see all that it says with -vv")

@@ -13,7 +13,7 @@ import pytest
 
 from lab.netns import Host, Lab
 from lab.user import NOBODY, as_user
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import BIN
 from vtl_tools.common.device.capture import quiet_scapy
 
@@ -110,9 +110,7 @@ def advertise(guest: Host) -> None:
         from scapy.layers.l2 import Ether
     frame = Ether(src=guest.mac("eth0"), dst="33:33:00:00:00:01")
     frame /= IPv6(src="fe80::bad", dst="ff02::1", hlim=255) / ICMPv6ND_RA(routerlifetime=1800)
-    with guest.enter(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
-        sock.bind(("eth0", 0))
-        sock.send(bytes(frame))
+    guest.wire().send(frame)
 
 
 def default_route(host: Host) -> str:
@@ -155,7 +153,7 @@ def test_after_a_normal_end_the_guest_is_cut_off_and_the_uplink_is_not(lab: Lab,
     with service(lab, host, *FW) as process:
         assert reaches(host, "10.2.0.2")
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert [g["name"] for g in listed(host)] == ["vmnet1"]
     assert not reaches(guest, "10.1.0.1")
     assert reaches(host, "10.2.0.2")
@@ -285,11 +283,11 @@ def test_an_interface_that_is_made_anew_has_no_guard(lab: Lab, scene: Scene) -> 
         lab.veth(guest, "eth0", host, "vmnet1")
         guest.addr("eth0", "10.1.0.2/24")
         host.addr("vmnet1", "10.1.0.1/24")
-        assert raised_anew(process) == "was made anew"
+        assert raised_anew(process) == "was created again"
         assert [g["in_force"] for g in listed(host)] == [True]
         assert not reaches(guest, "10.1.0.1")
         said = refused(lab, host, *FW)
-        assert "in the way of it already" in said
+        assert "already serves this interface" in said
 
 
 def test_the_guest_gets_out_while_the_guard_is_flushed_again_and_again(lab: Lab, scene: Scene) -> None:
@@ -346,7 +344,7 @@ def test_a_second_service_walks_around_the_first(lab: Lab, scene: Scene, other: 
         said = refused(lab, host, *other)
         (line,) = [line for line in said.splitlines() if "in the way" in line]
         assert ": vmnet1: vtl-fw (process " in line
-        assert line.endswith(" is in the way of it already; stop that first")
+        assert line.endswith(" already serves this interface; stop it first")
         assert states(host) == before
 
 
@@ -355,7 +353,7 @@ def test_a_second_service_comes_from_another_mount_namespace_and_user(lab: Lab, 
     with service(lab, host, *FW):
         elsewhere = ("unshare", "--mount", "--pid", "--fork", "--ipc", *words(lab, *BRIDGE, run="other"))
         done = host.run(*elsewhere, check=False)
-        assert (done.returncode, "in the way of it already" in done.stderr) == (1, True)
+        assert (done.returncode, "already serves this interface" in done.stderr) == (1, True)
         (lab.dir / "nobodys").mkdir()
         os.chown(lab.dir / "nobodys", NOBODY, NOBODY)
         rights = "+net_admin,+net_raw"
@@ -371,7 +369,7 @@ def test_a_second_service_comes_from_another_mount_namespace_and_user(lab: Lab, 
         )
         tool = ("env", f"VTL_RUN={lab.dir}/nobodys", *as_user(lab, host, "vtl-bridge"), *BRIDGE[1:])
         done = host.run(*user, *tool, check=False)
-        assert (done.returncode, "in the way of it already" in done.stderr) == (1, True), done.stderr
+        assert (done.returncode, "already serves this interface" in done.stderr) == (1, True), done.stderr
 
 
 def test_the_second_service_comes_first_and_the_firewall_stands_beside_it(lab: Lab, scene: Scene) -> None:
@@ -405,7 +403,7 @@ def test_two_half_duplex_bridges_share_their_interfaces_and_no_third(lab: Lab, s
     back = ("vtl-bridge", "--half-duplex", "--iface", "eth0", "--iface", "vmnet1")
     with service(lab, host, *out), service(lab, host, *back, run="second"):
         for third in (out, back, FW):
-            assert "in the way of it already" in refused(lab, host, *third)
+            assert "already serves this interface" in refused(lab, host, *third)
 
 
 def test_a_watcher_stands_beside_a_service_before_and_after(lab: Lab, scene: Scene) -> None:
@@ -431,7 +429,7 @@ def test_the_guest_is_let_out_until_the_proxy_answers(lab: Lab, scene: Scene) ->
         asked.close()
         _, said = process.communicate()
     assert process.returncode == 1
-    assert said.splitlines()[0] == ("vtl-tor: vmnet1: stays guarded; lift it with 'vtl-guard clear vmnet1'")
+    assert said.splitlines()[0] == ("vtl-tor: vmnet1: stays guarded; clear it with 'vtl-guard clear vmnet1'")
     assert not reaches(guest, "10.1.0.1")
 
 

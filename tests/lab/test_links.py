@@ -175,7 +175,7 @@ def test_a_tap_that_exists_is_attached_to_and_stays(lab):
     host.tap("vtl0")
     with opened(host, TapDevice("vtl0")) as tap:
         assert tap.up
-        with pytest.raises(DeviceError, match="busy; end the process that has it open"):
+        with pytest.raises(DeviceError, match="busy; end the process that uses it"):
             with TapDevice("vtl0"):
                 pass
     assert "vtl0" in host.run("ip", "-br", "link").stdout
@@ -246,7 +246,7 @@ def test_libpcap_survives_its_interface(captured):
 
 def test_libpcap_wants_an_interface_that_is_there(lab):
     host = lab.host("host")
-    with pytest.raises(DeviceError, match="no such network interface; choose of lo"):
+    with pytest.raises(DeviceError, match="no such network interface; choose one of lo"):
         with opened(host, LibpcapDevice("eth9")):
             pass
 

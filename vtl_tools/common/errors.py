@@ -1,14 +1,14 @@
-"""What can go wrong, in families that a user's script can tell apart by exit status."""
+"""Exceptions of VTL tools. Each class that a user may see has an exit status of its own."""
 
 
 class VTLError(Exception):
-    """Base of what a user may see. str(e) is one line: subject: problem; remedy."""
+    """Base of the errors shown to users. str(e) is one line: subject: problem; remedy."""
 
     exit_code = 1
 
 
 class SpecError(VTLError):
-    """What the user wrote cannot be meant: 'qemu:': a link needs an address; see vtl-tools(7)."""
+    """Invalid user input: 'qemu:': a link needs an address; see vtl-tools(7)."""
 
     exit_code = 2  # as click's own usage errors
 
@@ -20,28 +20,27 @@ class DeviceError(VTLError):
 
 
 class LinkLostError(VTLError):
-    """A link went away and was not to be waited for."""
+    """A link went down, and the user asked not to wait for it."""
 
     exit_code = 4
 
 
 class PermissionNeededError(VTLError):
-    """The kernel refused for want of privilege: vmnet1: not permitted; run as root."""
+    """A permission is missing: vmnet1: not permitted; run as root."""
 
     exit_code = 5
 
 
 class NotRunningError(VTLError):
-    """No service answers on the control socket that was asked."""
+    """No service answers on the control socket."""
 
     exit_code = 6
 
 
 class Malformed(ValueError):  # noqa: N818 - it names a packet's state, and never reaches a user
-    """Foreign octets are not what they claim to be. Outside the family above: such a frame is counted
-    and dropped, never shown.
+    """Untrusted octets are not what they claim to be. Not a VTLError: the frame is counted and dropped.
 
-    what: the field at fault, as "tcp.offset". off: where in the buffer it is, in octets.
+    what: the broken field, such as "tcp.offset". off: its offset in the buffer, in octets.
     """
 
     def __init__(self, what: str, off: int = 0) -> None:

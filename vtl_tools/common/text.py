@@ -1,4 +1,4 @@
-"""Text from outside, made safe to print: a terminal shows it and does not obey it."""
+"""Makes untrusted text safe to print on a terminal."""
 
 import unicodedata
 from typing import TYPE_CHECKING, Final
@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 LENGTH_MAX: Final = 1000
-"""Characters of one piece of foreign text that are shown."""
+"""Maximum characters shown of an untrusted text."""
 
 _OBEYED: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
-"""Unicode's categories of invisible characters: controls, changes of direction, line ends."""
+"""Unicode categories of invisible characters: controls, changes of direction, line ends."""
 
 
 def printable(value: object, length_max: int = LENGTH_MAX) -> str:
-    """Return a value as text of one line. Characters that a terminal might obey are escaped as in Python."""
+    """Return a value as text of one line. Characters that control a terminal are escaped as in Python."""
     text = str(value)
     shown = text if len(text) <= length_max else f"{text[:length_max]}..."
     if shown.isascii() and shown.isprintable():
@@ -35,7 +35,7 @@ def rich_text(value: object) -> "Text":
 
 
 def rich_console(*, stderr: bool = False) -> "Console":
-    """Return a console of rich that shows text as it is."""
+    """Return a console of rich that prints text unchanged."""
     from rich.console import Console
 
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)

@@ -68,7 +68,7 @@ def test_a_proof_that_is_none_is_told(new_talk):
         (["before_proof"], 5),
     ):  # fmt: skip
         text = changed(text_of(talk), ["connections", 0, *path], value)
-        with pytest.raises(VTLError, match="export the state anew"):
+        with pytest.raises(VTLError, match="export the state again"):
             state.load(text, "x", Freezer(), 1.0)
 
 
@@ -100,7 +100,7 @@ def changed(told, path, value):
 
 
 WRONG = {
-    "another version": (["version"], 2, "of version 2, and this is version 1"),
+    "another version": (["version"], 2, "version 2 instead of 1"),
     "another's": (["format"], "vtl-fw", "not a state of vtl-freeze"),
     "no version": (["version"], None, "no int as 'version'"),
     "a number that is too large": (
@@ -109,20 +109,20 @@ WRONG = {
         "'vm_ack' is not from 0 to 4294967295",
     ),
     "a number that is none": (["connections", 0, "vm_window"], True, "no int as 'vm_window'"),
-    "half of a frame": (["connections", 0, "head"], "AAAA", "a held frame is none"),
+    "half of a frame": (["connections", 0, "head"], "AAAA", "a held frame is invalid"),
     "a frame of another": (["connections", 0, "vm_port"], 81, "a held frame is of another connection"),
-    "an address": (["connections", 0, "peer"], "10.0.0", "an IP address is none"),
+    "an address": (["connections", 0, "peer"], "10.0.0", "an IP address is invalid"),
     "two versions of IP": (["connections", 0, "peer"], "::1", "between two versions of IP"),
-    "no connection": (["connections", 0], 5, "an IP address is none"),
+    "no connection": (["connections", 0], 5, "an IP address is invalid"),
     "another network": (
         ["connections", 0, "ethernet"],
         "00" * 14,
         "an Ethernet header is of another network",
     ),
-    "no octets": (["connections", 0, "tags"], "xy", "VLAN tags: no octets"),
-    "no time": (["frozen_s"], -1.0, "'frozen_s' is no time"),
-    "no host": (["hosts"], [["", "10.0.0.1"]], "a host is no three texts"),
-    "no reset": (["resets"], ["AAAA"], "a held frame is none"),
+    "no octets": (["connections", 0, "tags"], "xy", "VLAN tags: not hexadecimal"),
+    "no time": (["frozen_s"], -1.0, "'frozen_s' is not a time"),
+    "no host": (["hosts"], [["", "10.0.0.1"]], "a host is not a list of three strings"),
+    "no reset": (["resets"], ["AAAA"], "a held frame is invalid"),
     "no list": (["connections"], {}, "no list as 'connections'"),
 }
 
@@ -142,14 +142,14 @@ def test_what_is_wrong_is_told_and_nothing_is_changed(new_talk, path, value, sai
 def test_a_connection_is_there_once(new_talk):
     told = json.loads(text_of(held(new_talk)))
     told["connections"] *= 2
-    with pytest.raises(VTLError, match="there twice"):
+    with pytest.raises(VTLError, match="occurs twice"):
         state.load(json.dumps(told).encode(), "x", Freezer(), 0.0)
 
 
 def test_what_is_cut_off_is_told(new_talk):
     text = text_of(held(new_talk))
     for end in range(0, len(text) - 3, 97):
-        with pytest.raises(VTLError, match="not JSON, or cut off"):
+        with pytest.raises(VTLError, match="not JSON, or truncated"):
             state.load(text[:end], "x", Freezer(), 0.0)
 
 

@@ -192,7 +192,7 @@ def test_the_file_is_its_owners_and_replaced_as_a_whole(tmp_path):
     with pytest.raises(OSError, match="too large"):
         StateFile(path, 2).read()
     path.chmod(0o620)
-    with pytest.raises(PermissionError, match="file of ours"):
+    with pytest.raises(PermissionError, match="our own file"):
         StateFile(path, 10).read()
 
 
@@ -204,7 +204,7 @@ def test_no_link_and_no_pipe_is_read_in_its_place(tmp_path):
         StateFile(path, 10).read()
     path.unlink()
     os.mkfifo(path, 0o600)
-    with pytest.raises(PermissionError, match="file of ours"):
+    with pytest.raises(PermissionError, match="our own file"):
         StateFile(path, 10).read()
     (tmp_path / "x.state.new").symlink_to("target")
     path.unlink()

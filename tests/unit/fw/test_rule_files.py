@@ -103,13 +103,12 @@ TCP_OR_UDP = "expected 'tcp' or 'udp' before ports, and no other protocol"
 WRONG = {
     "alow out tcp": "1:1: expected a rule (allow, deny or reject), 'set' or 'include', not 'alow'",
     "allow out tcp to 10.0.0.1/8": (
-        f"1:18: {AN_ADDRESS}: 10.0.0.1/8 has bits set behind its prefix: write 10.0.0.0/8, or 10.0.0.1"
+        f"1:18: {AN_ADDRESS}: 10.0.0.1/8 has host bits set: write 10.0.0.0/8, or 10.0.0.1"
     ),
     "allow out to 2001:db8::1/32": (
-        f"1:14: {AN_ADDRESS}: 2001:db8::1/32 has bits set behind its prefix: write 2001:db8::/32, or"
-        " 2001:db8::1"
+        f"1:14: {AN_ADDRESS}: 2001:db8::1/32 has host bits set: write 2001:db8::/32, or 2001:db8::1"
     ),
-    "allow out to 10.0.0.0/33": f"1:14: {AN_ADDRESS}: /33 is no length of a prefix: 0 to 32 bits",
+    "allow out to 10.0.0.0/33": f"1:14: {AN_ADDRESS}: /33 is not a prefix length: use 0 to 32",
     "allow out to 10.0.0.010": f"1:14: {AN_ADDRESS}: 10.0.0.010 is no IP address",
     "allow out to fe80::1%eth0": f"1:14: {AN_ADDRESS}: fe80::1%eth0 is no IP address",
     "allow out to 10.0.0.9-10.0.0.1": f"1:14: {AN_ADDRESS}: 10.0.0.9-10.0.0.1 ends before it begins",

@@ -294,7 +294,7 @@ def test_a_worker_that_answers_nonsense_is_told_of_in_a_line(said):
     async def main():
         one = Asked()
         one.reader.feed_data(said)
-        with pytest.raises(VTLError, match="worker 1 ended, or answers what is no status"):
+        with pytest.raises(VTLError, match="worker 1 ended, or its answer is no status"):
             await ask_all({1: (one.reader, one)}, Counter())
 
     asyncio.run(main())

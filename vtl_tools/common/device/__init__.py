@@ -1,1 +1,1 @@
-"""The Network Interface API (paper section 2.3): links named by a spec, read and written in batches."""
+"""Network Interface API (paper section 2.3): links opened by a spec, read and written in batches."""

@@ -23,7 +23,7 @@ _VNET_HDR: Final = 15
 _FANOUT: Final = 18
 _IGNORE_OUTGOING: Final = 23
 _MR_PROMISC: Final = 1
-_FANOUT_HASH: Final = 0  # of the flow, and symmetric: both directions fall to the same worker
+_FANOUT_HASH: Final = 0  # of the flow, and symmetric: the same worker gets both directions
 _ETH_P_ALL: Final = 3
 _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
@@ -32,7 +32,7 @@ _SIOCGIFMTU: Final = 0x8921
 _IFF_UP: Final = 1
 
 BUFFER: Final = 32 << 20
-"""Octets of socket buffer each way: a burst waits in the kernel while another link is served."""
+"""Octets of socket buffer per direction: a burst waits in the kernel while another link is served."""
 
 # struct cmsghdr, then struct tpacket_auxdata: status, len, snaplen (u32), mac, net, vlan_tci, vlan_tpid.
 _CONTROL: Final = 40
@@ -41,11 +41,11 @@ _AUX_TPID: Final = 16 + 18  # 0 where there was no tag
 
 
 class PacketDevice(Device):
-    """An interface by name. Survives its being taken down, deleted and made anew.
+    """An interface by name. Reopens it after it was set down, or deleted and created again.
 
-    mark: SO_MARK of what is sent, by which the guard tells ours from the host's; 0 for none.
-    fanout: a number that the processes which share this interface's flows agree on; 0 for none.
-    receive: whether frames are wanted; a link that is only written to costs nothing for what it gets.
+    mark: SO_MARK of sent frames, by which the guard tells them from the host's; 0 for none.
+    fanout: number of the fanout group of the processes that share this interface's flows; 0 for none.
+    receive: False for a link that is only written to, which then spends nothing on incoming frames.
     """
 
     offload = True
@@ -62,8 +62,8 @@ class PacketDevice(Device):
         self._index = 0
         self._sock: socket.socket | None = None
         self._fd = -1
-        # Receiving has its own mmsghdr array, with room for the auxiliary data, over the batch's iovecs;
-        # the batch's own array has none, so that what was received can be sent as it is.
+        # Receiving has its own mmsghdr array, with room for the auxiliary data, over the batch's iovecs.
+        # The batch's own array has none, so that received frames can be sent as they are.
         rx_address, self._rx = mmsg.words(mmsg.WORDS * SLOTS)
         self._rx_pointer = mmsg.pointer(rx_address)
         self._rx[:] = self._batch.msgs
@@ -72,11 +72,11 @@ class PacketDevice(Device):
         self._tpids = self._control.cast("H")[_AUX_TPID // 2 :: _CONTROL // 2]
         for i in range(SLOTS):
             self._rx[i * mmsg.WORDS + mmsg.CONTROL] = control + i * _CONTROL
-            # The kernel writes back what it used: this very number, since every frame has its data.
+            # The kernel writes back the octets used: this very number, since every frame has such data.
             self._rx[i * mmsg.WORDS + mmsg.CONTROLLEN] = _CONTROL
 
     def connect(self) -> None:
-        """Bind to the interface, promiscuously, for as long as this process lives."""
+        """Bind to the interface in promiscuous mode."""
         if not 0 < len(os.fsencode(self.name)) < 16 or "/" in self.name:
             raise DeviceError(f"{self.name}: not an interface name; see vtl-tools(7) for how links are named")
         index, _ = interface.find(self.name)
@@ -93,7 +93,7 @@ class PacketDevice(Device):
             ) from None
 
     def _open(self) -> socket.socket:
-        # Bound to no protocol until all is set up, so that no frame is queued in another form.
+        # Bound to no protocol until all options are set, so that no frame is queued without them.
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
         sock.setsockopt(_SOL_PACKET, _VNET_HDR, 1)
         sock.setsockopt(_SOL_PACKET, _AUXDATA, 1)
@@ -120,7 +120,7 @@ class PacketDevice(Device):
         if self._is_up():
             self.went_up()
         else:
-            self.up = True  # so that went_down says so
+            self.up = True  # so that went_down() logs it
             self.went_down("the interface is down")
 
     def _ask(self, request: int) -> bytes:
@@ -132,7 +132,7 @@ class PacketDevice(Device):
         return bool(struct.unpack_from("H", self._ask(_SIOCGIFFLAGS), 16)[0] & _IFF_UP)
 
     def _look_again(self) -> None:
-        """The interface went down or away: see whether it is back, perhaps as another one."""
+        """Reopen the interface if it is back after it went down or was deleted."""
         assert self._sock is not None
         self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         try:
@@ -143,7 +143,7 @@ class PacketDevice(Device):
                     self.went_up()
                     return
             else:
-                if self.fanout:  # a socket in a fanout group cannot be bound anew
+                if self.fanout:  # a socket in a fanout group cannot be bound again
                     self.handle.forget(self._sock.fileno())
                     self._sock.close()
                     self._sock = self._open()
@@ -155,7 +155,7 @@ class PacketDevice(Device):
         self.handle.alarm(RETRY_S)
 
     def read(self) -> Batch:
-        """Receive up to a batch of frames, VLAN tags put back where the kernel took them out."""
+        """Receive up to a batch of frames. Restores VLAN tags that the kernel has removed."""
         batch, rx = self._batch, self._rx
         if batch.count:
             batch.clear()
@@ -165,7 +165,7 @@ class PacketDevice(Device):
             return batch
         n = mmsg.recvmmsg(self._fd, self._rx_pointer, SLOTS, mmsg.MSG_DONTWAIT, None)
         if n > 0:
-            if n == 1:  # as most bursts of bulk TCP: one super-segment, for which columns would cost 2 us
+            if n == 1:  # common in bulk TCP: one super-segment, for which columns would take 2 us
                 batch.hold_one(rx[mmsg.LEN])
                 tagged = self._tpids[0] != 0
             else:
@@ -174,7 +174,7 @@ class PacketDevice(Device):
                 tagged = _any(self._tpids[:n])
             if tagged:
                 self._put_tags_back(batch)
-            if batch.octets >= FRAME_MAX - vnet.VNET:  # what was cut off fills its slot
+            if batch.octets >= FRAME_MAX - vnet.VNET:  # a truncated frame fills its slot
                 self._leave_out_truncated(batch)
             return self.received(batch)
         if (code := mmsg.errno()) not in (errno.EAGAIN, errno.EINTR):
@@ -189,7 +189,7 @@ class PacketDevice(Device):
             batch.pick(batch, whole)
 
     def _put_tags_back(self, batch: Batch) -> None:
-        """The kernel takes the outer VLAN tag out of what it receives, into the auxiliary data."""
+        """Insert the outer VLAN tag, which the kernel moves from a received frame to the auxiliary data."""
         for i, tpid in enumerate(self._tpids[: batch.count]):
             if not tpid:
                 continue
@@ -205,7 +205,7 @@ class PacketDevice(Device):
             vnet.HEADER.pack_into(frame, 0, flags, gso_type, hdr_len, gso_size, csum_start, csum_offset)
 
     def write(self, batch: Batch) -> int:
-        """Send a batch; the kernel segments and sums what is marked so."""
+        """Send a batch. The kernel segments super-segments and completes partial checksums."""
         count = batch.count
         if not self.up:
             return self.refused(batch, Drop.LINK_DOWN)
@@ -213,7 +213,7 @@ class PacketDevice(Device):
         return self.sent(batch) if done == count else self._write_rest(batch, done)
 
     def write_pieces(self, frames: Sequence[Pieces]) -> int:
-        """Send frames that are in pieces, which the kernel joins; those of one piece with one call."""
+        """Send frames in pieces, which the kernel joins. Frames of one piece go out by one call."""
         if len(frames) > 1 and max(map(len, frames)) == 1:
             whole = [bytes(pieces[0]) for pieces in frames]
             return sum(self.write(self._lent.lend(whole[i : i + SLOTS])) for i in range(0, len(whole), SLOTS))
@@ -235,7 +235,7 @@ class PacketDevice(Device):
         return sent
 
     def _write_rest(self, batch: Batch, n: int) -> int:
-        """Go on where sendmmsg stopped short, having sent n frames, or none and failed (-1)."""
+        """Continue after sendmmsg stopped early: it sent n frames, or failed at the first (-1)."""
         fd, address, count = self._fd, batch.msgs_address, batch.count
         lost: list[int] = []
         done = max(n, 0)
@@ -254,7 +254,7 @@ class PacketDevice(Device):
         return self.sent(batch, len(lost), sum(batch.lengths[i] - vnet.VNET for i in lost))
 
     def _why(self, code: int) -> tuple[Drop, bool]:
-        """Return why a frame was not sent, and whether the frame is at fault: if not, the link is."""
+        """Return why a frame was not sent, and whether the frame is the cause; if not, the link is."""
         if code in (errno.EAGAIN, errno.ENOBUFS):
             return Drop.QUEUE_FULL, False
         if code in (errno.ENETDOWN, errno.ENXIO, errno.ENODEV):
@@ -265,21 +265,21 @@ class PacketDevice(Device):
     def status(self) -> dict[str, object]:
         """Return what --json prints of the link."""
         if self._sock is not None:
-            # struct tpacket_stats: packets, drops; since last asked.
+            # struct tpacket_stats: packets, drops; both since the last query.
             stats = self._sock.getsockopt(_SOL_PACKET, _STATISTICS, 8)
             if overrun := struct.unpack("II", stats)[1]:
                 self.drops[Drop.OVERRUN] += overrun
         return super().status()
 
     def signal(self, wanted: bool) -> None:
-        """Say whether fileno() is waited on."""
+        """Enable or disable wake-ups by fileno()."""
         if wanted:
             self.handle.watch(self._fd)
         else:
             self.handle.forget(self._fd)
 
     def close(self) -> None:
-        """Disconnect; the interface leaves promiscuous mode. Idempotent."""
+        """Close the link. The interface leaves promiscuous mode. Idempotent."""
         if self._sock is not None:
             self._sock.close()
             self._sock = None
@@ -287,5 +287,5 @@ class PacketDevice(Device):
 
 
 def _any(column: memoryview) -> bool:
-    """Whether any number of a strided view is not 0; 64 of them cost 0.3 us."""
+    """Return whether any number of a strided view is not 0; 64 of them take 0.3 us."""
     return bool(column.tobytes().strip(b"\0"))

@@ -1,4 +1,4 @@
-"""What every link is (paper section 2.3): connect, disconnect, read, write, and a handle to wait on."""
+"""Base of all links (paper section 2.3): connect, read, write, close, and a descriptor to wait on."""
 
 import asyncio
 import logging
@@ -14,50 +14,50 @@ from vtl_tools.common.device.handle import Handle
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.25
-"""How long a link that went away is left alone before it is tried again."""
+"""Seconds between attempts to reopen a link that is down."""
 
 
 class Drop(StrEnum):
-    """Why a link did not pass a frame on; the values are what --json prints."""
+    """Reason why a link dropped a frame. The values appear in --json."""
 
     QUEUE_FULL = "queue-full"  # the outgoing link had no room
-    LINK_DOWN = "link-down"  # nobody at the other end
-    TOO_BIG = "too-big"  # larger than the link's MTU, or than any frame may be
+    LINK_DOWN = "link-down"  # the peer or the interface is absent
+    TOO_BIG = "too-big"  # larger than the link's MTU, or than FRAME_MAX
     RUNT = "runt"  # shorter than an Ethernet header
-    REFUSED = "refused"  # the kernel would not send it: its virtio_net_hdr and content disagree
-    MALFORMED = "malformed"  # it could not be segmented for a link without offload
-    OVERRUN = "overrun"  # it came while the link's receive buffer was full: the service was too slow
-    FOREIGN = "foreign"  # it came in the framing of another network, or from another peer
-    FAULT = "fault"  # an emulated fault: lost on purpose
+    REFUSED = "refused"  # rejected by the kernel: virtio_net_hdr and content disagree
+    MALFORMED = "malformed"  # not segmentable for a link without offload
+    OVERRUN = "overrun"  # the receive buffer was full: the service was too slow
+    FOREIGN = "foreign"  # from another network (VNI) or another peer
+    FAULT = "fault"  # an emulated loss
 
 
 class Device(ABC):
-    """A link. Frames have a virtio_net_hdr in front; on one without offload it is all zeros.
+    """A link. Each frame starts with a virtio_net_hdr, which is all zeros on a link without offload.
 
-    A full link drops and counts; it never blocks and never raises. A link whose peer goes away is down
-    until the peer is back, which it finds out by itself whenever it is read.
+    A full link drops and counts frames; it never blocks and never raises. A link whose peer goes away is down
+    until the peer is back. read() detects both.
     """
 
     mtu: int = 65535
-    """Largest IP packet in octets, no Ethernet header."""
+    """Size of the largest IP packet in octets, without Ethernet header."""
     offload: bool = False
-    """Whether super-segments and partial checksums pass; where not, write() segments and sums."""
+    """Whether super-segments and partial checksums pass unchanged. If not, write() resolves them."""
     finished: bool = False
-    """Whether nothing will ever come again: a file was read to its end."""
+    """Whether no frame can come any more: a file was read to its end."""
 
     interface: str = ""
-    """The interface of this host that it is, by any of its names; "" where it is none."""
+    """The name of the host's interface behind the link, any of its names; "" if there is none."""
     mark: int = 0
-    """SO_MARK of what it sends on an interface, by which the guard tells it from the host's; 0 for none."""
+    """SO_MARK of frames sent on an interface, by which the guard knows them; 0 for none."""
     silent: bool = False
-    """Whether it was opened for writing only."""
+    """Whether the link was opened for writing only."""
     unwritten: bool = False
-    """Whether it is for reading only."""
+    """Whether the link is for reading only."""
     capabilities: frozenset[int] = frozenset()
-    """What of the process's capabilities it needs to open again what went away."""
+    """Capabilities that the process needs to reopen the link."""
 
     _joined: Batch | None = None
-    """Where write_pieces() joins, once it was needed."""
+    """Buffer in which write_pieces() joins frames, created on first use."""
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
@@ -69,39 +69,39 @@ class Device(ABC):
 
     @abstractmethod
     def connect(self) -> None:
-        """Open the link. Raises DeviceError or PermissionNeededError, in one line each."""
+        """Open the link. Raises DeviceError or PermissionNeededError, with a message of one line."""
 
     @abstractmethod
     def read(self) -> Batch:
-        """Return what waits now, maybe nothing; borrowed until the next read(). Never blocks."""
+        """Return the waiting frames, perhaps none; borrowed until the next read(). Never blocks."""
 
     @abstractmethod
     def write(self, batch: Batch) -> int:
-        """Send; return how many frames were taken. The rest is dropped and counted, never waited for.
+        """Send a batch and return how many frames the link took. The rest is dropped and counted.
 
-        A link without offload counts the plain frames that a super-segment became.
+        A link without offload counts the plain frames that it made of each super-segment.
         """
 
     def write_pieces(self, frames: Sequence[Pieces]) -> int:
-        """Send frames that are in pieces, as write() does; a link that can spares their joining."""
+        """Send frames in pieces, as write() does. A link that supports it avoids joining them."""
         if self._joined is None:
             self._joined = Batch()
         return sum(self.write(self._joined.join(frames[i : i + SLOTS])) for i in range(0, len(frames), SLOTS))
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when read() has something to do; it never changes."""
+        """Return a descriptor that is readable when read() has something to do. It never changes."""
         return self.handle.fileno()
 
     def signal(self, wanted: bool) -> None:  # noqa: B027 - most links have nothing to spare
-        """Say whether fileno() is waited on. Who reads without waiting spares the link the telling."""
+        """Enable or disable wake-ups by fileno(); a reader that does not wait saves the link this work."""
 
     def close(self) -> None:
-        """Disconnect. Idempotent."""
+        """Close the link. Idempotent."""
         self.up = False
         self.handle.close()
 
     def status(self) -> dict[str, object]:
-        """Return what --json prints of the link."""
+        """Return the link's part of --json."""
         return {
             "link": self.spec,
             "up": self.up,
@@ -114,14 +114,14 @@ class Device(ABC):
         }
 
     def went_up(self) -> None:
-        """Note that the peer is there."""
+        """Note that the peer is present."""
         if not self.up:
             self.up = True
-            self.handle.hush()  # it was set to look for the peer, and would go on waking who reads
+            self.handle.hush()  # the alarm was set to look for the peer, and would keep waking the reader
             log.info("%s: up", self.spec)
 
     def went_down(self, why: object) -> None:
-        """Note that the peer is gone, and wake again to look for it."""
+        """Note that the peer is gone, and set the alarm to look for it."""
         if self.up:
             self.up = False
             self.losses += 1
@@ -129,20 +129,20 @@ class Device(ABC):
         self.handle.alarm(RETRY_S)
 
     def received(self, batch: Batch) -> Batch:
-        """Count a batch that read() is about to return."""
+        """Count and return a batch that read() returns."""
         self.rx_frames += batch.count
         self.rx_octets += batch.octets
         return batch
 
     def sent(self, batch: Batch, lost: int = 0, lost_octets: int = 0) -> int:
-        """Count a batch of which all but `lost` frames were taken, and return how many were."""
+        """Count a batch of which all but `lost` frames were taken, and return the number taken."""
         taken = batch.count - lost
         self.tx_frames += taken
         self.tx_octets += batch.octets - lost_octets
         return taken
 
     def refused(self, batch: Batch, reason: Drop) -> int:
-        """Count a batch of which nothing was taken, and return 0."""
+        """Count a batch of which no frame was taken, and return 0."""
         self.drops[reason] += batch.count
         return 0
 
@@ -172,7 +172,7 @@ class Device(ABC):
             while not self.finished:
                 if batch := self.read():
                     yield batch
-                elif not self.finished:  # reading may have shown it to be
+                elif not self.finished:  # read() may have reached the end
                     ready.clear()
                     await ready.wait()
         finally:

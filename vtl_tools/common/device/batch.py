@@ -1,7 +1,7 @@
-"""A batch: up to 64 frames in one arena, the unit of I/O.
+"""Batch: up to 64 frames in one arena, the unit of I/O.
 
 Each slot of the arena has headroom, then a frame: the virtio_net_hdr and the Ethernet frame (packet.vnet).
-A frame is *borrowed*: valid until its device is read again; bytes(frame) or bytearray(frame) keeps it.
+A frame is *borrowed*: valid until its device is read again; bytes(frame) or bytearray(frame) copies it.
 """
 
 import ctypes
@@ -12,21 +12,21 @@ from vtl_tools.common.device import mmsg
 from vtl_tools.common.packet import vnet
 
 Pieces = tuple[bytes | memoryview, ...]
-"""A frame in pieces that belong together: virtio_net_hdr and headers, then views of what it carries."""
+"""A frame in pieces: virtio_net_hdr and headers, then views of the payload."""
 
 SLOTS: Final = 64
 HEADROOM: Final = 64
-"""Octets in front of a frame, for what a link puts there: a VLAN tag, a tunnel's header."""
+"""Octets of headroom before a frame, in which a link can insert a VLAN tag or a tunnel's header."""
 
 FRAME_MAX: Final = vnet.VNET + 14 + 8 + 40 + 65535
-"""Octets of the largest frame: Ethernet with two tags around an IPv6 packet without jumbogram option."""
+"""Size of the largest frame in octets: Ethernet, two tags, an IPv6 packet without jumbogram option."""
 
-# An odd number of cache lines, so that the slots' first lines do not all fall into one cache set.
+# An odd number of cache lines, so that the first lines of all slots do not share one cache set.
 STRIDE: Final = (HEADROOM + FRAME_MAX + 127) // 128 * 128 + 64
 
 
 class Batch:
-    """Frames to read, edit, drop and send. Iterating gives a writable memoryview of each frame."""
+    """Frames to read, edit, drop and send. Iteration yields a writable memoryview of each frame."""
 
     __slots__ = (
         "_arena",
@@ -47,7 +47,7 @@ class Batch:
         arena = bytearray(slots * STRIDE)
         self._arena = memoryview(arena)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(arena))
-        # Where a virtio_net_hdr is unless its frame was moved: the first eight octets, and the two behind.
+        # The place of each virtio_net_hdr unless its frame was moved: the first 8 octets, and the next 2.
         self._heads = self._arena.cast("Q")[HEADROOM // 8 :: STRIDE // 8]
         self._tails = self._arena.cast("H")[HEADROOM // 2 + 4 :: STRIDE // 2]
         self._arrays(slots)
@@ -76,7 +76,7 @@ class Batch:
 
     @property
     def slots(self) -> int:
-        """How many frames there is room for."""
+        """The maximum number of frames."""
         return len(self._iov) // 2
 
     @property
@@ -91,22 +91,22 @@ class Batch:
     @property
     def lengths(self) -> memoryview:
         """Length of each frame in octets, virtio_net_hdr included: 64-bit words, shape (count,)."""
-        self._octets = -1  # they may be written to
+        self._octets = -1  # the caller may write to it
         return self._iov[1 : 2 * self.count : 2]
 
     @property
     def addresses(self) -> memoryview:
-        """Where each frame is in memory, for system calls: 64-bit words, shape (count,)."""
+        """The memory address of each frame, for system calls: 64-bit words, shape (count,)."""
         return self._iov[0 : 2 * self.count : 2]
 
     @property
     def is_plain(self) -> bool:
-        """Whether every virtio_net_hdr is zeros, of frames that were just received into their slots."""
+        """Whether every virtio_net_hdr is zeros. For frames just received into their slots."""
         n = self.count
         return not (self._heads[:n].tobytes() + self._tails[:n].tobytes()).strip(b"\0")
 
     def make_plain(self) -> None:
-        """Fill every virtio_net_hdr with zeros, of frames that were just received into their slots."""
+        """Fill every virtio_net_hdr with zeros. For frames just received into their slots."""
         zeros = memoryview(bytes(8 * self.count))
         self._heads[: self.count] = zeros.cast("Q")
         self._tails[: self.count] = zeros[: 2 * self.count].cast("H")
@@ -127,7 +127,7 @@ class Batch:
             yield arena[start : start + length]
 
     def clear(self) -> None:
-        """Forget the frames and give each slot its full room again."""
+        """Remove all frames and reset the room of each slot."""
         if self._picked:
             self._iov[:] = self._start
             self._picked = False
@@ -138,12 +138,12 @@ class Batch:
         self.count, self._octets = 0, -1
 
     def hold_one(self, length: int) -> None:
-        """Hold one frame of `length` octets, which was received into the first slot."""
+        """Set the batch to one frame of `length` octets, which was received into the first slot."""
         self._iov[1] = length
         self.count, self._octets = 1, length - vnet.VNET
 
     def append(self, frame: bytes | bytearray | memoryview) -> None:
-        """Copy a frame in. Raises IndexError where the batch is full, ValueError above FRAME_MAX octets."""
+        """Copy a frame in. Raises IndexError if the batch is full, ValueError above FRAME_MAX octets."""
         i, length = self.count, len(frame)
         if length > FRAME_MAX:
             raise ValueError(f"a frame of {length} octets")
@@ -154,14 +154,14 @@ class Batch:
         self.count, self._octets = i + 1, -1
 
     def join(self, frames: Sequence[Pieces]) -> Self:
-        """Become copies of frames that are in pieces; at most `slots`."""
+        """Fill the batch with copies of frames in pieces; at most `slots`. Return the batch."""
         self.clear()
         for pieces in frames:
             self.append(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         return self
 
     def append_plain(self, ether: bytes | bytearray | memoryview) -> None:
-        """Copy in an Ethernet frame that came without virtio_net_hdr. Raises as append() does."""
+        """Copy in an Ethernet frame without virtio_net_hdr. Raises as append() does."""
         i, length = self.count, vnet.VNET + len(ether)
         if length > FRAME_MAX:
             raise ValueError(f"a frame of {length} octets")
@@ -174,14 +174,14 @@ class Batch:
         self.count, self._octets = i + 1, -1
 
     def room(self, i: int) -> memoryview:
-        """Return slot i's whole room, to be filled in place; follow with resize()."""
+        """Return the whole room of slot i, to be filled in place; call resize() afterwards."""
         start = self._start[2 * i] - self._base
         return self._arena[start : start + FRAME_MAX]
 
     def resize(self, i: int, length: int, front: int = 0) -> memoryview:
-        """Make frame i `length` octets long, its start moved by `front` (negative: into the headroom).
+        """Set the length of frame i in octets, and move its start by `front` (negative: into the headroom).
 
-        Raises ValueError where the slot has no such room.
+        Raises ValueError if the slot does not have the room.
         """
         start, slot = self._iov[2 * i] + front, self._start[2 * i]
         if start < slot - HEADROOM or length < 0 or start + length > slot + FRAME_MAX:
@@ -193,7 +193,7 @@ class Batch:
         return self._arena[start : start + length]
 
     def pick(self, source: "Batch", indices: Iterable[int]) -> Self:
-        """Become the frames of source at indices, borrowed from it: the way to send a part of a batch."""
+        """Fill the batch with the frames of source at indices, borrowed from it, to send part of a batch."""
         self._arena, self._base = source._arena, source._base
         n = 0
         for n, i in enumerate(indices, 1):
@@ -204,7 +204,7 @@ class Batch:
 
 
 class Lent(Batch):
-    """Frames of somebody else's memory, to be sent and no more: they are not in the arena."""
+    """A batch of frames in the caller's memory instead of the arena, for sending only."""
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -213,7 +213,7 @@ class Lent(Batch):
         self._words = memoryview(self._pointers).cast("B").cast("Q")
 
     def lend(self, frames: Sequence[bytes]) -> Self:
-        """Become these frames, at most SLOTS, which the caller keeps until they are sent."""
+        """Fill the batch with these frames, at most SLOTS. The caller keeps them until they are sent."""
         n = len(frames)
         self._pointers[:n] = list[ctypes.c_char_p | bytes | None](frames)
         self._iov[0 : 2 * n : 2] = self._words[:n]

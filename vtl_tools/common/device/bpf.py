@@ -1,4 +1,4 @@
-"""Filters of what a socket receives (classic BPF), and frames that enter the host as if received (eBPF).
+"""Socket filters (classic BPF), and injection of frames into the host's network stack (eBPF).
 
 bpf(2), packet(7), and linux/filter.h for the numbers.
 """
@@ -15,7 +15,7 @@ from vtl_tools.common.packet.tcp import FIN, RST, SYN
 from vtl_tools.common.packet.view import Buffer
 
 ALL: Final = 0xFFFF_FFFF
-"""Octets of a frame to keep, for all that there are."""
+"""Number of octets that a filter returns to keep a whole frame."""
 
 _SO_ATTACH_FILTER: Final = 26
 _INSTRUCTION: Final = struct.Struct("=HBBI")  # code, jump if true, jump if false, k
@@ -31,11 +31,11 @@ _OUTGOING: Final = 4
 _FRAGMENT: Final = 0x1FFF
 
 Step = tuple[int, int] | tuple[int, int, str, str] | str
-"""An instruction and its k; a jump also has where to, if so and if not ("": the next). A name: a label."""
+"""An instruction and its k; a jump also has its labels, if true and if false ("": next). A name: a label."""
 
 
 def assemble(steps: Sequence[Step]) -> bytes:
-    """Return a classic BPF program; jumps go forward only, to labels."""
+    """Return a classic BPF program. Jumps go to labels, forward only."""
     at, count = {}, 0
     for step in steps:
         if isinstance(step, str):
@@ -54,7 +54,7 @@ def assemble(steps: Sequence[Step]) -> bytes:
 
 
 def attach(sock: socket.socket, program: bytes) -> None:
-    """Have a socket receive only what a program keeps, from the next frame on. Replaces the one before."""
+    """Attach a filter to a socket, from the next frame on. Replaces an earlier filter."""
     held = ctypes.create_string_buffer(program, len(program))
     fprog = struct.pack("HxxxxxxP", len(program) // _INSTRUCTION.size, ctypes.addressof(held))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
@@ -64,7 +64,7 @@ NOTHING: Final = assemble([(_RET, 0)])
 
 
 def _tagged_or_not(steps: Callable[[int], list[Step]]) -> list[Step]:
-    """Repeat steps for frames without a VLAN tag, and with one: from the ethertype on."""
+    """Repeat steps for frames without and with a VLAN tag: from the EtherType on."""
     return [
         (_LD_H, 12),
         (_JEQ, ether.CTAG, "tagged", ""),
@@ -77,9 +77,9 @@ def _tagged_or_not(steps: Callable[[int], list[Step]]) -> list[Step]:
 
 
 def segments(mark: int, snap: int, one_in: int = 1) -> bytes:
-    """Keep `snap` octets of TCP segments, of either direction, that do not bear our mark.
+    """Return a filter that keeps `snap` octets of TCP segments of both directions, without our mark.
 
-    one_in: of those without SYN, FIN or RST, one in so many, at random.
+    one_in: sample one in so many of the segments without SYN, FIN or RST, at random.
     """
 
     def steps(tag: int) -> list[Step]:
@@ -106,9 +106,9 @@ def segments(mark: int, snap: int, one_in: int = 1) -> bytes:
 
 
 def conversation(mark: int, *, outgoing: bool) -> bytes:
-    """Keep TCP, ARP and ICMPv6, whole, of one direction, that do not bear our mark.
+    """Return a filter that keeps whole TCP, ARP and ICMPv6 packets of one direction, without our mark.
 
-    outgoing: what the host sends on the interface; else what comes in there.
+    outgoing: packets that the host sends on the interface; else packets that arrive there.
     """
 
     def steps(tag: int) -> list[Step]:
@@ -134,7 +134,7 @@ def conversation(mark: int, *, outgoing: bool) -> bytes:
     return assemble([*ours, *_tagged_or_not(steps), "keep", (_RET, ALL), "drop", (_RET, 0)])
 
 
-# --- frames that enter the host
+# --- injection of frames into the host's stack
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _NR_BPF: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361}
@@ -144,7 +144,7 @@ _SCHED_CLS: Final = 3
 _CTX: Final = struct.Struct("=8xI36xI140x")  # struct __sk_buff: mark, cb[0]
 _LOAD: Final = struct.Struct("=IIQQ24x")  # type, instructions; their address; the licence's
 _RUN: Final = struct.Struct("=IIIIQQIIIIQQ16x")
-_LICENSE: Final = b"GPL"  # what the kernel asks of who calls bpf_clone_redirect
+_LICENSE: Final = b"GPL"  # required for bpf_clone_redirect
 _CLONE_REDIRECT: Final = 13
 _INGRESS: Final = 1
 _PROGRAM: Final = b"".join(
@@ -159,11 +159,11 @@ _PROGRAM: Final = b"".join(
 
 
 class Injector:
-    """Puts frames into the host's network stack as if an interface had received them.
+    """Injects frames into the host's network stack as if an interface had received them.
 
-    A program is run on each, by BPF_PROG_TEST_RUN, that hands it to the interface: this needs no further
-    interface, and works for each kind. Interfaces are those of the caller's network namespace. Linux 5.2
-    and later.
+    BPF_PROG_TEST_RUN runs a program on each frame, which redirects it to the interface. This needs no extra
+    interface and works for each kind. Interfaces are those of the caller's network namespace. Linux 5.2 and
+    later.
     """
 
     def __init__(self) -> None:
@@ -177,9 +177,9 @@ class Injector:
         self._run = ctypes.create_string_buffer(_RUN.size)
 
     def send(self, frame: Buffer, index: int, mark: int) -> bool:
-        """Have interface `index` receive an Ethernet frame; tell whether it did. Raises OSError.
+        """Let interface `index` receive an Ethernet frame. Return whether it did. Raises OSError.
 
-        frame: without virtio_net_hdr, all sums made; about 3,500 octets at most.
+        frame: without virtio_net_hdr, with complete checksums; about 3,500 octets at most.
         """
         octets = bytes(frame)
         held = ctypes.c_char_p(octets)

@@ -1,4 +1,4 @@
-"""Capture files, through scapy: the one place that imports it for them, and only when one is opened."""
+"""Reader and writer of capture files. Uses scapy, imported only when a file is opened."""
 
 import contextlib
 import errno
@@ -14,15 +14,15 @@ from typing import Any, Final, Self
 from vtl_tools.common.errors import DeviceError
 
 _ETHERNET: Final = 1  # LINKTYPE_ETHERNET
-INBOUND: Final = 1  # pcapng's epb_flags
+INBOUND: Final = 1  # epb_flags of pcapng
 OUTBOUND: Final = 2
 _BUFFER: Final = 4096
 
 
 @contextlib.contextmanager
 def quiet_scapy() -> Iterator[None]:
-    """Import scapy in here: without the deprecation warnings of what it imports, nor its own log lines."""
-    for name in "scapy.runtime", "scapy.loading":  # which tell of damaged records and a missing libpcap
+    """Suppress scapy's log lines and the deprecation warnings of its imports, for an import of scapy."""
+    for name in "scapy.runtime", "scapy.loading":  # they report damaged records and a missing libpcap
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -36,10 +36,10 @@ def _scapy() -> Any:
 
 
 def create_private(path: Path) -> int:
-    """Open a file for writing, empty, of mode 0600 whatever the umask. Raises OSError.
+    """Open an empty file for writing, of mode 0600 regardless of the umask. Raises OSError.
 
-    In a directory where others may write, one that exists must be ours alone: another user could have a link
-    there to somebody else's file, or a file of its own to read from.
+    In a directory where others may write, an existing file must belong to us: another user could place a link
+    to a third user's file there, or a file of their own to read from.
     """
     flags = os.O_WRONLY | os.O_CLOEXEC
     directory = path.parent.stat()
@@ -66,15 +66,15 @@ def create_private(path: Path) -> int:
 
 def _check_ours(found: os.stat_result) -> None:
     if stat.S_ISLNK(found.st_mode):
-        raise OSError(errno.ELOOP, "a symbolic link where others may write")
+        raise OSError(errno.ELOOP, "a symbolic link in a directory where others may write")
     if found.st_uid != os.geteuid() or (stat.S_ISREG(found.st_mode) and found.st_nlink > 1):
         raise OSError(errno.EPERM, "another user's file")
 
 
 class CaptureReader:
-    """Time in seconds and octets of each Ethernet frame in a pcap or pcapng file, perhaps gzipped.
+    """Iterates over the frames of a pcap or pcapng file, perhaps gzipped: (time in seconds, Ethernet frame).
 
-    Raises DeviceError at once for what is no capture. A file that is damaged ends where the damage is.
+    Raises DeviceError at once if the file is no capture. A damaged file ends at the damage.
     """
 
     def __init__(self, spec: str, path: str) -> None:
@@ -85,7 +85,7 @@ class CaptureReader:
             raise DeviceError(f"{spec}: {path}: {e.strerror}; name a file that can be read") from None
         try:
             self._reader = utils.RawPcapReader(self._file)
-        except Exception as e:  # scapy's errors have no base of their own
+        except Exception as e:  # scapy's errors have no common base
             self.close()
             raise DeviceError(f"{spec}: {path}: {_one_line(e)}; name a pcap or pcapng file") from None
         self._nano = 1e9 if getattr(self._reader, "nano", False) else 1e6
@@ -110,7 +110,7 @@ class CaptureReader:
         raise StopIteration
 
     def close(self) -> None:
-        """Close the file; there are no more frames then. Idempotent."""
+        """Close the file. Iteration then ends. Idempotent."""
         self._file.close()
 
 
@@ -119,14 +119,14 @@ def _one_line(e: object) -> str:
 
 
 class _Captured(bytes):
-    """Octets with what scapy's writer looks for on its own packets."""
+    """A frame with the attributes that scapy's writer reads from its own packets."""
 
     sniffed_on: str
     direction: int
 
 
 class CaptureWriter:
-    """A pcapng file that several devices write to, flushed every FLUSH_OCTETS and when closed."""
+    """A pcapng file that several devices may share, flushed every FLUSH_OCTETS and when closed."""
 
     FLUSH_OCTETS: Final = 1 << 16
 
@@ -135,7 +135,7 @@ class CaptureWriter:
             file = os.fdopen(create_private(Path(path)), "wb", _BUFFER)
         except OSError as e:
             raise DeviceError(f"{spec}: {path}: {e.strerror}; name a file that can be written") from None
-        self._writer = _scapy().RawPcapNgWriter(os.devnull)  # which opens files by name only
+        self._writer = _scapy().RawPcapNgWriter(os.devnull)  # it opens files by name only
         self._writer.f.close()
         self._writer.f = file
         self._writer.linktype = _ETHERNET
@@ -143,7 +143,10 @@ class CaptureWriter:
         self._closed = False
 
     def write(self, interface: str, frames: Iterable[memoryview], direction: int, now: float) -> None:
-        """Append Ethernet frames. now: seconds since 1970. interface: by name, described on first use."""
+        """Append Ethernet frames. now: seconds since 1970.
+
+        interface: its name, described in the file on first use.
+        """
         if self._closed:
             return
         for frame in frames:
@@ -157,13 +160,13 @@ class CaptureWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Give everything to the system, so that other programs see it."""
+        """Write buffered frames to the file, so that other programs see them."""
         self._unflushed = 0
         if not self._closed:
             self._writer.flush()
 
     def close(self) -> None:
-        """End the file. Idempotent."""
+        """Flush and close the file. Idempotent."""
         if not self._closed:
             self._closed = True
             self._writer.close()

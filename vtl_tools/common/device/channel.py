@@ -1,12 +1,13 @@
-"""The fast full-duplex channel between VTL processes (paper section 2.2): one frame a message.
+"""Full-duplex channel between two VTL processes (paper section 2.2): one frame per message.
 
-A unix SEQPACKET socket that carries frames with their virtio_net_hdr, so that super-segments pass whole.
+A unix SEQPACKET socket that carries frames with their virtio_net_hdr, so that super-segments stay whole.
 One end listens (channel:PATH,server), the other connects. An empty message ends the connection.
 
-The other end is a process of the same user or of root: the socket's file is for its owner only. Still,
-what it says of a frame is checked, since links further on would trip over it.
+The other end is a process of the same user or of root: only the owner may open the socket's file. Its
+virtio_net_hdr is validated all the same, since links further on rely on it.
 
-Without privilege the socket's buffer holds net.core.wmem_max octets; 8 MiB keep bursts of large frames.
+Without privilege the socket's buffer is limited to net.core.wmem_max octets; 8 MiB hold bursts of large
+frames.
 """
 
 import socket
@@ -37,7 +38,7 @@ _GSO_TYPES: Final = frozenset(
 class ChannelDevice(Device):
     """One end of a channel.
 
-    server: listen rather than connect; one client at a time, others wait until it leaves.
+    server: listen instead of connecting. One client at a time; others wait until it disconnects.
     """
 
     offload = True
@@ -49,7 +50,7 @@ class ChannelDevice(Device):
         self._inbox = Inbox(self._batch, 0, _MINIMUM)
 
     def connect(self) -> None:
-        """Listen, or begin to connect: a peer that is not there yet is waited for."""
+        """Listen, or start to connect: an absent peer is waited for."""
         self._peer.open()
 
     def read(self) -> Batch:
@@ -91,13 +92,13 @@ class ChannelDevice(Device):
         return taken
 
     def close(self) -> None:
-        """Hang up. Idempotent."""
+        """Disconnect. Idempotent."""
         self._peer.close()
         super().close()
 
 
 def _is_sane(frame: memoryview) -> bool:
-    """Whether a virtio_net_hdr is one that Linux takes for a frame of this size (virtio_net_hdr_to_skb)."""
+    """Return whether Linux accepts this virtio_net_hdr for a frame of this size (virtio_net_hdr_to_skb)."""
     flags, gso_type, hdr_len, gso_size, csum_start, csum_offset = vnet.HEADER.unpack_from(frame)
     size = len(frame) - VNET
     if flags & ~(vnet.F_NEEDS_CSUM | vnet.F_DATA_VALID):

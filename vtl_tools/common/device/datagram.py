@@ -1,4 +1,4 @@
-"""What links with a message a frame share: batches in by recvmmsg and out by sendmmsg."""
+"""Common code of links with one message per frame: batches in by recvmmsg and out by sendmmsg."""
 
 import ctypes
 import errno
@@ -23,17 +23,17 @@ GONE: Final = frozenset(
         errno.EHOSTDOWN,
     )
 )
-"""Errors that tell of the link or the peer, not of the frame."""
+"""Errors caused by the link or the peer, not by the frame."""
 
 NAME_SIZE: Final = 32
-"""Octets kept of a sender's address: a struct sockaddr_in6 and zeros."""
+"""Octets stored of a sender's address: a struct sockaddr_in6, padded with zeros."""
 
 
 class Inbox:
-    """Receives messages into a batch's slots, `at` octets behind where a frame's virtio_net_hdr begins.
+    """Receives messages into a batch's slots, `at` octets after the start of a frame's virtio_net_hdr.
 
     minimum: octets of the shortest message that is a frame.
-    names: as many octets a message as NAME_SIZE, the senders' addresses, if asked for.
+    names: the senders' addresses, NAME_SIZE octets each, if `named`.
     """
 
     def __init__(self, batch: Batch, at: int, minimum: int, *, named: bool = False) -> None:
@@ -55,8 +55,9 @@ class Inbox:
             self._msgs[mmsg.NAME :: mmsg.WORDS] = mmsg.column(starts)
 
     def receive(self, fd: int) -> dict[int, Drop]:
-        """Fill the batch with what waits. Return which messages are no frames, and why.
+        """Fill the batch with the waiting messages.
 
+        Return the indices of messages that are no frames, with reason.
         Raises OSError, except when nothing waits.
         """
         batch, msgs = self._batch, self._msgs
@@ -81,18 +82,18 @@ class Inbox:
 
 
 def leave_out(device: Device, batch: Batch, bad: dict[int, Drop]) -> None:
-    """Take the frames at these indices out of a batch, and count them."""
+    """Remove the frames at these indices from a batch, and count them."""
     if bad:
         device.drops.update(bad.values())
         batch.pick(batch, [i for i in range(batch.count) if i not in bad])
 
 
 class Outbox:
-    """Sends frames without their first `skip` octets, each behind `prefix`, to `name` (a struct sockaddr)."""
+    """Sends frames without their first `skip` octets, each after `prefix`, to `name` (a struct sockaddr)."""
 
     def __init__(self, skip: int, prefix: bytes = b"", name: bytes = b"") -> None:
         self._skip = skip
-        self._prefix = ctypes.create_string_buffer(prefix, len(prefix))  # the kernel reads these two:
+        self._prefix = ctypes.create_string_buffer(prefix, len(prefix))  # the kernel reads both:
         self._name = ctypes.create_string_buffer(name, len(name))  # they live as long as the arrays
         self._address, msgs = mmsg.words(mmsg.WORDS * SLOTS)
         self._parts = parts = 2 if prefix else 1
@@ -120,7 +121,7 @@ class Outbox:
 def send_messages(device: Device, fd: int, batch: Batch, address: int) -> int:
     """Send the messages at address, one for each frame of a batch. Return how many were taken.
 
-    The rest is counted. A peer that is gone takes the device down: see device.up afterwards.
+    The rest is counted. If the peer is gone, the device is down afterwards: see device.up.
     """
     count, done, lost, lost_octets = batch.count, 0, 0, 0
     flags = mmsg.MSG_DONTWAIT | mmsg.MSG_NOSIGNAL
@@ -137,7 +138,7 @@ def send_messages(device: Device, fd: int, batch: Batch, address: int) -> int:
         elif code in GONE:
             device.went_down(os.strerror(code))
             reason, bad = Drop.LINK_DOWN, count - done
-        else:  # one frame is at fault, not the link: go on behind it
+        else:  # one frame is the cause, not the link: continue after it
             reason, bad = Drop.TOO_BIG if code == errno.EMSGSIZE else Drop.REFUSED, 1
         device.drops[reason] += bad
         lost_octets += sum(len(batch[i]) for i in range(done, done + bad))

@@ -1,9 +1,9 @@
-"""A link of datagrams, as QEMU's -netdev dgram: one Ethernet frame each, over UDP or unix sockets.
+"""A link of datagrams, compatible with QEMU's -netdev dgram: one Ethernet frame each, UDP or unix sockets.
 
-Both ends have an address of their own and name the other's. The socket is connected, so that the kernel
-passes on only what comes from there. A unix socket's file is for its owner only.
+Both ends have an address and know the other's. The socket is connected, so that the kernel passes on
+only the peer's datagrams. Only the owner may open a unix socket's file.
 
-Over unix sockets the receiver's queue is short: net.unix.max_dgram_qlen datagrams, 10 unless raised.
+Over unix sockets the receiver's queue is short: net.unix.max_dgram_qlen datagrams, 10 by default.
 """
 
 import errno
@@ -19,17 +19,17 @@ from vtl_tools.common.host import broker
 from vtl_tools.common.packet.vnet import VNET
 
 CHECK_S: Final = 1.0
-"""How often a unix peer is looked for while all seems well: one that only sends is not missed otherwise."""
+"""Seconds between checks that a unix peer is still there, as one that only sends is not missed otherwise."""
 
 UDP_MAX: Final = 65507
-"""Octets of the largest UDP datagram over IPv4."""
+"""Size of the largest UDP datagram over IPv4 in octets."""
 
 
 class DgramDevice(Device):
-    """QEMU's -netdev dgram, either end.
+    """One end of QEMU's -netdev dgram.
 
-    A unix peer is up while its socket is there. A UDP peer is down until there is a route to it, and once its
-    host refuses a datagram; it is up again when one comes from it, and meanwhile sent to all the same.
+    A unix peer is up while its socket exists. A UDP peer is down while there is no route to it, and once its
+    host refuses a datagram, until a datagram comes from it. Frames are sent to it all the same.
     """
 
     def __init__(self, spec: str, remote: Address, local: Address) -> None:
@@ -49,7 +49,7 @@ class DgramDevice(Device):
         self._plain = Plain(self)
 
     def connect(self) -> None:
-        """Bind the own address. A unix peer that is not there yet is waited for."""
+        """Bind the own address. An absent unix peer is waited for."""
         with mapped(self.spec):
             family, self._where = resolve(self.spec, self._remote, socket.SOCK_DGRAM)
             _, local = resolve(self.spec, self._local, socket.SOCK_DGRAM)
@@ -63,7 +63,7 @@ class DgramDevice(Device):
             self._reach()
 
     def _reach(self) -> None:
-        """Connect, perhaps again: to the socket that now is at the peer's path. Raises PermissionError."""
+        """Connect, or connect again to the socket now at the peer's path. Raises PermissionError."""
         assert self._sock is not None
         code = self._sock.connect_ex(self._where) if self._door is None else self._door.connect_ex(self._sock)
         if code == 0 and not self.up:
@@ -73,12 +73,12 @@ class DgramDevice(Device):
         elif code:
             if code == errno.EACCES and not self.up:
                 raise PermissionError(code, "not permitted to send to the peer")
-            self.went_down("nobody is at the other end")
+            self.went_down("the peer's socket does not exist")
         if self._unix or code:
             self.handle.alarm(CHECK_S if self.up else RETRY_S)
 
     def _drain(self) -> None:
-        """Drop what came before the socket was connected, when anybody could send to it."""
+        """Discard datagrams from before the socket was connected, when anybody could send to it."""
         assert self._sock is not None
         try:
             while True:

@@ -1,4 +1,4 @@
-"""A device that loses, doubles, reorders, damages and delays what passes, both ways, by a seed.
+"""A device that emulates faults of another: loss, duplicates, reordering, corruption and delay, from a seed.
 
 With a clock of its own it runs in virtual time: advance the clock to deadline(), then read().
 """
@@ -16,17 +16,17 @@ from vtl_tools.common.device.wrapper import Wrapper
 from vtl_tools.common.packet.vnet import VNET
 
 REORDER_S: Final = 0.005
-"""How much longer a frame takes that those behind it are to overtake."""
+"""Extra seconds of delay for a frame that later ones are to overtake."""
 
 LIMIT: Final = 4096
-"""Frames that may be under way in one direction; what comes on top is dropped."""
+"""Maximum number of delayed frames in one direction; further ones are dropped."""
 
 
 class Fault(Wrapper):
-    """Faults around a device. Probabilities are for each frame, and independent of each other.
+    """Faults of a link. Probabilities are per frame and independent of each other.
 
-    corrupt: that one bit flips, of the Ethernet frame and never of its virtio_net_hdr. delay_s: seconds
-    that every frame takes. What is lost is counted as Drop.FAULT by the inner device.
+    corrupt: probability that one bit of the Ethernet frame flips, never of its virtio_net_hdr. delay_s: delay
+    of every frame in seconds. The inner device counts losses as Drop.FAULT.
     """
 
     def __init__(
@@ -58,20 +58,20 @@ class Fault(Wrapper):
         self._alarm.watch(self.device.fileno())
 
     def fileno(self) -> int:
-        """Return a descriptor that tells of the inner link, and of frames that are due."""
+        """Return a descriptor that is readable for input of the inner link, and for frames that are due."""
         return self._alarm.fileno()
 
     @property
     def finished(self) -> bool:  # type: ignore[override]
-        """Whether the inner link is, and nothing is under way."""
+        """Whether the inner link is finished, and no frame is delayed."""
         return self.device.finished and not self._inward
 
     def deadline(self) -> float | None:
-        """Return when, by the clock, the next frame is due; None if none is under way."""
+        """Return the time at which the next frame is due; None if none is delayed."""
         return min((line[0][0] for line in (self._inward, self._outward) if line), default=None)
 
     def read(self) -> Batch:
-        """Return the frames that are due, and send those that are due the other way."""
+        """Return the frames that are due, and send those that are due in the other direction."""
         now = self._clock()
         self._alarm.rang()
         self._send(now)
@@ -82,7 +82,7 @@ class Fault(Wrapper):
         return batch
 
     def write(self, batch: Batch) -> int:
-        """Take a batch; it is sent at once or, with a delay, by a later read()."""
+        """Take a batch, and send it at once or, after its delay, in a later read()."""
         now = self._clock()
         taken = self._put(self._outward, batch, now)
         self._send(now)
@@ -90,7 +90,7 @@ class Fault(Wrapper):
         return taken
 
     def _put(self, line: list[tuple[float, int, bytes]], frames: Iterable[memoryview], now: float) -> int:
-        """Let the faults fall on frames; return how many there is room for."""
+        """Apply the faults to frames. Return how many there is room for."""
         chance, taken = self._rng.random, 0
         for frame in frames:
             if chance() < self._loss:
@@ -130,7 +130,7 @@ class Fault(Wrapper):
             self._alarm.alarm(max(due - now, 1e-9))
 
     def close(self) -> None:
-        """Close the inner link; what is under way is lost. Idempotent."""
+        """Close the inner link; delayed frames are lost. Idempotent."""
         self._inward.clear()
         self._outward.clear()
         super().close()

@@ -1,7 +1,7 @@
-"""The one descriptor by which a device says that read() has something to do.
+"""The descriptor of a device that event loops wait on, and its alarm.
 
-It is an epoll instance that lives as long as the device, while sockets behind it come and go; a timer in
-it lets a device try again by itself to reach a peer that went away.
+It is an epoll instance that lives as long as the device, while the sockets in it change. A timer in it
+lets a device look for an absent peer by itself.
 """
 
 import ctypes
@@ -23,11 +23,11 @@ class Handle:
         self._epoll.register(self._timer, select.EPOLLIN)
 
     def fileno(self) -> int:
-        """Return the descriptor to wait on, the same from first to last."""
+        """Return the descriptor to wait on. It never changes."""
         return self._epoll.fileno()
 
     def watch(self, fd: int, *, write: bool = False) -> None:
-        """Wake for fd's input, and with `write` for room in its output too; again changes what is asked."""
+        """Wake for fd's input and, with `write`, for room in its output. A second call changes the events."""
         events = select.EPOLLIN | (select.EPOLLOUT if write else 0)
         try:
             self._epoll.register(fd, events)
@@ -35,26 +35,26 @@ class Handle:
             self._epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
-        """Stop waking for fd, which need not be watched; call before closing it."""
+        """Stop waking for fd; harmless if it is not watched. Call it before closing fd."""
         with suppress(FileNotFoundError):
             self._epoll.unregister(fd)
 
     def alarm(self, delay_s: float) -> None:
-        """Wake once, after delay_s seconds (above 0); replaces the alarm before."""
+        """Wake once, after delay_s seconds (above 0). Replaces an earlier alarm."""
         seconds = int(delay_s)
         spec = (ctypes.c_long * 4)(0, 0, seconds, int((delay_s - seconds) * 1e9) or 1)
         _libc.timerfd_settime(self._timer, 0, spec, None)
 
     def hush(self) -> None:
-        """Call the alarm off."""
+        """Cancel the alarm."""
         _libc.timerfd_settime(self._timer, 0, (ctypes.c_long * 4)(), None)
 
     def ring(self) -> None:
-        """Wake at once: there is something to do that no descriptor tells of."""
+        """Wake at once, for work that no descriptor announces."""
         self.alarm(1e-9)
 
     def rang(self) -> bool:
-        """Whether the alarm went off since last asked."""
+        """Return whether the alarm expired since the last call."""
         try:
             os.read(self._timer, 8)
         except BlockingIOError:
@@ -62,7 +62,7 @@ class Handle:
         return True
 
     def close(self) -> None:
-        """Give the descriptors back. Idempotent."""
+        """Close the descriptors. Idempotent."""
         if not self._epoll.closed:
             self._epoll.close()
             os.close(self._timer)

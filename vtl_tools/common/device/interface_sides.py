@@ -1,6 +1,6 @@
-"""The two sides of a VM's interface, for a service that speaks in the VM's place without being in between.
+"""The two sides of a VM's interface, for a service that sends in the VM's name without being inline.
 
-VMSide and NetworkSide hear only while they are told to, and only what a filter keeps: TCP, ARP, ICMPv6.
+VMSide and NetworkSide receive only while listen(True) holds, and only TCP, ARP and ICMPv6.
 """
 
 import errno
@@ -24,28 +24,29 @@ _ETH_P_LOOP: Final = 0x0060
 
 
 class VMSide(PacketDevice):
-    """The VM's side: read what the VM sends, write to the VM. The host gets what it got before."""
+    """The VM's side: reads the VM's frames, writes to the VM. The host receives as before."""
 
     capabilities = frozenset({privilege.NET_RAW})
     _outgoing = False
 
     def __init__(self, name: str, *, mark: int) -> None:
         super().__init__(name, mark=mark, receive=False)
-        self.silent = False  # for now only
+        self.silent = False  # PacketDevice set it, but listen() may enable reception
 
     def listen(self, wanted: bool) -> None:
-        """Say whether frames are to be heard, from the next one on.
+        """Enable or disable reception, from the next frame on.
 
-        What passes costs nothing while none is: not even the question, as it is asked of another protocol.
+        A disabled side costs nothing per frame: the socket is bound to another protocol, so that the kernel
+        does not even run its filter.
         """
         self.receive = wanted
         if self._sock is None:
             return
         try:
             self._attach(self._sock)
-            self._bind(socket.if_nametoindex(self.name))  # it may have been made anew: only who hears is told
+            self._bind(socket.if_nametoindex(self.name))  # perhaps another index by now
             if not wanted:
-                self._sock.bind((self.name, _ETH_P_LOOP))  # 0 would mean: the one before
+                self._sock.bind((self.name, _ETH_P_LOOP))  # 0 would keep the previous one
         except OSError as e:
             self.went_down(e.strerror)
 
@@ -61,7 +62,7 @@ class VMSide(PacketDevice):
 
 
 class NetworkSide(VMSide):
-    """The network's side: read what is on its way to the VM, write as the VM would have sent it."""
+    """The network's side: reads the frames sent to the VM, writes as the VM would send."""
 
     capabilities = frozenset({privilege.NET_RAW, privilege.BPF})
     offload = False
@@ -74,19 +75,17 @@ class NetworkSide(VMSide):
         self._injector: bpf.Injector | None = None
 
     def connect(self) -> None:
-        """Bind to the interface, and load what puts frames into the host. Raises as every link does."""
+        """Bind to the interface, and load the injector. Raises as every link does."""
         super().connect()
         try:
             self._injector = bpf.Injector()
         except PermissionError:
-            raise PermissionNeededError(
-                f"{self.name}: not permitted to speak for the VM; run as root"
-            ) from None
+            raise PermissionNeededError(f"{self.name}: not permitted to inject frames; run as root") from None
         except OSError as e:
             raise DeviceError(f"{self.name}: {e.strerror or e}; needs Linux 5.2 with bpf(2)") from None
 
     def write(self, batch: Batch) -> int:
-        """Have the host receive the frames from the interface, which must not be larger than 3,500 octets."""
+        """Inject frames into the host as received from the interface; at most 3,500 octets each."""
         if not self.up or self._injector is None:
             return self.refused(batch, Drop.LINK_DOWN)
         taken = 0
@@ -107,7 +106,7 @@ class NetworkSide(VMSide):
         return taken
 
     def write_pieces(self, frames: Sequence[Pieces]) -> int:
-        """Join the pieces, and write what they make."""
+        """Join the pieces of each frame, and write the frames."""
         return Device.write_pieces(self, frames)
 
     def close(self) -> None:

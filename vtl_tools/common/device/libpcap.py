@@ -1,9 +1,9 @@
-"""An interface by way of libpcap (Npcap on Windows), through scapy: for systems without AF_PACKET.
+"""A link on an interface through libpcap (Npcap on Windows) and scapy, for systems without AF_PACKET.
 
-Slower than afpacket.py, and with libpcap's limits: a system call or two and a copy a frame; frames may
-come up to 0.1 s late (its buffer's timeout); frames that the host itself sends on the interface are seen
-too; and no virtio_net_hdr, so that an interface with offloads shows super-segments and checksums that
-nobody completed: switch them off, with 'ethtool -K NAME tso off gso off gro off tx off' where it is Linux.
+It is slower than afpacket.py and has libpcap's limits: a system call or two and a copy per frame; frames
+may arrive up to 0.1 s late (its buffer's timeout); frames that the host itself sends on the interface are
+seen too; and there is no virtio_net_hdr, so that an interface with offloads shows super-segments and
+incomplete checksums. On Linux, switch these off by 'ethtool -K NAME tso off gso off gro off tx off'.
 """
 
 import errno
@@ -28,7 +28,7 @@ _IFF_UP: Final = 1
 
 
 class LibpcapDevice(Device):
-    """An interface by name. Survives its being taken down, deleted and made anew."""
+    """An interface by name. Reopens it after it was set down, or deleted and created again."""
 
     capabilities = frozenset({privilege.NET_ADMIN, privilege.NET_RAW})
 
@@ -41,10 +41,10 @@ class LibpcapDevice(Device):
         self._index = 0
 
     def connect(self) -> None:
-        """Open the interface, promiscuously."""
+        """Open the interface in promiscuous mode."""
         names = [name for _, name in socket.if_nameindex()]
         if self.name not in names:
-            raise DeviceError(f"{self.spec}: no such network interface; choose of {', '.join(names)}")
+            raise DeviceError(f"{self.spec}: no such network interface; choose one of {', '.join(names)}")
         try:
             self._open()
         except OSError as e:
@@ -62,7 +62,7 @@ class LibpcapDevice(Device):
             try:
                 conf.use_pcap = True
                 from scapy.arch.libpcap import L2pcapSocket
-            except Exception:  # scapy says it by several, one a platform
+            except Exception:  # scapy raises different exceptions per platform
                 remedy = "install it (Debian: libpcap0.8)"
                 raise DeviceError(f"{self.spec}: libpcap is missing; {remedy}") from None
             link = L2pcapSocket(iface=self.name, promisc=True, nofilter=1)
@@ -107,9 +107,9 @@ class LibpcapDevice(Device):
             self.handle.alarm(RETRY_S)
 
     def _error(self) -> str:
-        """Why nothing comes though something was announced; "" if all is well.
+        """Return why nothing was read although input was announced; "" if there is no error.
 
-        libpcap takes the error off its socket without a word, so the interface is asked (on Linux).
+        libpcap clears the error of its socket silently, so the interface is queried (on Linux).
         """
         request = struct.pack("16s24x", os.fsencode(self.name))
         try:
@@ -118,7 +118,7 @@ class LibpcapDevice(Device):
         except OSError as e:
             return "the interface was deleted" if e.errno == errno.ENODEV else ""
         if index != self._index:
-            return "the interface was deleted and made anew"
+            return "the interface was deleted and created again"
         return "" if flags & _IFF_UP else "the interface is down"
 
     def _lose(self, why: str) -> None:

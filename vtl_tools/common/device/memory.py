@@ -1,4 +1,4 @@
-"""A cable in memory: two devices, what one sends the other receives. For tests and simulations."""
+"""A cable in memory between two devices, for tests and simulations."""
 
 from collections import deque
 
@@ -8,11 +8,11 @@ from vtl_tools.common.device.plain import ETHERNET, Plain
 from vtl_tools.common.packet.vnet import VNET
 
 QUEUE = 1024
-"""Frames that wait to be read; as many as a network card's default ring holds, or a few times that."""
+"""Maximum frames that wait to be read: a few times the default ring of a network card."""
 
 
 class MemoryDevice(Device):
-    """One end of a cable; made by pair(). The other end's close() finishes this one once it is drained."""
+    """One end of a cable, made by pair(). close() of one end finishes the other once it is drained."""
 
     def __init__(self, spec: str, mtu: int, offload: bool) -> None:
         super().__init__(spec)
@@ -24,13 +24,13 @@ class MemoryDevice(Device):
         self._plain = Plain(self)
 
     def connect(self) -> None:
-        """Plug in. Frames that were sent here before wait."""
+        """Open the end. Frames sent to it before are waiting."""
         self.went_up()
         if self._queue:
             self.handle.ring()
 
     def read(self) -> Batch:
-        """Take up to a batch of frames off the queue."""
+        """Take up to a batch of frames from the queue."""
         batch, queue = self._batch, self._queue
         batch.clear()
         while queue and batch.count < batch.slots:
@@ -41,7 +41,7 @@ class MemoryDevice(Device):
         return self.received(batch)
 
     def write(self, batch: Batch) -> int:
-        """Put copies of the frames into the other end's queue."""
+        """Copy the frames into the other end's queue."""
         if self.peer._closed:
             return self.refused(batch, Drop.LINK_DOWN)
         if self.offload:
@@ -66,7 +66,7 @@ class MemoryDevice(Device):
         return self.sent(batch, lost, lost_octets)
 
     def close(self) -> None:
-        """Unplug. Idempotent."""
+        """Close the end. Idempotent."""
         if not self._closed:
             self._closed = True
             if not self.peer._closed:
@@ -76,7 +76,7 @@ class MemoryDevice(Device):
 
 
 def pair(mtu: int = 1500, offload: bool = False) -> tuple[MemoryDevice, MemoryDevice]:
-    """Return two devices joined by a cable that loses nothing but what finds QUEUE frames waiting.
+    """Return two connected devices. Frames are lost only when QUEUE frames are waiting.
 
     offload: whether super-segments and partial checksums pass as they are.
     """

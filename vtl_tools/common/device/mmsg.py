@@ -1,7 +1,7 @@
-"""recvmmsg and sendmmsg: many frames a system call, and no Python per frame.
+"""recvmmsg and sendmmsg: many frames per system call, and no Python per frame.
 
-The arrays of struct mmsghdr and struct iovec (64-bit Linux) are kept as ctypes arrays for the kernel and
-as memoryviews of 64-bit words for us, so that a whole column is read or written by one strided slice.
+The arrays of struct mmsghdr and struct iovec (64-bit Linux) are ctypes arrays for the kernel and
+memoryviews of 64-bit words for us, so that one strided slice reads or writes a whole column.
 """
 
 import ctypes
@@ -11,11 +11,11 @@ from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# Without argtypes a call is 0.5 us quicker; the price is that an address must come as a c_void_p.
+# Without argtypes a call is 0.5 us quicker, but an address must be passed as a c_void_p.
 recvmmsg = _libc.recvmmsg
-"""recvmmsg(fd, msgs: c_void_p, count, flags, None): how many messages came, or -1; then ask errno()."""
+"""recvmmsg(fd, msgs: c_void_p, count, flags, None): number of messages received, or -1; see errno()."""
 sendmmsg = _libc.sendmmsg
-"""sendmmsg(fd, msgs: c_void_p, count, flags): how many messages went, or -1; then ask errno()."""
+"""sendmmsg(fd, msgs: c_void_p, count, flags): number of messages sent, or -1; see errno()."""
 errno = ctypes.get_errno
 pointer = ctypes.c_void_p
 
@@ -42,11 +42,11 @@ if ctypes.sizeof(ctypes.c_void_p) != 8:
 
 
 def words(count: int) -> tuple[int, memoryview]:
-    """Return the address of, and a view on, `count` zeroed 64-bit words that live as long as the view."""
+    """Return the address of, and a view of, `count` zeroed 64-bit words that live as long as the view."""
     block = (ctypes.c_uint64 * count)()
     return ctypes.addressof(block), memoryview(block).cast("B").cast("Q")
 
 
 def column(values: Iterable[int]) -> memoryview:
-    """Return 64-bit words that can be assigned to a strided slice of others."""
+    """Return 64-bit words that can be assigned to a strided slice."""
     return memoryview(array("Q", values))

@@ -1,4 +1,4 @@
-"""A capture file as a link: its frames come in, and what is sent goes to another file."""
+"""A link that replays a capture file, and records sent frames in another."""
 
 import time
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from vtl_tools.common.packet.vnet import VNET
 class PcapDevice(Device):
     """Replays a pcap or pcapng file, and is finished at its end.
 
-    write: a pcapng file for what is sent; "" for none. speed: how many times faster than it was captured;
-    0 for as fast as it is read.
+    write: a pcapng file for sent frames; "" for none. speed: factor to the captured speed; 0: as fast as it
+    is read.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class PcapDevice(Device):
         self._plain = Plain(self)
         self._reader: CaptureReader | None = None
         self._next: tuple[float, bytes] | None = None
-        self._origin = 0.0  # by our clock, when the capture's time was 0
+        self._origin = 0.0  # our clock at the capture's time 0
         self._writer: CaptureWriter | None = None
 
     def connect(self) -> None:
@@ -69,7 +69,7 @@ class PcapDevice(Device):
         return self.received(batch)
 
     def write(self, batch: Batch) -> int:
-        """Record a batch as plain frames; without a file to write to, forget it."""
+        """Record a batch as plain frames, or discard it if there is no file to write."""
         return sum(self._record(plain) for plain in self._plain(batch))
 
     def _record(self, batch: Batch) -> int:

@@ -1,4 +1,4 @@
-"""The one peer of a connected link: reached by connecting again and again, or awaited by listening."""
+"""The connection of a link to its one peer: connects until it succeeds, or listens and accepts."""
 
 import contextlib
 import errno
@@ -20,19 +20,19 @@ Address: TypeAlias = str | tuple[str, int]
 """The path of a unix socket, or host and port."""
 
 SocketAddress: TypeAlias = str | tuple[Any, ...]
-"""What bind and connect take: a path, or an address in numbers."""
+"""An argument of bind() and connect(): a path, or a numeric address."""
 
 BUFFER = 8 << 20
-"""Octets of a unix socket's buffer each way. Without privilege, as many as net.core.wmem_max allows."""
+"""Octets of a unix socket's buffer per direction. Without privilege, net.core.wmem_max is the limit."""
 
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 
 
 class SocketPeer:
-    """Keeps one connection of a device. The device's read() calls look() while sock is None.
+    """Maintains the one connection of a device. The device's read() calls look() while sock is None.
 
-    A server takes one client at a time. As in QEMU, further ones wait in the backlog until it leaves.
+    A server takes one client at a time. As in QEMU, further ones wait in the backlog until it disconnects.
     """
 
     def __init__(self, device: Device, address: Address, kind: socket.SocketKind, *, server: bool) -> None:
@@ -40,12 +40,12 @@ class SocketPeer:
         self._device, self._address, self._kind, self._server = device, address, kind, server
         self._family = socket.AF_UNIX
         self._where: SocketAddress = address
-        self._waiting: socket.socket | None = None  # listens, or is about to be connected
+        self._waiting: socket.socket | None = None  # listening, or connecting
         self._door = broker.UnixTarget(address) if isinstance(address, str) and not server else None
         self._file: SocketFile | None = None
 
     def open(self) -> None:
-        """Begin. Raises DeviceError for what waiting will not mend; an absent peer is waited for."""
+        """Start. An absent peer is waited for. Raises DeviceError for errors that persist."""
         spec = self._device.spec
         try:
             with mapped(spec):
@@ -75,7 +75,7 @@ class SocketPeer:
         sock = self._waiting or socket.socket(self._family, self._kind | socket.SOCK_NONBLOCK)
         self._waiting = sock
         handle = self._device.handle
-        # Asked again, a connect under way tells how it went.
+        # A second connect() returns the result of the one in progress.
         code = sock.connect_ex(self._where) if self._door is None else self._door.connect_ex(sock)
         if code in (errno.EINPROGRESS, errno.EALREADY):
             handle.watch(sock.fileno(), write=True)
@@ -92,7 +92,7 @@ class SocketPeer:
             raise OSError(code, os.strerror(code))
 
     def look(self) -> bool:
-        """See whether the peer has come, and try to reach it when that is due. Never blocks or raises."""
+        """Accept or connect if the peer is there. Return whether it is. Never blocks or raises."""
         rang = self._device.handle.rang()
         try:
             if self._server:
@@ -101,7 +101,7 @@ class SocketPeer:
                 self._connect()
         except BlockingIOError:
             pass
-        except OSError:  # refused until somebody changes permissions, or out of descriptors: try again
+        except OSError:  # no permission for now, or out of descriptors: try again
             if self._server and self._waiting:
                 self._device.handle.forget(self._waiting.fileno())
             self._device.handle.alarm(RETRY_S)
@@ -119,7 +119,7 @@ class SocketPeer:
     def _take(self, sock: socket.socket) -> None:
         if self._family == socket.AF_UNIX:
             enlarge(sock, BUFFER)
-        else:  # whose buffers grow by themselves, unless they are set
+        else:  # TCP buffers grow by themselves, unless they are set
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.sock = sock
@@ -127,7 +127,7 @@ class SocketPeer:
         self._device.went_up()
 
     def lose(self, why: object) -> None:
-        """Give the connection up and wait for another."""
+        """Close the connection and wait for another."""
         assert self.sock is not None
         self._device.handle.forget(self.sock.fileno())
         self.sock.close()
@@ -137,7 +137,7 @@ class SocketPeer:
         self._device.went_down(why)
 
     def close(self) -> None:
-        """Hang up, and remove a listening socket's file. Idempotent."""
+        """Disconnect, and remove a listening socket's file. Idempotent."""
         for sock in self.sock, self._waiting:
             if sock is not None:
                 sock.close()
@@ -147,7 +147,7 @@ class SocketPeer:
 
 
 def _reached_itself(sock: socket.socket) -> bool:
-    """Whether TCP gave a socket that calls its own host the very port it calls; or it is cut off already."""
+    """Return whether a TCP socket is connected to itself, by a port of its own host, or disconnected."""
     try:
         return bool(sock.getsockname() == sock.getpeername())
     except OSError:
@@ -155,10 +155,10 @@ def _reached_itself(sock: socket.socket) -> bool:
 
 
 class SocketFile:
-    """The file of a bound unix socket, for its owner only (0600), and removed only while it is ours."""
+    """The file of a bound unix socket, of mode 0600, removed only while it is ours."""
 
     def __init__(self, spec: str, sock: socket.socket, path: str) -> None:
-        """Bind. The file of a socket that nobody serves any more is replaced; nobody else's is."""
+        """Bind. Replaces the file of a socket that no process serves any more, and no other file."""
         os.fchmod(sock.fileno(), 0o600)  # before bind(): the file never has another mode
         try:
             sock.bind(path)
@@ -179,13 +179,13 @@ class SocketFile:
         Path(path).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Remove the file, unless it went away or another took its place. Idempotent."""
+        """Remove the file, unless it is gone or was replaced. Idempotent."""
         self._made.remove()
 
 
 @contextlib.contextmanager
 def mapped(spec: str) -> Iterator[None]:
-    """Turn OSError into what a user may see."""
+    """Translate OSError to DeviceError or PermissionNeededError."""
     try:
         yield
     except PermissionError as e:
@@ -197,11 +197,11 @@ def mapped(spec: str) -> Iterator[None]:
 def resolve(
     spec: str, address: Address, kind: socket.SocketKind
 ) -> tuple[socket.AddressFamily, SocketAddress]:
-    """Return the address family and what to bind or connect to. Asks the resolver, so it may block."""
+    """Return the address family and the address to bind or connect to. May block in the resolver."""
     if isinstance(address, str):
         directory = Path(address).parent
         if not directory.is_dir():
-            raise DeviceError(f"{spec}: there is no directory {directory}; make it first")
+            raise DeviceError(f"{spec}: there is no directory {directory}; create it first")
         return socket.AF_UNIX, address
     try:
         family, _, _, _, where = socket.getaddrinfo(*address, type=kind)[0]
@@ -211,7 +211,7 @@ def resolve(
 
 
 def enlarge(sock: socket.socket, octets: int) -> None:
-    """Give a socket buffers of so many octets, or of what the system allows."""
+    """Set a socket's buffers to so many octets, or to the system's limit."""
     for force, option in ((_SO_SNDBUFFORCE, socket.SO_SNDBUF), (_SO_RCVBUFFORCE, socket.SO_RCVBUF)):
         try:
             sock.setsockopt(socket.SOL_SOCKET, force, octets)

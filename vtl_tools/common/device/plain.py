@@ -1,4 +1,4 @@
-"""What every link without offload does before it sends: super-segments cut, checksums completed."""
+"""Software offload for links without it: segments super-segments and completes checksums."""
 
 from collections.abc import Iterator
 
@@ -14,14 +14,14 @@ _TAGS = (b"\x81\x00", b"\x88\xa8")  # 802.1Q, 802.1ad
 
 
 class Plain:
-    """Turns batches into batches of plain frames which fit the device's MTU; the rest is counted there."""
+    """Turns batches into batches of plain frames that fit the device's MTU, and counts the others."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._scratch: Batch | None = None
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
-        """Yield batches of plain frames, each valid until the next: batch itself where nothing is to do."""
+        """Yield batches of plain frames, each valid until the next. An already plain batch is passed on."""
         limit = VNET + ETHERNET + self._device.mtu
         for frame in batch:
             if not VNET + ETHERNET <= len(frame) <= limit or frame[0] & vnet.F_NEEDS_CSUM or frame[1]:
@@ -55,7 +55,7 @@ class Plain:
 
 
 def _tag_octets(frame: bytearray | memoryview) -> int:
-    """Octets of up to two VLAN tags, which an MTU does not count."""
+    """Return the octets of up to two VLAN tags, which an MTU does not include."""
     if bytes(frame[VNET + 12 : VNET + 14]) not in _TAGS:
         return 0
     return 8 if bytes(frame[VNET + 16 : VNET + 18]) in _TAGS else 4

@@ -1,4 +1,4 @@
-"""A device that writes what its inner device received and sent to a capture file: `--pcap FILE`."""
+"""A device that records the frames of another in a capture file: `--pcap FILE`."""
 
 import time
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from vtl_tools.common.packet.vnet import VNET
 
 
 class Record(Wrapper):
-    """Records a device. Super-segments are recorded whole, and what was offered, also if it was dropped.
+    """Records a device, both directions. Super-segments are recorded whole, and sent frames even if dropped.
 
-    target: a path, or a writer that others write to as well and whose owner closes it.
+    target: a path, or a writer that is shared with others and closed by its owner.
     """
 
     def __init__(
@@ -25,14 +25,14 @@ class Record(Wrapper):
         self.writer = CaptureWriter(device.spec, target) if isinstance(target, str) else target
 
     def read(self) -> Batch:
-        """Read, and record what came."""
+        """Read, and record the frames."""
         batch = self.device.read()
         if batch:
             self._write(batch, INBOUND)
         return batch
 
     def write(self, batch: Batch) -> int:
-        """Record what is to be sent, and send it."""
+        """Record the frames, and send them."""
         self._write(batch, OUTBOUND)
         return self.device.write(batch)
 
@@ -41,7 +41,7 @@ class Record(Wrapper):
         self.writer.write(self.device.spec, frames, direction, self._clock())
 
     def close(self) -> None:
-        """Close the device, and the file if it is this device's own. Idempotent."""
+        """Close the device, and the file if this device opened it. Idempotent."""
         super().close()
         if self._owned:
             self.writer.close()

@@ -1,7 +1,7 @@
-"""What passes an interface, overheard: the first octets of TCP segments, both ways, in a ring (packet(7)).
+"""Passive capture of an interface: the headers of TCP segments, both directions, in a ring (packet(7)).
 
-The kernel copies what a filter keeps into memory that is shared with it (TPACKET_V3), a block at a time,
-so that watching costs no system call, and no wake-up, for each frame.
+The kernel copies the octets that a filter keeps into shared memory (TPACKET_V3), a block at a time, so
+that capture takes no system call and no wake-up per frame.
 """
 
 import mmap
@@ -17,15 +17,15 @@ from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.packet.vnet import VNET
 
 Hear = Callable[[memoryview, bool, float], object]
-"""Takes a frame, cut to the ring's snap length and borrowed for the call; whether the VM sent it; now."""
+"""Called with a frame, truncated to the snap length and borrowed; whether the VM sent it; now."""
 
 SNAP: Final = 14 + 8 + 60 + 60
-"""Octets that are kept of a frame: up to the end of TCP's options, behind two tags and IP's options."""
+"""Octets captured of a frame: up to the end of TCP's options, after two tags and IP options."""
 
 BLOCK: Final = 1 << 18
 BLOCKS: Final = 16
 HANDED_OVER_MS: Final = 40
-"""How long a block is filled before it is handed over, full or not. Beside a stream of 11 Gbit/s each waking
+"""Milliseconds until a block is handed over, full or not. Beside a stream of 11 Gbit/s each wake-up
 costs 0.2 ms, most of it cold caches: at 8 ms all was three times what it is at 40."""
 
 _SOL_PACKET: Final = 263
@@ -35,23 +35,25 @@ _VERSION: Final = 10
 _VNET_HDR: Final = 15
 _TPACKET_V3: Final = 2
 _ETH_P_ALL: Final = 3
-_FRAME: Final = 2048  # of no meaning to TPACKET_V3, but checked
+_FRAME: Final = 2048  # unused by TPACKET_V3, but validated
 _USER: Final = 1
 _OUTGOING: Final = 4
-_STATUS: Final = struct.Struct("=8xIII")  # a block's status, its frames, and where the first is
-# struct tpacket3_hdr: next, octets kept, where Ethernet starts, the tag that was taken out; then sockaddr_ll
+_STATUS: Final = struct.Struct("=8xIII")  # a block's status, its number of frames, offset of the first
+# struct tpacket3_hdr: next, octets captured, offset of Ethernet, the removed tag; then sockaddr_ll
 _HEAD: Final = struct.Struct("=I8xI8xH6xIH20xB")
 _TAG: Final = struct.Struct("!HH")
 
 
 class Ring:
-    """A service's source (stage.Source). Survives the interface's being taken down, deleted and made anew.
+    """Captures an interface for a service (a stage.Source).
 
-    mark: SO_MARK of what is not heard, since it is our own.
+    Reopens it after it was deleted and created again.
+
+    mark: SO_MARK of our own frames, which are not captured.
     """
 
     def __init__(self, name: str, hear: Hear, *, mark: int) -> None:
-        """Open it. Raises DeviceError, PermissionNeededError."""
+        """Open the ring. Raises DeviceError, PermissionNeededError."""
         self.name, self.hear, self.mark = name, hear, mark
         self.frames = self.missed = 0
         self._one_in = 1
@@ -84,12 +86,12 @@ class Ring:
         self._handle.watch(sock.fileno())
 
     def sample(self, one_in: int) -> None:
-        """Keep one in so many segments, at random; all with SYN, FIN or RST, whatever the number."""
+        """Capture one in so many segments, at random, and all with SYN, FIN or RST."""
         self._one_in = one_in
         bpf.attach(self._sock, bpf.segments(self.mark, SNAP, one_in))
 
     def poll(self, now: float) -> bool:
-        """Hand on what is in the next block; tell whether there was one."""
+        """Hand on the frames of the next block. Return whether there was one."""
         start = self._next * BLOCK
         memory = self._memory
         status, count, offset = _STATUS.unpack_from(memory, start)
@@ -104,12 +106,12 @@ class Ring:
             frame = memory[first : first + VNET + kept]
             hear(_tagged(frame, tpid, tci) if tpid else frame, kind != _OUTGOING, now)
             at += following
-        struct.pack_into("=I", memory, start + 8, 0)  # the block is the kernel's again
+        struct.pack_into("=I", memory, start + 8, 0)  # return the block to the kernel
         self._next = (self._next + 1) % BLOCKS
         return True
 
     def _look(self) -> None:
-        """See whether the interface went away, and is back as another one."""
+        """Reopen the interface if it was deleted and exists again."""
         if not self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) and not self._handle.rang():
             return
         try:
@@ -117,18 +119,18 @@ class Ring:
             if index != self._index:
                 self._sock.bind((self.name, _ETH_P_ALL))
                 self._index = index
-        except OSError:  # it is still away
+        except OSError:  # it does not exist yet
             self._handle.alarm(RETRY_S)
 
     def status(self) -> dict[str, object]:
-        """Return how many frames were heard, and how many came while the ring was full."""
-        # struct tpacket_stats_v3: packets, drops, queue freezes; since last asked.
+        """Return how many frames were captured, and how many were lost while the ring was full."""
+        # struct tpacket_stats_v3: packets, drops, queue freezes; all since the last query.
         stats = self._sock.getsockopt(_SOL_PACKET, _STATISTICS, 12)
         self.missed += struct.unpack("III", stats)[1]
         return {"frames": self.frames, "missed": self.missed, "one_in": self._one_in}
 
     def close(self) -> None:
-        """Give everything back. Idempotent."""
+        """Close the ring. Idempotent."""
         if not self._map.closed:
             self._memory.release()
             self._map.close()
@@ -137,7 +139,7 @@ class Ring:
 
 
 def _tagged(frame: memoryview, tpid: int, tci: int) -> memoryview:
-    """The kernel took the outer VLAN tag out: put it back, as PacketDevice does."""
+    """Insert the outer VLAN tag, which the kernel removed, as PacketDevice does."""
     kept = bytearray(frame)
     kept[VNET + 12 : VNET + 12] = _TAG.pack(tpid, tci)
     return memoryview(kept)

@@ -1,7 +1,7 @@
-"""How links are named: one string for each kind (paper section 2.3: an interface is opened by its name).
+"""Link specs: the string that names a link (paper section 2.3: an interface is opened by its name).
 
     NAME                                        an interface of this host
-    tap:NAME                                    a tap, made if need be; this side of it is ours
+    tap:NAME                                    a tap, created if absent; we use its user side
     qemu:unix:PATH[,server]                     QEMU -netdev stream, passt, gvproxy, libkrun
     qemu:HOST:PORT[,server]
     dgram:unix:PATH,local=PATH                  QEMU -netdev dgram
@@ -9,11 +9,11 @@
     vxlan:HOST[:PORT]/VNI[,local=ADDR][,port=N][,dev=NAME]
                                                 a VXLAN tunnel end point (RFC 7348)
     channel:PATH[,server]                       another VTL process
-    pcap:FILE[,write=FILE][,speed=N|realtime]   replay a capture; record what is sent
-    libpcap:NAME                                an interface, by way of libpcap
+    pcap:FILE[,write=FILE][,speed=N|realtime]   replay a capture; record sent frames
+    libpcap:NAME                                an interface, through libpcap
 
-With `server` a link listens; without, it connects, and tries again until somebody listens. An IPv6
-address stands in brackets: qemu:[::1]:5000. A path cannot contain a comma.
+With `server` a link listens. Without, it connects, and retries until the peer listens. An IPv6 address is
+written in brackets: qemu:[::1]:5000. A path cannot contain a comma.
 """
 
 import re
@@ -26,17 +26,17 @@ from vtl_tools.common.errors import SpecError
 _VXLAN_PORT: Final = 4789  # RFC 7348 section 8
 _INTERFACE: Final = re.compile(r"[^\s/:]{1,15}")  # dev_valid_name() in Linux
 _HOST_PORT: Final = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]+))(?::(?P<port>\d+))?")
-_UNIX_MAX: Final = 107  # octets of sun_path, less the zero behind it
+_UNIX_MAX: Final = 107  # octets of sun_path, less the final zero
 
 
 def open_device(spec: str, *, receive: bool = True, mark: int = 0, fanout: int = 0) -> Device:
     """Return the link that spec names, not yet connected: `with open_device("vmnet1") as link: ...`.
 
-    receive, mark, fanout: see PacketDevice; of the others only libpcap has a use for one, the mark.
-    Raises SpecError for what cannot be meant. What cannot be had is told by connect().
+    receive, mark, fanout: see PacketDevice. libpcap uses the mark; other links use none of them.
+    Raises SpecError for an invalid spec. connect() reports a link that cannot be opened.
     """
     if not spec.isprintable():
-        _refuse(spec, "it has characters that cannot be printed", "write it anew")
+        _refuse(spec, "it has unprintable characters", "remove them")
     kind, colon, rest = spec.partition(":")
     if not colon:
         _interface(spec, spec)
@@ -45,7 +45,7 @@ def open_device(spec: str, *, receive: bool = True, mark: int = 0, fanout: int =
         return PacketDevice(spec, receive=receive, mark=mark, fanout=fanout)
     if kind not in _KINDS:
         kinds = ", ".join(_KINDS)
-        _refuse(spec, f"no kind of link is called {kind!r}", f"write an interface's name, or one of {kinds}")
+        _refuse(spec, f"{kind!r} is no kind of link", f"write an interface's name, or one of {kinds}")
     link = _KINDS[kind](spec, rest)
     link.mark = mark
     return link
@@ -77,7 +77,7 @@ def _dgram(spec: str, rest: str) -> Device:
     address, options = _options(spec, rest, "local")
     remote = _address(spec, address, form)
     if not options.get("local"):
-        _refuse(spec, "a datagram link needs an address of its own", f"write {form}")
+        _refuse(spec, "a datagram link needs a local address", f"write {form}")
     text = options["local"]
     local = _path(spec, text, form) if isinstance(remote, str) else _address(spec, text, form)
     if isinstance(local, str) and not isinstance(remote, str):
@@ -115,7 +115,7 @@ def _pcap(spec: str, rest: str) -> Device:
     form = "pcap:FILE[,write=FILE][,speed=N|realtime]"
     path, options = _options(spec, rest, "write", "speed")
     if not path:
-        _refuse(spec, "a capture needs the name of a file", f"write {form}")
+        _refuse(spec, "the name of the capture file is missing", f"write {form}")
     text = options.get("speed", "0")
     try:
         speed = 1.0 if text == "realtime" else float(text)
@@ -144,13 +144,13 @@ def _refuse(spec: str, problem: str, remedy: str) -> NoReturn:
 
 
 def _options(spec: str, rest: str, *known: str) -> tuple[str, dict[str, str]]:
-    """Split off what follows commas: words, and NAME=VALUE."""
+    """Split off the options after commas: words, and NAME=VALUE."""
     head, *words = rest.split(",")
     options: dict[str, str] = {}
     for word in words:
         name, _, value = word.partition("=")
         if name not in known:
-            _refuse(spec, f"no option here is called {name!r}", f"known: {', '.join(known)}")
+            _refuse(spec, f"{name!r} is no option of this link", f"known: {', '.join(known)}")
         if name in options:
             _refuse(spec, f"{name!r} is given twice", "leave one out")
         options[name] = value
@@ -166,7 +166,7 @@ def _flag(spec: str, options: dict[str, str], name: str) -> bool:
 def _interface(spec: str, name: str) -> str:
     if not _INTERFACE.fullmatch(name) or len(name.encode()) > 15 or name in (".", ".."):
         remedy = "write up to 15 octets without '/', ':' or space"
-        _refuse(spec, f"{name!r} is not a name for an interface", remedy)
+        _refuse(spec, f"{name!r} is not an interface name", remedy)
     return name
 
 
@@ -180,7 +180,7 @@ def _path(spec: str, path: str, form: str) -> str:
     if not path:
         _refuse(spec, "a path is missing", f"write {form}")
     if len(path.encode()) > _UNIX_MAX:
-        _refuse(spec, f"a socket's path has at most {_UNIX_MAX} octets", "name a shorter one")
+        _refuse(spec, f"the path exceeds {_UNIX_MAX} octets", "use a shorter one")
     return path
 
 

@@ -1,8 +1,8 @@
-"""A link over a byte stream, framed as QEMU's -netdev stream does: needs no root (QEMU net/net.c).
+"""A link over a byte stream, framed as by QEMU's -netdev stream (QEMU net/net.c). Needs no root.
 
-Each Ethernet frame, without checksum, follows its length in octets, four of them, most significant first.
-There is no greeting. passt, gvproxy and libkrun speak the same. Over TCP there is no authentication
-either: whoever reaches the port is on the link, so listen on addresses that only the hypervisor reaches.
+The length in octets precedes each Ethernet frame, four octets, most significant first. There is no
+greeting. passt, gvproxy and libkrun use the same protocol. Over TCP there is no authentication: every host
+that reaches the port is on the link, so listen on addresses that only the hypervisor reaches.
 """
 
 import socket
@@ -18,16 +18,16 @@ from vtl_tools.common.packet.vnet import VNET
 LENGTH: Final = struct.Struct("!I")
 
 LENGTH_MAX: Final = 4096 + 65536
-"""Octets of the longest frame that QEMU takes (NET_BUFSIZE). More, and the stream is out of step."""
+"""Octets of the longest frame that QEMU accepts (NET_BUFSIZE). A longer one means a broken stream."""
 
 BUFFER: Final = 256 << 10
-"""Octets that are received at once, and all that is ever held of what a peer says."""
+"""Octets of the receive buffer."""
 
 
 class StreamDevice(Device):
-    """QEMU's -netdev stream, either end of it.
+    """One end of QEMU's -netdev stream.
 
-    server: listen rather than connect; one client at a time, others wait until it leaves.
+    server: listen instead of connecting. One client at a time; others wait until it disconnects.
     """
 
     def __init__(self, spec: str, address: Address, *, server: bool = False) -> None:
@@ -36,12 +36,12 @@ class StreamDevice(Device):
         self._batch = Batch()
         self._plain = Plain(self)
         self._buffer = memoryview(bytearray(BUFFER))
-        self._at = self._end = 0  # what was received and not yet returned
-        self._more = False  # there are whole frames in it
-        self._unsent = b""  # the rest of a frame of which the peer has the beginning
+        self._at = self._end = 0  # the octets received and not yet returned
+        self._more = False  # they contain whole frames
+        self._unsent = b""  # the rest of a frame whose beginning was sent
 
     def connect(self) -> None:
-        """Listen, or begin to connect: a peer that is not there yet is waited for."""
+        """Listen, or start to connect: an absent peer is waited for."""
         self._peer.open()
 
     def read(self) -> Batch:
@@ -106,14 +106,14 @@ class StreamDevice(Device):
             else:
                 batch.append_plain(buffer[start:at])
         self._at = at
-        # The socket may have nothing more to tell, so what is left here must wake the reader.
+        # The socket may have no more input, so the frames left here must wake the reader.
         if self._more and not rung:
             self.handle.ring()
         elif rung and not self._more:
             self.handle.rang()
 
     def write(self, batch: Batch) -> int:
-        """Send what the socket has room for, as plain frames, in one system call a batch."""
+        """Send as plain frames, as much as the socket has room for, in one system call per batch."""
         sock = self._peer.sock
         if sock is None:
             return self.refused(batch, Drop.LINK_DOWN)
@@ -142,7 +142,7 @@ class StreamDevice(Device):
         return self._cut_off(batch, sent, sock)
 
     def _cut_off(self, batch: Batch, sent: int, sock: socket.socket) -> int:
-        """The socket took only the first `sent` octets: keep the rest of the frame which they end in."""
+        """Keep the rest of the frame that the socket took in part: it took only the first `sent` octets."""
         taken = octets = 0
         for frame in batch:
             if sent <= 0:
@@ -175,6 +175,6 @@ class StreamDevice(Device):
         self._peer.lose(why)
 
     def close(self) -> None:
-        """Hang up. Idempotent."""
+        """Disconnect. Idempotent."""
         self._peer.close()
         super().close()

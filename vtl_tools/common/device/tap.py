@@ -1,7 +1,7 @@
-"""The user side of a tap: what the host sends into the interface NAME we read, and the other way round.
+"""A link on the user side of a tap interface: reads what the host sends, and the reverse.
 
-The interface is made if there is none, and goes with the device; one that exists is attached to. There is
-no recvmmsg for taps: each frame is a system call, but a super-segment is one frame.
+The interface is created if absent, and then removed with the device; an existing one is attached to. There
+is no recvmmsg for taps: each frame takes a system call, but a super-segment is one frame.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ _GONE: Final = frozenset((errno.EBADFD, errno.EIO, errno.ENODEV))
 
 
 class TapDevice(Device):
-    """A tap by name; made anew when somebody deletes it."""
+    """A tap by name. Creates it again when it is deleted."""
 
     offload = True
     capabilities = frozenset({privilege.NET_ADMIN})
@@ -57,7 +57,7 @@ class TapDevice(Device):
         self._batch = Batch()
 
     def connect(self) -> None:
-        """Make the interface, or attach to it, and set it up."""
+        """Create the interface, or attach to it, and set it up."""
         try:
             self._open()
         except PermissionError:
@@ -71,7 +71,7 @@ class TapDevice(Device):
             ) from None
         except OSError as e:
             remedy = (
-                "end the process that has it open"
+                "end the process that uses it"
                 if e.errno == errno.EBUSY
                 else f"see 'ip -d link show {self.name}': it must be a tap with vnet_hdr and one queue"
             )
@@ -101,7 +101,7 @@ class TapDevice(Device):
         self.went_up()
 
     def _is_there(self) -> bool:
-        """Whether the interface that we hold is up."""
+        """Return whether the interface is up."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
             request = struct.pack("16s24x", os.fsencode(self.name))
             return bool(
@@ -120,7 +120,7 @@ class TapDevice(Device):
             self.handle.alarm(RETRY_S)
 
     def _lose(self, code: int) -> None:
-        if code != errno.EIO:  # which says that the interface is down, but there
+        if code != errno.EIO:  # EIO: the interface is down, but exists
             self.handle.forget(self._fd)
             os.close(self._fd)
             self._fd = -1
@@ -153,7 +153,7 @@ class TapDevice(Device):
         return self.received(batch)
 
     def write(self, batch: Batch) -> int:
-        """Send a batch; the kernel segments and sums what is marked so."""
+        """Send a batch. The kernel segments super-segments and completes partial checksums."""
         if not self.up:
             return self.refused(batch, Drop.LINK_DOWN)
         lost = lost_octets = 0
@@ -179,7 +179,7 @@ class TapDevice(Device):
         return self.sent(batch, lost, lost_octets)
 
     def close(self) -> None:
-        """Let go of the tap; it vanishes unless it was made persistent. Idempotent."""
+        """Detach from the tap. The kernel removes it unless it is persistent. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

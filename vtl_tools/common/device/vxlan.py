@@ -1,7 +1,7 @@
 """A VXLAN tunnel end point in user space (RFC 7348), for one peer and one network.
 
-Peers with a kernel's vxlan interface and with Open vSwitch. What RFC 7348 wants and we cannot: a source
-port by the hash of the flow, which spreads flows over paths (section 5), since one socket has one port.
+Compatible with the kernel's vxlan interface and with Open vSwitch. One thing of RFC 7348 is missing: a
+source port by the hash of the flow, which spreads flows over paths (section 5), since a socket has one port.
 """
 
 import socket
@@ -19,24 +19,24 @@ from vtl_tools.common.packet.vnet import VNET
 PORT: Final = 4789  # RFC 7348 section 8
 
 HEADER: Final = struct.Struct("!BxxxI")
-"""Flags, three reserved octets, the VNI in three octets and one reserved (section 5)."""
+"""Flags, three reserved octets, three octets of VNI, one reserved octet (section 5)."""
 
 _FLAG_I: Final = 0x08  # the VNI is valid
 
-_UNDERLAY_MTU: Final = 1500  # where the route to the peer is not known yet
+_UNDERLAY_MTU: Final = 1500  # while the route to the peer is unknown
 _IP_MTU: Final = 14
 _IP_MTU_DISCOVER: Final = 10
 _IPV6_MTU: Final = 24
 _IPV6_MTU_DISCOVER: Final = 23
-_PMTUDISC_PROBE: Final = 3  # never fragment, and believe no ICMP error about what fits
+_PMTUDISC_PROBE: Final = 3  # never fragment, and ignore ICMP errors about the MTU
 
 
 class VxlanDevice(Device):
     """One peer's part of a VXLAN network.
 
-    remote: the peer's host and port. local, port: the own address ("": any) and port. dev: the interface
-    by which the peer is reached, and by which alone its datagrams are taken ("": any). Down once the
-    network tells that the peer cannot be reached; it is sent to all the same, and up when a frame comes.
+    remote: the peer's host and port. local, port: the own address ("": any) and port. dev: the only interface
+    for datagrams to and from the peer ("": any). The link is down when the network reports that the peer is
+    unreachable, and up when a frame comes. Frames are sent in both states.
     """
 
     def __init__(
@@ -55,26 +55,26 @@ class VxlanDevice(Device):
         self._vni = vni
         self._header = HEADER.pack(_FLAG_I, vni << 8)
         self._sock: socket.socket | None = None
-        self._hosts: list[tuple[memoryview, bytes]] = []  # columns of senders' addresses, and the peer's
+        self._hosts: list[tuple[memoryview, bytes]] = []  # columns of senders' addresses, the peer's value
         self._batch = Batch()
-        # The VXLAN header takes the place that the virtio_net_hdr has in the end, or the end of it.
+        # The VXLAN header is received into the octets that become the virtio_net_hdr, at their end.
         self._at = VNET - HEADER.size
         self._inbox = Inbox(self._batch, self._at, HEADER.size + ETHERNET, named=True)
         self._outbox: Outbox | None = None
         self._plain = Plain(self)
 
     def connect(self) -> None:
-        """Bind the port, and learn from the route what MTU is left for the network."""
+        """Bind the port, and derive the network's MTU from the route to the peer."""
         with mapped(self.spec):
             family, where = resolve(self.spec, self._remote, socket.SOCK_DGRAM)
             self._outbox = Outbox(VNET, self._header, _sockaddr(family, where))
             self._hosts = _host_columns(family, self._inbox.names, _sockaddr(family, where))
             sock = self._sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             enlarge(sock, BUFFER)
-            if self._dev:  # else a guest on another interface may write the peer's address as its source
+            if self._dev:  # else a guest on another interface may spoof the peer's address
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._dev.encode())
-            # "VTEPs MUST NOT fragment VXLAN packets" (section 4.3): what is too big is not sent. Anybody can
-            # send an ICMP error that quotes our addresses and ports, which are no secret.
+            # "VTEPs MUST NOT fragment VXLAN packets" (section 4.3): a larger packet is not sent. ICMP errors
+            # are ignored: anybody can quote our addresses and ports, which are no secret.
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
@@ -85,14 +85,14 @@ class VxlanDevice(Device):
                 self.spec, (self._local or any_address, self._port), socket.SOCK_DGRAM
             )
             if local_family != family:
-                raise DeviceError(f"{self.spec}: one end is IPv4, the other IPv6; give both alike")
+                raise DeviceError(f"{self.spec}: one end is IPv4, the other IPv6; use one version for both")
             sock.bind(local)
             self.mtu = _path_mtu(family, where)
         self.handle.watch(sock.fileno())
         self.went_up()
 
     def read(self) -> Batch:
-        """Receive up to a batch of frames; those of others and of other networks are left out."""
+        """Receive up to a batch of frames. Drops those of other peers and other networks."""
         assert self._sock is not None
         batch = self._batch
         if not self.up:
@@ -120,7 +120,7 @@ class VxlanDevice(Device):
         return self.received(batch)
 
     def _is_peer(self, i: int) -> bool:
-        """Whether message i came from the peer's address; the port is a hash, and tells nothing."""
+        """Return whether message i came from the peer's address. The port is a hash and is not checked."""
         return all(column[i : i + 1].tobytes() == part for column, part in self._hosts)
 
     def write(self, batch: Batch) -> int:
@@ -133,7 +133,7 @@ class VxlanDevice(Device):
         return self._outbox.send(self, self._sock.fileno(), batch)
 
     def close(self) -> None:
-        """Unbind. Idempotent."""
+        """Close the socket. Idempotent."""
         if self._sock is not None:
             self._sock.close()
             self._sock = None
@@ -153,9 +153,9 @@ def _sockaddr(family: socket.AddressFamily, where: SocketAddress) -> bytes:
 def _host_columns(
     family: socket.AddressFamily, names: memoryview, peer: bytes
 ) -> list[tuple[memoryview, bytes]]:
-    """Return views on the host part of every address in names, each with what the peer's is there.
+    """Return views of the host part of every address in names, each with the peer's value.
 
-    Of IPv6, the scope is a part: a link-local address is of one link, and others may have it on theirs.
+    For IPv6 this includes the scope: a link-local address is valid on one link only.
     """
     if family == socket.AF_INET:
         return [(names.cast("I")[1 :: NAME_SIZE // 4], peer[4:8])]
@@ -164,7 +164,7 @@ def _host_columns(
 
 
 def _path_mtu(family: socket.AddressFamily, where: SocketAddress) -> int:
-    """Return the MTU within the tunnel, from that of the route to the peer."""
+    """Return the MTU within the tunnel, from the MTU of the route to the peer."""
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         if probe.connect_ex(where):
             underlay = _UNDERLAY_MTU

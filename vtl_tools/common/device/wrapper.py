@@ -1,4 +1,4 @@
-"""A device around a device: everything is the inner one's but what a subclass changes."""
+"""Base of devices around another device: passes everything on that a subclass does not change."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from vtl_tools.common.device.batch import Batch
 
 
 def _inner(name: str) -> Any:
-    """An attribute that the wrapped device holds."""
+    """Return a property that forwards to the wrapped device."""
 
     def get(self: "Wrapper") -> object:
         return getattr(self.device, name)
@@ -19,7 +19,7 @@ def _inner(name: str) -> Any:
 
 
 class Wrapper(Device):
-    """Passes everything on to `device`; status and counters are that one's."""
+    """Passes everything on to `device`, which also holds status and counters."""
 
     spec = _inner("spec")
     mtu = _inner("mtu")
@@ -60,7 +60,7 @@ class Wrapper(Device):
         return self.device.fileno()
 
     def signal(self, wanted: bool) -> None:
-        """Tell the inner link."""
+        """Enable or disable wake-ups of the inner link."""
         self.device.signal(wanted)
 
     def status(self) -> dict[str, object]:

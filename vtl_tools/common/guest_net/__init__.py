@@ -1,1 +1,1 @@
-"""What a guest expects of its network: neighbours, a router, addresses, names. No I/O, no clock."""
+"""A guest's network, as the service provides it: neighbours, router, DHCP, DNS. No I/O, no clock."""

@@ -1,4 +1,4 @@
-"""The network that a guest is given: one link, one router, everything else behind it."""
+"""The addresses of the guest's network: one link with a router and a name server."""
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
@@ -7,20 +7,21 @@ from typing import Final
 from vtl_tools.common.packet import address
 
 GATEWAY_MAC: Final = bytes.fromhex("0276746c0001")
-"""Locally administered, of one station; "vtl" in ASCII inside, to be recognised in a capture."""
+"""The router's Ethernet address: locally administered, unicast, with "vtl" in ASCII."""
 
-MTU_MIN: Final = 1280  # RFC 8200 section 5; IPv4 asks for less
+MTU_MIN: Final = 1280  # RFC 8200 section 5; IPv4 requires less
 
 PREFIX_BITS: Final = 64
-"""The length of a prefix in which a guest makes addresses by itself (RFC 4862 5.5.3 d, RFC 4291 2.5.1)."""
+"""The prefix length that SLAAC requires (RFC 4862 5.5.3 d, RFC 4291 2.5.1)."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuestAddresses:
-    """One link's addresses, in octets. ValueError if they do not belong together.
+    """The addresses of one link, in octets. Raises ValueError if they are inconsistent.
 
-    The IPv4 default is that of QEMU's user network, so that a guest that was set up by hand for one finds
-    its router. prefix: a ULA (RFC 4193) for SLAAC; None: there is no IPv6 router. mtu: of an IP packet.
+    The IPv4 default is that of QEMU's user network, so that a guest configured statically for that network
+    finds its router. prefix: a ULA (RFC 4193) for SLAAC; None: there is no IPv6 router. mtu: largest IP
+    packet in octets.
     """
 
     mac: bytes = GATEWAY_MAC
@@ -32,33 +33,33 @@ class GuestAddresses:
 
     def __post_init__(self) -> None:
         if len(self.mac) != 6 or address.is_multicast_mac(self.mac) or not any(self.mac):
-            raise ValueError(f"{self.mac.hex(':')} is not the Ethernet address of one station")
+            raise ValueError(f"{self.mac.hex(':')} is not a unicast Ethernet address")
         if not 8 <= self.subnet.prefixlen <= 29:
-            raise ValueError(f"{self.subnet}: write a network of 8 to 29 bits")
+            raise ValueError(f"{self.subnet}: use a prefix length of 8 to 29")
         for octets in (self.gateway, self.dns):
             if len(octets) != 4 or not self.is_host(octets):
                 raise ValueError(f"{address.format_ip(octets)} is not a host of {self.subnet}")
         if self.prefix is not None and self.prefix.prefixlen != PREFIX_BITS:
-            raise ValueError(f"{self.prefix}: a guest makes addresses of {PREFIX_BITS} bits only")
+            raise ValueError(f"{self.prefix}: SLAAC needs a prefix length of {PREFIX_BITS}")
         if not MTU_MIN <= self.mtu <= 0xFFFF:
-            raise ValueError(f"an MTU of {self.mtu}: write {MTU_MIN} to 65535 octets")
+            raise ValueError(f"an MTU of {self.mtu}: use {MTU_MIN} to 65535 octets")
 
     @property
     def link_local(self) -> bytes:
-        """The router's link-local address, which is what a guest knows a router by (RFC 4861 section 4.2)."""
+        """The router's link-local address, by which guests identify a router (RFC 4861 section 4.2)."""
         return address.link_local(self.mac)
 
     @property
     def dns6(self) -> bytes | None:
-        """Where DNS is asked over IPv6: the first address of the prefix."""
+        """The IPv6 address of the name server: the first address of the prefix."""
         return None if self.prefix is None else self.prefix[1].packed
 
     def is_host(self, octets: bytes) -> bool:
-        """Say whether an IPv4 address can be a host's in the subnet."""
+        """Return whether an IPv4 address is a possible host address of the subnet."""
         number = int.from_bytes(octets, "big")
         first, last = int(self.subnet.network_address), int(self.subnet.broadcast_address)
         return first < number < last
 
     def is_ours(self, octets: bytes) -> bool:
-        """Say whether an address, of either version, is the router's or the name server's."""
+        """Return whether an address, of either version, is the router's or the name server's."""
         return octets in (self.gateway, self.dns, self.link_local, self.dns6)

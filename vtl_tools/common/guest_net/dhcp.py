@@ -1,8 +1,8 @@
 """A DHCP server for one link (RFC 2131, RFC 2132): packets in, packets out.
 
-Clients are told apart by their Ethernet address, not by the client identifier that RFC 2131 section 2 would
-have first: boot loader, installer and system of one machine so get one address, and clones of a machine,
-which have one identifier, get several. Relay agents are not served: giaddr is ignored.
+A client is identified by its Ethernet address, not by the client identifier, which RFC 2131 section 2
+prefers: so boot loader, installer and system of one machine get one address, and clones of a machine, which
+share an identifier, get several. Relay agents are not supported: giaddr is ignored.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,18 @@ from vtl_tools.common.packet.address import is_single_host
 from vtl_tools.common.packet.packet import Packet
 
 LEASE_S: Final = 3600
-POOL_FIRST: Final = 15  # of the subnet's addresses, as in QEMU's user network
+POOL_FIRST: Final = 15  # first address of the pool, as in QEMU's user network
 POOL_MAX: Final = 1024  # addresses
-CLIENT_ID_MAX: Final = 255  # octets that one option can have
+CLIENT_ID_MAX: Final = 255  # maximum octets of an option
 
 EVERYBODY: Final = b"\xff" * 4
 
 
 class DHCPServer:
-    """Leases addresses of the network to whoever asks. lease_s: seconds, at least 60.
+    """Leases addresses of the network to clients. lease_s: duration in seconds, at least 60.
 
-    mac_of: whom an address is known to be of, as Neighbours.mac_of, since a guest may have been given one
-    by hand. It stands for the probe that RFC 2131 section 2.2 would have before an offer.
+    mac_of: returns the known user of an address, like NeighbourResponder.mac_of, since a guest may be
+    configured statically. It replaces the probe before an offer (RFC 2131 section 2.2).
     """
 
     def __init__(
@@ -39,17 +39,17 @@ class DHCPServer:
         mac_of: Callable[[bytes], bytes | None] | None = None,
     ) -> None:
         if not 60 <= lease_s < 0xFFFF_FFFF:
-            raise ValueError(f"a lease of {lease_s} s: write 60 or more")
+            raise ValueError(f"a lease of {lease_s} s: use 60 or more")
         self.network = network
         self.leases = LeaseTable(_pool(network))
         self._lease_s = lease_s
         self._mac_of = mac_of
 
     def answer(self, pkt: Packet, now: float) -> bytearray | None:
-        """Return the frame that answers a DHCP client; None if nothing is to be said.
+        """Return the frame that answers a DHCP client; None if there is no answer.
 
-        Malformed: the packet, or the message in it, is broken. The IP destination does not matter: a guest
-        that renews with the server of another network hears so much sooner that it has moved.
+        Raises Malformed if the packet or its message is broken. The IP destination is ignored: a guest that
+        renews with the server of another network learns sooner that it has moved.
         """
         net, datagram = pkt.ipv4, pkt.udp
         if net is None or datagram is None or net.is_fragment or datagram.dport != wire.SERVER_PORT:
@@ -64,7 +64,7 @@ class DHCPServer:
         return None if reply is None else self._frame(pkt, message, reply)
 
     def _reply(self, message: DHCPMessage, src: bytes, now: float) -> DHCPMessage | None:
-        """Do what the message asks for (RFC 2131 section 4.3)."""
+        """Process a message (RFC 2131 section 4.3) and return the reply."""
         match message.kind:
             case wire.DISCOVER:
                 return self._make(message, wire.OFFER, self._offer(message, now), lease=True)
@@ -91,10 +91,10 @@ class DHCPServer:
         )
 
     def _on_request(self, message: DHCPMessage, now: float) -> DHCPMessage | None:
-        """Bind or refuse (RFC 2131 section 4.3.2), told apart as its table 4 does.
+        """Acknowledge or refuse a request (RFC 2131 section 4.3.2, table 4).
 
-        A client that we have no record of gets what it has, where that is free: there is no other server,
-        and we may have been restarted.
+        A client without a record gets the address that it claims if that is free: there is no other server,
+        and this one may have been restarted.
         """
         wanted, had = message.address(wire.REQUESTED_ADDRESS), self.leases.address_of(message.chaddr)
         if not self._is_for_us(message):
@@ -114,7 +114,7 @@ class DHCPServer:
         return message.address(wire.SERVER_ID) in (None, self.network.gateway)
 
     def _make(self, message: DHCPMessage, kind: int, yiaddr: bytes, *, lease: bool) -> DHCPMessage:
-        """Make a reply with the options of RFC 2131 section 4.3.1, table 3."""
+        """Return a reply with the options of RFC 2131 section 4.3.1, table 3."""
         network, options = self.network, {wire.MESSAGE_TYPE: bytes((kind,))}
         options[wire.SERVER_ID] = network.gateway
         if lease:
@@ -128,7 +128,7 @@ class DHCPServer:
             options[wire.DNS] = network.dns
             options[wire.INTERFACE_MTU] = network.mtu.to_bytes(2, "big")
         client_id = message.options.get(wire.CLIENT_ID, b"")
-        if 0 < len(client_id) <= CLIENT_ID_MAX:  # RFC 6842: a client may look for it
+        if 0 < len(client_id) <= CLIENT_ID_MAX:  # RFC 6842: a client may check it
             options[wire.CLIENT_ID] = client_id
         ciaddr = message.ciaddr if kind == wire.ACK else bytes(4)
         return DHCPMessage(
@@ -137,7 +137,7 @@ class DHCPServer:
         )  # fmt: skip
 
     def _frame(self, pkt: Packet, message: DHCPMessage, reply: DHCPMessage) -> bytearray:
-        """Send a reply where RFC 2131 section 4.1 says that its client hears it."""
+        """Return the frame of a reply, with the destination of RFC 2131 section 4.1."""
         mac, dst = message.chaddr, reply.yiaddr
         if reply.kind == wire.NAK:
             mac, dst = address.BROADCAST, EVERYBODY

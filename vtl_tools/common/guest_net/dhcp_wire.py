@@ -1,4 +1,4 @@
-"""DHCP messages over IPv4: octets to fields and back (RFC 2131 section 2, RFC 2132, RFC 3396)."""
+"""Parser and encoder of DHCP messages over IPv4 (RFC 2131 section 2, RFC 2132, RFC 3396)."""
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ BOOTREQUEST: Final = 1
 BOOTREPLY: Final = 2
 ETHERNET: Final = 1  # htype
 COOKIE: Final = b"\x63\x82\x53\x63"
-BROADCAST: Final = 0x8000  # flags: the client cannot take unicast yet
+BROADCAST: Final = 0x8000  # flags: the client cannot receive unicast yet
 
 DISCOVER: Final = 1  # MESSAGE_TYPE, RFC 2132 section 9.6
 OFFER: Final = 2
@@ -43,10 +43,10 @@ CLIENT_ID: Final = 61
 END: Final = 255
 
 SIZE_MIN: Final = 300
-"""Octets of a BOOTP message; some clients and relays drop what is shorter (RFC 1542 section 2.1)."""
+"""Minimum octets of a message, as of BOOTP: some clients and relays drop shorter ones (RFC 1542 2.1)."""
 
 SIZE_MAX: Final = 4096
-"""Octets of a message that is read; one that comes in an Ethernet frame has a third."""
+"""Maximum octets of a message; one in a 1,500-octet frame has a third."""
 
 _OPTIONS_AT: Final = 240
 _SNAME: Final = (44, 108)
@@ -58,7 +58,7 @@ _HEADER: Final = struct.Struct("!BBBBIHH4s4s4s4s6s")
 
 @dataclass(frozen=True, slots=True)
 class DHCPMessage:
-    """A DHCP message of an Ethernet client. options: by number, those that are split put together."""
+    """A DHCP message of an Ethernet client. options: by number; split options are joined."""
 
     op: int
     xid: int
@@ -71,7 +71,7 @@ class DHCPMessage:
 
     @classmethod
     def at(cls, data: Buffer) -> Self:
-        """Check and read a UDP payload. Raises Malformed, and nothing else."""
+        """Parse a UDP payload. Raises Malformed, and nothing else."""
         if not _OPTIONS_AT <= len(data) <= SIZE_MAX or bytes(data[236:_OPTIONS_AT]) != COOKIE:
             raise Malformed("dhcp", len(data))
         op, htype, hlen, _, xid, secs, flags, ciaddr, yiaddr, _, _, chaddr = _HEADER.unpack_from(data)
@@ -82,19 +82,19 @@ class DHCPMessage:
 
     @property
     def kind(self) -> int:
-        """The message type, as DISCOVER; 0 if it says none, as in plain BOOTP."""
+        """The message type, such as DISCOVER; 0 if there is none, as in plain BOOTP."""
         data = self.options.get(MESSAGE_TYPE, b"")
         return data[0] if len(data) == 1 else 0
 
     def address(self, option: int) -> bytes | None:
-        """Return the option's address; None if it is absent. Malformed if it is no address."""
+        """Return the address in an option; None: absent. Raises Malformed for another length."""
         data = self.options.get(option)
         if data is not None and len(data) != 4:
             raise Malformed("dhcp.option")
         return data
 
     def encode(self) -> bytes:
-        """Return the UDP payload. ValueError if an option is longer than 255 octets."""
+        """Return the UDP payload. Raises ValueError if an option exceeds 255 octets."""
         chaddr, zero = self.chaddr, bytes(4)
         head = (self.op, ETHERNET, 6, 0, self.xid, self.secs, self.flags, self.ciaddr, self.yiaddr)
         out = bytearray(_HEADER.pack(*head, zero, zero, chaddr).ljust(236, b"\0") + COOKIE)
@@ -105,12 +105,15 @@ class DHCPMessage:
 
 
 def codes(data: Buffer) -> list[int]:
-    """Return the number of each option, as often as it is there, without those of an overload. Malformed."""
+    """Return the number of each option, repeated ones too, without those in overloaded fields.
+
+    Raises Malformed.
+    """
     return [code for code, _ in _walk(data, _OPTIONS_AT, len(data))]
 
 
 def _collect(data: Buffer) -> dict[int, bytes]:
-    """Gather the options, also those in the fields that an overload option lends (RFC 2131 section 4.1)."""
+    """Return the options, with those in overloaded fields (RFC 2131 section 4.1)."""
     found: dict[int, bytes] = {}
     _join(found, _walk(data, _OPTIONS_AT, len(data)))
     overload = found.get(OVERLOAD, b"\0")
@@ -124,13 +127,13 @@ def _collect(data: Buffer) -> dict[int, bytes]:
 
 
 def _join(found: dict[int, bytes], options: Iterable[tuple[int, bytes]]) -> None:
-    """Add options; one that comes again continues the former (RFC 3396 section 7)."""
+    """Add options; a repeated one continues the earlier (RFC 3396 section 7)."""
     for code, data in options:
         found[code] = found.get(code, b"") + data
 
 
 def _walk(data: Buffer, at: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """Walk options to END, or to where the field ends: some clients leave END out."""
+    """Iterate over options up to END or the end of the field: some clients omit END."""
     while at < end and (code := data[at]) != END:
         at += 1
         if code == PAD:

@@ -1,15 +1,15 @@
-"""The name server that a guest asks, with Tor behind it, which knows A, AAAA and PTR only.
+"""The guest's name server, which resolves through Tor. Tor knows A, AAAA and PTR only.
 
     asked = resolver.ask(message, source, now)
     if asked.reply: send it
     for lookup in asked.lookups:                    # ask Tor, and then:
         for source, reply in resolver.resolved(lookup, outcome, now): send it
 
-Mode MAP answers a name with an address that stands for it (name_map.py), at once; Tor gets the name when
-the guest connects. Mode RESOLVE asks Tor, as in the paper. What Tor cannot tell is answered at once as well,
-negatively, so that a guest does not wait for it.
+Mode MAP answers at once with an address that stands for the name (name_map.py); Tor gets the name when the
+guest connects. Mode RESOLVE asks Tor, as in the paper. A question that Tor cannot answer gets a negative
+answer at once, so that a guest does not wait.
 
-To be imported where it is used: dnspython takes 0.1 s to import.
+Import this module only where it is used: dnspython takes 0.1 s to import.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -30,16 +30,16 @@ from vtl_tools.common.packet.address import is_internal
 from vtl_tools.common.socks import Command, Failed, Reason
 
 TTL_S: Final = 60
-"""How long a guest may keep what was answered here."""
+"""TTL of answers in seconds."""
 
 GRACE_S: Final = 240
-"""How much longer an address keeps its name: programs keep addresses for longer than they may."""
+"""Seconds that an address keeps its name beyond the TTL: programs keep addresses for longer."""
 
 MAP4: Final = IPv4Network("198.18.0.0/15")
-"""For benchmarks of network devices (RFC 2544): in no guest's network and not on the Internet."""
+"""Range for benchmarks of network devices (RFC 2544): in no guest's network and not on the Internet."""
 
 MAP6: Final = IPv6Network("fd76:746c:0:2::/64")
-"""A ULA (RFC 4193) that is not the link's. A guest with both uses IPv4 first (RFC 6724 section 2.1)."""
+"""A ULA (RFC 4193) other than the link's. A guest with both uses IPv4 first (RFC 6724 section 2.1)."""
 
 NAMES_MAX: Final = 65_536
 ASKERS_MAX: Final = 1024
@@ -55,16 +55,16 @@ REFUSED: Final = DNSResult(Rcode.REFUSED, 0)
 
 
 class Mode(StrEnum):
-    """What becomes of a name that is not special."""
+    """How ordinary names are answered."""
 
     MAP = "map"
     RESOLVE = "resolve"
 
 
 class Asked(NamedTuple):
-    """What is to be done: send the reply, if there is one; start the look-ups, if there are any.
+    """The result of a query: a reply to send, if there is one, and look-ups to start, if there are any.
 
-    later: the reply comes when look-ups have an outcome.
+    later: the reply follows when the look-ups are complete.
     """
 
     reply: bytes | None
@@ -75,9 +75,9 @@ class Asked(NamedTuple):
 class Resolver:
     """Answers DNS queries. ipv4, ipv6: the ranges of mode MAP; ipv6=None: names have no AAAA records.
 
-    onions: the proxy is Tor, so that onion services are names that can be connected to (RFC 7686). key, keep:
-    as of NameMap. askers_max, client_max: questions that may wait for Tor, in all and of one client; more get
-    SERVFAIL, as those do that wait for timeout_s.
+    onions: the proxy is Tor, so that onion services have names that a guest can connect to (RFC 7686). key,
+    keep: see NameMap. askers_max, client_max: maximum questions that wait for Tor, in all and per client.
+    Further ones get SERVFAIL, and so do those that wait for timeout_s.
     """
 
     def __init__(
@@ -107,10 +107,11 @@ class Resolver:
         client: Hashable | None = None,
         stream: bool = False,
     ) -> Asked:
-        """Take a query. source: what its reply is given back with. client: whom client_max counts
-        for, such as the guest; the source if None.
+        """Process a query. source: returned with its reply. client: the client for client_max, such as the
+        guest; the default is source.
 
-        stream: over TCP, where an answer may be long. What is no query gets no reply.
+        stream: the query came over TCP, where an answer may be long. A message that is no query gets no
+        reply.
         """
         query = wire.read(message, stream=stream)
         if query is None:
@@ -130,30 +131,30 @@ class Resolver:
         return Asked(None, tuple(fresh), later=True)
 
     def resolved(self, lookup: Lookup, outcome: Outcome, now: float) -> Iterator[Reply]:
-        """Take what Tor answered; return the replies that this makes possible, with their sources.
+        """Process Tor's answer; yield the replies that it completes, with their sources.
 
-        Each is made when it is taken, which the caller may put off.
+        Each reply is made when the caller asks for the next, which it may delay.
         """
         return _replies(self._lookups.resolved(lookup, outcome, now), now)
 
     def forget(self) -> None:
-        """Forget what Tor answered; what addresses stand for is kept."""
+        """Discard Tor's answers. Mapped names stay."""
         self._lookups.forget()
 
     def deadline(self) -> float | None:
-        """Return when wake() is due; None: not before something is asked."""
+        """Return when wake() is due; None: no question waits."""
         return self._lookups.deadline()
 
     def wake(self, now: float) -> Iterator[Reply]:
-        """Return the replies to those who waited for too long, as resolved() does."""
+        """Yield the replies to questions that waited for too long, as resolved() does."""
         return _replies(self._lookups.wake(now), now)
 
     def name_of(self, address: bytes) -> str | None:
-        """Return the name that an address stands for, in lower case; None: it stands for none."""
+        """Return the name that an address stands for, in lower case; None: no name."""
         return self.names.name_of(address)
 
     def _answer(self, question: DNSQuestion, now: float) -> DNSResult | Lookup:
-        """Answer a question, or say what to ask for it."""
+        """Return the answer to a question, or the look-up that it needs."""
         rdtype, labels = question.rdtype, question.labels
         if question.rdclass != dns.rdataclass.IN or rdtype in (RdataType.AXFR, RdataType.IXFR):
             return REFUSED
@@ -178,7 +179,7 @@ class Resolver:
     def _answer_reverse(self, question: DNSQuestion, now: float) -> DNSResult | Lookup:
         address = wire.reversed_address(question.name)
         if address is None:
-            return NODATA  # NXDOMAIN would say that there is nothing below (RFC 8020)
+            return NODATA  # NXDOMAIN would mean that no name below exists (RFC 8020)
         if special_names.is_loopback(address):
             return wire.pointer("localhost", TTL_S)
         if (name := self.names.name_of(address)) is not None:
@@ -200,7 +201,7 @@ class Resolver:
 
 
 def _result(question: DNSQuestion, found: CachedOutcome, now: float) -> DNSResult:
-    """Say what came of a look-up in DNS's words. An address of the other version is NODATA."""
+    """Return the DNS result of a look-up. An address of the other IP version is NODATA."""
     outcome, ttl = found.outcome, max(1, round(found.until - now))
     if isinstance(outcome, Failed):
         return DNSResult(Rcode.NXDOMAIN, ttl) if outcome.reason is Reason.HOST_UNREACHABLE else SERVFAIL
@@ -208,7 +209,7 @@ def _result(question: DNSQuestion, found: CachedOutcome, now: float) -> DNSResul
         return wire.pointer(outcome.address, ttl) if isinstance(outcome.address, str) else SERVFAIL
     if isinstance(outcome.address, str):
         return SERVFAIL
-    if is_internal(outcome.address):  # whoever has the name has no say over that network
+    if is_internal(outcome.address):  # the owner of the name does not control that network
         return DNSResult(Rcode.NOERROR, ttl)
     return wire.addresses(question.rdtype, (outcome.address,), ttl)
 

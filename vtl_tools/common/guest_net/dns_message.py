@@ -1,4 +1,4 @@
-"""DNS messages: questions read, answers made. dnspython does the octets, and takes 0.1 s to import."""
+"""Parser and encoder of DNS messages, by dnspython, which takes 0.1 s to import."""
 
 import struct
 from collections.abc import Callable, Iterable
@@ -25,29 +25,29 @@ from dns.rdtypes.IN.AAAA import AAAA
 
 from vtl_tools.common.packet import address
 
-# At once: a guest's query is not to have files read, which the service's user may not read anyway.
+# Import at once: a query must not cause imports, whose files the service's user may not be able to read.
 _load_all_types: Callable[[], None] = dns.rdata.load_all_types
 _load_all_types()
 _classes: dict[tuple[int, int], type[dns.rdata.Rdata]] = dns.rdata._rdata_classes  # type: ignore[assignment]
 _known: Final = dict(_classes)
 _CLASSES_MAX: Final = len(_known) + 4096
-"""dnspython keeps an entry for each pair of class and type that it ever saw, of which a guest has 2**32."""
+"""dnspython stores an entry for each pair of class and type in a query, and a guest can send 2**32."""
 
 UDP_MAX: Final = 512  # octets, RFC 1035 section 4.2.1
-EDNS_MAX: Final = 1232  # what passes every link unfragmented (RFC 9715 section 3)
+EDNS_MAX: Final = 1232  # passes every link unfragmented (RFC 9715 section 3)
 STREAM_MAX: Final = 0xFFFF
 
 QUERY_MAX: Final = 4096
-"""Octets of a query that is read; real ones have a tenth of that."""
+"""Maximum octets of a query; real ones have a tenth of that."""
 
 QUESTIONS_MAX: Final = 16
-"""Of one message. RFC 9619 would allow one; each of several is answered, all in one message."""
+"""Maximum questions of a message. RFC 9619 allows one; several are all answered, in one message."""
 
 RECORDS_MAX: Final = 4
-"""Records that a query may bring; real ones have an OPT, and maybe a TSIG or a SOA.
+"""Maximum records of a query; real ones have an OPT, and perhaps a TSIG or a SOA.
 
-Before dnspython sees a message its counts are looked at: it takes 0.2 ms for a name of 127 labels, and with
-compression some hundred of these fit a datagram.
+The counts are checked before dnspython parses a message: it takes 0.2 ms for a name of 127 labels, and with
+compression a hundred of these fit a datagram.
 """
 
 NO_EDNS: Final = -1
@@ -57,14 +57,14 @@ _HEADER: Final = struct.Struct("!HHHHHH")  # ID, flags, QDCOUNT ANCOUNT NSCOUNT 
 _IN: Final = dns.rdataclass.IN
 _FORM: Final = Rcode.FORMERR
 _MNAME, _RNAME = dns.name.from_text("localhost."), dns.name.from_text("nobody.invalid.")
-_HINFO: Final[Callable[..., dns.rdata.Rdata]] = HINFO  # whose constructors bear no types
+_HINFO: Final[Callable[..., dns.rdata.Rdata]] = HINFO  # their constructors have no types
 _PTR: Final[Callable[..., dns.rdata.Rdata]] = PTR
 _SOA: Final[Callable[..., dns.rdata.Rdata]] = SOA
 _RFC_8482: Final = _HINFO(_IN, RdataType.HINFO, b"RFC8482", b"")
 
 
 class DNSQuestion(NamedTuple):
-    """What is asked. name: as it was spelt; names compare without regard to case."""
+    """A question. name: as it was spelt; names compare without regard to case."""
 
     name: dns.name.Name
     rdtype: int
@@ -77,9 +77,9 @@ class DNSQuestion(NamedTuple):
 
 
 class DNSQuery(NamedTuple):
-    """A message that wants an answer. limit: octets that the answer may have. edns: version, or NO_EDNS.
+    """A message to answer. limit: maximum octets of the answer. edns: version, or NO_EDNS.
 
-    error: what it must be told instead, as FORMERR; NOERROR: nothing.
+    error: the code to answer instead, such as FORMERR; NOERROR: none.
     """
 
     id: int
@@ -93,7 +93,7 @@ class DNSQuery(NamedTuple):
 
 
 class DNSResult(NamedTuple):
-    """What a question is answered with. rdata: none with NOERROR is NODATA. ttl: seconds, of either."""
+    """The answer to a question. rdata: none with NOERROR is NODATA. ttl: seconds, of either."""
 
     rcode: Rcode
     ttl: int
@@ -101,7 +101,7 @@ class DNSResult(NamedTuple):
 
 
 def weight(message: bytes) -> int:
-    """Return how much work a message is, as questions and records to be read; at least one."""
+    """Return the cost of a message, as number of questions and records to parse; at least one."""
     if len(message) < _HEADER.size:
         return 1
     _, _, qdcount, *counts = _HEADER.unpack_from(message)
@@ -110,7 +110,7 @@ def weight(message: bytes) -> int:
 
 
 def read(message: bytes, *, stream: bool) -> DNSQuery | None:
-    """Read a query; None: it cannot or must not be answered, being no message at all, or an answer."""
+    """Parse a query. None: it must not be answered, as it is no DNS message, or a response."""
     if len(message) < _HEADER.size:
         return None
     number, flags, qdcount, ancount, nscount, arcount = _HEADER.unpack_from(message)
@@ -137,9 +137,9 @@ def read(message: bytes, *, stream: bool) -> DNSQuery | None:
 
 
 def render(query: DNSQuery, results: Iterable[tuple[DNSQuestion, DNSResult]]) -> bytes:
-    """Return the answer to a query. What does not fit its limit is left out, and TC says so (RFC 2181 9).
+    """Return the response to a query. Records beyond its limit are left out, and TC is set (RFC 2181 9).
 
-    One message has one code: SERVFAIL if any question met it, then REFUSED, and NXDOMAIN only if all did.
+    A message has one code: SERVFAIL if any question has it, then REFUSED, and NXDOMAIN only if all have it.
     """
     answer = dns.message.QueryMessage(id=query.id)
     answer.flags = dns.flags.QR | dns.flags.RA | query.flags & (dns.flags.RD | dns.flags.CD)
@@ -156,12 +156,12 @@ def render(query: DNSQuery, results: Iterable[tuple[DNSQuestion, DNSResult]]) ->
         elif result.rcode in (Rcode.NOERROR, Rcode.NXDOMAIN):
             answer.authority.append(_soa(question, result))
     answer.set_rcode(query.error or _code(codes))
-    # want_shuffle: left to itself, dnspython throws dice for the records' order.
+    # want_shuffle: by default dnspython randomizes the order of records.
     return answer.to_wire(max_size=query.limit, prefer_truncation=True, want_shuffle=False)
 
 
 def addresses(rdtype: int, found: Iterable[bytes], ttl: int) -> DNSResult:
-    """Answer a question for A or AAAA by those of the addresses that are of the type's version."""
+    """Return the answer to a question for A or AAAA: the addresses of the type's IP version."""
     kind, size = (A, 4) if rdtype == RdataType.A else (AAAA, 16)
     octets = (each for each in found if len(each) == size)
     return DNSResult(
@@ -170,7 +170,7 @@ def addresses(rdtype: int, found: Iterable[bytes], ttl: int) -> DNSResult:
 
 
 def pointer(name: str, ttl: int) -> DNSResult:
-    """Answer a question for PTR. SERVFAIL if the name, which somebody else gave, is none."""
+    """Return the answer to a question for PTR. SERVFAIL if the name, which comes from outside, is invalid."""
     try:
         target = dns.name.from_text(name, dns.name.root)
     except (dns.exception.DNSException, UnicodeError):
@@ -181,12 +181,12 @@ def pointer(name: str, ttl: int) -> DNSResult:
 
 
 def anything(ttl: int) -> DNSResult:
-    """Answer a question for ANY with next to nothing (RFC 8482 section 4.2)."""
+    """Return a minimal answer to a question for ANY (RFC 8482 section 4.2)."""
     return DNSResult(Rcode.NOERROR, ttl, (_RFC_8482,))
 
 
 def reversed_address(name: dns.name.Name) -> bytes | None:
-    """Return the address that a name of in-addr.arpa or ip6.arpa is for; None: it is for no whole one."""
+    """Return the address of a name of in-addr.arpa or ip6.arpa; None: it is no complete address."""
     try:
         text = dns.reversename.to_address(name)
     except (dns.exception.DNSException, ValueError):
@@ -202,7 +202,7 @@ def _code(codes: set[Rcode]) -> Rcode:
 
 
 def _soa(question: DNSQuestion, result: DNSResult) -> dns.rrset.RRset:
-    """Return the SOA by which a negative answer may be cached (RFC 2308 section 3), of the zone above."""
+    """Return the SOA that allows caching of a negative answer (RFC 2308 section 3), of the parent zone."""
     name = question.name
     if result.rcode == Rcode.NXDOMAIN and len(name) > 1:
         name = name.parent()

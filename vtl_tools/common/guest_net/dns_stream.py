@@ -1,4 +1,4 @@
-"""DNS over TCP: messages behind their lengths (RFC 1035 section 4.2.2, RFC 7766)."""
+"""DNS over TCP: framing of messages by their lengths (RFC 1035 section 4.2.2, RFC 7766)."""
 
 from typing import Final
 
@@ -10,20 +10,20 @@ _LENGTH: Final = 2
 
 
 class DNSFramer:
-    """Splits what one connection brings into messages; many may be under way at once (RFC 7766 6.2.1.1)."""
+    """Splits the octets of one connection into messages; several may be pending (RFC 7766 6.2.1.1)."""
 
     def __init__(self) -> None:
         self._held = bytearray()
 
     @property
     def kept(self) -> int:
-        """Octets of a message that is not whole yet."""
+        """Octets buffered of an incomplete message."""
         return len(self._held)
 
     def receive(self, octets: bytes | bytearray | memoryview) -> list[bytes]:
-        """Return the messages that are whole now. At most QUERY_MAX octets are kept between calls.
+        """Return the messages that are now complete. Buffers at most QUERY_MAX octets between calls.
 
-        Malformed: a length that no query has; the connection should be closed.
+        Raises Malformed for a length that no query has; the caller should close the connection.
         """
         held, messages, at = self._held, [], 0
         held += octets
@@ -41,5 +41,5 @@ class DNSFramer:
 
 
 def framed(message: bytes) -> bytes:
-    """Return a message behind its length."""
+    """Return a message with its length in front."""
     return len(message).to_bytes(_LENGTH, "big") + message

@@ -1,14 +1,14 @@
-"""Who has which address of a small pool, until when. Its size is the pool's, whoever asks."""
+"""The lease table of a DHCP server. Its size is bounded by the pool of addresses."""
 
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 OFFER_S = 30.0
-"""How long an offered address is kept for who has not requested it yet."""
+"""Seconds that an offered address is reserved for its client."""
 
 DECLINE_S = 600.0
-"""How long an address rests that its client found in use by somebody else."""
+"""Seconds that a declined address, which its client found in use, is not offered."""
 
 
 def _nobody(_address: bytes) -> bool:
@@ -17,7 +17,10 @@ def _nobody(_address: bytes) -> bool:
 
 @dataclass(slots=True)
 class DHCPLease:
-    """mac: None while the address rests. until: seconds, the caller's clock. bound: more than an offer."""
+    """mac: None while the address is declined. until: seconds, the caller's clock.
+
+    bound: more than an offer.
+    """
 
     mac: bytes | None
     until: float
@@ -25,23 +28,23 @@ class DHCPLease:
 
     @property
     def is_offer(self) -> bool:
-        """Whether the address waits for its client to request it."""
+        """Whether the address is offered and not requested yet."""
         return self.mac is not None and not self.bound
 
 
 class LeaseTable:
     """The addresses of a pool and their clients. pool: without duplicates.
 
-    A client gets the address that it had, even when that had expired, unless somebody else has it by now. A
-    new client's is made from its Ethernet address, so that it is the same after a restart. When all are
-    known to somebody, the first to make room are those whose lease expired, offers, and addresses at rest;
-    the last is that of the client that was silent for longest. So whoever makes up Ethernet addresses
-    cannot shut others out for good.
+    A client gets its previous address, even when the lease has expired, unless another client has it. A new
+    client's address is derived from its Ethernet address, so that it is the same after a restart. When the
+    pool is used up, expired leases, offers and declined addresses are evicted first, and the lease of the
+    client that was silent for longest last. So a client with forged Ethernet addresses cannot lock others out
+    permanently.
     """
 
     def __init__(self, pool: Sequence[bytes]) -> None:
         if not pool:
-            raise ValueError("there is no address to lease")
+            raise ValueError("the pool has no address")
         self._pool = pool
         self._members = frozenset(pool)
         self._leases: dict[bytes, DHCPLease] = {}
@@ -51,16 +54,16 @@ class LeaseTable:
         return len(self._leases)
 
     def address_of(self, mac: bytes) -> bytes | None:
-        """Return the address that a client has, was offered, or had."""
+        """Return a client's address: leased, offered, or previous."""
         return self._by_mac.get(mac)
 
     def offer(
         self, mac: bytes, wanted: bytes | None, now: float, is_taken: Callable[[bytes], bool] = _nobody
     ) -> bytes:
-        """Choose an address for a client and keep it for OFFER_S (RFC 2131 section 4.3.1).
+        """Choose an address for a client and reserve it for OFFER_S (RFC 2131 section 4.3.1).
 
-        is_taken: says whether somebody is known to use an address without a lease; such a one is only
-        offered where there is no other, since anybody can claim to use all.
+        is_taken: returns whether an address is known to be used without a lease. Such an address is offered
+        only if there is no other, since a guest can claim to use all.
         """
         address = self._by_mac.get(mac)
         if address is None:
@@ -70,15 +73,16 @@ class LeaseTable:
                 address = self._choose(mac, now, is_taken)
         had, until = self._leases.get(address), now + OFFER_S
         bound = had is not None and had.mac == mac and had.bound and had.until > now
-        if had is not None and bound:  # it asks anew, after a reboot: what it has, nobody else may get
+        if had is not None and bound:  # it asks again after a reboot: its address stays reserved
             until = max(until, had.until)
         self._set(address, DHCPLease(mac, until, bound))
         return address
 
     def bind(self, mac: bytes, address: bytes, until: float, now: float) -> bool:
-        """Give a client an address, unless it is not of the pool or somebody else's; say whether it was.
+        """Lease an address to a client, unless it is not of the pool or another client's.
 
-        What was merely offered to somebody else is given: else offers would be a way to shut others out.
+        Return whether it was.
+        Another client's mere offer does not prevent it: else offers could lock others out.
         """
         if address not in self._members:
             return False
@@ -89,12 +93,15 @@ class LeaseTable:
         return True
 
     def release(self, mac: bytes, address: bytes, now: float) -> None:
-        """End a client's lease or offer of an address. It will get it again if it is still free then."""
+        """End a client's lease or offer of an address.
+
+        It gets the address again if that is still free then.
+        """
         if self._by_mac.get(mac) == address:
             self._leases[address].until = min(now, self._leases[address].until)
 
     def decline(self, mac: bytes, address: bytes, now: float) -> None:
-        """Let an address rest that its client found in use (RFC 2131 section 4.3.3)."""
+        """Set an address aside that its client found in use (RFC 2131 section 4.3.3)."""
         if self._by_mac.get(mac) == address:
             self._set(address, DHCPLease(None, now + DECLINE_S, bound=False))
 
@@ -103,7 +110,7 @@ class LeaseTable:
         return address in self._members and (lease is None or lease.until <= now)
 
     def _choose(self, mac: bytes, now: float, is_taken: Callable[[bytes], bool]) -> bytes:
-        """Return an address that nobody ever had, or else the one that is missed least."""
+        """Return an address never used before, or else the one whose use was longest ago."""
         if len(self._leases) < len(self._pool):
             start = zlib.crc32(mac) % len(self._pool)
             order = (*self._pool[start:], *self._pool[:start])
@@ -117,7 +124,7 @@ class LeaseTable:
         return min(self._leases, key=value)
 
     def _set(self, address: bytes, lease: DHCPLease) -> None:
-        """Replace what is known of an address, and of a client's former one."""
+        """Replace the entry of an address, and the client's earlier entry."""
         old = self._leases.get(address)
         if old is not None and old.mac is not None:
             del self._by_mac[old.mac]

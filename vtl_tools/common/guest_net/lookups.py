@@ -1,4 +1,4 @@
-"""What is being asked of Tor, for whom, and what it answered lately."""
+"""Pending look-ups through Tor with the questions that wait for them, and a cache of results."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Hashable
@@ -10,23 +10,23 @@ from vtl_tools.common.socks import Address, Command, Failed, Reason, Resolved
 
 Outcome = Resolved | Failed
 
-POSITIVE_S: Final = 60  # Tor does not say for how long an address holds
+POSITIVE_S: Final = 60  # Tor gives no TTL
 NEGATIVE_S: Final = 10
-FAILED_S: Final = 5  # RFC 9520 section 3.2 asks for one second at least
+FAILED_S: Final = 5  # RFC 9520 section 3.2 requires at least one second
 CACHE_MAX: Final = 8192
 
 TIMED_OUT: Final = Failed(Reason.TTL_EXPIRED)
 
 
 class Lookup(NamedTuple):
-    """What to ask Tor: Client.request(command, target) of socks.py. Equal ones are one."""
+    """A request to Tor: the arguments of Client.request() of socks.py. Equal ones are merged."""
 
     command: Command
     target: Address
 
 
 class CachedOutcome(NamedTuple):
-    """An outcome, and until when it holds, on the caller's clock."""
+    """A result, and the time until which it is valid, on the caller's clock."""
 
     outcome: Outcome
     until: float
@@ -34,9 +34,9 @@ class CachedOutcome(NamedTuple):
 
 @dataclass(slots=True)
 class Asker:
-    """Who waits. parts: each question with its result, or with the look-up that will bring it.
+    """A query that waits. parts: each question with its result, or with the look-up that it needs.
 
-    waiting: the look-ups that have not brought it yet, each once.
+    waiting: the look-ups without a result yet, each once.
     """
 
     source: Hashable
@@ -48,7 +48,7 @@ class Asker:
 
     @property
     def key(self) -> Hashable:
-        """The same for a question that is sent again while it waits."""
+        """A key that is the same for a retransmitted query."""
         return self.source, self.query.id, self.query.questions
 
 
@@ -59,9 +59,9 @@ class _Pending:
 
 
 class Lookups:
-    """Look-ups under way and their results.
+    """Pending look-ups and their cached results.
 
-    askers_max, client_max: questions that wait in all, and of one client: one message may have several.
+    askers_max, client_max: maximum waiting questions, in all and per client. A message may have several.
     """
 
     def __init__(self, *, askers_max: int, client_max: int, timeout_s: float) -> None:
@@ -69,20 +69,20 @@ class Lookups:
         self._askers: dict[Hashable, Asker] = {}
         self._of_client: Counter[Hashable] = Counter()
         self._questions = 0
-        self._pending: OrderedDict[Lookup, _Pending] = OrderedDict()  # by when they are due
+        self._pending: OrderedDict[Lookup, _Pending] = OrderedDict()  # in the order of their timeouts
         self._cache: OrderedDict[Lookup, CachedOutcome] = OrderedDict()
 
     def cached(self, lookup: Lookup, now: float) -> CachedOutcome | None:
-        """Return a result that still holds."""
+        """Return a result that is still valid."""
         found = self._cache.get(lookup)
         return found if found is not None and found.until > now else None
 
     def is_waiting(self, asker: Asker) -> bool:
-        """Say whether the same question of the same source waits already."""
+        """Return whether the same question of the same source waits already."""
         return asker.key in self._askers
 
     def add(self, asker: Asker, now: float) -> list[Lookup] | None:
-        """Let somebody wait; return the look-ups that are new. None: there is no room."""
+        """Add a query; return its look-ups that are not pending yet. None: there is no room."""
         fresh = [lookup for lookup in asker.waiting if lookup not in self._pending]
         questions, of_client = len(asker.parts), self._of_client[asker.client]
         if self._questions + questions > self._askers_max or of_client + questions > self._client_max:
@@ -97,7 +97,7 @@ class Lookups:
         return fresh
 
     def resolved(self, lookup: Lookup, outcome: Outcome, now: float) -> list[Asker]:
-        """Keep a result; return those who wait for nothing more."""
+        """Store a result; return the queries that are now complete."""
         seconds = POSITIVE_S
         if isinstance(outcome, Failed):
             seconds = NEGATIVE_S if outcome.reason is Reason.HOST_UNREACHABLE else FAILED_S
@@ -118,15 +118,15 @@ class Lookups:
         return done
 
     def forget(self) -> None:
-        """Forget what was answered."""
+        """Clear the cache."""
         self._cache.clear()
 
     def deadline(self) -> float | None:
-        """Return when the first look-up under way times out; None: none is."""
+        """Return when the first pending look-up times out; None: none is pending."""
         return next((pending.due for pending in self._pending.values()), None)
 
     def wake(self, now: float) -> list[Asker]:
-        """Give up what took too long; return those who wait for nothing more."""
+        """Cancel look-ups that took too long; return the queries that are now complete."""
         late: list[Lookup] = []
         for lookup, pending in self._pending.items():
             if pending.due > now:

@@ -1,7 +1,7 @@
-"""Addresses that stand for names: a guest asks for a name, gets one, and connects to it.
+"""Maps names to addresses that stand for them: a guest resolves a name, gets one, and connects to it.
 
-So a name reaches Tor as a name, without a look-up that would take seconds, and a name that has no address
-at all, such as an onion service's, can be connected to.
+So Tor gets the name itself, without a look-up of seconds, and a guest can connect to a name that has no
+address, such as an onion service.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from typing import Final, NamedTuple
 _PROBES: Final = 16
 _RETIRED_MAX: Final = 32_000
 _LAST_OCTETS: Final = 254
-"""Addresses of a /24 that are used: some stacks take one that ends in 0 or 255 for a broadcast."""
+"""Used addresses of a /24: some stacks take one that ends in 0 or 255 for a broadcast address."""
 
 
 class Placed(NamedTuple):
-    """A name and the place of its address in the range. row: its own in a table, less than names_max."""
+    """A name and the offset of its address in the range. row: its unique number below names_max."""
 
     row: int
     slot: int
@@ -35,14 +35,14 @@ class _Entry:
 
 
 class NameMap:
-    """A bounded table of names and their addresses; a name has one of each IP version.
+    """A bounded table of names and their addresses. A name has one address of each IP version.
 
-    names_max: beyond that, the name that was asked for longest ago gives its place up; but none does whose
-    address a connection uses (pin), or that was asked for less than keep_s seconds ago. Its address then
-    stands for nothing, and gets another name only after many others did. ipv6: None for none.
+    names_max: beyond it, the name that was asked for longest ago is evicted. A name is not evicted while a
+    connection uses its address (pin), or within keep_s seconds after it was asked for. The address of an
+    evicted name stands for nothing, and is reused only after many others were. ipv6: None for none.
 
-    key: what addresses are made with, from names, so that nobody who does not know it can tell which names
-    would have one address. keep: told of each name that gets an address; restore() takes them back.
+    key: secret from which addresses are derived, so that an attacker cannot predict which names would share
+    an address. keep: called with each name that gets an address; restore() takes them back.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class NameMap:
         size = ipv4.num_addresses
         self._slots = size // 256 * _LAST_OCTETS if size >= 256 else size - 2
         if self._slots < 1 or (ipv6 is not None and ipv6.num_addresses <= self._slots):
-            raise ValueError(f"{ipv4} or {ipv6}: too small for names")
+            raise ValueError(f"{ipv4} or {ipv6}: too small for the name map")
         self._ipv4, self._ipv6 = ipv4, ipv6
         self._first4 = int(ipv4.network_address)
         self._first6 = 0 if ipv6 is None else int(ipv6.network_address)
@@ -66,14 +66,14 @@ class NameMap:
         self._keep_s = keep_s
         self._by_name: dict[str, _Entry] = {}
         self._by_slot: dict[int, _Entry] = {}
-        self._idle: OrderedDict[str, _Entry] = OrderedDict()  # not pinned, by when they may go
+        self._idle: OrderedDict[str, _Entry] = OrderedDict()  # not pinned, in the order of eviction
         self._key, self._keep = key, keep
-        self._unused: list[int] = []  # rows of names that are gone
-        self._retired: OrderedDict[int, None] = OrderedDict()  # slots of names that are gone
+        self._unused: list[int] = []  # rows of evicted names
+        self._retired: OrderedDict[int, None] = OrderedDict()  # slots of evicted names
         self._retired_max = min(_RETIRED_MAX, (self._slots - self._names_max) // 2)
 
     def restore(self, names: Iterable[Placed], now: float) -> None:
-        """Take over what names had before a restart, as if they had just been asked for."""
+        """Restore names and addresses from before a restart, as if the names had just been asked for."""
         rows = set()
         for row, slot, name in names:
             fits = 0 <= row < self._names_max and 0 <= slot < self._slots
@@ -88,7 +88,7 @@ class NameMap:
 
     @property
     def has_ipv6(self) -> bool:
-        """Whether a name has an IPv6 address as well."""
+        """Whether names have IPv6 addresses as well."""
         return self._ipv6 is not None
 
     def address_of(self, name: str, now: float, *, ipv6: bool = False) -> bytes | None:
@@ -107,19 +107,22 @@ class NameMap:
         return (self._first4 + (high << 8) + 1 + low).to_bytes(4, "big")
 
     def name_of(self, address: bytes) -> str | None:
-        """Return the name that an address stands for; None: none, or none any more."""
+        """Return the name that an address stands for; None: no name, or evicted."""
         entry = self._entry(address)
         return None if entry is None else entry.name
 
     def owns(self, address: bytes) -> bool:
-        """Say whether an address is of the ranges that names get theirs from."""
+        """Return whether an address is in the ranges of this map."""
         number = int.from_bytes(address, "big")
         if len(address) == 4:
             return 0 <= number - self._first4 < self._ipv4.num_addresses
         return self._ipv6 is not None and 0 <= number - self._first6 < self._ipv6.num_addresses
 
     def pin(self, address: bytes) -> str | None:
-        """Keep an address for its name until as many calls of unpin(); return the name, None as name_of()."""
+        """Reserve an address for its name until unpin() was called as often.
+
+        Return the name, None as name_of().
+        """
         entry = self._entry(address)
         if entry is None:
             return None
@@ -128,7 +131,7 @@ class NameMap:
         return entry.name
 
     def unpin(self, address: bytes, now: float) -> None:
-        """Take one pin back. The address is kept for keep_s from now on. Harmless where there is no pin."""
+        """Undo one pin(). The name stays for keep_s from now on. Harmless without a pin."""
         entry = self._entry(address)
         if entry is None or not entry.pins:
             return
@@ -157,7 +160,7 @@ class NameMap:
         return entry
 
     def _free_slot(self, name: str) -> int:
-        """Return a slot that nobody has, nor had lately. Each probe is another hash."""
+        """Return a slot that is unused, and was not used lately. Each probe is another hash."""
         slot, taken, retired = 0, self._by_slot, self._retired
         for probe in range(_PROBES):
             digest = hashlib.blake2b(
@@ -171,7 +174,7 @@ class NameMap:
         return slot
 
     def _evict(self, now: float) -> bool:
-        """Forget the name that was asked for longest ago, if that is long enough; say whether one was."""
+        """Evict the name that was asked for longest ago, if that is long enough. Return whether one was."""
         entry = next(iter(self._idle.values()), None)
         if entry is None or entry.until > now:
             return False

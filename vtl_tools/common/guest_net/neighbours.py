@@ -1,8 +1,8 @@
-"""Everybody on a guest's link but the guest: ARP (RFC 826), neighbours and the router of IPv6 (RFC 4861).
+"""Answers for all neighbours of a guest: ARP (RFC 826), neighbour discovery and the IPv6 router (RFC 4861).
 
-Whatever neighbour a guest looks for, it finds, at our Ethernet address; so all that it sends comes to us.
-Silence is kept where an answer would take an address from a guest: its address detection (RFC 5227,
-RFC 4862 section 5.4), and a question for an address that a guest is known to have.
+Each neighbour that a guest looks for has our Ethernet address, so that all packets come to us. There is no
+answer where it would take an address from a guest: to duplicate address detection (RFC 5227, RFC 4862
+section 5.4), and to a request for an address that a guest is known to have.
 """
 
 from collections import OrderedDict
@@ -14,28 +14,28 @@ from vtl_tools.common.packet.address import ALL_NODES, is_multicast_mac, is_sing
 from vtl_tools.common.packet.packet import Packet
 
 HOP_LIMIT: Final = 255
-"""What shows that no router forwarded a message (RFC 4861 sections 6.1 and 7.1)."""
+"""Hop limit that proves that no router forwarded a message (RFC 4861 sections 6.1 and 7.1)."""
 
 CUR_HOP_LIMIT: Final = 64
 ADVERTISE_S: Final = 600.0  # MaxRtrAdvInterval, RFC 4861 section 6.2.1
 LIFETIME_S: Final = 1800  # AdvDefaultLifetime, three times that
 INITIAL: Final = 3  # MAX_INITIAL_RTR_ADVERTISEMENTS, RFC 4861 section 10
 INITIAL_S: Final = 16.0  # MAX_INITIAL_RTR_ADVERT_INTERVAL
-VALID_S: Final = 86_400  # of SLAAC addresses; a new advertisement renews them
+VALID_S: Final = 86_400  # of SLAAC addresses; each advertisement renews them
 PREFERRED_S: Final = 14_400
 
 ON_LINK: Final = 0x80  # flags of a prefix, RFC 4861 section 4.6.2
 AUTONOMOUS: Final = 0x40
 
 KNOWN_MAX: Final = 256
-"""Addresses of guests that are remembered; the one not heard of for longest goes first."""
+"""Maximum addresses of guests; the one silent for longest is evicted first."""
 
 
 class NeighbourResponder:
-    """Answers for every neighbour but the guests. now: seconds, when the first advertisement is due.
+    """Answers for every neighbour but the guests. now: seconds; the first advertisement is due then.
 
-    A router is to delay its answers by chance, up to half a second (RFC 4861 section 6.2.6), so that several
-    do not speak at once: there is one here, and it answers at once.
+    A router should delay its answers randomly, up to half a second (RFC 4861 section 6.2.6), so that several
+    routers do not answer at once. There is one router here, and it answers at once.
     """
 
     def __init__(self, network: GuestAddresses, now: float) -> None:
@@ -45,9 +45,9 @@ class NeighbourResponder:
         self._due = None if network.prefix is None else now
 
     def answer(self, pkt: Packet, now: float) -> bytearray | None:
-        """Return the frame that answers a question for a neighbour or a router; None if it is none.
+        """Return the answer to a request for a neighbour or a router; None if the packet is no such request.
 
-        Malformed: the packet is broken. What pkt says of its sender is remembered.
+        Learns the sender's address. Raises Malformed if the packet is broken.
         """
         eth = pkt.eth
         if eth.src == self.network.mac or is_multicast_mac(eth.src):
@@ -68,7 +68,7 @@ class NeighbourResponder:
         return None
 
     def mac_of(self, octets: bytes) -> bytes | None:
-        """Return the Ethernet address of a guest that was heard of by ARP or ND; None: unknown."""
+        """Return the Ethernet address of a guest that was learned from ARP or ND; None: unknown."""
         return self._known.get(octets)
 
     def deadline(self) -> float | None:
@@ -122,7 +122,7 @@ class NeighbourResponder:
         return self._advertisement(pkt.eth.src, src, tags)
 
     def _put_off(self, now: float) -> None:
-        """All guests have just been told: the next time is an interval away."""
+        """Restart the interval, as an advertisement to all guests was just sent."""
         self._advertised += 1
         self._due = now + (INITIAL_S if self._advertised < INITIAL else ADVERTISE_S)
 
@@ -148,7 +148,7 @@ class NeighbourResponder:
         )
 
     def _learn(self, octets: bytes, mac: bytes) -> None:
-        """Remember a guest's address. One that claims to be ours is not: others would lose their router."""
+        """Record a guest's address. A claim of our own is ignored: other guests would lose their router."""
         if self.network.is_ours(octets):
             return
         self._known[octets] = mac

@@ -1,1 +1,1 @@
-"""What a service needs of its host: interfaces, the guard and the lock of one, privileges."""
+"""The service's access to its host: interfaces, guards, locks, privileges."""

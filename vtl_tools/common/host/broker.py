@@ -1,12 +1,12 @@
-"""What a service still needs of root after it became another user, done for it by a small process of root's.
+"""The broker: a small root process for the few operations that a service needs after it gave up root.
 
-The service names, before it gives its rights up, each file that it will replace, each socket that it will
-connect to again, and each file that is to be removed when it ends. Then start() forks the broker. It does
-these things when asked, and takes no name from the service: whoever takes the service over can have its own
-state replaced by octets of a bounded number, and no other file touched. It may start no program, and write
-nowhere but in the directories of those files.
+Before the service gives up its privileges, it registers each file that it will replace, each socket that it
+will connect to again, and each file to remove at its end. Then start() forks the broker, which performs
+these operations on request. It accepts no file name from the service: an attacker who takes over the
+service can replace the content of its own state file, up to a fixed size, and touch no other file. The
+broker may start no program, and write only in the directories of those files.
 
-Where nothing is given up, start() is never called, and the same calls do their work in the service itself.
+If no privileges are given up, start() is never called, and the same calls do the work in the service itself.
 """
 
 import atexit
@@ -27,12 +27,12 @@ from vtl_tools.common.errors import VTLError
 from vtl_tools.common.host import confinement, privilege
 
 PATIENCE_S: Final = 5.0
-"""How long the broker may take where the service waits for it."""
+"""Seconds that the broker has to answer while the service waits."""
 DAC_OVERRIDE: Final = 1  # CAP_DAC_OVERRIDE: other users' sockets, and files in other users' directories
 
 
 class _Resource:
-    """Something that the broker does. _serve() runs there, and returns an errno and maybe a descriptor."""
+    """An object on which the broker operates. _serve() runs there and returns an errno and a descriptor."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(os.path.abspath(path))  # noqa: PTH100 - a symbolic link stays one
@@ -44,14 +44,17 @@ class _Resource:
         raise NotImplementedError
 
     def _ask(self, fd: int, patience_s: float | None = PATIENCE_S) -> tuple[int, int]:
-        """Have it done; return an errno and what came of it. fd: what it is done with; -1: nothing."""
+        """Request the operation; return an errno and the resulting descriptor.
+
+        fd: a descriptor to pass; -1: none.
+        """
         assert self._channel is not None
         self._channel.settimeout(patience_s)
         _send(self._channel, 0, fd)
         return _receive(self._channel)
 
     def _run(self) -> None:
-        """Serve until the service has gone."""
+        """Serve requests until the service has ended."""
         assert self.room is not None
         with contextlib.suppress(OSError):
             while True:
@@ -78,15 +81,12 @@ def _send(sock: socket.socket, code: int, fd: int) -> None:
 def _receive(sock: socket.socket) -> tuple[int, int]:
     octets, fds, _, _ = socket.recv_fds(sock, 4, 1)
     if len(octets) != 4:
-        raise OSError(errno.EPIPE, "the broker has gone")
+        raise OSError(errno.EPIPE, "the broker has ended")
     return int.from_bytes(octets, "big"), fds[0] if fds else -1
 
 
 class StateFile(_Resource):
-    """A file of ours, of mode 0600, that is read at the start and replaced as a whole.
-
-    most: octets that it may have.
-    """
+    """A state file, read at the start and replaced as a whole, of mode 0600. most: maximum size in octets."""
 
     def __init__(self, path: Path | str, most: int) -> None:
         super().__init__(path)
@@ -108,7 +108,7 @@ class StateFile(_Resource):
         return octets
 
     def replace(self, pieces: Iterable[str], *, sync: bool = True) -> None:
-        """Replace it, and wait until that is done. sync: until it is on the disk. Raises OSError."""
+        """Replace the file and wait for completion. sync: until it is on the disk. Raises OSError."""
         if self._channel is None:
             replace(self.path, pieces, sync=sync)
             return
@@ -117,7 +117,10 @@ class StateFile(_Resource):
             _raise(self._ask(fd, None)[0])
 
     def begin(self, text: str) -> bool:
-        """Replace it meanwhile; False: the time before is not done yet. Raises OSError, of that."""
+        """Start to replace the file. False: the previous call is not complete.
+
+        Raises OSError of the previous one.
+        """
         if self._channel is None:
             replace(self.path, [text], sync=False)
             return True
@@ -130,11 +133,11 @@ class StateFile(_Resource):
         return True
 
     def finish(self) -> bool:
-        """Wait until what begin() began is done. Raises OSError, of that."""
+        """Wait for the completion of begin(). Raises its OSError."""
         return self._settle(PATIENCE_S)
 
     def _settle(self, patience_s: float | None) -> bool:
-        """Hear how begin() ended; False: it did not yet. Raises OSError."""
+        """Collect the result of begin(). False: it is not complete. Raises OSError."""
         if not self._owed:
             return True
         assert self._channel is not None
@@ -160,14 +163,14 @@ class StateFile(_Resource):
 
 
 class HandedFile(_Resource):
-    """A file that somebody who may puts there for us, to be read once. most: octets that are read."""
+    """A file that a privileged user places there for the service to read once. most: maximum octets read."""
 
     def __init__(self, path: Path | str, most: int) -> None:
         super().__init__(path)
         self._most = most
 
     def take(self) -> bytes:
-        """Return what is in the file, at most `most` octets and one, and remove it. Raises OSError."""
+        """Read and remove the file; return its content, at most `most` + 1 octets. Raises OSError."""
         if self._channel is None:
             fd = self._open()
         else:
@@ -186,7 +189,7 @@ class HandedFile(_Resource):
 
 
 class DeviceFile(_Resource):
-    """A device's file that is opened for reading and writing, again and again."""
+    """A device file that is opened repeatedly for reading and writing."""
 
     _FLAGS: Final = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -206,15 +209,15 @@ class DeviceFile(_Resource):
 
 
 class UnixTarget(_Resource):
-    """A unix socket's path that sockets are connected to, again and again."""
+    """The path of a unix socket to which the service connects repeatedly."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self._where = path  # an absolute one might be too long for a socket
+        self._where = path  # an absolute path might be too long for a socket
         self._is_denied = False
 
     def connect_ex(self, sock: socket.socket) -> int:
-        """Connect a socket that does not block, as socket.connect_ex() does; where we may not, as root."""
+        """Connect a non-blocking socket like socket.connect_ex(), by the broker if the service may not."""
         code = errno.EACCES if self._is_denied else sock.connect_ex(self._where)
         if code not in (errno.EACCES, errno.EPERM) or self._channel is None:
             return code
@@ -231,14 +234,14 @@ class UnixTarget(_Resource):
         try:
             if sock.family != socket.AF_UNIX:
                 return errno.EINVAL, -1
-            sock.setblocking(False)  # whoever sent it, this thread is not to wait
+            sock.setblocking(False)  # this thread must not wait, whatever the sender set
             return sock.connect_ex(self._where), -1
         finally:
             sock.detach()
 
 
 class OwnSocket(_Resource):
-    """A unix socket's file that we made, removed when the service ends, unless another is in its place."""
+    """The file of a unix socket of ours, removed when the service ends unless another has replaced it."""
 
     def __init__(self, path: Path | str) -> None:
         super().__init__(path)
@@ -246,7 +249,7 @@ class OwnSocket(_Resource):
         self._made = found.st_dev, found.st_ino
 
     def remove(self) -> None:
-        """Remove it now, if it is ours to do; else the broker does at the end. Idempotent."""
+        """Remove the file now if the service may; else the broker does at the end. Idempotent."""
         with contextlib.suppress(OSError):
             found = self.path.lstat()
             if (found.st_dev, found.st_ino) == self._made:
@@ -263,7 +266,7 @@ def _raise(code: int) -> None:
 
 
 def replace(path: Path, pieces: Iterable[str], *, sync: bool = True) -> None:
-    """Replace a file as a whole; only its owner may read it. Raises OSError."""
+    """Replace a file as a whole, readable by its owner only. Raises OSError."""
     with _new(path) as (beside, fd), os.fdopen(os.dup(fd), "w", encoding="utf-8") as file:
         file.writelines(pieces)
         file.flush()
@@ -274,13 +277,13 @@ def replace(path: Path, pieces: Iterable[str], *, sync: bool = True) -> None:
 
 @contextlib.contextmanager
 def _new(path: Path) -> Iterator[tuple[Path, int]]:
-    """Make a file beside another, of whose path nobody else decides where it leads."""
+    """Create a temporary file beside another, in a directory that no other user can redirect."""
     beside = path.with_name(f"{path.name}.new")
     beside.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(beside, flags, 0o600)
     try:
-        os.fchmod(fd, 0o600)  # whatever the umask
+        os.fchmod(fd, 0o600)  # regardless of the umask
         yield beside, fd
     finally:
         os.close(fd)
@@ -288,7 +291,7 @@ def _new(path: Path) -> Iterator[tuple[Path, int]]:
 
 @contextlib.contextmanager
 def _memory(pieces: Iterable[str]) -> Iterator[int]:
-    """Write text to memory that has a descriptor."""
+    """Yield the descriptor of a memory file that holds the text."""
     fd = os.memfd_create("state", os.MFD_CLOEXEC)
     try:
         with os.fdopen(os.dup(fd), "w", encoding="utf-8") as file:
@@ -299,13 +302,13 @@ def _memory(pieces: Iterable[str]) -> Iterator[int]:
 
 
 def open_private(path: Path) -> int:
-    """Open a file for reading that nobody but root or we can have written. Raises OSError."""
+    """Open a file for reading that only root or this user can have written. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     found = os.fstat(fd)
     if stat.S_ISREG(found.st_mode) and found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o022:
         return fd
     os.close(fd)
-    raise PermissionError(errno.EPERM, "others may have written it: it must be a file of ours, of mode 0600")
+    raise PermissionError(errno.EPERM, "others may have written it: it must be our own file, of mode 0600")
 
 
 # --- the process
@@ -315,7 +318,7 @@ _pid = 0
 
 
 def start(capabilities: Iterable[int] = (DAC_OVERRIDE,)) -> None:
-    """Fork the broker, for what was named until now. Nothing that is named later is its business.
+    """Fork the broker for the objects registered so far. Later ones are out of its reach.
 
     Raises VTLError.
     """
@@ -333,7 +336,7 @@ def start(capabilities: Iterable[int] = (DAC_OVERRIDE,)) -> None:
             if sock is not None:
                 sock.close()
         if not _lifeline.recv(1):
-            raise VTLError("the broker did not start; name root with --user to do without")
+            raise VTLError("the broker did not start; use --user root to run without it")
         return
     try:
         _be_broker(theirs, resources, set(capabilities))
@@ -342,7 +345,7 @@ def start(capabilities: Iterable[int] = (DAC_OVERRIDE,)) -> None:
 
 
 def stop() -> None:
-    """Have the broker remove what is to be removed, and wait until it has ended. Idempotent."""
+    """Let the broker remove the files to be removed, and wait until it has ended. Idempotent."""
     global _lifeline, _pid
     if _lifeline is None or _pid == 0:
         return
@@ -355,13 +358,13 @@ def stop() -> None:
         os.waitpid(_pid, 0)
 
 
-atexit.register(stop)  # at the import, hence last: what is written at the end needs it
+atexit.register(stop)  # registered at import, and so run last: other exit handlers need the broker
 
 
 def _be_broker(lifeline: socket.socket, resources: list[_Resource], capabilities: set[int]) -> None:
     signal.set_wakeup_fd(-1)
     os.setsid()
-    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:  # the service ends first, and then we
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:  # the broker ends after the service
         signal.signal(number, signal.SIG_IGN)
     kept = {
         2,
@@ -369,7 +372,7 @@ def _be_broker(lifeline: socket.socket, resources: list[_Resource], capabilities
         *(resource.room.fileno() for resource in resources if resource.room is not None),
     }
     last = -1
-    for fd in [*sorted(kept), os.sysconf("SC_OPEN_MAX")]:  # links and guards end with the service
+    for fd in [*sorted(kept), os.sysconf("SC_OPEN_MAX")]:  # so that links and guards end with the service
         os.closerange(last + 1, fd)
         last = fd
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a process may still ask of the kernel once it runs: no program, no file to write, no other process.
+"""Confines a running service: no programs, no writes to files, no access to other processes.
 
 A filter of system calls (seccomp(2)), and rules for files and signals (landlock(7)). Neither can be undone.
 """
@@ -25,7 +25,7 @@ _GENERIC: Final = 1
 _COLUMN: Final = {"x86_64": 0, "aarch64": _GENERIC, "riscv64": _GENERIC}
 _AUDIT_ARCH: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "riscv64": 0xC00000F3}
 _X32: Final = 0x40000000
-"""From here on x86-64 has its system calls once more, for another ABI."""
+"""First number of the x32 ABI, which repeats the system calls of x86-64."""
 
 _DENIED: Final[Mapping[str, tuple[int | None, int | None]]] = {
     # other programs, and other processes
@@ -50,7 +50,7 @@ _DENIED: Final[Mapping[str, tuple[int | None, int | None]]] = {
     "settimeofday": (164, 170), "clock_settime": (227, 112), "adjtimex": (159, 171),
     "clock_adjtime": (305, 266), "iopl": (172, None), "ioperm": (173, None), "modify_ldt": (154, None),
     "personality": (135, 92), "vhangup": (153, 58),
-    # parts of the kernel that others were attacked by, and no service has a use for
+    # parts of the kernel with a history of exploits, which no service uses
     "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "userfaultfd": (323, 282),
     "perf_event_open": (298, 241), "fanotify_init": (300, 262), "lookup_dcookie": (212, 18),
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
@@ -60,21 +60,21 @@ _CLONE: Final = (56, 220)
 _CLONE3: Final = (435, 435)
 _IOCTL: Final = (16, 29)
 _TO_ONESELF: Final[Mapping[str, tuple[int, int]]] = {
-    "tgkill": (234, 131),  # by which a process aborts itself
+    "tgkill": (234, 131),  # abort() needs it for the own process
     "prlimit64": (302, 261), "sched_setaffinity": (203, 122), "sched_setattr": (314, 274),
     "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
 }  # fmt: skip
-"""Calls whose first argument is a process."""
+"""Calls whose first argument is a process ID."""
 _TYPED_INPUT: Final = (0x5412, 0x541C)
-"""TIOCSTI, TIOCLINUX: what they write to a terminal is read as if typed there, by root's shell."""
+"""TIOCSTI, TIOCLINUX: they inject terminal input, which root's shell would execute."""
 _SECCOMP: Final = (317, 277)
 _NEW_NAMESPACES: Final = 0x7E020080  # CLONE_NEW*: user, PID, network, mount, IPC, UTS, cgroup, time
 
 _SET_MODE_FILTER: Final = 1
-_FLAGS: Final = 1 | 4  # all threads; and older kernels are not to slow down the whole process
+_FLAGS: Final = 1 | 4  # TSYNC, and SPEC_ALLOW: no slow-down of the whole process on older kernels
 _INSTRUCTION: Final = struct.Struct("=HBBI")  # code, jump if true, jump if false, k
 _LD, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
-_NR, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24  # struct seccomp_data; of arguments, the lower halves
+_NR, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24  # struct seccomp_data; the lower halves of arguments
 _ALLOW: Final = 0x7FFF0000
 _ERRNO: Final = 0x00050000
 _EPERM, _ENOSYS = 1, 38
@@ -82,13 +82,13 @@ _Step = tuple[int, int, int, int]
 
 
 def deny_calls(allowed: Iterable[str] = ()) -> None:
-    """Have the kernel refuse (EPERM) what no running service asks of it. allowed: by name, "bpf" for one.
+    """Let the kernel refuse (EPERM) system calls that no running service makes. allowed: exceptions, by name.
 
-    Needs no_new_privs. On machines whose numbers are not known here nothing is done, and said so.
+    Needs no_new_privs. On machines whose call numbers are unknown here it does nothing but log a warning.
     """
     machine = os.uname().machine
     if machine not in _COLUMN:
-        log.warning("system calls are not filtered: their numbers on %s are not known", machine)
+        log.warning("system calls are not filtered: their numbers on %s are unknown", machine)
         return
     column = _COLUMN[machine]
     numbers = [n[column] for name, n in _DENIED.items() if name not in set(allowed)]
@@ -103,8 +103,8 @@ def deny_calls(allowed: Iterable[str] = ()) -> None:
 def _program(arch: int, denied: list[int], column: int) -> bytes:
     """Return a classic BPF program.
 
-    It looks at arguments of few calls: for the others the kernel finds out once what it says, and then
-    asks no more (seccomp's action cache).
+    It reads the arguments of few calls only. For the others the kernel caches the verdict (seccomp's action
+    cache).
     """
     refuse, allow = (_RET, 0, 0, _ERRNO | _EPERM), (_RET, 0, 0, _ALLOW)
 
@@ -116,7 +116,7 @@ def _program(arch: int, denied: list[int], column: int) -> bytes:
         steps += [(_JGE, 0, 1, _X32), refuse]
     for number in sorted(denied):
         steps += call(number, refuse)
-    # The flags of clone3 are out of sight: without it, the C library calls clone.
+    # BPF cannot read the flags of clone3: if it is refused, the C library calls clone.
     steps += call(_CLONE3[column], (_RET, 0, 0, _ERRNO | _ENOSYS))
     steps += call(_CLONE[column], (_LD, 0, 0, _ARG0), (_JSET, 0, 1, _NEW_NAMESPACES), refuse, allow)
     for numbers in _TO_ONESELF.values():
@@ -134,23 +134,23 @@ _VERSION: Final = 1
 _PATH_BENEATH: Final = 1
 _EXECUTE, _WRITE_FILE, _REMOVE_FILE, _MAKE_REG, _TRUNCATE = 1 << 0, 1 << 1, 1 << 5, 1 << 8, 1 << 14
 _TO_WRITE: Final = 0x1FF2
-"""To write a file, to remove and to make one of whatever kind, and directories: of the first ABI."""
+"""Access rights of the first ABI: write, remove and create files of any kind, and directories."""
 _REFER: Final = 1 << 13
-_SCOPED: Final = 1 | 2  # abstract unix sockets, signals: those of others are out of reach
+_SCOPED: Final = 1 | 2  # abstract unix sockets and signals of other processes
 _REPLACE: Final = _WRITE_FILE | _REMOVE_FILE | _MAKE_REG | _TRUNCATE
 _DEVICES: Final = ("/dev/null",)
 
 
 def deny_writing(but: Iterable[Path] = ()) -> None:
-    """Have the kernel refuse (EACCES) that this process writes, makes or removes a file, or runs one.
+    """Let the kernel refuse (EACCES) that this process writes, creates, removes or executes a file.
 
-    but: directories in which regular files may be made, written and removed, and devices that may be written
-    to. What is open stays so. Signals and abstract sockets reach only its own children. Older kernels do a
-    part of that, or nothing, and then it is said so. Needs no_new_privs.
+    but: exceptions: directories in which it may create, write and remove regular files, and device files that
+    it may write to. Open files stay usable. Signals and abstract sockets reach only its own children. Older
+    kernels enforce a part or nothing, which is logged. Needs no_new_privs.
     """
     abi = _libc.syscall(_CREATE_RULESET, None, 0, _VERSION)
     if abi < 1:
-        log.info("files are kept from the service by its user only: this kernel has no Landlock")
+        log.info("no Landlock in this kernel: only file permissions restrict the service's access to files")
         return
     handled = _EXECUTE | _TO_WRITE | (_REFER if abi >= 2 else 0) | (_TRUNCATE if abi >= 3 else 0)
     attributes = struct.pack("=QQQ", handled, 0, _SCOPED if abi >= 6 else 0)
@@ -175,7 +175,7 @@ def _permit(ruleset: int, path: Path, handled: int) -> None:
     try:
         rights = handled & (_REPLACE if path.is_dir() else _WRITE_FILE | _TRUNCATE)
         if _libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("=Qi", rights, fd), 0):
-            raise _error(f"{path}: cannot be left to the service")
+            raise _error(f"{path}: cannot be opened to the service")
     finally:
         os.close(fd)
 
@@ -184,10 +184,10 @@ def _permit(ruleset: int, path: Path, handled: int) -> None:
 
 
 def keep_memory_private() -> None:
-    """Let no other process of the same user look into this one, and no core file tell what it held."""
+    """Let no other process of the same user read this one's memory, and write no core file."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _error(what: str) -> VTLError:
-    return VTLError(f"{what}: {os.strerror(ctypes.get_errno())}; name root with --user to do without")
+    return VTLError(f"{what}: {os.strerror(ctypes.get_errno())}; use --user root to run without confinement")

@@ -1,15 +1,15 @@
-"""The guard: what keeps the host's own network stack off the frames of an interface.
+"""The guard: keeps the host's own network stack off the frames of an interface.
 
-AF_PACKET only copies frames: the host still gets them, and answers, and forwards. An nftables table of the
-netdev family drops them behind AF_PACKET's back on the way in, and on the way out all that does not carry
-our mark, so that a service is the sole recipient, and sender, that section 2.1 of the paper asks for.
+AF_PACKET only copies frames: the host still receives, answers and forwards them. A netdev table of nftables
+drops incoming frames after AF_PACKET has seen them, and outgoing frames without our mark. So the service is
+the sole recipient and sender, as section 2.1 of the paper requires.
 
 A guard in its *process* form vanishes with the process that raised it ("flags owner", held by the netlink
-socket of a libnftables context); in its *kept* form it outlives even kill -9, until vtl-guard clears it.
+socket of a libnftables context). In its *kept* form it outlives even kill -9, until vtl-guard clears it.
 
-A chain names its interface. Since Linux 6.16 the kernel compares that name, so a chain that names what is not
-the interface's present name, an alternative one above all, is accepted and does nothing. So a guard is raised
-by the real name, and read back.
+A chain names its interface. Since Linux 6.16 the kernel compares that name: a chain with another name than
+the present one, such as an alternative name, is accepted and has no effect. So a guard is raised by the real
+name, and read back.
 """
 
 import os
@@ -22,7 +22,7 @@ from vtl_tools.common.host import interface
 from vtl_tools.common.host.nft import NFT, decode, encode
 
 MARK: Final = 0x56544C  # "VTL"
-"""SO_MARK of the frames that a guarded interface lets out."""
+"""SO_MARK of the frames that a guarded interface may send."""
 
 Form = Literal["process", "kept"]
 
@@ -47,30 +47,30 @@ _SHAPE: Final = {
     "from_guest": ("hook ingress", [_DROP]),
     "to_guest": ("hook egress", [rf"meta mark 0x0*{MARK:x} accept", _DROP]),
 }
-"""What nft lists of the chains: the hook, and the rules."""
+"""The chains as nft lists them: the hook, and the rules."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuardStatus:
-    """A guard that was raised. pid: of the process that it ends with; 0 for the kept form."""
+    """A guard that is installed. pid: the process that it ends with; 0 for the kept form."""
 
     name: str
     form: Form
     pid: int
     kept_in: int
-    """Frames from the guest that the host's stack did not get."""
+    """Frames from the guest, kept from the host's stack."""
     kept_out: int
-    """Frames of the host's stack that the guest did not get."""
+    """Frames of the host's stack, kept from the guest."""
     table: str
     in_force: bool
     fault: str
-    """Why it is not in force."""
+    """Why the guard is not in force."""
 
 
 class Guard:
     """A guard on one interface. Raise it before the link is opened, so that there is no gap.
 
-    given: any name of the interface. name: its real one, once the guard is up.
+    given: any name of the interface. name: its real name, once the guard is up.
     """
 
     def __init__(self, given: str, form: Form = "process") -> None:
@@ -90,21 +90,21 @@ class Guard:
         self.down()
 
     def check(self) -> str:
-        """Raise the guard anew where it is not in force; say what happened to the interface, or to it.
+        """Raise the guard again if it is not in force. Return what happened to the interface or the guard.
 
-        "" if nothing did, or the interface is away. Raises as up() does.
+        "" if nothing happened, or the interface is absent. Raises as up() does.
         """
         try:
             name = interface.name_of(self.index)
             if name is None:
                 self.index, name = interface.find(self.given)
-                happened = "was made anew"
+                happened = "was created again"
             elif name != self.name:
                 happened = f"was renamed from {self.name}"
             else:
                 happened = self._damage()
         except DeviceError:
-            return ""  # it is still away
+            return ""  # it is still absent
         if not happened:
             return ""
         self._raise(name)
@@ -112,9 +112,9 @@ class Guard:
         return happened
 
     def up(self) -> None:
-        """Raise the guard, and see that it is in force.
+        """Raise the guard, and verify that it is in force.
 
-        Raises DeviceError, PermissionNeededError, or VTLError where libnftables is missing.
+        Raises DeviceError, PermissionNeededError, or VTLError if libnftables is missing.
         """
         self.index, name = interface.find(self.given)
         try:
@@ -125,16 +125,16 @@ class Guard:
         for _ in range(_TRIES):
             if not self.check():
                 return
-        raise VTLError(f"{name}: the guard does not stay in force; find out which program lifts it")
+        raise VTLError(f"{name}: the guard does not stay in force; find the program that removes it")
 
     def _raise(self, name: str) -> None:
-        """Put the rules in place, all at once, in the place of those before.
+        """Install the rules in one transaction, which replaces earlier ones.
 
-        They may be damaged again by then, of which the kernel will have told: check() looks.
+        Another program may have changed them by the return. The kernel then notifies, and check() looks.
         """
         assert self._nft is not None
         if set(name) & set('"*\\'):
-            raise DeviceError(f"{name}: nft cannot name this interface; give it another name")
+            raise DeviceError(f"{name}: nft does not accept this name; rename the interface")
         flags = "{ flags owner; }" if self.form == "process" else ""
         before, self._table = self._table, self._prefix + encode(name)
         rules = _RULES.format(table=self._table, flags=flags, name=name, mark=MARK)
@@ -146,7 +146,7 @@ class Guard:
                 break
             except PermissionError:
                 raise _not_permitted(name) from None
-            except OSError as e:  # maybe the interface was renamed or went, or another program was quicker
+            except OSError as e:  # perhaps the interface was renamed or deleted, or another program was first
                 if interface.name_of(self.index) != name:
                     break
                 if tries == 1:
@@ -156,7 +156,7 @@ class Guard:
         self.name = name
 
     def _damage(self) -> str:
-        """Return what happened to the rules, "" if they are in force on the interface's present name."""
+        """Return what happened to the rules; "" if they are in force on the interface's present name."""
         assert self._nft is not None
         try:
             listing = self._nft.ask(f"list table netdev {self._table}")
@@ -165,7 +165,7 @@ class Guard:
         return "was changed by another program" if _fault(listing, self.name) else ""
 
     def down(self) -> None:
-        """Let go: the process form vanishes, the kept form stays. Idempotent."""
+        """Release the guard: the process form vanishes, the kept form stays. Idempotent."""
         if self._nft is not None:
             self._nft.close()
             self._nft = None
@@ -204,7 +204,7 @@ def _fault(listing: str, name: str) -> str:
 
 
 def standing() -> list[GuardStatus]:
-    """Return the guards of this network namespace, in force or not, one of each interface's name and form.
+    """Return the guards of this network namespace, in force or not, one per interface name and form.
 
     Raises PermissionNeededError.
     """
@@ -220,7 +220,7 @@ def standing() -> list[GuardStatus]:
         if not match:
             continue
         chains = _chains(body)
-        # Before Linux 6.16 a chain stays with its interface and is listed by that one's new name.
+        # Before Linux 6.16 a chain stays with its interface and is listed by its new name.
         name = _device(chains.get("from_guest", [])) or decode(match[2] or match[3])
         fault = _fault(body, name) if interface.is_real(name) else "no interface of this name"
         found.append(
@@ -239,7 +239,7 @@ def standing() -> list[GuardStatus]:
 
 
 def _joined(found: list[GuardStatus]) -> list[GuardStatus]:
-    """Count what a process has raised beside a kept guard as part of that."""
+    """Add the counters of a process's own guard to those of the kept guard on the same interface."""
     kept = {guard.name: guard for guard in found if guard.form == "kept"}
     for other in found:
         if other.form == "process" and (guard := kept.get(other.name)):
@@ -259,9 +259,9 @@ def _counted(lines: list[str]) -> int:
 
 
 def clear(name: str) -> int:
-    """Lift the kept guards of an interface, which need not exist any more; return how many there were.
+    """Remove the kept guards of an interface, which may be gone. Return how many there were.
 
-    Raises VTLError where a guard belongs to a process that lives: end that instead.
+    Raises VTLError if a guard belongs to a running process: end that instead.
     """
     names = {name, interface.real(name)}
     kept = [
@@ -274,9 +274,9 @@ def clear(name: str) -> int:
         for guard in kept:
             nft.run(f"delete table netdev {guard.table}")
     except PermissionError:
-        raise PermissionNeededError(f"{name}: not permitted to lift the guard; run as root") from None
+        raise PermissionNeededError(f"{name}: not permitted to remove the guard; run as root") from None
     except OSError as e:
-        raise VTLError(f"{name}: the guard could not be lifted: {e}") from None
+        raise VTLError(f"{name}: the guard could not be removed: {e}") from None
     finally:
         nft.close()
     return len(kept)

@@ -1,4 +1,7 @@
-"""Interfaces of this host by name and index. An index names one for as long as it exists; names change."""
+"""Interfaces of the host by name and index.
+
+An index stays the same while an interface exists; names change.
+"""
 
 import socket
 from pathlib import Path
@@ -8,7 +11,7 @@ from vtl_tools.common.errors import DeviceError
 
 
 def find(given: str) -> tuple[int, str]:
-    """Return the index and the real name of an interface by any of its names. Raises DeviceError."""
+    """Return the index and the real name of an interface, given any of its names. Raises DeviceError."""
     try:
         index = socket.if_nametoindex(given)
         return index, socket.if_indextoname(index)
@@ -25,7 +28,7 @@ def name_of(index: int) -> str | None:
 
 
 def index_of(given: str) -> int:
-    """Return the index of an interface by any of its names; 0 where there is none."""
+    """Return the index of an interface, given any of its names; 0 if there is none."""
     try:
         return find(given)[0]
     except DeviceError:
@@ -33,7 +36,7 @@ def index_of(given: str) -> int:
 
 
 def real(given: str) -> str:
-    """Return the real name of an interface, or what was given where there is none of that name."""
+    """Return the real name of an interface, or the given name if there is no such interface."""
     try:
         return find(given)[1]
     except DeviceError:
@@ -41,12 +44,12 @@ def real(given: str) -> str:
 
 
 def is_real(name: str) -> bool:
-    """Say whether an interface has this very name, and not as an alternative one."""
+    """Return whether this is the real name of an interface, and not an alternative one."""
     return name_of(index_of(name)) == name
 
 
 def default_routes(name: str) -> list[Literal["-4", "-6"]]:
-    """Return by which protocols, as ip(8) takes them, the host reaches the world through an interface."""
+    """Return the IP versions, as options of ip(8), whose default route leads through an interface."""
     found: list[Literal["-4", "-6"]] = []
     for line in _lines("route"):
         if len(line) > 7 and line[0] == name and line[1] == line[7] == "00000000":

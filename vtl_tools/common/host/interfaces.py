@@ -1,7 +1,7 @@
-"""The interfaces of this host that a service is in the way of: locked, guarded and watched while it runs.
+"""The host's interfaces that a service uses: locked, guarded and watched while it runs.
 
-A VM's interface is guarded. An uplink is the host's own, too, and is not. Which is which the user says;
-nothing that is learned from the network, such as a route, has a say in it.
+A VM's interface is guarded. An uplink also belongs to the host, and is not. The user decides which is which.
+Nothing learned from the network, such as a route, has an influence on it.
 """
 
 import logging
@@ -24,25 +24,25 @@ _RTMGRP_LINK: Final = 1
 _NFTABLES_GROUP: Final = 1 << 6  # NFNLGRP_NFTABLES, the seventh
 _OURS: Final = b"vtl_"
 _RECEIVE_OCTETS: Final = 1 << 16
-_RECEIVES_MAX: Final = 64  # a turn; more wake us again
+_RECEIVES_MAX: Final = 64  # per turn; the rest wakes the loop again
 
 LOCK_PATIENCE_S: Final = 1.0
-"""How long a service that was killed may take to go with its workers."""
+"""Seconds to wait for a killed service and its workers to release an interface."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """An interface by any of its names. directions: of a VM's frames, that pass there; None: an uplink."""
+    """An interface by any of its names. directions: of the VM's frames that pass there; None: an uplink."""
 
     given: str
     directions: Sequence[str] | None = lock.BOTH
 
 
 class _Held:
-    """One interface with its lock, and its guards where it has some.
+    """One interface with its lock, and its guards if it has any.
 
-    A guard that is kept belongs to nobody, so that another program may flush it away. One that belongs to the
-    process stands beside it, which the kernel lets nobody else touch, until the first is raised anew.
+    A kept guard belongs to no process, so another program may flush it. The process's own guard beside it,
+    which the kernel protects from others, stays in force until the kept one is raised again.
     """
 
     def __init__(self, service: str, side: Side, form: Form | None) -> None:
@@ -63,17 +63,17 @@ class _Held:
                 time.sleep(0.05)
 
     def follow(self) -> None:
-        """Lock an interface that was deleted and made anew. Raises TakenError."""
+        """Lock an interface that was deleted and created again. Raises TakenError."""
         if interface.name_of(self.index) is None and (index := interface.index_of(self.given)):
             self.index = index
             self.take()
 
 
 class Interfaces:
-    """A context manager: while it is open, the interfaces are this service's. Their links are opened within.
+    """Context manager: while it is open, this service owns the interfaces. Open their links within it.
 
-    form: of the guards of VMs' interfaces; None for none. sure: one that is guarded also where the host's
-    default route leads there, since a guest can make one.
+    form: of the guards of VMs' interfaces; None for none. sure: an interface that is guarded even if the
+    host's default route leads there, since a guest can cause such a route.
     """
 
     def __init__(self, service: str, form: Form | None, sides: Sequence[Side], sure: str = "") -> None:
@@ -82,13 +82,13 @@ class Interfaces:
         self._stack = ExitStack()
 
     def __bool__(self) -> bool:
-        """Say whether there are any."""
+        """Return whether there are any."""
         return bool(self._wanted)
 
     def __enter__(self) -> Self:
         """Lock, then guard.
 
-        Raises DeviceError, PermissionNeededError, SpecError, or VTLError where another service has one.
+        Raises DeviceError, PermissionNeededError, SpecError, or VTLError if another service has an interface.
         """
         with ExitStack() as stack:
             if self:
@@ -117,12 +117,12 @@ class Interfaces:
             if side.guards:
                 for family in interface.default_routes(side.name):
                     log.warning(
-                        "%s: the host has a default route by it, which the guard cuts off; "
+                        "%s: the guard cuts off the host's default route through this interface; "
                         "remove it with 'ip %s route del default dev %s'", side.name, family, side.name,
                     )  # fmt: skip
 
     def _refuse_uplinks_as_vms(self) -> None:
-        """Refuse to cut the host off by what is more likely its own uplink."""
+        """Refuse to guard an interface that is probably the host's own uplink."""
         for side in self._sides:
             if side.guards and side.given != self._sure and interface.default_routes(side.name):
                 raise SpecError(
@@ -131,7 +131,7 @@ class Interfaces:
                 )
 
     def _watching(self) -> ExitStack:
-        """Open what tells of changes, before there is anything to change."""
+        """Open the sockets that notify of changes, before any change is made."""
         with ExitStack() as stack:
             self._epoll = stack.enter_context(select.epoll())
             self._sockets = []
@@ -143,7 +143,7 @@ class Interfaces:
                 sock = stack.enter_context(socket.socket(socket.AF_NETLINK, kind, protocol))
                 try:
                     sock.bind((0, groups))
-                except PermissionError:  # told, in words, where the lock is taken
+                except PermissionError:  # taking the lock reports it
                     continue
                 self._epoll.register(sock, select.EPOLLIN)
                 self._sockets.append(sock)
@@ -154,10 +154,10 @@ class Interfaces:
         is_up = bool(guard.index)
         guard.down()
         if guard.form == "kept" and is_up:
-            log.warning("%s: stays guarded; lift it with 'vtl-guard clear %s'", guard.name, guard.name)
+            log.warning("%s: stays guarded; clear it with 'vtl-guard clear %s'", guard.name, guard.name)
 
     def __exit__(self, *exc: object) -> None:
-        """Let go of the locks, and of the guards that are not kept."""
+        """Release the locks, and the guards that are not kept."""
         self._stack.close()
 
     def fileno(self) -> int:
@@ -165,7 +165,7 @@ class Interfaces:
         return self._epoll.fileno()
 
     def poll(self) -> list[tuple[str, str]]:
-        """Hear what became of interfaces and tables, and check() where it may concern us.
+        """Read notifications about interfaces and tables, and check() if one may concern us.
 
         Raises as check() does.
         """
@@ -179,28 +179,28 @@ class Interfaces:
                     told = sock.recv(_RECEIVE_OCTETS)
                 except BlockingIOError:
                     continue
-                except OSError:  # ENOBUFS: some was lost
+                except OSError:  # ENOBUFS: notifications were lost
                     concerned = True
                     continue
                 concerned |= sock.proto == socket.NETLINK_ROUTE or _OURS in told
         return self.check() if concerned else []
 
     def check(self) -> list[tuple[str, str]]:
-        """Raise the guards anew that are not in force; return which, by interface, and what happened.
+        """Raise the guards again that are not in force. Return (interface, what happened) of each.
 
-        Raises VTLError where that cannot be, or another service took the interface meanwhile.
+        Raises VTLError if that fails, or another service took the interface meanwhile.
         """
         found = []
         for side in self._sides:
             side.follow()
             raised = {guard.name: happened for guard in side.guards if (happened := guard.check())}
             for name, happened in raised.items():
-                log.warning("%s: %s; the guard was raised anew", name, happened)
+                log.warning("%s: %s; the guard was raised again", name, happened)
                 found.append((name, happened))
         return found
 
     def status(self) -> dict[str, object]:
-        """Return what a service's status says of its guards."""
+        """Return the guards' part of a service's status."""
         last = [side.guards[-1] for side in self._sides if side.guards]
         rows = {guard.name: {"form": guard.form, "raised_anew": guard.raised_anew} for guard in last}
         return {"guards": rows} if rows else {}

@@ -1,9 +1,9 @@
-"""The lock of an interface: one service in the way of it, in its network namespace.
+"""The lock of an interface: one service per interface, within a network namespace.
 
-A table of nftables with `flags owner` and nothing in it. The kernel makes it for one netlink socket alone,
-knows it in this network namespace only, and removes it with the socket, however its process ends. To make one
-takes CAP_NET_ADMIN, so that no other user of the host can keep a service out. The table's name has the
-interface's index, which another name does not change.
+The lock is an empty nftables table with `flags owner`. The kernel creates it for one netlink socket, knows it
+in this network namespace only, and removes it with the socket, however its process ends. Creation takes
+CAP_NET_ADMIN, so that no other user of the host can block a service. The table's name contains the
+interface's index, which a rename does not change.
 """
 
 import os
@@ -21,12 +21,11 @@ _KEEPER: Final = "kept_by_"
 
 FROM, TO = "from", "to"
 BOTH: Final = (FROM, TO)
-"""The directions of a VM's frames, each of which one service may be in the way of: two half-duplex bridges
-share an interface."""
+"""The directions of a VM's frames. Each has a lock of its own: two half-duplex bridges share an interface."""
 
 
 class Holder(NamedTuple):
-    """Who has a lock. keeps: whether it keeps a guard there, and would raise it anew."""
+    """The holder of a lock. keeps: whether it keeps a guard there, and would raise it again."""
 
     service: str = ""
     pid: int = 0
@@ -38,7 +37,7 @@ class TakenError(VTLError):
 
 
 class Lock:
-    """Held from take() to release(). directions: to be in the way of; None: shared, with other uplinks."""
+    """Held from take() to release(). directions: the directions to lock; None: shared, with other uplinks."""
 
     def __init__(self, service: str, directions: Sequence[str] | None = BOTH, *, keeps: bool = False) -> None:
         self._holder = f"{_KEEPER if keeps else _BY}{encode(service)}_{os.getpid()}"
@@ -46,7 +45,7 @@ class Lock:
         self._nft: NFT | None = None
 
     def take(self, index: int, name: str) -> None:
-        """Take the lock of interface `index`, in the place of one that is held.
+        """Take the lock of interface `index`, and release a previously held one.
 
         Raises TakenError, PermissionNeededError.
         """
@@ -65,14 +64,14 @@ class Lock:
         if other is not None:
             self.release()
             raise TakenError(
-                f"{name}: {other.service} (process {other.pid}) is in the way of it already; stop that first"
+                f"{name}: {other.service} (process {other.pid}) already serves this interface; stop it first"
             )
 
     def _take(self, nft: NFT, index: int) -> Holder | None:
-        """Make the tables, all or none; return who has the interface already."""
+        """Create the tables, all or none. Return the other holder if the interface is taken."""
         vm, uplink = rf"{_VM}{index}_\w+", rf"{_UPLINK}{index}_\S+"
-        # A shared one has a name of its own. Each is made before it is looked whether the other kind is
-        # there: two services that come at once may both be refused, and never both get it.
+        # A shared lock has another name. Each kind is created before the other kind is looked for: two
+        # services that start at once may both be refused, but never both succeed.
         if self._directions is None:
             tables, others = [f"{_UPLINK}{index}_{os.getpid()}.{os.urandom(4).hex()}"], vm
         else:
@@ -85,21 +84,21 @@ class Lock:
                     for table in tables
                 )
             )
-        except OSError:  # EPERM: one is another socket's
+        except OSError:  # EPERM: another socket owns one
             if other := _holder_of(nft, "|".join(tables)):
                 return other
             raise
         return _holder_of(nft, others)
 
     def release(self) -> None:
-        """Let go. Idempotent."""
+        """Release the lock. Idempotent."""
         if self._nft is not None:
             self._nft.close()
             self._nft = None
 
 
 def holders() -> dict[int, Holder]:
-    """Return the service that a VM's interface has in its way, and its process, by the interface's index.
+    """Return the service and process that serves each VM's interface, by the interface's index.
 
     Raises PermissionError.
     """
@@ -113,12 +112,12 @@ def holders() -> dict[int, Holder]:
 
 
 def _holder_of(nft: NFT, pattern: str) -> Holder | None:
-    """Return who holds the first of the tables of such a name. Raises OSError."""
+    """Return the holder of the first table of such a name. Raises OSError."""
     tables = re.findall(rf"^table netdev ({pattern})$", nft.ask("list tables netdev"), re.M)
     for table in tables:
         try:
             listing = nft.ask(f"list table netdev {table}")
-        except OSError:  # it has gone meanwhile
+        except OSError:  # it was removed meanwhile
             continue
         if found := re.search(rf"^\tchain ({_KEEPER}|{_BY})(\S+)_(\d+) \{{", listing, re.M):
             return Holder(decode(found[2]), int(found[3]), found[1] == _KEEPER)

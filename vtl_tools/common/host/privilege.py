@@ -1,4 +1,4 @@
-"""As little privilege as possible: a user of no importance, and of root's rights only what is needed."""
+"""Drops privileges: changes to an unprivileged user, and keeps only the capabilities that are needed."""
 
 import ctypes
 import os
@@ -10,15 +10,15 @@ from typing import Final
 from vtl_tools.common.errors import PermissionNeededError, SpecError
 
 NET_ADMIN: Final = 12
-"""CAP_NET_ADMIN: to raise a guard, or make a tap, anew."""
+"""CAP_NET_ADMIN: to raise a guard again, or create a tap again."""
 NET_RAW: Final = 13
-"""CAP_NET_RAW: to open an AF_PACKET socket anew."""
+"""CAP_NET_RAW: to open an AF_PACKET socket again."""
 
 BPF: Final = 39
-"""CAP_BPF: to run a program that is loaded already, where the kernel asks for it even then."""
+"""CAP_BPF: to run a loaded program, if the kernel requires it even then."""
 
 USERS: Final = ("vtl", "nobody")
-"""Which user a service of root's runs as, unless it is told: the first that this host has."""
+"""Default user of a service that root starts: the first of these that the host has."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _VERSION_3: Final = 0x20080522
@@ -31,7 +31,7 @@ _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The user that a service of root's becomes."""
+    """The user that a service started by root changes to."""
 
     name: str
     uid: int
@@ -39,10 +39,11 @@ class Account:
 
 
 def account(user: str | None) -> Account | None:
-    """Return the account that a service of this process becomes; None: it stays who it is.
+    """Return the account that this process should change to. None: no change.
 
-    user: a name, or None for the first of USERS. An ordinary user stays who it is, and so does root where
-    that is asked for by name. Raises SpecError for a user that there is not, and PermissionNeededError.
+    user: a name, or None for the first of USERS. A service of an ordinary user does not change, and neither
+    does one that root runs as root explicitly. Raises SpecError for an unknown user, and
+    PermissionNeededError.
     """
     if os.geteuid() != 0:
         if user is not None and user != _own_name():
@@ -55,7 +56,7 @@ def account(user: str | None) -> Account | None:
             continue
         return Account(name, found.pw_uid, found.pw_gid) if found.pw_uid else None
     wanted = " or ".join(USERS) if user is None else user
-    raise SpecError(f"--user: there is no user {wanted}; name one, or root to keep root's files in reach")
+    raise SpecError(f"--user: there is no user {wanted}; name another, or root to keep root's rights")
 
 
 def _own_name() -> str | None:
@@ -66,9 +67,9 @@ def _own_name() -> str | None:
 
 
 def give_up(capabilities: Iterable[int], become: Account | None) -> None:
-    """Become another user, without groups, and keep only these capabilities. For good.
+    """Change to another user, without groups, and keep only these capabilities. Irreversible.
 
-    Raises PermissionNeededError where the kernel refuses, and where it is seen not to have happened.
+    Raises PermissionNeededError if the kernel refuses, or if verification shows that it had no effect.
     """
     held = sum(1 << c for c in capabilities) & permitted()
     if become is None:
@@ -88,11 +89,11 @@ def give_up(capabilities: Iterable[int], become: Account | None) -> None:
     keep_only(capabilities)
     ids = {*os.getresuid(), *os.getresgid()}
     if ids != {become.uid, become.gid} or os.getgroups() or permitted() != held:
-        raise PermissionNeededError(f"--user: this kernel lets nobody become {become.name} for good")
+        raise PermissionNeededError(f"--user: the change to {become.name} could be undone; use --user root")
 
 
 def keep_only(capabilities: Iterable[int]) -> None:
-    """Keep of this process's capabilities only these, for good, also across exec (capabilities(7))."""
+    """Keep only these capabilities, irreversibly, also across exec (capabilities(7))."""
     held = sum(1 << c for c in capabilities) & permitted()
     _drop_bounding(held)
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
@@ -105,14 +106,14 @@ def keep_only(capabilities: Iterable[int]) -> None:
 
 
 def _drop_bounding(held: int) -> None:
-    """Narrow the bounding set. Without the right to (EPERM), no_new_privs does what it would have done."""
+    """Narrow the bounding set. If that is not permitted (EPERM), no_new_privs has the same effect."""
     for capability in range(64):
         if not held >> capability & 1:
             _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 def permitted() -> int:
-    """Return the capabilities that this process may use, a bit each."""
+    """Return the permitted capabilities of this process as a bit mask."""
     header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
     data = (ctypes.c_uint32 * 6)()
     if _libc.capget(header, data):

@@ -1,1 +1,1 @@
-"""State models (paper section 2.5): follow and rewrite somebody else's connection."""
+"""State models (paper section 2.5): follow and rewrite a connection between two others."""

@@ -1,4 +1,4 @@
-"""The two ends of a conversation, and what every state model does (paper section 2.5)."""
+"""Base of all state models: two ends of a conversation, and the methods of a model (paper section 2.5)."""
 
 from enum import Enum
 from typing import Final, Generic, TypeVar
@@ -7,14 +7,14 @@ from vtl_tools.common.packet.packet import Packet
 
 
 class End(Enum):
-    """One end of a conversation. Of a packet: the end that sent it, which is the packet's direction."""
+    """One end of a conversation. For a packet: the end that sent it, which gives its direction."""
 
     LOCAL = "local"  # the VM
-    REMOTE = "remote"  # whom it talks to
+    REMOTE = "remote"  # the VM's peer
 
     @property
     def other(self) -> "End":
-        """The end that this one talks to."""
+        """The opposite end."""
         return REMOTE if self is LOCAL else LOCAL
 
 
@@ -25,14 +25,14 @@ E = TypeVar("E")
 
 
 class Model(Generic[E]):
-    """What one layer of a conversation looks like from both ends; a layer above holds the one below.
+    """One layer of a conversation, with the variables of both ends. A layer holds the layer below.
 
-    Each layer also has from_packet(pkt, sender), which makes a model from an example packet, and
-    create(..., from_=LOCAL), which makes a new packet and follows it. Broken packets raise Malformed from
-    the packet's views; nothing else is raised for foreign octets.
+    Each layer also has from_packet(pkt, sender), which makes a model from an example packet, and create(...,
+    from_=LOCAL), which makes a new packet and follows it. A broken packet raises Malformed from its views.
+    Untrusted octets raise nothing else.
 
-    local, remote: the variables of each end, which may be read and written at any time; model[LOCAL] is
-    model.local. No checksum is verified: most frames of a VM have none yet, and a link drops no frame for it.
+    local, remote: the variables of each end, readable and writable at any time; model[LOCAL] is model.local.
+    Checksums are not verified: most frames of a VM have none yet, and no link drops a frame for a wrong one.
     """
 
     __slots__ = ("local", "remote")
@@ -45,22 +45,31 @@ class Model(Generic[E]):
         return self.local if end is LOCAL else self.remote
 
     def matches(self, pkt: Packet) -> End | None:
-        """Say which end sent a packet; None if it is not of this conversation. Changes nothing."""
+        """Return the end that sent a packet. None: the packet is not part of this conversation.
+
+        Changes nothing.
+        """
         raise NotImplementedError
 
     def follow(self, pkt: Packet, sender: End) -> bool:
-        """Learn from a packet that matches; say whether its receiver will take it, by this layer's rules."""
+        """Learn from a packet that matches.
+
+        Return whether its receiver accepts it, by the rules of this layer.
+        """
         raise NotImplementedError
 
     def adopt(self, pkt: Packet, from_: End) -> None:
         """Rewrite a packet in place so that it belongs to the conversation, as sent by from_.
 
-        Checksums, full or partial, stay as right as they were. ValueError if the packet lacks this layer
-        or has another form of it; what the layers below have rewritten by then stays rewritten.
+        A correct checksum, full or partial, stays correct. Raises ValueError if the packet lacks this layer
+        or has another form of it. Rewrites by the layers below are then kept.
         """
         raise NotImplementedError
 
     def sync(self, pkt: Packet) -> End | None:
-        """Follow a packet and say which end sent it; None if it is another's or to be refused."""
+        """Follow a packet and return the end that sent it.
+
+        None: not part of the conversation, or not acceptable.
+        """
         sender = self.matches(pkt)
         return sender if sender is not None and self.follow(pkt, sender) else None

@@ -1,4 +1,4 @@
-"""The link layer of a conversation: Ethernet addresses and VLAN tags."""
+"""State model of the link layer: Ethernet addresses and VLAN tags of both ends."""
 
 import struct
 from typing import Final, Self
@@ -13,7 +13,7 @@ _TAGS_AT: Final = vnet.VNET + 12
 
 
 class EtherEnd:
-    """One end of a link. tags: the VLAN tags of what it sends, 4 octets each from TPID to TCI."""
+    """One end of a link. tags: the VLAN tags of the frames that it sends, 4 octets each from TPID to TCI."""
 
     __slots__ = ("mac", "tags")
 
@@ -26,7 +26,7 @@ class EtherEnd:
 
 
 class EtherModel(Model[EtherEnd]):
-    """Two stations; an end that moves to another address (a gateway's standby) is followed there."""
+    """Two stations. The model follows an end that changes its address, such as a gateway's standby."""
 
     __slots__ = ()
 
@@ -38,7 +38,7 @@ class EtherModel(Model[EtherEnd]):
         return cls(tx, rx) if sender is LOCAL else cls(rx, tx)
 
     def matches(self, pkt: Packet) -> End | None:
-        """Say which station sent a frame to the other; tags are not asked for."""
+        """Return the station that sent a frame to the other. VLAN tags are ignored."""
         eth = pkt.eth
         for end in End:
             if eth.src == self[end].mac and eth.dst == self[end.other].mac:
@@ -46,21 +46,21 @@ class EtherModel(Model[EtherEnd]):
         return None
 
     def follow(self, pkt: Packet, sender: End) -> bool:
-        """Take over the source address and the tags."""
+        """Learn the source address and the VLAN tags."""
         self.note(pkt.buf, pkt.l3_off, sender)
         return True
 
     def note(self, frame: Buffer, l3_off: int, sender: End) -> None:
-        """As follow, for a frame whose network header is known to start at l3_off."""
+        """Do what follow() does, for a frame whose network header is known to start at l3_off."""
         tx = self[sender]
         (tx.mac,) = _SRC.unpack_from(frame, vnet.VNET + 6)
         tx.tags = bytes(frame[_TAGS_AT : l3_off - 2])
 
     def adopt(self, pkt: Packet, from_: End) -> None:
-        """Rewrite addresses and tags. ValueError if the frame has another number of tags."""
+        """Rewrite addresses and tags. Raises ValueError if the frame has another number of tags."""
         tx, eth = self[from_], pkt.eth
         if _TAGS_AT + len(tx.tags) != pkt.l3_off - 2:
-            raise ValueError(f"the frame has not the {len(tx.tags) // 4} VLAN tags of the conversation")
+            raise ValueError(f"the frame does not have the {len(tx.tags) // 4} VLAN tags of the conversation")
         pkt.buf[_TAGS_AT : pkt.l3_off - 2] = tx.tags
         eth.src, eth.dst = tx.mac, self[from_.other].mac
 

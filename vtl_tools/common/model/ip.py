@@ -1,4 +1,4 @@
-"""The network layer of a conversation, IPv4 (RFC 791) or IPv6 (RFC 8200)."""
+"""State model of the network layer: addresses, TTL and other header fields of both hosts, IPv4 or IPv6."""
 
 import struct
 from typing import Final, Self
@@ -17,11 +17,11 @@ _NOTED6: Final = struct.Struct("!IxxxB")  # version, class and flow label; hop l
 
 
 class IPEnd:
-    """One end's address, of 4 or 16 octets, and what its packets' headers say.
+    """The address of one end, 4 or 16 octets, and the header fields of its packets.
 
-    ttl: IPv6's hop limit, as it passes here. dscp: 0..63; the ECN bits are no state of ours.
-    identification, dont_fragment: IPv4's only; the identification is the next packet's, and a
-    super-segment takes one for each of its segments, as Linux counts. flow_label: IPv6's only.
+    ttl: TTL or hop limit, as observed here. dscp: 0..63; the ECN bits are not kept. identification,
+    dont_fragment: IPv4 only. identification is the next packet's; a super-segment takes one for each of its
+    segments, as Linux counts. flow_label: IPv6 only.
     """
 
     __slots__ = ("address", "dont_fragment", "dscp", "flow_label", "identification", "ttl")
@@ -48,7 +48,7 @@ class IPEnd:
 
 
 class IPModel(Model[IPEnd]):
-    """Two hosts, and the link between them as it is here. What they carry is for the layers above."""
+    """Two hosts, and the link between them. Payloads belong to the layers above."""
 
     __slots__ = ("link",)
 
@@ -63,9 +63,9 @@ class IPModel(Model[IPEnd]):
 
     @classmethod
     def from_packet(cls, pkt: Packet, sender: End = LOCAL) -> Self:
-        """Learn both ends from a packet that `sender` sent. ValueError if it is not IP."""
+        """Learn both ends from a packet that `sender` sent. Raises ValueError if it is not IP."""
         if (net := pkt.ip) is None:
-            raise ValueError("the packet is not of IP")
+            raise ValueError("the packet is not IP")
         tx, rx = IPEnd(net.src), IPEnd(net.final_dst)
         model = cls(EtherModel.from_packet(pkt, sender), *((tx, rx) if sender is LOCAL else (rx, tx)))
         model.follow(pkt, sender)
@@ -77,7 +77,7 @@ class IPModel(Model[IPEnd]):
         return 4 if len(self.local.address) == 4 else 6
 
     def matches(self, pkt: Packet) -> End | None:
-        """Say which host sent a packet to the other, over whatever link."""
+        """Return the host that sent a packet to the other, over any link."""
         if (net := pkt.ip) is None:
             return None
         src, dst = net.src, net.dst
@@ -88,14 +88,17 @@ class IPModel(Model[IPEnd]):
         return None
 
     def follow(self, pkt: Packet, sender: End) -> bool:
-        """Take over what the header says, and the link's."""
+        """Learn the header fields, and the link's."""
         self.note(
             pkt.buf, pkt.l3_off, super_segments(pkt.buf, pkt.tcp_payload_len) if pkt.gso_size else 1, sender
         )
         return True
 
     def note(self, frame: Buffer, l3_off: int, segments: int, sender: End) -> None:
-        """As follow, for a frame whose IP header is known to be at l3_off, and for so many packets."""
+        """Do what follow() does, for a frame with its IP header at l3_off.
+
+        It counts as `segments` packets.
+        """
         tx = self.local if sender is LOCAL else self.remote
         if len(tx.address) == 4:
             tos, identification, fragment, tx.ttl = _NOTED4.unpack_from(frame, l3_off)
@@ -109,10 +112,10 @@ class IPModel(Model[IPEnd]):
         self.link.note(frame, l3_off, sender)
 
     def adopt(self, pkt: Packet, from_: End) -> None:
-        """Rewrite addresses, TTL, DSCP, and the identification or flow label. Extensions and options stay."""
+        """Rewrite addresses, TTL, DSCP, and identification or flow label. Extensions and options stay."""
         net, tx, rx = pkt.ip, self[from_], self[from_.other]
         if net is None or len(net.src) != len(tx.address):
-            raise ValueError(f"the packet is not of IPv{self.version}")
+            raise ValueError(f"the packet is not IPv{self.version}")
         self.link.adopt(pkt, from_)
         net.src, net.dst, net.ttl, net.dscp = tx.address, rx.address, tx.ttl, tx.dscp
         if isinstance(net, IPv4):
@@ -123,9 +126,9 @@ class IPModel(Model[IPEnd]):
     def create(
         self, payload: bytes | bytearray | memoryview = b"", *, from_: End, protocol: int, sync: bool = True
     ) -> bytearray:
-        """Return a new packet whose payload is a whole message of `protocol`, its own checksum made.
+        """Return a new packet whose payload is a whole message of `protocol`, its own checksum included.
 
-        sync: follow it as sent; False only looks at what it would be. ValueError above 64 KiB.
+        sync: follow the packet as sent; False leaves the model as it is. Raises ValueError above 64 KiB.
         """
         tx, rx = self[from_], self[from_.other]
         frame = bytearray(vnet.NONE + self._l2(from_))
@@ -144,9 +147,9 @@ class IPModel(Model[IPEnd]):
         partial: bool = False,
         gso_size: int = 0,
     ) -> bytearray:
-        """Return a new packet for a layer above, which follows it; its transport checksum is made here.
+        """Return a new packet for a layer above, which follows it. The transport checksum is computed here.
 
-        header: the transport's, checksum 0. partial, gso_size: as packet.build has them.
+        header: the transport header, checksum 0. partial, gso_size: see packet.build.
         """
         tx, rx = self[from_], self[from_.other]
         self._room(len(header) + len(payload))
@@ -162,7 +165,7 @@ class IPModel(Model[IPEnd]):
 
     def _room(self, length: int) -> int:
         if length > (0xFFFF if self.version == 6 else 0xFFFF - IPv4.SIZE):
-            raise ValueError(f"{length} octets do not fit a packet of IPv{self.version}")
+            raise ValueError(f"{length} octets do not fit an IPv{self.version} packet")
         return length
 
     def _made(self, frame: bytearray, at: int, from_: End, sync: bool) -> bytearray:

@@ -1,4 +1,4 @@
-"""A TCP connection from outside (paper section 2.5, RFC 9293): follow it, and speak for either end."""
+"""State model of a TCP connection (paper section 2.5, RFC 9293): follow it, and send for either end."""
 
 from typing import Final, Self
 
@@ -17,16 +17,17 @@ from vtl_tools.common.packet.view import Buffer
 _MASK: Final = 0xFFFF_FFFF
 _TIMESTAMPS_OCTETS: Final = 12  # the option, and two no-operations to align it
 _DEFAULT_MSS: Final = {4: 536, 6: 1220}
-"""What an end takes that did not say (RFC 9293 section 3.7.1)."""
+"""The MSS of an end that did not send the option (RFC 9293 section 3.7.1)."""
 
 
 class TcpModel(TransportModel[TcpEnd]):
     """Both ends of one TCP connection, followed segment by segment.
 
-    seen: what the segment was that was followed last, or why it was not.
+    seen: the kind of the last segment, or the reason why it was not followed.
 
-    What is lost behind us has been followed all the same: the numbers are what each end holds once all that
-    passed here has reached it. What an end has certainly, because it said so, is the other end's snd_una.
+    The model follows segments that are lost later on their way: its numbers are those of an end that received
+    everything that passed here. The other end's snd_una is the part that an end certainly has, because it
+    acknowledged it.
     """
 
     __slots__ = ("seen",)
@@ -40,15 +41,15 @@ class TcpModel(TransportModel[TcpEnd]):
     def from_packet(cls, pkt: Packet, sender: End = LOCAL) -> Self:
         """Learn both ends from a segment that `sender` sent: a SYN, its answer, or any later one.
 
-        From a later one, joined() is true: window shifts and MSS stay unknown, see TcpEnd. ValueError if
-        the packet is no whole TCP segment, or tells of no connection (neither SYN nor ACK).
+        From a later one, joined() is true: window shifts and MSS stay unknown, see TcpEnd. Raises ValueError
+        if the packet is not a whole TCP segment, or has neither SYN nor ACK.
         """
         segment = pkt.tcp
         if segment is None or pkt.is_fragment:
-            raise ValueError("the packet is no whole TCP segment")
+            raise ValueError("the packet is not a whole TCP segment")
         seq, ack, flags = segment.seq, segment.ack, segment.flags
         if not flags & SYN and not flags & ACK:
-            raise ValueError("a segment with neither SYN nor ACK tells of no connection")
+            raise ValueError("the segment has neither SYN nor ACK")
         tx, rx = TcpEnd(segment.sport), TcpEnd(segment.dport)
         if not flags & SYN:
             stamps = segment.timestamps is not None
@@ -63,34 +64,34 @@ class TcpModel(TransportModel[TcpEnd]):
             rx.snd_nxt = ack
         model = cls(IPModel.from_packet(pkt, sender), *((tx, rx) if sender is LOCAL else (rx, tx)))
         if not model.follow(pkt, sender):
-            raise ValueError(f"the segment tells of no connection: {model.seen}")
+            raise ValueError(f"the segment belongs to no connection: {model.seen}")
         return model
 
     @property
     def joined(self) -> bool:
-        """Whether a SYN was not seen, so that the shift and MSS of its sender are not known."""
+        """Whether the model missed a SYN, so that shift and MSS of its sender are unknown."""
         return self.local.iss is None or self.remote.iss is None
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can follow but repetitions of the end: each end is CLOSED or in TIME-WAIT."""
+        """Whether only retransmissions of the end can follow: each end is CLOSED or in TIME-WAIT."""
         through = (State.CLOSED, State.TIME_WAIT)
         return self.local.state in through and self.remote.state in through
 
     @property
     def timestamps(self) -> bool:
-        """Whether segments carry timestamps: both SYNs offered it, or we joined and saw one."""
+        """Whether segments carry timestamps: both SYNs offered it, or the model joined later and saw one."""
         return self.local.timestamps and self.remote.timestamps
 
     @property
     def sack_permitted(self) -> bool | None:
-        """Whether both SYNs permitted SACK; None if they were not seen."""
+        """Whether both SYNs permitted SACK. None if they were not seen."""
         if self.local.sack_permitted is None:
             return None
         return self.local.sack_permitted and self.remote.sack_permitted
 
     def learn_scale(self, end: End, shift: int) -> None:
-        """Tell the shift of an end whose SYN was not seen; windows that it offered are shifted now."""
+        """Set the shift of an end whose SYN was not seen. Shifts the windows that it offered before."""
         tx, rx = self[end], self[end.other]
         if tx.wscale is None:
             tx.rcv_wnd <<= shift
@@ -99,9 +100,9 @@ class TcpModel(TransportModel[TcpEnd]):
         tx.wscale = shift
 
     def segment_size(self, from_: End) -> int:
-        """Return how much data one segment of from_ carries at most, in octets (RFC 9293 section 3.7.1).
+        """Return the maximum data of one segment of from_, in octets (RFC 9293 section 3.7.1).
 
-        The lesser of what both ends announced, as an end announces what its own link takes.
+        It is the lesser of both announced MSS, as an end announces the limit of its own link.
         """
         sizes = [end.mss for end in (self.local, self.remote) if end.mss is not None]
         if self[from_.other].mss is None:
@@ -109,7 +110,7 @@ class TcpModel(TransportModel[TcpEnd]):
         return max(1, min(sizes) - (_TIMESTAMPS_OCTETS if self.timestamps else 0))
 
     def follow(self, pkt: Packet, sender: End) -> bool:
-        """Take a segment that matches as its receiver does; `seen` tells what it was."""
+        """Process a segment that matches as its receiver does. `seen` tells its kind."""
         segment, tx, rx = pkt.tcp, self[sender], self[sender.other]
         assert segment is not None
         _, _, seq, ack, _, flags, window, _, _ = TCP.HEADER.unpack_from(segment.buf, segment.off)
@@ -125,7 +126,7 @@ class TcpModel(TransportModel[TcpEnd]):
         return seen.taken
 
     def sync_frame(self, frame: Buffer) -> End | None:
-        """Do what sync(Packet.at(frame)) does, in a third of the time for the frames that most are."""
+        """Do what sync(Packet.at(frame)) does, in a third of the time for common frames."""
         net, local, remote = self.ip, self.local, self.remote
         plain = tcp_plain.read(frame, net.version)
         if plain is None:
@@ -150,11 +151,11 @@ class TcpModel(TransportModel[TcpEnd]):
     def adopt(
         self, pkt: Packet, from_: End, *, seq: int | None = None, ack: int | None = None, sync: bool = True
     ) -> None:
-        """Rewrite a segment so that it is the next one of from_: numbers, window, timestamps, and below.
+        """Rewrite a segment so that it is the next one of from_: numbers, window, timestamps, lower layers.
 
-        seq, ack: numbers to have instead of the next; who splices streams shifts them. sync: follow it
-        as sent. SACK blocks speak of other numbers and are erased, as are timestamps that this connection
-        has not. ValueError as in Model.
+        seq, ack: numbers to use instead of the next ones, to splice streams. sync: follow it as sent. SACK
+        blocks are erased, since they refer to other numbers, and so are timestamps if this connection has
+        none. Raises ValueError as in Model.
         """
         super().adopt(pkt, from_)
         segment, tx = pkt.tcp, self[from_]
@@ -184,23 +185,23 @@ class TcpModel(TransportModel[TcpEnd]):
         offload: bool = False,
         sync: bool = True,
     ) -> bytearray:
-        """Return a new segment of the connection, as from_ would send it next (paper Figure 4).
+        """Return a new segment of the connection, the next one of from_ (paper Figure 4).
 
-        flags: ACK, and PSH with data, unless given; a SYN carries the options that the end's variables say.
-        seq: SND.NXT unless given. ack: RCV.NXT unless given. To answer for an end that may never have got
-        what passed here (a frozen VM), give its certain ack, model[from_.other].snd_una. window: octets to
-        offer, rounded down to what the shift can say; what the end offered last, unless given.
-        offload: leave the checksum to the kernel, and let it cut a payload above segment_size(). Without,
-        the checksum is full, and such a payload is a ValueError, as is one above 64 KiB.
-        sync: follow it as sent; False only looks at what it would be. The timestamp is the end's last:
-        this module has no clock; who has one writes tsval first.
+        flags: by default ACK, and PSH with data. A SYN carries the options of the end's variables. seq:
+        SND.NXT by default. ack: RCV.NXT by default. To answer for an end that may have missed segments that
+        passed here (a frozen VM), pass the ack that is certain, model[from_.other].snd_una. window: octets to
+        offer, rounded down to the shift; by default the end's last window. offload: leave the checksum to the
+        kernel, and let it segment a payload above segment_size(). Without it the checksum is full, and such a
+        payload raises ValueError, as does one above 64 KiB. sync: follow the segment as sent; False leaves
+        the model as it is. The timestamp is the end's last, since this module has no clock; a caller with a
+        clock sets tsval first.
         """
         tx, rx = self[from_], self[from_.other]
         if flags is None:
             flags = ACK | PSH if payload else ACK
         size = self.segment_size(from_)
         if len(payload) > size and not offload:
-            raise ValueError(f"{len(payload)} octets are more than the {size} of one segment")
+            raise ValueError(f"{len(payload)} octets exceed the {size} of one segment")
         header = build.tcp_header(
             tx.port,
             rx.port,

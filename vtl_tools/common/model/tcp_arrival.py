@@ -1,7 +1,7 @@
-"""How a segment that passes changes what is known of both ends (RFC 9293 section 3.10.7).
+"""Updates the model of both ends for a TCP segment that passes (RFC 9293 section 3.10.7).
 
-tx sent the segment, rx will get it. Whether rx takes it is judged as rx does: by RFC 9293, the stricter
-checks of RFC 5961, and PAWS (RFC 7323 section 5). What rx refuses changes nothing.
+tx sent the segment, rx will receive it. Acceptance is judged by the rules of rx: RFC 9293, the stricter
+checks of RFC 5961, and PAWS (RFC 7323 section 5). A segment that rx rejects changes nothing.
 """
 
 from enum import Enum
@@ -13,28 +13,31 @@ from vtl_tools.common.packet.tcp import ACK, FIN, RST, TCP
 from vtl_tools.common.packet.tcp_state import ON_CLOSE, ON_FIN, ON_FIN_ACKED, State
 
 _MASK: Final = 0xFFFF_FFFF
-_HALF: Final = 0x8000_0000  # the comparisons of packet.seq are written out below: a call costs 60 ns
+_HALF: Final = 0x8000_0000  # the comparisons of packet.seq are inlined below: a call takes 60 ns
 
 
 class Seen(Enum):
-    """What a segment was. taken: whether its receiver takes it, as opposed to what it drops or challenges."""
+    """The kind of a segment.
+
+    taken: whether its receiver accepts it, as opposed to a drop or a challenge ACK.
+    """
 
     SYN = "syn", True
     DATA = "data", True  # moves RCV.NXT: the next octets, or a FIN
     ACK = "ack", True  # no data: an acknowledgement, a window
     OUT_OF_ORDER = "out-of-order", True  # there is a gap before it
-    RETRANSMISSION = "retransmission", True  # nothing new
-    KEEP_ALIVE = "keep-alive", True  # an octet that was acknowledged long ago; Linux probes a window so, too
-    PROBE = "probe", True  # data for a window that is closed
+    RETRANSMISSION = "retransmission", True  # no new data
+    KEEP_ALIVE = "keep-alive", True  # an octet already acknowledged; Linux uses it as window probe, too
+    PROBE = "probe", True  # data for a zero window
     RESET = "reset", True
-    NOT_OPEN = "not-open", False  # there is no connection (yet) that it could be of
+    NOT_OPEN = "not-open", False  # the connection does not exist (yet)
     NO_ACK = "no-ack", False
     OUT_OF_WINDOW = "out-of-window", False
     OLD_TIMESTAMP = "old-timestamp", False  # PAWS
     OLD_ACK = "old-ack", False  # RFC 5961 section 5
     ACK_OF_UNSENT = "ack-of-unsent", False
-    UNSURE_RESET = "unsure-reset", False  # in the window, not at its edge: challenged, RFC 5961 section 3
-    UNEXPECTED_SYN = "unexpected-syn", False  # challenged, RFC 5961 section 4
+    UNSURE_RESET = "unsure-reset", False  # in the window, not at its edge: challenge ACK, RFC 5961 section 3
+    UNEXPECTED_SYN = "unexpected-syn", False  # challenge ACK, RFC 5961 section 4
 
     def __init__(self, text: str, taken: bool) -> None:
         self.text = text
@@ -52,7 +55,7 @@ def arrive(
         if not (tx.is_synchronized and rx.is_synchronized):
             return Seen.NOT_OPEN
         if rx.state is State.SYN_RECEIVED and flags & ACK and not 0 < (ack - rx.snd_una) & _MASK < _HALF:
-            return Seen.OLD_ACK  # its SYN is to be acknowledged first (RFC 9293 section 3.10.7.4, fifth)
+            return Seen.OLD_ACK  # its SYN must be acknowledged first (RFC 9293 section 3.10.7.4, fifth)
         una = _edge(tx)
     if not flags & ACK:
         return Seen.NO_ACK
@@ -87,7 +90,7 @@ def arrive(
 
 
 def _edge(tx: TcpEnd) -> int:
-    """Return where the other end's window begins: behind the SYN of this end, acknowledged or not."""
+    """Return the start of the other end's window: after the SYN of this end, acknowledged or not."""
     una = tx.snd_una
     return (una + 1) & _MASK if una == tx.iss else una
 
@@ -95,13 +98,13 @@ def _edge(tx: TcpEnd) -> int:
 def _acknowledge(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, window: int) -> Seen | None:
     """Move SND.UNA and SND.WND of rx, if SND.UNA - MAX.SND.WND =< SEG.ACK =< SND.NXT (RFC 5961 5.2)."""
     news = (ack - rx.snd_una) & _MASK
-    if news >= _HALF:  # older than what is known: no harm, no news
+    if news >= _HALF:  # an old acknowledgement: harmless
         limit = tx.reach if tx.wscale is None else rx.max_snd_wnd
         return Seen.OLD_ACK if -news & _MASK > limit else None
     if 0 < (ack - rx.snd_nxt) & _MASK < _HALF:
         if rx.iss is not None or news > tx.reach:
             return Seen.ACK_OF_UNSENT
-        rx.snd_nxt = ack  # it was sent before we joined
+        rx.snd_nxt = ack  # sent before the model joined
     if news or not (seq - rx.snd_wl1) & _HALF:  # SND.WL1 =< SEG.SEQ; as in Linux, any newer ACK will do
         tx.rcv_wnd = rx.snd_wnd = wnd = window << tx.wscale if tx.wscale else window
         if wnd > rx.max_snd_wnd:
@@ -121,14 +124,14 @@ def _acknowledge(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, window: int) -> See
 
 
 def _deliver(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int, end: int, una: int, reach: int) -> Seen:
-    """Move SND.NXT of tx and RCV.NXT of rx, and close behind a FIN."""
+    """Advance SND.NXT of tx and RCV.NXT of rx, and change the states after a FIN."""
     fin = flags & FIN
     if 0 < (end - tx.snd_nxt) & _MASK < _HALF:
         tx.snd_nxt = end
     seen = _text(rx, seq, end, una, reach + 1 if fin and (end - seq) & _MASK == 1 else reach)
     if fin and tx.fin is None and end == tx.snd_nxt:
         tx.fin = end
-        crossed = tx.state is State.CLOSE_WAIT and rx.fin != ack  # it has not got the FIN that passed here
+        crossed = tx.state is State.CLOSE_WAIT and rx.fin != ack  # it did not receive that FIN
         tx.state = State.CLOSING if crossed else ON_CLOSE.get(tx.state, tx.state)
     elif seen is Seen.RETRANSMISSION and not fin and end == una and (end - seq) & _MASK == 1:
         seen = Seen.KEEP_ALIVE  # with its octet of garbage (RFC 9293 section 3.8.4)
@@ -138,9 +141,9 @@ def _deliver(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int, end: int, u
 
 
 def _text(rx: TcpEnd, seq: int, end: int, una: int, reach: int) -> Seen:
-    """Move RCV.NXT by the octets that are next and fit the window of `reach` octets behind una.
+    """Advance RCV.NXT by the octets that are next and fit the window of `reach` octets after una.
 
-    A bare FIN needs no room, and has one more than there is.
+    A bare FIN needs no room: it may come one octet after the window.
     """
     nxt = rx.rcv_nxt
     if 0 < (seq - nxt) & _MASK < _HALF:
@@ -156,7 +159,7 @@ def _text(rx: TcpEnd, seq: int, end: int, una: int, reach: int) -> Seen:
 
 
 def _stale(tx: TcpEnd, rx: TcpEnd, seq: int, una: int, tsval: int | None) -> Seen:
-    """Judge a segment that ends before what is acknowledged: rx drops it, and answers with an ACK."""
+    """Judge a segment that ends before SND.UNA: rx drops it and answers with an ACK."""
     if (seq + 1) & _MASK == una:
         if tsval is not None and rx.ts_recent is not None and not (tsval - rx.ts_recent) & _HALF:
             # RFC 7323 section 4.3 (2); Linux does not, but a TS.Recent that keep-alives do not renew
@@ -168,9 +171,10 @@ def _stale(tx: TcpEnd, rx: TcpEnd, seq: int, una: int, tsval: int | None) -> See
 
 
 def _reset(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int) -> Seen:
-    """Second, check the RST bit: it must be at the edge of the window exactly (RFC 5961 section 3.2).
+    """Second, check the RST bit: SEG.SEQ must be exactly at the edge of the window (RFC 5961 section 3.2).
 
-    That edge, the real RCV.NXT, is what rx acknowledged or, if it has not got round to it, what passed here.
+    That edge, the real RCV.NXT, is either the last acknowledgement of rx or the end of the data that passed
+    here.
     """
     if rx.state is State.SYN_SENT:
         sure = (
@@ -184,7 +188,7 @@ def _reset(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int) -> Seen:
     else:
         una = _edge(tx)
         sure = seq in (rx.rcv_nxt, una)
-        inside = (seq - una) & _MASK <= rx.reach + 1  # behind a bare FIN, which needs no room
+        inside = (seq - una) & _MASK <= rx.reach + 1  # after a bare FIN, which needs no room
         doubt = Seen.UNSURE_RESET if inside else Seen.OUT_OF_WINDOW
     if not sure:
         return doubt
@@ -197,14 +201,14 @@ def arrive_syn(tx: TcpEnd, rx: TcpEnd, segment: TCP) -> Seen:
     """Follow a segment with SYN."""
     seq, flags = segment.seq, segment.flags
     if flags & (RST | FIN):
-        return Seen.UNEXPECTED_SYN  # nobody means that
+        return Seen.UNEXPECTED_SYN  # no valid segment has these flags
     again = seq == tx.iss and tx.state not in (State.CLOSED, State.LISTEN)
     if flags & ACK:
         return _answer(tx, rx, segment, again)
     if again:
         return Seen.RETRANSMISSION
     if tx.is_synchronized or rx.is_synchronized:
-        # RFC 9293 section 3.6.1: a new incarnation, if both ends are through with the old one
+        # RFC 9293 section 3.6.1: a new incarnation, if both ends have closed the old one
         through = (State.CLOSED, State.TIME_WAIT)
         if tx.state not in through or rx.state not in through or not seq_gt(seq, tx.snd_nxt):
             return Seen.UNEXPECTED_SYN
@@ -232,7 +236,7 @@ def _answer(tx: TcpEnd, rx: TcpEnd, segment: TCP, again: bool) -> Seen:
     seq, ack = segment.seq, segment.ack
     if again:
         if rx.iss is None:
-            return Seen.NOT_OPEN  # it has got no SYN that it could acknowledge
+            return Seen.NOT_OPEN  # it received no SYN to acknowledge
         if ack == rx.iss or (rx.snd_nxt - ack) & _MASK >= _HALF or (ack - rx.iss) & _MASK >= _HALF:
             return Seen.ACK_OF_UNSENT
         if rx.state is State.SYN_RECEIVED and ack == rx.snd_nxt:
@@ -247,7 +251,7 @@ def _answer(tx: TcpEnd, rx: TcpEnd, segment: TCP, again: bool) -> Seen:
     stamps = tx.open(segment)
     if rx.heard:
         agree(tx, rx)
-    else:  # the SYN was not seen; what it offered is in the answer, but for its shift and MSS
+    else:  # the SYN was not seen; the answer reveals its options, except shift and MSS
         if tx.wscale is None:
             tx.wscale = rx.wscale = 0
         rx.timestamps, rx.sack_permitted = tx.timestamps, tx.sack_permitted

@@ -1,4 +1,4 @@
-"""The variables of one end of a TCP connection, under the RFC's names, and its state (RFC 9293 3.3)."""
+"""The variables of one end of a followed TCP connection, under the RFC's names (RFC 9293 3.3)."""
 
 from typing import Final
 
@@ -6,27 +6,27 @@ from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.tcp_state import State
 
 SHIFT_MAX: Final = 14
-"""The largest shift of a window (RFC 7323 section 2.3), assumed of one that is not known."""
+"""The maximum window shift (RFC 7323 section 2.3), assumed if the shift is unknown."""
 
 
 class TcpEnd:
-    """One end, as seen from the wire.
+    """One end, as observed on the wire.
 
-    snd_una: what the other end has acknowledged: whatever else is lost, the other end has all before it.
-    snd_nxt: behind the last that this end has sent. snd_wnd: octets that the other end offered last.
-    snd_wl1: SEG.SEQ of the segment that offered them. max_snd_wnd: the most ever (RFC 5961 section 5.2).
-    rcv_nxt: behind what this end holds if all that passed here reached it; it has acknowledged the other
-    end's snd_una, which may be less. rcv_wnd: octets that this end offered last, behind what it acknowledged.
+    snd_una: acknowledged by the other end, which therefore has all octets before it. snd_nxt: after the last
+    octet that this end has sent. snd_wnd: octets that the other end offered last. snd_wl1: SEG.SEQ of the
+    segment that offered them. max_snd_wnd: the largest snd_wnd (RFC 5961 section 5.2). rcv_nxt: next octet,
+    if this end received all that passed here; it has acknowledged the other end's snd_una, which may be less.
+    rcv_wnd: octets that this end offered last, from its acknowledgement on.
 
-    iss: None if its SYN was not seen. fin: behind its FIN; None before that. heard: whether anything from
-    this end was seen or made; until then its variables are what the other end's packets tell of it.
+    iss: None if its SYN was not seen. fin: after its FIN; None before a FIN. heard: whether a segment of this
+    end was seen or made; until then its variables are derived from the other end's packets.
 
-    wscale: the shift of windows that this end sends. None: none was offered in a SYN not yet answered, or,
-    for a connection joined in the middle, not known: rcv_wnd and the other's snd_wnd are then unshifted,
-    that is, lower bounds, until TcpModel.learn_scale() tells it. mss: the largest segment that this
-    end takes; None: it did not say, or not known. sack_permitted, timestamps: offered in the SYN, agreed
-    once it is answered; sack_permitted is None if not known. tsval: TSval that this end sent last.
-    ts_recent: TS.Recent, what it echoes (RFC 7323 section 4.3); None: nothing yet.
+    wscale: the shift of windows that this end sends. None: not offered, in a SYN that is not answered yet;
+    or, for a connection joined later, unknown. In that case rcv_wnd and the other's snd_wnd are unshifted,
+    and so lower bounds, until TcpModel.learn_scale() sets the shift. mss: the largest segment that this end
+    accepts; None: not sent, or unknown. sack_permitted, timestamps: offered in the SYN, agreed once it is
+    answered; sack_permitted is None if unknown. tsval: TSval that this end sent last. ts_recent: TS.Recent,
+    the value that it echoes (RFC 7323 section 4.3); None: nothing yet.
     """
 
     __slots__ = (
@@ -77,20 +77,20 @@ class TcpEnd:
 
     @property
     def reach(self) -> int:
-        """Octets that the other end may have sent behind snd_una: rcv_wnd, or the most that it can mean."""
+        """Octets that the other end may have sent after snd_una: rcv_wnd, or its bound without the shift."""
         return self.rcv_wnd << SHIFT_MAX if self.wscale is None else self.rcv_wnd
 
     @property
     def is_synchronized(self) -> bool:
-        """Whether this end has numbers of its own and knows the other's; still so behind an orderly end."""
+        """Whether this end has sent and received a SYN. Stays true after an orderly close."""
         if self.state in (State.CLOSED, State.LISTEN, State.SYN_SENT):
             return self.fin is not None
         return True
 
     def open(self, segment: TCP) -> tuple[int, int] | None:
-        """Begin, or begin anew, with a SYN of this end, with or without ACK (RFC 9293 section 3.5).
+        """Start, or restart, with a SYN of this end, with or without ACK (RFC 9293 section 3.5).
 
-        Returns the SYN's timestamps.
+        Returns the timestamps of the SYN.
         """
         _, _, seq, _, _, _, window, _, _ = segment.HEADER.unpack_from(segment.buf, segment.off)
         self.iss = self.snd_una = seq
@@ -108,7 +108,7 @@ class TcpEnd:
 
 
 def agree(one: TcpEnd, two: TcpEnd) -> None:
-    """Settle what both SYNs offered: an option holds only if both did (RFC 7323 sections 2.2 and 3.2)."""
+    """Apply the options of both SYNs: an option holds only if both offered it (RFC 7323 2.2 and 3.2)."""
     if one.wscale is None or two.wscale is None:
         one.wscale = two.wscale = 0
     one.sack_permitted = two.sack_permitted = bool(one.sack_permitted and two.sack_permitted)

@@ -1,4 +1,4 @@
-"""What the models of TCP and UDP share: two ports over an IP model."""
+"""Common base of the state models of TCP and UDP: two ports over an IP model."""
 
 from typing import ClassVar, Protocol, TypeVar
 
@@ -10,7 +10,7 @@ from vtl_tools.common.packet.udp import UDP
 
 
 class HasPort(Protocol):
-    """An end that has a port."""
+    """An end with a port."""
 
     port: int
 
@@ -19,7 +19,7 @@ P = TypeVar("P", bound=HasPort)
 
 
 class TransportModel(Model[P]):
-    """Two ports on the hosts of `ip`."""
+    """Two ports on the two hosts of `ip`."""
 
     __slots__ = ("ip",)
     HEADER: ClassVar[type[TCP] | type[UDP]]
@@ -32,7 +32,7 @@ class TransportModel(Model[P]):
         return f"<{type(self).__name__} {self.local!r} {self.remote!r} {self.ip!r}>"
 
     def matches(self, pkt: Packet) -> End | None:
-        """Say which end sent a packet, by addresses and ports. A fragment has no whole segment: None."""
+        """Return the end that sent a packet, by addresses and ports. None for a fragment."""
         sender, head = self.ip.matches(pkt), pkt.transport
         if sender is None or not isinstance(head, self.HEADER) or pkt.is_fragment:
             return None
@@ -41,9 +41,9 @@ class TransportModel(Model[P]):
         return sender
 
     def adopt(self, pkt: Packet, from_: End) -> None:
-        """Rewrite ports, addresses and all below."""
+        """Rewrite ports, addresses and the layers below."""
         head = pkt.transport
         if not isinstance(head, self.HEADER) or pkt.is_fragment:
-            raise ValueError(f"the packet is no whole one of {self.HEADER.__name__}")
+            raise ValueError(f"the packet is not a whole {self.HEADER.__name__} packet")
         self.ip.adopt(pkt, from_)
         head.sport, head.dport = self[from_].port, self[from_.other].port

@@ -1,4 +1,4 @@
-"""A UDP conversation (RFC 768): two ports, and the layers below."""
+"""State model of a UDP conversation (RFC 768): two ports, and the layers below."""
 
 from typing import Self
 
@@ -30,9 +30,9 @@ class UdpModel(TransportModel[UdpEnd]):
 
     @classmethod
     def from_packet(cls, pkt: Packet, sender: End = LOCAL) -> Self:
-        """Learn both ends from a datagram that `sender` sent. ValueError if it is none."""
+        """Learn both ends from a datagram that `sender` sent. Raises ValueError if the packet is not UDP."""
         if (head := pkt.udp) is None:
-            raise ValueError("the packet is not of UDP")
+            raise ValueError("the packet is not UDP")
         tx, rx = UdpEnd(head.sport), UdpEnd(head.dport)
         return cls(IPModel.from_packet(pkt, sender), *((tx, rx) if sender is LOCAL else (rx, tx)))
 
@@ -50,8 +50,8 @@ class UdpModel(TransportModel[UdpEnd]):
     ) -> bytearray:
         """Return a new datagram, which the caller owns.
 
-        offload: leave the checksum to the kernel. sync: follow it as sent; False only looks at what it
-        would be. ValueError if the payload does not fit an IP packet.
+        offload: leave the checksum to the kernel. sync: follow it as sent; False leaves the model as it is.
+        Raises ValueError if the payload does not fit an IP packet.
         """
         size = UDP.SIZE + len(payload)
         head = UDP.HEADER.pack(self[from_].port, self[from_.other].port, size & 0xFFFF, 0)

@@ -1,1 +1,1 @@
-"""The Packet Access API (paper section 2.4): octets to named fields and back, in place."""
+"""Packet Access API (paper section 2.4): reads and writes the fields of a frame by name, in place."""

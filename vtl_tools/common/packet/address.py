@@ -1,4 +1,4 @@
-"""Addresses: octets inside, text at the edges, and what an address says about itself."""
+"""Ethernet and IP addresses: conversion between octets and text, and classification."""
 
 import ipaddress
 from typing import Final
@@ -17,7 +17,7 @@ SOLICITED_NODE: Final = bytes.fromhex("ff02" + "0" * 19 + "1ff")  # its first 13
 
 
 def mac(text: str) -> bytes:
-    """Return the 6 octets of "02:00:00:00:00:01"; ValueError if it is no such address."""
+    """Return the 6 octets of "02:00:00:00:00:01". Raises ValueError for any other text."""
     parts = text.replace("-", ":").split(":")
     if len(parts) != 6 or not all(1 <= len(part) <= 2 for part in parts):
         raise ValueError(f"{text!r} is not an Ethernet address: write 02:00:00:00:00:01")
@@ -25,7 +25,7 @@ def mac(text: str) -> bytes:
 
 
 def ip(text: str) -> bytes:
-    """Return the 4 or 16 octets of "10.0.0.1" or "2001:db8::1"; ValueError if it is neither."""
+    """Return the 4 or 16 octets of "10.0.0.1" or "2001:db8::1". Raises ValueError for any other text."""
     return ipaddress.ip_address(text).packed
 
 
@@ -40,56 +40,58 @@ def format_ip(octets: bytes) -> str:
 
 
 def is_multicast_mac(octets: bytes) -> bool:
-    """Say whether an Ethernet address names a group; broadcast is one."""
+    """Return whether an Ethernet address is a group address. Broadcast is one."""
     return bool(octets[0] & 1)
 
 
 def is_broadcast_mac(octets: bytes) -> bool:
-    """Say whether an Ethernet address is ff:ff:ff:ff:ff:ff."""
+    """Return whether an Ethernet address is ff:ff:ff:ff:ff:ff."""
     return octets == BROADCAST
 
 
 def is_multicast(octets: bytes) -> bool:
-    """Say whether an IP address is multicast: 224.0.0.0/4 (RFC 1112) or ff00::/8 (RFC 4291 2.7)."""
+    """Return whether an IP address is multicast: 224.0.0.0/4 (RFC 1112) or ff00::/8 (RFC 4291 2.7)."""
     return octets[0] >> 4 == 14 if len(octets) == 4 else octets[0] == 0xFF
 
 
 def is_broadcast(octets: bytes) -> bool:
-    """Say whether an IP address is 255.255.255.255; a subnet's own cannot be told from the address."""
+    """Return whether an IP address is 255.255.255.255.
+
+    The broadcast address of a subnet is not recognized.
+    """
     return octets == b"\xff\xff\xff\xff"
 
 
 def is_unspecified(octets: bytes) -> bool:
-    """Say whether an IP address is 0.0.0.0 or the IPv6 ::."""
+    """Return whether an IP address is 0.0.0.0 or the IPv6 ::."""
     return not any(octets)
 
 
 def is_loopback(octets: bytes) -> bool:
-    """Say whether an IP address is in 127.0.0.0/8 or is ::1."""
+    """Return whether an IP address is in 127.0.0.0/8 or is ::1."""
     return octets[0] == 127 if len(octets) == 4 else octets == b"\0" * 15 + b"\1"
 
 
 def is_link_local(octets: bytes) -> bool:
-    """Say whether an IP address is in 169.254.0.0/16 (RFC 3927) or fe80::/10 (RFC 4291 2.5.6)."""
+    """Return whether an IP address is in 169.254.0.0/16 (RFC 3927) or fe80::/10 (RFC 4291 2.5.6)."""
     if len(octets) == 4:
         return octets[:2] == b"\xa9\xfe"
     return octets[0] == 0xFE and octets[1] & 0xC0 == 0x80
 
 
 def is_single_host(octets: bytes) -> bool:
-    """Say whether an address can be that of one host seen from outside (RFC 1122 3.2.2, RFC 4443 2.4 e.6)."""
+    """Return whether an address can be a single remote host's (RFC 1122 3.2.2, RFC 4443 2.4 e.6)."""
     if len(octets) == 4:
         return octets[0] not in (0, 127) and octets[0] < 224
     return not (is_unspecified(octets) or is_multicast(octets) or is_loopback(octets))
 
 
 def is_internal(octets: bytes) -> bool:
-    """Say whether an address is of a network that the world does not reach, whoever's it is.
+    """Return whether an address belongs to a network that is not reachable from the Internet.
 
-    Of RFC 6890's registry, those that are not global; of IPv6, whatever is not 2000::/3 (RFC 4291 2.4); and
-    what holds an address of IPv4 for a translator or a tunnel to unwrap, if that is internal: NAT64 (RFC 6052
-    2.1), 6to4 (RFC 3056), and any of Teredo (RFC 4380). Tor calls fewer internal. Networks for documentation
-    are nobody's, and not internal.
+    IPv4: the entries of RFC 6890's registry that are not global. IPv6: everything but 2000::/3 (RFC 4291
+    2.4), and addresses that embed an internal IPv4 address: NAT64 (RFC 6052 2.1), 6to4 (RFC 3056), and all of
+    Teredo (RFC 4380). Tor's own list is shorter. Documentation networks are not internal.
     """
     if len(octets) == 4:
         return _is_internal4(octets)
@@ -115,23 +117,23 @@ def _is_internal4(octets: bytes) -> bool:
 
 
 def is_solicited_node(octets: bytes) -> bool:
-    """Say whether an IPv6 address is a solicited-node multicast (RFC 4291 2.7.1)."""
+    """Return whether an IPv6 address is a solicited-node multicast address (RFC 4291 2.7.1)."""
     return octets[:13] == SOLICITED_NODE
 
 
 def solicited_node(octets: bytes) -> bytes:
-    """Return the multicast that neighbour solicitations for an IPv6 address go to (RFC 4291 2.7.1)."""
+    """Return the solicited-node multicast address of an IPv6 address (RFC 4291 2.7.1)."""
     return SOLICITED_NODE + octets[13:]
 
 
 def multicast_mac(octets: bytes) -> bytes:
-    """Return the Ethernet group of a multicast IP address (RFC 1112 6.4, RFC 2464 7)."""
+    """Return the Ethernet group address of a multicast IP address (RFC 1112 6.4, RFC 2464 7)."""
     if len(octets) == 4:
         return b"\x01\x00\x5e" + bytes((octets[1] & 0x7F,)) + octets[2:]
     return b"\x33\x33" + octets[12:]
 
 
 def link_local(mac_octets: bytes) -> bytes:
-    """Return the fe80:: address that a host makes of its Ethernet address (RFC 4291 appendix A, EUI-64)."""
+    """Return the fe80:: address derived from an Ethernet address by EUI-64 (RFC 4291 appendix A)."""
     first = bytes((mac_octets[0] ^ 0x02,))
     return b"\xfe\x80" + bytes(6) + first + mac_octets[1:3] + b"\xff\xfe" + mac_octets[3:]

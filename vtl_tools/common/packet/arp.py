@@ -1,4 +1,4 @@
-"""ARP for IPv4 over Ethernet (RFC 826)."""
+"""The ARP packet for IPv4 over Ethernet (RFC 826)."""
 
 import struct
 from typing import ClassVar, Final, Self
@@ -11,7 +11,7 @@ REPLY: Final = 2
 
 
 class ARP(View):
-    """An ARP packet with 6-octet hardware and 4-octet protocol addresses; others are Malformed."""
+    """An ARP packet with 6-octet hardware and 4-octet protocol addresses. Other kinds raise Malformed."""
 
     __slots__ = ()
     SIZE = 28
@@ -23,11 +23,11 @@ class ARP(View):
     tpa = octets(24, 4)
 
     ETHERNET_IPV4: ClassVar = b"\x00\x01\x08\x00\x06\x04"
-    """ar$hrd, ar$pro, ar$hln and ar$pln of the one kind that is read here."""
+    """ar$hrd, ar$pro, ar$hln and ar$pln of Ethernet and IPv4, the only supported kind."""
 
     @classmethod
     def at(cls, buf: Buffer, off: int, end: int | None = None) -> Self:
-        """Check foreign octets. Raises Malformed, and nothing else."""
+        """Validate untrusted octets. Raises Malformed, and nothing else."""
         end = len(buf) if end is None else end
         if off < 0 or not off + cls.SIZE <= end <= len(buf):
             raise Malformed("arp", off)

@@ -1,8 +1,8 @@
-"""New frames from nothing, with the vnet header in front and every checksum right.
+"""Builds new frames, with vnet header and correct checksums.
 
-Addresses are octets (see address.py). Each function returns a bytearray that the caller owns. partial:
-leave the transport checksum to the kernel, as the vnet header then says; gso_size, with partial: let the
-kernel or the card cut the payload into packets of so many octets.
+Addresses are octets (see address.py). Each function returns a bytearray that the caller owns.
+partial: leave the transport checksum to the kernel; the vnet header says so. gso_size, with partial: let
+the kernel or the card segment the payload into packets of gso_size octets.
 """
 
 import struct
@@ -22,20 +22,20 @@ _GSO: Final = {(ip.TCP, 4): vnet.GSO_TCPV4, (ip.TCP, 16): vnet.GSO_TCPV6}
 
 
 Tags = int | tuple[int, ...] | None
-"""A VLAN tag's TCI (which is its vid, if its priority is 0), or several, outermost first."""
+"""The TCI of a VLAN tag (equal to its VLAN identifier if the priority is 0), or several, outermost first."""
 
 
 class IPFields(TypedDict, total=False):
-    """What an IP header may say beside the addresses. dont_fragment and ip_id are IPv4's only."""
+    """Optional fields of an IP header. dont_fragment and ip_id exist in IPv4 only."""
 
     ttl: int  # 64
     tos: int  # 0; IPv6's traffic class
-    ip_id: int  # 0, which is right for what is not fragmented (RFC 6864 4.1)
+    ip_id: int  # 0, which is correct for an unfragmented packet (RFC 6864 4.1)
     dont_fragment: bool  # False
 
 
 def ethernet(src_mac: bytes, dst_mac: bytes, ethertype: int, vlan: Tags = None) -> bytes:
-    """Return an Ethernet header, with VLAN tags if any."""
+    """Return an Ethernet header, with VLAN tags if given."""
     tags = () if vlan is None else (vlan,) if isinstance(vlan, int) else vlan
     out = dst_mac + src_mac
     for left, tci in zip(range(len(tags) - 1, -1, -1), tags, strict=True):
@@ -44,7 +44,10 @@ def ethernet(src_mac: bytes, dst_mac: bytes, ethertype: int, vlan: Tags = None) 
 
 
 def ip_header(src: bytes, dst: bytes, protocol: int, length: int, **fields: Unpack[IPFields]) -> bytes:
-    """Return an IPv4 or IPv6 header for a payload of `length` octets; 0 is written if it is too long."""
+    """Return an IPv4 or IPv6 header for a payload of `length` octets.
+
+    A length that does not fit is written as 0.
+    """
     ttl, tos = fields.get("ttl", 64), fields.get("tos", 0)
     if len(src) != len(dst):
         raise ValueError("source and destination are of different IP versions")
@@ -71,9 +74,9 @@ def over_ip(
     gso_size: int = 0,
     **fields: Unpack[IPFields],
 ) -> bytearray:
-    """Return a frame of an Ethernet header, a new IP header, and a transport header whose checksum is made.
+    """Return a frame: an Ethernet header, a new IP header, and a transport header with its checksum computed.
 
-    l2: with its VLAN tags. header: with options, its checksum 0.
+    l2: the Ethernet header, VLAN tags included. header: the transport header with options, its checksum 0.
     """
     length = len(header) + len(payload)
     frame = bytearray(vnet.VNET)
@@ -93,7 +96,7 @@ def over_ip(
     else:
         value = checksum(memoryview(frame)[start:], initial)
         if protocol == ip.UDP:
-            value = value or 0xFFFF  # RFC 768: 0 would say that there is none
+            value = value or 0xFFFF  # RFC 768: 0 means no checksum
     frame[start + offset : start + offset + 2] = value.to_bytes(2, "big")
     return frame
 
@@ -101,7 +104,7 @@ def over_ip(
 def tcp_header(
     sport: int, dport: int, seq: int, ack: int, flags: int, window: int, options: bytes = b"", urgent: int = 0
 ) -> bytes:
-    """Return a TCP header whose checksum is 0; options are filled to 32 bits by end-of-list octets."""
+    """Return a TCP header whose checksum is 0. Options are padded to 32 bits by end-of-list octets."""
     options += bytes(-len(options) % 4)
     offset = (TCP.SIZE + len(options)) << 2
     return TCP.HEADER.pack(sport, dport, seq, ack, offset, flags, window, 0, urgent) + options
@@ -166,7 +169,7 @@ def icmp_echo(
     vlan: Tags = None,
     **fields: Unpack[IPFields],
 ) -> bytearray:
-    """Return an echo request or reply, of the version of the addresses (RFC 792, RFC 4443 section 4)."""
+    """Return an echo request or reply, ICMPv4 or ICMPv6 by the addresses (RFC 792, RFC 4443 section 4)."""
     if len(src) == 4:
         ethertype, protocol, kind = ether.IPV4, ip.ICMP, icmp.ECHO_REPLY if reply else icmp.ECHO_REQUEST
     else:
@@ -197,7 +200,7 @@ def arp(
 
 
 def nd_option(kind: int, data: bytes) -> bytes:
-    """Return a neighbour discovery option, filled by zeros to a multiple of 8 octets (RFC 4861 4.6)."""
+    """Return a neighbour discovery option, padded by zeros to a multiple of 8 octets (RFC 4861 4.6)."""
     size = (len(data) + 9) // 8
     return bytes((kind, size)) + data.ljust(size * 8 - 2, b"\0")
 
@@ -213,7 +216,10 @@ def nd_message(
     options: bytes = b"",
     vlan: Tags = None,
 ) -> bytearray:
-    """Return a neighbour discovery message, hop limit 255. body: what is between checksum and options."""
+    """Return a neighbour discovery message with hop limit 255.
+
+    body: the octets between checksum and options.
+    """
     l2 = ethernet(src_mac, dst_mac, ether.IPV6, vlan)
     header = bytes((kind, 0, 0, 0)) + body + options
     return over_ip(l2, src, dst, ip.ICMPV6, header, ttl=255)
@@ -228,7 +234,7 @@ def neighbor_solicit(
     target: bytes,
     vlan: Tags = None,
 ) -> bytearray:
-    """Return a neighbour solicitation (RFC 4861 4.3); src_mac is told, unless src is unspecified."""
+    """Return a neighbour solicitation (RFC 4861 4.3). It contains src_mac, unless src is unspecified."""
     options = nd_option(nd.SOURCE_LLADDR, src_mac) if any(src) else b""
     return nd_message(
         src_mac=src_mac, dst_mac=dst_mac, src=src, dst=dst, kind=nd.NEIGHBOR_SOLICIT, body=bytes(4) + target,
@@ -249,7 +255,7 @@ def neighbor_advert(
     override: bool = True,
     vlan: Tags = None,
 ) -> bytearray:
-    """Return a neighbour advertisement (RFC 4861 4.4) that says that target is at lladdr."""
+    """Return a neighbour advertisement (RFC 4861 4.4): `target` has the Ethernet address `lladdr`."""
     flags = router << 31 | solicited << 30 | override << 29
     return nd_message(
         src_mac=src_mac, dst_mac=dst_mac, src=src, dst=dst, kind=nd.NEIGHBOR_ADVERT,

@@ -1,7 +1,7 @@
-"""The Internet checksum (RFC 1071), its incremental update (RFC 1624), and the pseudo-headers.
+"""The Internet checksum (RFC 1071), its incremental update (RFC 1624), and pseudo-headers.
 
-Two forms of the field are on the wire of a frame buffer. A *full* checksum is the complement of the sum,
-as the RFCs have it. A *partial* one, in a frame whose virtio_net_hdr says NEEDS_CSUM, is the sum of the
+The checksum field of a frame has one of two forms. A *full* checksum is the complement of the sum, as the
+RFCs define it. A *partial* checksum, in a frame whose virtio_net_hdr says NEEDS_CSUM, is the sum of the
 pseudo-header alone, not complemented: the kernel or the card adds the rest.
 """
 
@@ -11,10 +11,10 @@ _MAX: Final = 0xFFFF
 
 
 def ones_sum(data: bytes | bytearray | memoryview, initial: int = 0) -> int:
-    """Return the 16-bit ones' complement sum of data, not complemented; an odd last octet counts as high.
+    """Return the 16-bit ones' complement sum of data, not complemented. An odd last octet counts as high.
 
-    initial: a sum to start from, of any size. 0 is returned only where every octet and initial are 0:
-    all else folds to 1..0xFFFF, as adding with end-around carry does.
+    initial: a sum of any size to start from. The result is 0 only if every octet and initial are 0. Any other
+    input gives 1..0xFFFF, as addition with end-around carry does.
     """
     # 2**16 is 1 modulo 65535, so one big number's remainder is the folded sum of its 16-bit digits:
     # 3 us for 1,460 octets, a fifth of what summing a memoryview cast to 'H' takes.
@@ -38,7 +38,7 @@ def checksum(data: bytes | bytearray | memoryview, initial: int = 0) -> int:
 
 
 def update(full: int, old: int, new: int) -> int:
-    """Return a full checksum after a change of the data it covers (RFC 1624 equation 3).
+    """Return a full checksum after a change of the covered data (RFC 1624 equation 3).
 
     old, new: the 16-bit words, or the ones_sum of several, before and after.
     """
@@ -46,12 +46,12 @@ def update(full: int, old: int, new: int) -> int:
 
 
 def update_partial(partial: int, old: int, new: int) -> int:
-    """Return a partial checksum after a change of the pseudo-header; as update(), not complemented."""
+    """Return a partial checksum after a change of the pseudo-header. Like update(), but not complemented."""
     return fold(partial + (~old & _MAX) + new)
 
 
 def pseudo_sum(src: bytes, dst: bytes, protocol: int, length: int) -> int:
-    """Return the sum of the pseudo-header, which is also the partial checksum (RFC 9293 3.1, RFC 8200 8.1).
+    """Return the sum of the pseudo-header, which is the partial checksum (RFC 9293 3.1, RFC 8200 8.1).
 
     src, dst: 4 or 16 octets each. length: transport header and payload in octets.
     """

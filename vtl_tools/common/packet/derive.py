@@ -1,7 +1,7 @@
-"""Frames that answer a given packet (paper section 2.4): ACK, RST, SYN-ACK, ARP and ND replies, ICMP errors.
+"""Builds the answer to a packet (paper section 2.4): ACK, RST, SYN-ACK, ARP and ND replies, ICMP errors.
 
-Each function returns a new frame that the caller owns, behind the same VLAN tags, with full checksums; or
-None where the packet calls for no such answer. They raise Malformed where the packet is broken.
+Each function returns a new frame that the caller owns, with the same VLAN tags and full checksums, or None
+if the packet calls for no such answer. A broken packet raises Malformed.
 """
 
 from typing import Final
@@ -16,7 +16,7 @@ from vtl_tools.common.packet.seq import seq_add
 from vtl_tools.common.packet.udp import UDP
 
 ERROR4_MAX: Final = 576
-"""Octets of an ICMPv4 error with its IP header, at most (RFC 1812 section 4.3.2.3)."""
+"""Maximum octets of an ICMPv4 error, IP header included (RFC 1812 section 4.3.2.3)."""
 
 ERROR6_MAX: Final = 1280
 """The same for ICMPv6: the minimum IPv6 MTU (RFC 4443 section 2.4 c)."""
@@ -26,14 +26,14 @@ INTERNETWORK_CONTROL: Final = 0xC0
 
 
 def _l2_back(pkt: Packet, src_mac: bytes | None = None, dst_mac: bytes | None = None) -> bytes:
-    """Return the packet's Ethernet header with its tags, turned around."""
+    """Return the packet's Ethernet header, tags included, with source and destination swapped."""
     eth = pkt.eth
     tags = bytes(pkt.buf[vnet.VNET + 12 : pkt.l3_off])
     return (dst_mac or eth.src) + (src_mac or eth.dst) + tags
 
 
 def _asking(pkt: Packet) -> tcp.TCP | None:
-    """Return the TCP header that may be answered: of no RST, and between single hosts (RFC 1122 4.2.3.10)."""
+    """Return the TCP header if it may be answered: no RST, and between single hosts (RFC 1122 4.2.3.10)."""
     net, segment = pkt.ip, pkt.tcp
     if net is None or segment is None or segment.flags & tcp.RST:
         return None
@@ -49,10 +49,10 @@ def _tcp_back(pkt: Packet, seq: int, ack_number: int, flags: int, window: int, o
 
 
 def ack(pkt: Packet, *, window: int, timestamp: int | None = None) -> bytearray | None:
-    """Acknowledge all of a TCP segment, as its receiver; None for a RST, and for what is not TCP.
+    """Return an acknowledgement of a whole TCP segment. None for a RST, and for other protocols.
 
-    window: as it is to be sent, shifted already. timestamp: TSval, where the segment has the option;
-    without it, what the segment's TSecr says that we sent last (RFC 7323 section 3.2).
+    window: the value to send, already shifted. timestamp: TSval, if the segment has the option; the default
+    is the segment's TSecr, the last TSval that its sender received (RFC 7323 section 3.2).
     """
     segment = _asking(pkt)
     if segment is None:
@@ -65,9 +65,9 @@ def ack(pkt: Packet, *, window: int, timestamp: int | None = None) -> bytearray 
 
 
 def rst(pkt: Packet) -> bytearray | None:
-    """Reset the connection that a segment is for, as CLOSED does (RFC 9293 section 3.10.7.1).
+    """Return the reset that state CLOSED sends for a segment (RFC 9293 section 3.10.7.1).
 
-    None for a RST, which is never answered, and for what is not TCP.
+    None for a RST, which is never answered, and for other protocols.
     """
     segment = _asking(pkt)
     if segment is None:
@@ -79,10 +79,10 @@ def rst(pkt: Packet) -> bytearray | None:
 
 
 def syn_ack(pkt: Packet, *, iss: int, window: int, options: bytes = b"") -> bytearray | None:
-    """Answer a SYN (RFC 9293 section 3.10.7.2); None for anything else.
+    """Return the answer to a SYN (RFC 9293 section 3.10.7.2). None for anything else.
 
-    iss: our initial sequence number. options: as tcp.encode_options() makes them. The ACK covers the SYN
-    and not the data that may be with it, which an endpoint may take or leave to be sent again.
+    iss: our initial sequence number. options: as tcp.encode_options() returns them. The ACK covers the SYN
+    but not data in the same segment: an endpoint may accept it or let it be retransmitted.
     """
     segment = _asking(pkt)
     if segment is None or not pkt.is_syn:
@@ -91,9 +91,9 @@ def syn_ack(pkt: Packet, *, iss: int, window: int, options: bytes = b"") -> byte
 
 
 def arp_reply(pkt: Packet, mac: bytes) -> bytearray | None:
-    """Say that the address that an ARP request asks for is at mac (RFC 826).
+    """Return the ARP reply that gives `mac` for the requested address (RFC 826).
 
-    None for what is no request, and for an announcement, which asks for its sender's own address.
+    None if the packet is no request, and for an announcement, which requests its sender's own address.
     """
     asked = pkt.arp
     if asked is None or asked.oper != arp.REQUEST or asked.spa == asked.tpa:
@@ -104,10 +104,10 @@ def arp_reply(pkt: Packet, mac: bytes) -> bytearray | None:
 
 
 def nd_reply(pkt: Packet, mac: bytes, *, router: bool = False) -> bytearray | None:
-    """Say that the target of a neighbour solicitation is at mac (RFC 4861 section 7.2.4).
+    """Return the neighbour advertisement that gives `mac` for the solicited target (RFC 4861 section 7.2.4).
 
-    None for what is no solicitation, and for one that section 7.1.1 has discarded (its checksum apart). To
-    duplicate address detection, which comes from ::, the answer goes to all nodes and is unsolicited.
+    None if the packet is no solicitation, or one that section 7.1.1 discards; the checksum is not verified.
+    Duplicate address detection, which comes from ::, is answered to all nodes and unsolicited.
     """
     asked, net = pkt.nd, pkt.ipv6
     if not isinstance(asked, nd.NeighborSolicit) or net is None:
@@ -127,7 +127,7 @@ def nd_reply(pkt: Packet, mac: bytes, *, router: bool = False) -> bytearray | No
 
 
 def echo_reply(pkt: Packet) -> bytearray | None:
-    """Answer an echo request (RFC 792, RFC 4443 section 4.2); None for anything else.
+    """Return the answer to an echo request (RFC 792, RFC 4443 section 4.2). None for anything else.
 
     Also None for a fragment, and for a request to a group (RFC 1122 3.2.2.6 allows silence).
     """
@@ -147,12 +147,12 @@ def echo_reply(pkt: Packet) -> bytearray | None:
 def icmp_error(
     pkt: Packet, kind: int, code: int, *, src: bytes, src_mac: bytes | None = None, rest: int = 0
 ) -> bytearray | None:
-    """Tell a packet's sender what became of it (RFC 792, RFC 1812 section 4.3.2; RFC 4443 section 2.4).
+    """Return an ICMP error about a packet, for its sender (RFC 792, RFC 1812 section 4.3.2; RFC 4443 2.4).
 
-    src: the address of whoever tells, of the packet's IP version. src_mac: its Ethernet address; the
-    packet's destination if None. rest: the 4 octets behind the checksum, such as the MTU of
-    FRAGMENTATION_NEEDED and V6_PACKET_TOO_BIG. As much of the packet is quoted as may be. None where
-    no error may be sent: about errors, groups, later fragments, and to senders that are no single host.
+    src: the address that the error comes from, of the packet's IP version. src_mac: its Ethernet address;
+    None: the packet's destination. rest: the 4 octets after the checksum, such as the MTU of
+    FRAGMENTATION_NEEDED and V6_PACKET_TOO_BIG. The error quotes as much of the packet as is allowed. None if
+    no error may be sent: about errors, groups and later fragments, and to senders that are not a single host.
     """
     net = pkt.ip
     if net is None or not may_send_error(pkt, kind, code):
@@ -169,15 +169,15 @@ def icmp_error(
 
 
 def may_send_error(pkt: Packet, kind: int, code: int) -> bool:
-    """Say whether an ICMP error may be sent about a packet (RFC 1122 section 3.2.2, RFC 4443 2.4 e).
+    """Return whether an ICMP error may be sent about a packet (RFC 1122 section 3.2.2, RFC 4443 2.4 e).
 
-    A subnet's broadcast address cannot be told from the packet; its Ethernet destination is looked at.
+    The packet does not reveal a subnet's broadcast address, so its Ethernet destination is checked instead.
     """
     net = pkt.ip
     if net is None or not is_single_host(net.src) or address.is_multicast_mac(pkt.eth.src):
         return False
     if net.is_later_fragment:
-        # RFC 4443 does not forbid it, but such a fragment may be of an ICMPv6 error, which it does
+        # RFC 4443 does not forbid it, but the fragment may be part of an ICMPv6 error, which it does forbid
         return isinstance(net, IPv6) and net.protocol != ip.ICMPV6
     message = pkt.icmp
     if message is not None and (message.is_error or message.type == icmp.V6_REDIRECT):
@@ -190,7 +190,10 @@ def may_send_error(pkt: Packet, kind: int, code: int) -> bool:
 
 
 def udp_reply(pkt: Packet, payload: bytes | bytearray | memoryview) -> bytearray | None:
-    """Answer a UDP datagram from the address and port that it was sent to; None for what is not UDP."""
+    """Return a datagram back from the address and port that a UDP datagram was sent to.
+
+    None for other protocols.
+    """
     datagram, net = pkt.udp, pkt.ip
     if datagram is None or net is None:
         return None

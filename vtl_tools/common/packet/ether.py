@@ -1,4 +1,4 @@
-"""Ethernet and its VLAN tags (IEEE 802.3, 802.1Q)."""
+"""The Ethernet header and VLAN tags (IEEE 802.3, 802.1Q)."""
 
 import struct
 from typing import ClassVar, Final, Self
@@ -15,7 +15,7 @@ QINQ: Final = 0x9100  # the provider's tag before there was a standard
 
 TAGS: Final = frozenset((CTAG, STAG, QINQ))
 MAX_TAGS: Final = 4
-"""VLAN tags that are looked through; 802.1ad knows two."""
+"""Maximum number of VLAN tags that are parsed. 802.1ad has two."""
 
 
 class Ethernet(View):
@@ -26,11 +26,11 @@ class Ethernet(View):
     HEADER: ClassVar = struct.Struct("!6s6sH")
     dst = octets(0, 6)
     src = octets(6, 6)
-    type = u16(12)  # of what follows: a VLAN tag's, if there is one
+    type = u16(12)  # EtherType of the next header: a VLAN tag, if there is one
 
     @classmethod
     def at(cls, buf: Buffer, off: int, end: int | None = None) -> Self:
-        """Check foreign octets. Raises Malformed, and nothing else."""
+        """Validate untrusted octets. Raises Malformed, and nothing else."""
         end = len(buf) if end is None else end
         if off < 0 or not off + cls.SIZE <= end <= len(buf):
             raise Malformed("ether", off)
@@ -38,7 +38,7 @@ class Ethernet(View):
 
 
 class VLAN(View):
-    """One tag (IEEE 802.1Q clause 9.3), from its protocol identifier to the type of what follows it."""
+    """One VLAN tag (IEEE 802.1Q clause 9.3), from its protocol identifier to the type of the next header."""
 
     __slots__ = ()
     SIZE = 6
@@ -47,11 +47,11 @@ class VLAN(View):
     pcp = bits(tci, 13, 3)  # priority code point
     dei = bits(tci, 12, 1)  # drop eligible indicator
     vid = bits(tci, 0, 12)  # VLAN identifier; 0: priority only
-    type = u16(4)  # of what follows, perhaps another tag
+    type = u16(4)  # EtherType of the next header, perhaps another tag
 
     @classmethod
     def at(cls, buf: Buffer, off: int, end: int | None = None) -> Self:
-        """Check foreign octets, off being the tag's TPID. Raises Malformed, and nothing else."""
+        """Validate untrusted octets, starting at the tag's TPID. Raises Malformed, and nothing else."""
         end = len(buf) if end is None else end
         if off < 0 or not off + cls.SIZE <= end <= len(buf):
             raise Malformed("vlan", off)

@@ -1,4 +1,4 @@
-"""ICMP for IPv4 (RFC 792) and IPv6 (RFC 4443): what all messages share, and the ones that carry errors."""
+"""ICMP for IPv4 (RFC 792) and IPv6 (RFC 4443): common header, echo, and error messages."""
 
 import struct
 from typing import ClassVar, Final, Self
@@ -36,11 +36,11 @@ V6_ADDRESS_UNREACHABLE: Final = 3
 V6_PORT_UNREACHABLE: Final = 4
 
 ERRORS: Final = frozenset((UNREACHABLE, SOURCE_QUENCH, REDIRECT, TIME_EXCEEDED, PARAMETER_PROBLEM))
-"""The ICMPv4 messages that quote a packet, and about which no other error is sent (RFC 1122 3.2.2)."""
+"""ICMPv4 error types: they quote a packet, and no error is sent about them (RFC 1122 3.2.2)."""
 
 
 class ICMP(View):
-    """Base of both versions: 8 octets, of which type and code say what the last 4 mean."""
+    """Base of both versions: 8 octets, of which type and code define the meaning of the last 4."""
 
     __slots__ = ()
     SIZE = 8
@@ -50,13 +50,13 @@ class ICMP(View):
     type = u8(0, summed=True)
     code = u8(1, summed=True)
     checksum = u16(2)
-    rest = u32(4, summed=True)  # what the type makes of it
+    rest = u32(4, summed=True)  # meaning depends on the type
     identifier = u16(4, summed=True)  # of an echo
     sequence = u16(6, summed=True)  # of an echo
 
     @classmethod
     def at(cls, buf: Buffer, off: int, end: int | None = None, partial_at: int = 0) -> Self:
-        """Check foreign octets. Raises Malformed, and nothing else. end: the IP packet's."""
+        """Validate untrusted octets. Raises Malformed, and nothing else. end: the IP packet's."""
         end = len(buf) if end is None else end
         if off < 0 or not off + cls.SIZE <= end <= len(buf):
             raise Malformed("icmp", off)
@@ -64,27 +64,27 @@ class ICMP(View):
 
     @property
     def payload_off(self) -> int:
-        """Where in the buffer the message's body starts: echo data, or the quoted packet."""
+        """Offset in the buffer of the message's body: echo data, or the quoted packet."""
         return self.off + self.SIZE
 
     @property
     def payload(self) -> memoryview:
-        """What follows the header's octets, to the packet's end."""
+        """The octets after the header, to the packet's end."""
         return memoryview(self.buf)[self.off + self.SIZE : self.end]
 
     @property
     def is_error(self) -> bool:
-        """Whether the message is about another packet, which it quotes."""
+        """Whether the message is an error about a packet, which it quotes."""
         raise NotImplementedError
 
     @property
     def is_echo_request(self) -> bool:
-        """Whether an echo reply is asked for."""
+        """Whether this is an echo request."""
         raise NotImplementedError
 
     @property
     def is_echo(self) -> bool:
-        """Whether this is an echo request or reply, so that identifier and sequence have a meaning."""
+        """Whether this is an echo request or reply, which have identifier and sequence."""
         raise NotImplementedError
 
 
@@ -96,21 +96,24 @@ class ICMPv4(ICMP):
 
     @property
     def is_error(self) -> bool:
-        """Whether the message is about another packet, which it quotes."""
+        """Whether the message is an error about a packet, which it quotes."""
         return self.type in ERRORS
 
     @property
     def is_echo_request(self) -> bool:
-        """Whether an echo reply is asked for."""
+        """Whether this is an echo request."""
         return self.type == ECHO_REQUEST
 
     @property
     def is_echo(self) -> bool:
-        """Whether this is an echo request or reply, so that identifier and sequence have a meaning."""
+        """Whether this is an echo request or reply, which have identifier and sequence."""
         return self.type in (ECHO_REQUEST, ECHO_REPLY)
 
     def _resum(self, old: int, new: int) -> None:
-        """Follow a change. With no pseudo-header a message can be all zeros, whose checksum is all ones."""
+        """Update the checksum.
+
+        Without a pseudo-header a message can be all zeros, whose checksum is all ones.
+        """
         at = self.off + self.SUM
         full = update(U16.unpack_from(self.buf, at)[0], old, new)
         U16.pack_into(self.buf, at, full)
@@ -126,15 +129,15 @@ class ICMPv6(ICMP):
 
     @property
     def is_error(self) -> bool:
-        """Whether the message is about another packet, which it quotes."""
+        """Whether the message is an error about a packet, which it quotes."""
         return self.type < 128
 
     @property
     def is_echo_request(self) -> bool:
-        """Whether an echo reply is asked for."""
+        """Whether this is an echo request."""
         return self.type == V6_ECHO_REQUEST
 
     @property
     def is_echo(self) -> bool:
-        """Whether this is an echo request or reply, so that identifier and sequence have a meaning."""
+        """Whether this is an echo request or reply, which have identifier and sequence."""
         return self.type in (V6_ECHO_REQUEST, V6_ECHO_REPLY)

@@ -1,4 +1,4 @@
-"""What IPv4 and IPv6 have in common: protocol numbers, and a pseudo-header that transports sum."""
+"""Common base of IPv4 and IPv6: protocol numbers, and the pseudo-header of transport checksums."""
 
 import struct
 from typing import ClassVar, Final, cast
@@ -37,20 +37,20 @@ def _write_protocol(view: "IP", value: int) -> None:
 class IP(View):
     """Base of IPv4 and IPv6.
 
-    A write to an address, a length or the protocol number also updates the transport's checksum behind
-    the header, through the pseudo-header (RFC 9293 3.1, RFC 8200 8.1): by RFC 1624 for a full one, without
-    the complement for a partial one. A fragment other than the first has none, and is left alone.
+    A write to an address, a length or the protocol number also updates the checksum of the transport header
+    through the pseudo-header (RFC 9293 3.1, RFC 8200 8.1): by RFC 1624 for a full checksum, without the
+    complement for a partial one. A later fragment has no transport header and is not updated.
 
-    payload_off: where in the buffer the transport header starts. protocol_at: where its number stands.
+    payload_off: offset in the buffer of the transport header. protocol_at: offset of the protocol number.
     """
 
     __slots__ = ("payload_off", "protocol_at")
 
     SUMS: ClassVar[dict[int, int]]
-    """By protocol number: where in a transport header the checksum is that covers a pseudo-header."""
+    """By protocol number: offset in the transport header of a checksum that covers a pseudo-header."""
 
     protocol = cast("Field[int]", property(_read_protocol, _write_protocol))
-    """What payload_off leads to, such as TCP; in IPv6 the last next header value."""
+    """The protocol at payload_off, such as TCP. In IPv6 it is the last next header value."""
 
     def __init__(
         self, buf: Buffer, off: int, end: int, partial_at: int, payload_off: int, protocol_at: int
@@ -64,37 +64,37 @@ class IP(View):
 
     @property
     def payload(self) -> memoryview:
-        """What follows the header and its options or extensions, to the packet's end."""
+        """The octets after the header and its options or extensions, to the packet's end."""
         return memoryview(self.buf)[self.payload_off : self.end]
 
     @property
     def is_later_fragment(self) -> bool:
-        """Whether this is a fragment other than the first, so that no transport header is in it."""
+        """Whether this is a later fragment, which has no transport header."""
         raise NotImplementedError
 
     @property
     def is_fragment(self) -> bool:
-        """Whether this is a part of a packet only, be it the first."""
+        """Whether this is a fragment, first or later."""
         raise NotImplementedError
 
     @property
     def final_at(self) -> int:
-        """Where in the buffer the destination is that the pseudo-header has."""
+        """Offset in the buffer of the destination address of the pseudo-header."""
         raise NotImplementedError
 
     @property
     def final_dst(self) -> bytes:
-        """The destination that the pseudo-header has: dst, unless a source route says otherwise."""
+        """The destination in the pseudo-header: dst, unless a source route replaces it."""
         raise NotImplementedError
 
     @property
     def is_routed(self) -> bool:
-        """Whether a source route is still to be followed, so that dst is not the final destination."""
+        """Whether a source route has hops left, so that dst is not the final destination."""
         raise NotImplementedError
 
     @property
     def transport_sum_at(self) -> int:
-        """Where in the buffer the transport checksum is that covers a pseudo-header; 0: there is none."""
+        """Offset in the buffer of the transport checksum that covers a pseudo-header. 0: there is none."""
         offset = self.SUMS.get(self.buf[self.protocol_at])
         if offset is None or self.is_later_fragment:
             return 0
@@ -102,7 +102,7 @@ class IP(View):
         return at if at + 2 <= self.end else 0
 
     def _resum_pseudo(self, old: int, new: int) -> None:
-        """Follow a change of 16-bit words of the pseudo-header in the transport's checksum."""
+        """Update the transport checksum for a change of 16-bit words of the pseudo-header."""
         at = self.transport_sum_at
         if at:
             self._resum_pseudo_at(at, self.protocol, old, new)
@@ -120,7 +120,7 @@ class IP(View):
 def address(offset: int, size: int, *, final: bool = False) -> Field[bytes]:
     """Return an address field, which the header's checksum and the pseudo-header both cover.
 
-    final: it is the destination, which the pseudo-header has only where no source route replaces it.
+    final: whether it is the destination, which a source route may replace in the pseudo-header.
     """
     form = struct.Struct(f"{size}s")
 
@@ -128,7 +128,7 @@ def address(offset: int, size: int, *, final: bool = False) -> Field[bytes]:
         if len(value) != size:
             raise ValueError(f"an address of {size} octets is needed, not {len(value)}")
         at = view.off + offset
-        # The remainder is the sum, as in checksum.ones_sum; a 0 in the place of 0xFFFF does not harm here.
+        # The remainder is the sum, as in checksum.ones_sum; 0 instead of 0xFFFF is harmless here.
         old = int.from_bytes(form.unpack_from(view.buf, at)[0], "big") % 0xFFFF
         new = int.from_bytes(value, "big") % 0xFFFF
         form.pack_into(view.buf, at, value)
@@ -145,7 +145,10 @@ def address(offset: int, size: int, *, final: bool = False) -> Field[bytes]:
 
 
 def length(offset: int) -> Field[int]:
-    """Return a 16-bit length field; a pseudo-header has it, but for UDP's, which has UDP's own (RFC 768)."""
+    """Return a 16-bit length field.
+
+    The pseudo-header includes it, except for UDP, which has its own (RFC 768).
+    """
 
     def write(view: IP, value: int) -> None:
         at = view.off + offset

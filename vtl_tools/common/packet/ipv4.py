@@ -17,7 +17,7 @@ ROUTER_ALERT: Final = 148  # RFC 2113
 
 
 class IPv4(ip.IP):
-    """The IPv4 header at buf[off:] (RFC 791 section 3.1); every write keeps its checksum."""
+    """The IPv4 header at buf[off:] (RFC 791 section 3.1). Every write updates its checksum."""
 
     __slots__ = ()
     SIZE = 20
@@ -45,10 +45,10 @@ class IPv4(ip.IP):
     def at(
         cls, buf: Buffer, off: int, end: int | None = None, partial_at: int = 0, *, gso: bool = False
     ) -> Self:
-        """Check foreign octets. Raises Malformed, and nothing else.
+        """Validate untrusted octets. Raises Malformed, and nothing else.
 
-        end: the frame's. The view's own is what total_length says. gso: the frame is a super-segment, and
-        a total_length of 0 means that it did not fit 16 bits: the packet ends where the frame does.
+        end: the end of the frame; total_length gives the view's own. gso: the frame is a super-segment. A
+        total_length of 0 then means that the length exceeds 16 bits, and the packet ends at the frame's end.
         """
         end = len(buf) if end is None else end
         room = end - off
@@ -67,7 +67,7 @@ class IPv4(ip.IP):
 
     @classmethod
     def quoted(cls, buf: Buffer, off: int, end: int) -> Self:
-        """Check a header that an ICMP error quotes: as at(), but its payload may be cut short."""
+        """Validate a header quoted by an ICMP error: like at(), but the payload may be truncated."""
         if off < 0 or not off + cls.SIZE <= end <= len(buf):
             raise Malformed("ipv4", off)
         size = (buf[off] & 0x0F) << 2
@@ -83,33 +83,33 @@ class IPv4(ip.IP):
 
     @property
     def is_fragment(self) -> bool:
-        """Whether this is a part of a packet only, be it the first."""
+        """Whether this is a fragment, first or later."""
         return self.flags_fragment & 0x3FFF != 0
 
     @property
     def is_later_fragment(self) -> bool:
-        """Whether this is a fragment other than the first, so that no transport header is in it."""
+        """Whether this is a later fragment, which has no transport header."""
         return self.flags_fragment & 0x1FFF != 0
 
     def options(self) -> Iterator[tuple[int, bytes]]:
-        """Walk the options as (type octet, data). Stops at one whose length cannot be."""
+        """Iterate over the options as (type octet, data). Stops at an invalid length."""
         for kind, at, size in walk_options(self.buf, self.off + self.SIZE, self.payload_off):
             yield kind, bytes(self.buf[at + 2 : at + size])
 
     @property
     def has_source_route(self) -> bool:
-        """Whether a loose or strict source route is in the options; most networks refuse such (RFC 7126)."""
+        """Whether there is a loose or strict source route; most networks drop such packets (RFC 7126)."""
         return self._source_route()[1] > 0
 
     @property
     def is_routed(self) -> bool:
-        """Whether a source route is still to be followed, so that dst is not the final destination."""
+        """Whether a source route has hops left, so that dst is not the final destination."""
         at, size = self._source_route()
         return size >= 7 and self.buf[at + 2] <= size  # RFC 791: a pointer past the length is an end
 
     @property
     def final_at(self) -> int:
-        """Where in the buffer the destination is that the pseudo-header has."""
+        """Offset in the buffer of the destination address of the pseudo-header."""
         if not self.is_routed:
             return self.off + 16
         at, size = self._source_route()
@@ -117,12 +117,12 @@ class IPv4(ip.IP):
 
     @property
     def final_dst(self) -> bytes:
-        """The destination that the pseudo-header has: the route's last, if one is still to be followed."""
+        """The destination in the pseudo-header: the last address of a source route with hops left, or dst."""
         at = self.final_at
         return bytes(self.buf[at : at + 4])
 
     def _source_route(self) -> tuple[int, int]:
-        """Return where in the buffer the source route option is, and its octets: (0, 0) if there is none."""
+        """Return offset in the buffer and size of the source route option; (0, 0) if there is none."""
         if self.payload_off - self.off > self.SIZE:
             for kind, at, size in walk_options(self.buf, self.off + self.SIZE, self.payload_off):
                 if kind in (LOOSE_SOURCE_ROUTE, STRICT_SOURCE_ROUTE) and size >= 3:
@@ -130,6 +130,9 @@ class IPv4(ip.IP):
         return 0, 0
 
     def _resum(self, old: int, new: int) -> None:
-        """Follow a change of the header. Its checksum is full in every frame, whatever the transport's is."""
+        """Update the header checksum for a change.
+
+        It is full in every frame, even if the transport's is partial.
+        """
         at = self.off + self.SUM
         U16.pack_into(self.buf, at, update(U16.unpack_from(self.buf, at)[0], old, new))

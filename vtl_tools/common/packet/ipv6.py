@@ -9,7 +9,7 @@ from vtl_tools.common.packet import ip
 from vtl_tools.common.packet.view import U16, Buffer, View, bits, u8, u16, u32
 
 MAX_EXTENSIONS: Final = 8
-"""Extension headers that are walked; a chain that is longer is Malformed (RFC 8200 4.1 knows of 7)."""
+"""Maximum number of extension headers; a longer chain is Malformed (RFC 8200 4.1 lists 7)."""
 
 EXTENSIONS: Final = frozenset((ip.HOPOPTS, ip.ROUTING, ip.FRAGMENT, ip.AH, ip.DSTOPTS))
 
@@ -27,9 +27,9 @@ class Fragment(View):
 
 
 class IPv6(ip.IP):
-    """The IPv6 header at buf[off:] (RFC 8200 section 3), and what was found walking its extensions.
+    """The IPv6 header at buf[off:] (RFC 8200 section 3), and its extension headers.
 
-    fragment_off, routing_off: where in the buffer these extension headers are; 0: there is none.
+    fragment_off, routing_off: offsets in the buffer of these extension headers. 0: absent.
     """
 
     __slots__ = ("fragment_off", "routing_off")
@@ -45,7 +45,7 @@ class IPv6(ip.IP):
     ecn = bits(version_class_flow, 20, 2)  # RFC 3168
     flow_label = bits(version_class_flow, 0, 20)
     payload_length = ip.length(4)  # extensions and payload in octets; 0 in a super-segment over 64 KiB
-    next_header = u8(6)  # the first; IP.protocol is the last, and keeps the checksum
+    next_header = u8(6)  # the first; IP.protocol is the last, whose setter updates the checksum
     hop_limit = u8(7)
     ttl = hop_limit  # so that pkt.ip.ttl holds for both versions
     src = ip.address(8, 16)
@@ -55,10 +55,11 @@ class IPv6(ip.IP):
     def at(
         cls, buf: Buffer, off: int, end: int | None = None, partial_at: int = 0, *, gso: bool = False
     ) -> Self:
-        """Check foreign octets. Raises Malformed, and nothing else.
+        """Validate untrusted octets. Raises Malformed, and nothing else.
 
-        end: the frame's. The view's own is what payload_length says. gso: the frame is a super-segment, and
-        a payload_length of 0 means that it did not fit 16 bits: the packet ends where the frame does.
+        end: the end of the frame; payload_length gives the view's own. gso: the frame is a super-segment. A
+        payload_length of 0 then means that the length exceeds 16 bits, and the packet ends at the frame's
+        end.
         """
         end = len(buf) if end is None else end
         room = end - off - cls.SIZE
@@ -80,7 +81,7 @@ class IPv6(ip.IP):
 
     @classmethod
     def quoted(cls, buf: Buffer, off: int, end: int) -> Self:
-        """Check a header that an ICMP error quotes: as at(), but its payload may be cut short."""
+        """Validate a header quoted by an ICMP error: like at(), but the payload may be truncated."""
         if off < 0 or not off + cls.SIZE <= end <= len(buf):
             raise Malformed("ipv6", off)
         if buf[off] >> 4 != 6:
@@ -94,7 +95,7 @@ class IPv6(ip.IP):
         return view
 
     def _walk(self) -> None:
-        """Step over the extension headers; stop behind a later fragment's, whose rest is not a header."""
+        """Parse the extension headers. Stop after the fragment header of a later fragment."""
         buf = self.buf
         for _ in range(MAX_EXTENSIONS):
             protocol, at = buf[self.protocol_at], self.payload_off
@@ -122,7 +123,7 @@ class IPv6(ip.IP):
             raise Malformed("ipv6.extension", self.payload_off)
 
     def extensions(self) -> Iterator[tuple[int, int, int]]:
-        """Walk the extension headers as (protocol number, place in the buffer, octets in all)."""
+        """Iterate over the extension headers as (protocol number, offset in the buffer, size in octets)."""
         number, at = self.next_header, self.off + self.SIZE
         while at < self.payload_off:
             if number == ip.FRAGMENT:
@@ -145,30 +146,30 @@ class IPv6(ip.IP):
 
     @property
     def is_fragment(self) -> bool:
-        """Whether this is a part of a packet only, be it the first; an atomic one is whole (RFC 6946)."""
+        """Whether this is a fragment, first or later. An atomic fragment counts as whole (RFC 6946)."""
         at = self.fragment_off
         return at != 0 and U16.unpack_from(self.buf, at + 2)[0] & 0xFFF9 != 0
 
     @property
     def is_later_fragment(self) -> bool:
-        """Whether this is a fragment other than the first, so that no transport header is in it."""
+        """Whether this is a later fragment, which has no transport header."""
         at = self.fragment_off
         return at != 0 and U16.unpack_from(self.buf, at + 2)[0] & 0xFFF8 != 0
 
     @property
     def has_source_route(self) -> bool:
-        """Whether a routing header is there, whatever its type."""
+        """Whether there is a routing header of any type."""
         return self.routing_off != 0
 
     @property
     def is_routed(self) -> bool:
-        """Whether a routing header is still to be followed, so that dst is not the final destination."""
+        """Whether a routing header has segments left, so that dst is not the final destination."""
         at = self.routing_off
         return at != 0 and self.buf[at + 3] != 0  # segments left
 
     @property
     def final_at(self) -> int:
-        """Where in the buffer the destination is that the pseudo-header has."""
+        """Offset in the buffer of the destination address of the pseudo-header."""
         at = self.routing_off
         if not self.is_routed:
             return self.off + 24
@@ -180,10 +181,10 @@ class IPv6(ip.IP):
 
     @property
     def final_dst(self) -> bytes:
-        """The destination that the pseudo-header has (RFC 8200 8.1).
+        """The destination in the pseudo-header (RFC 8200 8.1).
 
-        The last address of a routing header of type 0 or 2 (RFC 6275), the first of a segment list
-        (type 4, RFC 8754); dst if none is still to be followed, or one that is not known.
+        The last address of a routing header of type 0 or 2 (RFC 6275), or the first of a segment list (type
+        4, RFC 8754). dst if no segments are left, or the type is unknown.
         """
         at = self.final_at
         return bytes(self.buf[at : at + 16])

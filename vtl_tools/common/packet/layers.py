@@ -1,4 +1,4 @@
-"""The layers of a frame by name, each made when it is asked for."""
+"""The headers of a frame by name, each parsed on first use."""
 
 import enum
 from typing import Final, Literal, Self
@@ -27,30 +27,32 @@ _ETHERTYPE: Final = vnet.VNET + 12
 
 
 class Layers:
-    """The headers of one frame. Base of Packet, which is what to use.
+    """The headers of one frame. Base of Packet, which callers use.
 
-    buf: borrowed; the packet is valid as long as the frame is. Each layer is a view, or None where the
-    frame is of another kind. A layer that claims to be there but is broken raises Malformed when asked for,
-    and so does every layer above it. Views are made once: after writing a length, a protocol number, or
-    the vnet header, take the packet anew.
+    buf: borrowed; the packet is valid as long as the frame is. Each layer is a view, or None if the frame has
+    no such layer. Access to a broken layer raises Malformed, and so does access to any layer above it. Views
+    are created once: after a write to a length, a protocol number or the vnet header, create the packet anew.
 
-    Writing a field keeps every checksum that covers it as right as it was, the pseudo-header's included;
-    one that the vnet header says is partial stays a sum of the pseudo-header only.
+    A write to a field updates every checksum that covers it, also through the pseudo-header. A checksum that
+    is partial by the vnet header stays the sum of the pseudo-header.
     """
 
     __slots__ = ("_ip", "_transport", "buf", "ethertype", "l3_off", "partial_at")
 
     def __init__(self, buf: Buffer, ethertype: int, l3_off: int, partial_at: int) -> None:
         self.buf = buf
-        self.ethertype = ethertype  # behind the VLAN tags
-        self.l3_off = l3_off  # where in buf the network header starts
-        self.partial_at = partial_at  # where in buf the partial checksum is; 0: there is none
+        self.ethertype = ethertype  # after the VLAN tags
+        self.l3_off = l3_off  # offset in buf of the network header
+        self.partial_at = partial_at  # offset in buf of the partial checksum; 0: there is none
         self._ip: IPv4 | IPv6 | Literal[_Unread.UNREAD] | None = _UNREAD
         self._transport: Transport | Literal[_Unread.UNREAD] | None = _UNREAD
 
     @classmethod
     def at(cls, frame: Buffer) -> Self:
-        """Check a foreign frame. Raises Malformed if no Ethernet header fits; deeper layers are lazy."""
+        """Validate an untrusted frame. Raises Malformed if no Ethernet header fits.
+
+        Deeper layers are checked later.
+        """
         size = len(frame)
         if size < _L3:
             raise Malformed("frame", size)
@@ -77,7 +79,10 @@ class Layers:
 
     @property
     def vlans(self) -> list[VLAN]:
-        """The VLAN tags, outermost first. Malformed if one is cut short or there are more than MAX_TAGS."""
+        """The VLAN tags, outermost first.
+
+        Raises Malformed if one is truncated or there are more than MAX_TAGS.
+        """
         if self.ethertype in ether.TAGS:
             raise Malformed("vlan", self.l3_off)
         return [VLAN(self.buf, at, len(self.buf)) for at in range(_ETHERTYPE, self.l3_off - 2, 4)]
@@ -89,7 +94,7 @@ class Layers:
 
     @property
     def ip(self) -> IPv4 | IPv6 | None:
-        """The IP header, of whichever version."""
+        """The IP header, of either version."""
         if self._ip is not _UNREAD:
             return self._ip
         found: IPv4 | IPv6 | None = None
@@ -114,7 +119,7 @@ class Layers:
 
     @property
     def transport(self) -> Transport | None:
-        """The TCP, UDP or ICMP header; None in a fragment other than the first, which has none."""
+        """The TCP, UDP or ICMP header. None in a later fragment, which has none."""
         if self._transport is not _UNREAD:
             return self._transport
         net = self.ip
@@ -146,7 +151,7 @@ class Layers:
 
     @property
     def icmp(self) -> ICMPv4 | ICMPv6 | None:
-        """The ICMP message, of the version of IP."""
+        """The ICMP message, ICMPv4 or ICMPv6."""
         found = self.transport
         return found if isinstance(found, ICMP) else None
 
@@ -160,13 +165,15 @@ class Layers:
 
     @property
     def payload(self) -> memoryview:
-        """What the innermost known header carries, without Ethernet padding where IP tells its length.
+        """The payload of the innermost known header.
 
-        A view: the frame cannot change its size while it lives.
+        Ethernet padding is excluded if an IP header tells the length.
+
+        It is a memoryview: the frame cannot be resized while it exists.
         """
         inner = self.transport or self.ip
         return inner.payload if inner is not None else memoryview(self.buf)[self.l3_off :]
 
     def _forget(self) -> None:
-        """Make the views anew when next asked for: lengths or the vnet header have changed."""
+        """Discard all views, as lengths or the vnet header have changed; the next access parses again."""
         self._ip = self._transport = _UNREAD

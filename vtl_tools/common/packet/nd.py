@@ -1,6 +1,6 @@
 """IPv6 neighbour discovery (RFC 4861): solicitations, advertisements and their options.
 
-A receiver must also see hop limit 255 (sections 6.1 and 7.1): pkt.ip.ttl is not this layer's.
+A receiver must also check that the hop limit, pkt.ip.ttl, is 255 (sections 6.1 and 7.1).
 """
 
 from collections.abc import Iterator
@@ -22,20 +22,20 @@ MTU: Final = 5
 RDNSS: Final = 25  # RFC 8106
 
 _OPTIONS_MAX: Final = 255
-"""More than fit an Ethernet frame of 1,500 octets; 64 KiB of them took 3 ms."""
+"""Maximum number of options: more than a 1,500-octet frame holds. Parsing 64 KiB of them took 3 ms."""
 
 
 class ND(ICMPv6):
-    """Base of the four: an ICMPv6 message with options behind its fixed part."""
+    """Base of the four message types: an ICMPv6 message with options after its fixed part."""
 
     __slots__ = ()
 
     @classmethod
     def at(cls, buf: Buffer, off: int, end: int | None = None, partial_at: int = 0) -> Self:
-        """Check foreign octets. Raises Malformed, and nothing else.
+        """Validate untrusted octets. Raises Malformed, and nothing else.
 
-        An option of length 0 or past the end is Malformed: the packet is to be discarded (section 4.6). So is
-        a message of more than 255 options.
+        An option of length 0 or past the end is Malformed, since the packet is to be discarded (section 4.6).
+        So is a message of more than 255 options.
         """
         view = super().at(buf, off, end, partial_at)
         at, options = off + cls.SIZE, 0
@@ -49,35 +49,35 @@ class ND(ICMPv6):
         return view
 
     def options(self) -> Iterator[tuple[int, bytes]]:
-        """Walk the options as (type, what follows the length octet)."""
+        """Iterate over the options as (type, octets after the length octet)."""
         for kind, at, size in self.walk():
             yield kind, bytes(self.buf[at + 2 : at + size])
 
     def walk(self) -> Iterator[tuple[int, int, int]]:
-        """Walk the options as (type, place in the buffer, octets in all)."""
+        """Iterate over the options as (type, offset in the buffer, size in octets)."""
         at = self.off + self.SIZE
         while at + 2 <= self.end and (size := self.buf[at + 1] * 8) and at + size <= self.end:
             yield self.buf[at], at, size
             at += size
 
     def option(self, kind: int) -> bytes | None:
-        """Return what follows the length octet of the first option of a type. None: absent."""
+        """Return the octets after the length octet of the first option of a type. None: absent."""
         return next((data for found, data in self.options() if found == kind), None)
 
     @property
     def source_lladdr(self) -> bytes | None:
-        """The Ethernet address of who sends this, if said."""
+        """The Ethernet address of the sender. None: absent."""
         data = self.option(SOURCE_LLADDR)
         return data[:6] if data else None
 
     @property
     def target_lladdr(self) -> bytes | None:
-        """The Ethernet address of the target, if said."""
+        """The Ethernet address of the target. None: absent."""
         data = self.option(TARGET_LLADDR)
         return data[:6] if data else None
 
     def set_lladdr(self, mac: bytes) -> bool:
-        """Overwrite the source's or target's Ethernet address in place; say whether there was one."""
+        """Overwrite the source's or target's Ethernet address in place. Return whether there was one."""
         for kind, at, size in self.walk():
             if kind in (SOURCE_LLADDR, TARGET_LLADDR) and size == 8:
                 self.write(at + 2 - self.off, mac[:6])
@@ -106,13 +106,13 @@ class RouterAdvert(ND):
 
     @property
     def mtu_option(self) -> int | None:
-        """The link's MTU in octets, if said (section 4.6.4)."""
+        """The link's MTU in octets (section 4.6.4). None: absent."""
         data = self.option(MTU)
         return int.from_bytes(data[2:6], "big") if data else None
 
     @property
     def prefixes(self) -> list[tuple[bytes, int, int, int, int]]:
-        """Prefix information (section 4.6.2): (prefix, its bits, flags, valid and preferred seconds)."""
+        """Prefix information (section 4.6.2): (prefix, prefix length, flags, valid and preferred seconds)."""
         return [
             (
                 data[14:30],

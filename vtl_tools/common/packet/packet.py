@@ -1,4 +1,4 @@
-"""A whole frame by name: pkt.ip.dst, pkt.tcp.dport (paper section 2.4, Figure 3)."""
+"""Packet: the fields of a whole frame by name, pkt.ip.dst, pkt.tcp.dport (paper section 2.4, Figure 3)."""
 
 import struct
 from typing import Final
@@ -14,14 +14,17 @@ from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.udp import UDP
 
 Flow = tuple[int, bytes, int, bytes, int]
-"""Protocol, source address and port, destination address and port; an echo's identifier is both ports."""
+"""Protocol, source address and port, destination address and port.
+
+For an echo both ports are its identifier.
+"""
 
 PORTS: Final = struct.Struct("!HH")
 """Source and destination port, of TCP and UDP alike."""
 
 
 class Packet(Layers):
-    """One frame, by the names of its fields, read and written in place. Enter through Packet.at().
+    """One frame, by the names of its fields, read and written in place. Create it by Packet.at().
 
     The layers are those of Layers: eth, vlans, arp, ip (ipv4, ipv6), transport (tcp, udp, icmp), nd, payload.
     """
@@ -32,19 +35,19 @@ class Packet(Layers):
 
     @property
     def is_arp_request(self) -> bool:
-        """Whether this asks for somebody's Ethernet address (RFC 826)."""
+        """Whether this is an ARP request (RFC 826)."""
         arp = self.arp
         return arp is not None and arp.oper == REQUEST
 
     @property
     def is_fragment(self) -> bool:
-        """Whether this is a part of an IP packet only."""
+        """Whether this is a fragment of an IP packet, first or later."""
         net = self.ip
         return net is not None and net.is_fragment
 
     @property
     def is_first_fragment(self) -> bool:
-        """Whether this is the part of an IP packet that has the transport header."""
+        """Whether this is the first fragment, the one with the transport header."""
         net = self.ip
         return net is not None and net.is_fragment and not net.is_later_fragment
 
@@ -78,9 +81,9 @@ class Packet(Layers):
 
     @property
     def flow(self) -> Flow | None:
-        """Who talks to whom, in this packet's direction; None if this is no IP packet.
+        """The addresses and ports, in this packet's direction. None if this is no IP packet.
 
-        Ports are an echo's identifier, and 0 in a later fragment and for other protocols.
+        Ports are the identifier of an echo, and 0 in a later fragment and for other protocols.
         """
         net = self.ip
         if net is None:
@@ -93,7 +96,7 @@ class Packet(Layers):
 
     @property
     def conversation(self) -> Flow | None:
-        """The flow, the same for both directions: the lower of both ends first."""
+        """The flow in a form that is the same for both directions: the lower end first."""
         flow = self.flow
         if flow is None or flow[1:3] <= flow[3:5]:
             return flow
@@ -101,7 +104,10 @@ class Packet(Layers):
 
     @property
     def quoted_flow(self) -> Flow | None:
-        """The flow of the packet that an ICMP error is about, in that packet's direction; None if none is."""
+        """The flow of the packet that an ICMP error quotes, in that packet's direction.
+
+        None if there is none.
+        """
         message = self.icmp
         if message is None or not message.is_error:
             return None
@@ -116,17 +122,17 @@ class Packet(Layers):
 
     @property
     def needs_csum(self) -> bool:
-        """Whether a checksum is partial, for the kernel or the card to complete."""
+        """Whether a checksum is partial: the kernel or the card completes it."""
         return self.buf[0] & vnet.F_NEEDS_CSUM != 0
 
     @property
     def gso_type(self) -> int:
-        """What the frame is to be cut into, as vnet.GSO_TCPV4; without GSO_ECN. GSO_NONE: nothing."""
+        """The kind of super-segment, such as vnet.GSO_TCPV4, without GSO_ECN. GSO_NONE: an ordinary frame."""
         return self.buf[1] & ~vnet.GSO_ECN
 
     @property
     def gso_size(self) -> int:
-        """Octets of payload in each packet that a super-segment is to be cut into; 0: it is not one."""
+        """Octets of payload in each segment of a super-segment. 0: an ordinary frame."""
         size: int = vnet.HEADER.unpack_from(self.buf)[3]
         return size if self.buf[1] != vnet.GSO_NONE else 0
 
@@ -146,21 +152,21 @@ class Packet(Layers):
 
     @property
     def end(self) -> int:
-        """Where in the buffer the packet ends: behind it are Ethernet padding and, at most, nothing else."""
+        """The offset in the buffer of the packet's end. Only Ethernet padding may follow."""
         net = self.ip
         return net.end if net is not None else len(self.buf)
 
     def compute_ip_checksum(self) -> None:
-        """Write the IPv4 header's checksum from scratch; IPv6 has none."""
+        """Write the IPv4 header's checksum, computed from scratch. IPv6 has none."""
         if (net := self.ipv4) is not None:
             net.checksum = sums.ip_checksum(net)
 
     def compute_transport_checksum(self, *, full: bool = True) -> bool:
-        """Write the transport checksum from scratch, and say so in the vnet header.
+        """Write the transport checksum, computed from scratch, and note its form in the vnet header.
 
-        full: else the pseudo-header's sum, which the kernel completes. Returns False, and does nothing,
-        where there is none to compute: a fragment, another protocol, a partial ICMPv4 one. The kernel
-        takes no super-segment whose checksum is full. Take the packet's views anew afterwards.
+        full: False writes the pseudo-header's sum, which the kernel completes. Returns False, and does
+        nothing, if there is none to compute: a fragment, another protocol, a partial ICMPv4 checksum. The
+        kernel rejects a super-segment whose checksum is full. Views taken before are invalid afterwards.
         """
         net, inner = self.ip, self.transport
         if net is None or inner is None or net.is_fragment or (isinstance(inner, ICMPv4) and not full):
@@ -175,7 +181,10 @@ class Packet(Layers):
         return True
 
     def verify(self) -> bool:
-        """Say whether no checksum is wrong. One that is partial, absent or a fragment's cannot be."""
+        """Return whether no checksum is wrong.
+
+        A checksum that is partial, absent or of a fragment is not wrong.
+        """
         net, inner = self.ip, self.transport
         if isinstance(net, IPv4) and not sums.sums_to_ones(net, net.payload_off, 0):
             return False
@@ -188,7 +197,7 @@ class Packet(Layers):
     # --- changes
 
     def swap(self) -> None:
-        """Send the packet back: swap Ethernet addresses, IP addresses and ports, each where there are any."""
+        """Swap source and destination: Ethernet addresses, IP addresses and ports, if there are any."""
         eth, net, inner = self.eth, self.ip, self.transport
         eth.src, eth.dst = eth.dst, eth.src
         if net is not None:
@@ -197,14 +206,14 @@ class Packet(Layers):
             inner.sport, inner.dport = inner.dport, inner.sport
 
     def clone(self) -> "Packet":
-        """Return the packet in a buffer of its own, which outlives the frame's."""
+        """Return a copy of the packet in a buffer of its own."""
         return Packet.at(bytearray(self.buf))
 
     def set_payload(self, data: bytes | bytearray | memoryview) -> None:
-        """Replace the data of a TCP segment, UDP datagram or ICMP message; lengths and checksums follow.
+        """Replace the data of a TCP segment, UDP datagram or ICMP message. Updates lengths and checksums.
 
-        The buffer keeps its size: data must fit it (else ValueError), and what is left behind a shorter
-        packet is no longer part of it; buf[:pkt.end] is the frame then. Views taken before are void.
+        The buffer keeps its size, and data must fit it, else ValueError. After a shorter packet the rest of
+        the buffer is unused: the frame is buf[:pkt.end]. Views taken before are invalid afterwards.
         """
         net, inner = self.ip, self.transport
         if net is None or inner is None or net.is_fragment:

@@ -1,7 +1,7 @@
-"""Arithmetic on TCP sequence numbers (RFC 9293 section 3.4): plain ints on a circle of 2**32.
+"""Arithmetic on TCP sequence numbers (RFC 9293 section 3.4): ints modulo 2**32.
 
-a is before b if going up from a reaches b in less than half the circle. For numbers exactly half a circle
-apart each is before the other, as in Linux; no live connection has such a pair.
+a is before b if b - a, modulo 2**32, is less than 2**31. Numbers exactly 2**31 apart are each before the
+other, as in Linux; no live connection has such a pair.
 """
 
 from typing import Final
@@ -31,12 +31,12 @@ def seq_ge(a: int, b: int) -> bool:
 
 
 def seq_add(a: int, octets: int) -> int:
-    """Return the number `octets` after a; before it, if negative."""
+    """Return the number `octets` after a, or before a if `octets` is negative."""
     return (a + octets) & _MASK
 
 
 def seq_sub(a: int, b: int) -> int:
-    """Return how far a is ahead of b, in octets: negative if it is behind."""
+    """Return how far a is ahead of b, in octets. Negative: a is behind b."""
     return ((a - b + _HALF) & _MASK) - _HALF
 
 
@@ -46,5 +46,5 @@ def seq_max(a: int, b: int) -> int:
 
 
 def seq_between(low: int, x: int, high: int) -> bool:
-    """low =< x < high, the form of a window: low is in, high is not. Holds for any size of window."""
+    """low =< x < high: a window, whose lower edge is included. Holds for any size of window."""
     return (x - low) & _MASK < (high - low) & _MASK

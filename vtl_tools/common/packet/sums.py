@@ -1,4 +1,4 @@
-"""Checksums of whole packets, from scratch. Writing fields needs none of this: views keep sums up to date."""
+"""Checksums of whole packets, computed from scratch. Writes to fields of a view do not need them."""
 
 from vtl_tools.common.packet.checksum import checksum, ones_sum, pseudo_sum
 from vtl_tools.common.packet.icmp import ICMPv4, ICMPv6
@@ -12,20 +12,20 @@ Transport = TCP | UDP | ICMPv4 | ICMPv6
 
 
 def ip_checksum(net: IPv4) -> int:
-    """Return what an IPv4 header's checksum should be (RFC 791 section 3.1)."""
+    """Return the correct checksum of an IPv4 header (RFC 791 section 3.1)."""
     header = memoryview(net.buf)[net.off : net.payload_off]
     return checksum(header, 0xFFFF - net.checksum)  # 0xFFFF - x takes x out of the sum
 
 
 def pseudo(net: IPv4 | IPv6, transport: Transport) -> int:
-    """Return the pseudo-header's sum, which is what a partial checksum is; 0 for ICMPv4, which has none."""
+    """Return the pseudo-header's sum, which is the partial checksum; 0 for ICMPv4, which has none."""
     if isinstance(transport, ICMPv4):
         return 0
     return pseudo_sum(net.src, net.final_dst, net.protocol, transport.end - transport.off)
 
 
 def transport_checksum(net: IPv4 | IPv6, transport: Transport) -> int:
-    """Return what a whole packet's transport checksum should be, in full; never 0 for UDP (RFC 768)."""
+    """Return the correct full transport checksum of a whole packet; never 0 for UDP (RFC 768)."""
     message = memoryview(transport.buf)[transport.off : transport.end]
     full = checksum(message, pseudo(net, transport) + 0xFFFF - transport.checksum)
     if full or isinstance(transport, TCP | ICMPv6):
@@ -36,11 +36,11 @@ def transport_checksum(net: IPv4 | IPv6, transport: Transport) -> int:
 
 
 def sums_to_ones(view: View, end: int, initial: int) -> bool:
-    """Whether the octets from a header to end have a right checksum among them (RFC 1071 section 1)."""
+    """Return whether the octets from a header to end include a correct checksum (RFC 1071 section 1)."""
     return ones_sum(memoryview(view.buf)[view.off : end], initial) == 0xFFFF
 
 
 def fill(net: IPv4 | IPv6, transport: Transport, *, full: bool) -> None:
-    """Write the transport checksum of a whole packet from scratch, in full or as the pseudo-header's sum."""
+    """Write the transport checksum of a whole packet, computed from scratch, full or partial."""
     value = transport_checksum(net, transport) if full else pseudo(net, transport)
     U16.pack_into(transport.buf, transport.off + transport.SUM, value)

@@ -1,10 +1,10 @@
-"""Super-segments: the one door for frames whose virtio_net_hdr says that they are many (GSO).
+"""Validates and splits up super-segments, the frames whose virtio_net_hdr asks for segmentation (GSO).
 
-What is refused follows Linux: virtio_net_hdr_to_skb for the vnet header, inet_gso_segment,
-ipv6_gso_segment, tcp_gso_segment and __udp_gso_segment for the others.
+The checks follow Linux: virtio_net_hdr_to_skb for the vnet header, inet_gso_segment, ipv6_gso_segment,
+tcp_gso_segment and __udp_gso_segment for the others.
 
-As in the kernel, a super-segment ends where its buffer ends. Its length fields are not read: frames above
-64 KiB have zeros there. Nor is hdr_len believed, a hint that honest guests set to all sorts of values.
+As in the kernel, a super-segment ends at the end of its buffer. Its length fields are ignored: frames above
+64 KiB have zeros there. hdr_len is ignored too: it is a hint that honest guests set to various values.
 """
 
 import struct
@@ -17,20 +17,20 @@ from vtl_tools.common.packet.checksum import ones_sum
 from vtl_tools.common.packet.vnet import VNET
 
 MAX_SEGMENTS: Final = 2048
-"""Segments that one frame may become, else a peer's gso_size of 1 costs us 64 Ki frames. 64 KiB at 36
+"""Maximum segments of one frame, else a peer's gso_size of 1 costs us 64 Ki frames. 64 KiB at 36
 octets, the least that Linux sends (TCP_MIN_SND_MSS less timestamps), are 1,821."""
 
 UDP_MAX_SEGMENTS: Final = 128
 """The same for UDP_L4, where it is part of the kernel's interface (UDP_MAX_SEGMENTS)."""
 
 MAX_HEADERS: Final = 512
-"""Octets of all headers together, which each segment repeats; only hostile extension headers need more."""
+"""Maximum octets of all headers, which each segment repeats. Only hostile extension headers need more."""
 
 TCP_CHECKSUM: Final = 16
-"""Where the checksum is in a TCP header."""
+"""Offset of the checksum in a TCP header."""
 
 UDP_CHECKSUM: Final = 6
-"""Where the checksum is in a UDP header."""
+"""Offset of the checksum in a UDP header."""
 
 _MAX_TAGS: Final = 8  # VLAN_MAX_DEPTH
 _TAGS: Final = frozenset((0x8100, 0x88A8))  # 802.1Q, 802.1ad
@@ -59,27 +59,27 @@ KINDS: Final = frozenset(
         (vnet.GSO_UDP, 6, _UDP),
     )
 )
-"""gso_type, IP version and protocol that go together."""
+"""Valid combinations of gso_type, IP version and protocol."""
 
 
 class SuperSegment(NamedTuple):
-    """A super-segment taken apart. Offsets are octets into head, and so into every segment.
+    """A parsed super-segment. Offsets count octets in head, and so in every segment.
 
     data is a view of the frame, which must not change meanwhile.
     """
 
-    head: bytearray  # what each segment starts with: a vnet header of zeros to the last header repeated
-    data: memoryview  # what is cut; no more than size if there is nothing to cut
+    head: bytearray  # start of each segment: a vnet header of zeros, then all headers that are repeated
+    data: memoryview  # the payload to segment; no more than size if it fits one segment
     size: int  # octets of data in a segment
     gso_type: int
     version: int  # of IP
     l3: int
-    l4: int  # where the header of TCP or UDP is; for UFO, whose UDP header is data, the fragment header
+    l4: int  # offset of the TCP or UDP header; for UFO, whose UDP header is data, the fragment header
     pseudo: int  # a number congruent, modulo 65535, to the sum of the pseudo-header without its length
 
     @classmethod
     def at(cls, frame: bytearray | memoryview) -> Self:
-        """Take apart a frame of VNET octets or more whose gso_type is not GSO_NONE. Raises Malformed."""
+        """Parse a frame of VNET octets or more whose gso_type is not GSO_NONE. Raises Malformed."""
         _, gso_type, hdr_len, size, _, _ = vnet.HEADER.unpack_from(frame)
         view = memoryview(frame)
         if hdr_len > len(view) - VNET:
@@ -93,7 +93,7 @@ class SuperSegment(NamedTuple):
         pseudo = _pseudo(view, version, protocol, l3, l4)
 
         if gso_type == vnet.GSO_UDP:
-            payload = l4  # what is cut is the datagram, its header included
+            payload = l4  # the whole datagram is fragmented, its header included
             size &= ~7  # fragment offsets count eights (RFC 791 section 3.1)
         data = view[payload:]
         if not size or len(data) > size * (UDP_MAX_SEGMENTS if gso_type == vnet.GSO_UDP_L4 else MAX_SEGMENTS):
@@ -106,7 +106,7 @@ class SuperSegment(NamedTuple):
             if gso_type == vnet.GSO_UDP:
                 head[link] = _FRAGMENT
                 # Fragments of two datagrams must not be mixed up (RFC 8200 section 4.5), unless the
-                # datagrams are equal; so a hash will do, where Linux has a counter and a secret.
+                # datagrams are equal. So a hash suffices; Linux uses a counter and a secret.
                 head += _FRAGMENT_HEADER.pack(_UDP, 0, 0, crc32(data))
         if len(head) - l3 + min(size, len(data)) > 0xFFFF:
             raise Malformed("vnet.gso_size", 4)
@@ -114,7 +114,7 @@ class SuperSegment(NamedTuple):
 
 
 def _network(view: memoryview) -> tuple[int, int]:
-    """Return the IP version and where its header starts, behind any VLAN tags."""
+    """Return the IP version and the offset of its header, after any VLAN tags."""
     at = VNET + 12
     for _ in range(_MAX_TAGS + 1):
         if at + 2 > len(view):
@@ -132,7 +132,7 @@ def _network(view: memoryview) -> tuple[int, int]:
 
 
 def _ipv4_end(view: memoryview, l3: int) -> tuple[int, int, int]:
-    """Return the protocol, where its header starts, and where the protocol is named."""
+    """Return the protocol, the offset of its header, and the offset of the protocol number."""
     if l3 + 20 > len(view):
         raise Malformed("ipv4", l3)
     if not 0x45 <= view[l3] <= 0x4F:
@@ -143,7 +143,7 @@ def _ipv4_end(view: memoryview, l3: int) -> tuple[int, int, int]:
 
 
 def _ipv6_end(view: memoryview, l3: int) -> tuple[int, int, int]:
-    """Return the protocol behind the extension headers, where it starts, and where it is named."""
+    """Return the protocol after the extension headers, its offset, and the offset of the protocol number."""
     if l3 + 40 > len(view):
         raise Malformed("ipv6", l3)
     if view[l3] >> 4 != 6:
@@ -157,7 +157,7 @@ def _ipv6_end(view: memoryview, l3: int) -> tuple[int, int, int]:
 
 
 def _payload(view: memoryview, protocol: int, l4: int) -> int:
-    """Return where the payload of TCP or UDP starts."""
+    """Return the offset of the payload of TCP or UDP."""
     if protocol == _UDP:
         payload = l4 + 8
         if payload > len(view):
@@ -174,10 +174,10 @@ def _payload(view: memoryview, protocol: int, l4: int) -> int:
 
 
 def _pseudo(view: memoryview, version: int, protocol: int, l3: int, l4: int) -> int:
-    """Return the sum of the pseudo-header without its length; maybe negative, and not folded.
+    """Return the sum of the pseudo-header without its length; it may be negative, and is not folded.
 
-    Unlike tcp4_gso_segment we do not mend a checksum that nobody vouches for: either it is partial, or a
-    card that merges segments (LRO) has verified it, and says so by DATA_VALID alone.
+    Unlike tcp4_gso_segment this does not repair an unverified checksum. Either the checksum is partial, or a
+    card that merges segments (LRO) has verified it and sets DATA_VALID alone.
     """
     flags, _, _, _, csum_start, csum_offset = vnet.HEADER.unpack_from(view)
     field = TCP_CHECKSUM if protocol == _TCP else UDP_CHECKSUM
@@ -186,8 +186,8 @@ def _pseudo(view: memoryview, version: int, protocol: int, l3: int, l4: int) -> 
             raise Malformed("vnet.csum_start", 6)
         if csum_offset != field:
             raise Malformed("vnet.csum_offset", 8)
-        # The sender's own sum: behind a routing header it has the final destination in it (RFC 8200
-        # section 8.1), which the IPv6 header has not.
+        # The sender's own sum: with a routing header it covers the final destination (RFC 8200
+        # section 8.1), which is not in the IPv6 header.
         partial: int = _U16.unpack_from(view, l4 + field)[0]
         return partial - (len(view) - l4)
     if flags & vnet.F_DATA_VALID:
@@ -196,9 +196,9 @@ def _pseudo(view: memoryview, version: int, protocol: int, l3: int, l4: int) -> 
 
 
 def _without_jumbo(head: bytearray, l3: int, l4: int, link: int) -> tuple[int, int]:
-    """Remove the header that makes an IPv6 packet a jumbogram, as no segment is one; return l4 and link.
+    """Remove the jumbogram header of an IPv6 packet, as no segment is a jumbogram. Return l4 and link.
 
-    Linux has it only in front of TCP in frames above 64 KiB (ipv6_hopopt_jumbo_remove).
+    Linux adds it only before TCP in frames above 64 KiB (ipv6_hopopt_jumbo_remove).
     """
     hop_by_hop = l3 + 40
     # payload_length and next header (hop-by-hop) are all zeros in a jumbogram.

@@ -7,7 +7,7 @@ from typing import ClassVar, Final, Self
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet.view import U16, U32, Buffer, View, bits, u8, u16, u32, walk_options
 
-FIN: Final = 0x01  # ints: the & of an IntFlag costs fifty times as much
+FIN: Final = 0x01  # ints, since & of an IntFlag takes fifty times as long
 SYN: Final = 0x02
 RST: Final = 0x04
 PSH: Final = 0x08
@@ -24,15 +24,15 @@ SACK: Final = 5  # RFC 2018 section 3
 TIMESTAMPS: Final = 8  # RFC 7323 section 3
 
 _TWO_U32: Final = struct.Struct("!II")
-_TIMESTAMPS_ALONE: Final = 0x0101_080A  # the options of nearly all segments start so
+_TIMESTAMPS_ALONE: Final = 0x0101_080A  # first octets of the options of nearly all segments
 
 
 class TCP(View):
-    """The TCP header at buf[off:], read and written in place. HEADER reads all of it at once."""
+    """The TCP header at buf[off:], read and written in place. HEADER unpacks all of it at once."""
 
     __slots__ = ("payload_off",)
     payload_off: int
-    """Where in the buffer the segment's data starts."""
+    """Offset in the buffer of the segment's data."""
     SIZE = 20
     SUM = 16
     HEADER: ClassVar = struct.Struct("!HHIIBBHHH")
@@ -51,7 +51,7 @@ class TCP(View):
 
     @classmethod
     def at(cls, buf: Buffer, off: int, end: int | None = None, partial_at: int = 0) -> Self:
-        """Check foreign octets. Raises Malformed, and nothing else. end: the IP packet's."""
+        """Validate untrusted octets. Raises Malformed, and nothing else. end: the IP packet's."""
         end = len(buf) if end is None else end
         room = end - off
         if off < 0 or room < cls.SIZE or end > len(buf):
@@ -80,19 +80,22 @@ class TCP(View):
         return self.end - self.payload_off + (flags & FIN) + (flags >> 1 & 1)
 
     def options(self) -> Iterator[tuple[int, bytes]]:
-        """Walk the options as (kind, data), no-operations left out. Stops at one whose length cannot be."""
+        """Iterate over the options as (kind, data), without no-operations. Stops at an invalid length."""
         for kind, at, size in walk_options(self.buf, self.off + self.SIZE, self.payload_off):
             yield kind, bytes(self.buf[at + 2 : at + size])
 
     def find_option(self, kind: int, size: int = 0) -> int:
-        """Return how far into the header an option is; 0: absent. size: its octets in all, 0 for any."""
+        """Return the offset of an option in the header; 0: absent. size: its size in octets; 0: any size."""
         for found, at, octets in walk_options(self.buf, self.off + self.SIZE, self.payload_off):
             if found == kind and size in (0, octets):
                 return at - self.off
         return 0
 
     def erase_option(self, kind: int) -> bool:
-        """Overwrite an option by no-operations, so that the peer never sees it; say whether it was there."""
+        """Overwrite an option by no-operations, so that the receiver ignores it.
+
+        Return whether it was present.
+        """
         for found, at, size in walk_options(self.buf, self.off + self.SIZE, self.payload_off):
             if found == kind:
                 self.write(at - self.off, bytes((NOP,)) * size)
@@ -111,7 +114,7 @@ class TCP(View):
 
     @property
     def window_scale(self) -> int | None:
-        """The shift that the sender will put on its windows, as sent; over 14 means 14 (RFC 7323 2.3)."""
+        """The window scale option as sent; a shift over 14 means 14 (RFC 7323 2.3). None: absent."""
         at = self.find_option(WINDOW_SCALE, 3)
         return self.buf[self.off + at + 2] if at else None
 
@@ -121,11 +124,11 @@ class TCP(View):
 
     @property
     def sack_permitted(self) -> bool:
-        """Whether the sender of this SYN takes SACK options."""
+        """Whether the sender of this SYN accepts SACK options."""
         return self.find_option(SACK_PERMITTED, 2) > 0
 
     def offered(self) -> tuple[int | None, int | None, bool, tuple[int, int] | None]:
-        """Return mss, window_scale, sack_permitted and timestamps, by going through the options once."""
+        """Return mss, window_scale, sack_permitted and timestamps, read in one pass over the options."""
         buf, mss, shift, sack, stamps = self.buf, None, None, False, None
         for kind, at, size in walk_options(buf, self.off + self.SIZE, self.payload_off):
             if kind == MSS:
@@ -186,7 +189,7 @@ def encode_options(
     timestamps: tuple[int, int] | None = None,
     sack: Sequence[tuple[int, int]] = (),
 ) -> bytes:
-    """Return TCP options as octets, aligned to 32 bits by no-operations, in the order that Linux sends."""
+    """Return TCP options as octets, aligned to 32 bits by no-operations, in the order of Linux."""
     out = b""
     if mss is not None:
         out += struct.pack("!BBH", MSS, 4, mss)

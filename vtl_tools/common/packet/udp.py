@@ -9,7 +9,10 @@ from vtl_tools.common.packet.view import U16, Buffer, Field, View, u16
 
 
 def _write_length(view: "UDP", value: int) -> None:
-    """UDP's length stands in its header and again in the pseudo-header; a partial sum has the latter only."""
+    """Write the length, which the header and the pseudo-header contain.
+
+    A partial sum covers only the latter.
+    """
     at = view.off + 4
     old = U16.unpack_from(view.buf, at)[0]
     U16.pack_into(view.buf, at, value)
@@ -41,10 +44,11 @@ class UDP(View):
     def at(
         cls, buf: Buffer, off: int, end: int | None = None, partial_at: int = 0, *, whole: bool = True
     ) -> Self:
-        """Check foreign octets. Raises Malformed, and nothing else.
+        """Validate untrusted octets. Raises Malformed, and nothing else.
 
-        end: the IP packet's. whole: False in a first fragment, where length may pass the end. A length
-        of 0 is right where the datagram is too long for the field, in a super-segment (RFC 2675 section 4).
+        end: the end of the IP packet. whole: False in a first fragment, whose length may exceed the end. A
+        length of 0 is valid if the datagram is too long for the field, in a super-segment (RFC 2675 section
+        4).
         """
         end = len(buf) if end is None else end
         room = end - off
@@ -59,7 +63,7 @@ class UDP(View):
 
     @property
     def payload_off(self) -> int:
-        """Where in the buffer the data starts."""
+        """Offset in the buffer of the data."""
         return self.off + self.SIZE
 
     @property
@@ -68,7 +72,10 @@ class UDP(View):
         return memoryview(self.buf)[self.off + self.SIZE : self.end]
 
     def _resum(self, old: int, new: int) -> None:
-        """Follow a change in the checksum: 0 is none and stays, a sum of 0 is sent as all ones (RFC 768)."""
+        """Update the checksum for a change.
+
+        0 means none and stays; a sum of 0 is sent as all ones (RFC 768).
+        """
         at = self.off + self.SUM
         was = U16.unpack_from(self.buf, at)[0]
         if was and at != self.partial_at:

@@ -1,10 +1,10 @@
-"""Headers as tables of named fields over a buffer that somebody else owns.
+"""Base of all headers: named fields over a borrowed buffer.
 
 A field is a property, which is a little quicker to read than a descriptor class of our own (110 ns against
-119). The type checker is told of a Field[int] or Field[bytes]: a read is that, and a write is checked.
+119). For the type checker it is a Field[int] or Field[bytes], so that reads and writes are checked.
 
-A *summed* field is one that the header's own checksum covers: writing it updates that checksum by what
-changed (RFC 1624), so a right checksum stays right and a wrong one stays exactly as wrong.
+The header's own checksum covers a *summed* field. Writing it updates that checksum by the difference
+(RFC 1624), so a correct checksum stays correct and a wrong one stays exactly as wrong.
 """
 
 import struct
@@ -21,7 +21,7 @@ U32: Final = struct.Struct("!I")
 
 
 class Field(Protocol[T]):
-    """A named field, as the type checker sees it."""
+    """A named field, for the type checker."""
 
     @overload
     def __get__(self, view: None, owner: type, /) -> "Field[T]": ...
@@ -31,14 +31,14 @@ class Field(Protocol[T]):
 
 
 class View:
-    """One header at buf[off:], read and written in place. Enter through a subclass's at().
+    """One header at buf[off:], read and written in place. Create it by a subclass's at().
 
-    buf: borrowed; the view is valid as long as the buffer is. end: where the header's packet ends in buf,
-    which excludes Ethernet padding. partial_at: where in buf the one checksum lies that is partial, the
-    pseudo-header's sum for the kernel to complete; 0 if all are full, as in a view without a Packet.
+    buf: borrowed; the view is valid as long as the buffer is. end: offset in buf of the packet's end,
+    Ethernet padding excluded. partial_at: offset in buf of the partial checksum, which the kernel completes;
+    0 if all are full, as in a view without a Packet.
 
-    Once at() has returned, no field can fail to be read. Writing a length, a header length or a protocol
-    number moves what the view was checked for: take a new one through at() afterwards.
+    After at() has returned, reading a field cannot fail. Writing a length, a header length or a protocol
+    number invalidates that check: create a new view by at() afterwards.
     """
 
     __slots__ = ("buf", "end", "off", "partial_at")
@@ -46,7 +46,7 @@ class View:
     SIZE: ClassVar[int] = 0
     """Octets of the header without options."""
     SUM: ClassVar[int] = 0
-    """Where in the header its checksum is; 0: it has none."""
+    """Offset of the checksum in the header. 0: it has none."""
 
     def __init__(self, buf: Buffer, off: int, end: int, partial_at: int = 0) -> None:
         self.buf = buf
@@ -60,9 +60,9 @@ class View:
         return f"<{type(self).__name__} {' '.join(f'{name}={getattr(self, name)!r}' for name in names)}>"
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Overwrite octets that the header's checksum covers, and keep the checksum right.
+        """Overwrite octets that the header's checksum covers, and update the checksum.
 
-        offset: from the start of the header; data must fit before the packet's end, else ValueError.
+        offset: from the start of the header. Raises ValueError if data passes the packet's end.
         """
         at = self.off + offset
         if at + len(data) > self.end:
@@ -74,7 +74,7 @@ class View:
         room[:] = data
 
     def _resum(self, old: int, new: int) -> None:
-        """Follow a change of 16-bit words that the header's checksum covers. A partial one covers none."""
+        """Update the checksum for a change of covered 16-bit words. A partial checksum covers none."""
         at = self.off + self.SUM
         if at != self.partial_at:
             U16.pack_into(self.buf, at, update(U16.unpack_from(self.buf, at)[0], old, new))
@@ -129,11 +129,11 @@ def u32(offset: int, *, summed: bool = False) -> Field[int]:
 
 
 def octets(offset: int, size: int, *, summed: bool = False) -> Field[bytes]:
-    """Return a field of `size` octets, such as an address; writing another size is a ValueError."""
+    """Return a field of `size` octets, such as an address. Writing another size raises ValueError."""
     form = struct.Struct(f"{size}s")
 
     def write(view: View, value: bytes) -> None:
-        if len(value) != size:  # a slice of a bytearray would move all that follows
+        if len(value) != size:  # a longer slice would move all that follows in the bytearray
             raise ValueError(f"{size} octets are needed, not {len(value)}")
         if summed:
             view.write(offset, value)
@@ -164,10 +164,10 @@ def _field(read: Any, write: Any) -> Field[Any]:
 
 
 def walk_options(buf: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Walk the options that IPv4 and TCP share the form of: yield (kind, place in buf, octets in all).
+    """Iterate over IPv4 or TCP options as (kind, offset in buf, size in octets).
 
-    No-operations are skipped. Stops at the end-of-list option, at end, and at an option whose length
-    cannot be: what lies behind such a one has no meaning.
+    No-operations are skipped. Stops at the end-of-list option, at end, and at an invalid length, after which
+    nothing has a meaning.
     """
     while at < end:
         kind = buf[at]

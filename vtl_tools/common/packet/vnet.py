@@ -1,23 +1,23 @@
-"""The virtio_net_hdr in front of every frame (virtio 1.2 section 5.1.6).
+"""The virtio_net_hdr at the start of every frame buffer (virtio 1.2 section 5.1.6).
 
 A *frame* in this project is one contiguous buffer: VNET octets of virtio_net_hdr, then the Ethernet
-frame. A link without offload gives and takes a header of zeros.
+frame. A link without offload reads and writes a header of zeros.
 """
 
 import struct
 from typing import Final
 
 VNET: Final = 10
-"""Octets of the header; the Ethernet frame starts here in every frame buffer."""
+"""Octets of the header, and so the offset of the Ethernet frame in every frame buffer."""
 
 HEADER: Final = struct.Struct("=BBHHHH")
-"""flags, gso_type, hdr_len, gso_size, csum_start, csum_offset; native order, as the kernel has it.
+"""flags, gso_type, hdr_len, gso_size, csum_start, csum_offset; native byte order, as in the kernel.
 
 csum_start counts from the first octet of the Ethernet frame; csum_offset from csum_start.
 """
 
 NONE: Final = bytes(VNET)
-"""The header of a frame that needs nothing done to it."""
+"""The header of a frame without offload requests."""
 
 F_NEEDS_CSUM: Final = 1
 F_DATA_VALID: Final = 2

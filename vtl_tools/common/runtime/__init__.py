@@ -1,1 +1,1 @@
-"""Drives a stage and its links: event loop, workers, control socket, state files, live tables."""
+"""Runs a stage with its links: event loop, workers, control socket, state files, live tables."""

@@ -1,7 +1,7 @@
-"""The runtime: drives one stage and its links on an asyncio loop, until a signal or the links' end.
+"""Runs one stage and its links on an asyncio loop, until a signal or the end of the links.
 
-It reads a bounded burst, lets the stage settle once, and keeps one timer armed, lazily. Around that: the
-guard, the control socket, systemd's readiness protocol, events as JSON lines, a live table.
+It reads a bounded burst of frames, lets the stage settle once, and re-arms one timer lazily. It also runs
+the guard, the control socket, systemd's readiness protocol, events as JSON lines, and a live table.
 """
 
 import asyncio
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TURN_S: Final = 0.002
-"""How long frames may keep the loop from its timers and clients."""
+"""Seconds that frames may keep the loop from its timers and clients."""
 
 SPIN_S: Final = 100e-6
-"""How long an idle service keeps looking before it sleeps: being woken costs both sides more than that."""
+"""Seconds that an idle service polls before it sleeps: a wake-up costs both sides more than that."""
 
 GC_THRESHOLD: Final = (100_000, 50, 1000)
-"""When Python looks for cycles: seldom. What a service makes goes by reference counts, and a look at all that
-many connections hold would keep frames waiting."""
+"""Threshold of Python's cyclic garbage collector: high. Reference counts free a service's objects, and a scan
+of the objects of many connections would delay frames."""
 
 PATIENCE_S: Final = 0.05
-"""How long the reader of our events may keep us waiting."""
+"""Seconds that a reader of our events may delay the service."""
 
 
 @dataclass
 class Options:
-    """What the options that every service shares were set to."""
+    """The values of the options that all services share."""
 
     service: str = "vtl"
     json: bool = False
@@ -60,23 +60,26 @@ class Options:
     reconnect: bool = True
     spin_s: float = SPIN_S
     user: str | None = None
-    """Who the service is after its start, where root starts it; None: the first of privilege.USERS."""
+    """The user that the service changes to if root starts it; None: the first of privilege.USERS."""
 
 
 @dataclass
 class Runner:
-    """One stage with its links, open while run() runs. Links in the order of the stage's ports."""
+    """One stage with its links, which are open while run() runs.
+
+    The order of links is that of the stage's ports.
+    """
 
     stage: Stage
     links: Sequence[Device]
     options: Options = field(default_factory=Options)
     interfaces: Interfaces | None = None
-    """Those of the links, locked and guarded already, so that the host never gets a frame in between."""
+    """The links' interfaces, locked and guarded before, so that the host never gets a frame in between."""
     verbs: dict[str, control.Verb] = field(default_factory=dict)
     control_channel: socket.socket | None = None
-    """Where this is one of several workers: on which it is asked, in the place of a control socket."""
+    """In a worker: the socket on which it receives requests, instead of a control socket."""
     messages: socket.socket | None = None
-    """Likewise: on which it hears what the others share."""
+    """In a worker: the socket on which it receives the messages of the others."""
 
     def __post_init__(self) -> None:
         self.exit_code = 0
@@ -87,9 +90,9 @@ class Runner:
         self._end: asyncio.Future[None] | None = None
 
     def run(self) -> int:
-        """Run until SIGTERM (returns 0), SIGINT (130), or the end of all links (0).
+        """Run until SIGTERM (returns 0), SIGINT (returns 130), or the end of all links (returns 0).
 
-        Raises VTLError where a link cannot be opened, or is lost and not to be waited for.
+        Raises VTLError if a link cannot be opened, or is lost while `options.reconnect` is false.
         """
         with ExitStack() as stack:
             links = self._links(stack)
@@ -102,7 +105,7 @@ class Runner:
         return self.exit_code
 
     def _links(self, stack: ExitStack) -> list[Device]:
-        """Return the links, behind a recorder each where --pcap asks for it."""
+        """Return the links, each within a recorder if --pcap is given."""
         if self.options.pcap is None:
             return list(self.links)
         from vtl_tools.common.device.capture import CaptureWriter
@@ -175,26 +178,25 @@ class Runner:
         return control.ControlServer(self.control_channel or path, verbs, self.stop)
 
     def stop(self, exit_code: int = 0) -> None:
-        """End run(), which returns exit_code."""
+        """Let run() return exit_code."""
         if self._end is not None and not self._end.done():
             self.exit_code = exit_code
             self._end.set_result(None)
 
     def fail(self, error: BaseException) -> None:
-        """End run(), which raises error."""
+        """Let run() raise error."""
         if self._end is not None and not self._end.done():
             self._end.set_exception(error)
 
     def _on_readable(self) -> None:
-        if not self._polled:  # else the next turn is on its way already
+        if not self._polled:  # else the next turn is scheduled already
             self._pump()
 
     def _pump(self) -> None:
-        """Move what waits on any link, for at most a turn.
+        """Process the waiting frames of all links, for at most one turn.
 
-        A turn that did not see the end of it makes the links polled, as NAPI does with a network card:
-        they no longer signal, which costs their senders, and turn follows turn until one finds nothing for
-        spin_s.
+        A turn that leaves frames waiting starts polling, as NAPI does for a network card: the links stop
+        signalling, which saves their senders work, and turn follows turn until none finds a frame for spin_s.
         """
         clock, stage, links = time.monotonic, self.stage, self.links
         spin_s = self.options.spin_s if stage.inline else 0.0
@@ -227,7 +229,7 @@ class Runner:
                 self._loop.call_soon(self._pump)
             self._look_at_links(now)
             self._rearm()
-        except Exception as e:  # a fault of ours: end, with the guard up, rather than limp
+        except Exception as e:  # our own bug: end, with the guard up
             self.fail(e)
 
     def _look_at_links(self, now: float) -> None:
@@ -238,7 +240,7 @@ class Runner:
             if link.up:
                 self._tell_guards(self.interfaces.check() if self.interfaces else ())
             elif not self.options.reconnect and link.losses:
-                self.fail(LinkLostError(f"{link.spec}: link lost; not waiting for it, as asked"))
+                self.fail(LinkLostError(f"{link.spec}: link lost; not waiting for it, as requested"))
             self.stage.on_link(port, link.up, now)
             self.event("link", link=link.spec, up=link.up)
         if all(link.finished for link in self.links if not link.silent):
@@ -278,7 +280,7 @@ class Runner:
             self.fail(e)
 
     def status(self) -> dict[str, Any]:
-        """Return what `status` and --json print."""
+        """Return the reply to `status`, which --json prints."""
         now, used = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
         return {
             "service": self.options.service,
@@ -292,7 +294,7 @@ class Runner:
         }
 
     def event(self, name: str, **fields: object) -> None:
-        """Print an event as one JSON line on standard output, where --json asks for it."""
+        """Print an event as one JSON line on standard output, if --json is given."""
         if self.options.json:
             say(sys.stdout.fileno(), json.dumps({"event": name, **fields}))
 
@@ -304,10 +306,10 @@ class Runner:
 
 
 def confine(capabilities: set[int], user: str | None) -> None:
-    """Give up, for good, what a running service has no need of.
+    """Give up, irreversibly, all rights that a running service does not need.
 
-    Of root's service it makes another user's, with a broker for the little that still is root's to do.
-    Raises VTLError.
+    A service of root's changes to another user, with a broker for the operations that still need root. Raises
+    VTLError.
     """
     _notifying(os.environ.get("NOTIFY_SOCKET", ""))
     become = privilege.account(user)
@@ -321,7 +323,7 @@ def confine(capabilities: set[int], user: str | None) -> None:
 
 
 def watch_for(options: Options) -> "Watch | None":
-    """Return what draws, ready to draw: the service's later user may not read its modules."""
+    """Return the live table if --watch is given. Imports its modules, which the later user may not read."""
     if not options.watch:
         return None
     from vtl_tools.common.runtime.watch import Watch
@@ -335,7 +337,7 @@ def _output(link: Device) -> Any:
 
 
 def say(fd: int, line: str, patience_s: float = PATIENCE_S) -> bool:
-    """Print a line, unless nobody reads: whoever stops reading our events must not stop our frames.
+    """Print a line, unless the reader is stuck: a reader that stops must not stop frames.
 
     Returns whether it was printed. patience_s: seconds that a reader has for each PIPE_BUF octets.
     """
@@ -353,7 +355,7 @@ def say(fd: int, line: str, patience_s: float = PATIENCE_S) -> bool:
 
 
 def notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)), where NOTIFY_SOCKET is set."""
+    """Send a state to systemd (sd_notify(3)), if NOTIFY_SOCKET is set."""
     if (sock := _notifying(os.environ.get("NOTIFY_SOCKET", ""))) is not None:
         try:
             sock.send(state.encode())
@@ -363,7 +365,7 @@ def notify(state: str) -> None:
 
 @cache
 def _notifying(address: str) -> socket.socket | None:
-    """Return a socket to tell systemd by; made while the service may still reach it."""
+    """Return a socket connected to systemd, made while the service may still reach it."""
     if not address:
         return None
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)

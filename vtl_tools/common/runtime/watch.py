@@ -1,4 +1,4 @@
-"""The live table that --watch draws of one or more services."""
+"""The live table that --watch draws for one or more services."""
 
 import time
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _UNITS: Final = ("", "k", "M", "G", "T")
 
 
 class Watch:
-    """A live display on standard error, so that standard output stays for results."""
+    """A live display on standard error; standard output stays free for results."""
 
     period_s: Final = 1.0
 
@@ -37,7 +37,7 @@ class Watch:
         self._live.stop()
 
     def show(self, statuses: Sequence[Status]) -> None:
-        """Draw the services' statuses, with rates since they were last shown."""
+        """Draw the services' statuses, with rates since the last call."""
         now = time.monotonic()
         elapsed_s = max(now - self._then, 1e-3)
         parts = [part for status in statuses for part in draw(status, self._before, elapsed_s)]
@@ -49,7 +49,7 @@ class Watch:
 def draw(
     status: Status, before: dict[tuple[int, str], Status] | None = None, elapsed_s: float = 1.0
 ) -> list[Table | Text]:
-    """Return one service's status as tables; with `before`, rates in the place of totals."""
+    """Return one service's status as tables; with `before`, rates instead of totals."""
     cpu = status["cpu"]
     title = f"{printable(status['service'])}  pid {status['pid']}  up {status['uptime_s']:.0f} s  "
     title += f"cpu {cpu['user'] + cpu['system']:.1f} s"
@@ -57,7 +57,7 @@ def draw(
     unit = "/s" if before is not None else ""
     for name in ("link", "state", f"frames in{unit}", f"frames out{unit}", f"bit in{unit}", f"bit out{unit}"):
         table.add_column(name, justify="left" if name in ("link", "state") else "right")
-    table.add_column("not passed on")
+    table.add_column("dropped")
     for link in status["links"]:
         old = (before or {}).get((status["pid"], link["link"]), {})
 
@@ -98,12 +98,12 @@ def _details(name: str, rows: Status) -> Table:
 
 
 def reasons(drops: dict[str, int]) -> str:
-    """Return a line of counts by reason."""
+    """Return counters by reason as one line."""
     return ", ".join(f"{reason} {n:,}" for reason, n in drops.items() if n)
 
 
 def human(value: float) -> str:
-    """Return a number of at most four digits and a decimal unit."""
+    """Return a number with at most four digits and a decimal unit."""
     for unit in _UNITS[:-1]:
         if value < 1000:
             return f"{value:.0f}{unit}" if not unit else f"{value:.1f}{unit}"

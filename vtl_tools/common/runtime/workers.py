@@ -1,7 +1,7 @@
-"""Several processes for one service: the kernel spreads the flows of an interface over them.
+"""Runs a service in several processes: the kernel distributes the flows of an interface among them.
 
-Each worker has its own socket on every interface, in one PACKET_FANOUT group per interface; the hash is of
-the flow and symmetric, so that one worker sees both directions of a connection.
+Each worker has its own socket on every interface, in one PACKET_FANOUT group per interface. The hash is of
+the flow and symmetric, so that one worker gets both directions of a connection.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 
 class Workers:
-    """Runs a service in `count` processes, and is to its users one service.
+    """Runs a service in `count` processes, which look like one service to users.
 
-    make: makes a worker's Runner, from its number and the fanout number to use. interfaces: held already, by
-    this process, which watches over them.
+    make: returns a worker's Runner, given its number and the fanout number to use. interfaces: locked and
+    guarded already, by this process, which watches them.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Workers:
                 end.setblocking(False)
 
     def run(self) -> int:
-        """Run until a signal, or until a worker ends; return the exit status. Raises VTLError."""
+        """Run until a signal, or until a worker ends. Return the exit status. Raises VTLError."""
         children: dict[int, socket.socket] = {}
         try:
             for number in range(self.count):
@@ -66,7 +66,7 @@ class Workers:
         except KeyboardInterrupt:
             self._exit_code = 130
         finally:
-            for sock in children.values():  # which ends a worker: it may be out of a signal's reach
+            for sock in children.values():  # this ends a worker, which we may not be permitted to signal
                 with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
             for pid in children:
@@ -84,7 +84,7 @@ class Workers:
             return pid, ours
         code = 1
         try:
-            for sock in ours, *others:  # so that the others see it, too, when our parent ends
+            for sock in ours, *others:  # so that the others notice, too, when the parent ends
                 sock.close()
             code = self._work(number, theirs)
         except VTLError as e:
@@ -102,7 +102,7 @@ class Workers:
         self._buses[number][1].close()
         for i, bus in enumerate(self._buses):
             if i != number:
-                bus[0].close()  # what is for another is not ours to take
+                bus[0].close()  # it is another worker's
         runner.stage.broadcast = partial(_broadcast, others)
         os.environ.pop("NOTIFY_SOCKET", None)
         return runner.run()
@@ -173,7 +173,7 @@ class Workers:
                 await asyncio.sleep(watch.period_s)
 
     async def _ready(self, ended: asyncio.Event) -> None:
-        """Say that the service is ready once every worker answers."""
+        """Notify that the service is ready once every worker answers."""
         ready = asyncio.ensure_future(self.status({}))
         stopped = asyncio.ensure_future(ended.wait())
         await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -185,7 +185,7 @@ class Workers:
             task.cancel()
 
     async def status(self, request: control.Result) -> control.Result:
-        """Ask every worker, and return the sums."""
+        """Ask every worker, and return the merged status."""
         async with self._busy:
             answers = await ask_all(self._streams, self._owed)
         total: control.Result = merge(answers)
@@ -201,7 +201,7 @@ async def ask_all(
 ) -> list[Any]:
     """Ask workers, by process, for their status; return their answers. Raises VTLError.
 
-    owed: how many answers each owes; those to earlier questions come first, and tell of the past.
+    owed: how many answers each worker owes. Answers to earlier requests come first and are outdated.
     """
     for pid, (_, writer) in streams.items():
         writer.write(b'{"verb": "status"}\n')
@@ -214,18 +214,16 @@ async def ask_all(
                 owed[pid] -= 1
             answers.append(json.loads(line)["result"])
         except TimeoutError:
-            raise VTLError(f"worker {pid} does not answer; see whether it is stopped") from None
+            raise VTLError(f"worker {pid} does not answer; check whether it is stopped") from None
         except (ValueError, KeyError, TypeError, RecursionError, OSError):
-            raise VTLError(
-                f"worker {pid} ended, or answers what is no status; start the service anew"
-            ) from None
+            raise VTLError(f"worker {pid} ended, or its answer is no status; restart the service") from None
     return answers
 
 
 def merge(answers: Sequence[Any]) -> Any:
     """Return several workers' statuses as one.
 
-    Numbers add up, but of seconds ("..._s") the least stands; of all other values the first.
+    Numbers are added, but of seconds ("..._s") the least is taken, and of all other values the first.
     """
     first = answers[0]
     if isinstance(first, dict):
@@ -243,5 +241,5 @@ def merge(answers: Sequence[Any]) -> Any:
 
 def _broadcast(others: Sequence[socket.socket], message: bytes) -> None:
     for sock in others:
-        with suppress(BlockingIOError, ConnectionError):  # its loop is full, or it has ended
+        with suppress(BlockingIOError, ConnectionError):  # its queue is full, or it has ended
             sock.send(message)

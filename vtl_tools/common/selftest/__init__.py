@@ -1,1 +1,1 @@
-"""What 'vtl-tor selftest' does: a real service between a guest and a world of ours: nothing may leak."""
+"""Self-tests of services: a real service between a hostile guest and our own networks; nothing may leak."""

@@ -1,4 +1,4 @@
-"""A guest that is nothing but a socket: it sends any frame, and talks a little over TCP and DNS."""
+"""The guest of a self-test: a raw socket that sends any frame, with minimal TCP and DNS."""
 
 import selectors
 import socket
@@ -24,7 +24,7 @@ _SENTINELS: Final = "10.254."
 
 
 class RawGuest(Station):
-    """The guest of a service that is all of its network."""
+    """A guest whose only network is the service."""
 
     def __init__(self, networks: Networks, selector: selectors.BaseSelector, wait: Wait) -> None:
         super().__init__(networks, networks.guest, "eth0", selector, wait)
@@ -32,7 +32,7 @@ class RawGuest(Station):
         self._port = 41000
 
     def answers(self) -> Counter[str]:
-        """Count what has come since the last call, by what it is; reset what it opened."""
+        """Count the answers since the last call, by kind; reset the connections that they opened."""
         got = [Ether(frame) for frame in self.take()]
         for pkt in got:
             if TCP in pkt and pkt[TCP].flags == "SA":  # else it would come again, as if for other traffic
@@ -40,7 +40,7 @@ class RawGuest(Station):
         return Counter(what for pkt in got if (what := _kind(pkt)))
 
     def is_heard(self, seconds: float) -> bool:
-        """See whether the service has taken all that was sent: what is sent last it answers last."""
+        """Return whether the service has processed all sent frames: it answers the last one last."""
         self._sentinels += 1
         asked = f"{_SENTINELS}{self._sentinels >> 8}.{self._sentinels & 255}"
         self._put(bytes(Ether(src=MAC, dst=_BROADCAST) / ARP(hwsrc=MAC, psrc=IP4, pdst=asked)))
@@ -57,7 +57,7 @@ class RawGuest(Station):
         return str(answer[DNS].an[0].rdata)
 
     def call(self, call: CarriedConnection) -> bool:
-        """Connect, say something, hear something; return whether all that came about."""
+        """Connect, send and receive; return whether all of it succeeded."""
         self._port += 1
         port = self._port
         net = IPv6(src=IP6, dst=call.target) if ":" in call.target else IP(src=IP4, dst=call.target)
@@ -92,14 +92,14 @@ class RawGuest(Station):
 
 
 def _reset(pkt: Packet) -> Packet:
-    """Return what ends the connection that a SYN-ACK is of."""
+    """Return a reset for the connection of a SYN-ACK."""
     net, opened = pkt[IPv6] if IPv6 in pkt else pkt[IP], pkt[TCP]
     head = Ether(src=pkt.dst, dst=pkt.src) / type(net)(src=net.dst, dst=net.src)
     return head / TCP(sport=opened.dport, dport=opened.sport, seq=opened.ack, flags="R")
 
 
 def _kind(pkt: Packet) -> str:
-    """Say what an answer is; "" for what was answered to us and not to the traffic."""
+    """Return the kind of an answer; "" if it answers the guest's own requests, not the tested traffic."""
     if ARP in pkt:
         return "" if pkt[ARP].psrc.startswith(_SENTINELS) else "arp"
     if TCP in pkt:

@@ -1,4 +1,4 @@
-"""The worst of hosts: it forwards, it answers for others, it listens everywhere; and it tells what it got."""
+"""The host of a self-test, as vulnerable as possible: it forwards, listens everywhere, and reports leaks."""
 
 import contextlib
 import re
@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from vtl_tools.common.selftest.netns import Networks, ip, listen, sysctl
+from vtl_tools.common.selftest.netns import Networks, ip, sysctl
+from vtl_tools.common.selftest.raw_socket import open_raw_socket, receive_all
 
 LINK: Final = "vmnet1"
 """Where the guest is."""
@@ -73,8 +74,8 @@ def _variables() -> dict[str, int]:
 class HostileHost:
     """The host's network with its sockets, and the socket at the far end of its uplink.
 
-    is_routed: its default route is by the uplink, and no frame may go there. Else the uplink is a service's
-    as well: what the host gets by the guest's interface counts, and it has other routes into the world.
+    is_routed: the default route leads to the uplink, where no frame may arrive. Else the uplink is a
+    service's, too: then frames that the host gets by the guest's interface count, and it has other routes.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class HostileHost:
         self._settle(("default", "default") if is_routed else _WORLD)
         if is_routed:
             with networks.within(networks.world):
-                self._watch(listen("wan0"), self._on_uplink)
+                self._watch(open_raw_socket("wan0"), self._on_uplink)
         self._listen()
         self._before = self._counters()
 
@@ -171,9 +172,7 @@ class HostileHost:
         self._selector.register(sock, selectors.EVENT_READ, lambda: on_ready(sock, what))  # type: ignore[operator]
 
     def _on_uplink(self, sock: socket.socket, what: str) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self.uplinked.append(sock.recv(65536))
+        self.uplinked += receive_all(sock)
 
     def _on_caller(self, sock: socket.socket, what: str) -> None:
         with contextlib.suppress(OSError):
@@ -203,7 +202,7 @@ class HostileHost:
         self.link = name
 
     def has_route_by_guest(self) -> bool:
-        """Say whether the host's default route of IPv6 is by the guest's interface."""
+        """Return whether the host's default route of IPv6 is by the guest's interface."""
         lines = Path("/proc/net/ipv6_route").read_text().splitlines()
         routes = [line.split() for line in lines]
         return any(
@@ -231,7 +230,7 @@ class HostileHost:
         return counters
 
     def leaks(self) -> list[tuple[str, str]]:
-        """Return what has come out since the last call: where, and what."""
+        """Return the leaks since the last call: place and description."""
         found = [("uplink", summary(frame)) for frame in self.uplinked]
         found += [("host", what) for what in self.heard]
         now = self._counters()
@@ -259,13 +258,13 @@ def _received(link: str) -> int:
 
 
 def summary(frame: bytes) -> str:
-    """Return a frame in one line."""
+    """Return a one-line description of a frame."""
     from scapy.layers.l2 import Ether
 
     return str(Ether(frame).summary())
 
 
 def counted(leaks: list[tuple[str, str]]) -> list[str]:
-    """Return leaks as lines, alike ones once, the most frequent first."""
+    """Return leaks as lines, equal ones merged, the most frequent first."""
     lines = Counter(f"{where}: {what}" for where, what in leaks).most_common(_SHOWN_MAX)
     return [line if count == 1 else f"{line} ({count} times)" for line, count in lines]

@@ -1,4 +1,4 @@
-"""Packets that few hosts send, or that none should, each to whomever they may reach."""
+"""Unusual and malformed packets for the self-tests, to each possible destination."""
 
 import random
 from collections.abc import Callable, Iterator

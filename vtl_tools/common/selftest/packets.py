@@ -1,4 +1,4 @@
-"""Addresses of the guest and of whom it calls, and packets to these."""
+"""Addresses of the self-tests' guest and its peers, and packets to them."""
 
 from collections.abc import Callable, Iterator
 from itertools import product

@@ -1,4 +1,4 @@
-"""What the test came to, for people and for programs."""
+"""Prints the results of a self-test, as a table or as JSON."""
 
 import json
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ _ASKED_MAX = 3
 
 
 def print_json(results: Iterable[TrialResult]) -> bool:
-    """Print a line for each kind as it is done, and one for all; return whether nothing leaked."""
+    """Print one line for each kind when it is done, and one for all. Return whether nothing leaked."""
     done = []
     for result in results:
         done.append(result)
@@ -30,7 +30,7 @@ def print_json(results: Iterable[TrialResult]) -> bool:
 
 
 def print_table(results: Iterable[TrialResult], *, has_proxy: bool = True) -> bool:
-    """Draw a table when all is done, with what leaked below it; return whether nothing leaked."""
+    """Print a table when all is done, with the leaks below it. Return whether nothing leaked."""
     console, done = rich_console(), list[TrialResult]()
     with console.status("starting a service between a guest and a host of our own") as status:
         for result in results:

@@ -1,4 +1,4 @@
-"""What came of a class of traffic."""
+"""The result of one kind of traffic in a self-test."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 @dataclass
 class TrialResult:
-    """What came of a class of traffic. calls: of so much that had to pass, so much was carried.
+    """The result of one kind of traffic. calls: connections that must be carried; carried: those that were.
 
-    asked: of the proxy. leaks: as lines; leaked: how many there were.
+    asked: the proxy's requests. leaks: as lines; leaked: their number.
     """
 
     kind: str
@@ -22,7 +22,7 @@ class TrialResult:
 
     @property
     def verdict(self) -> str:
-        """Return "held", "leaked", or "not carried": then nothing is proved, since nothing works."""
+        """ "held", "leaked", or "not carried": the last proves nothing, since nothing works."""
         if self.leaked:
             return "leaked"
         return "held" if self.carried == self.calls else "not carried"

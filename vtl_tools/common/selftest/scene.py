@@ -1,4 +1,4 @@
-"""A service that runs between a guest and a host of its own, and what is done to both of them."""
+"""Runs a service between a guest and a host in network namespaces."""
 
 import contextlib
 import os
@@ -34,23 +34,23 @@ _BRIDGE: Final = (
 
 
 class EndedError(VTLError):
-    """The service ended, with what it said last."""
+    """The service ended; has its last message."""
 
 
 class Scene(ABC):
-    """Three networks, with the host in between, and a service in the host's once it is started.
+    """Three networks, with the host in between, and a service in the host's network once it is started.
 
-    A subclass leaves on `stack` what is to be closed before.
+    A subclass adds its own resources to `stack`.
     """
 
     guest: Station
 
     @abstractmethod
     def command(self, iface: str) -> list[str]:
-        """Return the service's command for the guest's interface, by this name."""
+        """Return the service's command for the guest's interface of this name."""
 
     def leaks(self) -> list[tuple[str, str]]:
-        """Return what has come out since the last call: where, and what."""
+        """Return the leaks since the last call: place and description."""
         return self.host.leaks()
 
     def __init__(self, *, is_routed: bool) -> None:
@@ -105,7 +105,7 @@ class Scene(ABC):
         process.stdout.close()
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Serve everybody until a condition is true, for so many seconds at most; return whether it is."""
+        """Serve all sockets until a condition holds, for so many seconds at most. Return whether it holds."""
         until = time.monotonic() + seconds
         while not condition():
             if (left := until - time.monotonic()) <= 0:
@@ -115,11 +115,11 @@ class Scene(ABC):
         return True
 
     def pause(self, seconds: float) -> None:
-        """Serve everybody for a while."""
+        """Serve all sockets for a while."""
         self.wait(lambda: False, seconds)
 
     def starts_beside(self, iface: str) -> bool:
-        """Start vtl-bridge between the guest's interface and another; say whether it came up."""
+        """Start vtl-bridge between the guest's interface and another. Return whether it came up."""
         said = self.directory / "beside"
         with said.open("wb") as output:
             process = subprocess.Popen(
@@ -136,7 +136,7 @@ class Scene(ABC):
         return is_ready()
 
     def close(self) -> None:
-        """End the service, and remove all of it."""
+        """End the service, and remove the networks."""
         self.stack.close()
 
 

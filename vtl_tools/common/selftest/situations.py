@@ -1,4 +1,4 @@
-"""What the guest does before a service starts, and an administrator of the host after it."""
+"""Events around a service's start in a self-test: actions of the guest, and of the host's administrator."""
 
 import ctypes
 from collections import Counter
@@ -21,9 +21,10 @@ _PROBES: Final = ("udp", "icmp", "icmpv6", "fragments")
 
 @dataclass(frozen=True)
 class Situation:
-    """before, after: what is done around the service's start; after says if it should not have come about.
+    """before, after: actions before and after the service's start. after returns a message if it succeeds
+    although it must not.
 
-    iface: how the service is told the guest's interface.
+    iface: the name of the guest's interface in the service's command.
     """
 
     name: str
@@ -33,9 +34,9 @@ class Situation:
 
 
 def tried(scene: Scene, situation: Situation) -> TrialResult:
-    """Return what came of a situation. Raises VTLError where it cannot be made.
+    """Return the result of a situation. Raises VTLError if it cannot be set up.
 
-    A service that does not start holds nothing and is in nobody's way: that is no leak.
+    A service that does not start carries nothing, and so leaks nothing.
     """
     result = TrialResult(situation.name)
     scene.pause(SETTLED_S)

@@ -1,13 +1,13 @@
-"""A station that is nothing but a socket: it sends any frame, and keeps those that come."""
+"""A station of a self-test: a raw socket that sends any frame, and collects received ones."""
 
-import contextlib
 import selectors
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from scapy.packet import Packet
 
-from vtl_tools.common.selftest.netns import Networks, listen
+from vtl_tools.common.selftest.netns import Networks
+from vtl_tools.common.selftest.raw_socket import open_raw_socket, receive_all
 
 Wait = Callable[[Callable[[], bool], float], bool]
 """Serves everybody until a condition is true, for so many seconds at most; returns whether it is."""
@@ -16,7 +16,7 @@ _AGAIN_S: Final = 0.001
 
 
 class Station:
-    """Its socket on an interface of one of the networks. wait: how others are served while it waits."""
+    """A raw socket on an interface of one network. wait: serves the others while this one waits."""
 
     def __init__(
         self, networks: Networks, network: int, interface: str, selector: selectors.BaseSelector, wait: Wait
@@ -24,13 +24,11 @@ class Station:
         self._wait, self._selector = wait, selector
         self._got: list[bytes] = []
         with networks.within(network):
-            self._socket = listen(interface)
+            self._socket = open_raw_socket(interface)
         selector.register(self._socket, selectors.EVENT_READ, self._on_frames)
 
     def _on_frames(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._got.append(self._socket.recv(65536))
+        self._got += receive_all(self._socket)
 
     def send(self, frames: Iterable[Packet | bytes]) -> int:
         """Send frames; return how many."""
@@ -50,12 +48,12 @@ class Station:
                 return
 
     def take(self) -> list[bytes]:
-        """Return what has come since the last call."""
+        """Remove and return the frames received since the last call."""
         got, self._got = self._got, []
         return got
 
     def forget(self) -> None:
-        """Forget what has come since the last call."""
+        """Discard the frames received since the last call."""
         self._got.clear()
 
     def close(self) -> None:

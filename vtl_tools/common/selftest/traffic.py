@@ -1,7 +1,7 @@
-"""Every kind of traffic by which a guest is known to escape, or its host to answer, as frames.
+"""All kinds of traffic by which a guest may escape, or its host may answer, as frames.
 
-Each is sent to the service's Ethernet address and to the host's own, since the host would take either up,
-and for the world, for the host's address on the guest's link, and for that on the uplink.
+Each is sent to the service's Ethernet address and to the host's own, since the host would accept both; and
+to the world, to the host's address on the guest's link, and to that on the uplink.
 """
 
 from collections.abc import Callable, Iterator
@@ -79,7 +79,7 @@ _SSDP: Final = b'M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: "ssdp
 
 
 class CarriedConnection(NamedTuple):
-    """A TCP connection that is carried: the guest sends so many octets, and may have Tor asked for it."""
+    """A TCP connection that must be carried: octets that the guest sends, and the request to the proxy."""
 
     target: str
     port: int
@@ -88,11 +88,11 @@ class CarriedConnection(NamedTuple):
 
 @dataclass(frozen=True)
 class TrafficKind:
-    """A class of traffic. host_mac: of the host's interface.
+    """One kind of traffic. host_mac: of the host's interface.
 
-    frames: makes what is sent. calls: what is carried by Tor after that. asks: a look-up by DNS goes before.
-    names: what is looked up and, if there is an address, called, and of which Tor is not asked.
-    ports, targets: what the frames themselves may have Tor asked for.
+    frames: returns the frames to send. calls: connections through Tor after that. asks: a DNS look-up comes
+    first. names: names to resolve and, if there is an address, to connect to, without a request to Tor.
+    ports, targets: requests to Tor that the frames themselves may cause.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""One end of a TCP connection (RFC 9293), without input, output, clock or chance. Enter by endpoint.py."""
+"""A TCP endpoint (RFC 9293): one end of a connection, without I/O, clock or randomness. See endpoint.py."""

@@ -1,4 +1,4 @@
-"""SEGMENT ARRIVES: what a connection makes of a segment, in the steps of RFC 9293 section 3.10.7."""
+"""SEGMENT ARRIVES: processes a received segment, in the steps of RFC 9293 section 3.10.7."""
 
 from typing import Final
 
@@ -15,7 +15,7 @@ _MAX_STALE: Final = 1 << 30
 
 
 def arrive(tcb: TCB, segment: Segment, now: float) -> None:
-    """Process a segment of this connection. Its data is copied."""
+    """Process a segment of this connection. Copies its data."""
     state = tcb.state
     tcb.segments_in += 1
     if state is State.TIME_WAIT and _is_new_connection(tcb, segment):
@@ -39,7 +39,7 @@ def arrive(tcb: TCB, segment: Segment, now: float) -> None:
 
 
 def _listen(tcb: TCB, segment: Segment, now: float) -> None:
-    """3.10.7.2. The SYN-ACK waits for the user to accept."""
+    """3.10.7.2. The SYN-ACK is sent when the user accepts."""
     flags = segment.flags
     if not tcb.path.is_unicast:  # MUST-57, MUST-63: not even a reset
         tcb.drops[SegmentDrop.FOREIGN] += 1
@@ -79,13 +79,16 @@ def _syn_sent(tcb: TCB, segment: Segment, now: float) -> None:
     if ack:
         _established(tcb, segment, ack, now)
         tcb.ack_now = True
-    else:  # both ends opened at once: our SYN goes out again, with an ACK
+    else:  # simultaneous open: our SYN is sent again, with an ACK
         tcb.become(State.SYN_RECEIVED)
         tcb.syn_due = True
 
 
 def _begin(tcb: TCB, syn: Segment, now: float) -> None:
-    """Learn the peer's number and options. Data on a SYN is left to be sent again."""
+    """Record the peer's sequence number and options.
+
+    Data on a SYN is ignored, so that the peer retransmits it.
+    """
     tcb.rcv.start(syn.seq)
     agree(tcb, syn)
     tcb.heard_at = now
@@ -95,7 +98,7 @@ def _begin(tcb: TCB, syn: Segment, now: float) -> None:
 
 
 def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
-    """Our SYN is acknowledged."""
+    """Enter ESTABLISHED: our SYN is acknowledged."""
     snd = tcb.snd
     if tcb.timed is not None:
         tcb.rtt.sample(now - tcb.timed[1])
@@ -110,12 +113,12 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     snd.wl1, snd.wl2 = tcb.rcv.position(segment.seq), ack
     tcb.sent_at = now
     tcb.become(State.ESTABLISHED)
-    if snd.fin is not None:  # the user closed before the connection stood
+    if snd.fin is not None:  # the user closed before the handshake was complete
         tcb.become(State.FIN_WAIT_1)
 
 
 def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
-    """3.10.7.4: all other states."""
+    """3.10.7.4: the other states."""
     rcv, flags = tcb.rcv, segment.flags
     seq = rcv.position(segment.seq)
 
@@ -147,7 +150,7 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
         return
     if not _acknowledged(tcb, segment, seq, now):
         return
-    # RFC 7323 section 5.3 (R3); not before, or who guesses neither SEQ nor ACK could move TS.Recent
+    # RFC 7323 section 5.3 (R3); not earlier, or an attacker without valid SEQ and ACK could move TS.Recent
     if tcb.timestamps and segment.stamps is not None and seq <= tcb.last_ack:
         tcb.ts_recent, tcb.ts_recent_at = segment.stamps[0], now
 
@@ -172,7 +175,7 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
 
 
 def _finished(tcb: TCB, now: float) -> None:
-    """The peer's FIN is in order: RCV.NXT is behind it."""
+    """Process the peer's FIN, which is in order: RCV.NXT is after it."""
     if tcb.config.delayed_fin_ack and tcb.state is State.ESTABLISHED:
         tcb.delayed_at = min(tcb.delayed_at, now + tcb.config.delayed_ack_s)
     else:
@@ -184,7 +187,7 @@ def _finished(tcb: TCB, now: float) -> None:
 
 
 def _is_new_connection(tcb: TCB, segment: Segment) -> bool:
-    """Tell a SYN that may take over from TIME-WAIT (MAY-2): newer by timestamp or number (RFC 6191)."""
+    """Return whether a SYN may replace TIME-WAIT (MAY-2): newer by timestamp or number (RFC 6191)."""
     if segment.flags & (SYN | ACK | RST | FIN) != SYN:
         return False
     if tcb.timestamps and segment.stamps is not None and segment.stamps[0] != tcb.ts_recent:
@@ -193,7 +196,7 @@ def _is_new_connection(tcb: TCB, segment: Segment) -> bool:
 
 
 def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
-    """First step. What is not acceptable is answered by an ACK, unless it is a RST."""
+    """First step. An unacceptable segment is answered by an ACK, unless it is a RST."""
     rcv, flags = tcb.rcv, segment.flags
     stamps = segment.stamps
     if tcb.timestamps:
@@ -210,8 +213,8 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
             return False
 
     length = segment.length + (flags & FIN) + (flags >> 1 & 1)
-    # As in Linux, an empty segment right behind the window is in: the peer sent all it may.
-    # With a window of zero, data at RCV.NXT is not taken, but its ACK is (3.10.7.4).
+    # As in Linux, an empty segment right after the window is acceptable: the peer used up the window.
+    # With a window of zero, data at RCV.NXT is not accepted, but its ACK is (3.10.7.4).
     if seq + length >= rcv.nxt and seq <= rcv.edge and (seq + length > rcv.nxt or not length):
         return True
     if flags & SYN:
@@ -228,7 +231,7 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
 
 
 def _stale(tcb: TCB, segment: Segment, reason: SegmentDrop, now: float) -> None:
-    """Acknowledge again what is not acceptable: with data or a FIN always, as the ACK may have been lost."""
+    """Acknowledge an unacceptable segment: with data or FIN always, as the earlier ACK may have been lost."""
     if segment.length or segment.flags & FIN:
         tcb.drops[reason] += 1
         if not tcb.syn_pending:
@@ -238,7 +241,7 @@ def _stale(tcb: TCB, segment: Segment, reason: SegmentDrop, now: float) -> None:
 
 
 def _challenge(tcb: TCB, reason: SegmentDrop, now: float) -> None:
-    """Answer by an ACK: a peer that means it will say so with the right number (RFC 5961)."""
+    """Send a challenge ACK: a genuine peer replies with the correct number (RFC 5961)."""
     tcb.drops[reason] += 1
     if not tcb.syn_pending and tcb.may_challenge(now):
         tcb.ack_now = True
@@ -250,7 +253,7 @@ def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
             tcb.drops[SegmentDrop.HELD] += 1
             return
         if segment.flags & ACK and tcb.snd.position(segment.ack) == 1 and not tcb.passive:
-            _established(tcb, segment, 1, now)  # both ends opened at once, and this answers our SYN
+            _established(tcb, segment, 1, now)  # simultaneous open: this answers our SYN
             tcb.ack_now = True
             return
         tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
@@ -261,7 +264,7 @@ def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
 
 
 def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
-    """Fifth step; tell whether to go on with the segment."""
+    """Fifth step. Return whether to continue with the segment."""
     snd = tcb.snd
     ack = snd.position(segment.ack)
     if tcb.state is State.SYN_RECEIVED:
@@ -286,7 +289,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     elif (
         ack == snd.una
         and snd.una < snd.nxt
-        and snd.wnd  # else it answers a probe, and tells of no loss
+        and snd.wnd  # else it answers a probe, and is no sign of loss
         and (news or (segment.length == 0 and not segment.flags & FIN and window == snd.wnd))
     ):
         snd.duplicated()
@@ -303,13 +306,13 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
             if snd.wnd == 0 and tcb.stalled_since is not None:
                 tcb.stalled_since = now
         if snd.wnd == 0 and tcb.stalled_since is not None:
-            tcb.stalled_since = now  # MUST-37: a peer that answers may keep its window shut for ever
+            tcb.stalled_since = now  # MUST-37: a peer that answers may keep its window at zero indefinitely
             tcb.rtt.answered()
     return True
 
 
 def _progress(tcb: TCB, segment: Segment, ack: int, dsack: bool, now: float) -> None:
-    """SND.UNA < SEG.ACK =< SND.NXT."""
+    """Process an ACK of new data: SND.UNA < SEG.ACK =< SND.NXT."""
     snd, rtt = tcb.snd, tcb.rtt
     if tcb.timed is not None:
         if ack >= tcb.timed[0]:
@@ -323,7 +326,7 @@ def _progress(tcb: TCB, segment: Segment, ack: int, dsack: bool, now: float) -> 
         rtt.progressed()
     if tcb.probe is not None and ack >= tcb.probe[0]:
         if tcb.probe[1] and not dsack and snd.recover is None:
-            snd.cc.lost(snd.flight)  # the probe mended a loss (RFC 8985 section 7.4)
+            snd.cc.lost(snd.flight)  # the probe repaired a loss (RFC 8985 section 7.4)
         tcb.probe = None
     snd.acked(ack)
     tcb.head_at, tcb.head_mark, tcb.reorder_at = now, snd.nxt, NEVER
@@ -342,13 +345,13 @@ def _progress(tcb: TCB, segment: Segment, ack: int, dsack: bool, now: float) -> 
 
 
 def _urgent(tcb: TCB, segment: Segment, seq: int) -> None:
-    """Sixth step. The user sees it in `urgent`, and reads what is urgent in its place (RFC 6093)."""
+    """Sixth step. The user sees it in `urgent`, and reads urgent data in its place (RFC 6093)."""
     if segment.flags & URG and tcb.state in TAKES_DATA:
         tcb.rcv.up = max(tcb.rcv.up, seq + segment.urgent)  # RCV.UP <- max(RCV.UP,SEG.UP)
 
 
 def _text(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
-    """Seventh step: take the data, and decide when to acknowledge it (RFC 5681 section 4.2)."""
+    """Seventh step: accept the data, and decide when to acknowledge it (RFC 5681 section 4.2)."""
     rcv = tcb.rcv
     before = rcv.nxt
     gap = rcv.has_gap

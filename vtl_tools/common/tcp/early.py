@@ -1,19 +1,19 @@
-"""What came before its turn: reassembly, in few large pieces however small the segments are."""
+"""Reassembly of out-of-order data, in few large pieces however small the segments are."""
 
 from bisect import bisect_right
 from itertools import islice
 from typing import Final
 
 _PIECE_MAX: Final = 65536
-"""Octets up to which pieces that touch are joined, so that joining copies no more than a frame's worth."""
+"""Maximum octets of joined pieces, so that joining copies no more than a frame's worth."""
 _RECENT_MAX: Final = 8
-_BLOCKS: Final = 4  # as many as a segment has room for
+_BLOCKS: Final = 4  # a segment has no room for more
 
 
 class Early:
-    """Octets behind a gap, by position. most: pieces kept; what touches is joined, so it is gaps that count.
+    """Out-of-order octets, by position. most: maximum pieces. Adjacent pieces are joined, so gaps count.
 
-    starts, pieces: where each begins, sorted, and what it is; no two overlap. octets: in all of them.
+    starts, pieces: position and content of each piece, sorted; no two overlap. octets: of all pieces.
     """
 
     __slots__ = ("_most", "_recent", "octets", "pieces", "starts")
@@ -23,17 +23,17 @@ class Early:
         self.starts: list[int] = []
         self.pieces: list[bytearray] = []
         self.octets = 0
-        self._recent: list[int] = []  # positions in what came lately, the latest first (RFC 2018 section 4)
+        self._recent: list[int] = []  # positions in recent pieces, the latest first (RFC 2018 section 4)
 
     @property
     def end(self) -> int:
-        """Where the last piece ends; 0 if there is none."""
+        """The end of the last piece; 0 if there is none."""
         return self.starts[-1] + len(self.pieces[-1]) if self.starts else 0
 
     def add(self, start: int, end: int, data: memoryview) -> tuple[bool, tuple[int, int] | None]:
-        """Keep what of a range is not here yet: copies of it.
+        """Copy the parts of a range that are missing.
 
-        Returns whether there was room for all of it, and a part that was here already, if there was one.
+        Returns whether there was room for all of it, and a part that was present before, if there was one.
         """
         starts, pieces = self.starts, self.pieces
         i, at, again, kept = bisect_right(starts, start), start, None, True
@@ -47,7 +47,7 @@ class Early:
                 break
             if stop == end:
                 break
-            # The piece that was at stop may have been joined to one that begins before it.
+            # The piece at stop may have been joined to one that begins before it.
             i = bisect_right(starts, stop)
             at = starts[i - 1] + len(pieces[i - 1])
             again = (stop, min(at, end))
@@ -57,7 +57,7 @@ class Early:
         return kept, again
 
     def _put(self, i: int, at: int, data: memoryview) -> bool:
-        """Put data between the pieces before and at i: to one of them if it touches it, else by itself."""
+        """Insert data before piece i: join it to a neighbour that it touches, or add a piece of its own."""
         starts, pieces, size = self.starts, self.pieces, len(data)
         right = pieces[i] if i < len(starts) and starts[i] == at + size else None
         left = pieces[i - 1] if i and starts[i - 1] + len(pieces[i - 1]) == at else None
@@ -77,7 +77,7 @@ class Early:
         return True
 
     def first(self, end: int) -> tuple[int, bytearray] | None:
-        """Take the first piece out, with its position, if it begins at or before end."""
+        """Remove and return the first piece, with its position, if it begins at or before end."""
         if not self.starts or self.starts[0] > end:
             return None
         at, piece = self.starts.pop(0), self.pieces.pop(0)
@@ -87,14 +87,14 @@ class Early:
         return at, piece
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all pieces."""
         self.starts.clear()
         self.pieces.clear()
         self._recent.clear()
         self.octets = 0
 
     def runs(self) -> list[tuple[int, int]]:
-        """Return what pieces form together, the latest that came first; as many as can be told of."""
+        """Return the ranges without gaps, the most recent first; as many as fit the SACK option."""
         found: list[tuple[int, int]] = []
         if not self.starts:
             return found
@@ -107,7 +107,7 @@ class Early:
         return found
 
     def _run(self, at: int) -> tuple[int, int]:
-        """Return the run of pieces that touch each other, one of which has a position."""
+        """Return the range without gaps that contains a position."""
         starts, pieces = self.starts, self.pieces
         first = bisect_right(starts, at) - 1
         last = first

@@ -1,4 +1,4 @@
-"""One end of a TCP connection (RFC 9293), without input, output, clock or chance: enter here."""
+"""The TCP endpoint (RFC 9293), without I/O, clock or randomness: the interface for user and driver."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,11 +26,12 @@ _ABORT_IS_TOLD = frozenset(  # 3.10.5
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What TCP_INFO tells of a connection. Octets and seconds.
+    """The state of a connection, like TCP_INFO. Octets and seconds.
 
     rto_s: doubled for each timeout in a row, which backoffs counts. phase: open, disorder, recovery or loss.
-    lost: counts as lost, and was not sent again yet. reordering: segments that overtake what then counts as
-    lost. retransmits: segments or super-segments, in all. due_s: when wake() is due; None: never.
+    lost: considered lost, and not retransmitted yet. reordering: segments that must overtake another before
+    it is considered lost. retransmits: segments or super-segments, in all. due_s: time of wake(); None:
+    never.
     """
 
     state: State
@@ -73,9 +74,9 @@ class Info:
 class Endpoint(TCB):
     """One end of one connection, on one path. Frames and time go in; frames and one deadline come out.
 
-    After each receive(), wake(), or call of the user's, transmit() returns what is to be sent. Calls that the
-    state does not allow raise ValueError. secret: see initial_numbers(); iss: the sequence number
-    instead, for who takes over a number that is known.
+    After each receive(), wake(), or call by the user, transmit() returns the frames to send. Calls that the
+    state does not allow raise ValueError. secret: see initial_numbers(). iss: the initial sequence number to
+    use instead, to take over a connection.
     """
 
     __slots__ = ()
@@ -96,20 +97,20 @@ class Endpoint(TCB):
     # --- opening
 
     def connect(self) -> None:
-        """Open actively: the next transmit() has the SYN."""
+        """Open actively: the next transmit() returns the SYN."""
         if not self.path.is_unicast:
-            raise ValueError("no host has such an address: TCP connects two hosts")  # MUST-46
+            raise ValueError("not an address of a single host")  # MUST-46
         self._open(State.SYN_SENT)
         self.syn_due = True
 
     def listen(self) -> None:
-        """Open passively. A SYN makes `asked` true; it is answered after accept() or refuse()."""
+        """Open passively. A SYN sets `asked`; it is answered after accept() or refuse()."""
         self._open(State.LISTEN)
         self.passive = True
 
     def _open(self, state: State) -> None:
         if self.state is not State.CLOSED or self.ended is not None:
-            raise ValueError(f"the connection is {self.state.value}: an endpoint opens once")
+            raise ValueError(f"the connection is {self.state.value}: an endpoint can be opened only once")
         self.become(state)
 
     @property
@@ -118,23 +119,26 @@ class Endpoint(TCB):
         return self.syn_pending
 
     def accept(self) -> None:
-        """Answer the SYN by ours."""
+        """Answer the SYN by a SYN-ACK."""
         if not self.syn_pending:
             raise ValueError("no SYN waits for an answer")
         self.syn_pending, self.syn_due = False, True
 
     def refuse(self) -> None:
-        """Answer the SYN by a reset, as a port where nobody listens does."""
+        """Answer the SYN by a reset, as a closed port does."""
         if not self.syn_pending:
             raise ValueError("no SYN waits for an answer")
-        self.snd.nxt = -self.snd.iss  # SEQ=0, as of a connection that never was (3.10.7.1)
+        self.snd.nxt = -self.snd.iss  # SEQ=0, as in state CLOSED (3.10.7.1)
         self.reset_due, self.timestamps = True, False
         self.end(Ended.ABORTED)
 
     # --- frames and time
 
     def receive(self, frame: Frame, now: float) -> None:
-        """Take a frame, which is borrowed: its data is copied. What is not of the connection is counted."""
+        """Process a frame, which is borrowed: its data is copied.
+
+        A frame of another connection is counted.
+        """
         try:
             segment = parse(frame)
             if not frame[0] & 3 and not is_intact(frame):
@@ -150,26 +154,29 @@ class Endpoint(TCB):
         self.rcv.own()
 
     def arrive(self, segment: Segment, now: float) -> None:
-        """Take a segment that parse() made of a frame of this path, and that is_intact().
+        """Process a segment of this path that parse() returned, and for which is_intact() holds.
 
-        Its data is borrowed: call own() before the frame goes.
+        Its data is borrowed: call own() before the frame becomes invalid.
         """
         arrive(self, segment, now)
 
     def own(self) -> None:
-        """Copy what is still borrowed, so that the frames it came in may go."""
+        """Copy the data that is still borrowed, so that its frames may become invalid."""
         self.rcv.own()
 
     def transmit(self, now: float) -> list[bytearray]:
-        """Return all that may be sent now; the frames are the caller's."""
+        """Return all frames that may be sent now. The caller owns them."""
         return [bytearray().join(pieces) for pieces in output.transmit(self, now)]
 
     def transmit_pieces(self, now: float) -> list[Pieces]:
-        """Return the same in pieces, which show what was written: send them before the next call."""
+        """Return the frames of transmit() in pieces, with views of written data.
+
+        Send them before the next call.
+        """
         return output.transmit(self, now)
 
     def deadline(self) -> float | None:
-        """Return when wake() is due; None: never, unless something else happens first."""
+        """Return when wake() is due; None: never, unless another call comes first."""
         due = min(
             self.retransmit_at, self.reorder_at, self.persist_at, self.delayed_at, self.time_wait_at,
             self._give_up_at(), self._keep_alive_at(), self._silent_at(),
@@ -177,7 +184,7 @@ class Endpoint(TCB):
         return None if due == NEVER else due
 
     def wake(self, now: float) -> None:
-        """Do what is due by now; early is harmless."""
+        """Process the timers that are due. An early call is harmless."""
         if now >= self.time_wait_at or now >= self._silent_at():
             self.end(Ended.CLOSED if self.time_wait_at <= now else Ended.TIMED_OUT)
             return
@@ -212,7 +219,7 @@ class Endpoint(TCB):
             return
         self.rtt.back_off()  # RFC 6298 (5.5)
         self.probe = self.timed = None
-        if snd.wnd == 0:  # 3.8.6.1: not congestion, so an octet asks whether the window has opened
+        if snd.wnd == 0:  # 3.8.6.1: not congestion, so an octet probes the window
             end = snd.una + 1
             fin = snd.fin == snd.una
             piece = Piece(snd.una, snd.una if fin else end, fin, True)
@@ -226,7 +233,7 @@ class Endpoint(TCB):
         self.persist_at = NEVER
         if (piece := self.snd.override()) is not None:
             if not self.snd.wnd:
-                self.rtt.back_off(again=False)  # SHLD-30: each probe waits longer, the second already
+                self.rtt.back_off(again=False)  # SHLD-30: the interval doubles from the second probe on
             self.out.append(output.send_piece(self, piece, now))
 
     def _keep_alive(self, now: float) -> None:
@@ -263,81 +270,81 @@ class Endpoint(TCB):
 
     @property
     def readable(self) -> int:
-        """Octets that read() has."""
+        """Octets that read() can return."""
         return self.rcv.readable
 
     @property
     def urgent(self) -> int:
-        """Octets of what read() returns next that are urgent (MUST-33); may be more than are readable yet.
+        """Urgent octets, counted from the next that read() returns (MUST-33); some may not have arrived yet.
 
-        They end before the octet that the urgent pointer points to (MUST-62). It grows when the pointer
-        advances, which the user learns by looking after receive().
+        They end before the octet that the urgent pointer points to (MUST-62). The number grows when the
+        pointer advances; the user checks it after receive().
         """
         return self.rcv.urgent
 
     @property
     def suspect(self) -> bool:
-        """Whether the path seems dead (R1, MUST-20), so that IP, whose owner sees this, should be told.
+        """Whether the path seems dead (R1, MUST-20), so that the user can inform IP.
 
-        A SYN or data was sent three times more and not acknowledged, or a probe of a shut window was not
-        answered as often.
+        A SYN or data was retransmitted three times and not acknowledged, or three probes of a zero window
+        were not answered.
         """
         return self.ended is None and self.rtt.unanswered >= _R1
 
     @property
     def at_eof(self) -> bool:
-        """Whether the peer has closed, and all it had sent was read."""
+        """Whether the peer has closed, and all its data was read."""
         finished = self.rcv.fin is not None and self.rcv.nxt > self.rcv.fin
         return not self.rcv.readable and finished
 
     @property
     def writable(self) -> int:
-        """Octets that write() would take."""
+        """Octets that write() would accept."""
         return self.snd.room if self._may_write() else 0
 
     @property
     def unsent(self) -> int:
-        """Octets written and not sent yet, and our FIN."""
+        """Octets written and not sent yet, our FIN included."""
         return self.snd.unsent
 
     def _may_write(self) -> bool:
         return self.state in MAY_WRITE and self.snd.fin is None
 
     def write(self, data: Octets, *, urgent: bool = False) -> int:
-        """Queue octets; return how many were taken, which may be none. Large pieces are held by reference.
+        """Queue octets; return how many were accepted, perhaps none. Large pieces are held by reference.
 
-        The caller must not change data until it is acknowledged. urgent: all up to the end of what was taken
-        is (3.8.5), and the peer learns so even while its window is shut.
+        The caller must not change data until it is acknowledged. urgent: all data up to the end of the
+        accepted part is urgent (3.8.5), and the peer learns this even while its window is zero.
         """
         if not self._may_write():
-            raise ValueError(f"the connection is {self.state.value}: nothing can be written")
+            raise ValueError(f"the connection is {self.state.value}: not writable")
         taken, snd = self.snd.write(data), self.snd
         if urgent and taken:
             if not snd.is_urgent and self.state in SENDS_DATA:
-                self.ack_now = True  # rides on the data, if that may go out
+                self.ack_now = True  # sent with the data, if that may be sent
             snd.up = snd.queue.tail  # SND.UP
         return taken
 
     @property
     def acknowledged(self) -> int:
-        """Octets of what was written that the peer has acknowledged: they are no longer referred to."""
+        """Octets written that the peer has acknowledged: no reference to them remains."""
         return self.snd.queue.head - 1
 
     @property
     def pieces(self) -> Sequence[Octets]:
-        """What read() would return, piece by piece. To be looked at, and then skipped."""
+        """The octets that read() would return, piece by piece. Use skip() to consume them."""
         return self.rcv.queue
 
     def skip(self, octets: int) -> None:
-        """Forget so many octets, as if they had been read. At most `readable`."""
+        """Discard octets, as if they had been read. At most `readable`."""
         self.rcv.skip(octets)
 
     def read(self, octets: int = 1 << 20) -> Octets:
-        """Return up to so many octets, in the pieces that they came in; empty if there is nothing (yet)."""
+        """Return at most so many octets, as pieces arrived; empty if there are none (yet)."""
         return self.rcv.read(octets)
 
     def close(self) -> None:
-        """Send no more: a FIN follows what was written. What the peer sends can still be read."""
+        """Close our direction: a FIN follows the written data. The peer's data can still be read."""
         if self.snd.fin is not None or self.state is State.CLOSED:
             return
         if self.state in (State.LISTEN, State.SYN_SENT):
@@ -352,7 +359,7 @@ class Endpoint(TCB):
             self.become(ON_CLOSE[self.state])
 
     def abort(self) -> None:
-        """Reset the connection, and forget what was written and received."""
+        """Reset the connection, and discard written and received data."""
         if self.syn_pending:
             self.refuse()
         elif self.state is not State.CLOSED:
@@ -361,21 +368,21 @@ class Endpoint(TCB):
             self.end(Ended.ABORTED)
 
     def forget(self) -> None:
-        """Let go of all that was written and received, once nobody wants it any more."""
+        """Discard written and received data, once it is no longer needed."""
         self.snd.queue.clear()
         self.rcv.forget()
 
     def configure(self, **changes: Any) -> None:
-        """Change fields of the configuration from now on, as setsockopt(2) does. Raises as Config does.
+        """Change fields of the configuration, as setsockopt(2) does. Raises as Config does.
 
-        What the SYNs agreed on stays, as do timers that run, and a window that was offered.
+        Options agreed in the SYNs stay, as do running timers and a window offered before.
         """
         self.config = self.snd.config = config = replace(self.config, **changes)
         self.rcv.resize(config.receive_buffer)
         self.rtt.limit(config.rto_min_s, config.rto_max_s)
 
     def path_mtu(self, octets: int) -> None:
-        """Send no packets larger than this from now on (RFC 1191, RFC 8201), as an ICMP error told."""
+        """Limit packets to this size from now on (RFC 1191, RFC 8201), after an ICMP error."""
         snd, framer = self.snd, self.framer
         options = 12 if self.timestamps else 0
         least = 576 if len(self.path.local) == 4 else 1280
@@ -384,7 +391,7 @@ class Endpoint(TCB):
             snd.mss = snd.cc.smss = mss
 
     def info(self) -> Info:
-        """Return what TCP_INFO would tell."""
+        """Return the state of the connection, as TCP_INFO does."""
         snd, rcv = self.snd, self.rcv
         return Info(
             state=self.state, mss=snd.mss, rtt_s=self.rtt.srtt_s, rttvar_s=self.rtt.rttvar_s,

@@ -1,4 +1,4 @@
-"""Initial sequence numbers that nobody off the path can guess (RFC 6528), and offsets of timestamps."""
+"""Initial sequence numbers that off-path attackers cannot guess (RFC 6528), and timestamp offsets."""
 
 import struct
 from hashlib import blake2b
@@ -13,10 +13,10 @@ _NUMBERS: Final = struct.Struct("!II")
 
 
 def initial_numbers(secret: bytes, path: Path, now: float) -> tuple[int, int]:
-    """Return ISN = M + F(localip, localport, remoteip, remoteport, secretkey), and a clock's offset.
+    """Return ISN = M + F(localip, localport, remoteip, remoteport, secretkey), and a timestamp offset.
 
-    secret: up to 64 octets that nobody else knows, the same for as long as connections are made. The
-    offset is added to the clock of timestamps, so that TSval tells nobody our uptime (RFC 7323 section 5.4).
+    secret: up to 64 octets that nobody else knows, the same for all connections. The offset is added to the
+    timestamp clock, so that TSval does not reveal our uptime (RFC 7323 section 5.4).
     """
     _, _, local, remote, local_port, remote_port = path
     ends = local + remote + _PORTS.pack(local_port, remote_port)

@@ -1,4 +1,4 @@
-"""What a connection sends: SYNs, data, acknowledgements, resets."""
+"""Builds the segments that a connection sends: SYNs, data, acknowledgements, resets."""
 
 import struct
 from typing import Final
@@ -12,17 +12,17 @@ from vtl_tools.common.tcp.wire import Pieces, Segment
 _STAMPS: Final = struct.Struct("!III")
 _STAMPS_ALONE: Final = 0x0101_080A
 _SEGMENT_MIN: Final = 536  # RFC 9293 MUST-15, IPv4; 1220 over IPv6
-_URGENT_MAX: Final = 0xFFFF  # if SND.UP is further ahead, the segments that follow tell of the rest
+_URGENT_MAX: Final = 0xFFFF  # if SND.UP is further ahead, later segments announce the rest
 
 
 def our_mss(tcb: TCB) -> int:
-    """Return what our SYN offers: what fits the link without options (RFC 6691)."""
+    """Return the MSS that our SYN offers: the payload that fits the link without options (RFC 6691)."""
     fits = tcb.config.mtu - tcb.framer.overhead
     return fits if tcb.config.mss is None else min(tcb.config.mss, fits)
 
 
 def agree(tcb: TCB, syn: Segment) -> None:
-    """Settle what both SYNs offered: an option holds only if both did (RFC 7323, RFC 2018)."""
+    """Apply the options of both SYNs: an option is in force only if both offered it (RFC 7323, RFC 2018)."""
     config, snd, rcv = tcb.config, tcb.snd, tcb.rcv
     tcb.timestamps = config.timestamps and syn.stamps is not None
     snd.sack = config.sack and syn.sack_permitted
@@ -37,7 +37,7 @@ def agree(tcb: TCB, syn: Segment) -> None:
 
 
 def acknowledge(tcb: TCB, now: float) -> Pieces:
-    """Return <SEQ=SND.NXT><ACK=RCV.NXT><CTL=ACK>, with SACK blocks where something is out of order."""
+    """Return <SEQ=SND.NXT><ACK=RCV.NXT><CTL=ACK>, with SACK blocks if data is out of order."""
     blocks = tcb.rcv.blocks()
     if not tcb.snd.sack:
         blocks = []
@@ -53,7 +53,7 @@ def frame(
     length: int = 0,
     blocks: list[tuple[int, int]] | None = None,
 ) -> Pieces:
-    """Return a segment that acknowledges all that came, and note that it does."""
+    """Return a segment that acknowledges all received data, and record that it does."""
     rcv, snd = tcb.rcv, tcb.snd
     tcb.ack_now, tcb.delayed_at, tcb.ack_due_octets = False, NEVER, 0
     tcb.last_ack = rcv.nxt
@@ -79,7 +79,7 @@ def frame(
 
 
 def synchronize(tcb: TCB, now: float) -> Pieces:
-    """Return our SYN, with an ACK where the peer's has come."""
+    """Return our SYN, with an ACK if the peer's SYN has arrived."""
     config, snd, rcv = tcb.config, tcb.snd, tcb.rcv
     answers = tcb.state is State.SYN_RECEIVED
     stamps = tcb.timestamps if answers else config.timestamps
@@ -118,9 +118,9 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
     if end > start:
         data = snd.queue.views(start, end)
         if end == snd.queue.tail:
-            flags |= PSH  # MUST-61: all that was written is in it
+            flags |= PSH  # MUST-61: the end of the written data
     if again:
-        tcb.timed = None  # Karn: what is sent twice is not timed
+        tcb.timed = None  # Karn: a retransmission gives no RTT sample
         if start == snd.una:
             tcb.head_at, tcb.head_mark = now, snd.nxt
     elif tcb.timed is None:
@@ -133,7 +133,7 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
 
 
 def reset(tcb: TCB, segment: Segment) -> None:
-    """Answer a segment of no connection by a reset (3.10.7.1); never another reset."""
+    """Answer a segment of no connection by a reset (3.10.7.1); never a reset."""
     if segment.flags & RST:
         return
     if segment.flags & ACK:
@@ -146,7 +146,7 @@ def reset(tcb: TCB, segment: Segment) -> None:
 
 
 def abort(tcb: TCB, now: float) -> Pieces:
-    """Return a reset of a connection that the peer knows of (3.10.5)."""
+    """Return a reset of a connection that the peer knows (3.10.5)."""
     tcb.reset_due = False
     tcb.segments_out += 1
     options = _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
@@ -154,10 +154,10 @@ def abort(tcb: TCB, now: float) -> Pieces:
 
 
 def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
-    """Send what is new in whole segments, and the end of it, as far as both windows let it.
+    """Send new data in whole segments, and its end, as far as both windows permit.
 
-    Nothing counts as lost or is urgent, and the user has not closed: what Sender.next() would say, in a third
-    of the time. Returns whether there is something left that it has to judge.
+    For a connection without loss, urgent data or FIN. It decides as Sender.next() does, in a third of the
+    time. Returns whether data is left for Sender.next() to judge.
     """
     snd = tcb.snd
     queue, mss, no_delay = snd.queue, snd.mss, snd.config.no_delay
@@ -168,7 +168,7 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
         end = start + size
         flags = ACK
         if end == queue.tail and (no_delay or start == snd.una):
-            flags = ACK | PSH  # MUST-61: all that was written is in it
+            flags = ACK | PSH  # MUST-61: the end of the written data
         elif size % mss:
             end -= size % mss
             if end == start:
@@ -189,7 +189,7 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
 
 
 def transmit(tcb: TCB, now: float) -> list[Pieces]:
-    """Return all that may be sent now."""
+    """Return all frames that may be sent now."""
     frames = tcb.out
     if tcb.reset_due:
         frames.append(abort(tcb, now))
@@ -197,7 +197,7 @@ def transmit(tcb: TCB, now: float) -> list[Pieces]:
         tcb.out = []
     state, snd = tcb.state, tcb.snd
     end = snd.queue.tail if snd.fin is None else snd.fin + 1
-    if snd.nxt >= end and snd.recover is None and not (tcb.ack_now or tcb.syn_due):  # as most often
+    if snd.nxt >= end and snd.recover is None and not (tcb.ack_now or tcb.syn_due):  # the usual case
         if state not in _NO_UPDATES and tcb.rcv.window_opened:
             return [*frames, acknowledge(tcb, now)]
         return frames
@@ -216,7 +216,7 @@ def transmit(tcb: TCB, now: float) -> list[Pieces]:
 
 
 def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
-    """Send what is new, and what was lost; see to the timers of what cannot be sent."""
+    """Send new and lost data, and set the timers for data that cannot be sent."""
     snd = tcb.snd
     if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
         snd.cc.idle(tcb.config.initial_window)
@@ -230,7 +230,7 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:
             frames.append(send_piece(tcb, piece, now))
     if not snd.flight and snd.unsent > 0:
-        if tcb.persist_at == NEVER:  # the window is shut, or silly
+        if tcb.persist_at == NEVER:  # the window is zero, or too small (silly window)
             tcb.persist_at = now + tcb.rtt.rto_s * (1 << min(tcb.persists, 16))
     else:
         tcb.persist_at, tcb.persists = NEVER, 0
@@ -244,4 +244,4 @@ _NO_UPDATES: Final = frozenset(
         State.LAST_ACK, State.CLOSING,
     )
 )  # fmt: skip
-"""Where a window is not told of its own accord: the peer does not know us yet, or sends no more."""
+"""States without window updates: the peer does not know us yet, or sends no more."""

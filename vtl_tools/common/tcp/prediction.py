@@ -1,7 +1,7 @@
-"""Header prediction: nearly every segment of an open connection is ordinary, and then little is to be done.
+"""Header prediction: a fast path for the usual segments of an open connection.
 
-After Van Jacobson. What is not ordinary goes the long way (arrival.py, snd.py), where the rules stand; what
-is comes to the same here, in a third of the time.
+After Van Jacobson. Unusual segments take the slow path (arrival.py, snd.py), which implements the rules. For
+usual segments the result is the same, in a third of the time.
 """
 
 from typing import Final
@@ -16,12 +16,12 @@ _TELLING: Final = FIN | SYN | RST | ACK | URG
 
 
 def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
-    """Process a segment that is next in order, while nothing is lost, early or closing; else return False.
+    """Process a segment that is next in order, without loss, reordering or close. Return False for others.
 
     The state is ESTABLISHED. The data is borrowed.
     """
     snd, rcv, stamps = tcb.snd, tcb.rcv, segment.stamps
-    octets = (segment.ack - snd.iss - snd.una) & _MASK  # an ACK of what was acknowledged before is huge
+    octets = (segment.ack - snd.iss - snd.una) & _MASK  # an old ACK gives a huge number
     length = segment.length
     window = segment.window << snd.shift
     if (

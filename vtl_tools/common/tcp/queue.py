@@ -1,4 +1,4 @@
-"""What was written and is not yet acknowledged: pieces held by reference, found by position."""
+"""The send queue: written octets that are not acknowledged yet, held by reference, found by position."""
 
 from bisect import bisect_right
 from typing import Final
@@ -6,18 +6,18 @@ from typing import Final
 Octets = bytes | bytearray | memoryview
 
 PIECE: Final = 256
-"""Octets of memory that a piece takes beside what is in it: its objects, and its places in lists."""
+"""Octets of memory per piece besides its content: objects and list entries."""
 
 _SMALL: Final = 4096
-"""Pieces below are copied together, so that many small writes do not become many small pieces."""
+"""Smaller pieces are copied together, so that many small writes do not become many small pieces."""
 _TAIL_MAX: Final = 65536
 
 
 class SendQueue:
     """Octets by position, which counts from the ISS and never wraps; the first octet of data is 1.
 
-    head: position of the first octet kept. tail: behind the last. kept: octets of memory that it takes; a
-    piece goes as a whole, when its last octet does.
+    head: position of the first octet. tail: position after the last. kept: octets of memory used; a piece is
+    freed as a whole, with its last octet.
     """
 
     __slots__ = ("_pieces", "_starts", "head", "kept", "tail")
@@ -29,20 +29,20 @@ class SendQueue:
         self._pieces: list[Octets] = []
 
     def append(self, data: Octets) -> None:
-        """Take data over: the caller must not change it until it is acknowledged."""
+        """Append data by reference: the caller must not change it until it is acknowledged."""
         size = len(data)
         if size < _SMALL:
             last = self._pieces[-1] if self._pieces else None
             if type(last) is bytearray and len(last) + size <= _TAIL_MAX:
                 try:
                     last += data
-                except BufferError:  # a frame that is not sent yet shows it
+                except BufferError:  # a frame that is not sent yet has a view of it
                     last = None
                 else:
                     self.tail += size
                     self.kept += size
                     return
-            data = bytearray(data)  # only these are ours to extend: what a caller gives is kept as a view
+            data = bytearray(data)  # we may extend only our own: the caller's data is kept as a view
         elif type(data) is bytearray:
             data = memoryview(data)
         self._starts.append(self.tail)
@@ -51,7 +51,7 @@ class SendQueue:
         self.kept += size + PIECE
 
     def views(self, start: int, end: int) -> list[memoryview]:
-        """Return the octets between two positions. Let go of the views before the next append()."""
+        """Return the octets between two positions. Release the views before the next append()."""
         i = bisect_right(self._starts, start) - 1
         at = start - self._starts[i]
         view = memoryview(self._pieces[i])[at : at + end - start]
@@ -67,7 +67,7 @@ class SendQueue:
         return found
 
     def drop(self, position: int) -> None:
-        """Forget what is before a position."""
+        """Remove the octets before a position."""
         self.head = position
         starts, pieces = self._starts, self._pieces
         done = 0
@@ -78,7 +78,7 @@ class SendQueue:
             del starts[:done], pieces[:done]
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all octets."""
         self._starts.clear()
         self._pieces.clear()
         self.head, self.kept = self.tail, 0

@@ -13,16 +13,16 @@ from vtl_tools.common.tcp.queue import PIECE, Octets
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
 _SMALL: Final = 2048
-"""In-order data below is gathered, so that a peer's tiny segments do not cost an object each."""
+"""Smaller in-order pieces are copied together, so that tiny segments do not take an object each."""
 _GATHERED_MAX: Final = 16384
 
 
 class Receiver:
-    """RCV.* of one connection. nxt: RCV.NXT. edge: behind all that we ever offered to take.
+    """RCV.* of one connection. nxt: RCV.NXT. edge: right edge of the largest window offered.
 
-    shift: Rcv.Wind.Shift. mss: what we take the peer's segments to be. fin: the position of the peer's FIN,
-    once it came, in order or not. readable: octets in order; early: those behind a gap. dsack: a range that
-    came twice, not told yet. up: RCV.UP, behind what the peer called urgent.
+    shift: Rcv.Wind.Shift. mss: estimate of the peer's segment size. fin: position of the peer's FIN, once it
+    has come, in order or not. readable: octets in order. early: octets after a gap. dsack: a range received
+    twice, not reported yet. up: RCV.UP, the end of urgent data.
     """
 
     __slots__ = (
@@ -44,24 +44,27 @@ class Receiver:
         self.readable = 0
         self.received = 0
         self.dsack: tuple[int, int] | None = None
-        self._tail: bytearray | None = None  # the last of the queue, if small pieces are gathered there
-        self._used = 0  # octets of the queue's first piece that were read, and are kept with the rest
+        self._tail: bytearray | None = None  # the last piece of the queue, if it gathers small ones
+        self._used = 0  # octets of the queue's first piece that were read already
         self.early = Early(config.reassembly_segments)
         self._told = 0  # the window in the last header, in octets
-        self._meant = 0  # the edge that it would have offered if a header had room for all of it
+        self._meant = 0  # the edge that it would offer if the header's field were wide enough
 
     def resize(self, octets: int) -> None:
-        """Take another size of buffer. What was offered is still taken (RFC 9293 SHLD-14)."""
+        """Change the size of the buffer.
+
+        Data within the offered window is still accepted (RFC 9293 SHLD-14).
+        """
         self._buffer = octets
 
     def start(self, irs: int) -> None:
-        """Begin with the peer's SYN, which is at position 0."""
+        """Start with the peer's SYN, which is at position 0."""
         self.irs, self.nxt, self.edge, self._meant = irs, 1, 1, 1
 
     # --- numbers
 
     def position(self, seq: int) -> int:
-        """Return the position of a sequence number, taken for the one nearest to RCV.NXT."""
+        """Return the position of a sequence number, the one nearest to RCV.NXT."""
         return self.nxt + ((seq - self.irs - self.nxt + _HALF) & _MASK) - _HALF
 
     @property
@@ -71,7 +74,7 @@ class Receiver:
 
     @property
     def wnd(self) -> int:
-        """RCV.WND: what the peer may still send of what we ever offered."""
+        """RCV.WND: octets that the peer may still send of the largest window offered."""
         return self.edge - self.nxt
 
     @property
@@ -83,22 +86,22 @@ class Receiver:
 
     @property
     def has_gap(self) -> bool:
-        """Whether something is missing before what came."""
+        """Whether data is missing before received data."""
         return bool(self.early.starts) or (self.fin is not None and self.nxt < self.fin)
 
     @property
     def has_news(self) -> bool:
-        """Whether blocks() has something to tell."""
+        """Whether blocks() has something to report."""
         return bool(self.early.starts) or self.dsack is not None
 
     # --- the window
 
     def window(self, shift: int) -> int:
-        """Return the window as the header has it, and offer it. shift: 0 in a SYN.
+        """Return the window for a header, and record it as offered. shift: 0 in a SYN.
 
-        It is the room that is there. Its edge moves only by so much that it is worth a segment (3.8.6.2.2),
-        and never back: what a shift cuts off at the right was offered before, and is still taken (RFC 7323
-        section 2.4).
+        The window is the free room. Its edge advances only by an amount that is worth a segment (3.8.6.2.2),
+        and never moves back: the part that a shift truncates was offered before, and is still accepted (RFC
+        7323 section 2.4).
         """
         nxt, room = self.nxt, self._buffer - self.readable
         edge = nxt + room if room > 0 else nxt
@@ -114,7 +117,7 @@ class Receiver:
 
     @property
     def window_opened(self) -> bool:
-        """Whether so much was read since the last header that the peer should know at once."""
+        """Return whether so much was read since the last header that a window update is due."""
         left = self._meant - self.nxt
         gain = self._buffer - self.readable - (left if left > 0 else 0)
         if self._told < 2 * self.mss:
@@ -123,7 +126,7 @@ class Receiver:
 
     @property
     def _worth(self) -> int:
-        """How much room is worth to be told of (3.8.6.2.2); no room never is."""
+        """Return the increase of room that is worth a segment (3.8.6.2.2); no room never is."""
         half = self._buffer // 2
         return self.mss if self.mss < half else half or 1
 
@@ -131,12 +134,12 @@ class Receiver:
 
     @property
     def urgent(self) -> int:
-        """Octets from what read() returns next up to RCV.UP, whether they came yet or not."""
+        """Octets from the next that read() returns up to RCV.UP, received or not."""
         up = self.up if self.fin is None else min(self.up, self.fin)
         return max(0, up - 1 - self.received + self.readable)
 
     def read(self, octets: int) -> Octets:
-        """Return up to so many octets of what is next: one piece, as it came; empty if there is none."""
+        """Return at most so many octets: one piece, as it arrived; empty if there is none."""
         if not self.queue:
             return b""
         piece = self.queue.popleft()
@@ -153,7 +156,7 @@ class Receiver:
         return piece
 
     def skip(self, octets: int) -> None:
-        """Forget so many octets of what is next."""
+        """Discard so many octets."""
         queue = self.queue
         self.readable -= octets
         while octets:
@@ -168,14 +171,14 @@ class Receiver:
             self._used = 0
 
     def forget(self) -> None:
-        """Let go of all that came."""
+        """Discard all received data."""
         self.queue.clear()
         self.early.clear()
         self.readable = self.borrowed = self._used = 0
         self._tail = None
 
     def own(self) -> None:
-        """Copy what is borrowed of frames."""
+        """Copy borrowed data."""
         borrowed, self.borrowed = self.borrowed, 0
         if not borrowed or not self.queue:
             return
@@ -195,14 +198,15 @@ class Receiver:
             self.queue.append(gathered)
         else:
             self._tail = None
-            self.queue.append(data if type(data) is bytearray else bytes(data))  # what was early is ours
+            self.queue.append(data if type(data) is bytearray else bytes(data))  # a bytearray is ours
 
     # --- segments
 
     def take(self, start: int, data: memoryview) -> bool:
-        """Take data whose first octet is at start, trimmed to what is new and was offered.
+        """Accept data whose first octet is at start, trimmed to the new part within the offered window.
 
-        It is borrowed until own(). Returns False if it was out of order and there are too many such pieces.
+        The data is borrowed until own(). Returns False if it is out of order and there are too many such
+        pieces.
         """
         end = start + len(data)
         if start < self.nxt:
@@ -226,7 +230,7 @@ class Receiver:
         return True
 
     def _join(self, start: int, end: int, data: memoryview) -> None:
-        """Append data that is next, and what it leads up to; of an octet that came twice, the first."""
+        """Append data that is next, and the data after it. Of an octet received twice the first is kept."""
         early, nxt = self.early, start
         while (first := early.first(end)) is not None:
             at, piece = first
@@ -241,7 +245,7 @@ class Receiver:
             self._append(data[nxt - start :])
 
     def take_next(self, data: memoryview, octets: int) -> None:
-        """Take data that is next, new, and within the window, while nothing is early."""
+        """Accept data that is next, new, and within the window, while nothing is out of order."""
         self.queue.append(data)
         self.borrowed += 1
         self.nxt += octets
@@ -249,12 +253,12 @@ class Receiver:
         self.received += octets
 
     def take_fin(self, position: int) -> None:
-        """Note where the peer's data ends. What came from behind it, against the rules, is not kept."""
+        """Record the end of the peer's data. Data after it violates the protocol and is discarded."""
         if self.fin is None and position >= max(self.nxt, self.early.end):
             self.fin = position
 
     def finish(self) -> bool:
-        """Step over the FIN if all before it is here; tell whether it was."""
+        """Advance RCV.NXT over the FIN if all data before it has arrived. Return whether it did."""
         if self.fin is None or self.nxt != self.fin:
             return False
         self.nxt += 1

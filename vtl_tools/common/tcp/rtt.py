@@ -1,4 +1,4 @@
-"""The retransmission timeout (RFC 6298)."""
+"""The retransmission timeout and its round-trip estimate (RFC 6298)."""
 
 from typing import Final
 
@@ -20,15 +20,15 @@ class RTTEstimator:
         self.srtt_s: float | None = None
         self.rttvar_s = 0.0
         self.rto_s = INITIAL_RTO_S
-        self.backoffs = 0  # timeouts since something new was acknowledged
-        self.unanswered = 0  # retransmissions since, or since the peer last said that its window is shut
+        self.backoffs = 0  # timeouts since new data was acknowledged
+        self.unanswered = 0  # retransmissions since then, or since the peer last announced a zero window
 
     def limit(self, min_s: float, max_s: float) -> None:
-        """Keep the RTO between these from now on."""
+        """Limit the RTO to this range from now on."""
         self._min_s, self._max_s = min_s, max_s
 
     def sample(self, rtt_s: float) -> None:
-        """Fold in a round-trip time of something that was sent only once, or that a timestamp tells apart."""
+        """Add a round-trip time, of data sent only once or told apart by a timestamp."""
         if self.srtt_s is None:  # (2.2)
             self.srtt_s, self.rttvar_s = rtt_s, rtt_s / 2
         else:  # (2.3): RTTVAR before SRTT
@@ -48,19 +48,19 @@ class RTTEstimator:
         return min(self.rto_s * (1 << min(self.backoffs, 16)), self._max_s)
 
     def back_off(self, *, again: bool = True) -> None:
-        """Note a timeout. again: something is sent once more for it."""
+        """Record a timeout. again: data is retransmitted."""
         self.backoffs += 1
         self.unanswered += again
 
     def progressed(self) -> None:
-        """Note that something new was acknowledged: the path is alive, so the backoff ends."""
+        """Record that new data was acknowledged: the path is alive, so the backoff ends."""
         self.backoffs = self.unanswered = 0
 
     def answered(self) -> None:
-        """Note that a probe of a shut window was answered: the path is alive, but the backoff goes on."""
+        """Record the answer to a probe of a zero window: the path is alive, but the backoff continues."""
         self.unanswered = 0
 
     def handshake_was_slow(self) -> None:
-        """Begin anew with three seconds if the SYN timed out and no sample exists (5.7)."""
+        """Restart with three seconds if the SYN timed out and there is no sample (5.7)."""
         if self.srtt_s is None:
             self.rto_s = RTO_AFTER_SYN_LOST_S

@@ -1,7 +1,7 @@
 """The sender's scoreboard of selective acknowledgements (RFC 6675).
 
-Numbers are positions: they count from the ISS and never wrap. The RFC's IsLost() holds for all that is
-before some position, so that position is all that is kept of it: `lost_edge`.
+Numbers are positions: they count from the ISS and never wrap. The RFC's IsLost() holds for everything before
+some position, so only that position is kept: `lost_edge`.
 """
 
 from bisect import bisect_left, bisect_right
@@ -9,14 +9,14 @@ from typing import Final
 
 DUP_THRESH: Final = 3
 RANGES_MAX: Final = 1024
-"""Ranges kept; else a peer that tells of every other octet could make each ACK cost as much as it likes."""
+"""Maximum ranges. Without it a peer that reports every other octet could make each ACK arbitrarily slow."""
 
 
 class Scoreboard:
-    """Ranges above SND.UNA that the peer holds.
+    """Ranges above SND.UNA that the peer has received.
 
-    sacked: octets in them. lost_edge: what is before and not sacked counts as lost. high_rxt: HighRxt; what
-    is before and not sacked was retransmitted since it was lost.
+    sacked: octets in them. lost_edge: octets before it and not sacked are considered lost. high_rxt: HighRxt;
+    octets before it and not sacked were retransmitted since they were lost.
     """
 
     __slots__ = ("_ends", "_starts", "high_rxt", "lost_edge", "sacked")
@@ -33,18 +33,18 @@ class Scoreboard:
 
     @property
     def top(self) -> int:
-        """Where the highest range starts; there must be one."""
+        """The start of the highest range; there must be one."""
         return self._starts[-1]
 
     @property
     def end(self) -> int:
-        """Where it ends."""
+        """The end of the highest range."""
         return self._ends[-1]
 
     def add(self, start: int, end: int) -> bool:
-        """Note that the peer holds a range; tell whether that is news."""
-        first = bisect_left(self._ends, start)  # the first range that ends at start or behind
-        last = bisect_right(self._starts, end)  # the first that starts behind end
+        """Record that the peer has a range. Return whether any of it is new."""
+        first = bisect_left(self._ends, start)  # the first range that ends at or after start
+        last = bisect_right(self._starts, end)  # the first that starts after end
         if first < last:
             if self._starts[first] <= start and end <= self._ends[first]:
                 return False
@@ -59,7 +59,7 @@ class Scoreboard:
         return True
 
     def advance(self, una: int) -> None:
-        """Forget what is cumulatively acknowledged."""
+        """Remove the octets that are cumulatively acknowledged."""
         starts, ends = self._starts, self._ends
         while starts and starts[0] < una:
             if ends[0] > una:
@@ -70,17 +70,17 @@ class Scoreboard:
             del starts[0], ends[0]
 
     def forget(self) -> None:
-        """Forget all ranges: the peer may have thrown away what it had told of (RFC 2018 section 8)."""
+        """Remove all ranges: the peer may have discarded data that it reported (RFC 2018 section 8)."""
         self._starts.clear()
         self._ends.clear()
         self.sacked = 0
 
     def reneged(self, una: int) -> bool:
-        """Tell whether the peer told of octets at SND.UNA and yet does not acknowledge them."""
+        """Return whether the peer reported octets at SND.UNA and yet does not acknowledge them."""
         return bool(self._starts) and self._starts[0] <= una
 
     def update_lost(self, smss: int) -> None:
-        """Move lost_edge: before DupThresh ranges, or before more than (DupThresh - 1) * SMSS octets."""
+        """Advance lost_edge: before DupThresh ranges, or before more than (DupThresh - 1) * SMSS octets."""
         octets = 0
         for i in range(len(self._starts) - 1, -1, -1):
             octets += self._ends[i] - self._starts[i]
@@ -100,7 +100,7 @@ class Scoreboard:
     def hole(self, start: int, end: int) -> tuple[int, int] | None:
         """Return the first range between two positions that is not sacked."""
         starts, ends = self._starts, self._ends
-        i = bisect_right(ends, start)  # the first range that ends behind start
+        i = bisect_right(ends, start)  # the first range that ends after start
         if i < len(starts) and starts[i] <= start:
             start = ends[i]
             i += 1

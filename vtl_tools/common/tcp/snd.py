@@ -1,7 +1,7 @@
-"""The sending half: SND.* of RFC 9293, what to send next, and loss recovery (RFC 6675, RFC 6582).
+"""The sending half: SND.* of RFC 9293, the choice of the next segment, loss recovery (RFC 6675, RFC 6582).
 
 Numbers are *positions*: octets counted from the ISS, which never wrap, so they compare as ints do. The SYN
-is at 0, data begins at 1. On the wire, seq() makes 32 bits of them, and position() takes them back.
+is at 0, data begins at 1. seq() converts a position to 32 bits, and position() converts back.
 """
 
 from typing import Final, NamedTuple
@@ -12,13 +12,13 @@ from vtl_tools.common.tcp.queue import Octets, SendQueue
 from vtl_tools.common.tcp.sack import DUP_THRESH, Scoreboard
 
 _SEGMENTS_MAX: Final = 128
-"""Of a super-segment: a link without offload cuts it, and a peer may have segments of 32 octets."""
+"""Maximum segments of a super-segment, which a link without offload cuts: a peer may have an MSS of 32."""
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
 
 
 class Piece(NamedTuple):
-    """What to send: octets from start to end of the queue, and the FIN behind them."""
+    """A segment to send: octets from start to end of the queue, and the FIN after them."""
 
     start: int
     end: int
@@ -27,13 +27,13 @@ class Piece(NamedTuple):
 
 
 class Sender:
-    """SND.* of one connection. una, nxt: SND.UNA and SND.NXT. max: behind the highest ever sent.
+    """SND.* of one connection. una, nxt: SND.UNA and SND.NXT. max: after the highest octet ever sent.
 
-    wnd: SND.WND; max_wnd: the most ever. wl1, wl2: SND.WL1 (a position of the receiver) and SND.WL2.
-    shift: Snd.Wind.Shift. mss: Eff.snd.MSS. fin: the position of our FIN, once the user has closed.
-    up: SND.UP, behind what the user called urgent; there is nothing urgent unless it is ahead of una.
-    recover: the end of what was in flight when recovery began; None outside of it. loss: recovery is from a
-    timeout. dup_acks: in a row, and taken for a segment each if the peer has no SACK.
+    wnd: SND.WND; max_wnd: its maximum so far. wl1, wl2: SND.WL1 (a position of the receiver) and SND.WL2.
+    shift: Snd.Wind.Shift. mss: Eff.snd.MSS. fin: position of our FIN, once the user has closed.
+    up: SND.UP, the end of urgent data; nothing is urgent unless it is ahead of una.
+    recover: end of the data in flight when recovery began; None outside of recovery. loss: recovery from a
+    timeout. dup_acks: in a row, each taken for a received segment if the peer has no SACK.
     """
 
     __slots__ = (
@@ -75,8 +75,8 @@ class Sender:
         self.sack = False
         self.recover: int | None = None
         self.loss = False
-        self.force = False  # a retransmission is due, whatever cwnd says (RFC 6675 section 5, step 4.3)
-        self.head_is_lost = False  # though it was sent again
+        self.force = False  # a retransmission is due regardless of cwnd (RFC 6675 section 5, step 4.3)
+        self.head_is_lost = False  # the retransmission of the head was lost
         self.dup_acks = 0
         self.retransmits = 0
 
@@ -87,7 +87,7 @@ class Sender:
         return (self.iss + position) & _MASK
 
     def position(self, seq: int) -> int:
-        """Return the position of a sequence number, taken for the one nearest to SND.UNA."""
+        """Return the position of a sequence number, the one nearest to SND.UNA."""
         return self.una + ((seq - self.iss - self.una + _HALF) & _MASK) - _HALF
 
     @property
@@ -107,17 +107,17 @@ class Sender:
 
     @property
     def end(self) -> int:
-        """Behind all there is to send, the FIN included."""
+        """The position after all data to send, FIN included."""
         return self.queue.tail if self.fin is None else self.fin + 1
 
     @property
     def unsent(self) -> int:
-        """Octets that were never sent, the FIN included."""
+        """Octets never sent, the FIN included."""
         return self.end - self.nxt
 
     @property
     def room(self) -> int:
-        """Octets that write() would take."""
+        """Octets that write() would accept."""
         room = self.config.send_buffer - self.queue.tail + self.queue.head
         return room if room > 0 else 0
 
@@ -125,11 +125,11 @@ class Sender:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether something urgent is not acknowledged yet."""
+        """Whether urgent data is not acknowledged yet."""
         return self.up > self.una
 
     def write(self, data: Octets) -> int:
-        """Queue what there is room for; return how many octets that is."""
+        """Queue as many octets as there is room for. Return their number."""
         room = self.room
         if len(data) > room:
             data = memoryview(data)[:room]
@@ -138,18 +138,18 @@ class Sender:
         return len(data)
 
     def close(self) -> None:
-        """Queue a FIN behind what was written."""
+        """Queue a FIN after the written data."""
         self.fin = self.queue.tail
 
-    # --- what to send
+    # --- the next segment
 
     def start(self, mss: int) -> None:
-        """Begin with the segment size that the SYNs agreed on."""
+        """Start with the segment size that the SYNs agreed on."""
         self.mss = mss
         self.cc = NewReno(mss, self.config.initial_window)
 
     def pipe(self) -> int:
-        """Return how many octets are on their way (RFC 6675 section 4, SetPipe)."""
+        """Return the octets in the network (RFC 6675 section 4, SetPipe)."""
         board = self.board
         pipe = self.nxt - self.una
         if board.sacked or self.dup_acks or self.recover is not None:
@@ -162,27 +162,27 @@ class Sender:
 
     @property
     def lost(self) -> int:
-        """Octets that count as lost and were not sent again yet."""
+        """Octets considered lost and not retransmitted yet."""
         if self.recover is None:
             return 0
         return self.board.unsacked(max(self.board.high_rxt, self.una), min(self.board.lost_edge, self.nxt))
 
     @property
     def phase(self) -> str:
-        """What the sender is at, in Linux's words: open, disorder, recovery or loss."""
+        """The sender's phase in Linux's terms: open, disorder, recovery or loss."""
         if self.recover is not None:
             return "loss" if self.loss else "recovery"
         return "disorder" if self.board or self.dup_acks else "open"
 
     def next(self) -> Piece | None:
-        """Return what is to be sent now: what was lost, else what is new; None: nothing, for now."""
+        """Return the next segment to send: lost data first, then new data. None: nothing for now."""
         pipe = self.pipe()
         if self.recover is not None and (piece := self._head() or self._lost(pipe)) is not None:
             return piece
         return self._new(pipe)
 
     def _head(self) -> Piece | None:
-        """The first segment once more, where that was lost twice."""
+        """Return the first segment once more, if its retransmission was lost."""
         if not self.head_is_lost:
             return None
         self.head_is_lost = False
@@ -203,27 +203,27 @@ class Sender:
                 return None
             room = self.mss
         self.force = False
-        window = self.una + max(self.wnd, 1) - start  # a window that is shut is probed by an octet
+        window = self.una + max(self.wnd, 1) - start  # a zero window is probed by an octet
         if window <= 0:
             return None
         size = min(end - start, window, self._whole(room))
         return self._piece(start, start + size, again=True)
 
     def _new(self, pipe: int) -> Piece | None:
-        """What was never sent, if window, cwnd, and Nagle or the silly window rules let it."""
+        """Return new data, if window, cwnd, Nagle and silly window avoidance permit."""
         unsent = self.end - self.nxt
         if unsent <= 0:
             return None
         window = self.una + self.wnd - self.nxt
         room = self.cc.cwnd - pipe
         data = self.queue.tail - self.nxt
-        if data <= 0:  # a FIN alone needs room in the window, and is not data to hold back
+        if data <= 0:  # a FIN alone needs room in the window, but is not delayed as data
             return self._piece(self.nxt, self.nxt + 1, again=False) if window > 0 else None
         if window <= 0 or room < min(self.mss, data):
             return None
         size = min(data, window, self._whole(room))
         if size < data or not (self.config.no_delay or self.fin is not None or self.up > self.nxt):
-            # 3.8.6.2.1: (1) full segments, (2) all there is with nothing in flight, (3) half of the window
+            # 3.8.6.2.1: (1) full segments, (2) all data if nothing is in flight, (3) half of the window
             whole = size // self.mss * self.mss
             if size == data:
                 if not (self.nxt == self.una or (whole and whole == size)):
@@ -235,7 +235,7 @@ class Sender:
         return self._piece(self.nxt, self.nxt + size, again=False)
 
     def override(self) -> Piece | None:
-        """Return what fits now, however little (3.8.6.2.1 (4)), or an octet to probe a shut window."""
+        """Return the data that fits, however little (3.8.6.2.1 (4)), or an octet to probe a zero window."""
         if self.recover is not None or self.flight:
             return None
         size = min(self.queue.tail - self.nxt, max(self.wnd, 1), self.mss)
@@ -244,7 +244,7 @@ class Sender:
         return self._piece(self.nxt, self.nxt + 1, again=False) if self.unsent > 0 else None
 
     def tail(self) -> Piece | None:
-        """Return a probe of the tail (RFC 8985 section 7.3): something new, else the last segment again."""
+        """Return a tail loss probe (RFC 8985 section 7.3): new data, else the last segment again."""
         data_end = self.queue.tail
         size = min(data_end - self.nxt, self.una + self.wnd - self.nxt, self.mss)
         if size > 0:
@@ -253,9 +253,9 @@ class Sender:
         return self._piece(start, self.nxt, again=True) if start < self.nxt else None
 
     def _whole(self, octets: int) -> int:
-        """Return how much a frame may carry of so much room: whole segments, and one at least.
+        """Return how much of this room one frame may use: whole segments, and at least one.
 
-        While something is urgent it is one, since a super-segment has one urgent pointer for all.
+        While data is urgent it is one, since a super-segment has one urgent pointer for all.
         """
         most = 0 if self.up > self.una else min(self.config.super_segment, _SEGMENTS_MAX * self.mss)
         whole = (octets if octets < most else most) // self.mss * self.mss
@@ -263,11 +263,11 @@ class Sender:
 
     @property
     def send_size(self) -> int:
-        """Octets that one frame carries at most."""
+        """Maximum octets of data of one frame."""
         return self._whole(self.config.super_segment)
 
     def _piece(self, start: int, end: int, *, again: bool) -> Piece:
-        """Tell data from the FIN, and take the FIN along where it follows at once."""
+        """Separate data from the FIN, and include the FIN if it follows directly."""
         fin = self.fin
         if fin is not None and end >= fin and start <= fin:
             if end > fin:
@@ -278,7 +278,7 @@ class Sender:
         return Piece(start, end, False, again)
 
     def sent(self, piece: Piece) -> None:
-        """Note that a piece went out."""
+        """Record that a piece was sent."""
         end = piece.end + piece.fin
         if piece.again:
             self.retransmits += 1
@@ -288,20 +288,20 @@ class Sender:
             if end > self.max:
                 self.max = end
 
-    # --- what comes back
+    # --- acknowledgements
 
     def offered(self, window: int, seq: int, ack: int) -> None:
-        """Take over a window (3.10.7.4, fifth step). seq, ack: positions of the segment that offers it."""
+        """Apply a window (3.10.7.4, fifth step). seq, ack: positions of the segment that offers it."""
         # A higher ACK is newer whatever its SEG.SEQ, as in Linux; else SND.UNA would move the old window on.
         if self.wl2 < ack or self.wl1 < seq or (self.wl1 == seq and self.wl2 <= ack):
             if self.wnd == 0 and window and self.recover is None and self.nxt <= self.una + 1:
-                self.nxt = self.una  # the octet that probed was thrown away; it goes out again at once
+                self.nxt = self.una  # the peer dropped the probe's octet; send it again at once
             self.wnd = window
             self.max_wnd = max(self.max_wnd, window)
             self.wl1, self.wl2 = seq, ack
 
     def acked(self, ack: int) -> None:
-        """SND.UNA < SEG.ACK =< SND.NXT: take what is new, and recover on (RFC 6582, RFC 6675)."""
+        """Process SND.UNA < SEG.ACK =< SND.NXT: free the data, and continue recovery (RFC 6582, RFC 6675)."""
         octets, flight = ack - self.una, self.nxt - self.una
         self.una = ack
         if ack > self.nxt:
@@ -321,12 +321,12 @@ class Sender:
             self.dup_acks = 0 if self.loss else max(0, self.dup_acks - octets // self.mss)
             if self.loss:
                 self.cc.acked(octets, flight)
-            elif board.high_rxt <= ack:  # a partial acknowledgement: the next segment was lost as well
+            elif board.high_rxt <= ack:  # a partial acknowledgement: the next segment was also lost
                 board.lost_edge = max(board.lost_edge, min(ack + self.mss, self.nxt))
                 self.force = True
 
     def sacked(self, blocks: list[tuple[int, int]]) -> bool:
-        """Update the scoreboard from SACK blocks; tell whether they were news."""
+        """Update the scoreboard from SACK blocks. Return whether they had new ranges."""
         news = False
         for left, right in blocks:
             start, end = self.position(left), self.position(right)
@@ -337,7 +337,7 @@ class Sender:
         return news
 
     def duplicated(self) -> None:
-        """Count a duplicate ACK, and begin fast recovery where it is time (RFC 6675 section 5)."""
+        """Count a duplicate ACK, and begin fast recovery after enough of them (RFC 6675 section 5)."""
         self.dup_acks += 1
         if self.recover is not None or self.una >= self.nxt:
             return
@@ -345,20 +345,20 @@ class Sender:
             self.begin_recovery()
 
     def reordering_is_over(self) -> None:
-        """Take what is missing before what the peer has for lost, and begin fast recovery."""
+        """Mark the data missing below sacked ranges as lost, and begin fast recovery."""
         if self.recover is None and self.board and self.una < self.nxt and self.wnd:
             self.board.lost_edge = max(self.board.lost_edge, self.board.top)
             self.begin_recovery()
 
     def begin_recovery(self) -> None:
-        """RFC 6675 section 5, step (4)."""
+        """Enter fast recovery (RFC 6675 section 5, step (4))."""
         self.cc.lost(self.flight)
         self.recover, self.loss, self.force, self.head_is_lost = self.nxt, False, True, False
         self.board.high_rxt = self.una
         self.board.lost_edge = max(self.board.lost_edge, min(self.una + self.mss, self.nxt))
 
     def timed_out(self) -> None:
-        """RFC 6298 (5.4): all that is in flight counts as lost, but for what the peer told of."""
+        """Mark all data in flight as lost, except sacked ranges (RFC 6298 (5.4))."""
         if self.board.reneged(self.una):
             self.board.forget()
         self.cc.timed_out(self.pipe() or self.flight, again=self.loss)

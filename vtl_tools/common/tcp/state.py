@@ -1,4 +1,4 @@
-"""What an endpoint does in which state, why it ended, and why a segment went no further."""
+"""Properties of an endpoint's states, and the reasons why a connection ended or a segment was dropped."""
 
 from enum import StrEnum
 from typing import Final
@@ -6,17 +6,17 @@ from typing import Final
 from vtl_tools.common.packet.tcp_state import ON_CLOSE as ON_CLOSE
 from vtl_tools.common.packet.tcp_state import ON_FIN as ON_FIN
 from vtl_tools.common.packet.tcp_state import ON_FIN_ACKED as ON_FIN_ACKED
-from vtl_tools.common.packet.tcp_state import State as State  # of an endpoint's interface
+from vtl_tools.common.packet.tcp_state import State as State  # part of the endpoint's interface
 
 TAKES_DATA: Final = frozenset(  # 3.10.7.4, seventh step; our peer has not sent its FIN
     (State.SYN_RECEIVED, State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2)
 )
 
-SENDS_DATA: Final = frozenset(  # our FIN is not acknowledged, so that data or it may have to be sent
+SENDS_DATA: Final = frozenset(  # our FIN is not acknowledged: it or data may have to be sent
     (State.ESTABLISHED, State.FIN_WAIT_1, State.CLOSE_WAIT, State.CLOSING, State.LAST_ACK)
 )
 
-MAY_WRITE: Final = frozenset(  # 3.10.2; before the connection stands, what is written waits
+MAY_WRITE: Final = frozenset(  # 3.10.2; data written during the handshake waits
     (State.SYN_SENT, State.SYN_RECEIVED, State.ESTABLISHED, State.CLOSE_WAIT)
 )
 
@@ -24,28 +24,28 @@ MAY_WRITE: Final = frozenset(  # 3.10.2; before the connection stands, what is w
 class Ended(StrEnum):
     """Why a connection is CLOSED."""
 
-    CLOSED = "closed"  # in order, by both ends
+    CLOSED = "closed"  # orderly, by both ends
     REFUSED = "refused"  # a reset answered our SYN
     RESET = "reset"  # by the peer
     ABORTED = "aborted"  # by our user
-    TIMED_OUT = "timed-out"  # the peer did not answer for the user timeout, or not to keep-alives
+    TIMED_OUT = "timed-out"  # the peer did not answer for the user timeout, or no keep-alive
 
 
 class SegmentDrop(StrEnum):
-    """Why a segment went no further; the values are what --json prints."""
+    """Reason why a segment was dropped. The values appear in --json."""
 
     MALFORMED = "malformed"
-    SOURCE_ROUTE = "source-route"  # which would let others send in a third's name
+    SOURCE_ROUTE = "source-route"  # it would permit spoofed senders
     CHECKSUM = "checksum"
     FOREIGN = "foreign"  # of another connection
-    NOT_OPEN = "not-open"  # there is no connection that it could be of
+    NOT_OPEN = "not-open"  # the connection does not exist
     OUT_OF_WINDOW = "out-of-window"
     OLD_TIMESTAMP = "old-timestamp"  # PAWS, RFC 7323 section 5.3
     NO_TIMESTAMP = "no-timestamp"  # RFC 7323 section 3.2
     UNSURE_RESET = "unsure-reset"  # RFC 5961 section 3.2
     UNEXPECTED_SYN = "unexpected-syn"  # RFC 5961 section 4.2
     NO_ACK = "no-ack"
-    BAD_ACK = "bad-ack"  # of what was never sent, or long ago: RFC 5961 section 5.2
-    HELD = "held"  # a SYN while our user has not said yet whether to accept the first
-    FULL = "full"  # out of order, and there are REASSEMBLY_SEGMENTS already, or no room
-    SUPERSEDED = "superseded"  # a SYN in TIME-WAIT, which it ended: give it to a new endpoint
+    BAD_ACK = "bad-ack"  # an ACK of data never sent, or long ago: RFC 5961 section 5.2
+    HELD = "held"  # a SYN while the first one waits for accept() or refuse()
+    FULL = "full"  # out of order, but there are REASSEMBLY_SEGMENTS already, or no room
+    SUPERSEDED = "superseded"  # a SYN that ended TIME-WAIT: pass it to a new endpoint

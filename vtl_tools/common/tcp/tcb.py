@@ -1,4 +1,4 @@
-"""The transmission control block: all that is known of one connection (RFC 9293 section 3.3.1)."""
+"""The transmission control block: the variables and timers of one connection (RFC 9293 section 3.3.1)."""
 
 import logging
 from collections import defaultdict
@@ -16,23 +16,22 @@ log = logging.getLogger(__name__)
 NEVER: Final = float("inf")
 _MASK: Final = 0xFFFF_FFFF
 _CHALLENGES: Final = 10
-"""Answers in a second to segments that are not acceptable (RFC 5961 section 7)."""
+"""Maximum challenge ACKs per second (RFC 5961 section 7)."""
 _PTO_MIN_S: Final = 0.01
 _GRANULARITY_S: Final = 0.001
 _WORST_DELAYED_ACK_S: Final = 0.2  # RFC 8985 section 7.2: WCDelAckT
 
 
 class TCB:
-    """The variables of a connection and its timers, which are times, or NEVER.
+    """The variables of a connection and its timers, each a time or NEVER.
 
-    held: a SYN came, and the user has not said yet whether to accept it. syn_due: a SYN is to be sent,
-    for the first time or again. ack_now: an acknowledgement is due. reset_due: so is a reset.
-    out: frames that cannot wait.
-    ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: since when nothing new was
-    acknowledged, of what is to be; None if there is nothing. timed: a position, and when it was sent, once.
-    reorder_at: when what is missing before what the peer has counts as lost. head_at: when SND.UNA was sent
-    again, or became what it is; head_mark: SND.NXT at that time. probe: behind what was in flight when its
-    tail was probed, and whether the probe was a retransmission.
+    syn_pending: a SYN has come, and waits for accept() or refuse(). syn_due: a SYN is to be sent, for the
+    first time or again. ack_now: an acknowledgement is due. reset_due: a reset is due. out: frames to send at
+    once. ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: time since which nothing
+    was acknowledged although data is outstanding; None if none is. timed: a position and its sending time,
+    for an RTT sample. reorder_at: time at which data missing below sacked ranges is considered lost. head_at:
+    time when SND.UNA was retransmitted or last advanced; head_mark: SND.NXT at that time. probe: end of the
+    data in flight when the tail was probed, and whether the probe was a retransmission.
     """
 
     __slots__ = (
@@ -110,14 +109,14 @@ class TCB:
         self._challenged, self._challenges = 0.0, 0
 
     def become(self, state: State) -> None:
-        """Change the state; the only place where it changes."""
+        """Change the state. No other code changes it."""
         if log.isEnabledFor(logging.DEBUG):
             ends = self.path.remote.hex(), self.path.remote_port
             log.debug("%s:%d: %s -> %s", *ends, self.state.value, state.value)
         self.state = state
 
     def end(self, why: Ended) -> None:
-        """Become CLOSED, for good. What was received in order can still be read."""
+        """Enter CLOSED, finally. Data received in order can still be read."""
         if self.ended is None:
             self.ended = why
         self.become(State.CLOSED)
@@ -128,7 +127,7 @@ class TCB:
         self.snd.queue.clear()
 
     def wait(self, now: float) -> None:
-        """Enter TIME-WAIT, or begin its time anew."""
+        """Enter TIME-WAIT, or restart its timer."""
         if self.state is not State.TIME_WAIT:
             self.become(State.TIME_WAIT)
             self.retransmit_at = self.persist_at = self.reorder_at = NEVER
@@ -140,32 +139,32 @@ class TCB:
         return (int(now * 1000) + self.ts_offset) & _MASK
 
     def may_challenge(self, now: float) -> bool:
-        """Tell whether to answer one more unacceptable segment; bounded, or two endpoints could go on."""
+        """Return whether to answer another unacceptable segment: limited, or two endpoints could loop."""
         if now - self._challenged >= 1.0:
             self._challenged, self._challenges = now, 0
         self._challenges += 1
         return self._challenges <= _CHALLENGES
 
     def detect_loss(self, now: float, *, news: bool) -> None:
-        """Tell reordering from loss by time, as RACK does (RFC 8985 sections 6.2 and 7); after each ACK.
+        """Tell loss from reordering by time, as RACK does (RFC 8985 sections 6.2 and 7).
 
-        What was sent before what the peer has got, and has not come a quarter of a round trip later, is lost.
-        In recovery that is asked of the head only, whose retransmission may have been lost in its turn.
-        news: the peer has got something above SND.UNA that it had not.
+        Called after each ACK. Data sent before data that the peer has received, and missing a quarter of a
+        round trip later, is lost. In recovery this applies to the head only, whose retransmission may be lost
+        as well. news: the peer has received new data above SND.UNA.
         """
         snd, srtt_s = self.snd, self.rtt.srtt_s
         if not snd.board or srtt_s is None:
             self.reorder_at = NEVER
         elif snd.recover is not None:
             self.reorder_at = NEVER
-            after = snd.board.end > self.head_mark  # so that it was sent after the head, for sure
+            after = snd.board.end > self.head_mark  # so it was certainly sent after the head
             if news and now - self.head_at > max((1.25 if after else 2) * srtt_s, _GRANULARITY_S):
                 snd.head_is_lost = True
         elif self.reorder_at == NEVER:
             self.reorder_at = now + max(srtt_s / 4, _GRANULARITY_S)
 
     def arm(self, now: float) -> None:
-        """Start the retransmission timer anew (RFC 6298 section 5), or the probe of the tail before it."""
+        """Restart the retransmission timer (RFC 6298 section 5), or the earlier tail loss probe."""
         snd, rtt = self.snd, self.rtt
         self.probe_is_next = False
         if snd.una == snd.nxt:

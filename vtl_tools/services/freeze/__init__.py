@@ -1,1 +1,1 @@
-"""A VM's TCP connections, followed while it runs, held while it is away (paper 3.5), without I/O."""
+"""vtl-freeze: follows a VM's TCP connections and holds them while it is away (paper section 3.5)."""

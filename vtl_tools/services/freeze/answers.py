@@ -1,4 +1,4 @@
-"""What is said in the VM's name: acknowledgements, and where it is."""
+"""Builds the frames that the service sends in the VM's name: acknowledgements, probes, announcements."""
 
 import struct
 from typing import Final
@@ -14,21 +14,21 @@ from vtl_tools.services.freeze.headers import SegmentHeader, address_size
 _TTL: Final = 64
 _DONT_FRAGMENT: Final = 0x4000
 _MASK: Final = 0xFFFF
-# IPv4 from version to header checksum; IPv6 up to the addresses; TCP from SEG.SEQ to the urgent pointer.
+# IPv4 from version to checksum; IPv6 up to the addresses; TCP from SEG.SEQ to the urgent pointer.
 _HEAD4: Final = struct.Struct("!HHHHHH")
 _HEAD6: Final = struct.Struct("!IHBB")
 _TCP: Final = struct.Struct("!IIHHHH")
 _STAMPS: Final = struct.Struct("!III")
 _STAMPS_ALONE: Final = 0x0101_080A
-_RARP: Final = 0x8035  # RFC 903; the form that QEMU announces a guest by
+_RARP: Final = 0x8035  # RFC 903; QEMU announces a guest by RARP
 _OLD: Final = 1 << 30
 
 
 def ack(connection: HeldConnection, window: int) -> bytes:
-    """Return the frame that acknowledges what the VM had acknowledged; has_numbers must be true.
+    """Return the frame that acknowledges the octets that the VM had acknowledged. Requires has_numbers.
 
-    window: as sent. SEG.SEQ is what the peer waits for, or one higher where it is to be newer than what told
-    it of another window: there is no data, so it is as acceptable.
+    window: as sent. SEG.SEQ is the number that the peer expects, or one higher if the segment must be newer
+    than one with another window: without data it is acceptable all the same.
     """
     assert connection.peer_ack is not None
     assert connection.vm_ack is not None
@@ -40,10 +40,10 @@ def ack(connection: HeldConnection, window: int) -> bytes:
 
 
 def question(connection: HeldConnection, segment: SegmentHeader, l2: bytes) -> bytes:
-    """Return a keep-alive, which is not acceptable (RFC 9293 section 3.8.4): the answer has SND.NXT in it.
+    """Return a keep-alive. It is unacceptable (RFC 9293 section 3.8.4), so the answer contains SND.NXT.
 
-    segment: the peer's, by whose numbers it is asked; what is acknowledged is long past, so that nothing can
-    come of it. l2: the Ethernet header.
+    segment: of the peer, whose numbers are used. The acknowledgement is long past, so it has no effect.
+    l2: the Ethernet header.
     """
     stamps = None if segment.tsval is None or segment.tsecr is None else (segment.tsecr, segment.tsval)
     return _segment(connection.key, l2, seq_add(segment.ack, -1), seq_add(segment.seq, -_OLD), 0, stamps)
@@ -68,14 +68,14 @@ def _segment(
     return b"".join((vnet.NONE, l2, head, addresses, ports, body))
 
 
-# --- where the VM is
+# --- the VM's addresses
 
 Hosts = dict[tuple[bytes, bytes], bytes]
-"""By VLAN tags (with the Ethertype between, as in Segment.key) and IP address: the Ethernet address."""
+"""By VLAN tags (with the EtherType between, as in SegmentHeader.key) and IP address: the Ethernet address."""
 
 
 def neighbour(frame: bytearray | memoryview, hosts: Hosts) -> bytearray | None:
-    """Answer a question for one of the VM's addresses, by ARP or ND. Raises Malformed."""
+    """Return the answer to a request for one of the VM's addresses, by ARP or ND. Raises Malformed."""
     pkt = Packet.at(frame)
     tags = bytes(frame[vnet.VNET + 12 : pkt.l3_off - 2])
     if (asked := pkt.arp) is not None:
@@ -89,7 +89,7 @@ def neighbour(frame: bytearray | memoryview, hosts: Hosts) -> bytearray | None:
 
 
 def announcements(hosts: Hosts) -> list[bytearray]:
-    """Return what tells a network that the VM is here now: RARP, gratuitous ARP and unsolicited ND."""
+    """Return frames that announce the VM's place to a network: RARP, gratuitous ARP and unsolicited ND."""
     frames = []
     for tags, mac in sorted({(tags, mac) for (tags, _), mac in hosts.items()}):
         l2 = address.BROADCAST + mac + tags + _RARP.to_bytes(2, "big")

@@ -1,7 +1,7 @@
-"""One TCP connection of the VM, as far as its peer must be told of it: the highest numbers of both ends.
+"""The state of one TCP connection of the VM that is needed to hold it: the highest numbers of both ends.
 
-What is seen may be a sample, and begin in the middle, so this is no state model that wants every segment: it
-keeps maxima, which are right from the first segment on that tells of them.
+Segments may be sampled, and the connection may be seen from the middle on. So this is no state model, which
+needs every segment: it keeps maxima, which are correct from the first segment that contains them.
 """
 
 from enum import Enum
@@ -15,16 +15,16 @@ from vtl_tools.services.freeze.peer_evidence import PeerEvidence
 VM_FIN: Final = 1
 PEER_FIN: Final = 2
 FROM_SYN: Final = 4  # followed from its first segment
-SPOKE: Final = 8  # the VM itself was heard while it was to be away
-RAISED: Final = 16  # the peer did not believe the shut window: SEG.SEQ is one higher
-USER_TIMEOUT: Final = 32  # the peer has told of a user timeout (RFC 5482)
+SPOKE: Final = 8  # the VM itself sent a segment while it was supposed to be away
+RAISED: Final = 16  # the peer ignored the zero window: SEG.SEQ is one higher
+USER_TIMEOUT: Final = 32  # the peer has sent a user timeout option (RFC 5482)
 ACK_LATER: Final = 64  # the held acknowledgement came after the held head
-CLOSED: Final = 128  # it will be forgotten
+CLOSED: Final = 128  # to be removed
 OPENING: Final = 256  # the VM has sent a SYN, and nothing else is known yet
-UNHEARD: Final = 512  # peer_ack is where the first segment of the VM began: the peer itself told nothing yet
+UNHEARD: Final = 512  # peer_ack is the start of the VM's first segment: no segment of the peer was seen
 
 GAP: Final = 1 << 26
-"""Octets that may have passed unseen, where not all is seen."""
+"""Maximum octets that may have passed unseen, if segments are sampled."""
 SHIFT_MAX: Final = 14  # RFC 7323 section 2.3
 
 
@@ -32,26 +32,25 @@ PROVEN: Final = ("vm_ack", "vm_tsval", "peer_ack", "peer_window", "peer_tsval")
 
 
 class OverheardNumbers(Enum):
-    """What a segment of the peer is to the VM (RFC 9293 section 3.10.7.4)."""
+    """Classification of a peer's segment by its numbers, as the VM would (RFC 9293 section 3.10.7.4)."""
 
-    FORGED = "forged"  # it acknowledges what was never sent, or is long past (RFC 5961 section 5.2)
-    UNACCEPTABLE = "unacceptable"  # it is not within the window, or late: nothing is learned from it
+    FORGED = "forged"  # an ACK of data never sent, or long past (RFC 5961 section 5.2)
+    UNACCEPTABLE = "unacceptable"  # outside the window, or late: nothing is learned from it
     TAKEN = "taken"
 
 
-TAKEN: Final = OverheardNumbers.TAKEN  # a third of the time of looking it up in an Enum
+TAKEN: Final = OverheardNumbers.TAKEN  # a third of the time of an Enum look-up
 
 
 class HeldConnection:
-    """Numbers are as on the wire, and None as long as no segment has told them.
+    """One connection. Numbers are as on the wire, and None until a segment has shown them.
 
-    vm_ack: the highest that the VM has acknowledged. vm_nxt: behind all that it was seen to have sent.
-    vm_window: its last one, as in a segment without SYN. vm_scale: its shift; None: not heard.
-    peer_ack: the highest that the peer has acknowledged; peer_nxt, peer_window: likewise.
-    proof: what is proven, or may be, where the VM's segments passed unseen.
-    seen: when it was last heard of. epoch: see Table.missed(). head: the peer's frame with the octet at
-    vm_ack; newest: its latest pure ACK. probes: segments answered since the VM is away, the first at
-    `since`. may_at, may_challenge_at: see RateLimit.
+    vm_ack: the highest acknowledgement of the VM. vm_nxt: end of the data that it was seen to send.
+    vm_window: its last window, as in a segment without SYN. vm_scale: its shift; None: unknown. peer_ack: the
+    highest acknowledgement of the peer; peer_nxt, peer_window: likewise. proof: evidence of the VM's numbers,
+    if its segments passed unseen. seen: time of the last segment. epoch: see ConnectionTable.missed(). head:
+    the peer's frame with the octet at vm_ack; newest: its latest pure ACK. probes: segments answered since
+    the VM is away, the first at `since`. may_at, may_challenge_at: see RateLimit.
     """
 
     __slots__ = (
@@ -81,14 +80,14 @@ class HeldConnection:
         self.probes = self.repeated = 0
         self.since = self.may_at = self.may_challenge_at = 0.0
 
-    # --- what the VM sends
+    # --- segments of the VM
 
     def is_anew(self, segment: SegmentHeader) -> bool:
-        """Whether a SYN of the VM begins another connection of the same name."""
+        """Return whether a SYN of the VM starts a new connection with the same addresses and ports."""
         return self.vm_nxt is not None and self.vm_nxt != seq_add(segment.seq, 1)
 
     def vm_sent(self, segment: SegmentHeader) -> None:
-        """Follow a segment of the VM."""
+        """Learn from a segment of the VM."""
         _, seq, ack, flags, window, length, tsval, _, _, _, _ = segment
         if flags & ACK:
             if flags & SYN and self.vm_scale:
@@ -108,13 +107,14 @@ class HeldConnection:
         if flags & FIN:
             self.flags |= VM_FIN
 
-    # --- what the peer sends
+    # --- segments of the peer
 
     def peer_sent(self, segment: SegmentHeader, slack: int = 0) -> OverheardNumbers:
-        """Follow a segment of the peer that has an ACK, if the VM would take it, and tell whether it would.
+        """Learn from a segment of the peer with ACK, if the VM would accept it. Return its classification.
 
-        Anybody can make up a segment. So SEG.ACK is believed within what the VM was seen to have sent, and
-        SEG.SEQ within the window that it was seen to offer. slack: octets by which that may have moved on.
+        Segments can be forged. So SEG.ACK must be within the data that the VM was seen to send, and SEG.SEQ
+        within the window that it was seen to offer. slack: octets by which the window may have advanced
+        unseen.
         """
         _, seq, ack, flags, window, length, tsval, _, _, _, _ = segment
         nxt, una, number = self.vm_nxt, self.peer_ack, self.vm_ack
@@ -138,17 +138,17 @@ class HeldConnection:
         return TAKEN
 
     def may_be_unseen(self, ack: int) -> bool:
-        """Whether an ACK may be of what the VM sent unseen: behind what was heard of it, by GAP at most."""
+        """Return whether an ACK may cover data that the VM sent unseen: at most GAP after the data seen."""
         if self.vm_nxt is None:
             return True
         una = self._una_heard
         return seq_between((self.vm_nxt if una is None else una) - GAP, ack, self.vm_nxt + GAP)
 
-    # --- what is proven
+    # --- proven numbers
 
     @property
     def is_proven(self) -> bool:
-        """Whether the numbers are what the peer has shown, and not what was heard."""
+        """Whether the numbers are derived from the peer's retransmissions, and not from the VM's segments."""
         return self.proof is not None and self.proof.number is not None
 
     @property
@@ -158,14 +158,14 @@ class HeldConnection:
         return self.proof.heard["peer_ack"]
 
     def is_late(self, ack: int) -> bool:
-        """Whether the peer was heard to acknowledge more, before anything was to be proven."""
+        """Return whether the peer acknowledged more earlier, before the proof."""
         una = self._una_heard
         return una is not None and not self.flags & UNHEARD and not seq_ge(ack, una)
 
     def prove(self, number: int, segment: SegmentHeader) -> None:
-        """Speak by the numbers of a segment that came again and again, until something contradicts it.
+        """Use the numbers of a segment that was repeated often enough, until a segment contradicts them.
 
-        number: what the VM had acknowledged.
+        number: the VM's acknowledgement.
         """
         proof = self.proof
         assert proof is not None
@@ -177,11 +177,11 @@ class HeldConnection:
             self.vm_tsval = segment.tsecr if self.vm_tsval is None else seq_max(segment.tsecr, self.vm_tsval)
 
     def is_proven_by(self, segment: SegmentHeader) -> bool:
-        """Whether a segment bears the number that is proven to be the peer's."""
+        """Return whether a segment has the number that is proven to be the peer's."""
         return self.is_proven and self.peer_ack == segment.ack
 
     def peer_repeats(self, segment: SegmentHeader) -> None:
-        """Follow a segment that is as what was proven."""
+        """Learn from a segment that agrees with the proof."""
         self.peer_window = segment.window
         if segment.tsval is not None and (self.peer_tsval is None or seq_gt(segment.tsval, self.peer_tsval)):
             self.peer_tsval = segment.tsval
@@ -189,14 +189,14 @@ class HeldConnection:
             self.flags |= PEER_FIN
 
     def disprove(self) -> None:
-        """Forget what was proven, or was to be; what was heard before stands again."""
+        """Discard the evidence. Restores the numbers from before."""
         if self.proof is not None and self.is_proven:
             for name, value in self.proof.heard.items():
                 setattr(self, name, value)
         self.proof = None
 
     def overrule(self, segment: SegmentHeader) -> None:
-        """Follow a segment of the VM, whose own word goes before what was proven."""
+        """Learn from a segment of the VM, which has precedence over a proof."""
         una, window, tsval = self.peer_ack, self.peer_window, self.peer_tsval
         self.disprove()
         self.vm_sent(segment)
@@ -206,7 +206,7 @@ class HeldConnection:
             self.flags &= ~UNHEARD
 
     def catch_up(self, other: "HeldConnection") -> None:
-        """Take over what was heard since, here, of this connection, and that the VM itself speaks."""
+        """Merge newer numbers of the same connection seen here, and note that the VM itself sends."""
         self.disprove()
         if _is_newer(other.vm_ack, self.vm_ack):
             self.vm_ack, self.vm_window = other.vm_ack, other.vm_window
@@ -218,11 +218,11 @@ class HeldConnection:
         self.flags |= other.flags & (VM_FIN | PEER_FIN | USER_TIMEOUT) | SPOKE
         self.seen = other.seen
 
-    # --- what is known
+    # --- state
 
     @property
     def has_numbers(self) -> bool:
-        """Whether enough is known to speak for the VM."""
+        """Whether enough is known to answer for the VM."""
         if self.vm_ack is None or self.peer_ack is None:
             return False
         return not self.flags & UNHEARD or self.is_proven
@@ -234,23 +234,23 @@ class HeldConnection:
 
     @property
     def window_octets(self) -> int:
-        """The VM's last window; the largest that it can have been where its scale was not heard."""
+        """The VM's last window in octets; its upper bound if the scale is unknown."""
         shift = SHIFT_MAX if self.vm_scale is None else self.vm_scale
         return self.vm_window << shift
 
     def in_window(self, seq: int) -> bool:
-        """Whether a number is in what the VM would take next, or just behind."""
+        """Return whether a number is in the window that the VM would accept, or right after it."""
         assert self.vm_ack is not None
         return seq_between(self.vm_ack, seq, seq_add(self.vm_ack, self.window_octets + 1))
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the peer has data, or a FIN, that the VM must take before it sends more."""
+        """Whether the peer has sent data or a FIN that the VM must acknowledge before the peer sends more."""
         return self.head is not None
 
     @property
     def held_octets(self) -> int:
-        """Octets of frames that are held."""
+        """Octets of held frames."""
         return len(self.head or b"") + len(self.newest or b"")
 
 

@@ -1,7 +1,7 @@
-"""Speaks for a VM that is away, so that its peers wait: frames and time in, frames out, no I/O.
+"""Answers for a VM that is away, so that its peers wait. Frames and time go in, frames come out.
 
-Every segment to the VM that wants an answer gets the one that its own TCP would give with its window shut
-(RFC 9293 section 3.10.7.4), and nothing is ever acknowledged that the VM had not acknowledged itself.
+Each segment to the VM that needs an answer gets the one that the VM's TCP would send with a zero window
+(RFC 9293 section 3.10.7.4). No octet is acknowledged that the VM had not acknowledged itself.
 """
 
 from collections import Counter
@@ -31,30 +31,30 @@ from vtl_tools.services.freeze.peer_evidence import PeerEvidence
 from vtl_tools.services.freeze.table import ConnectionTable
 
 LATE_S: Final = 0.1
-"""How late what is overheard may be; a ring hands over what it has each few milliseconds."""
+"""Maximum delay of captured frames in seconds; a ring hands them over every few milliseconds."""
 QUIET_S: Final = 1.0
-"""How long nothing is said after the VM itself was heard."""
+"""Seconds of silence after a segment of the VM itself."""
 REPEATED: Final = 2
-"""Answers to the same data, after which its sender is taken not to believe the window."""
+"""Number of answers to the same data, after which its sender is assumed to ignore the window."""
 RESETS_MAX: Final = 1024
 RESET_OCTETS_MAX: Final = 2048
 SLICE: Final = 256
-"""Connections that are thawed at once; frames of others have their turn in between."""
+"""Connections thawed per step; frames of others are processed in between."""
 FRAME_MAX: Final = vnet.VNET + 14 + 16 + 40 + 0xFFFF
-"""Octets of a frame that is kept: a super-segment behind four VLAN tags."""
+"""Maximum octets of a held frame: a super-segment after four VLAN tags."""
 
 _CONNECTION: Final = RateLimit(10.0, 10)
 _CHALLENGES: Final = RateLimit(1.0, 5)
-"""Of one connection, to what cannot be of it: who sends that may answer us in turn (RFC 5961 section 7)."""
+"""Rate limit per connection of answers to impossible segments, whose sender may answer, too (RFC 5961 7)."""
 _ALL_PER_S: Final = 50_000.0
 _ALL_AT_ONCE: Final = 10_000
 
 
 class Freezer:
-    """One VM, away or not. now: seconds, on a clock that only goes forward.
+    """One VM, away or not. now: seconds, on a monotonic clock.
 
-    any_mac: whatever comes is for the VM, as on an interface that is its own; else only what is sent to an
-    Ethernet address that the VM is known to have.
+    any_mac: every frame is for the VM, as on an interface of its own; else only frames to an Ethernet address
+    that the VM is known to have.
     """
 
     def __init__(self, table: ConnectionTable | None = None, *, any_mac: bool = True) -> None:
@@ -63,26 +63,26 @@ class Freezer:
         self.frozen = False
         self.frozen_at = 0.0
         self.left = False
-        """Whether it is another host that speaks for the VM, or the VM itself there."""
+        """Whether the VM is on another host, which answers for it."""
         self.quiet_until = 0.0
         self.heard_vm = False
-        """Whether the VM was heard though it is to be away."""
+        """Whether the VM sent a frame although it is supposed to be away."""
         self.answered = self.opened = 0
         self.unanswered: Counter[str] = Counter()
-        """What was not answered, by why."""
+        """Number of unanswered segments, by reason."""
         self.resets: list[bytes] = []
-        """Resets that peers sent, for the VM."""
+        """Resets from peers, held for the VM."""
         self.touched: dict[bytes, HeldConnection] = {}
-        """Connections of which something was said or kept since the VM is away."""
+        """Connections that were answered, or for which frames are held, since the VM is away."""
         self.thawing: list[HeldConnection] = []
         self.to_network: list[bytes] = []
         self.to_vm: list[bytes] = []
         self._all = TokenBucket(_ALL_PER_S, _ALL_AT_ONCE)
 
-    # --- the VM goes and comes
+    # --- the VM stops and continues
 
     def start(self, now: float) -> bool:
-        """Speak for the VM from now on. False: it is away already."""
+        """Answer for the VM from now on. False: it is away already."""
         if self.frozen:
             left, self.left = self.left, False
             return left
@@ -91,15 +91,16 @@ class Freezer:
         return True
 
     def on_stop(self, now: float) -> None:
-        """Fall silent, since the VM is another host's; what is known stays, as what is to be told there."""
+        """Stop answering, as the VM is on another host. Keeps the state, for transfer to that host."""
         self.start(now)
         self.left = True
         self.to_network.clear()
 
     def stop(self, now: float) -> bool:
-        """Fall silent; what opens the windows is in take(), after thaw(). False: the VM is not away.
+        """Stop answering. After thaw(), take() returns the segments that open the windows.
 
-        Where the VM had left, what was known is of the past, and is forgotten.
+        False: the VM is not away.
+        If the VM had moved to another host, the state is outdated and is discarded.
         """
         if not self.frozen:
             return False
@@ -118,7 +119,7 @@ class Freezer:
         return True
 
     def thaw(self) -> bool:
-        """Tell some peers that the window is open, and the VM what came; return whether any are left."""
+        """Prepare window updates to some peers, and held frames for the VM. Return whether any are left."""
         for _ in range(min(SLICE, len(self.thawing))):
             connection = self.thawing.pop()
             self._thaw(connection)
@@ -128,18 +129,18 @@ class Freezer:
         return bool(self.thawing)
 
     def _thaw(self, connection: HeldConnection) -> None:
-        # What the VM said itself is not newer to a peer that was told by a higher SEG.SEQ
+        # To a peer that got a higher SEG.SEQ, a segment of the VM itself is not newer
         spoke = connection.flags & (SPOKE | RAISED) == SPOKE
         if connection.probes and connection.vm_window and connection.has_numbers and not spoke:
             self.to_network.append(answers.ack(connection, connection.vm_window))
             self.opened += 1
         held = [connection.newest, connection.head]
-        if connection.flags & ACK_LATER:  # a newer timestamp first would make the other a stale one (PAWS)
+        if connection.flags & ACK_LATER:  # a newer timestamp first would make the other stale (PAWS)
             held.reverse()
         self.to_vm += [frame for frame in held if frame is not None]
 
     def _reset(self, connection: HeldConnection) -> None:
-        """Forget what concerns only the VM's absence."""
+        """Reset the state that concerns only the VM's absence."""
         self.table.release(connection)
         connection.disprove()
         connection.probes, connection.repeated = 0, 0
@@ -153,14 +154,14 @@ class Freezer:
         self.table.forget_strangers()
 
     def replace(self, other: "Freezer") -> None:
-        """Become what another one is, but for what was counted."""
+        """Take over the state of another freezer, except for counters."""
         self._forget()
         self.table, self.frozen, self.frozen_at = other.table, other.frozen, other.frozen_at
         self.left, self.resets, self.touched = other.left, other.resets, other.touched
         self.quiet_until, self.heard_vm = 0.0, False
 
     def catch_up(self, heard: Iterable[HeldConnection], now: float) -> None:
-        """Keep what was heard of the VM itself, where what was told of it is older."""
+        """Merge the numbers seen of the VM itself, where those of the imported state are older."""
         table = self.table
         for connection in heard:
             told = table.get(connection.key)
@@ -171,17 +172,17 @@ class Freezer:
                 told.catch_up(connection)
 
     def take(self) -> tuple[list[bytes], list[bytes]]:
-        """Return what is to be sent to the network, and what to the VM."""
+        """Return the frames to send to the network, and to the VM."""
         sent = self.to_network, self.to_vm
         self.to_network, self.to_vm = [], []
         return sent
 
-    # --- what is heard
+    # --- input
 
     def overhear(self, frame: Buffer, from_vm: bool, now: float) -> None:
-        """Follow a frame that is overheard: it may be cut behind its TCP header, damaged, and late."""
+        """Learn from a captured frame, which may be truncated after its TCP header, damaged, or late."""
         if self.frozen and not from_vm and now - self.frozen_at > LATE_S:
-            return  # it comes as a whole, to from_peer()
+            return  # from_peer() gets the whole frame
         try:
             connection = self.table.overhear(frame, from_vm, now)
         except Malformed:
@@ -191,7 +192,7 @@ class Freezer:
             connection.flags |= SPOKE
 
     def from_vm(self, frame: Buffer, now: float) -> None:
-        """Take a frame that the VM sends though it is to be away: nothing is said for a while."""
+        """Process a frame that the VM sends although it is supposed to be away: be silent for a while."""
         if not self.frozen:
             return
         self.quiet_until, self.heard_vm = now + QUIET_S, True
@@ -199,20 +200,20 @@ class Freezer:
             known = self.table.get(parse(frame, True).key)
             before = None if known is None else known.vm_ack
             connection = self.table.overhear(frame, True, now)
-        except Malformed:  # as ARP is
+        except Malformed:  # such as ARP
             return
         if connection is not None:
             connection.flags |= SPOKE
-            if connection.vm_ack != before:  # it has taken what was kept for it
+            if connection.vm_ack != before:  # the VM has received the held octets
                 self.table.release(connection)
             self._touch(connection)
 
     def is_quiet(self, now: float) -> bool:
-        """Whether nothing is said, since the VM is there, or was heard."""
+        """Return whether nothing is answered, since the VM is present or sent a frame lately."""
         return not self.frozen or self.left or now < self.quiet_until
 
     def from_peer(self, frame: Buffer, now: float) -> None:
-        """Take a whole frame on its way to the VM."""
+        """Process a whole frame on its way to the VM."""
         try:
             segment = parse(frame, False)
         except Malformed:
@@ -259,7 +260,7 @@ class Freezer:
         if answer is not None and self._all.take(now):
             self.to_network.append(bytes(answer))
 
-    # --- SEGMENT ARRIVES, for a connection whose window is shut
+    # --- SEGMENT ARRIVES, for a connection with a zero window
 
     def _arrive(self, connection: HeldConnection, segment: SegmentHeader, frame: Buffer, now: float) -> None:
         flags = segment.flags
@@ -273,7 +274,7 @@ class Freezer:
             self.unanswered["no-ack"] += 1
             return
         doubt = self.table.doubts(connection)
-        # A proof is made of segments that anybody can repeat.
+        # A proof is made of segments that an attacker can repeat, too.
         proven = connection.proof is not None and connection.is_proven
         heard = (
             OverheardNumbers.UNACCEPTABLE if proven else connection.peer_sent(segment, GAP if doubt else 0)
@@ -281,7 +282,7 @@ class Freezer:
         unsure = doubt or proven
         if heard is not TAKEN and not connection.flags & FROM_SYN:
             unsure = unsure or heard is OverheardNumbers.FORGED or connection.flags & UNHEARD != 0
-        if heard is TAKEN:  # by a peer that knows both ends' numbers, wherever it is now
+        if heard is TAKEN:  # from a peer that knows both ends' numbers
             connection.l2 = self.table.shared(ethernet_back(frame, segment))
         if unsure and connection.may_be_unseen(segment.ack):
             self._learn(connection, segment, frame, doubt, now)
@@ -305,7 +306,7 @@ class Freezer:
     def _reset_arrives(
         self, connection: HeldConnection, segment: SegmentHeader, frame: Buffer, now: float
     ) -> None:
-        """RFC 5961 section 3.2."""
+        """Process a RST (RFC 5961 section 3.2)."""
         if connection.vm_ack is None:
             self.unanswered["unknown"] += 1
         elif segment.seq == connection.vm_ack:
@@ -322,7 +323,7 @@ class Freezer:
     def _data_arrives(
         self, connection: HeldConnection, segment: SegmentHeader, frame: Buffer, sure: bool, now: float
     ) -> None:
-        """Answer data. sure: it is the peer's, and not only named as such."""
+        """Answer data. sure: it is certainly the peer's, and not forged."""
         number = connection.vm_ack
         assert number is not None
         if sure and seq_le(segment.seq, number) and seq_lt(number, seq_add(segment.seq, segment.length)):
@@ -330,8 +331,8 @@ class Freezer:
                 self._touch(connection)
             if connection.probes:
                 connection.repeated += 1
-            # Linux before 6.6 and the BSDs do not take a window that shrinks to nothing from a segment that
-            # is no newer than the last one. A higher SEG.SEQ is newer, and acceptable while there is room.
+            # Linux before 6.6 and the BSDs ignore a window that shrinks to zero in a segment that is no
+            # newer than the last one. A higher SEG.SEQ is newer, and acceptable while there is room.
             if connection.repeated >= REPEATED and connection.vm_window and connection.peer_window > 1:
                 connection.flags |= RAISED
         self._answer(connection, now)
@@ -345,9 +346,9 @@ class Freezer:
     def _learn(
         self, connection: HeldConnection, segment: SegmentHeader, frame: Buffer, doubt: bool, now: float
     ) -> None:
-        """Find out what the VM had acknowledged, where that may have passed unseen.
+        """Derive the VM's acknowledgement from the peer's segment, if the VM's own may have passed unseen.
 
-        doubt: whether it may; if not, it is only what the VM had sent that is found out.
+        doubt: whether it may; if not, only SND.NXT of the VM is derived.
         """
         table, proof = self.table, connection.proof
         floor = connection.vm_ack if proof is None else proof.floor
@@ -384,7 +385,7 @@ class Freezer:
             self._ask(connection, segment, frame, now)
 
     def _ask(self, connection: HeldConnection, segment: SegmentHeader, frame: Buffer, now: float) -> None:
-        """Ask a peer what it sends next."""
+        """Probe a peer for its SND.NXT."""
         may_at = _CHALLENGES.take(connection.may_challenge_at, now)
         if may_at is None or not self._all.take(now):
             self.unanswered["paced"] += 1
@@ -394,7 +395,7 @@ class Freezer:
         l2 = connection.l2 or ethernet_back(frame, segment)
         self.to_network.append(answers.question(connection, segment, l2))
 
-    # --- speaking
+    # --- output
 
     def _challenge(self, connection: HeldConnection, now: float) -> None:
         may_at = _CHALLENGES.take(connection.may_challenge_at, now)
@@ -422,6 +423,6 @@ class Freezer:
 
     def _touch(self, connection: HeldConnection) -> None:
         self.touched[connection.key] = connection
-        if len(self.touched) > 2 * len(self.table) + RESETS_MAX:  # with such as were forgotten since
+        if len(self.touched) > 2 * len(self.table) + RESETS_MAX:  # some were removed from the table since
             get = self.table.get
             self.touched = {key: one for key, one in self.touched.items() if get(key) is one}

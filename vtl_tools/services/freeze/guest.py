@@ -1,4 +1,4 @@
-"""What QEMU tells of its guest, as what is to be done about the guest's connections. No I/O."""
+"""Translates QEMU's events about its guest into actions on the guest's connections. No I/O."""
 
 from enum import Enum
 from typing import Any, Final, Protocol
@@ -7,42 +7,42 @@ from vtl_tools.services.freeze.freezer import Freezer
 
 
 class Order(Enum):
-    """What an event asks for."""
+    """The action that an event calls for."""
 
     NOTHING = "nothing"
     START = "start"
-    """The VM stands still: speak for it."""
+    """The VM is stopped: answer for it."""
     STOP = "stop"
-    """It goes on here."""
+    """The VM continues here."""
     ARRIVE = "arrive"
-    """It goes on here, having come from another host or a file."""
+    """The VM continues here, after it came from another host or a file."""
     LEAVE = "leave"
-    """It is another host's now: say nothing for it, and keep what is known."""
+    """The VM is on another host now: answer nothing for it, and keep the state."""
 
 
 _STANDS: Final = (
     "debug", "finish-migrate", "guest-panicked", "internal-error", "io-error", "paused", "save-vm",
     "suspended", "watchdog",
 )  # fmt: skip
-"""QEMU's words (RunState) for a VM that may go on here."""
+"""QEMU's run states (RunState) of a VM that may continue here."""
 _COMES: Final = ("inmigrate", "prelaunch")
 _LEFT: Final = ("completed", "postcopy-active")
 
 
 class Guest:
-    """One VM, as far as its QEMU has told. runs: whether its processors run; None: not told."""
+    """The run state of one VM, from the events of its QEMU. runs: whether its CPUs run; None: unknown."""
 
     def __init__(self) -> None:
         self.runs: bool | None = None
         self._comes = self._came = self._off = False
 
     def told(self, event: str, data: dict[str, Any]) -> Order:
-        """Take an event of QEMU's, or STATUS with what query-status said; return what to do."""
+        """Process an event of QEMU, or STATUS with the result of query-status. Return the action."""
         if event == "STATUS":
             return self._status(data)
         if event in ("STOP", "SUSPEND"):
             self.runs = False
-            # What was switched off is stopped, too, and has no connections left.
+            # A VM that was shut down is stopped, too, and has no connections left.
             return Order.NOTHING if self._off else Order.START
         if event in ("RESUME", "WAKEUP"):
             came = self._came
@@ -57,7 +57,7 @@ class Guest:
         return Order.NOTHING
 
     def _migrated(self) -> Order:
-        """Both ends tell of the end of a migration in the same words."""
+        """Process the end of a migration, which source and destination report by the same event."""
         if self._comes:
             self._comes = False
             return Order.NOTHING
@@ -76,36 +76,36 @@ class Guest:
 
 
 class Service(Protocol):
-    """What a Follower gives orders to. now: seconds."""
+    """The interface that a Follower controls. now: seconds."""
 
     freezer: Freezer
     vm: str
 
     def start(self, now: float) -> object:
-        """Speak for the VM from now on."""
+        """Answer for the VM from now on."""
 
     def stop(self, now: float) -> object:
-        """Fall silent, since it is here."""
+        """Stop answering, since the VM is here."""
 
     def hand_over(self, now: float) -> object:
-        """Fall silent, since it is elsewhere."""
+        """Stop answering, since the VM is elsewhere."""
 
     def announce(self, now: float) -> dict[str, object]:
-        """Tell the network where it is."""
+        """Announce to the network where the VM is."""
 
     def take_up(self, text: bytes, name: str, now: float) -> object:
-        """Put a state in the place of what is known. Raises VTLError."""
+        """Replace the state by another host's. Raises VTLError."""
 
 
 class Follower:
-    """Has a service do what QEMU tells, if there is one that tells, and what another host told with it."""
+    """Applies the events of the VM's QEMU, if there is one, to a service; imports another host's state."""
 
     def __init__(self, service: Service) -> None:
         self.service, self.guest = service, Guest()
         self._imported = False
 
     def told(self, event: str, data: dict[str, Any], now: float) -> None:
-        """Take an event of the VM's QEMU."""
+        """Process an event of the VM's QEMU."""
         do = self.guest.told(event, data)
         if do is Order.START:
             self.service.start(now)
@@ -115,7 +115,10 @@ class Follower:
             self._go_on(now, arrived=do is Order.ARRIVE)
 
     def _go_on(self, now: float, *, arrived: bool) -> None:
-        """The VM runs here. What was kept of one that had left is of use only if it never arrived there."""
+        """Process that the VM runs here.
+
+        The state of a VM that had left is valid only if the migration failed.
+        """
         if not arrived:
             self.service.freezer.left = False
         if arrived or self._imported:
@@ -124,7 +127,7 @@ class Follower:
         self.service.stop(now)
 
     def take_up(self, text: bytes, name: str, now: float) -> dict[str, object]:
-        """Take up another host's state, and announce the VM. Raises VTLError: nothing has changed."""
+        """Import another host's state, and announce the VM. Raises VTLError, without effect."""
         service, freezer, runs = self.service, self.service.freezer, self.guest.runs
         heard = [one for one in freezer.table if one.vm_nxt is not None] if runs else []
         service.take_up(text, name, now)
@@ -133,7 +136,7 @@ class Follower:
             service.start(now)
             told = service.announce(now)
             self._imported = not runs
-        if runs:  # it was faster than what is known of it
+        if runs:  # the VM was here before its state
             freezer.catch_up(heard, now)
             service.stop(now)
         return {**told, "frozen": freezer.frozen, "connections": len(freezer.table)}

@@ -1,19 +1,20 @@
-"""What a peer's own retransmissions prove about how much of its data was acknowledged.
+"""Derives the VM's acknowledgement from its peer's retransmissions.
 
-An acknowledgement by the VM may have passed unseen: before the service ran, or because it looks at a sample
-only. What it acknowledged is then where its peer repeats itself, once nothing is answered: a retransmission
-timer sends the earliest segment that is not acknowledged (RFC 6298 section 5.4), each time after twice as
-long, and a probe or keep-alive is the octet before it (RFC 9293 sections 3.8.4 and 3.8.6.1). To take another
-for that would cost octets, so a segment in the middle must not pass for one:
+An acknowledgement of the VM may have passed unseen: before the service ran, or because segments are sampled.
+Its value is then the place where the peer retransmits once nothing is answered. A retransmission timer sends
+the earliest segment that is not acknowledged (RFC 6298 section 5.4), each time after twice the time. A probe
+or keep-alive is the octet before it (RFC 9293 sections 3.8.4 and 3.8.6.1). A wrong conclusion would lose
+octets, so no other segment may be mistaken for it:
 
-* a tail loss probe (RFC 8985 section 7) repeats the last segment once, and recovery repeats what is missing,
-  a round trip after it was sent: three times, with pauses that grow, is neither;
-* a copy that the network made has the timestamp of the first one; without timestamps, four times it must be;
-* whatever comes from before begins anew.
+* a tail loss probe (RFC 8985 section 7) repeats the last segment once, and recovery repeats missing segments
+  a round trip after they were sent: three repetitions with growing pauses are neither;
+* a copy made by the network has the timestamp of the original; without timestamps, four repetitions are
+  required;
+* a segment with a lower number restarts the count.
 
-Anybody can send the same segment three times in the name of a peer. So a proof is of one SEG.ACK, and that is
-the number which answers bear: an attacker who does not know it makes the service send what the peer does not
-take. A segment that contradicts a proof ends it, even when it is complete.
+An attacker can send the same segment three times in the name of a peer. So a proof holds for one SEG.ACK,
+which the answers use as their number: if the attacker does not know it, the peer ignores the answers. A
+segment that contradicts a proof ends it, even a complete one.
 """
 
 from typing import Final
@@ -22,26 +23,26 @@ from vtl_tools.common.packet.seq import seq_add, seq_gt, seq_lt
 from vtl_tools.services.freeze.headers import SegmentHeader
 
 APART_S: Final = 0.15
-"""What comes again sooner is a copy, or recovery: retransmission timers are 0.2 s at least, less a tick."""
+"""Minimum pause of a retransmission timer: 0.2 s less a tick. A shorter one is a copy, or recovery."""
 PROBES_APART_S: Final = 0.9
-"""The same for probes: keep-alives are a second apart at least, and nothing is so late twice."""
+"""Minimum pause of probes: keep-alives are at least a second apart, and no delay occurs twice."""
 GROWS: Final = 1.4
-"""A timer doubles its pause; the network may shorten it."""
+"""Minimum growth of a pause: a timer doubles it, but the network may shorten it."""
 LONGEST_S: Final = 45.0
-"""Pauses that are as long as this need not grow any more: RFC 6298 (2.5) lets them stop at a minute."""
+"""Length from which a pause need not grow: RFC 6298 (2.5) permits a maximum of one minute."""
 STAMPED: Final = 3
 UNSTAMPED: Final = 4
-"""How often the same must come, by different timestamps or without them."""
+"""Required repetitions, with different timestamps and without timestamps."""
 PATIENCE_S: Final = 250.0
-"""When a candidate that did not come again is given up: two of Linux's longest pauses."""
+"""Seconds after which a candidate without repetition is discarded: two of Linux's longest pauses."""
 
 
 class PeerEvidence:
-    """What was seen of one peer since the VM is away. now: seconds.
+    """Segments of one peer since the VM is away. now: seconds.
 
-    ack: SEG.ACK of all that counts. floor: what the VM was heard to have acknowledged itself, if at all.
-    highest: behind all that the peer was seen to have sent. number: SND.UNA, once it is proven; heard: what
-    was in its place before, by a connection's fields.
+    ack: SEG.ACK of all segments that count. floor: the VM's own acknowledgement, if it was seen.
+    highest: end of the data that the peer was seen to send. number: SND.UNA, once it is proven; heard: the
+    earlier values, by a connection's fields.
     """
 
     __slots__ = (
@@ -60,21 +61,21 @@ class PeerEvidence:
         self._empty: int | None = None
         self._below, self._empty_at = 0, 0.0
         self.asked = False
-        """Whether the peer was asked what it sends next, as its last empty segment may be a probe."""
+        """Whether the peer was probed for SND.NXT, as its last empty segment may be a probe."""
 
     @property
     def is_under_way(self) -> bool:
-        """Whether something came again as a timer sends it."""
+        """Whether a segment was repeated as by a timer."""
         return self._count > 1 or self._below > 0
 
     def is_contradicted(self, segment: SegmentHeader) -> bool:
-        """Whether a segment cannot be of a peer that has shown this."""
+        """Return whether a segment cannot come from a peer with this evidence."""
         if segment.ack != self.ack:
             return True
         return self.number is not None and segment.length > 0 and seq_lt(segment.seq, self.number)
 
     def take(self, segment: SegmentHeader, now: float) -> int | None:
-        """Take a segment that contradicts nothing; return SND.UNA if that is proven."""
+        """Add a segment that contradicts nothing. Return SND.UNA if it is proven."""
         end = seq_add(segment.seq, segment.length)
         if self.highest is None or seq_gt(end, self.highest):
             self.highest = end
@@ -83,9 +84,12 @@ class PeerEvidence:
         return self.empty(segment.seq, segment.tsval, self.highest, now)
 
     def data(self, seq: int, tsval: int | None, now: float) -> int | None:
-        """Take a segment with data or a FIN; return SND.UNA if that is proven. tsval: None without stamps."""
+        """Add a segment with data or a FIN. Return SND.UNA if it is proven.
+
+        tsval: None without timestamps.
+        """
         if self._empty is not None and not seq_gt(seq, self._empty):
-            self._empty = None  # what comes again is not acknowledged, so no probe was before it
+            self._empty = None  # repeated data is not acknowledged, so no probe was before it
         first = self._seq
         if first is None or seq_lt(seq, first) or (seq != first and now - self._last > PATIENCE_S):
             self._seq, self._count, self._last, self._pause, self._stamp = seq, 1, now, 0.0, tsval
@@ -99,10 +103,10 @@ class PeerEvidence:
         return first if self._count >= (STAMPED if tsval is not None else UNSTAMPED) else None
 
     def empty(self, seq: int, tsval: int | None, highest: int | None, now: float) -> int | None:
-        """Take a segment without data; return SND.UNA if that is proven.
+        """Add a segment without data. Return SND.UNA if it is proven.
 
-        highest: behind all that the peer was seen to have sent. An ordinary acknowledgement is there; a probe
-        is one before, as it is sent only where nothing is on its way. What is before that is late.
+        highest: end of the data that the peer was seen to send. An ordinary acknowledgement has this number.
+        A probe has one less, as it is sent only if nothing is in flight. A lower number is late.
         """
         if highest is not None and seq_gt(highest, seq_add(seq, 1)):
             return None

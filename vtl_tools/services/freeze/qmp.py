@@ -1,4 +1,4 @@
-"""QEMU's monitor (QMP): told when a guest stops and goes on, over its unix socket, as JSON lines."""
+"""QEMU's monitor (QMP): events of a guest, over QEMU's unix socket, as JSON lines."""
 
 import json
 import socket
@@ -9,21 +9,21 @@ from vtl_tools.common.device.handle import Handle
 from vtl_tools.common.host import broker
 
 RETRY_S: Final = 0.5
-"""How long QEMU is left alone before the socket is tried again."""
+"""Seconds between attempts to connect."""
 LINE_MAX: Final = 1 << 20
-"""Octets of the longest line of a monitor that is listened to."""
+"""Maximum octets of a line."""
 LINES: Final = 64
-"""How many are looked at in one turn."""
+"""Maximum lines per turn."""
 
 Told = Callable[[str, dict[str, Any], float], object]
-"""Takes an event's name, its data, and now."""
+"""Called with an event's name, its data, and now."""
 
 
 class Monitor:
-    """A service's source (stage.Source): a QEMU that may not be there yet, and may come again.
+    """A connection to QEMU, as a service's source (stage.Source). QEMU may be absent, and may restart.
 
-    told: gets each event, as QEMU names them (STOP, RESUME, MIGRATION), and STATUS with what query-status
-    said, once connected. `up` says whether there is a connection.
+    told: called with each event, named as in QMP (STOP, RESUME, MIGRATION), and with STATUS and the result of
+    query-status after each connect. `up`: whether there is a connection.
     """
 
     def __init__(self, path: str, told: Told) -> None:
@@ -38,7 +38,7 @@ class Monitor:
         self._handle.ring()
 
     def poll(self, now: float) -> bool:
-        """Take what QEMU said; tell whether there was anything. Never blocks."""
+        """Process QEMU's messages. Return whether there were any. Never blocks."""
         rang = self._handle.rang()
         if self._sock is None:
             if rang:
@@ -59,7 +59,7 @@ class Monitor:
 
     def _connect(self) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        if self._door.connect_ex(sock):  # not there, or full: another is listening
+        if self._door.connect_ex(sock):  # absent, or in use by another client
             sock.close()
             self._handle.alarm(RETRY_S)
             return
@@ -81,12 +81,12 @@ class Monitor:
                 self._lose()
                 return True
             self._take(message, now)
-        self._handle.ring()  # there may be more, which no descriptor tells of
+        self._handle.ring()  # there may be more lines, which no descriptor announces
         return True
 
     def _take(self, message: dict[str, Any], now: float) -> None:
         if "QMP" in message:
-            # Else QEMU would not tell of a migration; it refuses while one is under way, which does no harm.
+            # Else QEMU sends no migration events. It refuses during a migration, which is harmless.
             events = {"capabilities": [{"capability": "events", "state": True}]}
             self.up = (
                 self._ask("qmp_capabilities")
@@ -122,11 +122,11 @@ class Monitor:
         self._handle.alarm(RETRY_S)
 
     def status(self) -> dict[str, object]:
-        """Return what `status` prints of the monitor."""
+        """Return the monitor's part of `status`."""
         return {"socket": self.path, "up": self.up, "losses": self.losses}
 
     def close(self) -> None:
-        """Give everything back. Idempotent."""
+        """Release all resources. Idempotent."""
         if self._sock is not None:
             self._sock.close()
             self._sock = None

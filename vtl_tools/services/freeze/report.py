@@ -1,4 +1,4 @@
-"""What is known of connections that are held, and what may end them all the same."""
+"""The status of held connections, and the risks that may end them all the same."""
 
 from typing import Any, Final
 
@@ -9,21 +9,21 @@ from vtl_tools.services.freeze.headers import address_size
 
 ROWS_MAX: Final = 10_000
 _OFTEN: Final = 30
-"""Repetitions of the same data, by which a sender that believes a shut window waits minutes."""
+"""Repetitions of the same data after which a sender that accepts a zero window waits minutes."""
 
 RISKS: Final = {
-    "unknown": "nothing is answered: what the VM acknowledged was not seen, and its peer has not shown it",
+    "unknown": "nothing is answered: the VM's acknowledgement was not seen, and its peer has not shown it",
     "closed": "the peer has closed: if its program is gone, it gives up after some probes (an orphan)",
-    "closing": "the VM has closed: its peer may end it",
-    "user-timeout": "the peer has told of a user timeout (RFC 5482): it gives up after that",
-    "data-waits": "the peer has data to send: a program or a user timeout there may end the waiting",
-    "not-believed": "the peer goes on sending: it may not believe that the window is shut",
+    "closing": "the VM has closed: its peer may end the connection",
+    "user-timeout": "the peer announced a user timeout (RFC 5482): it gives up after that time",
+    "data-waits": "the peer has data to send: a program or a user timeout there may end the connection",
+    "not-believed": "the peer continues to send: it may ignore the zero window",
 }
-"""By word: what may end a connection though every probe is answered."""
+"""By keyword: reasons why a connection may end although every probe is answered."""
 
 
 def risks(connection: HeldConnection) -> list[str]:
-    """Return the words of what may end a connection that is held."""
+    """Return the keywords of the risks of a held connection."""
     flags = connection.flags
     found = {
         "unknown": not connection.has_numbers,
@@ -37,7 +37,7 @@ def risks(connection: HeldConnection) -> list[str]:
 
 
 def report(freezer: Freezer, now: float) -> dict[str, Any]:
-    """Return what is told of the connections, those first of which something was said; so many at most."""
+    """Return the status of the connections, answered ones first; up to a maximum."""
     touched = list(freezer.touched.values())
     rest = [one for one in freezer.table if one.key not in freezer.touched]
     rows = [_row(one, now) for one in (*touched, *rest[: max(0, ROWS_MAX - len(touched))])[:ROWS_MAX]]

@@ -1,4 +1,4 @@
-"""The stage of vtl-freeze: stands in for a VM that is away, beside its interface or on another link."""
+"""The stage of vtl-freeze: answers for a VM that is away, beside its interface or on another link."""
 
 from typing import TYPE_CHECKING, Final
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from vtl_tools.services.freeze.qmp import Monitor
 
 LOOK_S: Final = 0.25
-"""How often it is seen how much is heard, and whether there is something to be written."""
+"""Seconds between checks of the segment rate, and of unsaved state."""
 HEARD_PER_S: Final = 8000.0
-"""Segments that are looked at each second; of more, a sample."""
+"""Maximum segments processed per second; of more, a sample."""
 ONE_IN_MAX: Final = 256
 SAVED_AT_ONCE_S: Final = 0.05
-"""How long peers are answered first, before the state is written."""
+"""Seconds that peers are answered before the state is written."""
 SAVE_S: Final = 5.0
 SAVE_SHARES: Final = 50.0, 20.0
-"""Writing takes at most one part in so many of the time: while the VM is there, and while it is away."""
+"""Maximum share of time spent on writing, as one part in so many: with the VM present, and away."""
 
 
 class Freeze(Stage):
-    """Beside an interface, port 0 is the VM's side and port 1 the network's; on another link, port 0 is both.
+    """Beside an interface, port 0 is the VM's side and port 1 the network's. On another link, port 0 is both.
 
-    mac: the VM's, beside those that it is heard to use. listen: says whether the ports are to hear anything.
-    overlay: whether there is the one link only.
+    mac: the VM's, in addition to those that it is seen to use. listen: enables and disables reception on the
+    ports. overlay: whether there is only one link.
     """
 
     def __init__(
@@ -62,29 +62,29 @@ class Freeze(Stage):
         self._gaps = False
         self._saved: tuple[object, ...] = ()
         self.heard = 0
-        """Frames that came by the one link."""
+        """Number of frames from the one link."""
         if snapshot is not None:
             self.sources.append(snapshot)
 
     def listen_on(self, ring: "Ring") -> None:
-        """Follow what passes an interface."""
+        """Capture the segments on an interface."""
         self.ring = ring
         self.sources.append(ring)
 
     @property
     def inline(self) -> bool:  # type: ignore[override]
-        """Peers wait for answers; traffic does not wait for who overhears it."""
+        """Whether frames wait for this stage: only peers of a VM that is away do."""
         return self.freezer.frozen
 
     def follow(self, monitor: "Monitor") -> None:
-        """Do what QEMU tells to do; its monitor tells qemu.told()."""
+        """Apply the events of QEMU's monitor, which calls qemu.told()."""
         self.monitor = monitor
         self.sources.append(monitor)
 
     # --- frames
 
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
-        """Take what the VM's side or the network's heard, or what came by the one link."""
+        """Process frames from the VM's side or the network's, or from the one link."""
         freezer = self.freezer
         if self.overlay:
             self._on_overlay(batch, now)
@@ -107,7 +107,7 @@ class Freeze(Stage):
                 freezer.overhear(frame, True, now)
 
     def settle(self, now: float) -> None:
-        """Send what is to be said, and tell of a VM that speaks though it is to be away."""
+        """Send the answers, and report a VM that sends although it is supposed to be away."""
         freezer = self.freezer
         if freezer.to_network or freezer.to_vm:
             to_network, to_vm = freezer.take()
@@ -124,12 +124,12 @@ class Freeze(Stage):
     # --- time
 
     def deadline(self) -> float | None:
-        """Return when to look next."""
+        """Return when wake() is due."""
         look_at = self._looked_at if self.freezer.thawing else self._looked_at + LOOK_S
         return look_at if self._soon is None else min(look_at, self._soon)
 
     def wake(self, now: float) -> None:
-        """Go on with thawing, see how much is heard, and write the state if it is time."""
+        """Continue thawing, adapt the sample rate, and write the state if it is due."""
         if self.freezer.thawing:
             self.freezer.thaw()
         if self._soon is not None and now >= self._soon:
@@ -147,23 +147,23 @@ class Freeze(Stage):
             self.save(now)
 
     def save(self, now: float) -> None:
-        """Begin to write the state."""
+        """Start to write the state."""
         if self.snapshot is None:
             return
-        self._save_at, self._saved = now, ()  # again, where one is under way that is older
+        self._save_at, self._saved = now, ()  # once more if an older write is in progress
         if self.snapshot.begin(now):
             self._saving_since = now
             self._saved = self._seen_so_far()
             self._save_at = now + max(SAVE_S, SAVE_SHARES[self.freezer.frozen] * self._save_cost_s)
 
     def _seen_so_far(self) -> tuple[object, ...]:
-        """Return what differs when there is something new to be written."""
+        """Return a value that changes when there is unsaved state."""
         freezer = self.freezer
         told = freezer.frozen, freezer.left, freezer.answered, len(freezer.touched), len(freezer.resets)
         return (*told, freezer.table.held, 0 if self.ring is None else self.ring.frames, self.heard)
 
     def _sample(self, now: float) -> None:
-        """Have the ring keep so many segments as can be looked at for next to nothing."""
+        """Adapt the ring's sampling to the number of segments that can be processed at low cost."""
         ring = self.ring
         if ring is None:
             return
@@ -175,23 +175,23 @@ class Freeze(Stage):
         missed = ring.missed
         ring.status()
         gaps = one_in > 1 or self._one_in > 1 or ring.missed > missed
-        self.freezer.table.missed(gaps or self._gaps)  # what is heard next may be from before
+        self.freezer.table.missed(gaps or self._gaps)  # the ring may still hold older segments
         self._gaps = gaps
         if one_in != self._one_in:
             self._one_in = one_in
             ring.sample(one_in)
 
-    # --- what an operator asks, or QEMU
+    # --- requests of the operator, or of QEMU
 
     def hand_over(self, now: float) -> None:
-        """Fall silent, since the VM is another host's, and be ready to tell that one what is known."""
+        """Stop answering, since the VM is on another host, and be ready to export the state to it."""
         self.freezer.on_stop(now)
         self.listen(False)
         self._soon = now + SAVED_AT_ONCE_S
         self.event("left", vm=self.vm, connections=len(self.freezer.table))
 
     def start(self, now: float) -> dict[str, object]:
-        """Speak for the VM from now on."""
+        """Answer for the VM from now on."""
         began = self.freezer.start(now)
         if began:
             self.listen(True)
@@ -200,7 +200,7 @@ class Freeze(Stage):
         return {"vm": self.vm, "began": began, "connections": len(self.freezer.table)}
 
     def stop(self, now: float) -> dict[str, object]:
-        """Fall silent, and open the windows of the first peers; wake() goes on."""
+        """Stop answering, and open the windows of the first peers; wake() continues."""
         freezer = self.freezer
         for_s, ended = now - freezer.frozen_at, freezer.stop(now)
         if ended:
@@ -212,13 +212,13 @@ class Freeze(Stage):
         return {"vm": self.vm, "ended": ended, "frozen_s": round(for_s, 3) if ended else 0.0}
 
     def announce(self, now: float) -> dict[str, object]:
-        """Tell the network where the VM is now."""
+        """Announce to the network where the VM is now."""
         frames = answers.announcements(self.freezer.table.hosts)
         self._say(self.network, frames, now)
         return {"vm": self.vm, "announced": len(frames)}
 
     def take_up(self, text: bytes, name: str, now: float) -> None:
-        """Put a state in the place of what is known. Raises VTLError, and then nothing has changed."""
+        """Replace the state by an imported one. Raises VTLError, without effect then."""
         vm = state.load(text, name, self.freezer, now)
         self._know_mac()
         self.vm = self.vm or vm
@@ -230,7 +230,7 @@ class Freeze(Stage):
             self.freezer.table.macs.add(self.mac)
 
     def status(self, now: float) -> dict[str, object]:
-        """Return whether the VM is away, and what is known."""
+        """Return whether the VM is away, and its connections."""
         freezer = self.freezer
         table = freezer.table
         return {

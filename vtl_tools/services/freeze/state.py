@@ -1,4 +1,4 @@
-"""What is known of a VM's connections as JSON: for a restart, and for another host. Checked on the way in."""
+"""A VM's connections as JSON, for a restart and for another host. Validated on import."""
 
 import json
 from base64 import b64decode, b64encode
@@ -17,14 +17,14 @@ from vtl_tools.services.freeze.table import CONNECTIONS_MAX, HOSTS_MAX, PROVEN_M
 FORMAT: Final = "vtl-freeze"
 VERSION: Final = 1
 OCTETS_MAX: Final = 256 << 20
-"""Octets of the largest state that is read."""
+"""Maximum octets of a state to import."""
 
 _U32: Final = 0xFFFF_FFFF
 _NUMBERS: Final = {
     "vm_ack": _U32, "vm_nxt": _U32, "vm_tsval": _U32, "vm_scale": 14,
     "peer_ack": _U32, "peer_nxt": _U32, "peer_tsval": _U32,
 }  # fmt: skip
-"""Fields that may be unknown, and the largest value of each."""
+"""Fields that may be unknown, and the maximum of each."""
 _COUNTS: Final = {
     "vm_window": 0xFFFF,
     "peer_window": 0xFFFF,
@@ -86,13 +86,13 @@ def _told(connection: HeldConnection, exact: bool, now: float) -> dict[str, Any]
 
 
 class _Reader:
-    """Takes fields out of foreign JSON; whatever is wrong is a VTLError that names the place."""
+    """Reads fields of untrusted JSON. An invalid one raises VTLError, which names the place."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def wrong(self, what: str) -> VTLError:
-        return VTLError(f"{self.name}: {what}; export the state anew")
+        return VTLError(f"{self.name}: {what}; export the state again")
 
     def field(self, row: Any, key: str, kind: type) -> Any:
         value = row.get(key) if isinstance(row, dict) else None
@@ -112,7 +112,7 @@ class _Reader:
     def seconds(self, row: Any, key: str) -> float:
         value = self.field(row, key, float)
         if not 0 <= value < _SECONDS_MAX:
-            raise self.wrong(f"{key!r} is no time")
+            raise self.wrong(f"{key!r} is not a time")
         return float(value)
 
     def rows(self, row: Any, key: str, most: int) -> list[Any]:
@@ -125,7 +125,7 @@ class _Reader:
         try:
             value = bytes.fromhex(text)
         except (TypeError, ValueError):
-            raise self.wrong(f"{what}: no octets") from None
+            raise self.wrong(f"{what}: not hexadecimal") from None
         if not least <= len(value) <= most:
             raise self.wrong(f"{what}: {len(value)} octets")
         return value
@@ -140,7 +140,7 @@ class _Reader:
                 raise ValueError
             return address.ip(text)
         except ValueError:
-            raise self.wrong("an IP address is none") from None
+            raise self.wrong("an IP address is invalid") from None
 
     def tags(self, text: Any) -> bytes:
         tags = self.octets(text, "VLAN tags", 0, 16)
@@ -149,7 +149,7 @@ class _Reader:
         return tags
 
     def frame(self, text: Any, key: bytes | None) -> bytes:
-        """Return a held frame, which is the connection's, or any connection's reset."""
+        """Return a held frame: one of the connection, or a reset of any connection."""
         try:
             if not isinstance(text, str) or len(text) > FRAME_MAX * 4 // 3 + 4:
                 raise ValueError
@@ -158,16 +158,16 @@ class _Reader:
             if segment.end > len(frame) or (segment.flags & RST == 0) == (key is None):
                 raise ValueError
         except (ValueError, Malformed):
-            raise self.wrong("a held frame is none") from None
+            raise self.wrong("a held frame is invalid") from None
         if key is not None and segment.key != key:
             raise self.wrong("a held frame is of another connection")
         return frame
 
 
 def load(text: bytes, name: str, freezer: Freezer, now: float) -> str:
-    """Put the state of a JSON text in the place of a freezer's; return the VM's name.
+    """Replace a freezer's state by a JSON text. Return the VM's name.
 
-    name: for messages. Raises VTLError, and then the freezer is empty, or as it was.
+    name: for messages. Raises VTLError; the freezer is then empty, or unchanged.
     """
     read = _Reader(name)
     if len(text) > OCTETS_MAX:
@@ -175,16 +175,16 @@ def load(text: bytes, name: str, freezer: Freezer, now: float) -> str:
     try:
         told = json.loads(text)
     except (ValueError, RecursionError):
-        raise read.wrong("not JSON, or cut off") from None
+        raise read.wrong("not JSON, or truncated") from None
     if read.field(told, "format", str) != FORMAT:
         raise read.wrong("not a state of vtl-freeze")
     if (version := read.field(told, "version", int)) != VERSION:
-        raise VTLError(f"{name}: of version {version}, and this is version {VERSION}; export it by the same")
+        raise VTLError(f"{name}: version {version} instead of {VERSION}; export it with the same version")
     fresh = Freezer(any_mac=freezer.any_mac)
     table = fresh.table
     for row in read.rows(told, "hosts", HOSTS_MAX):
         if not isinstance(row, list) or len(row) != 3:
-            raise read.wrong("a host is no three texts")
+            raise read.wrong("a host is not a list of three strings")
         table.hosts[read.tags(row[0]), read.host(row[1])] = read.mac(row[2])
     table.macs.update(read.mac(one) for one in read.rows(told, "macs", HOSTS_MAX))
     fresh.resets = [read.frame(one, None) for one in read.rows(told, "resets", RESETS_MAX)]
@@ -210,31 +210,31 @@ def _take(read: _Reader, row: Any, freezer: Freezer, now: float) -> None:
         setattr(connection, name, read.optional(row, name, most))
     for name, most in _COUNTS.items():
         setattr(connection, name, read.number(row, name, most))
-    connection.flags &= ~(CLOSED | OPENING)  # it is found out anew, and when it may be forgotten
+    connection.flags &= ~(CLOSED | OPENING)  # derived again, with the time to remove it
     if row.get("before_proof") is not None:
         connection.proof = _proof(read, read.field(row, "before_proof", dict), connection)
     if read.field(row, "exact", bool):
         connection.epoch = 0
     if freezer.table.get(connection.key) is not None:
-        raise read.wrong("a connection is there twice")
+        raise read.wrong("a connection occurs twice")
     if connection.proof is None or connection.vm_nxt is not None:
         freezer.table.add(connection, now)
     elif not freezer.table.add_proven(connection):
-        raise read.wrong("the proven connections are too many")
+        raise read.wrong("too many proven connections")
     for name in "head", "newest":
         if row.get(name) is not None:
             later = connection.flags
             if not freezer.table.hold(connection, read.frame(row[name], connection.key), head=name == "head"):
-                raise read.wrong("the held frames are too many")
+                raise read.wrong("too many held frames")
             connection.flags = later
     if connection.probes or connection.held_octets:
         freezer.touched[connection.key] = connection
 
 
 def _proof(read: _Reader, row: dict[str, Any], connection: HeldConnection) -> PeerEvidence:
-    """Return what vouches for the numbers of a connection whose VM was not heard to say them."""
+    """Return the evidence of a connection whose numbers were not seen in the VM's own segments."""
     if connection.vm_ack is None or connection.peer_ack is None:
-        raise read.wrong("a proof of nothing")
+        raise read.wrong("a proof without a number")
     proof = PeerEvidence(connection.peer_ack, read.optional(row, "vm_ack", _U32), connection.peer_nxt)
     proof.number = connection.vm_ack
     proof.heard = {name: read.optional(row, name, _U32) for name in PROVEN}

@@ -1,4 +1,4 @@
-"""The connections that are known: by key, and bounded, whatever comes."""
+"""Bounded table of the VM's connections."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -25,38 +25,38 @@ from vtl_tools.services.freeze.peer_evidence import PATIENCE_S
 
 CONNECTIONS_MAX: Final = 1 << 17
 STRANGERS_MAX: Final = 4096
-"""Connections of which the VM was never heard: anybody can make one up, so they have room of their own."""
+"""Maximum connections without a segment of the VM. They can be forged, so they have room of their own."""
 STRANGERS_KEPT_S: Final = 130.0
-"""How long each has to come again, however many others come: Linux's longest pause is two minutes."""
+"""Seconds that such a connection may wait for a repetition: Linux's longest pause is two minutes."""
 PROVEN_MAX: Final = 1 << 16
-"""Connections that only their peers vouch for; they take no room from those of which the VM was heard."""
+"""Maximum connections with evidence of their peers only; their room is separate from those of the VM."""
 OPENING_MAX: Final = 1 << 14
-"""Connections that were begun and have not come to anything, such as by a flood of SYNs."""
+"""Maximum half-open connections, such as of a SYN flood."""
 HOSTS_MAX: Final = 256
-"""Addresses of the VM, and headers that are shared."""
+"""Maximum addresses of the VM, and of shared headers."""
 CLOSED_S: Final = 120.0
-"""How long a connection is remembered that both ends have closed: a maximum segment lifetime (RFC 9293)."""
+"""Seconds that a closed connection is remembered: a maximum segment lifetime (RFC 9293)."""
 IDLE_S: Final = 60.0
-"""Who was heard of within this time makes no room for another, if any else can."""
+"""Seconds of idleness before which a connection is evicted only if no other can be."""
 HELD_MAX: Final = 32 << 20
-"""Octets of all frames that are kept for the VM."""
+"""Maximum octets of held frames."""
 _LOOKED_AT: Final = 16
 _NOTABLE: Final = OPENING | PEER_FIN
 
 
 class ConnectionTable:
-    """Connections of one VM, by Segment.key. now: seconds."""
+    """Connections of one VM, by SegmentHeader.key. now: seconds."""
 
     def __init__(self, connections_max: int = CONNECTIONS_MAX) -> None:
         self.connections_max = connections_max
         self.gaps = False
-        """Whether segments pass unseen; set by missed()."""
+        """Whether segments may pass unseen; set by missed()."""
         self._epoch = 0
         self.evicted = 0
         self.held = 0
-        """Octets of frames that are kept for the VM."""
+        """Octets of held frames."""
         self.hosts: dict[tuple[bytes, bytes], bytes] = {}
-        """The VM's addresses, behind the VLAN tags in front of them, and the Ethernet address of each."""
+        """The VM's addresses, after the VLAN tags before them, and the Ethernet address of each."""
         self.macs: set[bytes] = set()
         self._known: dict[bytes, HeldConnection] = {}
         self._opening: dict[bytes, HeldConnection] = {}
@@ -75,32 +75,33 @@ class ConnectionTable:
 
     @property
     def strangers(self) -> int:
-        """How many connections there are of which neither the VM was heard nor its peer has shown enough."""
+        """The number of connections without a segment of the VM and without sufficient evidence."""
         return len(self._strangers)
 
     def get(self, key: bytes) -> HeldConnection | None:
-        """Return a connection, if it is known."""
+        """Return a connection; None: unknown."""
         return self._known.get(key) or self._proven.get(key) or self._strangers.get(key)
 
     def is_heard(self, connection: HeldConnection) -> bool:
-        """Whether the VM itself was heard of a connection, or is known to have been on another host."""
+        """Return whether a segment of the VM was seen of a connection, here or on another host."""
         return connection.key in self._known
 
     def doubts(self, connection: HeldConnection) -> bool:
-        """Whether segments of a connection may have passed unseen since the VM was last heard of it."""
+        """Return whether segments of a connection may have passed unseen since the VM's last segment."""
         return self.gaps or connection.epoch != self._epoch
 
     def missed(self, gaps: bool) -> None:
-        """Learn whether segments pass unseen from now on."""
+        """Set whether segments may pass unseen from now on."""
         if gaps:
             self._epoch += 1
         self.gaps = gaps
 
-    # --- following
+    # --- input
 
     def overhear(self, frame: Buffer, from_vm: bool, now: float) -> HeldConnection | None:
-        """Follow a frame, which may be cut behind its TCP header; return its connection, if it is known.
+        """Learn from a frame, which may be truncated after its TCP header.
 
+        Return its connection, if it is known.
         Raises Malformed.
         """
         segment = parse(frame, from_vm)
@@ -121,7 +122,7 @@ class ConnectionTable:
         return connection
 
     def vm_sent(self, frame: Buffer, segment: SegmentHeader, now: float) -> HeldConnection | None:
-        """Follow a segment that the VM sent; return its connection, if it still is one."""
+        """Learn from a segment of the VM. Return its connection, if it still exists."""
         connection = self._known.get(segment.key)
         if segment.flags & RST:
             self.remove(segment.key)
@@ -144,7 +145,7 @@ class ConnectionTable:
         return connection
 
     def _begin(self, segment: SegmentHeader, now: float) -> HeldConnection:
-        """Begin a connection by what the VM itself says."""
+        """Add a connection from a segment of the VM."""
         known = self._proven.get(segment.key) or self._strangers.get(segment.key)
         if known is not None and not segment.flags & SYN:
             connection, connection.l2 = known, b""
@@ -161,17 +162,17 @@ class ConnectionTable:
         return connection
 
     def _opened(self, connection: HeldConnection) -> None:
-        """Take note that more came of a connection than its first segment."""
+        """Note that a connection has more than its first segment."""
         connection.flags &= ~OPENING
         self._opening.pop(connection.key, None)
 
     def _learn(self, connection: HeldConnection, frame: Buffer, segment: SegmentHeader) -> None:
-        """Learn by which Ethernet header the VM speaks to this peer, and where it has its address."""
+        """Learn the Ethernet header of the VM's segments to this peer, and the VM's addresses."""
         connection.l2 = self.shared(ethernet(frame, segment))
         self.is_at(connection, bytes(frame[vnet.VNET + 6 : vnet.VNET + 12]))
 
     def is_at(self, connection: HeldConnection, mac: bytes) -> None:
-        """Remember that the VM has the address of a connection at an Ethernet address."""
+        """Record the Ethernet address of the VM's IP address of a connection."""
         size = address_size(connection.key)
         host = connection.key[2 * size + 4 :], connection.key[:size]
         if host not in self.hosts and len(self.hosts) < HOSTS_MAX:
@@ -180,7 +181,7 @@ class ConnectionTable:
 
     def _peer_syn(self, connection: HeldConnection, frame: Buffer, segment: SegmentHeader) -> None:
         number = connection.vm_ack
-        if segment.flags & ACK:  # it counts once, and only as an answer to what the VM sent
+        if segment.flags & ACK:  # counts once, and only as an answer to the VM's SYN
             if number is not None or not connection.flags & UNHEARD or segment.ack == connection.peer_ack:
                 return
             if connection.peer_sent(segment) is not TAKEN:
@@ -194,13 +195,13 @@ class ConnectionTable:
         if segment.flags & ACK and options.scale is None:
             connection.vm_scale = 0  # neither scales, or both (RFC 7323 section 2.2)
 
-    # --- what is there
+    # --- entries
 
     def stranger(self, key: bytes, now: float) -> HeldConnection | None:
-        """Remember a connection of which only the peer was heard; None: there is no room.
+        """Add a connection of which only the peer was seen. None: there is no room.
 
-        None makes room for another before STRANGERS_KEPT_S. The second half of the room is given away so
-        slowly that there is always some, for one of all that ask.
+        No such connection is evicted before STRANGERS_KEPT_S. The second half of the room is assigned so
+        slowly that some is always left.
         """
         strangers = self._strangers
         oldest = next(iter(strangers.values()), None)
@@ -215,13 +216,13 @@ class ConnectionTable:
         return connection
 
     def came_again(self, connection: HeldConnection, now: float) -> None:
-        """Take note that a stranger shows something."""
+        """Note a repetition of a stranger's segment."""
         if self._strangers.pop(connection.key, None) is not None:
             self._strangers[connection.key] = connection
             connection.since = now
 
     def proven(self, connection: HeldConnection, now: float) -> bool:
-        """Take a connection for one, if there is room, though the VM was never heard of it."""
+        """Admit a connection without a segment of the VM, but with a proof, if there is room."""
         key = connection.key
         if key not in self._strangers:
             return True
@@ -236,32 +237,32 @@ class ConnectionTable:
         return True
 
     def add_proven(self, connection: HeldConnection) -> bool:
-        """Take a connection of a written state that only its peer vouches for; tell whether there is room."""
+        """Add a connection of an imported state that has only a proof. Return whether there is room."""
         if len(self._proven) >= PROVEN_MAX:
             return False
         self._proven[connection.key] = connection
         return True
 
     def note_peer(self, connection: HeldConnection, now: float) -> None:
-        """Take note that the VM itself was heard of a connection that is known."""
+        """Note that a segment of the VM itself was seen of a known connection."""
         if self._proven.pop(connection.key, None) is not None:
             self.add(connection, now)
 
     def forget_strangers(self) -> None:
-        """Forget of whom the VM was not heard, as it is there itself."""
+        """Remove connections without a segment of the VM, as the VM is present again."""
         self._strangers.clear()
         for key in list(self._proven):
             self.remove(key)
 
     def add(self, connection: HeldConnection, now: float) -> None:
-        """Take a connection whose key is not known; another may have to make room."""
+        """Add a connection whose key is unknown. May evict another."""
         self._expire(now)
         if len(self._known) >= self.connections_max:
             self._make_room(now)
         self._known[connection.key] = connection
 
     def remove(self, key: bytes) -> None:
-        """Forget a connection, if it is known."""
+        """Remove a connection, if it is known."""
         connection = self._known.pop(key, None)
         if connection is None:
             connection = self._proven.pop(key, None) or self._strangers.pop(key, None)
@@ -271,9 +272,9 @@ class ConnectionTable:
             self.release(connection)
 
     def hold(self, connection: HeldConnection, frame: Buffer | bytes, *, head: bool) -> bool:
-        """Keep a copy of a frame until the VM is back, in the place of the one before, if there is room.
+        """Hold a copy of a frame until the VM is back, instead of an earlier one, if there is room.
 
-        head: it has the octet that the VM is to take next; else it is an ACK without data.
+        head: the frame has the octet that the VM expects next; else it is an ACK without data.
         """
         before = connection.head if head else connection.newest
         octets = self.held + len(frame) - len(before or b"")
@@ -289,12 +290,12 @@ class ConnectionTable:
         return True
 
     def release(self, connection: HeldConnection) -> None:
-        """Let go what is held of a connection."""
+        """Release the held frames of a connection."""
         self.held -= connection.held_octets
         connection.head = connection.newest = None
 
     def shared(self, header: bytes) -> bytes:
-        """Return the one copy of an Ethernet header."""
+        """Return the shared copy of an Ethernet header."""
         if len(self._headers) >= HOSTS_MAX:
             self._headers.clear()
         return self._headers.setdefault(header, header)
@@ -302,7 +303,7 @@ class ConnectionTable:
     def _close_if_closed(self, connection: HeldConnection, now: float) -> None:
         if connection.is_closed and not connection.flags & CLOSED:
             connection.flags |= CLOSED
-            if len(self._closed) > 2 * len(self._known) + HOSTS_MAX:  # with such as were begun anew since
+            if len(self._closed) > 2 * len(self._known) + HOSTS_MAX:  # some were reopened since
                 self._closed = deque(
                     (due, one) for due, one in self._closed if self._known.get(one.key) is one
                 )
@@ -321,9 +322,9 @@ class ConnectionTable:
         return True
 
     def _make_room(self, now: float) -> None:
-        """Forget a connection that is not open yet, or closed, else one that was idle for long.
+        """Evict a half-open or closed connection, else one that was idle for long.
 
-        Of which is idle, a few looks tell.
+        The idle one is chosen from a few samples.
         """
         self.evicted += 1
         if self._opening:

@@ -1,1 +1,4 @@
-"""Sans-IO: the rules of a firewall in text and compiled, and the connections that it follows."""
+"""The firewall, vtl-fw: rules as text and compiled, and the table of connections.
+
+Sans-IO but for the stage.
+"""

@@ -1,4 +1,4 @@
-"""What an operator asks a firewall that runs, and what it answers, as JSON has it."""
+"""Replies to the control verbs of a running firewall, as JSON values."""
 
 from ipaddress import ip_network
 from itertools import islice
@@ -20,9 +20,9 @@ from vtl_tools.services.fw.rule import BUILT_IN, Direction, Rule
 from vtl_tools.services.fw.tracker import Tracker
 
 LISTED_MAX: Final = 1000
-"""Connections that one answer names, and rules that an explanation has; a reload counts them all."""
+"""Maximum connections listed in one reply, and rules of an explanation. A reload counts them all."""
 LOOKED_AT_MAX: Final = 10_000
-"""Connections that one answer looks at."""
+"""Maximum connections examined for one reply."""
 
 Answer = dict[str, Any]
 
@@ -33,7 +33,7 @@ def compiled(name: str, upload: SealedFile) -> Policy:
 
 
 def status(tracker: Tracker, file: str) -> Answer:
-    """Return what the policy is, and what it is applied to."""
+    """Return the status of the policy and of the table of connections."""
     return {
         "file": file,
         "rules": len(tracker.policy.rules),
@@ -45,7 +45,7 @@ def status(tracker: Tracker, file: str) -> Answer:
 
 
 def logged(rule: Rule, decision: Decision, direction: Direction, frame: Buffer) -> Answer:
-    """Return what a log says of a packet that a rule judged."""
+    """Return the log entry of a packet that a rule judged."""
     return {
         "rule": f"{rule.place.file}:{rule.place.line}",
         "verdict": decision.verdict.value if decision.verdict is not None else "",
@@ -56,16 +56,16 @@ def logged(rule: Rule, decision: Decision, direction: Direction, frame: Buffer) 
 
 
 def flows(tracker: Tracker, request: Answer, now: float) -> Answer:
-    """Return what is known of some connections: those of a `rule` and with an `address` in a prefix.
+    """Return some connections: those of a `rule` and with an `address` in a prefix.
 
-    At most LISTED_MAX at once, and of so many looked at that frames need not wait; `next` is where to go on,
-    as `start` of the next request, and None at the end. Raises SpecError.
+    At most LISTED_MAX are listed and a bounded number examined, so that frames do not wait. `next` is the
+    `start` of the next request, and None at the end. Raises SpecError.
     """
     rule, prefix, start = (request.get(word) for word in ("rule", "address", "start"))
     if not isinstance(rule, str | None) or not isinstance(prefix, str | None):
         raise SpecError("flows: a rule is a line or FILE:LINE, an address is text")
     if not isinstance(start, int | None) or not 0 <= (start or 0) <= tracker.flows.flows_max:
-        raise SpecError("flows: start is where the answer before ended")
+        raise SpecError("flows: start must be `next` of the previous reply")
     within = None if prefix is None else _span(prefix)
     at, found = start or 0, list[Answer]()
     for flow in islice(tracker.flows, at, at + LOOKED_AT_MAX):
@@ -123,7 +123,7 @@ def kill(tracker: Tracker, request: Answer) -> Answer:
 
 
 def explain(tracker: Tracker, request: Answer, now: float) -> Answer:
-    """Say which rule judges a packet, what its limits leave, and of which connection it is, if of any.
+    """Return the rule that judges a packet, the state of its limits, and its connection, if there is one.
 
     Raises SpecError.
     """
@@ -137,21 +137,21 @@ def explain(tracker: Tracker, request: Answer, now: float) -> Answer:
 
 
 def explained(policy: Policy, asked: Question) -> Answer:
-    """Return which rule of a policy judges a packet, and why those before it do not."""
+    """Return the rule of a policy that judges a packet, and why earlier rules do not match."""
     found = steps_to(policy, asked.direction, asked.fields())
     steps = [[str(step.rule), step.why] for step in found.steps[:LISTED_MAX]]
     return {"verdict": found.judgement.verdict.value, "rule": str(found.judgement.rule), "steps": steps}
 
 
 def line(told: Answer) -> str:
-    """Return what logged() tells as a line for people."""
+    """Return a log entry as one line of text."""
     hidden = f" ({told['suppressed']} before it not shown)" if told["suppressed"] else ""
     why = "" if told["why"] in ("rule", "new") else f", {told['why']}"
     return f"{told['verdict']} {told['direction']} {spoken(told)} by {told['rule']}{why}{hidden}"
 
 
 def reloaded(tracker: Tracker, policy: Policy, ended: list[Flow]) -> Answer:
-    """Return what another policy ended, or would end, and what is odd about it."""
+    """Return the connections that another policy ended, or would end, and its warnings."""
     names = [question.name(flow) for flow in ended[:LISTED_MAX]]
     warnings = [str(remark) for remark in policy.ruleset.remarks]
     return {

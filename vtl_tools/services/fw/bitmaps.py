@@ -1,7 +1,7 @@
-"""For each value of a field, the rules that it satisfies, as one int: bit i is rule i.
+"""Maps from each value of a field to a bitmap of the rules that it satisfies: bit i is rule i.
 
-To AND the bitmaps of all fields and take the lowest bit is to find the first rule that matches. Python
-does that some 30 rules at a time, so that 10,000 rules cost a packet a microsecond or two, not 10,000 tests.
+The lowest bit of the AND of all fields' bitmaps is the first rule that matches. Python ANDs some 30 rules at
+a time, so that 10,000 rules take a microsecond or two per packet, not 10,000 tests.
 """
 
 from bisect import bisect_right
@@ -9,20 +9,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 MEMORY_OCTETS: Final = 32 << 20
-"""What one map's bitmaps may take. Where all would be more, only every k-th is kept."""
+"""Maximum octets of one map's bitmaps. If all would take more, only every k-th is stored."""
 
 _FEW: Final = 64
-"""Rules of a group, and bitmaps of groups, that are few enough to be kept in another form."""
+"""Maximum rules of a group, and bitmaps of groups, that are stored in another form."""
 
 _SPARSE: Final = 8
-"""Rules that satisfy a value, beside those that any does, that are few enough to be kept one by one."""
+"""Maximum rules per value, besides those that any value satisfies, that are stored as a list."""
 _SPARSE_OCTETS: Final = 56 + 8 * _SPARSE
 
 Span = tuple[Any, Any]
 
 
 def bitmap(bits: Iterable[int], size: int) -> int:
-    """Return an int of at most `size` bits with these set."""
+    """Return an int of at most `size` bits in which these bits are set."""
     octets = bytearray(size + 7 >> 3)
     for bit in bits:
         octets[bit >> 3] |= 1 << (bit & 7)
@@ -30,20 +30,20 @@ def bitmap(bits: Iterable[int], size: int) -> int:
 
 
 class Spans:
-    """Values of one type, in order, to bitmaps.
+    """A map from values of one type to bitmaps.
 
-    A bitmap is the same from one end of some rule's range to the next. `starts` has these ends, in which a
-    value is found by bisection. Where no value satisfies many rules, their numbers are kept in the place of
-    bitmaps: 10,000 rules for as many networks take 1 MB then, and not 25.
+    A bitmap is constant between two ends of rules' ranges. `starts` holds these ends, in which a value is
+    found by bisection. If no value satisfies many rules, lists of rules are stored instead of bitmaps: 10,000
+    rules for as many networks then take 1 MB instead of 25.
     """
 
     __slots__ = ("_base", "_every", "_few", "_groups", "_kept", "_starts", "_toggles")
 
     def __init__(self, base: int, groups: Sequence[tuple[Iterable[Span], Sequence[int]]], size: int) -> None:
-        """base: the rules that any value satisfies. size: rules in all.
+        """base: the rules that any value satisfies. size: total number of rules.
 
-        groups: ranges, from the first to what is behind the last (None: nothing is), which are in order and
-        do not overlap, and the rules that they belong to.
+        groups: sorted ranges without overlap, each as its first value and the value after the last (None: no
+        end), and the rules that they belong to.
         """
         toggles: dict[Any, list[int]] = {}
         for group, (spans, _) in enumerate(groups):
@@ -106,14 +106,14 @@ class Spans:
 def _few(
     starts: Sequence[Any], toggles: dict[Any, list[int]], groups: Sequence[Sequence[int]]
 ) -> list[tuple[int, ...]] | None:
-    """Return the rules, beside those of the base, from each start to the next; None if they are many."""
+    """Return the rules, besides those of the base, from each start to the next; None if they are many."""
     if len(starts) * _SPARSE_OCTETS > MEMORY_OCTETS:
         return None
     active: set[int] = set()
     out: list[tuple[int, ...]] = [()]
     for start in starts:
         for group in toggles[start]:
-            active ^= {group}  # twice where one of its ranges ends and the next begins
+            active ^= {group}  # twice where two of its ranges are adjacent
         bits = [bit for group in active for bit in groups[group]]
         if len(bits) > _SPARSE:
             return None

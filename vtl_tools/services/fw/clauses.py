@@ -1,4 +1,4 @@
-"""One rule: its action, its direction, what it asks of a packet, and what else it does."""
+"""Parses one rule: action, direction, the conditions on a packet, limits and logging."""
 
 from typing import Final
 
@@ -18,19 +18,19 @@ _ICMP: Final[Protocol] = (ether.IPV4, ip.ICMP)
 _ICMP6: Final[Protocol] = (ether.IPV6, ip.ICMPV6)
 
 ICMP6: Final = 1 << 16
-"""Added to type << 8 | code of ICMPv6, whose types are not ICMPv4's."""
+"""Added to type << 8 | code of ICMPv6, to keep its types apart from those of ICMPv4."""
 
 COUNT_MAX: Final = 1_000_000
-"""Of a limit: what is more limits nothing."""
+"""Maximum of a limit: a larger one would have no effect."""
 
 
 def take_rule(cursor: Cursor, sets: Sets) -> tuple[Rule, list[Remark]]:
-    """Take a rule, and return it with what is odd about it. RuleError if it is not right."""
+    """Parse a rule and return it with its warnings. Raises RuleError."""
     return _Clauses(cursor, sets).take()
 
 
 class _Clauses:
-    """A rule in the making. Each kind of clause may stand once, in any order."""
+    """A rule being parsed. Each kind of clause may occur once, in any order."""
 
     def __init__(self, cursor: Cursor, sets: Sets) -> None:
         self._cursor = cursor
@@ -122,7 +122,7 @@ class _Clauses:
         self._dport = self._sets.numbers(self._cursor, "a port", 0xFFFF)
 
     def _type(self) -> None:
-        """Take ICMP types. A name is of whichever versions the rule is; a number must be of one."""
+        """Parse ICMP types. A name applies to each IP version of the rule; a number requires one version."""
         cursor = self._cursor
         versions = [p for p in (_ICMP, _ICMP6) if p in self._protocols]
         if not versions or set(self._protocols) - set(versions):
@@ -145,7 +145,7 @@ class _Clauses:
                 self._types += [
                     (_first(versions[0], low), _first(versions[0], high)) for low, high in numbers
                 ]
-                return  # which took the commas as well
+                return  # it consumed the commas as well
             else:
                 cursor.fail("an ICMP type, by name or number")
             if not cursor.accept(","):
@@ -156,7 +156,7 @@ class _Clauses:
         if self._types is None:
             cursor.refuse("expected 'type' before 'code'", self._seen["code"].column)
         codes = self._sets.numbers(cursor, "a code", 255)
-        # types that stand next to each other are one range by now, also those that were listed
+        # adjacent types are one range by now, even if they were listed one by one
         firsts = [first for low, high in self._types for first in range(low, high + 1, 1 << 8)]
         if len(codes) * len(firsts) > 1000:
             cursor.refuse("expected fewer types and codes in one rule", self._seen["code"].column)
@@ -203,7 +203,7 @@ class _Clauses:
         pass
 
     def _check(self, verdict: Verdict) -> Ranges | None:
-        """Refuse what no packet can match; return the ICMP types."""
+        """Reject conditions that no packet can meet. Return the ICMP types."""
         cursor = self._cursor
         for name in "port", "source":
             token = self._seen.get(name)
@@ -220,7 +220,7 @@ class _Clauses:
         return ranges(self._types if "code" in self._seen else [(a, b | 0xFF) for a, b in self._types])
 
     def _check_versions(self) -> None:
-        """Refuse a rule whose parts are of different versions of IP; an empty set is of both."""
+        """Reject a rule that mixes IP versions. An empty set is of both."""
         if self._src is None and self._dst is None:
             return
         last, versions = "the protocol", {4, 6}
@@ -242,7 +242,7 @@ class _Clauses:
             versions &= has
 
     def _remarks(self, place: RulePosition) -> list[Remark]:
-        """Say of an empty set, which is allowed where it is declared, that the rule matches nothing."""
+        """Warn if a set is empty, which is legal where it is declared: the rule matches nothing."""
         asked = (self._src, self._dst, self._src_mac, self._dst_mac, self._sport, self._dport, self._types)
         empty = any(value is not None and not value for value in (*asked, self._vlan))
         return [Remark(place, "matches nothing, as a set in it is empty")] if empty else []
@@ -263,7 +263,7 @@ _TAKE: Final = {
 
 
 def _first(protocol: Protocol, kind: int) -> int:
-    """Return an ICMP type with its lowest code, as Rule.icmp has it."""
+    """Return the ICMP type with its lowest code, in the form of Rule.icmp."""
     return (ICMP6 if protocol == _ICMP6 else 0) | kind << 8
 
 

@@ -1,4 +1,4 @@
-"""A place in a rule file that moves on token by token, and says what was expected where it cannot."""
+"""Cursor of the rule parser: moves token by token, and raises errors that name the expected token."""
 
 from collections.abc import Iterable
 from typing import Final, NoReturn
@@ -10,7 +10,7 @@ _DIGITS_MAX: Final = 10
 
 
 class Cursor:
-    """The tokens of one statement, which is one line, or several between braces."""
+    """The tokens of one statement, which is one line, or several within braces."""
 
     def __init__(self, source: RuleSource, line: int) -> None:
         self.source = source
@@ -21,19 +21,19 @@ class Cursor:
 
     @property
     def place(self) -> RulePosition:
-        """Where the next token stands."""
+        """The position of the next token."""
         return RulePosition(self.source.file, self.line, self.token.column)
 
     @property
     def text(self) -> str:
-        """The whole line, without comment and the space around it."""
+        """The whole line, without comment and surrounding space."""
         line = self.source.lines[self.line - 1]
         last = self._tokens[-2] if len(self._tokens) > 1 else self._tokens[-1]
         octets = len(last.text) + (2 if last.kind is TokenKind.STRING else 0)
         return line[: last.column - 1 + octets].strip()
 
     def next(self) -> Token:
-        """Step behind the next token and return it. At the end of the line, stay there."""
+        """Return the next token and move past it, but not past the end of the line."""
         token = self.token
         if token.kind is not END:
             self._at += 1
@@ -41,7 +41,7 @@ class Cursor:
         return token
 
     def next_line(self) -> bool:
-        """Go on at the start of the next line; say whether there is one."""
+        """Move to the start of the next line. Return whether there is one."""
         if self.line >= len(self.source.lines):
             return False
         self.line += 1
@@ -51,14 +51,14 @@ class Cursor:
         return True
 
     def accept(self, text: str) -> bool:
-        """Step over this word or mark if it is next; say whether it was."""
+        """Move past this word or mark if it is next. Return whether it was."""
         if self.token.text == text and self.token.kind in (WORD, MARK):
             self.next()
             return True
         return False
 
     def one_of(self, words: Iterable[str]) -> str | None:
-        """As accept(), for any of several."""
+        """Do what accept() does, for any of several words. Return the word."""
         token = self.token
         if token.kind is WORD and token.text in words:
             self.next()
@@ -66,12 +66,12 @@ class Cursor:
         return None
 
     def expect(self, text: str) -> None:
-        """Step over this word or mark. RuleError if another is next."""
+        """Move past this word or mark. Raises RuleError if another token is next."""
         if not self.accept(text):
             self.fail(f"'{text}'")
 
     def number(self, what: str, low: int, high: int) -> int:
-        """Step over a number of a range and return it; RuleError if it is none."""
+        """Move past a number within a range and return it. Raises RuleError for any other token."""
         token = self.token
         if token.kind is not TokenKind.NUMBER or not low <= self.value(token, what) <= high:
             self.fail(f"{what} ({low} to {high})")
@@ -79,7 +79,7 @@ class Cursor:
         return self.value(token, what)
 
     def value(self, token: Token, what: str) -> int:
-        """Return the value of a token that is a number. RuleError if it is too large to be one here."""
+        """Return the value of a token that is a number. Raises RuleError if it is too large."""
         if len(token.text) > _DIGITS_MAX:
             self.fail(what, token)
         try:
@@ -88,7 +88,7 @@ class Cursor:
             self.fail(what, token)
 
     def fail(self, expected: str, token: Token | None = None) -> NoReturn:
-        """Raise RuleError: expected this, and not the token, which is the next unless given."""
+        """Raise RuleError: another token was expected than this one (by default the next)."""
         token = token or self.token
         shown = token.text if len(token.text) <= 40 else f"{token.text[:40]}..."
         found = token.kind.value if token.kind is END else f"'{shown}'"

@@ -1,4 +1,4 @@
-"""What a packet is, for a log."""
+"""Describes a packet for logs."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from vtl_tools.services.fw.question import NAMES
 
 
 def describe(frame: Buffer) -> dict[str, object]:
-    """Return what a packet is, for a line of a log. Nothing is raised for foreign octets."""
+    """Return the fields of a packet for a log entry. Raises nothing, whatever the octets."""
     told: dict[str, object] = {}
     try:
         pkt = Packet.at(frame)
@@ -29,12 +29,12 @@ def describe(frame: Buffer) -> dict[str, object]:
         elif inner is not None:
             told |= {"type": inner.type, "code": inner.code}
     except Malformed:
-        pass  # so far it could be read
+        pass  # keep the fields parsed so far
     return told
 
 
 def spoken(told: Mapping[str, object]) -> str:
-    """Return what describe() tells as one line, in the words that question.read() takes."""
+    """Return the result of describe() as one line, in the words that question.read() accepts."""
     at = f" vlan {told['vlan']}" if "vlan" in told else ""
     if "protocol" not in told:
         macs = f"from mac {told.get('src_mac')} to mac {told.get('dst_mac')}"

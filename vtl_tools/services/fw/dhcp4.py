@@ -1,11 +1,11 @@
-"""The VM as a client of DHCPv4 (RFC 2131), and the one lease that it has. SAVI-DHCP is RFC 7513.
+"""DHCPv4 snooping (RFC 2131): the messages that the VM may send, and its lease (SAVI-DHCP, RFC 7513).
 
-A guest asks for itself only, as one client, of a server of its link, and so often only. A lease is
-learned from the answer to a question that is pending, where the link itself vouches for the answer:
+A guest may ask for itself only, as one client, of a server on its link, at a limited rate. A lease is
+learned from the answer to a pending request, if the link itself confirms the answer:
 
-* it is for the broadcast address, or for the leased address before that is the VM's. Neither is routed to
-  the VM from elsewhere, and no flow of the VM has such an answer, as DHCP goes to servers only;
-* or it is from a server that was met so before, or that was named.
+* its destination is the broadcast address, or the VM's earlier leased address. Neither is routed to the VM
+  from elsewhere, and no flow of the VM has such an answer, as DHCP goes to servers only;
+* or it comes from a server that was confirmed so before, or that the user named.
 
 Reads no clock; `now` is in seconds.
 """
@@ -24,19 +24,19 @@ from vtl_tools.common.packet.view import Buffer
 from vtl_tools.common.rate_limit import TokenBucket
 
 LEASE_S: Final = 3600.0
-"""Of an acknowledgement that does not say how long it holds (RFC 2131 table 3 has it say so)."""
+"""Lease time in seconds of an acknowledgement without one, which RFC 2131 table 3 requires."""
 PENDING_MAX: Final = 8
 PENDING_S: Final = 120.0
-"""How long an answer may take; clients retransmit for 64 seconds (RFC 2131 section 4.1)."""
+"""Seconds that an answer may take; clients retransmit for 64 seconds (RFC 2131 section 4.1)."""
 SERVERS_MAX: Final = 8
 MESSAGES_PER_S: Final = 1.0
 MESSAGES_AT_ONCE: Final = 20.0
 DECLINES_PER_S: Final = 1 / 600
 DECLINES_AT_ONCE: Final = 3.0
-"""A server keeps a declined address from all for a while, so declining empties its pool."""
+"""Rate limit of DHCPDECLINE: a server sets a declined address aside, so declines can empty its pool."""
 
 _BROADCAST: Final = b"\xff" * 4
-_HOPS, _GIADDR = 3, slice(24, 28)  # which only relays write
+_HOPS, _GIADDR = 3, slice(24, 28)  # only relays write these
 _ASKED: Final = frozenset(
     (dhcp_wire.DISCOVER, dhcp_wire.REQUEST, dhcp_wire.DECLINE, dhcp_wire.RELEASE, dhcp_wire.INFORM)
 )
@@ -48,7 +48,7 @@ _ONCE: Final = (
 
 
 class VMLease(NamedTuple):
-    """An address, and when it ends."""
+    """A leased address, and when the lease ends."""
 
     address: bytes
     until: float
@@ -61,11 +61,11 @@ class _Pending:
 
 
 class DHCPv4Snooper:
-    """The messages that one VM may send to DHCP, and the lease that it has.
+    """Judges the DHCPv4 messages of one VM, and learns its lease.
 
-    own: the VM's addresses, which the lease is kept among. owns: says of an address whether it is the VM's.
-    servers: who may lease, by the source address of the answers; empty: whoever the link vouches for.
-    is_learned: whether leases count, and not only addresses that are given.
+    own: the VM's addresses, to which the lease is added. owns: returns whether an address is the VM's.
+    servers: source addresses of servers that may lease; empty: any that the link confirms.
+    is_learned: whether leases count, or only addresses that the user gave.
     """
 
     def __init__(
@@ -78,19 +78,19 @@ class DHCPv4Snooper:
     ) -> None:
         self.lease: VMLease | None = None
         self.client_id: bytes | None = None
-        """The first that is not made of the VM's Ethernet address."""
+        """The first client identifier that is not derived from the VM's Ethernet address."""
         self.met: OrderedDict[bytes, bytes] = OrderedDict()
-        """Servers by their identifiers, and where their answers came from: themselves, or a relay."""
+        """Servers by identifier, and the source of their answers: themselves, or a relay."""
         self._own, self._owns, self._is_learned = own, owns, is_learned
         self._servers = frozenset(servers)
         self._pending: OrderedDict[int, _Pending] = OrderedDict()
         self._messages = TokenBucket(MESSAGES_PER_S, MESSAGES_AT_ONCE)
         self._declines = TokenBucket(DECLINES_PER_S, DECLINES_AT_ONCE)
 
-    # --- what the VM sends
+    # --- requests of the VM
 
     def refuse(self, net: IPv4, datagram: UDP, mac: bytes, now: float) -> str:
-        """Return why a message to a server is not the VM's to send, or "". Raises Malformed."""
+        """Return why the VM may not send a message to a server, or "". Raises Malformed."""
         message = DHCPMessage.at(datagram.payload)
         if _is_forged(message, datagram.payload, mac) or not self._is_client(message, mac):
             return "spoofed-dhcp"
@@ -108,7 +108,7 @@ class DHCPv4Snooper:
         return ""
 
     def _is_client(self, message: DHCPMessage, mac: bytes) -> bool:
-        """Say whether the client is the one that the VM is: by that, servers find leases (section 4.2)."""
+        """Return whether the client is the VM's usual one, by which servers find leases (section 4.2)."""
         told = message.options.get(dhcp_wire.CLIENT_ID)
         if told is None or told == _of_ethernet(mac):
             return True
@@ -125,7 +125,7 @@ class DHCPv4Snooper:
         return address.is_unspecified(src) or self._owns(src) or self._is_asked_again(src, message)
 
     def _is_asked_again(self, octets: bytes, message: DHCPMessage) -> bool:
-        """Say whether this asks to go on with a lease of before this service was there (section 4.3.2)."""
+        """Return whether this asks to continue a lease from before this service started (section 4.3.2)."""
         again = message.kind == dhcp_wire.REQUEST and message.ciaddr == octets
         return again and self._is_learned and self.lease is None
 
@@ -150,7 +150,7 @@ class DHCPv4Snooper:
             if len(self._pending) > PENDING_MAX:
                 self._pending.popitem(last=False)
 
-    # --- what it is answered
+    # --- answers of servers
 
     def observe(self, net: IPv4, datagram: UDP, mac: bytes | None, now: float) -> None:
         """Learn from an answer. Raises Malformed."""
@@ -184,19 +184,19 @@ class DHCPv4Snooper:
         self.take(VMLease(message.yiaddr, now + duration_s))
 
     def take(self, lease: VMLease) -> None:
-        """Have a lease, in the place of the one before."""
+        """Set the lease, instead of an earlier one."""
         self.let_go()
         self.lease = lease
         self._own.add(lease.address)
 
     def let_go(self) -> None:
-        """Have no lease any more."""
+        """Remove the lease."""
         if self.lease is not None:
             self._own.discard(self.lease.address)
         self.lease = None
 
     def meet(self, server: bytes, source: bytes) -> None:
-        """Know a server that the link vouches for."""
+        """Record a server that the link confirms."""
         self.met[server] = source
         self.met.move_to_end(server)
         if len(self.met) > SERVERS_MAX:
@@ -204,16 +204,16 @@ class DHCPv4Snooper:
 
 
 def _of_ethernet(mac: bytes) -> bytes:
-    """Return the client identifier that is made of an Ethernet address (RFC 2132 section 9.14)."""
+    """Return the client identifier derived from an Ethernet address (RFC 2132 section 9.14)."""
     return bytes((dhcp_wire.ETHERNET,)) + mac
 
 
 def _is_forged(message: DHCPMessage, payload: Buffer, mac: bytes) -> bool:
-    """Say whether a message is none that this client sends, or is one that servers read in two ways."""
+    """Return whether a client would not send a message, or servers may read it in two ways."""
     if message.op != dhcp_wire.BOOTREQUEST or message.chaddr != mac or message.kind not in _ASKED:
         return True
     if payload[_HOPS] or any(payload[_GIADDR]) or _RELAYED in message.options:
-        return True  # as if relayed for another
+        return True  # as relayed for another client
     if dhcp_wire.OVERLOAD in message.options:
         return True
     codes = dhcp_wire.codes(payload)

@@ -1,4 +1,4 @@
-"""The VM as a client of DHCPv6 (RFC 8415): one DUID, few associations, and releases of its own only.
+"""DHCPv6 snooping (RFC 8415): one DUID, few associations, and releases of the VM's own leases only.
 
 Reads no clock; `now` is in seconds.
 """
@@ -21,9 +21,9 @@ SERVER_PORT: Final = 547
 SERVERS: Final = address.ip("ff02::1:2")
 """All relay agents and servers of the link (section 7.1)."""
 DUID_MAX: Final = 130
-"""Octets of a DUID (section 11.1)."""
+"""Maximum octets of a DUID (section 11.1)."""
 IAS_MAX: Final = 8
-"""Identity associations of one VM, over all of its life."""
+"""Maximum identity associations of one VM during its life."""
 LEASES_MAX: Final = 16
 
 SOLICIT, REQUEST, CONFIRM, RENEW, REBIND, REPLY, RELEASE, DECLINE, INFORMATION = 1, 3, 4, 5, 6, 7, 8, 9, 11
@@ -31,17 +31,17 @@ _ASKED: Final = frozenset((SOLICIT, REQUEST, CONFIRM, RENEW, REBIND, RELEASE, DE
 _GIVING_BACK: Final = (RELEASE, DECLINE)
 
 _CLIENT_ID, _IA_NA, _IA_TA, _IAADDR, _IA_PD, _IAPREFIX = 1, 3, 4, 5, 25, 26
-_RELAYED: Final = frozenset((9, 18, 37, 38))  # which only relays write
+_RELAYED: Final = frozenset((9, 18, 37, 38))  # only relays write these
 _IAS: Final = {_IA_NA: 16, _IA_TA: 8, _IA_PD: 16}
-"""Where an association's options begin, behind the place of its option."""
+"""Offset of an association's options within its own option."""
 
 IA = tuple[int, int]
-"""The type of an association and its IAID: each type counts by itself (section 12)."""
+"""The type of an association and its IAID: each type has its own IAIDs (section 12)."""
 
 
 @dataclass(slots=True)
 class DHCPv6Message:
-    """A message as far as it matters here. leased: address or prefix (as read), and its valid seconds."""
+    """The fields of a message that matter here. leased: address or prefix, and its valid seconds."""
 
     kind: int
     xid: bytes
@@ -52,7 +52,7 @@ class DHCPv6Message:
 
     @classmethod
     def at(cls, data: Buffer) -> Self:
-        """Check and read a UDP payload. Raises Malformed, and nothing else."""
+        """Parse a UDP payload. Raises Malformed, and nothing else."""
         if len(data) < 4:
             raise Malformed("dhcp6", len(data))
         made = cls(data[0], bytes(data[1:4]))
@@ -71,19 +71,19 @@ class DHCPv6Message:
 
 
 class DHCPv6Snooper:
-    """The messages that one VM may send to DHCPv6. Their source address is the caller's to judge."""
+    """Judges the DHCPv6 messages of one VM. The caller judges their source address."""
 
     def __init__(self) -> None:
         self.duid: bytes | None = None
-        """The first that the VM used."""
+        """The first DUID that the VM used."""
         self.ias: dict[IA, None] = {}
         self.leases: OrderedDict[bytes, float] = OrderedDict()
-        """Addresses, and prefixes as 17 octets, by when they end."""
+        """Addresses, and prefixes as 17 octets, with the time at which they end."""
         self._pending: OrderedDict[bytes, float] = OrderedDict()
         self._messages = TokenBucket(MESSAGES_PER_S, MESSAGES_AT_ONCE)
 
     def refuse(self, net: IPv6, datagram: UDP, now: float) -> str:
-        """Return why a message to a server is not the VM's to send, or "". Raises Malformed."""
+        """Return why the VM may not send a message to a server, or "". Raises Malformed."""
         message = DHCPv6Message.at(datagram.payload)
         if net.dst != SERVERS and not address.is_link_local(net.dst):
             return "spoofed-dhcp"
@@ -133,19 +133,19 @@ class DHCPv6Snooper:
         return min(self.leases.values(), default=None)
 
     def ended(self, now: float) -> list[bytes]:
-        """Return leases that have ended, once."""
+        """Remove and return the leases that have ended."""
         over = [lease for lease, until in self.leases.items() if until <= now]
         for lease in over:
             del self.leases[lease]
         return over
 
     def is_leased(self, octets: bytes, now: float) -> bool:
-        """Say whether an address is leased to the VM."""
+        """Return whether an address is leased to the VM."""
         return self.leases.get(octets, now) > now
 
 
 def _options(data: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Walk options as (code, where its data begins, where it ends) (section 21.1)."""
+    """Iterate over options as (code, start of its data, end of its data) (section 21.1)."""
     while at < end:
         if at + 4 > end:
             raise Malformed("dhcp6.option", at)
@@ -158,7 +158,7 @@ def _options(data: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _leases(data: Buffer, at: int, end: int) -> Iterator[tuple[bytes, int]]:
-    """Walk the addresses and prefixes of an association (sections 21.6 and 21.22)."""
+    """Iterate over the addresses and prefixes of an association (sections 21.6 and 21.22)."""
     for code, start, stop in _options(data, at, end):
         if code == _IAADDR and stop - start >= 24:
             yield bytes(data[start : start + 16]), int.from_bytes(data[start + 20 : start + 24], "big")

@@ -1,4 +1,4 @@
-"""Why a packet is judged as it is, and which rules never judge any. For people: one rule after the other."""
+"""Explains for an operator which rule judges a packet and why, and finds rules that are never reached."""
 
 from typing import Final, NamedTuple
 
@@ -12,25 +12,25 @@ from vtl_tools.services.fw.rule import IN, OUT, STACKED, UNTAGGED, Direction, Ru
 from vtl_tools.services.fw.values import Addresses, Ranges, holds, ranges_cover
 
 _CANDIDATES_MAX: Final = 16
-"""Earlier rules that a rule is compared with; a warning that is left out does no harm."""
+"""Maximum earlier rules that a rule is compared with; a missing warning is harmless."""
 
 
 class Step(NamedTuple):
-    """A rule that does not match, and the first reason why not."""
+    """A rule that does not match, and the first reason for it."""
 
     rule: Rule
     why: str
 
 
 class Explanation(NamedTuple):
-    """judgement: as Policy.judge() gives it. steps: the rules before that one, in order."""
+    """judgement: the result of Policy.judge(). steps: the rules before that one, in order."""
 
     judgement: Judgement
     steps: tuple[Step, ...]
 
 
 def explain(policy: Policy, direction: Direction, fields: Fields) -> Explanation:
-    """Say which rule judges a packet that is of no known connection, and why the earlier ones do not."""
+    """Return the rule that judges a packet of no known connection, and why earlier ones do not match."""
     judgement = policy.judge(direction, fields)
     steps: list[Step] = []
     for rule in policy.rules:
@@ -43,10 +43,10 @@ def explain(policy: Policy, direction: Direction, fields: Fields) -> Explanation
 def fields_of(
     protocol: str, src: bytes, dst: bytes, sport: int = 0, dport: int = 0, kind: int = 0, code: int = 0
 ) -> Fields:
-    """Return the fields of a packet that is only asked about. protocol: "tcp", "udp", "icmp", or a number.
+    """Return the fields of a packet described by an operator. protocol: "tcp", "udp", "icmp", or a number.
 
-    src, dst: of 4 or 16 octets each, which says the version of IP. kind, code: of ICMP. ValueError if the
-    protocol is none of these, or the addresses are of two versions.
+    src, dst: 4 or 16 octets each, which define the IP version. kind, code: of ICMP. Raises ValueError for
+    another protocol, or addresses of two versions.
     """
     if len(src) != len(dst):
         raise ValueError(f"{format_ip(src)} and {format_ip(dst)} are of different versions of IP")
@@ -59,7 +59,7 @@ def fields_of(
         return Fields(ethertype, number, src, dst, icmp=message | kind << 8 | code)
     if protocol.isdecimal() and int(protocol) < 256:
         return Fields(ethertype, int(protocol), src, dst)
-    raise ValueError(f"{protocol!r} is no protocol: write tcp, udp, icmp or a number up to 255")
+    raise ValueError(f"{protocol!r} is not a protocol: write tcp, udp, icmp or a number up to 255")
 
 
 def mismatch(rule: Rule, direction: Direction, fields: Fields) -> str | None:
@@ -120,16 +120,16 @@ def _short(text: str) -> str:
 
 
 def unreachable(policy: Policy) -> list[Remark]:
-    """Return a warning for each rule that never judges anything, as one before it matches all that it does.
+    """Return a warning for each rule that is never reached, as an earlier one matches all its packets.
 
-    A rule that several others cover only together is not found.
+    Does not find a rule that several earlier ones cover only together.
     """
     out: dict[Rule, Remark] = {}
     for direction in OUT, IN:
         table = policy.table(direction)
         for bit, rule in enumerate(table.rules):
             if len(rule.directions) == 2 and direction is IN and rule not in out:
-                continue  # it judges what goes out
+                continue  # it judges outgoing packets
             before = _covering(table, bit, rule)
             if before is not None:
                 where = f"{before.place.file}:{before.place.line}"
@@ -140,9 +140,9 @@ def unreachable(policy: Policy) -> list[Remark]:
 
 
 def _covering(table: RuleTable, bit: int, rule: Rule) -> Rule | None:
-    """Return an earlier rule that covers a rule. It matches any packet of that rule, so one is tried."""
+    """Return an earlier rule that covers a rule. It must match any packet of that rule, so one is tried."""
     if (sample := _sample(rule)) is None:
-        return None  # it matches nothing, which is said where it is parsed
+        return None  # it matches nothing, of which the parser warns
     earlier = table.matching(sample) & ((1 << bit) - 1)
     for _ in range(_CANDIDATES_MAX):
         if not earlier:
@@ -186,13 +186,13 @@ def _sample(rule: Rule) -> Fields | None:
 
 
 def _covers(wide: Rule, narrow: Rule) -> bool:
-    """Say whether a rule matches all packets of a direction that another does."""
+    """Return whether a rule matches every packet of a direction that another matches."""
     if wide.protocols and not (narrow.protocols and all(_has(wide, *one) for one in narrow.protocols)):
         return False
     if not wide.protocols and any(kind == ether.ARP for kind, _ in narrow.protocols):
         return False
     if wide.icmp is None and narrow.icmp is not None and narrow.icmp[-1][0] >= ICMP6:
-        return False  # it may name neighbour discovery, which the other does not
+        return False  # it may name neighbour discovery, unlike the other
     addresses = (wide.src, narrow.src), (wide.dst, narrow.dst)
     numbers = (
         (wide.sport, narrow.sport),

@@ -1,4 +1,4 @@
-"""What rules ask of a packet, read from it once."""
+"""The fields of a packet that rules test, read once."""
 
 from typing import Final
 
@@ -17,14 +17,14 @@ from vtl_tools.services.fw.neighbours import HOP_LIMIT, NeighbourFilter
 from vtl_tools.services.fw.rule import OUT, STACKED, UNTAGGED
 
 NONE: Final = -1
-"""In place of a port, a type or a protocol that a packet has not."""
+"""Stands for a missing port, type or protocol."""
 
 
 class Fields:
     """src, dst: 4 or 16 octets; empty if this is not IP. protocol: IP's; NONE if this is not IP.
 
     sport, dport: of TCP and UDP. icmp: as Rule.icmp. vlan: one number, UNTAGGED or STACKED.
-    is_neighbour: whether this is ARP, or neighbour discovery that a host would take (RFC 4861 6.1, 7.1);
+    is_neighbour: whether this is ARP, or neighbour discovery that a host would accept (RFC 4861 6.1, 7.1);
     from the VM, whether it also stays on the link (neighbours.py).
     """
 
@@ -61,15 +61,15 @@ class Fields:
 
     @classmethod
     def plain(cls, frame: Buffer, protocol: int, src: bytes, dst: bytes, sport: int, dport: int) -> "Fields":
-        """Take what was read from a frame that has IP right behind Ethernet."""
+        """Return the fields of a frame without VLAN tags and IP options, given those already read."""
         dst_mac, src_mac, kind = Ethernet.HEADER.unpack_from(frame, VNET)
         return cls(kind, protocol, src, dst, sport, dport, NONE, src_mac, dst_mac)
 
     @classmethod
     def of(cls, pkt: Packet, neighbours: NeighbourFilter | None) -> "Fields":
-        """Read a packet, which must be no fragment. Raises Malformed, and nothing else.
+        """Return the fields of a packet, which must not be a fragment. Raises Malformed, and nothing else.
 
-        neighbours: the VM's, if it sends this; None if the network does.
+        neighbours: the VM's, if it sent the packet; None if the network did.
         """
         eth = pkt.eth
         tags = pkt.vlans
@@ -99,7 +99,7 @@ class Fields:
 
     @classmethod
     def first_of(cls, flow: Flow) -> "Fields":
-        """Return what the first packet of a connection had."""
+        """Return the fields of a connection's first packet."""
         (here, there), (near, far), protocol = flow.addresses, flow.ports, flow.protocol
         initiator, src_mac, dst_mac, vlan = flow.opening
         src, dst, sport, dport = (here, there, near, far) if initiator is OUT else (there, here, far, near)

@@ -1,4 +1,4 @@
-"""One connection in the table: small, as there may be 100,000 of them."""
+"""A flow: one connection in the table. Compact, as there may be 100,000 of them."""
 
 import struct
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Ends = tuple[TcpEnd, TcpEnd]
 """The VM's end of a TCP connection, and the other."""
 
 BEGUN, ANSWERED, ASSURED = range(3)
-"""How far a flow is: the other side has spoken; both are known to hear each other."""
+"""Use of a flow: the first packet; the other side has answered; both sides are known to receive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class Timeouts:
     """Seconds of silence after which a connection ends.
 
     TCP: opening and closing are transitory (RFC 5382 REQ-5: 4 minutes at least), established is for
-    2 hours and 4 minutes (the same), closed for what is still under way. UDP (RFC 4787 REQ-5: 2 minutes at
-    least), echo (RFC 5508 REQ-2: 60 seconds), other protocols. assured: once both sides have used it.
+    2 hours and 4 minutes (the same), closed for late segments. UDP (RFC 4787 REQ-5: 2 minutes at least), echo
+    (RFC 5508 REQ-2: 60 seconds), other protocols. assured: once both sides have used it.
     """
 
     opening: float = 240.0
@@ -40,7 +40,7 @@ class Timeouts:
 
 
 class Opening(NamedTuple):
-    """Of a connection's first packet: its direction, Ethernet addresses, and VLAN as Fields has it."""
+    """Properties of a connection's first packet: direction, Ethernet addresses, and VLAN as in Fields."""
 
     initiator: Direction
     src_mac: bytes
@@ -54,17 +54,16 @@ _END: Final = struct.Struct("=BBB10I")
 _HEARD, _ISS, _FIN, _STAMPS, _RECENT = 1, 2, 4, 8, 16
 _NO_SCALE: Final = 255
 _SIX: Final = 2 * 16 + 4 + 1
-"""Octets of a key with IPv6 addresses, at least; one with IPv4's has far fewer."""
+"""Minimum octets of a key with IPv6 addresses; one with IPv4 addresses is much shorter."""
 _NAMES: Final = {ip.TCP: "tcp", ip.UDP: "udp", ip.ICMP: "icmp", ip.ICMPV6: "icmp6"}
 
 
 class Decision(NamedTuple):
-    """What becomes of a packet, and why.
+    """The decision on a packet, and its reason.
 
-    verdict: None, if it is a fragment that is kept until the others are here. rule: what decided; None if
-    no rule was asked. why: one word, as counters are to be called. frames: where fragments were kept, all
-    of the packet, to be sent on (or dropped) in place of this one. whole: the packet that they make, for
-    whoever inspects it, too, or tells its sender.
+    verdict: None for a fragment that waits for the others. rule: the rule that decided; None if no rule was
+    asked. why: one word, the name of a counter. frames: for reassembled fragments, all frames of the packet,
+    to be sent or dropped instead of this one. whole: the reassembled packet, for inspection and for refusals.
     """
 
     verdict: Verdict | None
@@ -77,8 +76,8 @@ class Decision(NamedTuple):
 class Flow:
     """A connection: TCP, UDP, an echo, or any other protocol between two addresses.
 
-    key: as flow_key() makes it. decision: of each packet that belongs. opening: of many flows, one object.
-    until: when it ends, unless something comes; seconds. use: BEGUN, ANSWERED or ASSURED. ends: of TCP
+    key: as flow_key() returns it. decision: for each packet of the flow. opening: shared by many flows.
+    until: when the flow ends without further packets; seconds. use: BEGUN, ANSWERED or ASSURED. ends: of TCP
     only; packed while it is quiet.
     """
 
@@ -100,7 +99,7 @@ class Flow:
 
     @property
     def initiator(self) -> Direction:
-        """Which way the first packet went."""
+        """The direction of the first packet."""
         return self.opening.initiator
 
     @property
@@ -117,12 +116,12 @@ class Flow:
 
     @property
     def protocol(self) -> int:
-        """IP's number."""
+        """The IP protocol number."""
         return self.key[2 * _address_octets(self.key) + 4]
 
     @property
     def source(self) -> bytes:
-        """Who made the connection: its address, of IPv6 the first 64 bits, as a host has all behind them."""
+        """The address that opened the connection; of IPv6 the first 64 bits, as one host owns all of them."""
         key, is_here = self.key, self.opening.initiator is OUT
         if len(key) < _SIX:
             return key[:4] if is_here else key[4:8]
@@ -148,10 +147,10 @@ class Flow:
 def flow_key(
     direction: Direction, protocol: int, src: bytes, dst: bytes, ports: bytes, vlan: int, initiator: Direction
 ) -> bytes:
-    """Return what a packet and its answer have in common, the VM's side first.
+    """Return a key that is the same for a packet and its answer, the VM's side first.
 
-    ports: source and destination, 4 octets. An echo of one side is another flow than one of the other
-    with the same identifier, so initiator counts there, and nowhere else.
+    ports: source and destination, 4 octets. Echoes from both sides with the same identifier are two flows, so
+    the key of an echo, and no other, includes the initiator.
     """
     if direction is OUT:
         key = src + dst + ports + bytes((protocol,))
@@ -167,7 +166,10 @@ def _address_octets(key: bytes) -> int:
 
 
 def pack(ends: Ends) -> bytes:
-    """Return what judging goes by of both ends, in an eighth of the room. Ports are the key's."""
+    """Return the variables of both ends that judging needs, in an eighth of the memory.
+
+    Ports are in the key.
+    """
     return _pack(ends[0]) + _pack(ends[1])
 
 
@@ -187,9 +189,9 @@ def _pack(end: TcpEnd) -> bytes:
 
 
 def unpack(packed: bytes) -> Ends:
-    """Return both ends anew, as pack() got them."""
+    """Return both ends, restored from the result of pack()."""
     local, remote = (_unpack(*fields) for fields in _END.iter_unpack(packed))
-    local.snd_wnd, remote.snd_wnd = remote.rcv_wnd, local.rcv_wnd  # what one offers is what the other has
+    local.snd_wnd, remote.snd_wnd = remote.rcv_wnd, local.rcv_wnd  # one end's offer is the other's window
     return local, remote
 
 

@@ -1,8 +1,7 @@
-"""Fragments are kept until the packet is whole, judged as that packet, and sent on as they came.
+"""Reassembles fragments: they are held until the packet is whole, judged as that packet, and sent unchanged.
 
-So there is nothing that a rule or the table of connections does not get to see. What overlaps is dropped
-(RFC 5722, here for IPv4 as well), and so are fragments that are made to hide a header (RFC 1858, RFC 3128,
-RFC 7112).
+So rules and the table of connections see every packet whole. Overlapping fragments are dropped (RFC 5722,
+here for IPv4 as well), and so are fragments that hide a header (RFC 1858, RFC 3128, RFC 7112).
 """
 
 from collections import Counter, OrderedDict
@@ -19,19 +18,19 @@ from vtl_tools.services.fw.rule import IN, OUT, Direction
 from vtl_tools.services.fw.source_shares import SourceShare, SourceShares
 
 TIMEOUT_S: Final = 30.0
-"""What is not whole by then is dropped. As in Linux; RFC 8200 section 4.5 has 60, RFC 1122 up to 120."""
+"""Seconds until an incomplete packet is dropped. As in Linux; RFC 8200 4.5 has 60, RFC 1122 up to 120."""
 PACKETS_MAX: Final = 512
-"""Of one side, so that neither makes room among those of the other."""
+"""Maximum incomplete packets of one side; neither side can evict those of the other."""
 OCTETS_MAX: Final = 2 << 20
-"""Of all fragments of one side that are kept, as frames."""
+"""Maximum octets of held fragments of one side, as frames."""
 PIECES_MAX: Final = 128
-"""Of one packet: enough for 64 KiB at an MTU of 576."""
+"""Maximum fragments of one packet: enough for 64 KiB at an MTU of 576."""
 _SHARE: Final = 4
-"""One source gets this part of its side's octets at most."""
+"""Maximum share of its side's octets for one source."""
 
 
 class Whole(NamedTuple):
-    """frames: the fragments as they came, in order of arrival. packet: all of them in one, as a frame."""
+    """frames: the fragments, unchanged, in order of arrival. packet: the reassembled packet, as a frame."""
 
     frames: tuple[bytes, ...]
     packet: bytearray
@@ -40,7 +39,7 @@ class Whole(NamedTuple):
 class _Piece(NamedTuple):
     start: int
     end: int
-    at: int  # where in the frame its part of the packet is
+    at: int  # offset in the frame of its part of the packet
     frame: bytes
 
     @property
@@ -49,7 +48,7 @@ class _Piece(NamedTuple):
 
 
 class _Partial:
-    """A packet in the making. total: its octets behind the header; None until the last fragment came."""
+    """An incomplete packet. total: its octets after the header; None until the last fragment came."""
 
     __slots__ = (
         "bad", "before", "behind", "key", "octets", "pieces", "share", "source", "total", "until",
@@ -57,7 +56,7 @@ class _Partial:
 
     def __init__(self, key: "_Key", until: float) -> None:
         self.key = key
-        self.source = key[0] if len(key[0]) == 4 else key[0][:8]  # as Flow.source has it
+        self.source = key[0] if len(key[0]) == 4 else key[0][:8]  # as in Flow.source
         self.share: SourceShare[_Partial] | None = None
         self.before: _Partial | None = None
         self.behind: _Partial | None = None
@@ -73,7 +72,7 @@ _Key = tuple[bytes, bytes, bytes, int, int]
 
 
 class Fragments:
-    """All packets in the making, in both directions."""
+    """All incomplete packets, in both directions."""
 
     def __init__(self) -> None:
         self._sides = {OUT: _Side(), IN: _Side()}
@@ -83,33 +82,33 @@ class Fragments:
 
     @property
     def octets(self) -> int:
-        """How much is kept."""
+        """Octets held."""
         return sum(side.octets for side in self._sides.values())
 
     def add(self, pkt: Packet, direction: Direction, now: float) -> Whole | str | None:
-        """Take a fragment; the frame is copied. Raises Malformed, and nothing else.
+        """Add a fragment; the frame is copied. Raises Malformed, and nothing else.
 
-        Returns the whole packet, if this was missing; None if it is kept; or why it was dropped.
+        Returns the whole packet, if this fragment completes it; None if it is held; or the reason of a drop.
         """
         return self._sides[direction].add(pkt, now)
 
     def deadline(self) -> float | None:
-        """Return when the oldest is given up."""
+        """Return when the oldest incomplete packet times out."""
         times = [next(iter(side.partial.values())).until for side in self._sides.values() if side.partial]
         return min(times, default=None)
 
     def wake(self, now: float) -> None:
-        """Give up what is not whole yet."""
+        """Drop packets that are incomplete after their timeout."""
         for side in self._sides.values():
             while side.partial and (oldest := next(iter(side.partial.values()))).until <= now:
                 side.forget(oldest)
 
 
 class _Side:
-    """The packets in the making that one side sends.
+    """The incomplete packets of one sender side.
 
-    When it is full, the oldest one of the source that has most makes room. So a flood takes room from itself.
-    A spoofed flood takes it from the oldest of all, and fragments of one packet come close behind each other.
+    When it is full, the oldest packet of the busiest source is evicted, so a flood evicts its own packets. A
+    spoofed flood evicts the oldest of all; fragments of one packet follow each other closely.
     """
 
     def __init__(self) -> None:
@@ -122,7 +121,7 @@ class _Side:
         net = pkt.ip
         assert net is not None
         if pkt.buf[1] != vnet.GSO_NONE:
-            return "fragment-malformed"  # what is to be cut into segments is no part of a packet
+            return "fragment-malformed"  # a super-segment is no fragment
         start, more, at, number = _place(net)
         end = start + net.end - at
         if end == start or (more and end & 7) or end + net.payload_off - net.off > 0xFFFF:
@@ -130,7 +129,7 @@ class _Side:
         if _hides_a_header(pkt, start):
             return "fragment-tiny"
         tags = bytes(pkt.buf[vnet.VNET + 12 : pkt.l3_off])
-        protocol = net.protocol if isinstance(net, IPv4) else 0  # RFC 8200 4.5 does not go by it
+        protocol = net.protocol if isinstance(net, IPv4) else 0  # not part of the key in RFC 8200 4.5
         key = (net.src, net.dst, tags, number, protocol)
         partial = self.partial.get(key) or self._new(key, now)
         if partial.bad:
@@ -168,7 +167,7 @@ class _Side:
         partial.pieces, partial.octets = [], 0
 
     def _fits(self, partial: _Partial, piece: _Piece, more: bool) -> str:
-        """Return why a fragment cannot be of a packet, or "". One at odds with others spoils the packet."""
+        """Return why a fragment cannot belong to a packet, or "". A contradictory one spoils the packet."""
         for other in partial.pieces:
             if piece.start < other.end and other.start < piece.end:
                 if piece[:2] == other[:2] and piece.data == other.data:
@@ -194,14 +193,14 @@ class _Side:
         return ""
 
     def _spoil(self, partial: _Partial) -> str:
-        """Drop what is here of a packet, and until its time is up whatever else comes of it."""
+        """Drop the fragments of a packet, and further ones until its timeout."""
         self._empty(partial)
         partial.bad = True
         return "fragment-overlap"
 
 
 def _place(net: IPv4 | IPv6) -> tuple[int, bool, int, int]:
-    """Return where in its packet a fragment starts, whether more follow, where its part is, its number."""
+    """Return a fragment's offset in its packet, whether more follow, the offset of its data, its number."""
     if isinstance(net, IPv4):
         return net.fragment_offset * 8, net.more_fragments == 1, net.payload_off, net.identification
     header = net.fragment
@@ -210,7 +209,7 @@ def _place(net: IPv4 | IPv6) -> tuple[int, bool, int, int]:
 
 
 def _hides_a_header(pkt: Packet, start: int) -> bool:
-    """Say whether a first fragment lacks a part of the transport header, or a later one is within it."""
+    """Return whether a first fragment lacks a part of the transport header, or a later one overlaps it."""
     net = pkt.ip
     assert net is not None
     if start:
@@ -222,7 +221,7 @@ def _hides_a_header(pkt: Packet, start: int) -> bool:
 
 
 def _join(pieces: list[_Piece]) -> bytearray:
-    """Return the packet that fragments make, under the header of the first of them."""
+    """Return the packet of these fragments, with the header of the first of them."""
     ordered = sorted(pieces)
     first = ordered[0]
     pkt = Packet.at(bytearray(first.frame))

@@ -1,4 +1,4 @@
-"""Rule text to tokens, line by line."""
+"""Lexer of the rule language: splits lines into tokens."""
 
 import re
 from enum import Enum
@@ -9,11 +9,11 @@ from vtl_tools.services.fw.names import KEYWORDS
 from vtl_tools.services.fw.position import RuleError, RulePosition
 
 LINE_MAX: Final = 16_384
-"""Characters of a line; a long set goes over several."""
+"""Maximum characters of a line; a long set may take several."""
 
 
 class TokenKind(Enum):
-    """What a token is; the value is how a message calls it."""
+    """The kind of a token. The value is its name in messages."""
 
     WORD = "a word of the language"
     NAME = "a name"
@@ -49,9 +49,9 @@ _ATOM: Final = re.compile(
 
 
 class RuleSource:
-    """The lines of one file. RuleError, at its place, if the octets are no text.
+    """The lines of one file. Raises RuleError, with the place, if the octets are not text.
 
-    data: all of the file.
+    data: the whole file.
     """
 
     def __init__(self, file: str, data: bytes) -> None:
@@ -70,12 +70,12 @@ class RuleSource:
         self.lines = text.split("\n")
 
     def error(self, line: int, column: int, problem: str) -> RuleError:
-        """Return what is to be raised about a line (from 1)."""
+        """Return the error to raise about a line (from 1)."""
         text = self.lines[line - 1] if line <= len(self.lines) else ""
         return RuleError(RulePosition(self.file, line, column), problem, text)
 
     def tokens(self, line: int) -> list[Token]:
-        """Cut a line (from 1) into tokens; an END is last. RuleError where it cannot be."""
+        """Split a line (from 1) into tokens; the last is END. Raises RuleError."""
         text = self.lines[line - 1]
         if len(text) > LINE_MAX:
             problem = f"expected a line of at most {LINE_MAX} characters; a set in braces goes over several"

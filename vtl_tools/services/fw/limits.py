@@ -1,4 +1,4 @@
-"""The state of the rules' limits: rates of new connections, and counts of open ones."""
+"""State of the rules' limits: rates of new connections, and numbers of open ones."""
 
 from collections import Counter
 from typing import Final
@@ -13,9 +13,10 @@ _Key = tuple[Rule, bytes]
 
 
 class RuleLimits:
-    """The state of all rules' limits. A source is an address, or what stands for a host's (Flow.source).
+    """The state of all rules' limits.
 
-    Neither side can make room among the sources of the other.
+    A source is an address, or a prefix that stands for a host (Flow.source).
+    Neither side can evict the sources of the other.
     """
 
     def __init__(self) -> None:
@@ -27,7 +28,7 @@ class RuleLimits:
         return sum(map(len, self._of_sources.values()))
 
     def admit(self, rule: Rule, direction: Direction, source: bytes, now: float) -> str:
-        """Take one more connection from the rate, if it fits, and return ""; or which limit it breaks."""
+        """Take one connection from the rate, if it permits, and return ""; else the limit that it exceeds."""
         cap = rule.cap
         if cap is not None and self._open[rule, source if cap.per_source else b""] >= cap.count:
             return "limit-connections"
@@ -42,7 +43,7 @@ class RuleLimits:
         return ""
 
     def look(self, rule: Rule, direction: Direction, source: bytes, now: float) -> dict[str, int]:
-        """Return what is left of a rule's limits for a source; nothing changes."""
+        """Return the unused part of a rule's limits for a source. Changes nothing."""
         left: dict[str, int] = {}
         if (cap := rule.cap) is not None:
             left["connections"] = max(0, cap.count - self._open[rule, source if cap.per_source else b""])
@@ -52,12 +53,12 @@ class RuleLimits:
         return left
 
     def opened(self, rule: Rule, source: bytes) -> None:
-        """Count a connection that is open from now on."""
+        """Count a connection as open."""
         if rule.cap is not None:
             self._open[rule, source if rule.cap.per_source else b""] += 1
 
     def closed(self, rule: Rule, source: bytes) -> None:
-        """Count a connection no longer."""
+        """Count a connection as closed."""
         if rule.cap is not None:
             key = rule, source if rule.cap.per_source else b""
             self._open[key] -= 1

@@ -1,4 +1,4 @@
-"""The words of the rule language. docs/fw.md has the grammar that they are the terminals of."""
+"""Keywords of the rule language, the terminals of the grammar in docs/fw.md."""
 
 from typing import Final
 
@@ -14,10 +14,10 @@ KEYWORDS: Final = frozenset(
 MARKS: Final = frozenset(",={}")
 
 UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
-"""Of a rate, in seconds."""
+"""Time units of a rate, in seconds."""
 
 Protocol = tuple[int | None, int | None]
-"""Ethertype and IP protocol number, None for any. With a number, None means either version of IP."""
+"""EtherType and IP protocol number, None for any. With a number, None means either version of IP."""
 
 PROTOCOLS: Final[dict[str, Protocol]] = {
     "tcp": (None, ip.TCP),

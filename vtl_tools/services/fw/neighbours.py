@@ -1,7 +1,7 @@
-"""Neighbour discovery and ARP that pass without a rule: enough for the VM to be reached, and for no more.
+"""Recognizes the ARP and neighbour discovery that pass without a rule: the VM needs them to be reachable.
 
-Such a message of a guest goes to its link only, and has no room for data beside addresses and a nonce. All
-else is judged by rules, as any packet.
+Such a message of a guest goes to its link only, and has no room for data besides addresses and a nonce.
+Rules judge all other messages, like any packet.
 """
 
 from collections import OrderedDict
@@ -14,36 +14,39 @@ NEIGHBOURS_MAX: Final = 1024
 HOP_LIMIT: Final = 255
 
 _ROOM: Final = 46
-"""Octets behind an Ethernet header in the smallest frame (IEEE 802.3 clause 3.2.8): ARP needs no more."""
+"""Octets after the Ethernet header of the smallest frame (IEEE 802.3 clause 3.2.8): ARP needs no more."""
 _NONCE: Final = 14  # RFC 3971 section 5.3.2; RFC 7527
 _OPTIONS: Final = {
     nd.ROUTER_SOLICIT: (nd.SOURCE_LLADDR,),
     nd.NEIGHBOR_SOLICIT: (nd.SOURCE_LLADDR, _NONCE),
     nd.NEIGHBOR_ADVERT: (nd.TARGET_LLADDR,),
 }
-"""A guest's messages and their options, each once and of 8 octets. A router's advertisement is none."""
+"""A guest's messages and their options, each once and of 8 octets.
+
+A router advertisement is not among them.
+"""
 _RESERVED: Final = {nd.NEIGHBOR_ADVERT: 0x1FFF_FFFF}
-"""Bits of the word behind the checksum that are to be zero; of other messages, all are."""
+"""Bits of the word after the checksum that must be zero; in other messages, all must be."""
 
 
 class NeighbourFilter:
-    """Global addresses that are on the link, since nobody else can send with a hop limit of 255 to here.
+    """Global addresses on the link: only a station of the link can send to here with a hop limit of 255.
 
-    At most NEIGHBOURS_MAX; of others the VM asks by multicast, as it does of those that it has forgotten.
+    At most NEIGHBOURS_MAX. For other addresses, and evicted ones, the VM's solicitations are multicast.
     """
 
     def __init__(self) -> None:
         self._heard: OrderedDict[bytes, None] = OrderedDict()
 
     def observe(self, octets: bytes) -> None:
-        """Take note of the source of neighbour discovery that came from the network."""
+        """Record the source of neighbour discovery from the network."""
         self._heard[octets] = None
         self._heard.move_to_end(octets)
         if len(self._heard) > NEIGHBOURS_MAX:
             self._heard.popitem(last=False)
 
     def are_asked_by(self, pkt: Packet) -> bool:
-        """Say whether a packet of the VM is ARP or neighbour discovery that stays on the link.
+        """Return whether a packet of the VM is ARP or neighbour discovery that stays on the link.
 
         Raises Malformed, and nothing else.
         """
@@ -57,7 +60,7 @@ class NeighbourFilter:
         if known is None or message.code or net.ttl != HOP_LIMIT or not self._is_here(net.dst):
             return False
         if net.payload_off != net.off + net.SIZE or net.end != len(pkt.buf):
-            return False  # headers in between, or something behind
+            return False  # extension headers, or octets after the message
         word = int.from_bytes(pkt.buf[message.off + 4 : message.off + 8], "big")
         if word & _RESERVED.get(message.type, 0xFFFF_FFFF):
             return False
@@ -73,7 +76,7 @@ class NeighbourFilter:
 
 
 def is_of_link(octets: bytes) -> bool:
-    """Say whether no router passes on what is for an IPv6 address (RFC 4291 sections 2.5.6 and 2.7)."""
+    """Return whether routers do not forward packets to an IPv6 address (RFC 4291 sections 2.5.6 and 2.7)."""
     return octets[:2] == b"\xff\x02" or address.is_link_local(octets)
 
 

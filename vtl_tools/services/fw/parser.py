@@ -1,6 +1,6 @@
-"""A rule file to rules, by recursive descent; docs/fw.md and vtl-fw(5) have the grammar.
+"""Parser of rule files, by recursive descent; docs/fw.md and vtl-fw(5) have the grammar.
 
-Whatever the file is, RuleError is all that is raised, and the work and the memory are bounded.
+For any input it raises RuleError and nothing else, and bounds time and memory.
 """
 
 import posixpath
@@ -15,10 +15,10 @@ from vtl_tools.services.fw.rule import IN, OUT, Rule, Ruleset
 from vtl_tools.services.fw.sets import Sets
 
 Read = Callable[[str, int], bytes]
-"""Returns at most so many octets from the start of a file, by its name. May raise OSError."""
+"""Returns the first octets of a file, at most so many, given its name. May raise OSError."""
 
 OCTETS_MAX: Final = 16 << 20
-"""Of all files together."""
+"""Maximum octets of all files together."""
 LINES_MAX: Final = 1_000_000
 RULES_MAX: Final = 100_000
 FILES_MAX: Final = 1000
@@ -27,9 +27,9 @@ _REMARKS_MAX: Final = 1000
 
 
 def parse(file: str, read: Read) -> Ruleset:
-    """Return the rules of a file. RuleError if anything in it, or in what it includes, is not right.
+    """Return the rules of a file. Raises RuleError for an error in it, or in an included file.
 
-    Every file must end in rules that say what becomes of all packets that no other rule matches.
+    Every file must end in rules that match all remaining packets.
     """
     parser = _Parser(read)
     parser.take_file(file, None)
@@ -42,7 +42,7 @@ def parse(file: str, read: Read) -> Ruleset:
 
 
 def included(by: str, text: str) -> str:
-    """Return the name of a file that another includes, as it is written there."""
+    """Return the name of an included file, relative to the file that includes it."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(by), text))
 
 
@@ -59,7 +59,7 @@ class _Parser:
         self.lines_of_main = 0
 
     def take_file(self, name: str, included_by: Cursor | None) -> None:
-        """Take all statements of a file."""
+        """Parse all statements of a file."""
         source = self._load(name, included_by)
         self._open.append(name)
         if included_by is None:

@@ -1,7 +1,7 @@
-"""SYNs within a connection that is known, and what may come back for them.
+"""SYNs within a known connection, and the replies that they may get.
 
-Who forgot a connection begins it anew. The other end challenges that (RFC 5961 section 4) and is answered
-by a reset; or it has forgotten the connection as well, and answers the SYN.
+An end that lost its state opens the connection again. The other end challenges the SYN (RFC 5961 section 4)
+and gets a reset; or it has lost its state as well, and answers the SYN.
 """
 
 from typing import Final, TypeVar
@@ -12,20 +12,20 @@ from vtl_tools.services.fw.flow import Ends, Flow
 from vtl_tools.services.fw.rule import IN, OUT, Direction
 
 RETRIES_MAX: Final = 1024
-"""Connections that one side opened and of which such is remembered; then the oldest is forgotten."""
+"""Maximum connections per opening side with such a SYN; beyond, the oldest is evicted."""
 
 _T = TypeVar("_T")
 
 
 class PendingReplies:
-    """What of connections that are known went on so that it can be answered."""
+    """Segments of known connections that passed so that the receiver can answer them."""
 
     def __init__(self) -> None:
         self._anew: dict[Direction, dict[Flow, Ends]] = {OUT: {}, IN: {}}
         self._challenges: dict[Direction, dict[Flow, int]] = {OUT: {}, IN: {}}
 
     def passed(self, flow: Flow, segment: TCP, direction: Direction) -> None:
-        """Remember a segment that its receiver will not take: a SYN, or the challenge of one."""
+        """Record a segment that its receiver will not accept: a SYN, or the challenge of one."""
         flags = segment.flags & (SYN | ACK | RST)
         if flags == SYN:
             ends = tcp_flow.opened(segment, direction, join=False)
@@ -35,9 +35,9 @@ class PendingReplies:
             _remember(self._challenges[flow.initiator], flow, segment.ack)
 
     def answered(self, flow: Flow, segment: TCP, direction: Direction) -> Ends | None:
-        """Return the ends of the connection that begins, if a segment answers the SYN.
+        """Return the ends of the new connection, if a segment answers the SYN.
 
-        Where that is a reset, it is over.
+        If the answer is a reset, the connection is over.
         """
         anew = self._anew[flow.initiator]
         ends = anew.get(flow)
@@ -49,15 +49,15 @@ class PendingReplies:
         return ends
 
     def challenged(self, flow: Flow) -> int | None:
-        """Return what the last challenge acknowledged, which is the number that a reset is to have."""
+        """Return the acknowledgement of the last challenge, which a reset must have as its number."""
         return self._challenges[flow.initiator].get(flow)
 
     def ends(self, flow: Flow) -> Ends | None:
-        """Return both ends as the SYN that is not answered has it."""
+        """Return both ends of the connection of the unanswered SYN."""
         return self._anew[flow.initiator].get(flow)
 
     def forget(self, flow: Flow) -> None:
-        """Forget a connection that ended."""
+        """Remove a connection that ended."""
         self._anew[flow.initiator].pop(flow, None)
         self._challenges[flow.initiator].pop(flow, None)
 

@@ -1,4 +1,4 @@
-"""Rules compiled: what becomes of a packet, found without going through the rules."""
+"""Compiled rules: finds the verdict on a packet without testing every rule."""
 
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeVar
@@ -23,16 +23,16 @@ from vtl_tools.services.fw.values import Addresses, Ranges, after, holds, ranges
 
 
 class Judgement(NamedTuple):
-    """What a rule says of a packet. `rule` is one of the policy's, or built in."""
+    """The verdict of a rule. `rule` is one of the policy, or built in."""
 
     verdict: Verdict
     rule: Rule
 
 
 class Policy:
-    """All rules of a file, compiled. Immutable: a new file makes a new one.
+    """All rules of a file, compiled. Immutable: a changed file gives a new policy.
 
-    asks_macs: whether any rule asks for Ethernet addresses.
+    asks_macs: whether any rule tests Ethernet addresses.
     """
 
     def __init__(self, ruleset: Ruleset) -> None:
@@ -52,7 +52,10 @@ class Policy:
         return self._out if direction is OUT else self._in
 
     def judge(self, direction: Direction, fields: Fields) -> Judgement:
-        """Return what the first rule that matches says, limits aside. Without one, NO_RULE denies."""
+        """Return the judgement of the first rule that matches, without limits.
+
+        If none matches, NO_RULE denies.
+        """
         return (self._out if direction is OUT else self._in).judge(fields)
 
 
@@ -64,13 +67,13 @@ _NO_RULE: Final = Judgement(NO_RULE.verdict, NO_RULE)
 
 
 class RuleTable:
-    """The rules of one direction: a map for each field that any of them asks for.
+    """The rules of one direction: a map for each field that any of them tests.
 
-    The rule that catches all is in no map, nor is what is behind it. Else each bitmap would have its bit,
-    and be as long as there are rules. But it catches no ARP and no neighbour discovery: where a rule behind
-    it names these, all that do are a table of their own.
+    The catch-all rule and later rules are in no map. Else each bitmap would have its bit, and be as long as
+    the number of rules. But a catch-all rule does not match ARP and neighbour discovery: if a later rule
+    names these, all rules that do are in a table of their own.
 
-    vlans: where ARP and neighbour discovery pass that no rule names.
+    vlans: VLANs in which ARP and neighbour discovery pass without a rule.
     """
 
     __slots__ = (
@@ -100,7 +103,7 @@ class RuleTable:
         self._untagged = -1 if self._vlan is None else self._vlan[UNTAGGED]
 
     def judge(self, fields: Fields) -> Judgement:
-        """Return what the first rule says."""
+        """Return the judgement of the first rule that matches."""
         if self._naming is not None and fields.is_neighbour:
             return self._naming.judge(fields)
         found = self._find(fields)
@@ -109,7 +112,7 @@ class RuleTable:
         return _NEIGHBOURS if fields.is_neighbour and holds(self._vlans, fields.vlan) else self._caught
 
     def matching(self, fields: Fields) -> int:
-        """Return the rules that match, bit i for rules[i], as far as the one that catches all."""
+        """Return the rules that match, up to the catch-all rule; bit i for rules[i]."""
         found = self._find(fields)
         return found if fields.is_neighbour or self._last == len(self.rules) else found | 1 << self._last
 
@@ -138,7 +141,7 @@ class RuleTable:
 
 
 def _allowed_vlans(rules: Sequence[Rule]) -> Ranges:
-    """Return the VLANs in which anything is allowed, as nothing works there without neighbour discovery."""
+    """Return the VLANs in which any rule allows packets: they all need neighbour discovery."""
     found = {(UNTAGGED, UNTAGGED)}
     for rule in rules:
         if rule.verdict is Verdict.ALLOW:
@@ -153,7 +156,7 @@ def _names_neighbours(rule: Rule) -> bool:
 
 
 class _Kinds:
-    """What of the rules asks for which protocol."""
+    """Maps from protocols to rules."""
 
     __slots__ = ("_arp", "_ip4", "_ip6", "_named", "_other")
 
@@ -175,7 +178,7 @@ class _Kinds:
         self._named = bitmap(typed, size)
 
     def find(self, fields: Fields) -> int:
-        """Return the rules that ask for a packet's protocol, or for any. ARP is to be named."""
+        """Return the rules that test for a packet's protocol, or for none. ARP must be named."""
         if fields.is_neighbour:
             return self._named if fields.src else self._arp
         if fields.src:
@@ -185,7 +188,7 @@ class _Kinds:
 
 
 def _numbers(asked: dict[Protocol, list[int]], base: int, version: int, size: int) -> dict[int, int]:
-    """Return the rules for each protocol number of a version of IP, and for any other by the key -1."""
+    """Return the rules for each protocol number of an IP version; key -1: for any other number."""
     base |= bitmap(asked.get((version, None), ()), size)
     out = {-1: base}
     for (kind, number), bits in asked.items():
@@ -195,7 +198,7 @@ def _numbers(asked: dict[Protocol, list[int]], base: int, version: int, size: in
 
 
 def _address_maps(rules: Sequence[Rule], side: Callable[[Rule], Addresses | None]) -> dict[int, Spans]:
-    """Return maps of 4 and of 16 octets, where any rule asks for addresses."""
+    """Return maps for addresses of 4 and of 16 octets, if any rule tests addresses."""
     rest, groups = _grouped(rules, side)
     if not groups:
         return {}
@@ -223,7 +226,7 @@ def _mac_map(rules: Sequence[Rule], field: Callable[[Rule], frozenset[bytes] | N
 def _grouped(
     rules: Sequence[Rule], field: Callable[[Rule], T | None]
 ) -> tuple[int, list[tuple[T, list[int]]]]:
-    """Return the rules that do not ask for a field, and the others by what they ask for."""
+    """Return the rules that do not test a field, and the others grouped by the tested value."""
     base: list[int] = []
     groups: dict[T, list[int]] = {}
     for bit, rule in enumerate(rules):

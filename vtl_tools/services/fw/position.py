@@ -1,4 +1,4 @@
-"""Where in a rule file something stands, and what is wrong there."""
+"""Positions in a rule file, and the errors and warnings that refer to them."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,12 +6,12 @@ from typing import Final
 from vtl_tools.common.errors import SpecError
 
 _SHOWN: Final = 100
-"""Columns of a line that an excerpt shows: a terminal's."""
+"""Maximum columns of an excerpt, as of a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
 class RulePosition:
-    """line, column: from 1; columns are characters, a tab is one."""
+    """line, column: from 1; a column is a character, also a tab."""
 
     file: str
     line: int
@@ -22,9 +22,9 @@ class RulePosition:
 
 
 class RuleError(SpecError):
-    """What a rule file says cannot be meant, or is too much: fw.rules:3:17: expected a port, not 'htp'.
+    """A rule file is invalid, or too large: fw.rules:3:17: expected a port, not 'htp'.
 
-    Nothing of the file is used then. problem: the message without the place. text: the whole line.
+    The whole file is then unused. problem: the message without the place. text: the whole line.
     """
 
     def __init__(self, place: RulePosition, problem: str, text: str = "") -> None:
@@ -35,13 +35,13 @@ class RuleError(SpecError):
 
     @property
     def excerpt(self) -> str:
-        """The line, and one below it with a caret at the column. What a terminal would obey is shown as ?."""
+        """The line, and one below it with a caret at the column. Control characters are shown as ?."""
         return excerpt(self.text, self.place.column)
 
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """A warning: the file is used, but this is hardly what was meant."""
+    """A warning: the file is valid, but probably does not mean what its author intended."""
 
     place: RulePosition
     problem: str
@@ -51,7 +51,7 @@ class Remark:
 
 
 def excerpt(text: str, column: int) -> str:
-    """Return two lines: what stands around a column, and a caret below it."""
+    """Return two lines: the text around a column, and a caret below it."""
     start = max(0, column - 1 - _SHOWN * 3 // 4) if len(text) > _SHOWN else 0
     piece = text[start : start + _SHOWN]
     clean = "".join(char if char.isprintable() else " " if char == "\t" else "?" for char in piece)

@@ -1,4 +1,4 @@
-"""A packet or a connection in words, as an operator names it: out tcp 10.0.0.5:40000 1.2.3.4:443."""
+"""Parses an operator's description of a packet or connection: out tcp 10.0.0.5:40000 1.2.3.4:443."""
 
 from collections.abc import Sequence
 from string import hexdigits
@@ -24,9 +24,9 @@ _WORDS_MAX: Final = 4 + 3 * 2 + 2 * 3
 
 
 class Question(NamedTuple):
-    """protocol: as fields_of() takes it, or "" for what is not IP. src, dst: empty then.
+    """protocol: as for fields_of(), or "" if not IP. src, dst: then empty.
 
-    sport, dport: of an echo, its identifier; None if not said. ethertype: of what is not IP.
+    sport, dport: of an echo, its identifier; None if not given. ethertype: of a packet that is not IP.
     """
 
     direction: Direction
@@ -43,7 +43,7 @@ class Question(NamedTuple):
     ethertype: int = 0
 
     def fields(self) -> Fields:
-        """Return what a policy asks of a first packet of this."""
+        """Return the fields of the first packet of such a connection."""
         if self.protocol:
             fields = fields_of(
                 self.protocol, self.src, self.dst, self.sport or 0, self.dport or 0, self.kind, self.code
@@ -57,7 +57,7 @@ class Question(NamedTuple):
         return fields
 
     def key(self) -> bytes:
-        """Return the key of the connection whose first packet is meant; b"" if it is of none."""
+        """Return the key of the connection whose first packet is described; b"" if it belongs to none."""
         if not self.protocol:
             return b""
         ports = PORTS.pack(self.sport or 0, self.dport or 0)
@@ -66,9 +66,9 @@ class Question(NamedTuple):
 
 
 def read(words: Sequence[str]) -> Question:
-    """Take a packet in words. Raises SpecError.
+    """Parse the description of a packet. Raises SpecError.
 
-    DIRECTION PROTOCOL SOURCE DESTINATION, or DIRECTION arp, or DIRECTION ethertype N; then what is needed of
+    DIRECTION PROTOCOL SOURCE DESTINATION, or DIRECTION arp, or DIRECTION ethertype N; then, as needed,
     type NAME, code N, vlan N, from mac MAC, to mac MAC.
     """
     parts = " ".join(words).split()
@@ -108,7 +108,7 @@ def _of_ip(direction: Direction, protocol: str, ends: list[str], more: dict[str,
 
 
 def _more(parts: list[str]) -> dict[str, str]:
-    """Return what stands behind the addresses, each by its word."""
+    """Return the values after the addresses, by keyword."""
     found: dict[str, str] = {}
     rest = list(parts)
     while rest:
@@ -120,13 +120,13 @@ def _more(parts: list[str]) -> dict[str, str]:
                 f"{word[:40]!r}: not a part of a packet: write type, code, vlan, from mac or to mac"
             )
         if word in found or not rest:
-            raise SpecError(f"{word}: stands once, with a value behind it; {_FORM}")
+            raise SpecError(f"{word}: needs a value, and may occur once; {_FORM}")
         found[word] = rest.pop(0)
     return found
 
 
 def _ethernet(more: dict[str, str]) -> tuple[int, bytes, bytes]:
-    """Return VLAN, and the Ethernet addresses."""
+    """Return the VLAN and the Ethernet addresses."""
     macs = []
     for word in "from", "to":
         try:
@@ -137,7 +137,7 @@ def _ethernet(more: dict[str, str]) -> tuple[int, bytes, bytes]:
 
 
 def name(flow: Flow) -> str:
-    """Return a connection's name, which read() takes."""
+    """Return the description of a connection, in the form that read() parses."""
     (here, there), (near, far) = flow.addresses, flow.ports
     number = flow.protocol
     ends = [_text(here, near, number), _text(there, far, number)]

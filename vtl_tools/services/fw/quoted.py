@@ -1,4 +1,4 @@
-"""Which connection an ICMP error is about."""
+"""Finds the connection that an ICMP error refers to."""
 
 from typing import Final, NamedTuple
 
@@ -20,7 +20,7 @@ _REPLIES: Final = (icmp.ECHO_REPLY, icmp.V6_ECHO_REPLY)
 
 
 class Quoted(NamedTuple):
-    """key: of the connection. direction: which way the quoted packet went. seq: SEG.SEQ, if it is of TCP."""
+    """key: of the connection. direction: of the quoted packet. seq: SEG.SEQ, if it is TCP."""
 
     key: bytes
     direction: Direction
@@ -28,10 +28,10 @@ class Quoted(NamedTuple):
 
 
 def quoted_flow(pkt: Packet, direction: Direction, vlan: int) -> Quoted | None:
-    """Return what an ICMP error quotes; None if this is none, says too little, or is not for its sender.
+    """Return the quotation of an ICMP error; None: no error, too short, or not for the packet's sender.
 
-    Redirects and source quenches quote packets, too, but are orders and not errors: rules judge them.
-    Raises Malformed, and nothing else.
+    Redirects and source quenches also quote packets, but are no errors: rules judge them. Raises Malformed,
+    and nothing else.
     """
     message, net = pkt.icmp, pkt.ip
     if message is None or net is None:
@@ -46,7 +46,7 @@ def quoted_flow(pkt: Packet, direction: Direction, vlan: int) -> Quoted | None:
     was = initiator = direction.other
     protocol, ports, seq = inner.protocol, bytes(4), None
     if protocol in (ip.TCP, ip.UDP):
-        if at + 8 > end:  # RFC 792: so much is quoted at least
+        if at + 8 > end:  # RFC 792: the minimum quotation
             return None
         ports = bytes(pkt.buf[at : at + 4])
         if protocol == ip.TCP:

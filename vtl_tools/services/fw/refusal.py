@@ -1,4 +1,4 @@
-"""What a sender is told when its packet is rejected, in the name of the host that it was for."""
+"""Builds the answer to a rejected packet, in the name of its destination."""
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import derive, icmp
@@ -8,7 +8,7 @@ from vtl_tools.common.packet.view import Buffer
 
 
 def refusal(frame: Buffer) -> bytearray | None:
-    """Return a reset for TCP, else an ICMP error; None where none may be sent. Takes any octets."""
+    """Return a reset for TCP, else an ICMP error; None if none may be sent. Accepts any octets."""
     try:
         pkt = Packet.at(frame)
         net = pkt.ip

@@ -1,4 +1,4 @@
-"""One rule, and the rules of a file: what the parser makes and the compiler takes."""
+"""Rules as data: the output of the parser, and the input of the compiler."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -11,7 +11,7 @@ from vtl_tools.services.fw.values import Addresses, Ranges
 
 
 class Verdict(Enum):
-    """What becomes of a packet. REJECT: dropped, and its sender is told."""
+    """The fate of a packet. REJECT: drop it and inform its sender."""
 
     ALLOW = "allow"
     DENY = "deny"
@@ -19,16 +19,16 @@ class Verdict(Enum):
 
 
 class Direction(Enum):
-    """Which way a packet goes, as the VM sees it."""
+    """The direction of a packet, seen from the VM."""
 
-    __hash__ = object.__hash__  # as packet.tcp_state has it, and for the same reason
+    __hash__ = object.__hash__  # see packet.tcp_state
 
     IN = "in"
     OUT = "out"
 
     @property
     def other(self) -> "Direction":
-        """The way that the answer goes."""
+        """The opposite direction."""
         return OUT if self is IN else IN
 
 
@@ -36,9 +36,9 @@ IN: Final = Direction.IN
 OUT: Final = Direction.OUT
 
 UNTAGGED: Final = -1
-"""Among the numbers of VLANs: a frame without a tag."""
+"""VLAN number that stands for a frame without a tag."""
 STACKED: Final = 4096
-"""Among the numbers of VLANs: a frame with several tags, which no single number names."""
+"""VLAN number that stands for a frame with several tags."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Rate(RateLimit):
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """At most so many connections that are open."""
+    """Limit of open connections."""
 
     count: int
     per_source: bool
@@ -58,10 +58,10 @@ class Cap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rule:
-    """A line that judges. None: not asked for; an empty value matches nothing.
+    """A line with a verdict. None: not tested; an empty value matches nothing.
 
     protocols: any one of them; empty for any. icmp: ranges of type << 8 | code. vlan: with UNTAGGED and
-    STACKED; None for all frames, tagged or not. rate, cap: beyond them, a connection is denied.
+    STACKED; None for all frames, tagged or not. rate, cap: connections beyond them are denied.
     """
 
     place: RulePosition
@@ -84,7 +84,7 @@ class Rule:
 
     @property
     def is_catch_all(self) -> bool:
-        """Whether nothing is asked of a packet but its direction."""
+        """Whether the rule tests nothing but the direction."""
         asked = (self.src, self.dst, self.sport, self.dport, self.icmp, self.src_mac, self.dst_mac)
         bare = self.vlan is None or self.vlan == ((UNTAGGED, UNTAGGED),)
         return not self.protocols and bare and all(value is None for value in asked)
@@ -95,7 +95,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """All rules of a file and of those that it includes, in order, and what is odd about them."""
+    """All rules of a file and its included files, in order, and the warnings about them."""
 
     rules: tuple[Rule, ...]
     remarks: tuple[Remark, ...] = ()
@@ -105,7 +105,7 @@ class Ruleset:
 BUILT_IN: Final = RulePosition("(built in)", 0, 0)
 
 NO_RULE: Final = Rule(BUILT_IN, "deny any", Verdict.DENY, (IN, OUT))
-"""What holds where no rule of a file matches, such as for a VLAN that none names."""
+"""The rule for packets that no rule of a file matches, such as of a VLAN that none names."""
 
 NEIGHBOURS: Final = Rule(BUILT_IN, "allow ARP and neighbour discovery", Verdict.ALLOW, (IN, OUT))
-"""What holds for ARP and neighbour discovery, unless a rule names them: without them nothing else works."""
+"""The rule for ARP and neighbour discovery unless a rule names them: nothing works without them."""

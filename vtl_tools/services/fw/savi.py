@@ -1,10 +1,10 @@
-"""The VM's IPv6 addresses: first come, first served, as FCFS SAVI has it (RFC 6620).
+"""Bindings of the VM's IPv6 addresses: first come, first served (FCFS SAVI, RFC 6620).
 
-An address is *tentative* once the VM claims it. The network is then asked who has it, by solicitations
-of this service's own, as a VM could send its own to nobody. It is *valid*, and the VM's, when nobody has
-answered for TENT_LT_S. Where the network claims a valid address later, the VM is asked, and loses it only
-if it does not answer (TESTING_VP). So one frame of a stranger takes nothing from the VM, and a guest takes
-nothing from another that is there.
+An address is *tentative* once the VM claims it. The service then solicits it on the network itself, as the VM
+could send its own solicitation to nobody. The address becomes *valid*, and the VM's, if no station has
+answered for TENT_LT_S. If the network claims a valid address later, the service solicits it from the VM,
+which loses it only if it does not answer (TESTING_VP). So one frame of a stranger takes no address from the
+VM, and a guest takes none from a present station.
 
 Reads no clock; `now` is in seconds.
 """
@@ -18,19 +18,19 @@ from typing import Final
 from vtl_tools.common.packet import address, build, nd
 
 CLAIMS_MAX: Final = 64
-"""Addresses of the VM, of which it makes new ones each day (RFC 8981); the oldest goes first."""
+"""Maximum addresses of the VM, which creates new ones each day (RFC 8981); the oldest is evicted."""
 OTHERS_MAX: Final = 1024
 OTHERS_S: Final = 10.0
-"""How long an address that the network was heard to use is not even asked for."""
+"""Seconds that an address used on the network is refused without a solicitation."""
 PREFIXES_MAX: Final = 16
 PREFIX_BITS_MIN: Final = 32
-"""Of a shorter prefix, most is elsewhere, whoever says that it is here."""
+"""Minimum length of an on-link prefix: most of a shorter one must be elsewhere."""
 TENT_LT_S: Final = 0.9
-"""RFC 6620 has 0.5, which an owner on a busy host may miss; a VM itself waits for 1 (RFC 4862 5.4)."""
+"""Seconds to wait for an owner. RFC 6620 has 0.5, too short for a busy host; VMs wait 1 (RFC 4862 5.4)."""
 TENTATIVE_MAX: Final = 16
 TEST_S: Final = 1.5
 TESTED_S: Final = 5.0
-"""Before a valid address is tested again."""
+"""Minimum seconds between two tests of a valid address."""
 _ASKED_TENTATIVE, _ASKED_TESTING = 3, 3
 
 VM_PORT, NETWORK_PORT = 0, 1
@@ -43,7 +43,7 @@ Sent = tuple[int, bytes]
 
 @dataclass(slots=True)
 class _Trial:
-    """Solicitations that go out, `left` more every `pause_s`; the trial ends when none is left at `due`."""
+    """A series of solicitations: `left` more, each `pause_s`. It ends when none is left at `due`."""
 
     sent: list[Sent]
     pause_s: float
@@ -52,28 +52,28 @@ class _Trial:
 
 
 class Bindings:
-    """The IPv6 addresses of one VM. own: the VM's addresses, which the valid ones are kept among."""
+    """The IPv6 addresses of one VM. own: the VM's addresses, to which the valid ones are added."""
 
     def __init__(self, own: set[bytes]) -> None:
         self.valid: OrderedDict[bytes, float] = OrderedDict()
-        """By when each was tested last."""
+        """Valid addresses, with the time of their last test."""
         self.prefixes: dict[IPv6Network, float] = {}
-        """The link's, and until when."""
+        """Prefixes of the link, with the end of their validity."""
         self._own = own
         self._tentative: dict[bytes, _Trial] = {}
         self._testing: dict[bytes, _Trial] = {}
         self.others: OrderedDict[bytes, float] = OrderedDict()
-        """Of the network, by when they were heard last."""
+        """Addresses of the network, with the time of their last use."""
         self.may_ask: Callable[[bytes], bool] = lambda frame: True
-        """Whether the rules let the VM itself ask the network so; else nothing is asked, nor bound."""
+        """Whether the rules let the VM send this solicitation; if not, nothing is sent, and nothing bound."""
         self._outbox: list[Sent] = []
 
-    # --- what the VM says
+    # --- messages of the VM
 
     def claim(self, octets: bytes, mac: bytes, tags: tuple[int, ...], now: float, *, leased: bool) -> bool:
-        """Begin to find out whether an address may become the VM's; say whether that is under way.
+        """Start to test whether an address may become the VM's. Return whether a test is in progress.
 
-        mac: the VM's. tags: the VLAN tags of the claim: the address is asked for there, and without any.
+        mac: the VM's. tags: the VLAN tags of the claim: solicitations are sent there, and without tags.
         leased: whether DHCPv6 gave it the address.
         """
         if octets in self._tentative:
@@ -95,7 +95,7 @@ class Bindings:
         return True
 
     def used(self, octets: bytes) -> None:
-        """Take note that the VM said by neighbour discovery that it has an address of its own."""
+        """Record that the VM announced an address of its own by neighbour discovery."""
         self._testing.pop(octets, None)
 
     def _is_of_link(self, octets: bytes, now: float) -> bool:
@@ -105,7 +105,7 @@ class Bindings:
         return any(until > now and asked in prefix for prefix, until in self.prefixes.items())
 
     def leave(self, octets: bytes, now: float) -> None:
-        """Give up an address that is no longer leased, unless the VM may have it without."""
+        """Remove an address whose lease has ended, unless the VM may have it without a lease."""
         self._tentative.pop(octets, None)
         if octets in self.valid and not self._is_of_link(octets, now):
             self._give_up(octets)
@@ -115,10 +115,10 @@ class Bindings:
         self._testing.pop(octets, None)
         self._own.discard(octets)
 
-    # --- what the network says
+    # --- messages of the network
 
     def observe(self, octets: bytes, src_mac: bytes, now: float) -> None:
-        """Take note that the network uses or claims an address. src_mac: of the frame that says so."""
+        """Record that the network uses or claims an address. src_mac: source of the frame."""
         self._tentative.pop(octets, None)
         tested = self.valid.get(octets)
         if tested is None:
@@ -133,7 +133,7 @@ class Bindings:
             self._ask(trial, now)
 
     def announced(self, message: nd.RouterAdvert, now: float) -> None:
-        """Learn prefixes of the link, or that hosts may make addresses of (RFC 4861 section 6.3.4)."""
+        """Learn prefixes that are on-link, or that hosts may use for SLAAC (RFC 4861 section 6.3.4)."""
         for octets, length, flags, valid_s, _ in message.prefixes:
             if not flags & _PREFIX_FLAGS or not PREFIX_BITS_MIN <= length <= 128:
                 continue
@@ -153,7 +153,10 @@ class Bindings:
         return min(trial.due for trials in (self._tentative, self._testing) for trial in trials.values())
 
     def wake(self, now: float) -> None:
-        """Ask again, and take up or give up what was asked often enough. Early is harmless."""
+        """Send further solicitations, and bind or remove addresses whose tests ended.
+
+        An early call is harmless.
+        """
         for octets in [octets for octets, trial in self._tentative.items() if self._is_over(trial, now)]:
             del self._tentative[octets]
             self.bind(octets)
@@ -162,12 +165,12 @@ class Bindings:
             self.others[octets] = now
 
     def transmit(self) -> list[Sent]:
-        """Return what is to be sent, once."""
+        """Remove and return the frames to send."""
         sent, self._outbox = self._outbox, []
         return sent
 
     def bind(self, octets: bytes) -> None:
-        """Have an address as the VM's."""
+        """Add an address as the VM's."""
         if len(self.valid) >= CLAIMS_MAX and octets not in self.valid:
             self._give_up(next(iter(self.valid)))
         self.valid[octets] = float("-inf")
@@ -177,7 +180,7 @@ class Bindings:
         if now < trial.due:
             return False
         if trial.left:
-            self._ask(trial, now)  # from now on, so that a late answer still counts
+            self._ask(trial, now)  # starting now, so that a late answer still counts
             return False
         return True
 
@@ -188,7 +191,7 @@ class Bindings:
 
 
 def _solicitation(target: bytes, src_mac: bytes, tags: tuple[int, ...] | None) -> bytes:
-    """Return what asks who has an address, as duplicate address detection does (RFC 4862 section 5.4.2)."""
+    """Return a neighbour solicitation as of duplicate address detection (RFC 4862 section 5.4.2)."""
     group = address.solicited_node(target)
     return bytes(
         build.neighbor_solicit(
@@ -199,8 +202,8 @@ def _solicitation(target: bytes, src_mac: bytes, tags: tuple[int, ...] | None) -
 
 
 def _is_of_another(octets: bytes, mac: bytes) -> bool:
-    """Say whether an address is made of another's Ethernet address (RFC 4291 appendix A).
+    """Return whether an address is derived from another's Ethernet address (RFC 4291 appendix A).
 
-    Such addresses can be told beforehand, and taken before the other is there to defend them.
+    Such addresses are predictable, and could be taken before their owner is there to defend them.
     """
     return octets[11:13] == _EUI64 and octets[8:] != address.link_local(mac)[8:]

@@ -1,4 +1,4 @@
-"""Values in lists: addresses, Ethernet addresses and numbers, and the sets that name them."""
+"""Parses lists of addresses, Ethernet addresses and numbers, and the named sets of them."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -9,7 +9,7 @@ from vtl_tools.services.fw.lexer import END, Token, TokenKind
 from vtl_tools.services.fw.values import Addresses, Ranges, Span, parse_addresses, ranges
 
 ITEMS_MAX: Final = 500_000
-"""Items of all sets and lists of a file. A set within a set counts as what it holds, so none grows unseen."""
+"""Maximum items of all sets and lists of a file. A set within a set counts with all its items."""
 
 ADDRESS: Final = "an IP address, a prefix or a range"
 MAC: Final = "an Ethernet address"
@@ -25,7 +25,7 @@ _OF_KIND: Final = {
 
 @dataclass(frozen=True, slots=True)
 class NamedSet:
-    """kind: ADDRESS, MAC or NUMBER, of which only that one holds something; "" if it is declared empty."""
+    """kind: ADDRESS, MAC or NUMBER, the kind of its items; "" if it is declared empty."""
 
     kind: str
     addresses: Addresses
@@ -34,7 +34,7 @@ class NamedSet:
 
     @property
     def size(self) -> int:
-        """How many items it holds, neighbouring ones counted as one."""
+        """The number of items; adjacent ones count as one."""
         return len(self.addresses.v4) + len(self.addresses.v6) + len(self.macs) + len(self.numbers)
 
 
@@ -42,7 +42,7 @@ EMPTY: Final = NamedSet("", Addresses((), ()), frozenset(), ())
 
 
 class Sets:
-    """The sets defined so far, and how many items there are in all."""
+    """The sets defined so far, and the total number of items."""
 
     def __init__(self) -> None:
         self._sets: dict[str, NamedSet] = {}
@@ -50,7 +50,7 @@ class Sets:
         self._items = 0
 
     def define(self, cursor: Cursor) -> None:
-        """Take `@name = ...`, behind the word set. RuleError if it is not right."""
+        """Parse `@name = ...`, after the word set. Raises RuleError."""
         name = cursor.token.text
         if cursor.token.kind is not TokenKind.SET:
             cursor.fail("the set's name, such as @admins")
@@ -70,15 +70,15 @@ class Sets:
         self._defining = ""
 
     def addresses(self, cursor: Cursor) -> Addresses:
-        """Take a list of addresses and sets of them. For a set alone, all rules share one object."""
+        """Parse a list of addresses and sets of them. Rules that name a single set share one object."""
         return _List(self, ADDRESS).all(cursor).addresses
 
     def macs(self, cursor: Cursor) -> frozenset[bytes]:
-        """Take a list of Ethernet addresses and sets of them."""
+        """Parse a list of Ethernet addresses and sets of them."""
         return _List(self, MAC).all(cursor).macs
 
     def numbers(self, cursor: Cursor, what: str, high: int) -> Ranges:
-        """Take a list of numbers up to high, ranges, and sets of them."""
+        """Parse a list of numbers up to high, ranges, and sets of them."""
         column = cursor.token.column
         found = _List(self, NUMBER, f"{what} (0 to {high}), a range or a set of them").all(cursor).numbers
         if found and found[-1][1] > high:
@@ -86,7 +86,7 @@ class Sets:
         return found
 
     def find(self, cursor: Cursor) -> NamedSet:
-        """Return the set that the next token names. RuleError if there is none above."""
+        """Return the set that the next token names. Raises RuleError if none is defined above."""
         name = cursor.token.text
         if name == self._defining:
             cursor.refuse(f"expected another set, as {name} cannot hold itself")
@@ -95,7 +95,7 @@ class Sets:
         return found
 
     def count(self, cursor: Cursor, items: int) -> None:
-        """Count items. RuleError if there are too many by now."""
+        """Count items. Raises RuleError if the total is too large."""
         self._items += items
         if self._items > ITEMS_MAX:
             cursor.refuse(f"expected at most {ITEMS_MAX} items in all sets and lists together")
@@ -118,7 +118,7 @@ class Sets:
 
 
 class _List:
-    """Items of one kind, which the first of them decides if it is not given."""
+    """Items of one kind. The first item decides the kind unless it is given."""
 
     def __init__(self, sets: Sets, kind: str, expected: str = "") -> None:
         self._sets = sets
@@ -129,8 +129,8 @@ class _List:
         self._numbers: list[tuple[int, int]] = []
 
     def all(self, cursor: Cursor) -> NamedSet:
-        """Take items with commas between them."""
-        if cursor.token.kind is TokenKind.SET:  # by itself: nothing is copied, and all that name it share it
+        """Parse items separated by commas."""
+        if cursor.token.kind is TokenKind.SET:  # a single set: not copied but shared
             alone = self._set(cursor)
             if not cursor.accept(","):
                 return alone
@@ -140,7 +140,7 @@ class _List:
         return self.made()
 
     def one(self, cursor: Cursor) -> None:
-        """Take one item."""
+        """Parse one item."""
         token = cursor.token
         if token.kind is TokenKind.SET:
             self._set(cursor)
@@ -162,7 +162,7 @@ class _List:
         cursor.next()
 
     def made(self) -> NamedSet:
-        """Return what was taken."""
+        """Return the parsed items."""
         addresses = Addresses.of(self._spans) if self._spans else EMPTY.addresses
         return NamedSet(self._kind, addresses, frozenset(self._macs), ranges(self._numbers))
 

@@ -1,10 +1,10 @@
-"""Who has how many entries of a table, so that a full one takes from the source that has most."""
+"""Counts the entries of each source in a table, so that a full one evicts from the busiest source."""
 
 from typing import Any, Generic, Protocol, TypeVar
 
 
 class SharedEntry(Protocol):
-    """An entry of a table. share, before, behind: are those of Shares, and None where it is in none."""
+    """An entry of a table. share, before, behind belong to SourceShares, and are None outside of it."""
 
     share: Any
     before: Any
@@ -12,14 +12,14 @@ class SharedEntry(Protocol):
 
     @property
     def source(self) -> bytes:
-        """Return who it is from."""
+        """Return the source of the entry."""
 
 
 T = TypeVar("T", bound=SharedEntry)
 
 
 class SourceShare(Generic[T]):
-    """The entries of one source, oldest first, as a list through them. before, behind: of its level."""
+    """The entries of one source, a linked list, oldest first. before, behind: neighbours in its level."""
 
     __slots__ = ("before", "behind", "count", "first", "last", "source")
 
@@ -32,10 +32,10 @@ class SourceShare(Generic[T]):
 
 
 class SourceShares(Generic[T]):
-    """Entries by source. Every method takes the same time, however many there are.
+    """Entries by source. Every method takes constant time.
 
-    Sources with equally many entries are one level, a ring around a Share without entries, in the order in
-    which they got there.
+    Sources with equally many entries form a level: a ring around a SourceShare without entries, in the order
+    in which they reached it.
     """
 
     def __init__(self) -> None:
@@ -45,12 +45,12 @@ class SourceShares(Generic[T]):
         self.count = 0
 
     def of(self, source: bytes) -> int:
-        """Return how many entries a source has."""
+        """Return the number of entries of a source."""
         share = self._sources.get(source)
         return 0 if share is None else share.count
 
     def add(self, entry: T) -> None:
-        """Take an entry that is in no share."""
+        """Add an entry that is in no share."""
         source = entry.source
         share = self._sources.get(source)
         if share is None:
@@ -65,7 +65,7 @@ class SourceShares(Generic[T]):
         self.count += 1
 
     def remove(self, entry: T) -> None:
-        """Let an entry go that add() took."""
+        """Remove an entry that was added."""
         share: SourceShare[T] = entry.share
         before, behind = entry.before, entry.behind
         if before is None:
@@ -83,7 +83,7 @@ class SourceShares(Generic[T]):
         self.count -= 1
 
     def victim(self) -> T | None:
-        """Return the oldest entry of the source that has most; None if there is no entry at all."""
+        """Return the oldest entry of the busiest source; None if there is no entry."""
         return self._levels[self._most].behind.first if self._most else None
 
     def _move(self, share: SourceShare[T], count: int) -> None:

@@ -1,4 +1,4 @@
-"""Packets that are dropped before a rule is asked, as they are made to be taken for others."""
+"""Recognizes deceptive packets, which are dropped before any rule is asked."""
 
 from vtl_tools.common.packet import ip, nd
 from vtl_tools.common.packet.ipv4 import IPv4
@@ -6,11 +6,11 @@ from vtl_tools.common.packet.ipv6 import IPv6
 
 
 def suspicious(net: IPv4 | IPv6) -> str:
-    """Return why a packet is dropped before a rule is asked, or "".
+    """Return why a packet is dropped before any rule is asked, or "".
 
-    A second fragment header would say something else than the first. Neighbour discovery has none at all
-    (RFC 6980 section 5). Where the sender gives a route, the addresses are not where the packet goes
-    (RFC 7126 section 4.3, RFC 5095).
+    A second fragment header could contradict the first. Neighbour discovery must have none at all (RFC 6980
+    section 5). With a source route, the destination address is not the packet's final one (RFC 7126
+    section 4.3, RFC 5095).
     """
     if isinstance(net, IPv4):
         return "source-route" if net.has_source_route else ""

@@ -1,4 +1,4 @@
-"""The flows that are known: by key, by when they end, and by whose they are. Bounded, whatever comes."""
+"""The bounded table of flows: by key, by end time, and by source."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -10,18 +10,18 @@ from vtl_tools.services.fw.rule import IN, OUT
 from vtl_tools.services.fw.source_shares import SourceShares
 
 LOOK_S: Final = 60.0
-"""A flow is looked at so often at least, so that a packet need not move it to where it ends."""
+"""Seconds between two looks at a flow's end time, so that a packet need not move the flow."""
 UNPACKED_MAX: Final = 1024
-"""TCP connections whose ends are kept ready; packed, they take an eighth of the room."""
+"""Number of TCP connections whose ends are unpacked; packed ones take an eighth of the memory."""
 _EXPIRE_MAX: Final = 2000
 _OLDEST: Final = 8
 
 
 class _Side:
-    """The flows that one side opened. room: at most so many.
+    """The flows that one side opened. room: maximum number.
 
-    begun: not known to be used by both sides. talks: not of TCP; both sides were heard in turn, but the
-    source of what was heard may be spoofed all the same. open: TCP after its handshake, which proves it.
+    begun: not known to be used by both sides. talks: not TCP; both sides have sent in turn, but the source
+    may still be spoofed. open: TCP after its handshake, which proves the source.
     """
 
     __slots__ = ("begun", "open", "room", "talks")
@@ -35,21 +35,21 @@ class _Side:
         return self.begun.count + self.talks.count + self.open.count >= self.room
 
     def of(self, flow: Flow) -> SourceShares[Flow]:
-        """Return where a flow belongs by its use."""
+        """Return the shares to which a flow belongs by its use."""
         return self.begun if flow.use != ASSURED else self.talks if flow.ends is None else self.open
 
 
 class Flows:
-    """At most flows_max flows. Strangers have opened half of them at most, and the VM seven eighths.
+    """At most flows_max flows. Strangers may open at most half of them, and the VM seven eighths.
 
-    So neither side takes the other's room: half of the table is kept for the VM, an eighth for strangers.
-    When a side or the table is full, a new flow takes the place of one that was only begun and that its own
-    side opened: the oldest one of the source that has most, which is an address of IPv4, or the first 64 bits
-    of IPv6. Sources are no wider since a spoofed flood has as many prefixes as it likes, and only a source
-    that is not spoofed pays, for all that are counted with it.
+    So neither side takes the other's room: half of the table is reserved for the VM, an eighth for strangers.
+    When a side or the table is full, a new flow evicts a flow of its own side that is only begun: the oldest
+    of the busiest source, which is an IPv4 address, or the first 64 bits of an IPv6 address. Sources are not
+    wider, since a spoofed flood has any number of prefixes, and a wider source would only harm honest
+    neighbours.
 
-    Seven eighths of a side's room at most are for flows that both sides are known to use. So these go only
-    for others that got as far, and there is always room to begin one.
+    Flows known to be used by both sides have at most seven eighths of a side's room. So they are evicted only
+    by others of that kind, and there is always room to begin one.
     """
 
     def __init__(self, flows_max: int) -> None:
@@ -70,7 +70,7 @@ class Flows:
         return iter(list(self._flows.values()))
 
     def add(self, flow: Flow, until: float, now: float) -> Flow | None:
-        """Take a flow whose key is not known. Returns the one that had to make room, if one had."""
+        """Add a flow whose key is unknown. Returns the evicted flow, if there is one."""
         side = self._sides[flow.opening.initiator]
         victim = None
         if len(self._flows) >= self.flows_max or side.is_full:
@@ -84,27 +84,27 @@ class Flows:
         return victim
 
     def remove(self, flow: Flow) -> None:
-        """Let a flow go that is known."""
+        """Remove a known flow."""
         del self._flows[flow.key]
         self._sides[flow.opening.initiator].of(flow).remove(flow)
         self._take_out(flow)
         flow.ends = None
 
     def keep(self, flow: Flow, until: float, now: float) -> None:
-        """Let a flow end at another time."""
+        """Set another end time of a flow."""
         flow.until = until
         if until < flow.bucket - 1:
             self._take_out(flow)
             self._put(flow, now)
 
     def assure(self, flow: Flow) -> Flow | None:
-        """Learn that both sides of a flow use it. Returns the one that had to make room, if one had."""
+        """Note that both sides use a flow. Returns the evicted flow, if there is one."""
         if flow.use == ASSURED:
             return None
         side, victim = self._sides[flow.opening.initiator], None
         if side.talks.count + side.open.count >= side.room - side.room // 8:
             if flow.ends is None and not side.talks.count:
-                return None  # it does not outdo TCP
+                return None  # it may not evict TCP
             victim = self._evict(side.talks, side.open)
         side.begun.remove(flow)
         flow.use = ASSURED
@@ -112,7 +112,7 @@ class Flows:
         return victim
 
     def ends(self, flow: Flow) -> Ends:
-        """Return the ends of a TCP connection, to be read and changed until another flow's are asked for."""
+        """Return the ends of a TCP connection, readable and writable until the next call."""
         ends = flow.ends
         if isinstance(ends, bytes):
             flow.ends = ends = unpack(ends)
@@ -127,7 +127,7 @@ class Flows:
         return float(self._due[0]) if self._due else None
 
     def expire(self, now: float) -> list[Flow]:
-        """Remove flows that have ended, and return them: so many at once that nothing else has to wait."""
+        """Remove and return flows that have ended, a bounded number at once."""
         ended: list[Flow] = []
         for _ in range(_EXPIRE_MAX):
             due = self.deadline()
@@ -172,7 +172,7 @@ class Flows:
                 quiet.ends = pack(quiet.ends)
 
     def _evict(self, *shares: SourceShares[Flow]) -> Flow | None:
-        """Remove a flow, and return it: of the oldest of one source, the one that would end first."""
+        """Remove and return a flow: among the oldest of one source, the one that would end first."""
         best = flow = next((found for found in map(SourceShares.victim, shares) if found is not None), None)
         for _ in range(_OLDEST):
             if flow is None or best is None:

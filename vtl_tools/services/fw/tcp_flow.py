@@ -1,6 +1,6 @@
-"""TCP by state and window: which segments belong to a connection (RFC 9293, RFC 5961, RFC 7323).
+"""TCP by state and window: decides which segments belong to a connection (RFC 9293, RFC 5961, RFC 7323).
 
-The state model's functions judge (model.tcp_arrival); here is what a firewall makes of it.
+The state model's functions judge (model.tcp_arrival); this module adds the firewall's policy.
 """
 
 from typing import Final
@@ -19,9 +19,9 @@ _OPENING: Final = (State.SYN_SENT, State.SYN_RECEIVED, State.LISTEN)
 
 
 def opened(segment: TCP, direction: Direction, *, join: bool) -> Ends | None:
-    """Return both ends behind the first segment of a connection; None if it cannot be one.
+    """Return both ends after the first segment of a connection; None if it cannot be one.
 
-    join: whether it may be one that was there before us, so that an acknowledgement will do.
+    join: whether the connection may be older than the service, so that an acknowledgement suffices.
     """
     tx, rx = TcpEnd(segment.sport), TcpEnd(segment.dport)
     flags = segment.flags
@@ -42,7 +42,7 @@ def opened(segment: TCP, direction: Direction, *, join: bool) -> Ends | None:
 
 
 def follow(ends: Ends, direction: Direction, segment: TCP) -> Seen:
-    """Follow a segment of a connection, and say what it was."""
+    """Follow a segment of a connection, and return its kind."""
     tx, rx = ends if direction is OUT else (ends[1], ends[0])
     _, _, seq, ack, _, flags, window, _, _ = TCP.HEADER.unpack_from(segment.buf, segment.off)
     if flags & SYN:
@@ -53,10 +53,10 @@ def follow(ends: Ends, direction: Direction, segment: TCP) -> Seen:
 
 
 def refuse(ends: Ends, direction: Direction, initiator: Direction, segment: TCP) -> str:
-    """Return why a segment of a known connection does not pass, whatever its numbers; or "".
+    """Return why a segment of a known connection is dropped regardless of its numbers; or "".
 
-    No end sends two of SYN, FIN and RST in one. Where both ends open a connection at once, the other end
-    sends a SYN, too, and who made it a SYN-ACK; behind that nobody does.
+    No end sends two of SYN, FIN and RST in one segment. In a simultaneous open the other end sends a SYN,
+    too, and the initiator a SYN-ACK. In all other cases neither does.
     """
     flags = segment.flags
     if flags & _ONE_OF not in (0, SYN, FIN, RST):
@@ -70,7 +70,7 @@ def refuse(ends: Ends, direction: Direction, initiator: Direction, segment: TCP)
 
 
 def starts_anew(ends: Ends, flags: int) -> bool:
-    """Say whether a segment is the first of another connection, as the one of these ends is through."""
+    """Return whether a segment opens a new connection after the end of the one with these ends."""
     through = ends[0].state in _THROUGH and ends[1].state in _THROUGH
     return flags & (SYN | ACK | RST | FIN) == SYN and through
 
@@ -78,12 +78,12 @@ def starts_anew(ends: Ends, flags: int) -> bool:
 def may_pass(
     ends: Ends, direction: Direction, initiator: Direction, segment: TCP, seen: Seen, challenged: int | None
 ) -> bool:
-    """Say whether a segment goes on though its receiver will not take it, so that the receiver can answer.
+    """Return whether to pass a segment that its receiver will not accept, so that the receiver can answer it.
 
-    A reset within the window but not at its edge, and a SYN of who made the connection, are challenged
-    (RFC 5961 sections 3 and 4): without that, an end that lost its memory would never get rid of the
-    other. Before a connection is open, such a challenge is a bare ACK, and a reset answers it. challenged:
-    what that ACK acknowledged, None if there was none.
+    A receiver challenges a reset within the window but not at its edge, and a SYN of the initiator (RFC 5961
+    sections 3 and 4). Without that, an end that lost its state could never end the connection. Before a
+    connection is open, such a challenge is a bare ACK, and a reset answers it. challenged: the
+    acknowledgement of that ACK, None if there was none.
     """
     if seen is Seen.UNSURE_RESET:
         return True
@@ -100,7 +100,7 @@ def may_pass(
 
 
 def quotes_what_was_sent(ends: Ends, quoted: Direction, seq: int) -> bool:
-    """Say whether an ICMP error is about a segment that is under way (RFC 5927 section 4.1)."""
+    """Return whether an ICMP error is about a segment in flight (RFC 5927 section 4.1)."""
     tx = ends[0] if quoted is OUT else ends[1]
     if seq == tx.iss and tx.state in _OPENING:
         return True
@@ -108,7 +108,7 @@ def quotes_what_was_sent(ends: Ends, quoted: Direction, seq: int) -> bool:
 
 
 def stage(ends: Ends) -> str:
-    """Return which of Timeouts holds: opening, established, closing or closed."""
+    """Return the name of the timeout in force: opening, established, closing or closed."""
     one, two = ends[0].state, ends[1].state
     if one is State.ESTABLISHED and two is State.ESTABLISHED:
         return "established"

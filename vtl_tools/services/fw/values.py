@@ -1,4 +1,4 @@
-"""What a rule compares with: ranges of addresses and of numbers, in order and without overlap."""
+"""Values that rules compare with: sorted ranges of addresses and of numbers, without overlap."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -10,19 +10,19 @@ from typing import Final
 from vtl_tools.common.packet.address import format_ip
 
 Span = tuple[bytes, bytes]
-"""First and last address of a range, both in it, of 4 or 16 octets."""
+"""First and last address of a range, inclusive, of 4 or 16 octets."""
 
 Ranges = tuple[tuple[int, int], ...]
-"""Ranges of numbers, first and last in it."""
+"""Ranges of numbers, first and last inclusive."""
 
 _BITS: Final = {4: 32, 16: 128}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Addresses:
-    """IPv4 and IPv6 addresses, which are never each other's: ::/0 holds no IPv4 address. May be empty.
+    """IPv4 and IPv6 addresses, kept apart: ::/0 contains no IPv4 address. May be empty.
 
-    By identity: rules that name one set share one object, which the compiler makes use of.
+    Compares by identity: rules that name one set share one object, of which the compiler makes use.
     """
 
     v4: tuple[Span, ...]
@@ -48,7 +48,7 @@ class Addresses:
         return self.v4 if octets == 4 else self.v6
 
     def covers(self, other: "Addresses") -> bool:
-        """Say whether every address of the other is one of these."""
+        """Return whether these contain every address of the other."""
         return _covers(self.v4, other.v4) and _covers(self.v6, other.v6)
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class Addresses:
 
 
 def first_last(span: Span) -> str:
-    """Return a range of addresses as a prefix, if it is one, or as its first and last."""
+    """Return a range of addresses as a prefix, if it is one, or as first and last."""
     first, last = (int.from_bytes(octets, "big") for octets in span)
     host = first ^ last
     if host & (host + 1) == 0 and first & host == 0:
@@ -79,14 +79,14 @@ def _union(spans: list[Span]) -> tuple[Span, ...]:
 
 
 def after(address: bytes) -> bytes | None:
-    """Return the next address; None behind the last there is."""
+    """Return the next address; None after the last."""
     number = int.from_bytes(address, "big") + 1
     return None if number >> len(address) * 8 else number.to_bytes(len(address), "big")
 
 
 def _covers(wide: tuple[Span, ...], narrow: tuple[Span, ...]) -> bool:
     if len(wide) * len(narrow) > 10_000:
-        return wide == narrow  # it is a warning that depends on it, which may be left out
+        return wide == narrow  # only a warning depends on it, which may be missing
     return all(any(first <= low and high <= last for first, last in wide) for low, high in narrow)
 
 
@@ -102,21 +102,21 @@ def ranges(pairs: Iterable[tuple[int, int]]) -> Ranges:
 
 
 def holds(wide: Ranges, number: int) -> bool:
-    """Say whether a number is in one of the ranges."""
+    """Return whether a number is in one of the ranges."""
     return any(first <= number <= last for first, last in wide)
 
 
 def ranges_cover(wide: Ranges, narrow: Ranges) -> bool:
-    """Say whether every number of the one is in the other."""
+    """Return whether one contains every number of the other."""
     if len(wide) * len(narrow) > 10_000:
         return wide == narrow
     return all(any(first <= low and high <= last for first, last in wide) for low, high in narrow)
 
 
 def parse_addresses(text: str) -> Span:
-    """Return the range that an address, a prefix or "first-last" names.
+    """Return the range of an address, a prefix or "first-last".
 
-    ValueError, with what is wrong: no address, a prefix that is too long or has host bits set, ends of
+    Raises ValueError, with the reason: no address, a prefix that is too long or has host bits set, ends of
     different versions or in the wrong order.
     """
     if "/" in text:
@@ -138,22 +138,25 @@ def _prefix(text: str) -> Span:
     address = parse_address(head)
     bits = len(address) * 8
     if not tail.isdecimal() or len(tail) > 3 or int(tail) > bits or (tail[0] == "0" and tail != "0"):
-        raise ValueError(f"/{tail} is no length of a prefix: 0 to {bits} bits")
+        raise ValueError(f"/{tail} is not a prefix length: use 0 to {bits}")
     host = (1 << bits - int(tail)) - 1
     number = int.from_bytes(address, "big")
     if number & host:
         right = format_ip((number & ~host).to_bytes(len(address), "big"))
-        raise ValueError(f"{text} has bits set behind its prefix: write {right}/{tail}, or {head}")
+        raise ValueError(f"{text} has host bits set: write {right}/{tail}, or {head}")
     return address, (number | host).to_bytes(len(address), "big")
 
 
 @lru_cache(maxsize=4096)
 def parse_address(text: str) -> bytes:
-    """Return the octets of an address. ValueError if it is none; a zone such as %eth0 is no part of one."""
+    """Return the octets of an address.
+
+    Raises ValueError if it is none; a zone such as %eth0 is not accepted.
+    """
     if ":" not in text:
         with suppress(ValueError):
             octets = bytes(map(int, text.split(".")))
-            if len(octets) == 4 and ".".join(map(str, octets)) == text:  # 010 is 8 to some
+            if len(octets) == 4 and ".".join(map(str, octets)) == text:  # some parsers read 010 as 8
                 return octets
         raise ValueError(f"{text} is no IP address")
     try:

@@ -1,1 +1,1 @@
-"""Short ways between VMs that share a LAN and do not know it (paper section 3.2). Sans-IO."""
+"""vtl-subnet: shortcuts between VMs that share a LAN (paper section 3.2). Sans-IO except for the stage."""

@@ -1,7 +1,7 @@
-"""What vtl-subnet processes say to each other on the direct link: docs/subnet.md.
+"""Messages between vtl-subnet processes on the direct link: docs/subnet.md.
 
-A message is the payload of an Ethernet frame of type ETHERTYPE. It may be authenticated by a key that the
-processes share: HMAC-SHA256, cut to 128 bits (RFC 2104 section 5), over the Ethernet header and the message.
+A message is the payload of an Ethernet frame of type ETHERTYPE. A key that the processes share may
+authenticate it: HMAC-SHA256, truncated to 128 bits (RFC 2104 section 5), over Ethernet header and message.
 """
 
 import hashlib
@@ -16,17 +16,17 @@ from vtl_tools.common.packet.view import Buffer
 from vtl_tools.common.packet.vnet import NONE, VNET
 
 ETHERTYPE: Final = 0x88B5
-"""IEEE 802 local experimental ethertype 1 (RFC 9542 section 3)."""
+"""IEEE 802 local experimental EtherType 1 (RFC 9542 section 3)."""
 GROUP: Final = bytes.fromhex("0356544c5301")
-"""Where announcements go: a locally administered group address."""
+"""Destination of announcements: a locally administered group address."""
 MAGIC: Final = b"VTLS"
 VERSION: Final = 1
 ADDRESSES_MAX: Final = 16
 NONCE: Final = 8
 TAG: Final = 16
-MTU_MIN: Final = 68  # RFC 791: what every link carries
+MTU_MIN: Final = 68  # RFC 791: the minimum of every link
 
-WANTED: Final = 1  # flag of a PROBE: our VM itself has something to send
+WANTED: Final = 1  # flag of a PROBE: our VM has a packet to send
 TAGGED: Final = 2  # flag: a tag follows
 
 _HEADER: Final = struct.Struct("!4sBBBBHHHH8s6s")
@@ -35,18 +35,18 @@ _START: Final = VNET + 14
 
 
 class MessageKind(IntEnum):
-    """What a message says."""
+    """The kind of a message."""
 
     ANNOUNCE = 1  # to all: this VM is here, and has these addresses
-    PROBE = 2  # are you there, and would you take packets from these addresses?
-    REPLY = 3  # I am, and would take them from those that `accepts` names
-    BYE = 4  # not any more
+    PROBE = 2  # asks whether the peer is there, and accepts packets from these addresses
+    REPLY = 3  # yes, and from those in `accepts`
+    BYE = 4  # no longer
 
 
 class SubnetMessage(NamedTuple):
-    """One message. mac: the VM for which it is said. mtu: octets of the largest IP packet it takes.
+    """One message. mac: the VM in whose name it is sent. mtu: its largest IP packet in octets.
 
-    nonce: of a PROBE, and what answers it. accepts: bit i stands for address i of the PROBE.
+    nonce: of a PROBE, and repeated in the REPLY. accepts: bit i stands for address i of the PROBE.
     """
 
     kind: MessageKind
@@ -59,10 +59,10 @@ class SubnetMessage(NamedTuple):
 
     @classmethod
     def at(cls, frame: Buffer, key: bytes | None = None) -> Self:
-        """Read a foreign frame of ETHERTYPE. Raises Malformed, and nothing else.
+        """Parse an untrusted frame of ETHERTYPE. Raises Malformed, and nothing else.
 
-        key: what the message must be authenticated by; Malformed names "tag" where it is not. Its sender is
-        who the Ethernet header says.
+        key: the message must be authenticated by it; else Malformed names "tag". The sender is the source
+        address of the Ethernet header.
         """
         if len(frame) < _START + _HEADER.size:
             raise Malformed("header", _START)
@@ -88,9 +88,9 @@ class SubnetMessage(NamedTuple):
         return cls(MessageKind(kind), mac, mtu, addresses, nonce, accepts, bool(flags & WANTED))
 
     def frame(self, dst_mac: bytes, key: bytes | None = None, packet: int = 0) -> bytes:
-        """Return the frame that says this to dst_mac.
+        """Return the frame with this message for dst_mac.
 
-        packet: as large as one with an IP packet of so many octets, so that it goes where they would.
+        packet: pad it to the size of an IP packet of so many octets, to test that such packets get through.
         """
         flags = (WANTED if self.wanted else 0) | (TAGGED if key is not None else 0)
         body = b"".join(bytes((len(octets),)) + octets for octets in self.addresses)

@@ -1,4 +1,4 @@
-"""Which way frames go, told by the first of those from one to another, and what is learned from it."""
+"""Decides the path of a frame, learns from it, and caches the decision for similar frames."""
 
 from typing import Final
 
@@ -9,29 +9,29 @@ from vtl_tools.services.subnet.peers import Peers
 
 LONG: Final = ""
 Way = Shortcut | str
-"""A shortcut; LONG, the way that it would go without us; or why it goes no further."""
+"""A shortcut; LONG, the default link; or the reason for a drop."""
 PROTOCOL: Final = "protocol"
 OURS: Final = ETHERTYPE.to_bytes(2, "big")
-"""The type of frames that processes say something by, which pass from no link to the VM, and back."""
+"""EtherType of the processes' own messages, which are not forwarded to or from the VM."""
 
 
 LOOK_S: Final = 2.0
-"""How often what goes from whom to whom is looked at anew, so that it is seen to be still in use."""
+"""Seconds that a decision is cached; the next look notes that the path is in use."""
 WAYS_MAX: Final = 4096
 
 
 class PathCache:
-    """Remembers for the frames that follow the first which way they go. head: as in wire.py."""
+    """Caches the path of frames with the same addresses. head: as in headers.py."""
 
     def __init__(self, peers: Peers) -> None:
         self.peers, self.vm = peers, peers.vm
         self.known: tuple[dict[bytes, Way], ...] = ({}, {}, {})
-        """For each port, by wire.key()."""
+        """For each port, by headers.key()."""
         self._until = 0.0
         self._looks = self.from_vm, self.from_default, self.from_direct
 
     def refresh(self, now: float) -> None:
-        """Forget what may not be so any more. To be called before each batch."""
+        """Remove outdated decisions. Call it before each batch."""
         if self.peers.table.is_changed or now >= self._until:
             self.peers.table.is_changed = False
             self._until = now + LOOK_S
@@ -39,7 +39,7 @@ class PathCache:
                 known.clear()
 
     def look(self, port: int, head: bytes, now: float) -> Way:
-        """Look at a frame of whose kind none is known, and remember what is found."""
+        """Decide the path of a frame without a cached decision, and cache it."""
         known = self.known[port]
         if len(known) >= WAYS_MAX:
             known.clear()
@@ -47,7 +47,7 @@ class PathCache:
         return way
 
     def from_vm(self, head: bytes, now: float) -> Way:
-        """Say which way frames of the VM go, and learn from them who it is and whom it talks to."""
+        """Return the path of frames of the VM; learn the VM's addresses and peers from them."""
         vm, src_mac, dst_mac = self.vm, head[wire.SRC_MAC], head[wire.DST_MAC]
         if head[wire.KIND] == OURS:
             return PROTOCOL
@@ -64,7 +64,7 @@ class PathCache:
         if vm.sent(src, now):
             self.peers.changed(now)
         shortcut = self.peers.table.shortcuts.get(dst)
-        if shortcut is None or dst_mac == shortcut.peer.mac:  # of its own subnet: there is no mismatch
+        if shortcut is None or dst_mac == shortcut.peer.mac:  # on its own subnet: it needs no shortcut
             return LONG
         shortcut.gateway, shortcut.asked = dst_mac, True
         self.peers.want(shortcut, now)
@@ -72,7 +72,7 @@ class PathCache:
         return shortcut if is_up else LONG
 
     def from_default(self, head: bytes, now: float) -> Way:
-        """Learn from what the VM's network delivers which addresses it takes the VM for."""
+        """Learn the VM's addresses from the packets that its network delivers to it."""
         vm, src_mac = self.vm, head[wire.SRC_MAC]
         if head[wire.KIND] == OURS:
             return PROTOCOL
@@ -93,7 +93,7 @@ class PathCache:
         return LONG
 
     def from_direct(self, head: bytes, now: float) -> Way:
-        """Say whether frames of the direct link are a peer's for our VM, which then is a shortcut."""
+        """Return the shortcut of frames from the direct link, if they are a peer's for our VM."""
         vm, table, src_mac = self.vm, self.peers.table, head[wire.SRC_MAC]
         ends = wire.ends(head)
         if ends is None:

@@ -1,7 +1,7 @@
-"""A peer on the direct link, and whether the way to it holds: candidate, probing, up, holding.
+"""State machine of a peer on the direct link: candidate, probing, up, holding.
 
-A peer is one Ethernet address that is said to be a VM's. Before a packet goes to it, the peer has answered
-several probes in a row, and said that it takes what comes from us: so the way was tried in both directions.
+A peer is one Ethernet address that is claimed for a VM. Before the service sends packets to it, the peer has
+answered several probes in a row, and confirmed that it accepts ours: both directions were tested.
 """
 
 from collections import OrderedDict
@@ -11,24 +11,24 @@ from enum import Enum
 from typing import Final
 
 NONCES_MAX: Final = 8
-"""Probes to one peer whose answers still count."""
+"""Maximum outstanding probes to one peer."""
 
 
 class PeerState(Enum):
-    """What is known of the way to a peer."""
+    """State of the direct path to a peer."""
 
-    CANDIDATE = "candidate"  # nobody has asked for it
-    PROBING = "probing"  # it is being tried
-    UP = "up"  # it is used
-    HOLDING = "holding"  # it was lost or not found; it is left alone for a while
+    CANDIDATE = "candidate"  # known, but not needed
+    PROBING = "probing"  # being tested
+    UP = "up"  # in use
+    HOLDING = "holding"  # lost or not found; not probed for a while
 
 
 class Discovery(Enum):
     """How a peer was found."""
 
-    ANNOUNCED = "announced"  # a process says it is there
-    GIVEN = "given"  # the user does
-    HEARD = "heard"  # its own ARP, neighbour discovery or packets do
+    ANNOUNCED = "announced"  # by an announcement
+    GIVEN = "given"  # by the user
+    HEARD = "heard"  # by its ARP, neighbour discovery or packets
 
 
 @dataclass(frozen=True)
@@ -36,42 +36,42 @@ class Timing:
     """Times in seconds."""
 
     probe_s: float = 0.2
-    """Between two probes."""
+    """Interval of probes."""
     replies: int = 3
-    """In a row, before the way is used."""
+    """Replies in a row before the path is used."""
     lost_s: float = 0.7
-    """After the last reply, when `unanswered` probes were sent since, the way is lost."""
+    """Time after the last reply at which the path is lost, if `unanswered` probes were sent since."""
     unanswered: int = 3
     setup_s: float = 2.0
-    """How long it is tried at a time."""
+    """Maximum duration of probing."""
     hold_s: float = 0.5
-    """How long it is left alone after a loss; twice as long each time, up to hold_max_s."""
+    """Time without probes after a loss; doubled each time, up to hold_max_s."""
     hold_max_s: float = 30.0
     stable_s: float = 30.0
-    """A way that held so long is not one that comes and goes."""
+    """A path that was up so long is stable: hold_s starts anew."""
     wanted_s: float = 30.0
-    """How long a way is kept after the last packet for it."""
+    """Time that a path is kept after the last packet to it."""
     verified_s: float = 5.0
-    """How long after a reply we take packets from the peer, as it may still use the way back."""
+    """Time after a reply during which the peer's packets are accepted, as it may still use the path."""
     announce_s: float = 5.0
     silent_s: float = 16.0
-    """After this time a peer that announces itself has gone."""
+    """Time after which an announced peer that is silent is removed."""
     heard_s: float = 300.0
-    """The same for one whose ARP was heard, which need not speak often."""
+    """The same for a peer found by ARP, which need not send often."""
 
 
 @dataclass(eq=False)
 class Shortcut:
-    """The short way to one address of a peer."""
+    """The direct path to one address of a peer."""
 
     address: bytes
     peer: "Peer"
     gateway: bytes | None = None
-    """The Ethernet address by which our VM reaches the address the long way, once known."""
+    """The Ethernet address by which our VM reaches the address on the default link, once known."""
     asked: bool = False
-    """Whether that is the one that our VM itself sent to."""
+    """Whether our VM itself sent to that Ethernet address."""
     told: PeerState = PeerState.CANDIDATE
-    """What was told of it last."""
+    """The state last reported."""
     tx_frames: int = 0
     tx_octets: int = 0
     rx_frames: int = 0
@@ -79,7 +79,7 @@ class Shortcut:
 
     @property
     def state(self) -> PeerState:
-        """The peer's; a candidate only while the peer is up and takes nothing for this address."""
+        """The peer's state; a candidate if the peer is up but accepts nothing for this address."""
         peer = self.peer
         if not peer.is_up or (
             self.address in peer.current and any(len(octets) == len(self.address) for octets in peer.takes)
@@ -89,7 +89,7 @@ class Shortcut:
 
     @property
     def spared(self) -> tuple[int, int]:
-        """Frames and octets that the long way was spared."""
+        """Frames and octets that the default link was spared."""
         return self.tx_frames + self.rx_frames, self.tx_octets + self.rx_octets
 
 
@@ -97,30 +97,30 @@ class Shortcut:
 class Peer:
     """One Ethernet address on the direct link. Its times are on the clock of `now`.
 
-    address: the one that is probed, of a peer without a process; None: a process answers for all.
+    address: the probed IP address of a peer without a process; None: a process answers for all its addresses.
     """
 
     mac: bytes
     found: Discovery
     timing: Timing
     changed: "Callable[[Peer, str], object]"
-    """Called after each change of its state, or of what it takes, with why."""
+    """Called with the reason after each change of state, or of the accepted addresses."""
     heard: float
     address: bytes | None = None
     mtu: int = 65535
     addresses: set[bytes] = None  # type: ignore[assignment] # made in __post_init__
-    """Those whose shortcuts are this peer's."""
+    """Addresses whose shortcuts lead to this peer."""
     state: PeerState = PeerState.CANDIDATE
     since: float = 0.0
     rtt_s: float = 0.0
     losses: int = 0
     takes: frozenset[bytes] = frozenset()
-    """Our addresses from which it takes packets, as it said last."""
+    """Our addresses from which the peer accepts packets, by its last reply."""
     current: frozenset[bytes] = frozenset()
-    """Its addresses, as it said last when asked."""
+    """The peer's addresses, by its last reply."""
     verified_until: float = -1.0
     their_nonce: bytes | None = None
-    """Of their last probe; who knows it speaks for the one whom they probed."""
+    """Nonce of the peer's last probe. A message that contains it comes from the host that was probed."""
 
     def __post_init__(self) -> None:
         self.addresses = set()
@@ -130,16 +130,16 @@ class Peer:
         self._flap_s = self._retry_s = 0.0
         self._is_flap = False
         self._nonces: OrderedDict[bytes, tuple[float, bool, tuple[bytes, ...]] | None] = OrderedDict()
-        """Of our probes: when it was sent, whether it was as large as what is to go there, and which of our
-        addresses were in it; None: it is answered."""
+        """By nonce of our probes: the time, whether it had the full packet size, and which of our addresses
+        it contained; None: it is answered."""
 
     @property
     def is_up(self) -> bool:
-        """Whether packets go there."""
+        """Whether packets are sent to the peer."""
         return self.state is PeerState.UP
 
     def is_idle(self, now: float) -> bool:
-        """Say whether nobody would miss it."""
+        """Return whether the peer is unused, so that it may be evicted."""
         return (
             self.state is PeerState.CANDIDATE
             and self.found is not Discovery.GIVEN
@@ -147,35 +147,35 @@ class Peer:
         )
 
     def is_mute(self) -> bool:
-        """Say whether it was asked for a while, and says nothing."""
+        """Return whether the peer has not answered probes for a while."""
         return self._unanswered > 2 * self.timing.unanswered
 
     def is_gone(self, now: float) -> bool:
-        """Say whether it was not heard of for so long that it is not there any more."""
+        """Return whether the peer was silent for so long that it is removed."""
         if self.found is Discovery.GIVEN or self.state in (PeerState.UP, PeerState.PROBING):
             return False
         return now - self.heard > (self.timing.heard_s if self.address else self.timing.silent_s)
 
     def is_verified(self, now: float) -> bool:
-        """Say whether it answered a probe of ours lately."""
+        """Return whether the peer answered a probe of ours lately."""
         return now < self.verified_until
 
-    # --- what happens
+    # --- events
 
     def want(self, now: float) -> None:
-        """Note that the VM has something for it."""
+        """Note that the VM has a packet for the peer."""
         self._wanted_until = now + self.timing.wanted_s
         if self.state is PeerState.CANDIDATE:
             self._try(now, "wanted")
 
     def alive(self, now: float) -> None:
-        """Note that it said something unasked: if it only had not answered, it may do so now."""
+        """Note an unsolicited message of the peer: if it had only not answered, probing may start again."""
         self.heard = now
         if self.state is PeerState.HOLDING and not self._is_flap:
             self._hold_until = min(self._hold_until, now)
 
     def probed(self, nonce: bytes, ours: tuple[bytes, ...], now: float) -> None:
-        """Note that a probe was sent to it, in the name of these addresses."""
+        """Note that a probe was sent to the peer, in the name of these addresses."""
         if self._unanswered >= 2:
             self._streak = 0
         self._unanswered += 1
@@ -185,19 +185,19 @@ class Peer:
             self._nonces.popitem(last=False)
 
     def put_off(self, now: float) -> None:
-        """Note that no probe could be sent to it."""
+        """Note that no probe could be sent to the peer."""
         self._next_probe = now + self.timing.probe_s
 
     def knows(self, nonce: bytes) -> bool:
-        """Say whether this is the nonce of a probe that it was sent lately."""
+        """Return whether this is the nonce of a probe sent to the peer lately."""
         return nonce in self._nonces
 
     def awaits(self, nonce: bytes) -> bool:
-        """Say whether this is the nonce of a probe that it has not answered yet."""
+        """Return whether this is the nonce of an unanswered probe."""
         return self._nonces.get(nonce) is not None
 
     def set_mtu(self, mtu: int) -> None:
-        """Note the largest IP packet that it says it takes; one larger than before is tried first."""
+        """Set the peer's MTU. A larger one than before is probed first."""
         if mtu > self.mtu:
             if self.is_up:
                 return
@@ -205,7 +205,7 @@ class Peer:
         self.mtu = mtu
 
     def replied(self, nonce: bytes, accepts: int, current: frozenset[bytes], now: float) -> bool:
-        """Note its answer to a probe; say whether there was such a probe.
+        """Process a reply. Return whether it belongs to a probe.
 
         accepts: bit i stands for address i of the probe.
         """
@@ -234,7 +234,7 @@ class Peer:
         return True
 
     def lose(self, why: str, now: float) -> None:
-        """Use it no longer, at once, and leave it alone for a while."""
+        """Stop using the path at once, and do not probe for a while."""
         if not self.is_up:
             return
         self.losses += 1
@@ -259,11 +259,11 @@ class Peer:
 
     @property
     def _lost_at(self) -> float:
-        """When it is lost; one who was not asked, as we were held up ourselves, is not."""
+        """Return when the path is lost. Not if this process was delayed and sent no probes."""
         return self._replied + self.timing.lost_s if self._unanswered >= self.timing.unanswered else 1e300
 
     def wake(self, now: float) -> bool:
-        """Do what is due; say whether a probe is to be sent. Early is harmless."""
+        """Process timers. Return whether to send a probe. An early call is harmless."""
         if self.state is PeerState.HOLDING and now >= self._hold_until:
             self._is_flap = False
             if now < self._wanted_until:
@@ -281,7 +281,7 @@ class Peer:
         return self.state in (PeerState.UP, PeerState.PROBING) and now >= self._next_probe
 
     def may_probe(self, now: float) -> bool:
-        """Say whether a probe of ours, in answer to theirs, would not come too soon after the last."""
+        """Return whether enough time passed since our last probe to send one in response to the peer's."""
         return now >= self._next_probe
 
     def _try(self, now: float, why: str) -> None:

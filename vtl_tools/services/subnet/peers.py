@@ -1,6 +1,6 @@
-"""Who is on the direct link, and whether the way there holds: listens, announces, probes, answers.
+"""The service on the direct link: listens, announces, probes and answers, for one VM.
 
-Pulled like every machine: frames and `now` in; `outbox` has the frames that are to be sent on that link.
+A pulled machine: frames and `now` go in; `outbox` holds the frames to send on that link.
 """
 
 from collections import Counter
@@ -19,17 +19,17 @@ from vtl_tools.services.subnet.table import ClaimTable, Told
 from vtl_tools.services.subnet.vm import VM, Network
 
 CHANGE_S: Final = 0.5
-"""How soon a change is announced."""
+"""Seconds until a change is announced."""
 NEWCOMERS_PER_S: Final = 100.0
 QUIET_S: Final = 30.0
-"""How long nothing is said in the name of an Ethernet address that somebody else uses."""
+"""Seconds of silence after another station used the VM's Ethernet address."""
 HOP_LIMIT: Final = 255  # of neighbour discovery (RFC 4861 section 7.1)
 
 
 class Peers:
-    """Speaks for one VM on the direct link.
+    """Represents one VM on the direct link.
 
-    nonce: returns so many octets that nobody can guess. allow, given, told, ignored: as Table has them.
+    nonce: returns so many unpredictable octets. allow, given, told, ignored: see ClaimTable.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Peers:
         self.ignored: Counter[str] = Counter() if ignored is None else ignored
         self.table = ClaimTable(vm, self.timing, allow, given or {}, told, self.ignored)
         self.mtu = 65535
-        """Of the direct link, in octets of the largest IP packet."""
+        """Largest IP packet of the direct link, in octets."""
         self.vm_mtu = 65535
         self.outbox: list[bytes] = []
         self._nonce = nonce
@@ -58,45 +58,45 @@ class Peers:
         self._announce_at = self._sweep_at = self._due = 0.0
 
     def mtu_of(self, peer: Peer) -> int:
-        """Return the octets of the largest IP packet that goes to a peer."""
+        """Return the largest IP packet for a peer, in octets."""
         return min(self.mtu, peer.mtu)
 
-    # --- what our VM and its network do
+    # --- events of our VM and its network
 
     def changed(self, now: float) -> None:
-        """Note that the VM's addresses changed: all are told soon."""
+        """Note that the VM's addresses changed; announces them soon."""
         self.table.is_changed = True
         self._announce_by(now + CHANGE_S)
 
     def want(self, shortcut: Shortcut, now: float) -> None:
-        """Note that the VM has something for the address of a shortcut."""
+        """Note that the VM has a packet for the address of a shortcut."""
         if self.vm.mac is not None and now >= self._quiet_until:
             shortcut.peer.want(now)
             self._follow(shortcut.peer)
 
     def lost_link(self, why: str, now: float) -> None:
-        """Note that the direct link is gone: every shortcut is lost."""
+        """Note that the direct link is down: every shortcut is lost."""
         for peer in list(self._active):
             peer.lose(why, now)
 
     def name_taken(self, now: float) -> None:
-        """Note that somebody else on the direct link uses our VM's Ethernet address.
+        """Note that another station on the direct link uses our VM's Ethernet address; be silent for a while.
 
-        To go on would tell the link's switches that it is here, and so cut the other off.
+        To send on would teach the link's switches that the address is here, and cut off the other station.
         """
         self._quiet_until = now + QUIET_S
         self.lost_link("name-taken", now)
 
     def withdraw(self) -> None:
-        """Tell the peers that probed us that we go."""
+        """Send a BYE to the peers that probed us."""
         for peer in self.table.peers.values():
             if peer.their_nonce is not None:
                 self._say(MessageKind.BYE, peer.mac, nonce=peer.their_nonce)
 
-    # --- what comes on the direct link
+    # --- frames from the direct link
 
     def receive(self, frame: Buffer, now: float) -> None:
-        """Take a frame of message.ETHERTYPE."""
+        """Process a frame of message.ETHERTYPE."""
         try:
             said = SubnetMessage.at(frame, self.key)
         except Malformed as err:
@@ -121,7 +121,7 @@ class Peers:
             self.table.remove(peer, "bye", now)
 
     def listen(self, frame: Buffer, now: float) -> None:
-        """Hear who says by ARP or neighbour discovery where an address is."""
+        """Learn addresses from ARP or neighbour discovery."""
         try:
             pkt = Packet.at(frame)
             mac = pkt.eth.src
@@ -144,7 +144,7 @@ class Peers:
             self.ignored["malformed-neighbour"] += 1
 
     def observe(self, octets: bytes, mac: bytes, now: float, *, is_answer: bool = False) -> None:
-        """Note that somebody without a process shows by what it sends that an address is at mac.
+        """Note that a station without a process has the address at mac, as its packets show.
 
         is_answer: it may be the answer to a probe of ours.
         """
@@ -153,7 +153,7 @@ class Peers:
         if octets in self.vm.addresses:
             return
         if self.key is not None and octets not in self.table.given:
-            return  # nobody vouches for it
+            return  # no process confirms it
         shortcut = self.table.shortcuts.get(octets)
         if shortcut is None:
             if self._has_time(self._overheard, now):
@@ -161,7 +161,7 @@ class Peers:
             return
         peer = shortcut.peer
         if peer.address is None:
-            return  # the word of a process goes before what is overheard
+            return  # a process has precedence over observed packets
         if peer.mac != mac:
             if (
                 peer.found is Discovery.HEARD
@@ -185,7 +185,7 @@ class Peers:
         return self._due
 
     def wake(self, now: float) -> None:
-        """Do what is due. Early is harmless."""
+        """Process timers. An early call is harmless."""
         if now < self._due:
             return
         if now >= self._announce_at:
@@ -212,7 +212,7 @@ class Peers:
             self._active.add(peer)
             self._due = min(self._due, when)
 
-    # --- saying
+    # --- sending
 
     def _say(self, kind: MessageKind, to: bytes, *, packet: int = 0, **fields: "bytes | int | bool") -> None:
         mac = self.vm.mac
@@ -223,7 +223,7 @@ class Peers:
         self.outbox.append(said.frame(to, self.key, packet))
 
     def _announce(self, now: float) -> None:
-        jitter = 0.8 + 0.4 * self._nonce(1)[0] / 255  # so that not all speak at once
+        jitter = 0.8 + 0.4 * self._nonce(1)[0] / 255  # so that not all announce at once
         self._announce_at = now + self.timing.announce_s * jitter
         if self.vm.addresses and now >= self._quiet_until:
             for to in (GROUP, *dict.fromkeys(self.table.given.values())):
@@ -240,9 +240,9 @@ class Peers:
             peer.probed(nonce, self.vm.addresses, now)
             self._say(MessageKind.PROBE, peer.mac, packet=packet, nonce=nonce, wanted=wanted)
             return
-        # An answer to ARP has no nonce: the peer's address is what tells to which probe it belongs.
+        # An ARP reply has no nonce: the peer's address tells to which probe it belongs.
         peer.probed(peer.address, self.vm.addresses, now)
-        if len(peer.address) == 4:  # from nobody, so that no neighbour learns anything (RFC 5227 section 2.1)
+        if len(peer.address) == 4:  # from 0.0.0.0, so that neighbours learn nothing (RFC 5227 section 2.1)
             nobody, target = address.UNSPECIFIED4, peer.address
             frame = build.arp(src_mac=mac, dst_mac=peer.mac, sha=mac, spa=nobody, tpa=target)
         else:
@@ -250,14 +250,14 @@ class Peers:
             frame = build.neighbor_solicit(src_mac=mac, dst_mac=peer.mac, src=own, dst=target, target=target)
         self.outbox.append(bytes(frame).ljust(VNET + 14 + packet, b"\0"))
 
-    # --- hearing
+    # --- receiving
 
     def _announced_by(self, said: SubnetMessage, peer: Peer | None, now: float) -> None:
         if peer is None:
             peer = self._newcomer(said, now)
             if peer is None:
                 return
-            self._announce_by(now + CHANGE_S)  # it does not know us either
+            self._announce_by(now + CHANGE_S)  # it does not know us, either
         self._spoke(peer, said, now)
         peer.alive(now)
         self._follow(peer)
@@ -276,7 +276,7 @@ class Peers:
                     accepts |= self.table.takes_from(octets, said.mac, now) << i
         self._say(MessageKind.REPLY, said.mac, nonce=said.nonce, accepts=accepts)
         if peer is not None and said.wanted and peer.may_probe(now):
-            self._probe(peer, now)  # so that we know, too, and may say that we take what comes
+            self._probe(peer, now)  # so that we may confirm that we accept its packets
 
     def _replied_by(self, said: SubnetMessage, peer: Peer | None, now: float) -> None:
         if peer is None or not peer.awaits(said.nonce):
@@ -292,7 +292,7 @@ class Peers:
         if not any(self.table.is_allowed(octets, said.mac) for octets in said.addresses):
             self.ignored["not-allowed"] += 1
             return None
-        if self.key is None and not self._has_time(self._strangers, now):  # who has the key is no stranger
+        if self.key is None and not self._has_time(self._strangers, now):  # with a key: no limit
             return None
         return self.table.add(said.mac, Discovery.ANNOUNCED, now)
 
@@ -303,7 +303,10 @@ class Peers:
         return False
 
     def _spoke(self, peer: Peer, said: SubnetMessage, now: float) -> None:
-        """Note what a peer says unasked: it may claim addresses, and gives none up, as it may be a replay."""
+        """Process addresses in an unsolicited message.
+
+        It may claim addresses but not release any: it may be a replay.
+        """
         self.table.spoke(peer, now)
         if not peer.is_verified(now):
             peer.set_mtu(said.mtu)

@@ -1,4 +1,4 @@
-"""What `vtl-subnet status` prints."""
+"""The status of vtl-subnet."""
 
 from vtl_tools.common.packet import address
 from vtl_tools.services.subnet.peer import PeerState, Shortcut
@@ -6,7 +6,7 @@ from vtl_tools.services.subnet.peers import Peers
 
 
 def report(peers: Peers, now: float, listed_max: int) -> dict[str, object]:
-    """Return who the VM is, its shortcuts (the most used first), and what the long way was spared."""
+    """Return the VM's addresses, its shortcuts (the most used first), and the traffic that they carried."""
     vm = peers.vm
     shortcuts = sorted(peers.table.shortcuts.values(), key=lambda one: one.spared, reverse=True)
     spared = [

@@ -1,6 +1,6 @@
-"""Who claims which address on the direct link: peers, and the shortcuts to their addresses.
+"""Claims of addresses on the direct link: peers, and the shortcuts to their addresses.
 
-A process's word goes before what is overheard. Of two processes, the first keeps an address until it is
+A process has precedence over observed packets. Of two processes, the first keeps an address until it is
 silent.
 """
 
@@ -15,14 +15,14 @@ from vtl_tools.services.subnet.vm import VM, Network
 PEERS_MAX: Final = 1024
 
 Told = Callable[[Shortcut, PeerState, PeerState, str], object]
-"""Called with each shortcut that changed its state, what it is now, what it was, and why."""
+"""Called for each change of state with the shortcut, its new state, its old state, and the reason."""
 
 
 class ClaimTable:
     """Peers and shortcuts of one VM.
 
-    allow: prefixes of addresses to and from which the short way may be taken. given: addresses and the
-    Ethernet addresses where they are, also allowed. ignored: counts what is not heeded, by why.
+    allow: prefixes of addresses that may use shortcuts. given: addresses and their Ethernet addresses, also
+    allowed. ignored: counts ignored claims, by reason.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class ClaimTable:
         """By Ethernet address, and the one IP address of a peer without a process; longest silent first."""
         self.conflicts = 0
         self.spared = [0, 0]
-        """Frames and octets of shortcuts that are no more."""
+        """Frames and octets of removed shortcuts."""
         self.is_changed = True
-        """Whether which way packets go may have changed; the owner looks, and resets it."""
+        """Whether cached paths may be outdated; the owner reads and resets it."""
         self._allow = [(net.network_address.packed, net.broadcast_address.packed) for net in allow]
         self._told = told
         for octets in given:
@@ -52,13 +52,13 @@ class ClaimTable:
     # --- questions
 
     def is_allowed(self, octets: bytes, mac: bytes | None = None) -> bool:
-        """Say whether the short way may be taken to and from an address, which is at mac."""
+        """Return whether an address, which is at mac, may use shortcuts."""
         if (named := self.given.get(octets)) is not None:
             return mac is None or mac == named
         return any(len(octets) == len(first) and first <= octets <= last for first, last in self._allow)
 
     def takes_from(self, octets: bytes, mac: bytes, now: float) -> bool:
-        """Say whether packets from an address at mac are delivered to our VM."""
+        """Return whether packets from an address at mac are delivered to our VM."""
         shortcut = self.shortcuts.get(octets)
         if shortcut is None:
             return False
@@ -66,17 +66,17 @@ class ClaimTable:
         return peer.mac == mac and peer.is_verified(now) and octets in peer.current
 
     def process_at(self, mac: bytes) -> Peer | None:
-        """Return the peer at mac that has a process."""
+        """Return the peer with a process at mac."""
         return self.peers.get((mac, None))
 
     def has(self, peer: Peer) -> bool:
-        """Say whether a peer was not forgotten."""
+        """Return whether a peer is still in the table."""
         return self.peers.get((peer.mac, peer.address)) is peer
 
-    # --- peers come and go
+    # --- peers
 
     def add(self, mac: bytes, found: Discovery, now: float, address: bytes | None = None) -> Peer | None:
-        """Add a peer, in the place of one that nobody uses if need be. None: there is no room."""
+        """Add a peer; may evict an unused one. None: there is no room."""
         if found is not Discovery.GIVEN and len(self.peers) >= PEERS_MAX:
             idle = next((other for other in self.peers.values() if other.is_idle(now)), None)
             if idle is None:
@@ -90,25 +90,25 @@ class ClaimTable:
         return peer
 
     def remove(self, peer: Peer, why: str, now: float) -> None:
-        """Forget a peer, and its claims."""
+        """Remove a peer and its claims."""
         self._forget(peer, why, now)
         for octets in list(peer.addresses):
             self._release(octets, now)
 
     def spoke(self, peer: Peer, now: float) -> None:
-        """Note that a peer said something."""
+        """Note a message of a peer."""
         peer.heard = now
         self.peers.move_to_end((peer.mac, peer.address))
 
     def sweep(self, now: float) -> None:
-        """Forget who was not heard of for long."""
+        """Remove peers that were silent for long."""
         for peer in [peer for peer in self.peers.values() if peer.is_gone(now)]:
             self.remove(peer, "silent", now)
 
     # --- claims
 
     def claim(self, octets: bytes, peer: Peer, now: float) -> None:
-        """Give an address to a peer that claims it, unless it is not to have it."""
+        """Assign an address to a peer that claims it, if it may have it."""
         if octets in peer.addresses or octets in self.vm.addresses or len(peer.addresses) >= ADDRESSES_MAX:
             return
         if not self.is_allowed(octets, peer.mac):
@@ -129,7 +129,7 @@ class ClaimTable:
         self.is_changed = True
 
     def set_claims(self, peer: Peer, said: tuple[bytes, ...], now: float) -> None:
-        """Hold a peer to what it says when asked: these are its addresses, and no others."""
+        """Set a peer's claims to the addresses of its reply, and no others."""
         for octets in peer.addresses - set(said):
             peer.addresses.discard(octets)
             self._release(octets, now)
@@ -137,7 +137,7 @@ class ClaimTable:
             self.claim(octets, peer, now)
 
     def _release(self, octets: bytes, now: float) -> None:
-        """Take note that nobody claims an address any more."""
+        """Note that no peer claims an address any more."""
         shortcut = self.shortcuts.pop(octets)
         if shortcut.told is not PeerState.CANDIDATE:
             self._told(shortcut, PeerState.CANDIDATE, shortcut.told, "given-up")

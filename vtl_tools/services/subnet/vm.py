@@ -1,8 +1,8 @@
-"""Who the VM is: its Ethernet address, its IP addresses, and by whom it reaches the world.
+"""The VM's identity: its Ethernet address, its IP addresses, and its gateway.
 
-An address is the VM's when the user says so. Else it is the VM's when the VM sends from it *and* something on
-its network delivers to it what is for that address: a VM that claims another's address alone is not believed,
-and one with an accomplice on its network is. So where others rely on what is announced, nothing is learned.
+An address is the VM's if the user says so. Else it is learned if the VM sends from it *and* its network
+delivers packets for it to the VM: a claim of another's address by the VM alone is not believed, but one with
+an accomplice on its network is. So nothing is learned if other hosts rely on the announcements.
 """
 
 from collections import OrderedDict
@@ -16,16 +16,16 @@ from vtl_tools.services.subnet.message import ADDRESSES_MAX
 Network = IPv4Network | IPv6Network
 
 SEEN_MAX: Final = 64
-"""Addresses in whose name the VM sends, or to which the network delivers, that are remembered."""
+"""Maximum addresses remembered, of those the VM sends from, and of those the network delivers to."""
 AGE_S: Final = 3600.0
-"""How long the network's word holds; then a packet has to come the long way again."""
+"""Seconds that a delivery counts; then a packet must come on the default link again."""
 
 
 class VM:
-    """What is known of the VM. mac: None to learn it, from the first frame that it sends.
+    """Addresses of the VM. mac: None to learn it from the VM's first frame.
 
-    networks: its addresses, of the versions of IP that are not to be learned. Of a prefix, those are its own
-    that it sends from. learns: whether those of other versions are learned; else it has none.
+    networks: its addresses, for the IP versions that are not learned. Of a prefix, the addresses that it
+    sends from. learns: whether addresses of the other versions are learned; if not, it has none.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class VM:
         given = list(networks)
         self.mac = mac
         self.gateway: bytes | None = None
-        """The Ethernet address to which it sent last, or from which it got something."""
+        """The Ethernet address that the VM last sent to, or received from."""
         self.addresses: tuple[bytes, ...] = ()
         self._given = [(net.network_address.packed, net.broadcast_address.packed) for net in given]
         self._learns = learns
@@ -45,23 +45,26 @@ class VM:
         self._update(0.0)
 
     def sent(self, src: bytes, now: float) -> bool:
-        """Note that it sends from an address; tell whether its addresses changed."""
+        """Note that the VM sends from an address. Return whether its addresses changed."""
         return self._note(self._sent, src, now)
 
     def delivered(self, dst: bytes, now: float) -> bool:
-        """Note that the network delivered what is for an address; tell whether its addresses changed.
+        """Note that the network delivered a packet for an address. Return whether the VM's addresses changed.
 
-        It counts where the VM sends from that address: else anybody on its network fills the room.
+        It counts only if the VM sends from that address: else other hosts could fill the table.
         """
         return dst in self._sent and self._note(self._delivered, dst, now)
 
     def disputed(self, octets: bytes, now: float) -> bool:
-        """Note that somebody else on its network claims an address; tell whether its addresses changed."""
+        """Note that another station on its network claims an address.
+
+        Return whether the VM's addresses changed.
+        """
         self._delivered.pop(octets, None)
         return self._update(now)
 
     def wake(self, now: float) -> bool:
-        """Forget what was not seen for AGE_S; tell whether its addresses changed."""
+        """Forget addresses not seen for AGE_S. Return whether the VM's addresses changed."""
         for seen in self._sent, self._delivered:
             while seen and next(iter(seen.values())) <= now - AGE_S:
                 seen.popitem(last=False)

@@ -1,1 +1,1 @@
-"""The self-test of vtl-tor: nothing of a guest's may leave but through the proxy."""
+"""Self-test of vtl-tor: no traffic of a guest may leave except through the proxy."""

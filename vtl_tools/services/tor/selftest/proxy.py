@@ -1,4 +1,4 @@
-"""A SOCKS 5 server that reaches nobody: it says yes to everything, and writes down what it was asked."""
+"""A SOCKS 5 server that connects to nothing: it accepts every request, and records it."""
 
 import contextlib
 import selectors

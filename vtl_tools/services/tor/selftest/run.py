@@ -1,4 +1,4 @@
-"""What vtl-tor holds back: each kind of traffic in its turn, and what came of it."""
+"""Runs vtl-tor's self-test: each kind of traffic in turn."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
