@@ -9,7 +9,7 @@ stop_ms                     from `stop` to the end of it, with all of them held
 resume_rtts                 from `stop` until new data flows from the peer, in round trips (of 0.1 s)
 resume_unaided_s            the same where the service only falls silent, in seconds, after the same pause
 tracking_user_us_per_frame  processor time of the service, outside the kernel, for a frame of a full stream
-traffic_ratio               throughput with `run` watching over that without
+traffic_ratio               throughput while the service watches over that without
 
 --quick takes about two minutes. The pause is ten seconds, with --long five minutes.
 """
@@ -51,7 +51,7 @@ SLOW = f"""
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
-from vtl_tools.cmd.bridge import Bridge
+from vtl_tools.services.bridge import Bridge
 from vtl_tools.common.device.fault import Fault
 from vtl_tools.common.device.spec import open_device
 from vtl_tools.common.runtime.runner import Options, Runner
@@ -77,7 +77,7 @@ class Bench:
         self.count += 1
         name = f"freeze-{self.count}"
         state = self.scene.run_dir / f"{name}.state"
-        arguments = ("run", "--iface", "vmnet1", "--state", state)
+        arguments = ("--iface", "vmnet1", "--state", state)
         return Service(self.scene, name, "vtl-freeze", arguments)
 
     @contextmanager
@@ -253,7 +253,7 @@ class Bench:
         own = address.mac(self.vm.mac("vc"))
         _drain(wire)
         began, at = time.monotonic(), 0
-        command = quiet(self.host, BIN / "vtl-freeze", "start", "--iface", service.socket)
+        command = quiet(self.host, BIN / "vtl-freeze", "start", "--link", service.socket)
         wire.settimeout(0.001)
         while True:
             wire.send(frames[at % len(frames)])

@@ -278,7 +278,7 @@ def reload(scene: Scene, rounds: int) -> dict[str, object]:
     """Put 10,000 other rules in the place of as many, with connections that all of them allow."""
     other = scene.lab.dir / "other.rules"
     other.write_text(rule_file(RULES[-1], Random(1)))
-    command = [BIN / "vtl-fw", "reload", "--rules", other]
+    command = [BIN / "vtl-fw", "reload", "--rules", other, "--link"]
     rested: list[float] = []
     paused: list[float] = []
     took: list[int] = []

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vtl_tools.common.cli import tool as cli
+from vtl_tools.common.cli.options import common_options, guard_option, iface_option
+from vtl_tools.common.cli.run import run_service
+from vtl_tools.common.cli.tool import Tool
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.guest_net.addresses import GuestAddresses
 from vtl_tools.common.guest_net.neighbours import NeighbourResponder
@@ -39,16 +41,16 @@ def make_stage() -> Relay:
     return relay
 
 
-@click.group("plain-relay", cls=cli.Tool)
-@cli.iface_option()
-@cli.guard_option
-@cli.common_options
+@click.group("plain-relay", cls=Tool)
+@iface_option()
+@guard_option()
+@common_options
 def main(iface: str, guard: str, options: "Options") -> None:
     """Carry each connection of the guest over one of ours."""
     from vtl_tools.common.device.spec import open_device
     from vtl_tools.common.host.guard import MARK
 
-    cli.run(make_stage, lambda _: [open_device(iface, mark=MARK)], options, guard=guard)
+    run_service(make_stage, lambda _: [open_device(iface, mark=MARK)], options, guard=guard)
 
 
 if __name__ == "__main__":

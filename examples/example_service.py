@@ -7,7 +7,10 @@ from functools import partial
 
 import click
 
-from vtl_tools.common.cli import tool as cli
+from vtl_tools.common.cli.options import common_options, guard_option, iface_option
+from vtl_tools.common.cli.run import run_service
+from vtl_tools.common.cli.tool import Tool
+from vtl_tools.common.cli.verbs import add_status
 from vtl_tools.common.device.base import Device
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.spec import open_device
@@ -38,23 +41,23 @@ class Without(Stage):
             return False
 
 
-@click.group("example-service", cls=cli.Tool)
-@cli.iface_option(multiple=True)
+@click.group("example-service", cls=Tool)
+@iface_option(multiple=True)
 @click.option("--ethertype", default=0x86DD, show_default="34525, IPv6", help="What not to let pass.")
-@cli.guard_option
-@cli.common_options
+@guard_option()
+@common_options
 def main(iface: tuple[str, str], ethertype: int, guard: str, options: Options) -> None:
     """Let everything pass between two links but one ethertype."""
     if len(iface) != 2:
         raise click.UsageError("give --iface twice")
-    cli.run(partial(Without, ethertype), partial(links, iface), options, guard=guard)
+    run_service(partial(Without, ethertype), partial(links, iface), options, guard=guard)
 
 
 def links(specs: tuple[str, str], fanout: int) -> list[Device]:
     return [open_device(spec, mark=MARK) for spec in specs]
 
 
-cli.status_verb(main)
+add_status(main)
 
 if __name__ == "__main__":
     main()

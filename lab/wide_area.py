@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from vtl_tools.cmd.bridge import Switch
 from vtl_tools.common.device.afpacket import PacketDevice
 from vtl_tools.common.device.fault import Fault
 from vtl_tools.common.runtime.runner import Options, Runner
+from vtl_tools.services.bridge import Switch
 
 
 def main() -> None:

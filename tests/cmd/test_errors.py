@@ -70,21 +70,21 @@ LINES = {
     "an empty name": (2, ["-i", "", "-i", "b"], "'' is not an interface name"),
     "a long name": (2, ["-i", "a" * 16, "-i", "b"], "up to 15 octets"),
     "two lines": (2, ["-i", "a\nb", "-i", "b"], "characters that cannot be printed"),
-    "workers of a stream": (2, [*QEMU, "--workers", "2"], "cannot be spread over workers"),
-    "nothing runs": (6, ["status"], "none runs here"),
-    "nothing runs there": (6, ["status", "eth0"], "{tmp}/vtl-bridge-eth0.sock: no service answers"),
+    "workers of a stream": (2, [*QEMU, "--workers", "2"], "not an interface; --workers needs interfaces"),
+    "nothing runs": (6, ["status"], "no service runs here"),
+    "nothing runs there": (6, ["status", "--link", "eth0"], "{tmp}/vtl-bridge-eth0.sock: no service answers"),
     "a socket that is a file": (1, [*QEMU, "--control", "{tmp}/file"], "exists and is not a socket"),
     "a socket in a file": (1, [*QEMU, "--control", "{tmp}/file/x"], "no control socket: "),
     "a long control path": (1, [*QEMU, "--control", "{tmp}/" + "x" * 107], "no control socket: "),
 }
 
 USAGE = {
-    "no link": ([], "give --iface at least twice, or --uplink: a bridge joins two links or more"),
+    "no link": ([], "give --iface twice or more, or --iface and --uplink: a bridge joins links"),
     "one link": (
         ["-i", "eth0"],
-        "give --iface at least twice, or --uplink: a bridge joins two links or more",
+        "give --iface twice or more, or --iface and --uplink: a bridge joins links",
     ),
-    "half of three": (["--half-duplex", "-i", "a", *QEMU], "goes from one link to one other"),
+    "half of three": (["--half-duplex", "-i", "a", *QEMU], "--half-duplex joins exactly two links: give two"),
     "no worker": ([*QEMU, "--workers", "0"], "invalid value for '--workers': 0 is not in the range"),
     "a number in words": ([*QEMU, "--spin", "long"], "invalid value for '--spin': 'long' is not a valid"),
     "no guard": ([*QEMU, "--guard", "dog"], "invalid value for '--guard': 'dog' is not one of"),
@@ -239,7 +239,7 @@ def test_a_directory_where_others_write_holds_no_control_socket(tmp_path: Path) 
     run.chmod(0o777)
     status, _, err = ran(tmp_path, *QEMU, "--control", f"{run}/x.sock")
     assert status == 1
-    assert "others may write there; set VTL_RUN to a directory of your own" in err
+    assert "other users may write there; set VTL_RUN to a directory of your own" in err
 
 
 def test_the_control_socket_is_for_its_owner(tmp_path: Path) -> None:

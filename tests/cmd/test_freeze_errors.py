@@ -15,7 +15,7 @@ from tests.unit.freeze.freeze_talk import Talk
 from vtl_tools.services.freeze import state
 
 MAC = "52:54:00:00:00:01"
-OVERLAY = ("run", "--iface", "channel:{tmp}/x,server")
+OVERLAY = ("--iface", "channel:{tmp}/x,server")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def freezing(tmp: Path, *arguments: str | Path) -> Iterator["subprocess.Popen[st
         try:
             yield process
         finally:
-            process.kill()
+            process.terminate()  # so that it waits for the copy that writes its state
 
 
 def ran(tmp: Path, *arguments: str | Path) -> tuple[int, str, str]:
@@ -46,7 +46,7 @@ def ran(tmp: Path, *arguments: str | Path) -> tuple[int, str, str]:
 
 @contextmanager
 def service(tmp: Path, name: str = "a", *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    link = ("run", "--iface", f"channel:{tmp}/{name},server", "--mac", MAC, "--vm", name, "--json")
+    link = ("--iface", f"channel:{tmp}/{name},server", "--mac", MAC, "--vm", name, "--json")
     with freezing(tmp, *link, *arguments) as process:
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
@@ -62,14 +62,13 @@ def exported() -> bytes:
 
 
 LINES = {
-    "no link": (2, ["run"], "give --iface: the interface that the VM is behind"),
-    "no link, and no verb": (2, [], "give --iface: the interface that the VM is behind"),
-    "no such interface": (3, ["run", "--iface", "nope0"], "nope0: no such network interface; list"),
+    "no link": (2, [], "give --iface: the interface that the VM is behind"),
+    "no such interface": (3, ["--iface", "nope0"], "nope0: no such network interface; list"),
     "no MAC of an overlay": (2, [*OVERLAY], "give --mac: on a link"),
-    "no MAC at all": (2, ["run", "--iface", "eth0", "--mac", "5"], "'5' is not an Ethernet address"),
-    "a group's MAC": (2, ["run", "-i", "eth0", "--mac", "ff:ff:ff:ff:ff:ff"], "is no machine's address"),
-    "no service": (6, ["start"], "none runs here; start one"),
-    "no service there": (6, ["stop", "--iface", "vnet9"], "vtl-freeze-vnet9.sock: no service answers"),
+    "no MAC at all": (2, ["--iface", "eth0", "--mac", "5"], "'5' is not an Ethernet address"),
+    "a group's MAC": (2, ["-i", "eth0", "--mac", "ff:ff:ff:ff:ff:ff"], "not the address of one machine"),
+    "no service": (6, ["start"], "no service runs here; start one"),
+    "no service there": (6, ["stop", "--link", "vnet9"], "vtl-freeze-vnet9.sock: no service answers"),
     "no state": (1, [*OVERLAY, "--mac", MAC, "--state", "{tmp}/no/x"], "{tmp}/no/x: No such file"),
 }
 
@@ -87,7 +86,7 @@ def test_an_error_is_one_line_and_a_status(
 
 def test_start_twice_and_stop_without_start_say_so(tmp_path: Path) -> None:
     with service(tmp_path):
-        said = [ran(tmp_path, verb, "--vm", "a") for verb in ("stop", "start", "start", "stop")]
+        said = [ran(tmp_path, verb, "--link", "a") for verb in ("stop", "start", "start", "stop")]
     assert [status for status, _, _ in said] == [0] * 4
     lines = [err for _, _, err in said]
     assert lines[:3] == ["was not frozen\n", "frozen: 0 connections\n", "was frozen already: 0 connections\n"]
@@ -97,23 +96,23 @@ def test_start_twice_and_stop_without_start_say_so(tmp_path: Path) -> None:
 def test_a_state_goes_from_service_to_service(tmp_path: Path) -> None:
     (tmp_path / "in.json").write_bytes(exported())
     with service(tmp_path, "a") as first, service(tmp_path, "b"):
-        assert ran(tmp_path, "import", tmp_path / "in.json", "--vm", "a")[::2] == (
+        assert ran(tmp_path, "import", tmp_path / "in.json", "--link", "a")[::2] == (
             0,
             "1 connections, frozen\n",
         )
-        assert ran(tmp_path, "export", tmp_path / "out.json", "--vm", "a")[0] == 0
+        assert ran(tmp_path, "export", tmp_path / "out.json", "--link", "a")[0] == 0
         assert (tmp_path / "out.json").stat().st_mode & 0o777 == 0o600
         before, after = json.loads(exported()), json.loads((tmp_path / "out.json").read_bytes())
         for timed in "idle_s", "held_s":
             before["connections"][0].pop(timed)
             after["connections"][0].pop(timed)
         assert after["connections"] == before["connections"]
-        out = ran(tmp_path, "report", "--vm", "a", "--json")[1]
+        out = ran(tmp_path, "report", "--link", "a", "--json")[1]
         assert json.loads(out)["risks"] == ["data-waits"]
         assert ran(tmp_path, "import", tmp_path / "out.json")[::2] == (
-            2, "vtl-freeze: several services run here: say which by --iface or --vm\n"
+            2, "vtl-freeze: several services run here; choose one with --link\n"
         )  # fmt: skip
-        assert ran(tmp_path, "export", "--vm", "c")[0] == 6
+        assert ran(tmp_path, "export", "--link", "c")[0] == 6
         first.kill()
         first.wait(10)
         with service(tmp_path, "a"):  # picks up what was there
@@ -140,9 +139,7 @@ def test_what_is_no_export_changes_nothing(tmp_path: Path, text: bytes, said: st
         assert said in err
         (told,) = [json.loads(line) for line in ran(tmp_path, "status", "--json")[1].splitlines()]
         assert not told["freeze"]["frozen"]
-    status, out, err = ran(
-        tmp_path, "run", "--iface", f"channel:{tmp_path}/z,server", "--mac", MAC, "--state", path
-    )
+    status, out, err = ran(tmp_path, "--iface", f"channel:{tmp_path}/z,server", "--mac", MAC, "--state", path)
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert said in err
     assert path.read_bytes() == text

@@ -1,5 +1,6 @@
 """Rule files and clients that mean ill: one line says what is wrong, and a firewall that runs goes on."""
 
+import fcntl
 import json
 import os
 import resource
@@ -8,8 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import islice
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,9 @@ from vtl_tools.common.errors import VTLError
 from vtl_tools.common.packet import address, build
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.runtime import control
+from vtl_tools.common.runtime.sealed_file import SEALS, SealedFile
+from vtl_tools.services.fw.files import PACKED_MAX, pack
 from vtl_tools.services.fw.parser import DEPTH_MAX, FILES_MAX
-from vtl_tools.services.fw.uploads import PIECE, pieces
 
 MEMORY = 512 << 20
 """Octets of address space that a command may have."""
@@ -185,9 +186,12 @@ def test_a_firewall_with_a_wrong_file_does_not_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--dhcp-server", "10.0.0"), "'10.0.0' is no IPv4 address of a host: write 192.0.2.1"),
-        (("--dhcp-server", "::1"), "'::1' is no IPv4 address of a host"),
-        (("--dhcp-server", "255.255.255.255"), "is no IPv4 address of a host"),
+        (
+            ("--dhcp-server", "10.0.0"),
+            "'10.0.0': not the IPv4 address of a host; write an address such as 192.0.2.1",
+        ),
+        (("--dhcp-server", "::1"), "'::1': not the IPv4 address of a host"),
+        (("--dhcp-server", "255.255.255.255"), "not the IPv4 address of a host"),
         (("--dhcp-server", "10.0.0.1", "--spoofing"), "leave --mac, --address and --dhcp-server out"),
     ],
 )
@@ -258,15 +262,14 @@ class Service:
             "SC_PAGE_SIZE"
         )
 
-    def upload(self, text: str, token: str = "t", most: int | None = None) -> None:
-        """Bring a rule file there, or the first pieces of it."""
-        for request in islice(pieces({str(self.rules): text.encode()}, token), most):
-            control.ask(self.path, "upload", **request)
+    def reload(self, text: str) -> int:
+        """Have it take rules; how many they are."""
+        with SealedFile.of(pack({str(self.rules): text.encode()})) as upload:
+            return self.reload_from(upload)
 
-    def reload(self, token: str = "t") -> int:
-        return int(
-            control.ask(self.path, "reload", patience_s=60.0, token=token, file=str(self.rules))["rules"]
-        )
+    def reload_from(self, upload: SealedFile) -> int:
+        answer = control.ask(self.path, "reload", patience_s=60.0, upload=upload, file=str(self.rules))
+        return int(answer["rules"])
 
 
 @pytest.fixture
@@ -315,36 +318,88 @@ def test_clients_that_ask_without_end_keep_no_frame_waiting_for_long(service: Se
         assert service.resident() - before < 16 << 20
 
 
-def test_an_upload_that_stops_in_the_middle_changes_nothing(service: Service) -> None:
-    text = "allow out udp\n" + "# more\n" * PIECE + "deny any\n"
-    service.upload(text, "first", 2)
-    assert service.holds()
-    service.upload("deny any\nallow any\n", "second")
-    for token in "first", "third":
-        with pytest.raises(VTLError, match="another one came in between"):
-            service.reload(token)
-    service.upload(RULES + "deny\n", "fourth")
-    assert service.reload("fourth") == 3
-    with pytest.raises(VTLError, match="another one came in between"):
-        service.reload("fourth")
-    service.upload(text, "half", 1)
-    with pytest.raises(VTLError, match="expected a last rule for all else"):
-        service.reload("half")
+@contextmanager
+def memory(text: bytes, seals: int) -> Iterator[int]:
+    """A file in memory with some seals."""
+    fd = os.memfd_create("x", os.MFD_ALLOW_SEALING)
+    try:
+        os.write(fd, text)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        yield fd
+    finally:
+        os.close(fd)
 
 
-def test_an_upload_without_end_is_cut_short(service: Service) -> None:
+@pytest.mark.parametrize("missing", ["SEAL", "WRITE", "GROW", "SHRINK"])
+def test_rules_that_the_client_can_still_change_are_refused(service: Service, missing: str) -> None:
+    seals = [
+        getattr(fcntl, f"F_SEAL_{name}") for name in ("SEAL", "WRITE", "GROW", "SHRINK") if name != missing
+    ]
+    with memory(b"".join(pack({str(service.rules): b"allow any\n"})), sum(seals)) as fd:
+        with pytest.raises(VTLError, match="not a sealed memory file"):
+            service.reload_from(SealedFile(fd))
+        assert control.ask(service.path, "status")["policy"]["rules"] == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "file", "directory", "device", "closed end"])
+def test_a_descriptor_that_could_keep_the_service_waiting_is_refused(service: Service, kind: str) -> None:
+    with ExitStack() as stack:
+        left, right = os.pipe() if kind in ("pipe", "closed end") else (-1, -1)
+        if kind == "socket":
+            left, right = (sock.detach() for sock in socket.socketpair())
+        elif kind == "closed end":
+            os.close(right)
+            right = -1
+        elif kind not in ("pipe", "socket"):
+            path = {"file": service.rules, "directory": service.tmp, "device": Path("/dev/zero")}[kind]
+            left = os.open(path, os.O_RDONLY)
+        for fd in left, right:
+            if fd >= 0:
+                stack.callback(os.close, fd)
+        with pytest.raises(VTLError, match="not a sealed memory file"):
+            service.reload_from(SealedFile(left))
+        assert service.holds()
+
+
+def test_rules_without_end_are_refused_without_being_read(service: Service) -> None:
     before = service.resident()
-    with pytest.raises(VTLError, match="at most 16 MiB"):
-        service.upload("# x\n" * (5 << 20))
+    with memory(b"", 0) as fd:
+        os.truncate(fd, 1 << 40)  # sparse: it costs the client nothing
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        with pytest.raises(VTLError, match=f"at most {PACKED_MAX >> 20} MiB"):
+            service.reload_from(SealedFile(fd))
+    with pytest.raises(VTLError, match="at most 16 MiB of rules"):
+        service.reload("# x\n" * ((16 << 20) // 4 + 1))
     assert service.resident() - before < 64 << 20
+
+
+def test_descriptors_that_come_with_no_request_are_closed(service: Service) -> None:
+    count = len(list(Path(f"/proc/{service.process.pid}/fd").iterdir()))
+    for _ in range(50):
+        with service.client() as sock, memory(b"", SEALS) as fd:
+            socket.send_fds(sock, [b'{"verb": '], [fd] * 16)
+            with suppress(OSError):
+                socket.send_fds(sock, [b'"status"'], [fd])
+    with service.client() as sock, sock.makefile("rb") as answers, memory(b"", SEALS) as fd:
+        for _ in range(50):
+            socket.send_fds(sock, [b'{"verb": "status", "upload": 5}\n'], [fd] * 16)
+            assert json.loads(answers.readline())["ok"] is True
+    until(lambda: len(list(Path(f"/proc/{service.process.pid}/fd").iterdir())) <= count, "them to be closed")
+
+
+def test_rules_go_by_the_socket_once_and_a_second_request_has_none(service: Service) -> None:
+    assert service.reload(RULES + "deny\n") == 3
+    with pytest.raises(VTLError, match="no rule files came along"):
+        control.ask(service.path, "reload", file=str(service.rules))
+    with pytest.raises(VTLError, match="damaged rule files"), memory(b"\xff" * 100, SEALS) as fd:
+        service.reload_from(SealedFile(fd))
 
 
 def test_a_file_that_is_wrong_only_there_changes_nothing(service: Service) -> None:
     """As the command finds what is wrong before, only a client of somebody's own sends it."""
     for text in "allow any\nalow any\n", "allow any\n" * 100_001, 'include "/etc/passwd"\ndeny\n', "\0":
-        service.upload(text)
         with pytest.raises(VTLError, match="expected"):
-            service.reload()
+            service.reload(text)
         assert service.holds()
 
 
@@ -356,11 +411,8 @@ REQUESTS: list[dict[str, object]] = [
     {"verb": "kill", "words": ["out tcp 1.1.1.1:1 1.1.1.1:99999999999999999999999"]},
     {"verb": "explain", "words": None}, {"verb": "explain", "words": ["\ud800"]},
     {"verb": "explain", "words": ["out tcp [::1]:1 [::1]:1 type \u0661"]},
-    {"verb": "upload"}, {"verb": "upload", "token": 1, "file": "x", "data": ""},
-    {"verb": "upload", "token": "x", "file": "x" * 5000, "data": "", "first": True},
-    {"verb": "upload", "token": "x", "file": "x", "data": "=" * 1000, "first": True},
-    {"verb": "reload"}, {"verb": "reload", "file": 5}, {"verb": "reload", "file": "x", "token": []},
-    {"verb": "reload", "file": "x", "token": ""},
+    {"verb": "upload"}, {"verb": "reload"}, {"verb": "reload", "file": 5}, {"verb": "reload", "file": "x"},
+    {"verb": "reload", "file": "x", "upload": 5}, {"verb": "reload", "file": "x", "upload": {"fd": 0}},
 ]  # fmt: skip
 
 
@@ -397,7 +449,9 @@ def test_a_service_that_was_taken_over_is_sent_rules_and_no_other_file(tmp_path:
         listener.bind(str(path))
         listener.listen()
         listener.settimeout(20)
-        client = subprocess.Popen([BIN / "vtl-fw", "reload", path], stderr=subprocess.PIPE, text=True)
+        client = subprocess.Popen(
+            [BIN / "vtl-fw", "reload", "--link", path], stderr=subprocess.PIPE, text=True
+        )
         heard = []
         for _ in range(2):  # more is not said, but a second question would be heard
             try:

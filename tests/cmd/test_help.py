@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.cmd.tools import BIN, TOOLS, command, executables
+from tests.cmd.tools import BIN, SERVICES, TOOLS, arguments, command, executables, options
 
 SLOW = {"asyncio", "dns", "rich", "scapy"}
 """Each costs a tenth of a second or more: imported where it is used."""
@@ -47,3 +47,17 @@ def test_help_imports_nothing_slow(tool: str) -> None:
     command = [sys.executable, "-I", "-c", code, tool, "--help"]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     assert not SLOW & set(json.loads(ran.stderr))
+
+
+WITHOUT_A_SERVICE = {
+    ("vtl-fw", "check"),
+    ("vtl-fw", "selftest"),
+    ("vtl-tor", "check"),
+    ("vtl-tor", "selftest"),
+}
+
+
+def test_every_verb_names_a_running_service_in_the_same_way() -> None:
+    verbs = {(tool, verb) for tool in SERVICES for verb in command(tool).commands}
+    assert {(tool, verb) for tool, verb in verbs if "--link" not in options(tool, verb)} == WITHOUT_A_SERVICE
+    assert not [v for v in verbs if {"--iface", "--vm"} & options(*v) or "link" in arguments(*v)]

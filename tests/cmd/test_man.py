@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cmd.tools import KEPT, ROOT, SERVICES, TOOLS, arguments, command, options
-from vtl_tools.cmd import subnet
-from vtl_tools.common.cli import tool as cli
+from vtl_tools.common.cli.options import common_options
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
 from vtl_tools.common.errors import VTLError
@@ -24,7 +23,9 @@ from vtl_tools.services.fw.names import KEYWORDS
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.stage import Firewall
+from vtl_tools.services.subnet.path_cache import PROTOCOL
 from vtl_tools.services.subnet.peer import Discovery, PeerState
+from vtl_tools.services.subnet.stage import NEIGHBOURS, Subnet
 from vtl_tools.services.subnet.vm import VM
 from vtl_tools.services.tor.stage import Tor
 
@@ -141,7 +142,7 @@ def test_a_page_names_what_the_service_keeps_of_roots_rights(tool: str) -> None:
 
 def test_shared_options_are_explained_in_the_overview() -> None:
     explained = listed_options(section(OVERVIEW.read_text(), "OPTIONS"))
-    declared = cli.common_options(lambda **_: None).__click_params__  # type: ignore[attr-defined]
+    declared = common_options(lambda **_: None).__click_params__  # type: ignore[attr-defined]
     shared = {word for option in declared for word in (*option.opts, *option.secondary_opts)}
     assert shared <= explained
     for tool in SERVICES:
@@ -266,7 +267,7 @@ def test_every_reason_why_a_vm_may_not_send_is_explained() -> None:
 
 
 def test_every_member_of_vtl_subnets_own_status_is_explained() -> None:
-    stage = subnet.Subnet(VM(), nonce=bytes, given={bytes((10, 0, 0, 1)): bytes((2, 0, 0, 0, 0, 1))})
+    stage = Subnet(VM(), nonce=bytes, given={bytes((10, 0, 0, 1)): bytes((2, 0, 0, 0, 0, 1))})
     status = stage.status(0.0)
     text = section(page("vtl-subnet"), "STATUS")
     assert set(status) <= set(items(text))
@@ -280,10 +281,10 @@ def test_every_member_of_vtl_subnets_own_status_is_explained() -> None:
 
 def test_every_reason_and_every_why_of_vtl_subnet_is_explained() -> None:
     folder = ROOT / "vtl_tools/services/subnet"
-    stage, ways = (ROOT / "vtl_tools/cmd/subnet.py").read_text(), (folder / "path_cache.py").read_text()
+    stage, ways = (folder / "stage.py").read_text(), (folder / "path_cache.py").read_text()
     peers = (folder / "peers.py").read_text() + (folder / "table.py").read_text()
     judged = ways + stage[stage.index("def _deliver") : stage.index("# --- frames")]
-    reasons = {subnet.PROTOCOL, subnet.NEIGHBOURS, *re.findall(r'return "([\w-]+)"', judged)}
+    reasons = {PROTOCOL, NEIGHBOURS, *re.findall(r'return "([\w-]+)"', judged)}
     counted = re.findall(r"ignored\[.*", peers)
     reasons |= {word for line in counted for word in re.findall('"([a-z-]+)"', line)}
     assert set(items(section(page("vtl-subnet"), "DROPS"))) == reasons - {"tag"}

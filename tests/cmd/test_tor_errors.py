@@ -79,9 +79,9 @@ LINES = {
     "no socket": (1, [*LINK, "--socks", "unix:{tmp}/x"], "unix:{tmp}/x: No such file or directory; start"),
     "no such host": (1, [*LINK, "--socks", "nohost.invalid:9"], "nohost.invalid:9: "),
     "a recording nowhere": (3, [*LINK, "--no-check", "--pcap-dropped", "{tmp}/x/y"], "{tmp}/x/y: No such"),
-    "nothing runs": (6, ["status"], "none runs here"),
-    "nothing to renew": (6, ["newnym"], "none runs here"),
-    "no flows": (6, ["flows", "eth9"], "{tmp}/vtl-tor-eth9.sock: no service answers"),
+    "nothing runs": (6, ["status"], "no service runs here"),
+    "nothing to renew": (6, ["newnym"], "no service runs here"),
+    "no flows": (6, ["flows", "--link", "eth9"], "{tmp}/vtl-tor-eth9.sock: no service answers"),
     "nobody to check": (1, ["check", "--socks", "127.0.0.1:1"], "127.0.0.1:1: Connection refused; start"),
 }
 

@@ -52,7 +52,7 @@ def scene(lab: Lab) -> Scene:
 
 @contextmanager
 def freezing(lab: Lab, host: Host, *arguments: str) -> Iterator[Bridge]:
-    links = ("run", "--iface", "vnet0", "--state", lab.dir / "freeze.state")
+    links = ("--iface", "vnet0", "--state", lab.dir / "freeze.state")
     with bridge(lab, host, *links, *arguments, service="vtl-freeze") as running:
         assert running.ready["event"] == "ready"
         yield running
@@ -191,7 +191,7 @@ def test_with_it_they_go_on(lab: Lab, scene: Scene, flows: list[Flow]) -> None:
 
 def vtl_freeze(running: Bridge, verb: str, *words: str | Path) -> str:
     """Run a verb; its standard output."""
-    command = [BIN / "vtl-freeze", verb, *words, "--iface", running.socket]
+    command = [BIN / "vtl-freeze", verb, *words, "--link", running.socket]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -201,7 +201,7 @@ def test_what_is_frozen_outlasts_the_service_and_moves(lab: Lab, scene: Scene) -
     download = Flow(vm, host, VM4, download=True)
     lab.defer(download.close)
     until(lambda: len(download.got) > 100_000, "data")
-    command = [BIN / "vtl-freeze", "run", "--iface", "vnet0", "--state", lab.dir / "freeze.state", "--json"]
+    command = [BIN / "vtl-freeze", "--iface", "vnet0", "--state", lab.dir / "freeze.state", "--json"]
     killed = host.popen(*command, "--control", socket_path, stdout=subprocess.PIPE)
     assert killed.stdout is not None
     assert b"ready" in killed.stdout.readline()

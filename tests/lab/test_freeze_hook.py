@@ -86,7 +86,7 @@ def env(lab):
 def vtl_freeze(host, env, iface):
     """Run the service; yields what tells its status."""
     path = Path(env["VTL_RUN"], f"vtl-freeze-{iface}.sock")
-    service = host.popen("vtl-freeze", "run", "--iface", iface, env=env)
+    service = host.popen("vtl-freeze", "--iface", iface, env=env)
     until(lambda: path.exists() or service.poll(), "the service")
     yield lambda: control.ask(path, "status")["freeze"]
     service.terminate()
@@ -139,19 +139,19 @@ def test_a_vm_whose_tap_goes_is_held_by_another_interface(scene, env, lab):
         far.sendall(b"one")
         assert near.recv(3) == b"one"
         until(lambda: status()["connections"], "the connection to be known")
-        host.run("vtl-freeze", "start", "--iface", "vnet0", env=env)
-        exported = host.run("vtl-freeze", "export", "--iface", "vnet0", env=env).stdout
+        host.run("vtl-freeze", "start", "--link", "vnet0", env=env)
+        exported = host.run("vtl-freeze", "export", "--link", "vnet0", env=env).stdout
     host.run("ip", "link", "set", "dev", "vnet0", "down")
     host.run("ip", "link", "add", "hold", "type", "veth", "peer", "name", "hold0")
     for name in "hold", "hold0":
         host.run("ip", "link", "set", "dev", name, "up")
     host.run("ip", "link", "set", "dev", "hold0", "master", "br0")
     with vtl_freeze(host, env, "hold0") as status:
-        host.run("vtl-freeze", "import", "--iface", "hold0", input=exported, env=env)
+        host.run("vtl-freeze", "import", "--link", "hold0", input=exported, env=env)
         assert f"{mac} dev hold0 " in host.run("bridge", "fdb").stdout
         until(lambda: status()["answered"] >= 5, "keep-alives", 60)
         host.run("ip", "link", "set", "dev", "vnet0", "up")
-        host.run("vtl-freeze", "stop", "--iface", "hold0", env=env)
+        host.run("vtl-freeze", "stop", "--link", "hold0", env=env)
         near.sendall(b"back")
         assert far.recv(4) == b"back"
     near.close()

@@ -53,7 +53,7 @@ def test_a_vm_is_held_from_another_host_of_the_overlay(lab: Lab) -> None:
     lab.defer(download.close)
     until(lambda: len(download.got) > 100_000, "data")
     there, back = lab.dir / "there.json", lab.dir / "back.json"
-    links = ("run", "--iface", "vnet0", "--state", lab.dir / "home.state")
+    links = ("--iface", "vnet0", "--state", lab.dir / "home.state")
     with bridge(lab, home, *links, service="vtl-freeze") as running:
         until(lambda: held(running)["connections"], "the connection to be known")
         cut(cable)
@@ -62,7 +62,7 @@ def test_a_vm_is_held_from_another_host_of_the_overlay(lab: Lab) -> None:
         vtl_freeze(running, "export", there)
     home.run("ip", "link", "set", "vnet0", "nomaster")
     assert is_at(HOME)
-    links = ("run", "--iface", f"vxlan:{PEER}/7", "--mac", mac, "--state", lab.dir / "away.state")
+    links = ("--iface", f"vxlan:{PEER}/7", "--mac", mac, "--state", lab.dir / "away.state")
     with bridge(lab, away, *links, service="vtl-freeze") as running:
         vtl_freeze(running, "import", there)
         until(lambda: is_at(AWAY), "the peer to learn where the VM is")
@@ -73,7 +73,7 @@ def test_a_vm_is_held_from_another_host_of_the_overlay(lab: Lab) -> None:
     assert download.error is None
     home.run("ip", "link", "set", "vnet0", "master", "br0")
     (lab.dir / "home.state").unlink()
-    links = ("run", "--iface", "vnet0", "--state", lab.dir / "home.state")
+    links = ("--iface", "vnet0", "--state", lab.dir / "home.state")
     with bridge(lab, home, *links, service="vtl-freeze") as running:
         vtl_freeze(running, "import", back)
         until(lambda: is_at(HOME), "the peer to learn that the VM is back")

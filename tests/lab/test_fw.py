@@ -54,7 +54,7 @@ def firewall(lab: Lab, middle: Host, *arguments: str, text: str = RULES) -> Iter
 
 def verb(running: Bridge, name: str, *words: str) -> str:
     """Run a verb of the tool; its standard output."""
-    where = ["--link", running.socket] if name in ("kill", "explain") else [running.socket]
+    where = ["--link", running.socket]
     command = [BIN / "vtl-fw", name, *words, *where]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -129,7 +129,7 @@ def test_a_reload_ends_what_it_does_not_allow_and_spares_the_rest(lab: Lab, scen
                         with pytest.raises(TimeoutError):
                             listener.recv(9)
                 other.write_text("deny any\nalow out\n")
-                command = [BIN / "vtl-fw", "reload", running.socket]  # again the file that it has
+                command = [BIN / "vtl-fw", "reload", "--link", running.socket]  # again the file that it has
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 assert done.returncode == 2
                 assert f"{other}:2:1: expected" in done.stderr
@@ -239,13 +239,13 @@ def test_many_flows_are_listed_as_far_as_one_asks_for(lab: Lab, scene: Scene) ->
             for port in range(10_000, 12_500):
                 sender.sendto(b"x", ("10.9.0.2", port))
         until(lambda: running.status()["policy"]["flows"] >= 2500, "the flows")
-        command = [BIN / "vtl-fw", "flows", "--json", running.socket]
+        command = [BIN / "vtl-fw", "flows", "--json", "--link", running.socket]
 
         def asked(*words: str) -> tuple[int, str]:
             ran = subprocess.run([*command, *words], capture_output=True, text=True, check=True)
             return ran.stdout.count('"flow"'), ran.stderr
 
-        assert asked() == (1000, "there are more: narrow it by --rule or --address, or raise --limit\n")
+        assert asked() == (1000, "there are more: give --rule or --address, or a higher --limit\n")
         count, said = asked("--limit", "10000")
         assert (count >= 2500, said) == (True, "")
         assert asked("--limit", "1500", "--address", "10.9.0.2/32", "--rule", "1")[0] == 1500

@@ -8,9 +8,9 @@ from random import Random
 import pytest
 
 from tests.running import bridge
-from vtl_tools.cmd.bridge import STATIONS_MAX
 from vtl_tools.common.packet import build
 from vtl_tools.common.packet.address import ip
+from vtl_tools.services.bridge import STATIONS_MAX
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 

@@ -61,7 +61,7 @@ def services(lab: Lab) -> dict[str, tuple[list[str | Path], int]]:
     return {
         "vtl-bridge": (two, NET_ADMIN),
         "vtl-bridge without a guard": ([*two, "--guard", "off"], NET_ADMIN),
-        "vtl-freeze": (["run", "--iface", "vmnet1"], NET_RAW | BPF),
+        "vtl-freeze": (["--iface", "vmnet1"], NET_RAW | BPF),
         "vtl-fw": ([*fw, "--guard", "process"], NET_ADMIN),
         "vtl-subnet": (list(subnet), NET_ADMIN),
         "vtl-tor": (["--iface", "vmnet1", "--dhcp", "--guard", "process", *proxy(lab)], NET_ADMIN),
@@ -316,7 +316,7 @@ def test_a_firewall_whose_modules_only_root_reads_reloads_and_explains(lab: Lab,
     with from_roots_home(lab, host, "vtl-fw", *options) as ask:
         lab.hosts[1].run("ping", "-c1", "-W1", "10.0.2.99", check=False)
         (lab.dir / "rules").write_text("deny any\n")
-        host.run(BIN / "vtl-fw", "reload", lab.dir / "alone.sock", "--rules", lab.dir / "rules")
+        host.run(BIN / "vtl-fw", "reload", "--link", lab.dir / "alone.sock", "--rules", lab.dir / "rules")
         assert ask("explain", words=packet)["verdict"] == "deny"
         assert ask("flows", start=0, rule=None, address=None)["flows"] == []
         state = lab.dir / "alone.state"
@@ -349,10 +349,10 @@ def test_a_tor_whose_modules_only_root_reads_answers_names_of_every_type(lab: La
 def test_a_freezer_whose_modules_only_root_reads_writes_and_takes_up_its_state(lab: Lab, host: Host) -> None:
     kept = lab.dir / "state"
     kept.mkdir(mode=0o700)
-    options = ("run", "--iface", "vmnet1", "--state", kept / "x.state", "--vm", "web")
+    options = ("--iface", "vmnet1", "--state", kept / "x.state", "--vm", "web")
     out = lab.dir / "exported"
     with from_roots_home(lab, host, "vtl-freeze", *options) as ask:
-        where = ("--iface", lab.dir / "alone.sock")
+        where = ("--link", lab.dir / "alone.sock")
         assert ask("start")["began"]
         host.run(BIN / "vtl-freeze", "export", out, *where)
         assert json.loads(out.read_bytes())["frozen"]
@@ -420,7 +420,7 @@ def test_a_monitor_of_another_users_qemu_is_reached_again(lab: Lab, host: Host) 
     theirs.mkdir(mode=0o700)
     os.chown(theirs, STRANGER, STRANGER)
     monitor = serve(theirs / "qmp", STRANGER)
-    with bridge(lab, host, "run", "--iface", "vmnet1", "--qmp", theirs / "qmp", service="vtl-freeze"):
+    with bridge(lab, host, "--iface", "vmnet1", "--qmp", theirs / "qmp", service="vtl-freeze"):
         for _ in range(2):
             client, _ = monitor.accept()
             client.close()
@@ -455,7 +455,7 @@ def test_a_socket_that_nobody_serves_does_not_count_as_a_service(lab: Lab, host:
         dead.bind(str(run / "vtl-bridge-gone.sock"))
     environment = {**os.environ, "VTL_RUN": str(run)}
     done = host.run(BIN / "vtl-bridge", "status", env=environment, check=False)
-    assert (done.returncode, "none runs here" in done.stderr) == (6, True)
+    assert (done.returncode, "no service runs here" in done.stderr) == (6, True)
 
 
 # --- who may ask, and who is asked
@@ -518,7 +518,7 @@ def test_another_users_socket_where_ours_would_be_is_asked_nothing(lab: Lab, hos
         tool = ["env", "-u", "XDG_RUNTIME_DIR", *as_user(lab, host, "vtl-bridge")]
         for user, words in (NOBODY, where), (NOBODY, "vmnet1"), (0, where):
             if words == where or where == path:
-                done = host.run(*tool, "status", words, user=user, check=False)
+                done = host.run(*tool, "status", "--link", words, user=user, check=False)
                 assert f"user {STRANGER} answers there" in done.stderr
         impostor.kill()
         said = impostor.stdout.read().split()

@@ -108,10 +108,10 @@ def test_two_vms_on_one_lan_find_the_short_way(scene: Figure6, both: tuple[Bridg
     assert set(other.drops()) <= {"neighbours", "not-for-vm", "not-ip"}
     # as its user asks
     told = subprocess.run(
-        [BIN / "vtl-subnet", "status", one.socket], capture_output=True, text=True, check=True
+        [BIN / "vtl-subnet", "status", "--link", one.socket], capture_output=True, text=True, check=True
     )
     assert "10.2.0.5" in told.stdout
-    command = [BIN / "vtl-subnet", "status", "--json", one.socket]
+    command = [BIN / "vtl-subnet", "status", "--json", "--link", one.socket]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(told.stdout)["shortcuts"]["10.2.0.5"]["state"] == "up"
 

@@ -278,7 +278,7 @@ def test_circuits_are_shared_by_what_may_share_them_and_not_after_a_new_identity
     with serving_the_pair(scene, "--isolate", mode) as service:
         with calls(scene) as first:
             assert [first.index(circuit) for circuit in first] == SHARED[mode]
-            told = scene.host.run(BIN / "vtl-tor", "newnym", service.socket)
+            told = scene.host.run(BIN / "vtl-tor", "newnym", "--link", service.socket)
             assert told.stderr == "identity 1\n"
             with calls(scene) as second:
                 assert [second.index(circuit) for circuit in second] == SHARED[mode]
@@ -288,11 +288,14 @@ def test_circuits_are_shared_by_what_may_share_them_and_not_after_a_new_identity
 def test_flows_lists_what_is_carried_by_name(scene, service):
     (address,) = look_up(scene.guest, "www.example")
     with connect(scene.guest, address):
-        printed = scene.host.run(BIN / "vtl-tor", "flows", "--json", service.socket).stdout
+        printed = scene.host.run(BIN / "vtl-tor", "flows", "--json", "--link", service.socket).stdout
         flows = [json.loads(line) for line in printed.splitlines()]
         assert ("www.example", PORT) in {(flow["name"], flow["to_port"]) for flow in flows}
         wide = {**os.environ, "COLUMNS": "200"}
-        assert "www.example 80" in scene.host.run(BIN / "vtl-tor", "flows", service.socket, env=wide).stdout
+        assert (
+            "www.example 80"
+            in scene.host.run(BIN / "vtl-tor", "flows", "--link", service.socket, env=wide).stdout
+        )
 
 
 # --- the command around it

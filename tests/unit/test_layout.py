@@ -48,9 +48,11 @@ SANS_IO = (
 EDGES = (
     "services.freeze.qmp",
     "services.freeze.stage",
-    "services.fw.restart",
+    "services.freeze.start",
+    "services.freeze.verbs",
     "services.fw.selftest",
     "services.fw.stage",
+    "services.fw.start",
 )
 """Parts of these that do I/O."""
 IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "time"}

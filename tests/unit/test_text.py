@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 import click
 import pytest
 
-from vtl_tools.common.cli import tool as cli
+from vtl_tools.common.cli import output
+from vtl_tools.common.cli.tool import Tool
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.runtime import watch
-from vtl_tools.common.text import LENGTH_MAX, printable
+from vtl_tools.common.text import LENGTH_MAX, printable, rich_console
 from vtl_tools.services.tor import proxy_check
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\nvtl-tor: all is well\u202egpj.exe\u2028\ud800"
@@ -34,7 +35,7 @@ def test_what_is_visible_stays_as_it_is():
 
 
 def drawn(*parts):
-    console = watch.console()
+    console = rich_console()
     console.file, console.width = io.StringIO(), 200
     console.print(*parts)
     return console.file.getvalue()
@@ -45,7 +46,7 @@ def drawn(*parts):
 )
 def test_an_address_that_looks_like_markup_is_in_the_table_of_connections(text, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
-    cli.print_table(("from", "to"), [(text, "x")])
+    output.print_table(("from", "to"), [(text, "x")])
     assert text in capsys.readouterr().out
 
 
@@ -67,14 +68,14 @@ def test_no_part_of_a_status_is_obeyed():
 def test_an_error_and_a_log_line_are_one_line_and_no_escape(capsys, monkeypatch):
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
 
-    @click.group("vtl-test", cls=cli.Tool)
+    @click.group("vtl-test", cls=Tool)
     def tool():
         logging.getLogger("x").warning("%s", HOSTILE)
         try:
             raise ValueError(HOSTILE)
         except ValueError:
             logging.getLogger("x").exception("it broke")
-        cli.echo(HOSTILE)
+        output.echo(HOSTILE)
         raise VTLError(HOSTILE)
 
     with pytest.raises(SystemExit):

@@ -83,7 +83,7 @@ class Side:
         """Run the service; return it once it follows QEMU."""
         qmp = () if tap else ("--qmp", self.guest.qmp_socket)
         self.service = self.host.popen(
-            *(BIN / "vtl-freeze", "run", "--iface", tap or self.tap, "--json", *qmp, *arguments),
+            *(BIN / "vtl-freeze", "--iface", tap or self.tap, "--json", *qmp, *arguments),
             stdout=subprocess.PIPE, text=True, env=self.env,
         )  # fmt: skip
         assert json.loads(self.service.stdout.readline())["event"] == "ready"
@@ -369,10 +369,10 @@ def test_a_peer_that_does_not_believe_a_window_that_shrinks_to_nothing(world):
                 some += sock.recv(1 << 16)
         lost.run("ip", "link", "set", "dev", "eth0", "down")
         held.run("nft", "-f", "-", input=CUT)
-        service.command("vtl-freeze", "start", "--iface", "vm0")
+        service.command("vtl-freeze", "start", "--link", "vm0")
         until(lambda: b"timed out" in guest.get("/tmp/5001"), "the end of the other")
         held.run("nft", "delete", "table", "netdev", "cut")
-        service.command("vtl-freeze", "stop", "--iface", "vm0")
+        service.command("vtl-freeze", "stop", "--link", "vm0")
         sock, some = downloads[0], got[0]
         while len(some) < len(FILE) and (data := sock.recv(1 << 16)):
             some += data

@@ -2,32 +2,34 @@
 
 import click
 
-from vtl_tools.common.cli import tool as cli
+from vtl_tools.common.cli.options import json_option, verbose_option, version_option
+from vtl_tools.common.cli.output import print_json, print_table
+from vtl_tools.common.cli.tool import Tool
 
 
-@click.group("vtl-guard", cls=cli.Tool, invoke_without_command=False)
-@click.version_option(package_name="vtl-tools", prog_name=None)
-@cli.verbose_option
+@click.group("vtl-guard", cls=Tool, invoke_without_command=False)
+@version_option
+@verbose_option
 def main() -> None:
     """Show, raise and lift the guards that keep the host's network stack off an interface."""
 
 
 @main.command("list")
-@cli.json_option
+@json_option
 def list_(json: bool) -> None:
-    """List the guards: whether each is in force now, and whether a service runs behind it."""
+    """List the guards: whether each is in force, and which service uses the interface."""
     from vtl_tools.common.host import guard, interface, lock
 
     found = guard.standing()
-    in_the_way = lock.holders()
+    holders = lock.holders()
 
     def holder(name: str) -> lock.Holder:
-        return in_the_way.get(interface.index_of(name), lock.Holder())
+        return holders.get(interface.index_of(name), lock.Holder())
 
     if json:
         from dataclasses import asdict
 
-        cli.print_json(
+        print_json(
             [
                 {**asdict(g), "service": holder(g.name).service, "service_pid": holder(g.name).pid}
                 for g in found
@@ -35,7 +37,7 @@ def list_(json: bool) -> None:
         )
         return
     if not found:
-        click.echo("no guard stands", err=True)
+        click.echo("no guards", err=True)
         return
     rows = (
         (
@@ -49,13 +51,13 @@ def list_(json: bool) -> None:
         for g in found
     )
     counts = ("kept from the host", "kept from the guest")
-    cli.print_table(("interface", "state", "ends with", "service", *counts), rows, right=counts)
+    print_table(("interface", "state", "ends with", "service", *counts), rows, right=counts)
 
 
 @main.command("raise")
 @click.argument("iface")
 def raise_(iface: str) -> None:
-    """Raise a guard that stays, before a service starts: until then the guest reaches nobody."""
+    """Raise a guard before a service starts. Until one does, the guest reaches nothing."""
     from vtl_tools.common.host.guard import Guard
 
     with Guard(iface, "kept") as guard:
@@ -65,19 +67,19 @@ def raise_(iface: str) -> None:
 @main.command("clear")
 @click.argument("iface")
 def clear(iface: str) -> None:
-    """Lift the guard that a service left on an interface; the host's stack sees its frames again."""
+    """Lift the guard of an interface: the host's network stack receives its frames again."""
     from vtl_tools.common.errors import VTLError
     from vtl_tools.common.host import guard, interface, lock
 
     try:
         holder = lock.holders().get(interface.index_of(iface), lock.Holder())
     except PermissionError:
-        holder = lock.Holder()  # told, in words, by what follows
+        holder = lock.Holder()  # guard.clear() raises an error that says so
     if holder.keeps:
-        raise VTLError(f"{iface}: {holder.service} (process {holder.pid}) keeps it, and runs; end that first")
+        raise VTLError(f"{iface}: {holder.service} (process {holder.pid}) uses it; stop that service first")
     if not guard.clear(iface):
         owned = [g.pid for g in guard.standing() if g.name == interface.real(iface)]
         if owned:
-            raise VTLError(f"{iface}: guarded by process {owned[0]}, which runs; end that instead")
+            raise VTLError(f"{iface}: guarded by process {owned[0]}, which still runs; stop that instead")
         raise VTLError(f"{iface}: no guard to lift; see 'vtl-guard list'")
     click.echo(f"{iface}: guard lifted", err=True)

@@ -1,270 +1,45 @@
 """vtl-subnet: two VMs of different subnets that share a LAN reach each other on it. Paper section 3.2."""
 
-import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import click
 
-from vtl_tools.common.cli import tool as cli
+from vtl_tools.common.cli.options import common_options, guard_option, iface_option, require
 from vtl_tools.common.cli.parameters import MacParam, NeighbourParam, NetworkParam, SecretParam
-from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.errors import Malformed
-from vtl_tools.common.packet import address, derive, icmp
-from vtl_tools.common.packet.offload import bind
-from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.packet.vnet import VNET
-from vtl_tools.common.rate_limit import TokenBucket
-from vtl_tools.common.stage import Stage
-from vtl_tools.services.subnet import headers as wire
-from vtl_tools.services.subnet.message import MTU_MIN
-from vtl_tools.services.subnet.path_cache import LONG, OURS, PROTOCOL, PathCache
-from vtl_tools.services.subnet.peer import PeerState, Shortcut
-from vtl_tools.services.subnet.peers import Peers
-from vtl_tools.services.subnet.report import report
-from vtl_tools.services.subnet.vm import VM
+from vtl_tools.common.cli.run import links_of, run_service
+from vtl_tools.common.cli.tool import Tool
+from vtl_tools.common.cli.verbs import add_status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from ipaddress import IPv4Network, IPv6Network
 
     from vtl_tools.common.runtime.runner import Options
-
-log = logging.getLogger(__name__)
-
-FROM_VM, DEFAULT, DIRECT = 0, 1, 2
-ERRORS_PER_S: Final = 100.0
-LISTED_MAX: Final = 1000
-IPV6_MTU_MIN: Final = 1280  # RFC 8200 section 5
-
-NEIGHBOURS: Final = "neighbours"
+    from vtl_tools.services.subnet.stage import Subnet
 
 
-class Subnet(Stage):
-    """Three ports: the VM, its network, and the direct link. What is for a peer goes by the direct link.
-
-    options: of Peers.
-    """
-
-    def __init__(self, vm: VM, **options: Any) -> None:
-        super().__init__(3)
-        self.vm = vm
-        self.peers = Peers(vm, told=self._told, ignored=self.drops, **options)
-        self._ways = PathCache(self.peers)
-        self._errors = TokenBucket(ERRORS_PER_S)
-        self._picked = Batch()
-        self._takes = self._from_vm, self._from_default, self._from_direct
-
-    def on_batch(self, port: int, batch: Batch, now: float) -> None:
-        """Send each frame the way that is right for it."""
-        self._ways.refresh(now)
-        self._takes[port](batch, now)
-
-    # --- from the VM
-
-    def _from_vm(self, batch: Batch, now: float) -> None:
-        short: list[int] = []
-        lost: list[int] = []
-        known = self._ways.known[FROM_VM]
-        for i, frame in enumerate(batch):
-            head = bytes(frame[: wire.HEAD])
-            way = known.get(wire.key(head))
-            if way is None:
-                way = self._ways.look(FROM_VM, head, now)
-            if way == LONG:
-                continue
-            if isinstance(way, str):
-                self.drops[way] += 1
-                lost.append(i)
-            elif self._may_shorten(way, frame, head, now):
-                wire.hop(frame, head, way.peer.mac)
-                way.tx_frames += 1
-                way.tx_octets += len(frame) - VNET
-                short.append(i)
-        if len(short) == batch.count:
-            self.out[DIRECT](batch, now)
-        elif not short and not lost:
-            self.out[DEFAULT](batch, now)
-        else:
-            gone = {*short, *lost}
-            self._pass(DEFAULT, batch, [i for i in range(batch.count) if i not in gone], now)
-            self._pass(DIRECT, batch, short, now)
-
-    def _may_shorten(self, shortcut: Shortcut, frame: memoryview, head: bytes, now: float) -> bool:
-        """Say whether a packet may go by a shortcut, as it may by a router that has nothing to say to it."""
-        if wire.hops(head, frame) < 2 or not _is_honest(frame, head):
-            return False
-        if len(frame) - wire.L3 <= MTU_MIN:
-            return True
-        mtu = self.peers.mtu_of(shortcut.peer)
-        if wire.largest(frame) <= mtu:
-            return True
-        is_told = wire.must_not_fragment(head) and (head[wire.KIND] == wire.V4 or mtu >= IPV6_MTU_MIN)
-        if is_told and self._errors.take(now):
-            self._tell_mtu(frame, mtu, now)
-        return False
-
-    def _tell_mtu(self, frame: memoryview, mtu: int, now: float) -> None:
-        """Tell the VM how large its packets may be, so that those to come take the short way."""
-        try:
-            pkt = Packet.at(frame)
-            net = pkt.ip
-            if net is None:
-                return
-            is_v4 = len(net.dst) == 4
-            kind = icmp.UNREACHABLE if is_v4 else icmp.V6_PACKET_TOO_BIG
-            code = icmp.FRAGMENTATION_NEEDED if is_v4 else 0
-            error = derive.icmp_error(pkt, kind, code, src=net.dst, rest=mtu)
-        except Malformed:
-            return
-        if error is not None:
-            self.send(FROM_VM, [(bytes(error),)], now)
-
-    # --- from its network
-
-    def _from_default(self, batch: Batch, now: float) -> None:
-        known, lost = self._ways.known[DEFAULT], []
-        for i, frame in enumerate(batch):
-            head = bytes(frame[: wire.HEAD])
-            way = known.get(wire.key(head))
-            if way is None:
-                way = self._ways.look(DEFAULT, head, now)
-            if way != LONG:
-                lost.append(i)
-        if lost:
-            self.drop(batch, lost, PROTOCOL)
-        if batch.count:
-            self.out[FROM_VM](batch, now)
-
-    # --- from the direct link
-
-    def _from_direct(self, batch: Batch, now: float) -> None:
-        known, lost = self._ways.known[DIRECT], []
-        for i, frame in enumerate(batch):
-            head = bytes(frame[: wire.HEAD])
-            way = known.get(wire.key(head)) if head[wire.KIND] in wire.IP else "not-ip"
-            if way is None:
-                way = self._ways.look(DIRECT, head, now)
-            if isinstance(way, Shortcut):
-                way = self._deliver(way, frame, head)
-            if way != LONG:
-                self._keep_out(way, frame, head, now)
-                lost.append(i)
-        if not lost:
-            self.out[FROM_VM](batch, now)
-        elif len(lost) < batch.count:
-            gone = set(lost)
-            self._pass(FROM_VM, batch, [i for i in range(batch.count) if i not in gone], now)
-
-    def _deliver(self, shortcut: Shortcut, frame: memoryview, head: bytes) -> str:
-        """Make a packet look as if it came the long way; return LONG, or why it is no packet of a peer."""
-        gateway = shortcut.gateway or self.vm.gateway
-        if gateway is None:
-            return "no-gateway"
-        hops = wire.hops(head, frame)
-        if hops == wire.HOPS_MAX:  # no process was on its way, which would have taken one
-            return "no-hop"
-        if not hops:
-            return "options"
-        if not _is_honest(frame, head):
-            return "offload"
-        frame[wire.SRC_MAC] = gateway
-        shortcut.rx_frames += 1
-        shortcut.rx_octets += len(frame) - VNET
-        return LONG
-
-    def _keep_out(self, why: str, frame: memoryview, head: bytes, now: float) -> None:
-        """Listen to a frame that is not for the VM, and count it."""
-        if head[wire.KIND] == OURS:
-            self.peers.receive(frame, now)
-        elif head[wire.KIND] == wire.ARP or wire.is_neighbour_discovery(head):
-            self.peers.listen(frame, now)
-            self.drops[NEIGHBOURS] += 1
-        else:
-            self.drops[why] += 1
-
-    # --- frames
-
-    def _pass(self, port: int, batch: Batch, indices: "Sequence[int]", now: float) -> None:
-        if indices:
-            self.out[port](self._picked.pick(batch, indices), now)
-
-    def settle(self, now: float) -> None:
-        """Send what is to be said to peers."""
-        if self.peers.outbox:
-            frames, self.peers.outbox = self.peers.outbox, []
-            self.send(DIRECT, [(frame,) for frame in frames], now)
-
-    # --- what happens around it
-
-    def on_mtu(self, port: int, octets: int) -> None:
-        """Note what fits the links; what fits the default one is not ours to know."""
-        if port == DIRECT:
-            self.peers.mtu = min(octets, 65535)
-        elif port == FROM_VM:
-            self.peers.vm_mtu = min(octets, 65535)
-
-    def on_link(self, port: int, up: bool, now: float) -> None:
-        """Leave the direct link at once when it goes."""
-        if port == DIRECT and up:
-            self.peers.changed(now)
-        elif port == DIRECT:
-            self.peers.lost_link("link-down", now)
-
-    def deadline(self) -> float | None:
-        """Return when a peer is to be asked, or all to be told."""
-        return self.peers.deadline()
-
-    def wake(self, now: float) -> None:
-        """Ask, tell, and give up who does not answer."""
-        self.peers.wake(now)
-
-    def on_stop(self, now: float) -> None:
-        """Tell the peers that their packets would come to nothing."""
-        self.peers.withdraw()
-        self.settle(now)
-
-    def _told(self, shortcut: Shortcut, state: PeerState, was: PeerState, why: str) -> None:
-        mine, mac = address.format_ip(shortcut.address), address.format_mac(shortcut.peer.mac)
-        log.debug("%s: %s, was %s: %s", mine, state.value, was.value, why)
-        self.event("shortcut", address=mine, peer=mac, state=state.value, was=was.value, why=why)
-
-    def status(self, now: float) -> dict[str, object]:
-        """Return who the VM is, its shortcuts, and what the long way was spared."""
-        return report(self.peers, now, LISTED_MAX)
-
-
-def _is_honest(frame: memoryview, head: bytes) -> bool:
-    """Say whether a frame is what was read of it also when its checksum is written where its sender says."""
-    if head[0] == 0 == head[1]:
-        return True
-    try:
-        bind(frame)
-    except Malformed:
-        return False
-    return frame[: wire.HEAD] == head
-
-
-# --- the command
-
-
-@click.group("vtl-subnet", cls=cli.Tool)
-@cli.iface_option()
-@click.option("--default", "-u", metavar="LINK", help="The link to the VM's network, of the same kinds.")
-@click.option("--direct", "-d", metavar="LINK", help="The link that the VMs share, of the same kinds.")
+@click.group("vtl-subnet", cls=Tool)
+@iface_option()
+@click.option("--default", "-u", metavar="LINK", help="The link to the VM's network.")
+@click.option("--direct", "-d", metavar="LINK", help="The link to the LAN that the VMs share.")
 @click.option(
-    "--allow", type=NetworkParam(), multiple=True, metavar="PREFIX", help="Peers' addresses; may be repeated."
+    "--allow",
+    type=NetworkParam(),
+    multiple=True,
+    metavar="PREFIX",
+    help="Addresses of peers; may be repeated.",
 )
 @click.option(
-    "--peer", type=NeighbourParam(), multiple=True, metavar="IP=MAC", help="One at MAC; may be repeated."
-)
-@click.option("--mac", type=MacParam(), help="The VM's Ethernet address.  [default: the first that it uses]")
+    "--peer", type=NeighbourParam(), multiple=True, metavar="IP=MAC",
+    help="A peer's IP and Ethernet addresses; may be repeated.",
+)  # fmt: skip
+@click.option("--mac", type=MacParam(), help="The VM's Ethernet address.  [default: learned]")
 @click.option(
     "--address", "own", type=NetworkParam(), multiple=True, metavar="PREFIX",
     help="An address or prefix of the VM; may be repeated, needed with --key.  [default: learned]",
 )  # fmt: skip
-@click.option("--key", type=SecretParam(), metavar="FILE", help="Believe only who has the same key.")
-@cli.guard_option
-@cli.common_options
+@click.option("--key", type=SecretParam(), metavar="FILE", help="Accept only peers that have the same key.")
+@guard_option()
+@common_options
 def main(
     iface: str,
     default: str,
@@ -277,41 +52,35 @@ def main(
     guard: str,
     options: "Options",
 ) -> None:
-    """Carry what a VM sends to a VM of another subnet by a link that both share, and all else as ever.
+    """Send a VM's traffic for a VM of another subnet on a link that both share, and all else as before.
 
     \b
     vtl-subnet --iface vm1 --default proxylink --direct lanlink --allow 10.2.0.0/16
     vtl-subnet --iface vm1 --default proxylink --direct lanlink --peer 10.2.0.5=52:54:00:00:00:05
     """
-    for given, option, what in (
+    require(
         (iface, "--iface", "the interface that the VM is behind"),
         (default, "--default", "the link to its network"),
-        (direct, "--direct", "the link that it shares with its peers"),
-        (allow or peer, "--allow or --peer", "to which addresses the short way may be taken"),
-    ):
-        if not given:
-            raise click.UsageError(f"give {option}: {what}")
+        (direct, "--direct", "the link to the LAN that it shares with its peers"),
+        (allow or peer, "--allow or --peer", "the addresses that the direct link may be used for"),
+    )
     if key is not None and not own:
         raise click.UsageError(
-            "give --address with --key: the VM's address, since peers rely on the key,"
-            " and an address that is learned may be another's"
+            "give --address with --key: peers trust the key, and a learned address may be another VM's"
         )
-    cli.check_links((iface, default, direct))
+    links = links_of(iface, default, direct)
 
-    def make_stage() -> Subnet:
+    def make_stage() -> "Subnet":
         from secrets import token_bytes
+
+        from vtl_tools.services.subnet.stage import Subnet
+        from vtl_tools.services.subnet.vm import VM
 
         vm = VM(mac, own, learns=key is None)
         return Subnet(vm, nonce=token_bytes, allow=allow, given=dict(peer), key=key)
 
-    def make_links(_: int) -> list[Any]:
-        from vtl_tools.common.device.spec import open_device
-        from vtl_tools.common.host.guard import MARK
-
-        return [open_device(spec, mark=MARK) for spec in (iface, default, direct)]
-
-    # The others are commonly the host's own, too, and nothing on them that concerns us is for the host.
-    cli.run(make_stage, make_links, options, guard=guard, vm_sides=1)
+    # The other links are not guarded, as the host commonly uses them too.
+    run_service(make_stage, links, options, guard=guard, vm_sides=1)
 
 
-cli.status_verb(main)
+add_status(main)

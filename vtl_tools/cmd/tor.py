@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from vtl_tools.common.cli import tool as cli
+from vtl_tools.common.cli import options as opts
+from vtl_tools.common.cli.output import echo, print_json, print_table
 from vtl_tools.common.cli.parameters import ProxyParam, SubnetParam
+from vtl_tools.common.cli.run import run_service
+from vtl_tools.common.cli.tool import Tool
+from vtl_tools.common.cli.verbs import add_status, ask_each
 from vtl_tools.common.errors import VTLError
 
 if TYPE_CHECKING:
@@ -37,8 +41,8 @@ def _choice_option(name: str, values: list[str], default: str, text: str) -> Cal
     return click.option(name, type=click.Choice(values), default=default, show_default=True, help=text)
 
 
-@click.group("vtl-tor", cls=cli.Tool)
-@cli.iface_option()
+@click.group("vtl-tor", cls=Tool)
+@opts.iface_option()
 @socks_option
 @click.option("--start-tor", is_flag=True, help="Start a tor process, in place of --socks.")
 @click.option("--torrc", type=_EXISTING, metavar="FILE", help="Further configuration for --start-tor.")
@@ -62,8 +66,8 @@ def _choice_option(name: str, values: list[str], default: str, text: str) -> Cal
 )  # fmt: skip
 @click.option("--check/--no-check", default=True, help="Check the proxy before the start (default).")
 @click.option("--url", metavar="URL", help="Also ask a web service which address it sees; see 'check'.")
-@cli.guard_option_of("keep")
-@cli.common_options
+@opts.guard_option("keep")
+@opts.common_options
 def main(iface: str, guard: str, options: "Options", **settings: Any) -> None:
     """Carry a guest's TCP connections and DNS queries through Tor, and drop everything else.
 
@@ -84,7 +88,7 @@ def main(iface: str, guard: str, options: "Options", **settings: Any) -> None:
     from vtl_tools.common.host.guard import MARK
     from vtl_tools.services.tor.build import make_stage
 
-    cli.run(
+    run_service(
         lambda: make_stage(iface, options, partial(_show_exit, json=options.json), **settings),
         lambda _: [open_device(iface, mark=MARK)],
         options,
@@ -98,32 +102,29 @@ def main(iface: str, guard: str, options: "Options", **settings: Any) -> None:
 
 def _show_exit(seen: dict[str, object], *, json: bool) -> None:
     if json:
-        cli.print_json([{"event": "exit", "seen": seen}])
+        print_json([{"event": "exit", "seen": seen}])
     else:
-        cli.echo(f"vtl-tor: the world sees {seen.get('IP', seen)}", err=True)
+        echo(f"vtl-tor: the world sees {seen.get('IP', seen)}", err=True)
 
 
-@main.command(epilog=cli.EPILOG)
-@cli.link_argument
-@cli.verbose_option
+@main.command()
+@opts.link_option
+@opts.verbose_option
 def newnym(link: str | None) -> None:
-    """Use other circuits for connections that are opened from now on.
-
-    LINK is the service's link, or the path of its control socket; without it all services are asked.
-    """
-    for told in cli.ask_each(main, "newnym", link):
-        cli.echo(f"identity {told['identity']}", err=True)
+    """Use other circuits for connections that are opened from now on."""
+    for told in ask_each(main, "newnym", link):
+        echo(f"identity {told['identity']}", err=True)
 
 
-@main.command(epilog=cli.EPILOG)
-@cli.link_argument
-@cli.json_option
-@cli.verbose_option
+@main.command()
+@opts.link_option
+@opts.json_option
+@opts.verbose_option
 def flows(link: str | None, json: bool) -> None:
     """List the guest's connections: from, to, stage, state, age, and octets."""
-    found = [flow for told in cli.ask_each(main, "flows", link) for flow in told["flows"]]
+    found = [flow for told in ask_each(main, "flows", link) for flow in told["flows"]]
     if json:
-        cli.print_json(found)
+        print_json(found)
         return
     counts = ("age", "up", "down", "waiting")
     rows = (
@@ -134,14 +135,14 @@ def flows(link: str | None, json: bool) -> None:
         )
         for flow in found
     )  # fmt: skip
-    cli.print_table(("from", "to", "stage", "state", *counts), rows, right=counts)
+    print_table(("from", "to", "stage", "state", *counts), rows, right=counts)
 
 
-@main.command(epilog=cli.EPILOG)
+@main.command()
 @socks_option
 @click.option("--url", metavar="URL", help="A web service that answers with the address it sees.")
-@cli.json_option
-@cli.verbose_option
+@opts.json_option
+@opts.verbose_option
 def check(socks: tuple[str, int] | str, url: str | None, json: bool) -> None:
     """Check whether the proxy answers, whether it is Tor, and which address a web service sees."""
     from vtl_tools.services.tor.proxy_check import CHECK_URL, described, exit_address, probe, resolved
@@ -152,17 +153,17 @@ def check(socks: tuple[str, int] | str, url: str | None, json: bool) -> None:
         click.echo(f"{name}: {'is Tor' if is_tor else 'answers, and is not Tor'}")
     seen = exit_address(socks, url or CHECK_URL)
     if json:
-        cli.print_json([{"socks": name, "is_tor": is_tor, "seen": seen}])
+        print_json([{"socks": name, "is_tor": is_tor, "seen": seen}])
     else:
-        cli.echo(f"the world sees {seen.get('IP', seen)}")
+        echo(f"the world sees {seen.get('IP', seen)}")
     if not is_tor:
         raise VTLError(f"{name}: not Tor: it sees where a guest goes; name Tor's SOCKS port")
 
 
-@main.command(epilog=cli.EPILOG)
+@main.command()
 @click.argument("options", nargs=-1, metavar="[-- OPTION...]")
-@cli.json_option
-@cli.verbose_option
+@opts.json_option
+@opts.verbose_option
 def selftest(options: tuple[str, ...], json: bool) -> None:
     """Send every kind of traffic that may leak, in private networks, and report what leaked.
 
@@ -187,4 +188,4 @@ def selftest(options: tuple[str, ...], json: bool) -> None:
         raise VTLError("selftest: traffic leaked; it is listed above")
 
 
-cli.status_verb(main)
+add_status(main)

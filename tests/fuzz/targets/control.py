@@ -11,19 +11,21 @@ import json
 from tests.fuzz.octets import Octets, blob
 from tests.fuzz.places import place
 from tests.unit.fw.fw import IN, OUT, Wire, policy, segment
-from vtl_tools.cmd import freeze
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.runtime import control
+from vtl_tools.common.runtime.sealed_file import SealedFile
 from vtl_tools.services.freeze.freezer import Freezer
 from vtl_tools.services.freeze.stage import Freeze
+from vtl_tools.services.freeze.verbs import verbs
+from vtl_tools.services.fw.files import pack
 from vtl_tools.services.fw.stage import Firewall
 
 RULES = "allow out tcp port 80\nallow in tcp port 22 limit 9/s\ndeny any\n"
 PLACE = place()
 STEPS_MAX = 6
 WORDS = [f'"{word}"'.encode() for word in (
-    "flows", "kill", "explain", "upload", "reload", "status", "start", "stop", "report", "import", "export",
-    "announce", "verb", "words", "token", "file", "data", "first", "rule", "address", "dry_run", "name",
+    "flows", "kill", "explain", "reload", "status", "start", "stop", "report", "import", "export",
+    "announce", "verb", "words", "upload", "file", "rule", "address", "dry_run", "name",
     "out", "tcp", "10.0.0.5:40000", "192.0.2.1:80",
 )]  # fmt: skip
 
@@ -60,18 +62,21 @@ def freezing() -> Freeze:
 
 
 async def ask(lines: list[bytes]) -> None:
-    """Ask both services."""
+    """Ask both services. A line that is no request goes along with the next one, as a file in memory."""
     stage, other = firewall(), freezing()
     services = (
         control.ControlServer(PLACE / "fw", {"status": lambda _: stage.status(0.0), **stage.verbs()}),
-        control.ControlServer(
-            PLACE / "freeze", {"status": lambda _: other.status(0.0), **freeze._verbs(other)}
-        ),
+        control.ControlServer(PLACE / "freeze", {"status": lambda _: other.status(0.0), **verbs(other)}),
     )
+    upload: bytes | None = None
     for line in lines:
+        if not line.startswith(b"{"):
+            upload = line
+            continue
         before = len(stage.tracker.flows)
         for server in services:
-            answer = await server.answer(line)
+            with SealedFile.of([upload or b""]) as sealed:
+                answer = await server.answer(line, None if upload is None else sealed)
             told = json.loads(json.dumps(answer))
             assert told["ok"] in (True, False)
             assert set(told) == {"ok", "result" if told["ok"] else "error"}
@@ -102,17 +107,22 @@ def one(data: bytes) -> None:
 
 
 def seeds() -> list[bytes]:
-    upload = {"verb": "upload", "token": "t", "file": "fw.rules", "data": "ZGVueSBhbnkK", "first": True}
+    packed = blob(b"".join(pack({"fw.rules": b'include "more"\n', "more": b"deny any\n"})))
+    reloads: list[dict[str, object]] = [
+        {"verb": "reload", "file": "fw.rules"}, {"verb": "reload", "file": "fw.rules", "dry_run": True},
+        {"verb": "reload", "file": "more"}, {"verb": "reload", "file": "none"},
+    ]  # fmt: skip
     requests: list[list[object]] = [
         [{"verb": "status"}], [{"verb": "flows", "start": 0, "rule": "1", "address": "10.0.0.0/8"}],
         [{"verb": "kill", "words": ["out", "tcp", "10.0.0.5:40000", "192.0.2.1:80"]}],
         [{"verb": "explain", "words": ["in", "icmp", "1.2.3.4", "10.0.0.5", "type", "echo-request"]}],
         [{"verb": "explain", "words": ["out", "arp"]}],
-        [upload, {"verb": "reload", "token": "t", "file": "fw.rules"}],
-        [upload, {"verb": "reload", "token": "t", "file": "fw.rules", "dry_run": True}],
         [{"verb": verb} for verb in ("start", "report", "stop", "announce", "import", "export")],
         [{"ok": True, "result": {}}, {"ok": False, "error": "x"}, {"ok": True, "result": []}, [], {}, 1],
     ]  # fmt: skip
-    return [b"".join(blob(json.dumps(line).encode()) for line in lines) for lines in requests] + [
-        blob(b"[" * 5000), blob(b'{"verb": ["status"]}')
-    ]  # fmt: skip
+    return [
+        *(b"".join(blob(json.dumps(line).encode()) for line in lines) for lines in requests),
+        *(packed + blob(json.dumps(request).encode()) for request in reloads),
+        blob(b"[" * 5000),
+        blob(b'{"verb": ["status"]}'),
+    ]

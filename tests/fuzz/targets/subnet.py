@@ -13,7 +13,6 @@ from random import Random
 
 from tests.fuzz.frames import FRAMES
 from tests.fuzz.octets import Octets, blob
-from vtl_tools.cmd.subnet import DEFAULT, DIRECT, FROM_VM, Subnet
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import build
@@ -21,6 +20,7 @@ from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.services.subnet.message import ADDRESSES_MAX, MessageKind, SubnetMessage
 from vtl_tools.services.subnet.peer import PeerState
+from vtl_tools.services.subnet.stage import DEFAULT, DIRECT, FROM_VM, Subnet
 from vtl_tools.services.subnet.table import PEERS_MAX
 from vtl_tools.services.subnet.vm import VM
 

@@ -11,10 +11,11 @@ from tests.running import BIN
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.packet.vnet import NONE, VNET
 from vtl_tools.common.runtime import control
+from vtl_tools.common.runtime.sealed_file import SealedFile
+from vtl_tools.services.fw.files import pack
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.stage import Firewall
-from vtl_tools.services.fw.uploads import pieces
 
 
 class Stage:
@@ -83,9 +84,8 @@ class Process:
     def load(self, text):
         """Take a policy, and forget all connections."""
         for body in "deny\n", text:
-            for piece in pieces({"fw.rules": body.encode()}, "token"):
-                control.ask(self._control, "upload", **piece)
-            control.ask(self._control, "reload", token="token", file="fw.rules")
+            with SealedFile.of(pack({"fw.rules": body.encode()})) as upload:
+                control.ask(self._control, "reload", upload=upload, file="fw.rules")
 
     def judge(self, shots):
         """Return what came out where. Packets of both sides do not overtake each other."""

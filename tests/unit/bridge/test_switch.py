@@ -5,10 +5,10 @@ from random import Random
 
 import pytest
 
-from vtl_tools.cmd.bridge import AGE_S, SHARED_PER_S, STATIONS_MAX, Bridge, Switch
 from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.packet.vnet import NONE
 from vtl_tools.common.stage import Stage, join
+from vtl_tools.services.bridge import AGE_S, SHARED_PER_S, STATIONS_MAX, Bridge, Switch
 
 A, B, C = (bytes([2, 0, 0, 0, 0, n]) for n in (1, 2, 3))
 EVERYBODY = b"\xff" * 6

@@ -29,7 +29,6 @@ from vtl_tools.services.fw import dhcp6
 from vtl_tools.services.fw import saved_state as memory
 from vtl_tools.services.fw.dhcp4 import SERVERS_MAX
 from vtl_tools.services.fw.dhcp6 import IAS_MAX, LEASES_MAX
-from vtl_tools.services.fw.files import read_private
 from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.saved_state import StateKeeper, recall
 from vtl_tools.services.fw.savi import CLAIMS_MAX, PREFIXES_MAX
@@ -184,17 +183,17 @@ def test_a_service_that_never_ran_writes_nothing():
 
 def test_the_file_is_its_owners_and_replaced_as_a_whole(tmp_path):
     path = tmp_path / "x.state"
-    assert read_private(path, 10) is None
+    assert StateFile(path, 10).read() is None
     for text in "one", "two":
         StateFile(path, 10).replace([text])
-        assert read_private(path, 10) == text
+        assert StateFile(path, 10).read() == text.encode()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [found.name for found in tmp_path.iterdir()] == ["x.state"]
-    with pytest.raises(ValueError, match="too large"):
-        read_private(path, 2)
+    with pytest.raises(OSError, match="too large"):
+        StateFile(path, 2).read()
     path.chmod(0o620)
-    with pytest.raises(ValueError, match="of our own"):
-        read_private(path, 10)
+    with pytest.raises(PermissionError, match="our own file"):
+        StateFile(path, 10).read()
 
 
 def test_no_link_and_no_pipe_is_read_in_its_place(tmp_path):
@@ -202,11 +201,11 @@ def test_no_link_and_no_pipe_is_read_in_its_place(tmp_path):
     (tmp_path / "target").write_text("x")
     path.symlink_to("target")
     with pytest.raises(OSError, match="symbolic"):
-        read_private(path, 10)
+        StateFile(path, 10).read()
     path.unlink()
     os.mkfifo(path, 0o600)
-    with pytest.raises(ValueError, match="of our own"):
-        read_private(path, 10)
+    with pytest.raises(PermissionError, match="our own file"):
+        StateFile(path, 10).read()
     (tmp_path / "x.state.new").symlink_to("target")
     path.unlink()
     StateFile(path, 10).replace(["new"])

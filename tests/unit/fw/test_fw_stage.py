@@ -1,6 +1,7 @@
 """The service in memory: what comes out at which port, what is answered, what is counted."""
 
 import asyncio
+import struct
 import time
 
 import pytest
@@ -13,10 +14,12 @@ from vtl_tools.common.guest_net.dhcp_wire import DHCPMessage
 from vtl_tools.common.packet import build, icmp, vnet
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.rate_limit import TokenBucket
+from vtl_tools.common.runtime.sealed_file import SealedFile
 from vtl_tools.services.fw import answers, question
+from vtl_tools.services.fw.files import SentReader, pack
 from vtl_tools.services.fw.identity import Identity
+from vtl_tools.services.fw.parser import FILES_MAX
 from vtl_tools.services.fw.stage import Firewall
-from vtl_tools.services.fw.uploads import Upload, pieces
 
 TEXT = """
 allow out tcp port 80
@@ -188,9 +191,8 @@ def test_pcap_keeps_what_a_rule_judged():
 
 
 def upload(stage, text, **more):
-    for request in pieces({"new.rules": text.encode()}, "t"):
-        stage.upload.take(request)
-    return asyncio.run(stage.reload({"token": "t", "file": "new.rules", **more}))
+    with SealedFile.of(pack({"new.rules": text.encode()})) as sealed:
+        return asyncio.run(stage.reload({"upload": sealed, "file": "new.rules", **more}))
 
 
 def test_reload_ends_what_is_not_allowed_any_more_and_a_dry_run_nothing():
@@ -269,22 +271,25 @@ def test_what_is_no_packet_is_told(text):
         question.read(text.split())
 
 
-def test_uploads_are_bounded_and_one_at_a_time():
-    store = Upload()
-    for request in pieces({"a": b"x" * 100_000, "b": b""}, "one"):
-        store.take(request)
-    store.take({"token": "two", "file": "c", "data": "", "first": True})
-    with pytest.raises(VTLError, match="another one came in between"):
-        store.reader("one")
-    with pytest.raises(VTLError, match="at most 16 MiB"):
-        [store.take(request) for request in pieces({"a": bytes(17 << 20)}, "three")]
-    for bad in (
-        {},
-        {"token": "x", "file": "a", "data": "!", "first": True},
-        {"token": 1, "file": 2, "data": 3},
-    ):
-        with pytest.raises(VTLError):
-            store.take(bad)
+def test_files_that_are_sent_come_out_as_they_went_in():
+    files = {"/a/b.rules": b"allow any", "\udcff": b"", "größe\n": bytes(100_000)}
+    read = SentReader(b"".join(pack(files)))
+    for name, octets in files.items():
+        assert read(name, 1 << 20) == octets
+        assert read(name, 3) == octets[:3]
+    with pytest.raises(FileNotFoundError):
+        read("c", 1)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [b"x", bytes(9), b"\xff" * 8, struct.pack("!II", 1, 5) + b"abc",
+     struct.pack("!II", 5000, 0) + b"x" * 5000, bytes(8) * (FILES_MAX + 1)],
+    ids=["short head", "half a head", "sizes without end", "cut off", "long name", "many"],
+)  # fmt: skip
+def test_damaged_files_are_refused(packed):
+    with pytest.raises(VTLError, match="damaged"):
+        SentReader(packed)
 
 
 def test_a_bucket_fills_again():
@@ -309,17 +314,15 @@ def test_of_two_reloads_at_once_the_second_is_refused():
     stage = Service().stage
 
     async def both():
-        bring("one", "allow any")
-        first = asyncio.create_task(stage.reload({"token": "one", "file": "new.rules"}))
-        await asyncio.sleep(0)
-        bring("two", "deny any")
-        with pytest.raises(VTLError, match="under way"):
-            await stage.reload({"token": "two", "file": "new.rules"})
-        return await first
+        with sent("allow any") as one, sent("deny any") as two:
+            first = asyncio.create_task(stage.reload({"upload": one, "file": "new.rules"}))
+            await asyncio.sleep(0)
+            with pytest.raises(VTLError, match="under way"):
+                await stage.reload({"upload": two, "file": "new.rules"})
+            return await first
 
-    def bring(token, text):
-        for request in pieces({"new.rules": text.encode()}, token):
-            stage.upload.take(request)
+    def sent(text):
+        return SealedFile.of(pack({"new.rules": text.encode()}))
 
     assert asyncio.run(both())["rules"] == 1
     assert stage.tracker.policy.rules[0].text == "allow any"

@@ -11,7 +11,6 @@ from collections import Counter
 
 import pytest
 
-from vtl_tools.cmd.bridge import Bridge
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.memory import pair
 from vtl_tools.common.errors import LinkLostError, NotRunningError, VTLError
@@ -22,6 +21,7 @@ from vtl_tools.common.runtime.runner import Options, Runner, notify, say
 from vtl_tools.common.runtime.watch import human
 from vtl_tools.common.runtime.workers import ask_all, merge
 from vtl_tools.common.stage import Stage
+from vtl_tools.services.bridge import Bridge
 
 FRAME = NONE + bytes(60)
 
@@ -42,7 +42,7 @@ def options(tmp_path) -> Options:
     [b"", b"[]", b"1", b'{"ok": true}', b'{"ok": true, "result": []}', b"[" * 100_000, b'{"ok": false}'],
 )
 def test_an_answer_that_is_none_is_told_as_that(line, tmp_path):
-    with pytest.raises(NotRunningError, match="in the middle of its answer"):
+    with pytest.raises(NotRunningError, match="before its answer was complete"):
         control.result_of(line, tmp_path)
 
 

@@ -5,12 +5,12 @@ from contextlib import suppress
 from itertools import count
 from random import Random
 
-from vtl_tools.cmd.subnet import DEFAULT, DIRECT, FROM_VM, Subnet
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import address, build
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.services.subnet.stage import DEFAULT, DIRECT, FROM_VM, Subnet
 from vtl_tools.services.subnet.vm import VM
 
 import ipaddress  # isort: skip

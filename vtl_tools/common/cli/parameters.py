@@ -1,4 +1,4 @@
-"""What options of services take that click does not know: a proxy, networks, Ethernet addresses, a key."""
+"""Types of options: a proxy, networks, IP and Ethernet addresses, a key."""
 
 import logging
 import stat
@@ -13,15 +13,15 @@ from vtl_tools.common.packet import address
 log = logging.getLogger(__name__)
 
 SECRET_MIN: Final = 16
-"""Octets of a key."""
+"""Octets of the shortest key."""
 NOT_FOR_GUESTS: Final = {
-    "0.0.0.0/8": "addresses that are no host's",
+    "0.0.0.0/8": "addresses of this network",
     "127.0.0.0/8": "loopback addresses",
-    "169.254.0.0/16": "addresses that are nobody's to lease",
-    "198.18.0.0/15": "the addresses that stand for names",
+    "169.254.0.0/16": "link-local addresses",
+    "198.18.0.0/15": "the addresses that vtl-tor maps names to",
     "224.0.0.0/3": "multicast and reserved addresses",
 }
-"""What a subnet may not overlap, and why."""
+"""Networks that a guest's subnet may not overlap, and what they are for."""
 
 
 class ProxyParam(click.ParamType[Any]):
@@ -32,7 +32,7 @@ class ProxyParam(click.ParamType[Any]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, int] | str:
-        """Take it apart."""
+        """Return (host, port), or the path of a unix socket."""
         if not isinstance(value, str):
             return value  # type: ignore[no-any-return]
         if value.startswith("unix:") and len(value) > len("unix:"):
@@ -49,7 +49,7 @@ class SubnetParam(click.ParamType[Any]):
     name = "subnet"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPv4Network:
-        """Read it."""
+        """Return the value."""
         try:
             network = IPv4Network(value)
         except ValueError as e:
@@ -58,7 +58,9 @@ class SubnetParam(click.ParamType[Any]):
             self.fail(f"{value}: write a network of 8 to 29 bits", param, ctx)
         for taken, what in NOT_FOR_GUESTS.items():
             if network.overlaps(IPv4Network(taken)):
-                self.fail(f"{value}: in it are {what}; write another, such as 10.0.2.0/24", param, ctx)
+                self.fail(
+                    f"{value}: overlaps {taken}, {what}; write a network such as 10.0.2.0/24", param, ctx
+                )
         return network
 
 
@@ -70,7 +72,7 @@ class NetworkParam(click.ParamType[Any]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> IPv4Network | IPv6Network:
-        """Read it."""
+        """Return the value."""
         try:
             return ip_network(value)
         except ValueError as e:
@@ -83,7 +85,7 @@ class IPv4Param(click.ParamType[Any]):
     name = "address"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
-        """Read it."""
+        """Return the value."""
         if isinstance(value, bytes):
             return value
         try:
@@ -91,7 +93,9 @@ class IPv4Param(click.ParamType[Any]):
         except ValueError:
             octets = b""
         if len(octets) != 4 or not address.is_single_host(octets):
-            self.fail(f"{value!r} is no IPv4 address of a host: write 192.0.2.1", param, ctx)
+            self.fail(
+                f"{value!r}: not the IPv4 address of a host; write an address such as 192.0.2.1", param, ctx
+            )
         return octets
 
 
@@ -101,7 +105,7 @@ class MacParam(click.ParamType[Any]):
     name = "mac"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
-        """Read it."""
+        """Return the value."""
         if isinstance(value, bytes):
             return value
         try:
@@ -109,7 +113,11 @@ class MacParam(click.ParamType[Any]):
         except ValueError as e:
             self.fail(str(e), param, ctx)
         if address.is_multicast_mac(octets) or not any(octets):
-            self.fail(f"{value} is no machine's address", param, ctx)
+            self.fail(
+                f"{value}: not the address of one machine; write an address such as 52:54:00:00:00:01",
+                param,
+                ctx,
+            )
         return octets
 
 
@@ -121,24 +129,28 @@ class NeighbourParam(click.ParamType[Any]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[bytes, bytes]:
-        """Take it apart."""
+        """Return both addresses as octets."""
         text, _, mac_text = str(value).partition("=")
         try:
             octets, mac = address.ip(text), address.mac(mac_text)
         except ValueError as e:
             self.fail(f"{e}; write IP=MAC, such as 192.0.2.7=52:54:00:00:00:07", param, ctx)
         if not address.is_single_host(octets) or address.is_link_local(octets) or mac[0] & 1 or not any(mac):
-            self.fail(f"{value}: is no machine's address", param, ctx)
+            self.fail(
+                f"{value}: not the addresses of one machine; write 192.0.2.7=52:54:00:00:00:07",
+                param,
+                ctx,
+            )
         return octets, mac
 
 
 class SecretParam(click.ParamType[Any]):
-    """A file with a key, which becomes its octets, without white space around them."""
+    """A file with a key. The value is its octets, without white space at both ends."""
 
     name = "secret"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
-        """Read it."""
+        """Return the value."""
         if isinstance(value, bytes):
             return value
         remedy = "make one with 'openssl rand -hex 32'"
@@ -146,9 +158,9 @@ class SecretParam(click.ParamType[Any]):
             path = Path(value)
             secret = path.read_bytes().strip()
             if path.stat().st_mode & stat.S_IROTH:
-                log.warning("%s: others may read it; use 'chmod o= %s'", path, path)
+                log.warning("%s: other users may read it; run 'chmod o= %s'", path, path)
         except OSError as e:
             self.fail(f"{value}: {e.strerror}; {remedy}", param, ctx)
         if len(secret) < SECRET_MIN:
-            self.fail(f"{value}: a key of less than {SECRET_MIN} octets; {remedy}", param, ctx)
+            self.fail(f"{value}: shorter than {SECRET_MIN} octets; {remedy}", param, ctx)
         return secret

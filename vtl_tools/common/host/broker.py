@@ -86,12 +86,26 @@ def _receive(sock: socket.socket) -> tuple[int, int]:
 
 
 class StateFile(_Resource):
-    """A state file, replaced as a whole, of mode 0600. most: maximum size in octets."""
+    """A state file, read at the start and replaced as a whole, of mode 0600. most: maximum size in octets."""
 
     def __init__(self, path: Path | str, most: int) -> None:
         super().__init__(path)
         self._most = most
         self._owed = False
+
+    def read(self) -> bytes | None:
+        """Return its octets; None: there is no such file.
+
+        Raises OSError, also if other users could have written it, or if it is too large.
+        """
+        try:
+            with os.fdopen(open_private(self.path), "rb") as file:
+                octets = file.read(self._most + 1)
+        except FileNotFoundError:
+            return None
+        if len(octets) > self._most:
+            raise OSError(errno.EFBIG, "too large")
+        return octets
 
     def replace(self, pieces: Iterable[str], *, sync: bool = True) -> None:
         """Replace the file and wait for completion. sync: until it is on the disk. Raises OSError."""

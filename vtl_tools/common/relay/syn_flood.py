@@ -12,6 +12,7 @@ from typing import Final
 
 from vtl_tools.common.packet import derive
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.rate_limit import TokenBucket
 from vtl_tools.common.tcp.wire import Frame, Segment
 
 _REMEMBERED_MAX: Final = 65536
@@ -37,8 +38,7 @@ class SynFloodGuard:
         self._secret = secret
         self._seen: dict[bytes, float] = {}
         self._proved: dict[bytes, float] = {}
-        self._second = 0
-        self._challenges = 0
+        self._challenges = TokenBucket(_CHALLENGES_PER_S)
 
     def judge(self, flow: bytes, now: float, *, half_open: int, most: int) -> SynVerdict:
         """Return the verdict on a SYN. The last quarter of the table is for those that passed a challenge."""
@@ -58,10 +58,7 @@ class SynFloodGuard:
             return SynVerdict.DROP
         if half_open < most * 3 // 4:
             return SynVerdict.ACCEPT
-        if self._second != int(now):
-            self._second, self._challenges = int(now), 0
-        self._challenges += 1
-        return SynVerdict.CHALLENGE if self._challenges <= _CHALLENGES_PER_S else SynVerdict.DROP
+        return SynVerdict.CHALLENGE if self._challenges.take(now) else SynVerdict.DROP
 
     def challenge(self, frame: Frame, segment: Segment) -> bytes | None:
         """Return a SYN-ACK that a client answers by a reset."""

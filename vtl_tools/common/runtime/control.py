@@ -1,6 +1,8 @@
 """The control socket: JSON lines over a unix socket of mode 0600, one per running service.
 
 A request is {"verb": "status", ...}; the answer {"ok": true, "result": ...} or {"ok": false, "error": "..."}.
+A descriptor may come with a request (SCM_RIGHTS) that is sent when all before it were answered. The verb
+finds it in the request as `upload`, a SealedFile.
 """
 
 import asyncio
@@ -18,16 +20,21 @@ from typing import Any, Final
 
 from vtl_tools.common.errors import NotRunningError, PermissionNeededError, VTLError
 from vtl_tools.common.host import broker
+from vtl_tools.common.runtime.sealed_file import SealedFile
 
 LINE_MAX: Final = 1 << 16
 """Octets of the longest request."""
 ANSWER_MAX: Final = 64 << 20
 """Octets of the longest answer that a client takes."""
 CLIENTS_MAX: Final = 32
+_BACKLOG: Final = 128
+"""Clients that wait to be accepted, or to be refused."""
 IDLE_S: Final = 60.0
-"""How long a client may ask nothing."""
+"""How long a client may be silent."""
 PATIENCE_S: Final = 10.0
 """How long a client may take to read its answer, or a service to give one."""
+_PAUSE_S: Final = 1.0
+"""How long no client is accepted after the process ran out of descriptors."""
 
 Result = dict[str, Any]
 Verb = Callable[[Result], Result | Awaitable[Result]]
@@ -52,10 +59,77 @@ def path_for(service: str, spec: str) -> Path:
     return directory() / f"{service}-{name}.sock"
 
 
+class _Channel:
+    """Lines from a client, and the descriptors that come with them."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._upload: SealedFile | None = None
+        self._octets = bytearray()
+        sock.setblocking(False)
+
+    async def request(self) -> tuple[bytes, SealedFile | None]:
+        """Return the next line, empty at the end, and the descriptor that came with it, now the caller's.
+
+        Raises ValueError for a line that is too long, or has two descriptors, and OSError.
+        """
+        while (end := self._octets.find(b"\n")) < 0:
+            if len(self._octets) > LINE_MAX:
+                raise ValueError
+            octets = await self._receive()
+            if not octets:
+                return b"", None
+            self._octets += octets
+        line = bytes(self._octets[: end + 1])
+        del self._octets[: end + 1]
+        upload, self._upload = self._upload, None
+        return line, upload
+
+    async def _receive(self) -> bytes:
+        while True:
+            try:
+                octets, fds, _, _ = socket.recv_fds(self.sock, LINE_MAX, 1, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                await _readable(self.sock)
+                continue
+            if fds and self._upload is not None:
+                os.close(fds[0])
+                raise ValueError
+            if fds:
+                self._upload = SealedFile(fds[0])
+            return octets
+
+    async def answer(self, answer: Result) -> None:
+        """Send a line."""
+        await asyncio.get_running_loop().sock_sendall(self.sock, json.dumps(answer).encode() + b"\n")
+
+    def close(self) -> None:
+        """Close the socket, and the descriptor of a line that never ended."""
+        self.sock.close()
+        if self._upload is not None:
+            self._upload.close()
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+
+    def on_readable() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(sock, on_readable)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock)
+
+
 class ControlServer:
     """Answers verbs on one control socket. Clients are few, slow ones are dropped.
 
-    where: a path to listen on, or a socket that is connected to the only client; on_end: told when that ends.
+    where: a path to listen on, or a socket that is connected to the only client; on_end: called when that
+    client has gone.
     """
 
     def __init__(
@@ -66,62 +140,85 @@ class ControlServer:
     ) -> None:
         self.where, self.verbs, self._on_end = where, verbs, on_end
         self._owner = os.geteuid()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._file: broker.OwnSocket | None = None
-        self._only: asyncio.Task[None] | None = None
-        self._clients = 0
+        self._clients: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen. Replaces what a dead process left; raises VTLError where a live one listens."""
+        """Listen. Replaces the socket of a dead process; raises VTLError where a live one listens."""
         if isinstance(self.where, socket.socket):
-            streams = await asyncio.open_connection(sock=self.where, limit=LINE_MAX)
-            self._only = asyncio.create_task(self._serve(*streams))
-            self._only.add_done_callback(lambda _: self._on_end())
+            only = self._begin(self.where, None)
+            only.add_done_callback(lambda _: self._on_end())
             return
-        sock = _listen(self.where)
+        self._listener = _bound(self.where)
+        self._listener.setblocking(False)
         self._file = broker.OwnSocket(self.where)
-        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=LINE_MAX)
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def close(self) -> None:
-        """Stop listening, and remove the socket."""
-        if self._only is not None:
-            self._only.cancel()
-            self._only = None
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        """Stop listening, remove the socket, and drop the clients. Idempotent."""
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
             assert self._file is not None
             self._file.remove()
+        for task in self._clients:
+            task.cancel()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._clients += 1
-        idle_s = None if self._only is not None else IDLE_S
+    def _accept(self) -> None:
+        """Take one client. A refused one learns it by the end of the connection."""
+        assert self._listener is not None
         try:
-            while self._clients <= CLIENTS_MAX and self._may_ask(writer):
-                line = await asyncio.wait_for(reader.readline(), idle_s)
-                if not line.endswith(b"\n"):
+            sock, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:  # no descriptor or no memory is left; the client stays in the queue meanwhile
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listener)
+            loop.call_later(_PAUSE_S, self._listen)
+            return
+        if len(self._clients) < CLIENTS_MAX and _user_of(sock) in (0, self._owner):
+            self._begin(sock, IDLE_S)
+        else:
+            sock.close()
+
+    def _begin(self, sock: socket.socket, idle_s: float | None) -> "asyncio.Task[None]":
+        task = asyncio.create_task(self._serve(_Channel(sock), idle_s))
+        self._clients.add(task)
+        task.add_done_callback(self._clients.discard)
+        return task
+
+    async def _serve(self, channel: _Channel, idle_s: float | None) -> None:
+        try:
+            while True:
+                line, upload = await asyncio.wait_for(channel.request(), idle_s)
+                if not line:
                     break
-                answer = await self.answer(line)
-                writer.write(json.dumps(answer).encode() + b"\n")
-                await asyncio.wait_for(writer.drain(), PATIENCE_S)
-                await asyncio.sleep(0)  # frames have their turn, also where the next request is here already
+                try:
+                    answer = await self.answer(line, upload)
+                finally:
+                    if upload is not None:
+                        upload.close()
+                await asyncio.wait_for(channel.answer(answer), PATIENCE_S)
+                await asyncio.sleep(0)  # frames have their turn, even if the next request is here already
         except (ValueError, OSError, TimeoutError):
-            pass  # an endless line, or a client that went away or does not read
+            pass  # the line is too long, or the client has gone or does not read
         finally:
-            self._clients -= 1
-            writer.transport.abort()
+            channel.close()
 
-    def _may_ask(self, writer: asyncio.StreamWriter) -> bool:
-        """Whether a client is root's, or of the user who started the service."""
-        return _user_of(writer.get_extra_info("socket")) in (0, self._owner)
-
-    async def answer(self, line: bytes) -> Result:
-        """Return the answer to one request line; whatever is wrong with it is said there."""
+    async def answer(self, line: bytes, upload: SealedFile | None = None) -> Result:
+        """Return the answer to one request line; an error in it becomes an answer."""
         try:
             request = json.loads(line)
             verb = self.verbs[request["verb"]]
         except (ValueError, KeyError, TypeError, RecursionError):
             return {"ok": False, "error": f"not a request; the verbs are {', '.join(sorted(self.verbs))}"}
+        request["upload"] = upload  # also when the line has a member of that name
         try:
             result = verb(request)
             return {"ok": True, "result": await result if isinstance(result, Awaitable) else result}
@@ -134,7 +231,7 @@ def _user_of(sock: socket.socket) -> int:
     return int(struct.unpack("iii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1])
 
 
-def _listen(path: Path) -> socket.socket:
+def _bound(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.parent == directory():
@@ -143,7 +240,9 @@ def _listen(path: Path) -> socket.socket:
         if found.st_uid not in (0, os.geteuid()) or (
             found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
         ):
-            raise VTLError(f"{path.parent}: others may write there; set VTL_RUN to a directory of your own")
+            raise VTLError(
+                f"{path.parent}: other users may write there; set VTL_RUN to a directory of your own"
+            )
         with suppress(FileNotFoundError, ConnectionRefusedError):
             _connect(path).close()
             raise VTLError(f"{path}: a service already runs there; stop it, or choose another with --control")
@@ -156,7 +255,7 @@ def _listen(path: Path) -> socket.socket:
             sock.bind(str(path))
         finally:
             os.umask(old)
-        sock.listen(CLIENTS_MAX)
+        sock.listen(_BACKLOG)
     except OSError as e:
         sock.close()
         raise VTLError(
@@ -186,20 +285,30 @@ def _believe(path: Path, sock: socket.socket) -> None:
     is_closed = not directory.st_mode & 0o022
     if server in (0, us) or (us == 0 and is_closed and server == directory.st_uid):
         return
-    raise VTLError(f"{path}: user {server} answers there, and not a service of yours; name another socket")
+    raise VTLError(f"{path}: user {server} answers there, not a service of yours; name another socket")
 
 
-def ask(path: Path, verb: str, *, patience_s: float = PATIENCE_S, **arguments: object) -> Result:
+def ask(
+    path: Path,
+    verb: str,
+    *,
+    patience_s: float = PATIENCE_S,
+    upload: SealedFile | None = None,
+    **arguments: object,
+) -> Result:
     """Ask a running service; return its result.
 
-    patience_s: how long the answer may take. Raises NotRunningError, PermissionNeededError, or VTLError with
-    what the service said.
+    patience_s: how long the answer may take. upload: goes along, and stays the caller's. Raises
+    NotRunningError, PermissionNeededError, or VTLError with the service's message.
     """
     try:
         with _connect(path) as sock, sock.makefile("rb") as answers:
             _believe(path, sock)
             sock.settimeout(patience_s)
-            sock.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+            line = json.dumps({"verb": verb, **arguments}).encode() + b"\n"
+            if upload is not None:
+                line = line[socket.send_fds(sock, [line], [upload.fd]) :]
+            sock.sendall(line)
             line = answers.readline(ANSWER_MAX)
     except PermissionError:
         raise PermissionNeededError(f"{path}: not permitted to ask; run as the service's user") from None
@@ -218,7 +327,9 @@ def result_of(line: bytes, path: Path) -> Result:
         if ok and not isinstance(said, dict):
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise NotRunningError(f"{path}: the service went away in the middle of its answer") from None
+        raise NotRunningError(
+            f"{path}: the service ended before its answer was complete; start it again"
+        ) from None
     if not ok:
         raise VTLError(str(said))
     result: Result = said
@@ -226,12 +337,12 @@ def result_of(line: bytes, path: Path) -> Result:
 
 
 def _is_dead(path: Path) -> bool:
-    """Whether a socket is what a service left that was killed together with its broker."""
+    """Return whether no service listens: it was killed together with its broker."""
     try:
         _connect(path).close()
     except ConnectionRefusedError:
         return True
-    except OSError:  # which ask() tells of
+    except OSError:  # which ask() reports
         pass
     return False
 
@@ -247,5 +358,5 @@ def find(service: str, spec: str | None) -> list[Path]:
         return [path_for(service, spec)]
     found = [path for path in sorted(directory().glob(f"{service}-*.sock")) if not _is_dead(path)]
     if not found:
-        raise NotRunningError("none runs here; start one, or name its control socket")
+        raise NotRunningError("no service runs here; start one, or give its control socket by --link")
     return found

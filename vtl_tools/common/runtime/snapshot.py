@@ -1,4 +1,4 @@
-"""A state on disk, written by a copy of the process: that stands still, and frames do not wait for it."""
+"""A state file that a forked copy of the process writes: frames do not wait while it makes the text."""
 
 import logging
 import os
@@ -20,12 +20,11 @@ _NICE: Final = 10
 class Snapshot:
     """A service's source (stage.Source) that keeps one file. make: yields the file's text as it is now.
 
-    The file is replaced as a whole, and has mode 0600. A write that fails leaves the one before. most: octets
-    that it may have.
+    most: octets that it may have. A write that fails leaves the file as it was.
     """
 
     def __init__(self, path: Path, make: Callable[[float], Iterable[str]], most: int) -> None:
-        self.path, self.make, self._most = path, make, most
+        self.path, self.make = path, make
         self._file = broker.StateFile(path, most)
         self.written = self.failed = 0
         self._handle = Handle()
@@ -35,37 +34,31 @@ class Snapshot:
 
     @property
     def is_writing(self) -> bool:
-        """Whether a copy is at it."""
+        """Whether a copy is writing."""
         return self._child is not None
 
     def read(self) -> bytes | None:
-        """Return what is in the file, at most as much as it may have and an octet; None: there is none.
-
-        Raises VTLError, also where others may have written it.
-        """
+        """Return the octets of the file; None: there is no file. Raises VTLError."""
         try:
-            with os.fdopen(broker.open_private(self.path), "rb") as file:
-                return file.read(self._most + 1)
-        except FileNotFoundError:
-            return None
+            return self._file.read()
         except OSError as e:
             raise VTLError(f"{self.path}: {e.strerror}; choose another with --state") from None
 
     def begin(self, now: float) -> bool:
-        """Write the state as it is now; False: the write before is not done yet. See `written`, `failed`."""
+        """Begin to write the present state; False: a write is under way. See `written`, `failed`."""
         if self._child is not None or self._closed:
             return False
         try:
             pid = os.fork()
-        except OSError as e:  # the next try may do better
+        except OSError as e:  # the next write may succeed
             self._fail(e.strerror)
             return True
         if not pid:
             status = 1
             try:
-                signal.set_wakeup_fd(-1)  # a signal to the copy is not for the service's loop
+                signal.set_wakeup_fd(-1)  # signals to the copy must not reach the service's loop
                 for number in signal.SIGTERM, signal.SIGINT:
-                    signal.signal(number, signal.SIG_IGN)  # what is half written would be lost
+                    signal.signal(number, signal.SIG_IGN)  # a half-written file would be lost
                 os.nice(_NICE)
                 self._file.replace(self.make(now))
                 status = 0
@@ -76,7 +69,7 @@ class Snapshot:
         return True
 
     def save(self, now: float) -> None:
-        """Write the state, and wait until that is done. Raises VTLError."""
+        """Write the state, and wait until it is complete. Raises VTLError."""
         self._reap(wait=True)
         try:
             self._file.replace(self.make(now))
@@ -85,7 +78,7 @@ class Snapshot:
         self.written += 1
 
     def poll(self, now: float) -> bool:
-        """See whether the copy is done."""
+        """Return whether a copy has ended since the last call."""
         return self._reap()
 
     def _reap(self, *, wait: bool = False) -> bool:
@@ -99,7 +92,7 @@ class Snapshot:
         os.close(fd)
         self._child = None
         if status:
-            self._fail("not written; see whether there is room")
+            self._fail("not written; free space on its file system")
         else:
             self.written += 1
         return True
@@ -110,7 +103,7 @@ class Snapshot:
         self.failed += 1
 
     def close(self) -> None:
-        """Write the state a last time, and give everything back. Idempotent."""
+        """Write the state a last time, and close the descriptors. Idempotent."""
         if self._closed:
             return
         self._closed = True

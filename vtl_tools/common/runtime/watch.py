@@ -5,26 +5,16 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from vtl_tools.common.text import printable
+from vtl_tools.common.text import printable, rich_console, rich_text
 
 Status = dict[str, Any]
 
 _UNITS: Final = ("", "k", "M", "G", "T")
-
-
-def text(value: object) -> Text:
-    """Return untrusted text as a rich Text, so that rich reads no markup in it."""
-    return Text(printable(value))
-
-
-def console(*, stderr: bool = False) -> Console:
-    """Return a console that prints text unchanged."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 class Watch:
@@ -33,7 +23,7 @@ class Watch:
     period_s: Final = 1.0
 
     def __init__(self) -> None:
-        self._live = Live(console=console(stderr=True), auto_refresh=False)
+        self._live = Live(console=rich_console(stderr=True), auto_refresh=False)
         self._before: dict[tuple[int, str], Status] = {}
         self._then = time.monotonic()
 
@@ -77,17 +67,17 @@ def draw(
             return float(link[key] - old.get(key, link[key])) / elapsed_s
 
         table.add_row(
-            text(link["link"]),
+            rich_text(link["link"]),
             Text("up", "green") if link["up"] else Text("down", "red"),
             human(since("rx_frames")),
             human(since("tx_frames")),
             human(8 * since("rx_octets")),
             human(8 * since("tx_octets")),
-            text(reasons(link["drops"])),
+            rich_text(reasons(link["drops"])),
         )
     parts: list[Table | Text] = [table]
     if status["drops"]:
-        parts.append(text(f"dropped by the service: {reasons(status['drops'])}"))
+        parts.append(rich_text(f"dropped by the service: {reasons(status['drops'])}"))
     for name, value in status.items():
         if isinstance(value, dict) and name not in ("drops", "cpu") and value:
             parts.append(_details(name, value))
@@ -100,10 +90,10 @@ def _details(name: str, rows: Status) -> Table:
     columns = list(first) if isinstance(first, dict) else ["value"]
     table.add_column("", no_wrap=True)
     for column in columns:
-        table.add_column(text(column))
+        table.add_column(rich_text(column))
     for key, value in rows.items():
         cells = [value.get(c, "") for c in columns] if isinstance(value, dict) else [value]
-        table.add_row(text(key), *(text(f"{c:.1f}" if isinstance(c, float) else c) for c in cells))
+        table.add_row(rich_text(key), *(rich_text(f"{c:.1f}" if isinstance(c, float) else c) for c in cells))
     return table
 
 

@@ -24,21 +24,6 @@ _RARP: Final = 0x8035  # RFC 903; QEMU announces a guest by RARP
 _OLD: Final = 1 << 30
 
 
-class AnswerRate:
-    """A rate limit whose state is one number (GCRA): per_s a second on average, and `burst` at once."""
-
-    __slots__ = ("_burst_s", "_each_s")
-
-    def __init__(self, per_s: float, burst: int) -> None:
-        self._each_s, self._burst_s = 1 / per_s, (burst - 0.5) / per_s  # sums of floats are not exact
-
-    def take(self, may_at: float, now: float) -> float | None:
-        """Return the state after one more answer; None: too soon. may_at: the state before, 0 at first."""
-        if may_at - now > self._burst_s:
-            return None
-        return max(may_at, now) + self._each_s
-
-
 def ack(connection: HeldConnection, window: int) -> bytes:
     """Return the frame that acknowledges the octets that the VM had acknowledged. Requires has_numbers.
 

@@ -13,6 +13,7 @@ from vtl_tools.common.packet import vnet
 from vtl_tools.common.packet.seq import seq_add, seq_between, seq_ge, seq_le, seq_lt
 from vtl_tools.common.packet.tcp import ACK, RST, SYN
 from vtl_tools.common.packet.view import Buffer
+from vtl_tools.common.rate_limit import RateLimit, TokenBucket
 from vtl_tools.services.freeze import answers
 from vtl_tools.services.freeze.connection import (
     ACK_LATER,
@@ -42,10 +43,11 @@ SLICE: Final = 256
 FRAME_MAX: Final = vnet.VNET + 14 + 16 + 40 + 0xFFFF
 """Maximum octets of a held frame: a super-segment after four VLAN tags."""
 
-_CONNECTION: Final = answers.AnswerRate(10.0, 10)
-_CHALLENGES: Final = answers.AnswerRate(1.0, 5)
+_CONNECTION: Final = RateLimit(10.0, 10)
+_CHALLENGES: Final = RateLimit(1.0, 5)
 """Rate limit per connection of answers to impossible segments, whose sender may answer, too (RFC 5961 7)."""
-_ALL: Final = answers.AnswerRate(50_000.0, 10_000)
+_ALL_PER_S: Final = 50_000.0
+_ALL_AT_ONCE: Final = 10_000
 
 
 class Freezer:
@@ -75,7 +77,7 @@ class Freezer:
         self.thawing: list[HeldConnection] = []
         self.to_network: list[bytes] = []
         self.to_vm: list[bytes] = []
-        self._may_at = 0.0
+        self._all = TokenBucket(_ALL_PER_S, _ALL_AT_ONCE)
 
     # --- the VM stops and continues
 
@@ -255,7 +257,7 @@ class Freezer:
         except Malformed:
             self.unanswered["malformed"] += 1
             return
-        if answer is not None and self._may_speak(now):
+        if answer is not None and self._all.take(now):
             self.to_network.append(bytes(answer))
 
     # --- SEGMENT ARRIVES, for a connection with a zero window
@@ -385,7 +387,7 @@ class Freezer:
     def _ask(self, connection: HeldConnection, segment: SegmentHeader, frame: Buffer, now: float) -> None:
         """Probe a peer for its SND.NXT."""
         may_at = _CHALLENGES.take(connection.may_challenge_at, now)
-        if may_at is None or not self._may_speak(now):
+        if may_at is None or not self._all.take(now):
             self.unanswered["paced"] += 1
             return
         assert connection.proof is not None
@@ -408,7 +410,7 @@ class Freezer:
             self.unanswered["unknown"] += 1
             return
         may_at = _CONNECTION.take(connection.may_at, now)
-        if may_at is None or not self._may_speak(now):
+        if may_at is None or not self._all.take(now):
             self.unanswered["paced"] += 1
             return
         connection.may_at = may_at
@@ -418,13 +420,6 @@ class Freezer:
         connection.probes += 1
         self.answered += 1
         self.to_network.append(answers.ack(connection, 0))
-
-    def _may_speak(self, now: float) -> bool:
-        may_at = _ALL.take(self._may_at, now)
-        if may_at is None:
-            return False
-        self._may_at = may_at
-        return True
 
     def _touch(self, connection: HeldConnection) -> None:
         self.touched[connection.key] = connection

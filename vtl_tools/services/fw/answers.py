@@ -1,6 +1,5 @@
 """Replies to the control verbs of a running firewall, as JSON values."""
 
-from collections.abc import Callable
 from ipaddress import ip_network
 from itertools import islice
 from posixpath import basename
@@ -8,9 +7,11 @@ from typing import Any, Final
 
 from vtl_tools.common.errors import SpecError, VTLError
 from vtl_tools.common.packet.view import Buffer
+from vtl_tools.common.runtime.sealed_file import SealedFile
 from vtl_tools.services.fw import question
 from vtl_tools.services.fw.describe import describe, spoken
 from vtl_tools.services.fw.explain import explain as steps_to
+from vtl_tools.services.fw.files import PACKED_MAX, SentReader
 from vtl_tools.services.fw.flow import Decision, Flow
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
@@ -26,9 +27,9 @@ LOOKED_AT_MAX: Final = 10_000
 Answer = dict[str, Any]
 
 
-def compiled(name: str, read: Callable[[str, int], bytes]) -> Policy:
-    """Parse and compile a rule file. Raises RuleError."""
-    return Policy(parse(name, read))
+def compiled(name: str, upload: SealedFile) -> Policy:
+    """Return the policy of a file, from the files that pack() put together. Raises VTLError."""
+    return Policy(parse(name, SentReader(upload.read(PACKED_MAX))))
 
 
 def status(tracker: Tracker, file: str) -> Answer:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from vtl_tools.common.rate_limit import RateLimit
 from vtl_tools.services.fw.names import Protocol
 from vtl_tools.services.fw.position import Remark, RulePosition
 from vtl_tools.services.fw.values import Addresses, Ranges
@@ -41,11 +42,9 @@ STACKED: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
-    """Limit of new connections per second, on average; burst of them at once. A token bucket."""
+class Rate(RateLimit):
+    """`limit 10/s`: new connections, of all sources together or of each."""
 
-    per_s: float
-    burst: int
     per_source: bool
 
 

@@ -26,7 +26,6 @@ from vtl_tools.services.fw.refusal import refusal
 from vtl_tools.services.fw.rule import IN, OUT, Rule, Verdict
 from vtl_tools.services.fw.saved_state import StateKeeper
 from vtl_tools.services.fw.tracker import Tracker
-from vtl_tools.services.fw.uploads import Upload
 
 ANSWERS_PER_S: Final = 1000.0
 """Resets and ICMP errors of `reject`, to each side (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f)."""
@@ -65,7 +64,6 @@ class Firewall(Stage):
         self.say: Callable[[str], object] | None = None
         """Takes a line for people for what a rule logs."""
         self.counts: dict[Rule, list[int]] = {}
-        self.upload = Upload()
         self._is_reloading = False
         self._directions = OUT, IN
         self._allow, self._reject = Verdict.ALLOW, Verdict.REJECT
@@ -226,25 +224,23 @@ class Firewall(Stage):
             "flows": lambda request: answers.flows(self.tracker, request, time.monotonic()),
             "kill": partial(answers.kill, self.tracker),
             "explain": lambda request: answers.explain(self.tracker, request, time.monotonic()),
-            "upload": self.upload.take,
             "reload": self.reload,
         }
 
     async def reload(self, request: dict[str, Any]) -> dict[str, object]:
-        """Take the policy that was uploaded, or only tell what that would end. Raises VTLError."""
-        name = request.get("file")
-        if not isinstance(name, str):
-            raise VTLError("reload: needs the name of a file")
+        """Apply the rules that were uploaded, or return what that would end. Raises VTLError."""
+        name, upload = request.get("file"), request.get("upload")
+        if not isinstance(name, str) or upload is None:
+            raise VTLError("reload: no rule files came along; use 'vtl-fw reload'")
         if self._is_reloading:  # the first could be done last
             raise VTLError("reload: another one is under way; try again")
-        read = self.upload.reader(request.get("token"))
         self._is_reloading = True
         gone: list[Rule] = []
         interval = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
         gc.disable()
         try:
-            policy = await asyncio.to_thread(answers.compiled, name, read)  # frames go on meanwhile
+            policy = await asyncio.to_thread(answers.compiled, name, upload)  # frames go on meanwhile
             gc.freeze()
             if request.get("dry_run"):
                 steps = self.tracker.would_end(policy)

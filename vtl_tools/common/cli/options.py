@@ -1,0 +1,143 @@
+"""Options that several commands have, each declared once."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+"""The type of an option that names a file."""
+
+
+def _set_verbosity(context: click.Context, parameter: click.Parameter, count: int) -> int:
+    if count:
+        logging.getLogger().setLevel(logging.INFO if count == 1 else logging.DEBUG)
+    return count
+
+
+json_option = click.option("--json", is_flag=True, help="Print JSON, one object a line.")
+
+link_option = click.option(
+    "--link", metavar="LINK", help="First link or control socket of the running service.  [default: all]"
+)
+
+verbose_option = click.option(
+    "-v",
+    "--verbose",
+    count=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_set_verbosity,
+    help="Print more messages; -vv adds state changes.",
+)
+
+version_option = click.version_option(package_name="vtl-tools", prog_name=None)
+
+_RUN_OPTIONS = (
+    click.option("--watch", is_flag=True, help="Draw a live table on the terminal."),
+    json_option,
+    click.option("--pcap", type=FILE, metavar="FILE", help="Record all frames received and sent (pcapng)."),
+    click.option("--control", type=FILE, metavar="PATH", help="Path of the control socket."),
+    click.option(
+        "--reconnect/--no-reconnect",
+        default=True,
+        help="When a link fails, wait for it (default) or exit with status 4.",
+    ),
+    click.option(
+        "--spin",
+        type=click.IntRange(0, 1000),
+        metavar="USEC",
+        help="Poll for more frames for this long before sleeping.  [default: 100]",
+    ),
+    click.option(
+        "--user",
+        metavar="USER",
+        help="When started by root, run as this user.  [default: vtl if it exists, else nobody]",
+    ),
+    verbose_option,
+    version_option,
+)
+
+
+def common_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Add the options of every service. The function gets them as one keyword, `options`.
+
+    The function is not called when a verb follows.
+    """
+
+    def collect(
+        *args: Any,
+        json: bool,
+        watch: bool,
+        pcap: Path | None,
+        control: Path | None,
+        reconnect: bool,
+        spin: int | None,
+        user: str | None,
+        **kwargs: Any,
+    ) -> R:
+        context = click.get_current_context()
+        if context.invoked_subcommand is not None:
+            return None  # type: ignore[return-value] # a verb follows
+        from vtl_tools.common.runtime.runner import SPIN_S, Options
+
+        kwargs["options"] = Options(
+            service=str(context.find_root().command.name),
+            json=json,
+            watch=watch,
+            pcap=pcap,
+            control=control,
+            reconnect=reconnect,
+            spin_s=SPIN_S if spin is None else spin * 1e-6,
+            user=user,
+        )
+        return function(*args, **kwargs)
+
+    wrapped: Any = collect
+    wrapped.__doc__ = function.__doc__
+    wrapped.__name__ = function.__name__
+    wrapped.__click_params__ = getattr(function, "__click_params__", [])
+    for option in reversed(_RUN_OPTIONS):
+        wrapped = option(wrapped)
+    result: Callable[P, R] = wrapped
+    return result
+
+
+def require(*given: tuple[object, str, str]) -> None:
+    """Raise click.UsageError for the first option without a value. Each: value, option, what to give."""
+    for value, option, what in given:
+        if not value:
+            raise click.UsageError(f"give {option}: {what}")
+
+
+def verb_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Add --link, --json and --verbose: the options of a verb that asks running services."""
+    return link_option(json_option(verbose_option(function)))
+
+
+def guard_option(default: str = "process") -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Add --guard."""
+    return click.option(
+        "--guard",
+        type=click.Choice(["process", "keep", "off"]),
+        default=default,
+        show_default=True,
+        help="Keep the host's network stack off the VM's interface while the service runs. "
+        "'keep': also afterwards, until vtl-guard clears it.",
+    )
+
+
+def iface_option(*, multiple: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Add --iface: the VM side, or every link if `multiple`."""
+    return click.option(
+        "--iface",
+        "-i",
+        metavar="LINK",
+        multiple=multiple,
+        help="A link: an interface's name, tap:, qemu:, dgram:, vxlan:, channel:, pcap: or libpcap:.",
+    )
