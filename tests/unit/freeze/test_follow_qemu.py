@@ -6,7 +6,8 @@ import pytest
 
 from vtl_tools.common.runtime.snapshot import Snapshot
 from vtl_tools.services.freeze import state
-from vtl_tools.services.freeze.guest import Guest, Order
+from vtl_tools.services.freeze.guest_state import FreezeAction as Action
+from vtl_tools.services.freeze.guest_state import GuestState
 from vtl_tools.services.freeze.stage import Freeze
 
 ANSWER = (".", 201, 1001, 0, (1000, 5000))
@@ -24,53 +25,53 @@ def migration(word):
 STOP, RESUME = ("STOP", {}), ("RESUME", {})
 RUNNING, COMPLETED = status("running"), migration("completed")
 TOLD = {
-    "stopped and gone on": ([RUNNING, STOP, RESUME], [Order.STOP, Order.START, Order.STOP]),
-    "asleep and awake": ([RUNNING, ("SUSPEND", {}), ("WAKEUP", {})], [Order.STOP, Order.START, Order.STOP]),
-    "found paused": ([status("paused"), RESUME], [Order.START, Order.STOP]),
-    "found on its way out": ([status("finish-migrate"), COMPLETED], [Order.START, Order.LEAVE]),
-    "found gone": ([status("postmigrate")], [Order.LEAVE]),
+    "stopped and gone on": ([RUNNING, STOP, RESUME], [Action.STOP, Action.START, Action.STOP]),
+    "asleep and awake": ([RUNNING, ("SUSPEND", {}), ("WAKEUP", {})], [Action.STOP, Action.START, Action.STOP]),
+    "found paused": ([status("paused"), RESUME], [Action.START, Action.STOP]),
+    "found on its way out": ([status("finish-migrate"), COMPLETED], [Action.START, Action.LEAVE]),
+    "found gone": ([status("postmigrate")], [Action.LEAVE]),
     "migrated": (
         [RUNNING, migration("setup"), migration("active"), STOP, COMPLETED],
-        [Order.STOP, Order.NOTHING, Order.NOTHING, Order.START, Order.LEAVE],
+        [Action.STOP, Action.NOTHING, Action.NOTHING, Action.START, Action.LEAVE],
     ),
     "migrated while paused": ([status("paused"), migration("active"), COMPLETED],
-                              [Order.START, Order.NOTHING, Order.LEAVE]),
+                              [Action.START, Action.NOTHING, Action.LEAVE]),
     "migrated with its memory to follow": (
         [RUNNING, migration("active"), STOP, migration("postcopy-active"), COMPLETED],
-        [Order.STOP, Order.NOTHING, Order.START, Order.LEAVE, Order.LEAVE],
+        [Action.STOP, Action.NOTHING, Action.START, Action.LEAVE, Action.LEAVE],
     ),
     "a migration that fails": (
         [RUNNING, migration("active"), STOP, migration("failed"), RESUME],
-        [Order.STOP, Order.NOTHING, Order.START, Order.NOTHING, Order.STOP],
+        [Action.STOP, Action.NOTHING, Action.START, Action.NOTHING, Action.STOP],
     ),
     "a migration that is cancelled before it stops": (
         [RUNNING, migration("active"), migration("cancelling"), migration("cancelled")],
-        [Order.STOP, Order.NOTHING, Order.NOTHING, Order.NOTHING],
+        [Action.STOP, Action.NOTHING, Action.NOTHING, Action.NOTHING],
     ),
     "back from where it was to go": ([RUNNING, STOP, COMPLETED, RESUME],
-                                     [Order.STOP, Order.START, Order.LEAVE, Order.STOP]),
+                                     [Action.STOP, Action.START, Action.LEAVE, Action.STOP]),
     "incoming, and told to go on": ([status("inmigrate"), COMPLETED, RESUME],
-                                    [Order.NOTHING, Order.NOTHING, Order.ARRIVE]),
+                                    [Action.NOTHING, Action.NOTHING, Action.ARRIVE]),
     "incoming, and going on by itself": ([status("inmigrate"), RESUME, COMPLETED],
-                                         [Order.NOTHING, Order.ARRIVE, Order.NOTHING]),
+                                         [Action.NOTHING, Action.ARRIVE, Action.NOTHING]),
     "on to the next host": (
         [status("inmigrate"), RESUME, COMPLETED, STOP, COMPLETED],
-        [Order.NOTHING, Order.ARRIVE, Order.NOTHING, Order.START, Order.LEAVE],
+        [Action.NOTHING, Action.ARRIVE, Action.NOTHING, Action.START, Action.LEAVE],
     ),
     "on to the next host without having run": (
-        [status("inmigrate"), COMPLETED, COMPLETED], [Order.NOTHING, Order.NOTHING, Order.LEAVE],
+        [status("inmigrate"), COMPLETED, COMPLETED], [Action.NOTHING, Action.NOTHING, Action.LEAVE],
     ),
     "switched off, where QEMU stays": (
         [RUNNING, ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"}), STOP, status("shutdown")],
-        [Order.STOP, Order.NOTHING, Order.NOTHING, Order.NOTHING],
+        [Action.STOP, Action.NOTHING, Action.NOTHING, Action.NOTHING],
     ),
     "switched off and on again": (
         [RUNNING, ("SHUTDOWN", {"guest": True}), STOP, ("RESET", {}), RESUME, STOP],
-        [Order.STOP, Order.NOTHING, Order.NOTHING, Order.NOTHING, Order.STOP, Order.START],
+        [Action.STOP, Action.NOTHING, Action.NOTHING, Action.NOTHING, Action.STOP, Action.START],
     ),
     "nonsense": (
         [("STATUS", {}), ("MIGRATION", {}), ("MIGRATION", {"status": []}), ("SHUTDOWN", {"guest": 1}), STOP],
-        [Order.NOTHING, Order.NOTHING, Order.NOTHING, Order.NOTHING, Order.START],
+        [Action.NOTHING, Action.NOTHING, Action.NOTHING, Action.NOTHING, Action.START],
     ),
 }  # fmt: skip
 
@@ -78,7 +79,7 @@ TOLD = {
 @pytest.mark.parametrize("name", TOLD)
 def test_what_each_event_asks_for(name):
     events, expected = TOLD[name]
-    guest = Guest()
+    guest = GuestState()
     assert [guest.told(*event) for event in events] == expected
 
 

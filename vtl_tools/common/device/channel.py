@@ -15,7 +15,7 @@ from typing import Final
 
 from vtl_tools.common.device.base import Device, Drop
 from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.device.datagram import Inbox, leave_out, send_messages
+from vtl_tools.common.device.datagram import Inbox, drop_frames, send_messages
 from vtl_tools.common.device.peer import SocketPeer
 from vtl_tools.common.device.plain import ETHERNET
 from vtl_tools.common.packet import vnet
@@ -73,7 +73,7 @@ class ChannelDevice(Device):
             for i, frame in enumerate(batch):
                 if i not in bad and not _is_sane(frame):
                     bad[i] = Drop.MALFORMED
-        leave_out(self, batch, bad)
+        drop_frames(self, batch, bad)
         return self.received(batch)
 
     def write(self, batch: Batch) -> int:

@@ -108,9 +108,9 @@ class StreamDevice(Device):
         self._at = at
         # The socket may have no more input, so the frames left here must wake the reader.
         if self._more and not rung:
-            self.handle.ring()
+            self.handle.wake()
         elif rung and not self._more:
-            self.handle.rang()
+            self.handle.alarm_expired()
 
     def write(self, batch: Batch) -> int:
         """Send as plain frames, as much as the socket has room for, in one system call per batch."""

@@ -5,7 +5,7 @@ from typing import Final, Self
 from vtl_tools.common.model import tcp_plain
 from vtl_tools.common.model.base import LOCAL, REMOTE, End
 from vtl_tools.common.model.ip import IPModel, super_segments
-from vtl_tools.common.model.tcp_arrival import Seen, arrive, arrive_syn
+from vtl_tools.common.model.tcp_arrival import SegmentKind, arrive, arrive_syn
 from vtl_tools.common.model.tcp_end import TcpEnd
 from vtl_tools.common.model.transport import TransportModel
 from vtl_tools.common.packet import build, ip, tcp
@@ -35,7 +35,7 @@ class TcpModel(TransportModel[TcpEnd]):
 
     def __init__(self, ip: IPModel, local: TcpEnd, remote: TcpEnd) -> None:
         super().__init__(ip, local, remote)
-        self.seen: Seen | None = None
+        self.seen: SegmentKind | None = None
 
     @classmethod
     def from_packet(cls, pkt: Packet, sender: End = LOCAL) -> Self:

@@ -79,7 +79,7 @@ _SSDP: Final = b'M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: "ssdp
 
 
 class CarriedConnection(NamedTuple):
-    """A TCP connection that must be carried: the octets that the guest sends, and the request to the proxy."""
+    """A TCP connection that must be carried: its target, and the octets that the guest sends."""
 
     target: str
     port: int

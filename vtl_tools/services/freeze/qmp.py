@@ -35,13 +35,13 @@ class Monitor:
         self.fileno = self._handle.fileno
         self._sock: socket.socket | None = None
         self._read = bytearray()
-        self._handle.ring()
+        self._handle.wake()
 
     def poll(self, now: float) -> bool:
         """Process QEMU's messages. Return whether there were any. Never blocks."""
-        rang = self._handle.rang()
+        alarm_expired = self._handle.alarm_expired()
         if self._sock is None:
-            if rang:
+            if alarm_expired:
                 self._connect()
             return False
         try:
@@ -81,7 +81,7 @@ class Monitor:
                 self._lose()
                 return True
             self._take(message, now)
-        self._handle.ring()  # there may be more lines, which no descriptor announces
+        self._handle.wake()  # there may be more lines, which no descriptor announces
         return True
 
     def _take(self, message: dict[str, Any], now: float) -> None:

@@ -7,7 +7,7 @@ from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.stage import Stage
 from vtl_tools.services.freeze import answers, state
 from vtl_tools.services.freeze.freezer import Freezer
-from vtl_tools.services.freeze.guest import Follower
+from vtl_tools.services.freeze.guest_state import GuestFollower
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,7 +57,7 @@ class Freeze(Stage):
         self._save_at, self._saving_since, self._save_cost_s = 0.0, 0.0, 0.0
         self._soon: float | None = None
         self._told_of_vm = False
-        self.qemu = Follower(self)
+        self.qemu = GuestFollower(self)
         self.monitor: Monitor | None = None
         self._gaps = False
         self._saved: tuple[object, ...] = ()
@@ -175,7 +175,7 @@ class Freeze(Stage):
         missed = ring.missed
         ring.status()
         gaps = one_in > 1 or self._one_in > 1 or ring.missed > missed
-        self.freezer.table.missed(gaps or self._gaps)  # the ring may still hold older segments
+        self.freezer.table.set_sampled(gaps or self._gaps)  # the ring may still hold older segments
         self._gaps = gaps
         if one_in != self._one_in:
             self._one_in = one_in

@@ -3,7 +3,7 @@
 from collections import Counter, OrderedDict
 from typing import Final
 
-from vtl_tools.services.fw.rule import IN, OUT, Direction, Rate, Rule
+from vtl_tools.services.fw.rule import IN, OUT, Direction, RateLimit, Rule
 
 SOURCES_MAX: Final = 32_768
 """Maximum sources of one side whose rates are stored, and as many refused ones. Beyond, the one that was
@@ -85,7 +85,7 @@ class _Sources:
     def get(self, key: _Key) -> _Level | None:
         return self._within.get(key) or self._refused.get(key)
 
-    def take(self, key: _Key, rate: Rate, now: float) -> bool:
+    def take(self, key: _Key, rate: RateLimit, now: float) -> bool:
         was_refused = key in self._refused
         level = (self._refused if was_refused else self._within).pop(key, None)
         tokens = _filled(level, rate, now)
@@ -98,7 +98,7 @@ class _Sources:
         return enough
 
 
-def _filled(level: _Level | None, rate: Rate, now: float) -> float:
+def _filled(level: _Level | None, rate: RateLimit, now: float) -> float:
     """Return the tokens at this time."""
     if level is None:
         return float(rate.burst)

@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Final
 
 from vtl_tools.services.fw.names import Protocol
-from vtl_tools.services.fw.position import Remark, RulePosition
+from vtl_tools.services.fw.position import RulePosition, RuleWarning
 from vtl_tools.services.fw.values import Addresses, Ranges
 
 
@@ -41,7 +41,7 @@ STACKED: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class RateLimit:
     """Limit of new connections per second, on average; burst of them at once. A token bucket."""
 
     per_s: float
@@ -50,7 +50,7 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
-class Cap:
+class ConnectionLimit:
     """Limit of open connections."""
 
     count: int
@@ -80,8 +80,8 @@ class Rule:
     vlan: Ranges | None = None
     log: bool = False
     pcap: bool = False
-    rate: Rate | None = None
-    cap: Cap | None = None
+    rate: RateLimit | None = None
+    cap: ConnectionLimit | None = None
 
     @property
     def is_catch_all(self) -> bool:
@@ -99,7 +99,7 @@ class Ruleset:
     """All rules of a file and its included files, in order, and the warnings about them."""
 
     rules: tuple[Rule, ...]
-    remarks: tuple[Remark, ...] = ()
+    remarks: tuple[RuleWarning, ...] = ()
     files: tuple[str, ...] = ()
 
 

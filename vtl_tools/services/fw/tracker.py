@@ -5,7 +5,7 @@ from typing import Final
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.model import tcp_plain
-from vtl_tools.common.model.tcp_arrival import Seen, arrive
+from vtl_tools.common.model.tcp_arrival import SegmentKind, arrive
 from vtl_tools.common.packet import ip, tcp
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import PORTS, Packet
@@ -25,7 +25,7 @@ from vtl_tools.services.fw.flow import (
     Timeouts,
     flow_key,
 )
-from vtl_tools.services.fw.fragments import Fragments
+from vtl_tools.services.fw.fragments import FragmentReassembler
 from vtl_tools.services.fw.limits import RuleLimits
 from vtl_tools.services.fw.neighbours import NeighbourFilter
 from vtl_tools.services.fw.pending_replies import PendingReplies
@@ -33,7 +33,7 @@ from vtl_tools.services.fw.policy import Judgement, Policy
 from vtl_tools.services.fw.quoted import quoted_flow
 from vtl_tools.services.fw.rule import OUT, STACKED, UNTAGGED, Direction, Rule, Verdict
 from vtl_tools.services.fw.suspicious import suspicious
-from vtl_tools.services.fw.table import Flows
+from vtl_tools.services.fw.table import FlowTable
 
 _L3: Final = tcp_plain.L3
 _HELD: Final = Decision(None, None, "fragment-held")
@@ -55,8 +55,8 @@ class Tracker:
     ) -> None:
         self.policy = policy
         self.timeouts = timeouts or Timeouts()
-        self.flows = Flows(flows_max)
-        self.fragments = Fragments()
+        self.flows = FlowTable(flows_max)
+        self.fragments = FragmentReassembler()
         self._neighbours = NeighbourFilter()
         self._limits = RuleLimits()
         self._closely = policy.asks_macs
@@ -147,7 +147,7 @@ class Tracker:
             retries = self._retries
             if (anew := retries.answered(flow, segment, direction)) is not None:
                 flow.ends = anew
-                return self._followed(flow, anew, Seen.SYN, now)
+                return self._followed(flow, anew, SegmentKind.SYN, now)
             challenged = retries.challenged(flow)
             if tcp_flow.may_pass(ends, direction, flow.initiator, segment, seen, challenged):
                 retries.passed(flow, segment, direction)
@@ -210,7 +210,7 @@ class Tracker:
         self._spoken(flow, direction, now)
         return flow.decision
 
-    def _followed(self, flow: Flow, ends: Ends, seen: Seen, now: float) -> Decision:
+    def _followed(self, flow: Flow, ends: Ends, seen: SegmentKind, now: float) -> Decision:
         if not seen.taken:
             return _denied(f"tcp-{seen.text}", flow.decision.rule)
         stage = tcp_flow.stage(ends)
@@ -327,7 +327,7 @@ class Tracker:
         self._add(flow, rule, now)
         self._assure(flow)
         if ends is not None:
-            return self._followed(flow, ends, Seen.ACK, now)
+            return self._followed(flow, ends, SegmentKind.ACK, now)
         self._spoken(flow, direction, now)
         return flow.decision
 

@@ -79,7 +79,7 @@ class Peers:
         for peer in list(self._active):
             peer.lose(why, now)
 
-    def name_taken(self, now: float) -> None:
+    def mac_conflict(self, now: float) -> None:
         """Note that another station on the direct link uses our VM's Ethernet address; be silent for a while.
 
         To send on would teach the link's switches that the address is here, and cut off the other station.
@@ -103,7 +103,7 @@ class Peers:
             self.ignored["unauthenticated" if err.what == "tag" else "malformed-message"] += 1
             return
         if said.mac == self.vm.mac:
-            self.name_taken(now)
+            self.mac_conflict(now)
         if self.vm.mac is None or now < self._quiet_until:
             return
         peer = self.table.process_at(said.mac)
@@ -126,7 +126,7 @@ class Peers:
             pkt = Packet.at(frame)
             mac = pkt.eth.src
             if mac == self.vm.mac:
-                self.name_taken(now)
+                self.mac_conflict(now)
                 return
             if (said := pkt.arp) is not None:
                 if said.sha == mac:
