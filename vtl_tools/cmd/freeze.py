@@ -71,7 +71,7 @@ def _verbs(stage: Freeze) -> dict[str, Any]:
             text = beside.take()
         except OSError as e:
             raise VTLError(f"{beside.path}: {e.strerror or e}; run import as the service's user") from None
-        told = stage.qemu.take_up(text, str(request.get("name")), clock())
+        told = stage.qemu.import_state(text, str(request.get("name")), clock())
         later()
         return told
 
@@ -132,14 +132,14 @@ def _serve(
         snapshot = Snapshot(path, lambda now: state.dump(freezer, stage.vm, now), state.OCTETS_MAX)
         stage = Freeze(freezer, vm, mac=own, listen=listen, snapshot=snapshot, overlay=overlay)
         if (text := snapshot.read()) is not None:
-            stage.take_up(text, str(path), time.monotonic())
+            stage.import_state(text, str(path), time.monotonic())
         snapshot.save(time.monotonic())  # so that it is known at once whether that can be done
         if ring is not None:
             stage.listen_on(ring)
         if qmp is not None:
             from vtl_tools.services.freeze.qmp import Monitor
 
-            stage.follow(Monitor(qmp, stage.qemu.told))
+            stage.follow(Monitor(qmp, stage.qemu.on_event))
         return stage
 
     cli.run(make_stage, make_links, options, guard="off", watches=True, verbs=_verbs)

@@ -26,7 +26,9 @@ STOP, RESUME = ("STOP", {}), ("RESUME", {})
 RUNNING, COMPLETED = status("running"), migration("completed")
 TOLD = {
     "stopped and gone on": ([RUNNING, STOP, RESUME], [Action.STOP, Action.START, Action.STOP]),
-    "asleep and awake": ([RUNNING, ("SUSPEND", {}), ("WAKEUP", {})], [Action.STOP, Action.START, Action.STOP]),
+    "asleep and awake": (
+        [RUNNING, ("SUSPEND", {}), ("WAKEUP", {})], [Action.STOP, Action.START, Action.STOP],
+    ),
     "found paused": ([status("paused"), RESUME], [Action.START, Action.STOP]),
     "found on its way out": ([status("finish-migrate"), COMPLETED], [Action.START, Action.LEAVE]),
     "found gone": ([status("postmigrate")], [Action.LEAVE]),
@@ -80,7 +82,7 @@ TOLD = {
 def test_what_each_event_asks_for(name):
     events, expected = TOLD[name]
     guest = GuestState()
-    assert [guest.told(*event) for event in events] == expected
+    assert [guest.on_event(*event) for event in events] == expected
 
 
 class Service(Freeze):
@@ -95,7 +97,7 @@ class Service(Freeze):
 
     def tell(self, *events):
         for event in events:
-            self.qemu.told(*event, self.talk.now)
+            self.qemu.on_event(*event, self.talk.now)
         return self
 
     def export(self):
@@ -135,7 +137,7 @@ def test_what_has_left_is_not_answered_for_and_can_be_exported(service, other):
     assert service.hears == [True, False]
     assert service.printed == ["frozen", "left"]
     assert service.status(service.talk.now)["freeze"]["left"]
-    told = other.tell(status("inmigrate"), COMPLETED).qemu.take_up(service.export(), "x", other.talk.now)
+    told = other.tell(status("inmigrate"), COMPLETED).qemu.import_state(service.export(), "x", other.talk.now)
     assert told == {"vm": "web", "announced": 2, "frozen": True, "connections": 1}
     assert other.hears[-1] is True
     assert keep_alive(other) == [ANSWER]
@@ -183,7 +185,7 @@ def test_one_that_left_and_goes_on_all_the_same_has_one(service):
 
 def test_leaving_outlasts_the_service(service, other):
     service.tell(RUNNING, STOP, COMPLETED)
-    other.take_up(service.export(), "x", other.talk.now)
+    other.import_state(service.export(), "x", other.talk.now)
     assert other.freezer.left
     assert other.hears == [False]
     assert keep_alive(other) == []
@@ -201,7 +203,7 @@ def test_a_state_that_comes_after_the_vm_opens_the_windows_at_once(service, othe
     service.talk.peer(".", 1001, 201, 1000)
     service.tell(COMPLETED)
     other.tell(status("inmigrate"), COMPLETED, RESUME)
-    told = other.qemu.take_up(service.export(), "x", other.talk.now)
+    told = other.qemu.import_state(service.export(), "x", other.talk.now)
     assert not told["frozen"]
     assert other.printed == ["frozen", "thawed"]
     assert len(other.sent) == 2 + 1 + 1, "two announcements, a window, and what the peer sent"
@@ -215,7 +217,7 @@ def test_a_state_that_comes_after_the_vm_does_not_undo_what_it_said(service, oth
     other.tell(status("inmigrate"), COMPLETED, RESUME)
     other.talk.vm("P.", 201, 2001, 50, stamps=(1100, 5000))
     other.talk.peer(".", 2001, 251, stamps=(5100, 1100))
-    other.qemu.take_up(service.export(), "x", other.talk.now)
+    other.qemu.import_state(service.export(), "x", other.talk.now)
     assert len(other.sent) == 2 + 1, "two announcements, and what the peer sent, but no window"
     other.tell(STOP)
     assert other.talk.peer(".", 2000, 251, stamps=(5200, 1100)) == [(".", 251, 2001, 0, (1100, 5200))]
@@ -228,7 +230,7 @@ def test_a_state_of_a_vm_that_runs_knows_connections_beside_those_that_were_hear
     other.tell(RUNNING)
     other.talk.port += 1
     other.talk.open()
-    other.qemu.take_up(service.export(), "x", other.talk.now)
+    other.qemu.import_state(service.export(), "x", other.talk.now)
     assert len(other.freezer.table) == 2
 
 
@@ -236,7 +238,7 @@ def test_the_monitor_needs_a_right_that_the_links_do_not(service, tmp_path):
     from vtl_tools.services.freeze.qmp import Monitor
 
     assert not service.capabilities
-    monitor = Monitor(str(tmp_path / "qmp"), service.qemu.told)
+    monitor = Monitor(str(tmp_path / "qmp"), service.qemu.on_event)
     service.follow(monitor)
     assert not service.capabilities
     assert service.status(0.0)["freeze"]["qmp"] == {"socket": str(tmp_path / "qmp"), "up": False, "losses": 0}

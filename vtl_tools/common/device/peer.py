@@ -30,7 +30,7 @@ _SO_RCVBUFFORCE = 33
 
 
 class SocketPeer:
-    """Maintains the one connection of a device. The device's read() calls look() while sock is None.
+    """Maintains the one connection of a device. The device's read() calls poll() while sock is None.
 
     A server takes one client at a time. As in QEMU, further ones wait in the backlog until it disconnects.
     """
@@ -91,7 +91,7 @@ class SocketPeer:
         if code in (errno.EACCES, errno.EPERM, errno.EPROTOTYPE, errno.ENOTSOCK):
             raise OSError(code, os.strerror(code))
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Accept or connect if the peer is there. Return whether it is. Never blocks or raises."""
         alarm_expired = self._device.handle.alarm_expired()
         try:
@@ -126,7 +126,7 @@ class SocketPeer:
         self._device.handle.watch(sock.fileno())
         self._device.went_up()
 
-    def lose(self, why: object) -> None:
+    def disconnect(self, why: object) -> None:
         """Close the connection and wait for another."""
         assert self.sock is not None
         self._device.handle.forget(self.sock.fileno())

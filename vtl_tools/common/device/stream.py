@@ -50,7 +50,7 @@ class StreamDevice(Device):
         batch.clear()
         sock = self._peer.sock
         if sock is None:
-            if not self._peer.look():
+            if not self._peer.poll():
                 return batch
             self._at = self._end = 0
             self._more, self._unsent = False, b""
@@ -172,7 +172,7 @@ class StreamDevice(Device):
     def _lose(self, why: object) -> None:
         self._at = self._end = 0
         self._more, self._unsent = False, b""
-        self._peer.lose(why)
+        self._peer.disconnect(why)
 
     def close(self) -> None:
         """Disconnect. Idempotent."""

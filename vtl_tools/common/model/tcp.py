@@ -145,7 +145,7 @@ class TcpModel(TransportModel[TcpEnd]):
         self.seen = seen = arrive(tx, rx, seq, ack, flags, window, end - data, tsval)
         if not seen.taken:
             return None
-        net.note(frame, tcp_plain.L3, super_segments(frame, end - data) if frame[1] else 1, sender)
+        net.follow_frame(frame, tcp_plain.L3, super_segments(frame, end - data) if frame[1] else 1, sender)
         return sender
 
     def adopt(

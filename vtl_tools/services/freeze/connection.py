@@ -47,10 +47,11 @@ class HeldConnection:
 
     vm_ack: the highest acknowledgement of the VM. vm_nxt: end of the data that it was seen to send.
     vm_window: its last window, as in a segment without SYN. vm_scale: its shift; None: unknown. peer_ack: the
-    highest acknowledgement of the peer; peer_nxt, peer_window: likewise. evidence: evidence of the VM's numbers,
-    if its segments passed unseen. seen: time of the last segment. epoch: see ConnectionTable.set_sampled(). head:
-    the peer's frame with the octet at vm_ack; newest: its latest pure ACK. probes: segments answered since
-    the VM is away, the first at `since`. may_at, may_challenge_at: see AnswerRate.
+    highest acknowledgement of the peer; peer_nxt, peer_window: likewise. evidence: evidence of the VM's
+    numbers, if its segments passed unseen. seen: time of the last segment. epoch: see
+    ConnectionTable.set_sampled(). head: the peer's frame with the octet at vm_ack; newest: its latest pure
+    ACK. probes: segments answered since the VM is away, the first at `since`. may_at, may_challenge_at: see
+    AnswerRate.
     """
 
     __slots__ = (

@@ -36,7 +36,7 @@ class GuestState:
         self.runs: bool | None = None
         self._comes = self._came = self._off = False
 
-    def told(self, event: str, data: dict[str, Any]) -> FreezeAction:
+    def on_event(self, event: str, data: dict[str, Any]) -> FreezeAction:
         """Process an event of QEMU, or STATUS with the result of query-status. Return the action."""
         if event == "STATUS":
             return self._status(data)
@@ -93,7 +93,7 @@ class Service(Protocol):
     def announce(self, now: float) -> dict[str, object]:
         """Announce to the network where the VM is."""
 
-    def take_up(self, text: bytes, name: str, now: float) -> object:
+    def import_state(self, text: bytes, name: str, now: float) -> object:
         """Replace the state by another host's. Raises VTLError."""
 
 
@@ -104,9 +104,9 @@ class GuestFollower:
         self.service, self.guest = service, GuestState()
         self._imported = False
 
-    def told(self, event: str, data: dict[str, Any], now: float) -> None:
+    def on_event(self, event: str, data: dict[str, Any], now: float) -> None:
         """Process an event of the VM's QEMU."""
-        do = self.guest.told(event, data)
+        do = self.guest.on_event(event, data)
         if do is FreezeAction.START:
             self.service.start(now)
         elif do is FreezeAction.LEAVE:
@@ -126,11 +126,11 @@ class GuestFollower:
             self.service.announce(now)
         self.service.stop(now)
 
-    def take_up(self, text: bytes, name: str, now: float) -> dict[str, object]:
+    def import_state(self, text: bytes, name: str, now: float) -> dict[str, object]:
         """Import another host's state, and announce the VM. Raises VTLError, without effect."""
         service, freezer, runs = self.service, self.service.freezer, self.guest.runs
         heard = [one for one in freezer.table if one.vm_nxt is not None] if runs else []
-        service.take_up(text, name, now)
+        service.import_state(text, name, now)
         told: dict[str, object] = {"vm": service.vm, "announced": 0}
         if freezer.frozen:
             service.start(now)

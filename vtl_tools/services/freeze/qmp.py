@@ -15,19 +15,19 @@ LINE_MAX: Final = 1 << 20
 LINES: Final = 64
 """Maximum lines per turn."""
 
-Told = Callable[[str, dict[str, Any], float], object]
+OnEvent = Callable[[str, dict[str, Any], float], object]
 """Called with an event's name, its data, and now."""
 
 
 class Monitor:
     """A connection to QEMU, as a service's source (stage.Source). QEMU may be absent, and may restart.
 
-    told: called with each event, named as in QMP (STOP, RESUME, MIGRATION), and with STATUS and the result of
-    query-status after each connect. `up`: whether there is a connection.
+    on_event: called with each event, named as in QMP (STOP, RESUME, MIGRATION), and with STATUS and the
+    result of query-status after each connect. `up`: whether there is a connection.
     """
 
-    def __init__(self, path: str, told: Told) -> None:
-        self.path, self.told = path, told
+    def __init__(self, path: str, on_event: OnEvent) -> None:
+        self.path, self.on_event = path, on_event
         self.up = False
         self.losses = 0
         self._door = broker.UnixTarget(path)
@@ -96,9 +96,9 @@ class Monitor:
             return
         said, event, data = message.get("return"), message.get("event"), message.get("data")
         if isinstance(event, str):
-            self.told(event, data if isinstance(data, dict) else {}, now)
+            self.on_event(event, data if isinstance(data, dict) else {}, now)
         elif isinstance(said, dict) and "running" in said:
-            self.told("STATUS", said, now)
+            self.on_event("STATUS", said, now)
 
     def _ask(self, command: str, **arguments: Any) -> bool:
         if self._sock is None:

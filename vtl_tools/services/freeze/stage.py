@@ -77,7 +77,7 @@ class Freeze(Stage):
         return self.freezer.frozen
 
     def follow(self, monitor: "Monitor") -> None:
-        """Apply the events of QEMU's monitor, which calls qemu.told()."""
+        """Apply the events of QEMU's monitor, which calls qemu.on_event()."""
         self.monitor = monitor
         self.sources.append(monitor)
 
@@ -217,7 +217,7 @@ class Freeze(Stage):
         self._say(self.network, frames, now)
         return {"vm": self.vm, "announced": len(frames)}
 
-    def take_up(self, text: bytes, name: str, now: float) -> None:
+    def import_state(self, text: bytes, name: str, now: float) -> None:
         """Replace the state by an imported one. Raises VTLError, without effect then."""
         vm = state.load(text, name, self.freezer, now)
         self._know_mac()

@@ -44,7 +44,7 @@ class RuleLimits:
             self._of_all[rule] = tokens - enough, now
         return "" if enough else "limit-rate"
 
-    def look(self, rule: Rule, direction: Direction, source: bytes, now: float) -> dict[str, int]:
+    def remaining(self, rule: Rule, direction: Direction, source: bytes, now: float) -> dict[str, int]:
         """Return the unused part of a rule's limits for a source. Changes nothing."""
         left: dict[str, int] = {}
         if (cap := rule.cap) is not None:

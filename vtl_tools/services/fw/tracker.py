@@ -344,7 +344,7 @@ class Tracker:
 
     def left(self, rule: Rule, direction: Direction, source: bytes, now: float) -> dict[str, int]:
         """Return what is left of a rule's limits for a source, by what is limited."""
-        return self._limits.look(rule, direction, source if len(source) == 4 else source[:8], now)
+        return self._limits.remaining(rule, direction, source if len(source) == 4 else source[:8], now)
 
     def _decision(self, rule: Rule) -> Decision:
         """Return what every further packet of a rule's connections is told, which is one object for all."""

@@ -67,7 +67,7 @@ class PathCache:
         if shortcut is None or dst_mac == shortcut.peer.mac:  # on its own subnet: it needs no shortcut
             return LONG
         shortcut.gateway, shortcut.asked = dst_mac, True
-        self.peers.want(shortcut, now)
+        self.peers.note_demand(shortcut, now)
         is_up = shortcut.state is PeerState.UP and src in vm.addresses and src in shortcut.peer.takes
         return shortcut if is_up else LONG
 
