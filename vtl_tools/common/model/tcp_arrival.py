@@ -68,14 +68,14 @@ def arrive(
     ahead = (seq - una) & _MASK
     if (reach < ahead < _HALF and (ahead != reach + 1 or end != seq)) or (
         tx.fin is not None and seq_gt(end, tx.fin)
-    ):  # a bare FIN needs no room, and an acknowledgement behind it has the next number
+    ):  # a bare FIN needs no room, and an acknowledgement after it has the next number
         return SegmentKind.OUT_OF_WINDOW
     if tsval is not None and rx.ts_recent is not None and (tsval - rx.ts_recent) & _HALF:
         return SegmentKind.OLD_TIMESTAMP
 
     # fifth, check the ACK field
     if not tx.heard and (rx.snd_una - ack) & _MASK <= tx.reach:
-        # The first segment of this end that we see: its ACK is certain where rx's numbers told it roughly
+        # The first segment seen of this end: its ACK is exact, while rx's numbers gave an estimate
         rx.snd_wl1, rx.snd_una, tx.rcv_nxt = seq, ack, ack
     if (refused := _acknowledge(tx, rx, seq, ack, window)) is not None:
         return refused
@@ -168,7 +168,7 @@ def _stale(tx: TcpEnd, rx: TcpEnd, seq: int, una: int, tsval: int | None) -> Seg
             # refuses everything after 24 days
             tx.tsval = rx.ts_recent = tsval
         return SegmentKind.KEEP_ALIVE
-    furthest = max(tx.max_snd_wnd, rx.reach) + 1  # a whole window again, and the FIN behind it has arrived
+    furthest = max(tx.max_snd_wnd, rx.reach) + 1  # after another whole window, and the FIN after it
     return SegmentKind.RETRANSMISSION if (una - seq) & _MASK <= furthest else SegmentKind.OUT_OF_WINDOW
 
 

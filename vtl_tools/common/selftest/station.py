@@ -10,7 +10,7 @@ from scapy.packet import Packet
 from vtl_tools.common.selftest.netns import Networks, listen
 
 Wait = Callable[[Callable[[], bool], float], bool]
-"""Serves everybody until a condition is true, for so many seconds at most; returns whether it is."""
+"""Serves all sockets until a condition holds, for so many seconds at most; returns whether it holds."""
 
 _AGAIN_S: Final = 0.001
 

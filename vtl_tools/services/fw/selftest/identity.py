@@ -25,13 +25,13 @@ from vtl_tools.services.fw.selftest.packets import ROUTER4, ROUTER6, ROUTER_MAC,
 from vtl_tools.services.fw.selftest.scene import Firewalled
 
 _TESTED_S: Final = 1.5
-"""For what a service does before it believes in an address, or gives one up (RFC 6620 section 3.3)."""
+"""Seconds that a service takes to bind or remove an address (RFC 6620 section 3.3)."""
 _ARP_OCTETS: Final = 42
 _FRAME_OCTETS: Final = 60
 
 
 def settle_in(play: Firewalled) -> None:
-    """Get a lease, hear of the router, and claim addresses, as each guest does."""
+    """Get a lease, learn the router, and claim addresses, as every guest does."""
     _lease(play)
     play.first(fw.announced(), out=False)
     play.first(fw.probe(LINK6), fw.probe(IP6), out=True)
@@ -56,7 +56,7 @@ def _lease(play: Firewalled) -> None:
 
 
 def spoof(play: Firewalled) -> None:
-    """Send what the rules allow, from addresses that are another's or nobody's."""
+    """Send allowed packets from addresses of others, or of no host."""
     own = [fw.called(40_000), fw.called(40_000, six=True), fw.asked(40_000)]
     for mac, frame in product((VICTIM_MAC, ROUTER_MAC, ALL, "00:00:00:00:00:00"), own):
         spoofed = frame.copy()
@@ -71,7 +71,7 @@ def spoof(play: Firewalled) -> None:
 
 
 def arp(play: Firewalled) -> None:
-    """Claim others' addresses by ARP, or give others' Ethernet addresses for one's own."""
+    """Claim others' addresses by ARP, or give others' Ethernet addresses for the own one."""
     for addr in VICTIM4, ROUTER4, fw.SERVICE4, "255.255.255.255":
         for to, at in (ALL, "00:00:00:00:00:00"), (ROUTER_MAC, ROUTER_MAC):
             play.out(
@@ -86,7 +86,7 @@ def arp(play: Firewalled) -> None:
 
 
 def behind_arp(play: Firewalled) -> None:
-    """Send data behind ARP and neighbour discovery: at most what goes before it arrives."""
+    """Send data after ARP and neighbour discovery messages: only the messages may arrive."""
     for octets in (
         bytes(Ether(src=MAC, dst=ALL) / ARP(hwsrc=MAC, psrc=IP4, pdst=ROUTER4)),
         bytes(
@@ -101,7 +101,7 @@ def behind_arp(play: Firewalled) -> None:
 
 
 def dhcp(play: Firewalled) -> None:
-    """Ask for another's lease, or give it back in its name."""
+    """Request another's lease, or release it in its name."""
     identifier = ("client_id", b"\1" + fw.raw_mac(VICTIM_MAC))
     for kind in "discover", "request":
         wanted = ("requested_addr", VICTIM4)
@@ -122,14 +122,14 @@ def dhcp(play: Firewalled) -> None:
 
 
 def dhcp_server(play: Firewalled) -> None:
-    """Play the DHCP server."""
+    """Act as a DHCP server."""
     for kind, sport, dport in product(("offer", "ack", "nak"), (67, 68), (67, 68)):
         head = Ether(src=MAC, dst=ALL) / IP(src=IP4, dst="255.255.255.255") / UDP(sport=sport, dport=dport)
         play.out(head / fw.leased(kind, VICTIM4))
 
 
 def dhcp_in_answer(play: Firewalled) -> None:
-    """Take an address from an accomplice, who says so in the answer to a question of the guest's own."""
+    """Take an address by an accomplice's DHCP answer, hidden in the answer to another request of the guest."""
     question = fw.outward(dst=fw.RESOLVER4) / UDP(sport=68, dport=53) / b"what is my address?"
     play.out(question, may=[question])
     for xid in 0x5E1F7E57, 0x5E1F7E58, 0:
@@ -140,7 +140,7 @@ def dhcp_in_answer(play: Firewalled) -> None:
 
 
 def claim(play: Firewalled) -> None:
-    """Take IPv6 addresses that another has claimed, with packets that the network believes."""
+    """Take IPv6 addresses that another station has claimed, by packets that the network accepts."""
     theirs = fw.probe(VICTIM6, VICTIM_MAC)
     play.come(theirs, may=[theirs])
     play.pause(_TESTED_S)
@@ -156,7 +156,7 @@ def claim(play: Firewalled) -> None:
 
 
 def lock_out(play: Firewalled) -> None:
-    """As another VM, take the guest's IPv6 addresses by one packet each: it goes on with them."""
+    """As another VM, claim the guest's IPv6 addresses by one packet each. The guest must keep them."""
     for addr in IP6, LINK6:
         theirs = (
             fw.advert(addr, mac=VICTIM_MAC),
@@ -170,7 +170,7 @@ def lock_out(play: Firewalled) -> None:
 
 
 def routers(play: Firewalled) -> None:
-    """Play the router."""
+    """Act as a router."""
     for prefix, src, lifetime in product((fw.PREFIX, "2001:db8:bad::"), (LINK6, ROUTER6), (0, 1800)):
         head = Ether(src=MAC, dst="33:33:00:00:00:01") / IPv6(src=src, dst="ff02::1", hlim=255)
         told = ICMPv6NDOptSrcLLAddr(lladdr=MAC) / ICMPv6NDOptPrefixInfo(prefix=prefix, prefixlen=64, L=1, A=1)
@@ -181,7 +181,7 @@ def routers(play: Firewalled) -> None:
 
 
 def data_in_discovery(play: Firewalled) -> None:
-    """Carry data in neighbour discovery, and carry it off the link."""
+    """Hide data in neighbour discovery, and send it off the link."""
     play.out(*_with_data())
     for dst in fw.SERVICE6, "2001:db8:ffff::fe", "ff0e::1", "ff05::2":
         head = Ether(src=MAC, dst=ROUTER_MAC) / IPv6(src=IP6, dst=dst, hlim=255)
@@ -207,5 +207,5 @@ def _with_data() -> Iterator[Packet]:
 
 
 def _option(kind: int, octets: int) -> Raw:
-    """Return an option of so many octets, full of data (RFC 4861 section 4.6)."""
+    """Return an option of this size, full of data (RFC 4861 section 4.6)."""
     return Raw(bytes((kind, octets // 8)) + fw.SECRET[: octets - 2].ljust(octets - 2, b"."))
