@@ -129,7 +129,7 @@ def dhcp_server(play: Firewalled) -> None:
 
 
 def dhcp_in_answer(play: Firewalled) -> None:
-    """Take an address by an accomplice's DHCP answer, hidden in the answer to another request of the guest."""
+    """Take an address by a DHCP answer of an accomplice, sent as the answer to another request."""
     question = fw.outward(dst=fw.RESOLVER4) / UDP(sport=68, dport=53) / b"what is my address?"
     play.out(question, may=[question])
     for xid in 0x5E1F7E57, 0x5E1F7E58, 0:
