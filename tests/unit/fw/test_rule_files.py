@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vtl_tools.services.fw import parser
 from vtl_tools.services.fw.files import RuleReader
-from vtl_tools.services.fw.names import ICMP6_TYPES, ICMP_TYPES, KEYWORDS, MARKS
+from vtl_tools.services.fw.keywords import ICMP6_TYPES, ICMP_TYPES, KEYWORDS, MARKS
 from vtl_tools.services.fw.position import RuleError
 from vtl_tools.services.fw.rule import ConnectionLimit, RateLimit
 

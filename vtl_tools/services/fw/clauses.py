@@ -4,8 +4,8 @@ from typing import Final
 
 from vtl_tools.common.packet import ether, ip
 from vtl_tools.services.fw.cursor import Cursor
+from vtl_tools.services.fw.keywords import ICMP6_TYPES, ICMP_TYPES, PROTOCOLS, UNITS, Protocol
 from vtl_tools.services.fw.lexer import END, Token, TokenKind
-from vtl_tools.services.fw.names import ICMP6_TYPES, ICMP_TYPES, PROTOCOLS, UNITS, Protocol
 from vtl_tools.services.fw.position import RulePosition, RuleWarning
 from vtl_tools.services.fw.rule import IN, OUT, UNTAGGED, ConnectionLimit, RateLimit, Rule, Verdict
 from vtl_tools.services.fw.sets import Sets

@@ -13,7 +13,7 @@ from vtl_tools.services.fw.clauses import ICMP6
 from vtl_tools.services.fw.explain import fields_of
 from vtl_tools.services.fw.fields import Fields
 from vtl_tools.services.fw.flow import Flow, flow_key
-from vtl_tools.services.fw.names import ICMP6_TYPES, ICMP_TYPES
+from vtl_tools.services.fw.keywords import ICMP6_TYPES, ICMP_TYPES
 from vtl_tools.services.fw.neighbours import is_of_link
 from vtl_tools.services.fw.rule import IN, OUT, UNTAGGED, Direction
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from vtl_tools.services.fw.names import Protocol
+from vtl_tools.services.fw.keywords import Protocol
 from vtl_tools.services.fw.position import RulePosition, RuleWarning
 from vtl_tools.services.fw.values import Addresses, Ranges
 

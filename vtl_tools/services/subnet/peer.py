@@ -48,7 +48,7 @@ class Timing:
     """Time without probes after a loss; doubled each time, up to hold_max_s."""
     hold_max_s: float = 30.0
     stable_s: float = 30.0
-    """A path that was up so long is stable: hold_s starts anew."""
+    """A path that was up so long is stable: after a loss the hold time is hold_s again."""
     wanted_s: float = 30.0
     """Time that a path is kept after the last packet to it."""
     verified_s: float = 5.0
