@@ -5,11 +5,12 @@ PY   := $(VENV)/bin/python
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS := 60
 
-.PHONY: help setup demo test fuzz bench lint clean
+.PHONY: help setup demo check test fuzz bench lint clean
 
 help:
 	@echo "make setup   install what is missing (Debian packages, Python packages in $(VENV))"
 	@echo "make demo    carry a real guest's traffic and show the evidence (needs root)"
+	@echo "make check   lint, and the tests that need no root: under a minute, for every edit"
 	@echo "make test    run every test (needs root, boots guests)"
 	@echo "make fuzz    fuzz every parser of foreign octets for a minute (FUZZ_SECONDS=60)"
 	@echo "make bench   run the quick benchmarks"
@@ -20,6 +21,10 @@ setup:
 
 demo: setup
 	$(PY) examples/demo.py
+
+check: lint
+	$(PY) -m pytest -q -n 2 --hypothesis-profile=quick -m "not lab and not vm and not tor and not slow" \
+		tests/unit tests/sim tests/oracle tests/fuzz
 
 test: setup
 	$(PY) -m pytest

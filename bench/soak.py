@@ -12,7 +12,6 @@ the guest got out.
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections import Counter
 from contextlib import closing
@@ -29,10 +28,7 @@ SERVICES = ("tor", "fw")
 def soak(service: str, count: int, seed: int) -> dict[str, object]:
     """Return what was seen in so many moments of a service."""
     began = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory(prefix="vtl-soak-") as name,
-        closing(Scene(Path(name), service)) as scene,
-    ):
+    with closing(Scene(service)) as scene:
         moments = Moments(scene, Random(seed))
         for number in range(1, count + 1):
             moments.once()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.errors import LabError
+from lab.wait import PATIENCE_S
 
 RECV_OCTETS = 1 << 16
 
@@ -105,7 +106,7 @@ class Agent:
         self._wire = Wire(sock)
         self._tokens = itertools.count(1)
 
-    def sh(self, script: str, stdin: bytes, timeout: float, grace: float = 10.0) -> Result:
+    def sh(self, script: str, stdin: bytes, timeout: float, grace: float = PATIENCE_S) -> Result:
         """Run a script in the guest. It is killed there after `timeout` seconds, rounded up.
 
         grace: seconds more that the answer may take before the guest itself counts as stuck.

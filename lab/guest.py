@@ -30,12 +30,12 @@ from lab.cache import frames_program, guest_kernel
 from lab.errors import CommandFailed, LabError
 from lab.host import Host
 from lab.initramfs import initramfs
+from lab.wait import PATIENCE_S
 
 log = logging.getLogger(__name__)
 
 QEMU = "qemu-system-x86_64"
-BOOT_S = 60.0  # 3 to 4 on an idle core; a shared one may take its time
-QMP_S = 10.0
+BOOT_S = 2 * PATIENCE_S  # 3 to 4 s on an idle core
 LOG_LINES = 60  # of the boot log, in an error's message
 
 
@@ -173,7 +173,9 @@ class Guest:
         log.debug("guest %s: ready after %.2f s of waiting", self.name, time.monotonic() - begin)
         return self
 
-    def sh(self, script: str, *, stdin: bytes = b"", timeout: float = 30.0, check: bool = False) -> Result:
+    def sh(
+        self, script: str, *, stdin: bytes = b"", timeout: float = PATIENCE_S, check: bool = False
+    ) -> Result:
         """Run a shell script in the guest, as root, to its end, and return its status and output.
 
         Start servers with `command >/tmp/log 2>&1 &`: they go on, and later calls find them running.
@@ -231,8 +233,8 @@ class Guest:
         run = self._running()
         try:
             if run.monitor is None:
-                run.monitor = Monitor(run.sockets[1], QMP_S)
-            return run.monitor.execute(command, arguments, QMP_S)
+                run.monitor = Monitor(run.sockets[1], PATIENCE_S)
+            return run.monitor.execute(command, arguments, PATIENCE_S)
         except (Hangup, Late) as error:
             raise LabError(f"guest {self.name}: qmp {command}: {error}\n{self.report()}") from None
 

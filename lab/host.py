@@ -13,12 +13,13 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from lab import kernel
 from lab.errors import CommandFailed
+from lab.wait import PATIENCE_S
+from lab.wire import Wire
+from vtl_tools.common.selftest import namespaces
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
-
-RUN_S = 30.0  # a command that takes longer than this is stuck
 
 
 class Host:
@@ -32,6 +33,7 @@ class Host:
         self.name = name
         self.netns = ""
         self.processes: list[subprocess.Popen[Any]] = []
+        self._wires: list[Wire] = []
         self._thread = ThreadPoolExecutor(1, f"host-{name}")
         try:
             self.call(self._become, init_pid)
@@ -44,8 +46,8 @@ class Host:
         return f"<Host {self.name} {self.netns}>"
 
     def _become(self, init_pid: int) -> None:
-        kernel.unshare(kernel.CLONE_NEWNET | kernel.CLONE_NEWNS)
-        kernel.setns(f"/proc/{init_pid}/ns/pid", kernel.CLONE_NEWPID)
+        namespaces.unshare(namespaces.CLONE_NEWNET | namespaces.CLONE_NEWNS)
+        namespaces.setns(f"/proc/{init_pid}/ns/pid", namespaces.CLONE_NEWPID)
         kernel.mount("none", "/", None, kernel.MS_REC_PRIVATE)
         kernel.mount("sysfs", "/sys", "sysfs")  # /sys/class/net shows the namespace it was mounted in
         self.netns = f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
@@ -70,15 +72,8 @@ class Host:
         Sockets opened within stay in this host for good, also after the end and in other threads.
         /sys stays the one outside.
         """
-        outside = os.open(kernel.NET_NS, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            kernel.setns(self.netns, kernel.CLONE_NEWNET)
-            try:
-                yield self
-            finally:
-                kernel.setns_fd(outside, kernel.CLONE_NEWNET)
-        finally:
-            os.close(outside)
+        with namespaces.inside_network(self.netns):
+            yield self
 
     def popen(self, *command: str | os.PathLike[str], **options: Any) -> subprocess.Popen[Any]:
         """Start a process in this host. options: as subprocess.Popen takes them (user=, stdout=, ...).
@@ -99,7 +94,7 @@ class Host:
         self,
         *command: str | os.PathLike[str],
         check: bool = True,
-        timeout: float | None = RUN_S,
+        timeout: float | None = PATIENCE_S,
         input: str | None = None,  # noqa: A002 - as in subprocess.run
         **options: Any,
     ) -> subprocess.CompletedProcess[str]:
@@ -123,10 +118,14 @@ class Host:
             raise CommandFailed(self.name, [str(word) for word in command], process.returncode, out + err)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
-    def addr(self, interface: str, *addresses: str) -> None:
-        """Give an interface addresses, as 10.0.0.2/24 or fd00::2/64, and set it up."""
+    def addr(self, interface: str, *addresses: str, detect: bool = False) -> None:
+        """Give an interface addresses, as 10.0.0.2/24 or fd00::2/64, and set it up.
+
+        detect: run duplicate address detection for IPv6. Otherwise the addresses are usable at once.
+        """
         for address in addresses:
-            self.run("ip", "addr", "add", address, "dev", interface)
+            at_once = ["nodad"] if ":" in address and not detect else []
+            self.run("ip", "addr", "add", address, "dev", interface, *at_once)
         self.run("ip", "link", "set", "dev", interface, "up")
 
     def route(self, destination: str, gateway: str) -> None:
@@ -151,6 +150,12 @@ class Host:
         """Return the Ethernet address of an interface."""
         return self.call(Path(f"/sys/class/net/{interface}/address").read_text).strip()
 
+    def wire(self, interface: str = "eth0") -> Wire:
+        """Open a raw socket on an interface. It is closed at the end of the lab."""
+        with self.enter():
+            self._wires.append(Wire(interface))
+        return self._wires[-1]
+
     def close(self) -> None:
         """Kill what runs in this host and let go of its namespaces. Idempotent."""
         for process in self.processes:
@@ -162,6 +167,8 @@ class Host:
                     with contextlib.suppress(BrokenPipeError):
                         stream.close()
         self.processes.clear()
+        for wire in self._wires:
+            wire.close()
         self._thread.shutdown()
 
 

@@ -25,11 +25,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-from lab import http, kernel
+from lab import http
 from lab.guest import Guest, Machine
 from lab.host import Host
 from lab.rundir import run_dir
 from vtl_tools.common.errors import PermissionNeededError
+from vtl_tools.common.selftest import namespaces
 
 __all__ = ["Guest", "Host", "Lab"]
 
@@ -136,7 +137,7 @@ def _start_init() -> subprocess.Popen[bytes]:
     """Start the first process of a new PID namespace. It ends with its standard input, hence with us."""
 
     def start() -> subprocess.Popen[bytes]:
-        kernel.unshare(kernel.CLONE_NEWPID)
+        namespaces.unshare(namespaces.CLONE_NEWPID)
         return subprocess.Popen(
             ["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
         )

@@ -37,7 +37,7 @@ from lab.dns import Names
 from lab.errors import LabError
 from lab.netns import Host, Lab
 from lab.torcontrol import Control
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 
 RELAYS = {  # by nickname: where each listens, and leaves from
     "ichi": ("198.51.100.1", "2001:db8:100::1"),
@@ -56,10 +56,10 @@ RELAYS_FOR_ONIONS = 4
 OR_PORT, DIR_PORT = 9001, 9030
 SOCKS_PORT = 9050
 """A client's on 127.0.0.1 of its host, for programs that know no unix socket."""
-START_S = 60.0  # for a process to listen, or to make keys
+START_S = PATIENCE_S  # for a process to listen, or to make keys
 STEP_S = 5.0  # for a step that may be told again
 STEPS = 5  # that often
-BOOTSTRAP_S = 60.0  # 2 on two idle cores
+BOOTSTRAP_S = 2 * PATIENCE_S  # 2 s on two idle cores
 LOG_LINES = 10  # of a tor's log, in an error's message
 
 VOTING_S = 1800

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Self
 
 from lab.errors import LabError
+from lab.wait import PATIENCE_S
 
-CONTROL_S = 30.0  # for one answer
 _EVENT = "650"
 
 
@@ -16,7 +16,7 @@ class Control:
     """A connection to the control port of a tor, as its owner; a context manager.
 
     path: its unix socket. cookie: the file with the cookie that tor wants to see.
-    LabError whenever tor refuses, says nothing for CONTROL_S, or ends.
+    LabError whenever tor refuses, says nothing for PATIENCE_S, or ends.
     """
 
     def __init__(self, path: Path, cookie: Path) -> None:
@@ -47,7 +47,7 @@ class Control:
 
     def ask(self, command: str) -> list[str]:
         """Give a command, such as "GETINFO stream-status"; return its answer's lines without the last, OK."""
-        deadline = time.monotonic() + CONTROL_S
+        deadline = time.monotonic() + PATIENCE_S
         self._arm(deadline)
         self._socket.sendall(f"{command}\r\n".encode())
         while True:

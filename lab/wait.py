@@ -9,9 +9,12 @@ from lab.errors import LabError
 T = TypeVar("T")
 
 POLL_S = 0.01
+PATIENCE_S = 120.0
+"""For an event that must come. It ends a test that hangs, and costs nothing where the event comes: what takes
+a second at rest may take a minute beside eight busy processes on two cores."""
 
 
-def until(condition: Callable[[], T], what: str, timeout: float = 30.0) -> T:
+def until(condition: Callable[[], T], what: str, timeout: float = PATIENCE_S) -> T:
     """Return condition()'s value once it is true. LabError, naming `what`, after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):

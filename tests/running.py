@@ -11,6 +11,7 @@ from typing import Any
 
 from lab.netns import Host, Lab
 from lab.user import as_user
+from lab.wait import PATIENCE_S
 from vtl_tools.common.runtime import control
 
 BIN = Path(sys.executable).parent
@@ -60,4 +61,4 @@ def bridge(
     started = Bridge(lab, process, socket)
     yield started
     process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE_S) == 0

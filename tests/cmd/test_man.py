@@ -34,6 +34,14 @@ FORMATS = [RULES]
 SOURCES = sorted((ROOT / "vtl_tools").rglob("*.py"))
 
 
+ORDER = (
+    "NAME", "SYNOPSIS", "DESCRIPTION", "LINKS", "OPTIONS", "VERBS", "CONTROL SOCKET", "JSON OUTPUT", "RULES",
+    "RISKS", "SETS AND INCLUDES", "ERRORS IN A RULE FILE", "GRAMMAR", "ICMP TYPES", "STATUS", "LOG", "MEMORY",
+    "EVENTS", "DROPS", "SIGNALS", "ENVIRONMENT", "FILES", "EXIT STATUS", "EXAMPLES", "PRIVILEGES", "SECURITY",
+    "SEE ALSO", "CAVEATS",
+)  # fmt: skip
+
+
 def page(tool: str) -> str:
     return (ROOT / f"man/{tool}.1").read_text()
 
@@ -74,6 +82,22 @@ def test_a_page_is_sound_mdoc_and_renders(path: Path) -> None:
         assert re.search(rf"^{heading}$", shown.stdout, re.M), heading
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_the_sections_of_all_pages_are_in_one_order(path: Path) -> None:
+    found = re.findall(r"^\.Sh (.+)", path.read_text(), re.M)
+    assert found == [title for title in ORDER if title in found]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_description_begins_with_three_sentences_and_a_command(tool: str) -> None:
+    """The purpose of the tool, its users, and the first command to type."""
+    text = section(page(tool), "DESCRIPTION")
+    match = re.match(r"(.*?)\n(?:\.Pp\n\.Dl|\.Bd -literal[^\n]*\n)\s*# (\S+)", text, re.S)
+    assert match, "no command"
+    assert match[2] == tool
+    assert len(re.findall(r"[.:]$", match[1], re.M)) == 3
+
+
 def test_every_executable_has_a_page_and_every_page_an_executable() -> None:
     commands = [ROOT / f"man/{tool}.1" for tool in TOOLS]
     assert sorted([*commands, *FORMATS, OVERVIEW]) == PAGES
@@ -82,12 +106,12 @@ def test_every_executable_has_a_page_and_every_page_an_executable() -> None:
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_a_page_lists_exactly_the_options(tool: str) -> None:
-    assert listed_options(section(page(tool), "Options")) == options(tool)
+    assert listed_options(section(page(tool), "OPTIONS")) == options(tool)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_a_page_lists_exactly_the_verbs_with_their_options_and_arguments(tool: str) -> None:
-    lines = re.findall(r"^\.It Cm (\w+)(.*)", section(page(tool), "COMMANDS"), re.M)
+    lines = re.findall(r"^\.It Cm (\w+)(.*)", section(page(tool), "VERBS"), re.M)
     assert sorted(verb for verb, _ in lines) == sorted(command(tool).commands)
     for verb, rest in lines:
         assert flags(rest) == options(tool, verb), verb
@@ -203,7 +227,7 @@ def literal(text: str) -> list[str]:
 
 
 def test_the_grammar_of_rules_is_that_of_the_documentation() -> None:
-    text = (ROOT / "docs/firewall-rules.md").read_text()
+    text = (ROOT / "docs/fw.md").read_text()
     grammar = "".join(re.findall(r"^```ebnf\n(.*?)^```$", text, re.M | re.S))
     assert literal(section(RULES.read_text(), "GRAMMAR")) == [grammar]
     in_page = re.findall(r"^\.It Cm (\S+) Ta (\S+) Ta (\S+)$", RULES.read_text(), re.M)
@@ -226,7 +250,7 @@ def test_every_word_and_every_bound_of_a_rule_is_on_the_page() -> None:
     text = RULES.read_text()
     explained = set(re.findall(r"^\.(?:It )?Cm ([^\n]+)", text[: text.index(".Sh GRAMMAR")], re.M))
     assert KEYWORDS - {"set"} <= {word for line in explained for word in re.findall(r"[a-z][a-z0-9]*", line)}
-    errors = section(text, "WHAT IS AN ERROR")
+    errors = section(text, "ERRORS IN A RULE FILE")
     assert f"{parser.OCTETS_MAX >> 20} MiB" in errors
     for bound in parser.RULES_MAX, parser.LINES_MAX, lexer.LINE_MAX, sets.ITEMS_MAX, parser.DEPTH_MAX:
         assert f"{bound:,}" in errors, bound
@@ -252,8 +276,8 @@ def test_every_member_of_vtl_subnets_own_status_is_explained() -> None:
 
 
 def test_every_reason_and_every_why_of_vtl_subnet_is_explained() -> None:
-    folder = ROOT / "vtl_tools/common/shortcut"
-    stage, ways = (ROOT / "vtl_tools/cmd/subnet.py").read_text(), (folder / "ways.py").read_text()
+    folder = ROOT / "vtl_tools/services/subnet"
+    stage, ways = (ROOT / "vtl_tools/cmd/subnet.py").read_text(), (folder / "path_cache.py").read_text()
     peers = (folder / "peers.py").read_text() + (folder / "table.py").read_text()
     judged = ways + stage[stage.index("def _deliver") : stage.index("# --- frames")]
     reasons = {subnet.PROTOCOL, subnet.NEIGHBOURS, *re.findall(r'return "([\w-]+)"', judged)}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import CodeType, FrameType, ModuleType
@@ -101,7 +102,7 @@ def keep(name: str) -> str:
             continue
         reached |= fresh
         octets += len(data)
-        chosen[inputs[data] if once else f"{len(chosen):03}"] = data
+        chosen[inputs[data] if once else sha256(data).hexdigest()[:12]] = data
     for path in kept(name):
         path.unlink()
     for file, data in chosen.items():

@@ -41,6 +41,10 @@ def misdirected(reply):
     return b"x" + reply[1:]
 
 
+def to_nobody(header):
+    return bytes(6) + header[6:]
+
+
 def port_of_another(found):
     return found and (*found[:3], found[3] ^ 1, *found[4:])
 
@@ -57,7 +61,7 @@ ACK = answers.ack
 MESSAGE_AT = SubnetMessage.at
 FAULTS = {
     "a header's checksum is not kept": ("layers", IPv4, "_resum", lambda view, old, new: None),
-    "an answer goes to nobody": ("layers", derive, "_l2_back", lambda pkt, *macs: bytes(12) + b"\x08\x00"),
+    "an answer goes to nobody": ("layers", derive, "_l2_back", changed(derive._l2_back, to_nobody)),
     "a checksum is written where its sender says": ("offload", offload, "bind", lambda frame: None),
     "segments overlap": ("offload", offload, "_sums", changed(offload._sums, lambda sums: sums[::-1])),
     "a port is misread": ("quick_readers", tcp_plain, "read", changed(tcp_plain.read, port_of_another)),

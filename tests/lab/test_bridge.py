@@ -11,7 +11,7 @@ import pytest
 
 from lab.netns import Host, Lab
 from lab.user import NOBODY
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import BIN, bridge
 from vtl_tools.common.device.afpacket import PacketDevice
 from vtl_tools.common.device.batch import Batch
@@ -43,7 +43,7 @@ def download(client: Host, url: str) -> bytes:
         "import sys,urllib.request as u; sys.stdout.buffer.write(u.urlopen(sys.argv[1], timeout=10).read())"
     )
     process = client.popen(sys.executable, "-c", code, url, stdout=subprocess.PIPE)
-    out: bytes = process.communicate(timeout=30)[0]
+    out: bytes = process.communicate(timeout=PATIENCE_S)[0]
     return out
 
 
@@ -146,7 +146,7 @@ def test_a_worker_that_is_killed_ends_the_service(lab: Lab, scene: tuple[Host, H
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) == 3, "the workers and the broker"
     os.kill(int(children[0]), signal.SIGKILL)
-    assert process.wait(10) == 1
+    assert process.wait(PATIENCE_S) == 1
 
 
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one", "workers"])
@@ -199,7 +199,7 @@ def test_no_reconnect_ends_the_service_with_its_own_exit_status(
     assert process.stdout is not None
     assert "ready" in process.stdout.readline()
     middle.run("ip", "link", "del", "vmnet1")
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 4
     assert "vtl-bridge: vmnet1: link lost; not waiting for it, as requested\n" in err
 

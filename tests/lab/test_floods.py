@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab.netns import Host, Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import Bridge, bridge
 from vtl_tools.common.packet import address, build, tcp
 from vtl_tools.common.packet.vnet import VNET
@@ -59,8 +59,7 @@ def mac(host: Host) -> bytes:
 @contextlib.contextmanager
 def flood(host: Host, running: Bridge, frames: list[bytearray]) -> Iterator[None]:
     """Send frames again and again until the end, which begins when they have filled the table's part."""
-    sock = host.call(partial(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0))
-    sock.bind(("eth0", 0))
+    wire = host.wire()
     is_over = threading.Event()
 
     def is_taken(frames: int) -> bool:
@@ -70,7 +69,7 @@ def flood(host: Host, running: Bridge, frames: list[bytearray]) -> Iterator[None
         waiting = cycle(frames)
         for sent in count(AT_ONCE, AT_ONCE):
             for frame in islice(waiting, AT_ONCE):
-                sock.send(frame[VNET:])
+                wire.send(frame[VNET:])
             until(partial(is_taken, sent), "frames that are taken", 120)  # a full link is another matter
             if is_over.is_set():
                 return
@@ -83,7 +82,6 @@ def flood(host: Host, running: Bridge, frames: list[bytearray]) -> Iterator[None
     finally:
         is_over.set()
         thread.join()
-        sock.close()
 
 
 def spoofed(client: Host, server: Host) -> list[bytearray]:
@@ -102,7 +100,7 @@ def exchange(caller: Host, where: tuple[str, int], listener: socket.socket) -> N
 def talk(near: socket.socket, far: socket.socket) -> None:
     for source, sink in (near, far), (far, near):
         source.sendall(b"still here")
-        sink.settimeout(30)
+        sink.settimeout(PATIENCE_S)
         assert sink.recv(64) == b"still here"
 
 
@@ -139,7 +137,7 @@ def test_questions_of_the_vm_are_answered_after_a_spoofed_flood(scene: Scene) ->
             for octets, asker in asked:
                 resolver.sendto(octets, asker)
             for number, asker in enumerate(askers):
-                asker.settimeout(30)
+                asker.settimeout(PATIENCE_S)
                 assert asker.recv(64) == b"%d" % number
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from lab.netns import Host, Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import BIN, Bridge, bridge
 from vtl_tools.common.runtime import control
 
@@ -211,7 +211,7 @@ def test_what_is_frozen_outlasts_the_service_and_moves(lab: Lab, scene: Scene) -
     until(lambda: control.ask(socket_path, "status")["freeze"]["kept_octets"], "a segment to be kept")
     control.ask(socket_path, "export")
     os.kill(killed.pid, signal.SIGKILL)
-    killed.wait(10)
+    killed.wait(PATIENCE_S)
     time.sleep(1.0)
     with freezing(lab, host) as running:
         assert held(running)["frozen"]

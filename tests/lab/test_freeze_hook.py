@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import BIN
 from vtl_tools.common.runtime import control
 
@@ -90,7 +90,7 @@ def vtl_freeze(host, env, iface):
     until(lambda: path.exists() or service.poll(), "the service")
     yield lambda: control.ask(path, "status")["freeze"]
     service.terminate()
-    assert service.wait(10) == 0
+    assert service.wait(PATIENCE_S) == 0
 
 
 def connection(vm, peer):
@@ -101,7 +101,7 @@ def connection(vm, peer):
         with peer.enter():
             far = socket.create_connection((VM, 7), 60)
         near, _ = listener.accept()
-    near.settimeout(60)
+    near.settimeout(PATIENCE_S)
     far.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return near, far
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.netns import Host, Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import BIN, Bridge, bridge
 from vtl_tools.common.runtime import control
 
@@ -87,7 +87,7 @@ def test_rules_decide_and_answers_need_none(lab: Lab, scene: Scene) -> None:
             with connect(caller, address, port) as near, listener.accept()[0] as far:
                 for source, sink in (near, far), (far, near):
                     source.sendall(bytes(100_000))
-                    sink.settimeout(5)
+                    sink.settimeout(PATIENCE_S)
                     with sink.makefile("rb") as octets:
                         assert len(octets.read(100_000)) == 100_000
         with pytest.raises(ConnectionRefusedError):
@@ -122,7 +122,7 @@ def test_a_reload_ends_what_it_does_not_allow_and_spares_the_rest(lab: Lab, scen
                 assert "other.rules:2: deny any\n" in verb(running, "explain", *named.split())
                 for sender, listener, passes in (gone, ours, False), (stays, theirs, True):
                     sender.sendall(b"more")
-                    listener.settimeout(5 if passes else 0.5)
+                    listener.settimeout(PATIENCE_S if passes else 0.5)
                     if passes:
                         assert listener.recv(9) == b"more"
                     else:
@@ -157,7 +157,7 @@ def test_kill_9_opens_nothing(lab: Lab, scene: Scene) -> None:
     assert b"ready" in process.stdout.readline()
     until(lambda: reaches(client, "10.9.0.2"), "the firewall")
     process.kill()
-    process.wait(10)
+    process.wait(PATIENCE_S)
     for address in "10.9.0.2", "10.9.0.3", "10.9.0.4":
         assert not reaches(client, address), address
 
@@ -196,9 +196,9 @@ def test_rules_come_by_a_pipe_and_wrong_ones_start_nothing(lab: Lab, scene: Scen
             assert reaches(client, "10.9.0.2")
             assert control.ask(socket_path, "status")["policy"]["file"] == "<stdin>"
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait(PATIENCE_S) == 0
         else:
-            _, err = process.communicate(timeout=10)
+            _, err = process.communicate(timeout=PATIENCE_S)
             assert process.returncode == 2
             guarded, said = err.splitlines()
             assert guarded == "vtl-fw: vmnet1: stays guarded; clear it with 'vtl-guard clear vmnet1'"
@@ -225,7 +225,7 @@ def test_what_rules_log_is_told_on_standard_error_and_nobody_need_read_it(lab: L
             sender.sendto(b"x", ("10.9.0.2", 99))
     assert reaches(client, "10.9.0.2")
     process.terminate()
-    _, rest = process.communicate(timeout=10)
+    _, rest = process.communicate(timeout=PATIENCE_S)
     assert rest.count(line) >= 50
 
 

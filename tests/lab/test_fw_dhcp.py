@@ -3,7 +3,6 @@
 Each attack is seen to succeed where the firewall does not look (--spoofing), and refused where it does.
 """
 
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +14,10 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from lab.netns import Host, Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import Bridge, bridge
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.lab]
 
 SERVER = "10.9.0.1"
 RULES = f"""
@@ -30,7 +29,8 @@ deny any
 MAC, VICTIM_MAC = "52:54:00:aa:00:01", "52:54:00:bb:00:02"
 VICTIM_ID = b"victim"
 POOL = 6
-PATIENCE_S = 3.0
+SILENCE_S = 3.0
+"""For an answer that must not come, and for one try of several."""
 
 
 def octets(mac: str) -> bytes:
@@ -40,11 +40,8 @@ def octets(mac: str) -> bytes:
 class Client:
     """A DHCP client of raw frames, which says whatever it is told to."""
 
-    def __init__(self, lab: Lab, host: Host, interface: str, mac: str) -> None:
-        with host.enter():
-            self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            self.sock.bind((interface, 3))  # ETH_P_ALL
-        lab.defer(self.sock.close)
+    def __init__(self, host: Host, interface: str, mac: str) -> None:
+        self.sock = host.wire(interface).sock
         self.mac, self.xid = mac, 1
 
     def say(self, kind: str, *options: Any, src: str = "0.0.0.0", dst: str = "255.255.255.255",
@@ -95,15 +92,15 @@ class Scene:
         lab.bridge(self.switch, "br0", ["p1", "p2"])
         self.switch.addr("br0", f"{SERVER}/24")
         self.leases = lab.dir / "leases"
-        self.vm_client = Client(lab, self.vm, "eth0", MAC)
-        self.victim = Client(lab, self.victim_host, "eth0", VICTIM_MAC)
+        self.vm_client = Client(self.vm, "eth0", MAC)
+        self.victim = Client(self.victim_host, "eth0", VICTIM_MAC)
         self.server: subprocess.Popen[bytes] | None = None
 
     def serve(self) -> None:
         """Start dnsmasq anew, with all of its pool."""
         if self.server is not None:
             self.server.kill()
-            self.server.wait(10)
+            self.server.wait(PATIENCE_S)
         self.leases.write_text("")
         self.server = self.switch.popen(
             "/usr/sbin/dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--interface=br0",
@@ -138,7 +135,7 @@ def victims_lease(scene: Scene) -> str:
     found: list[str | None] = []
 
     def leased() -> bool:
-        found.append(scene.victim.lease(("client_id", VICTIM_ID)))
+        found.append(scene.victim.lease(("client_id", VICTIM_ID), patience_s=SILENCE_S))
         return found[-1] is not None
 
     until(leased, "the victim's lease")
@@ -164,12 +161,12 @@ def test_a_guest_takes_no_lease_of_another_by_its_client_identifier(scene: Scene
     with scene.firewall() as running:
         own = known(scene)
         assert scene.vm_client.lease(("client_id", b"first")) is not None
-        assert scene.vm_client.lease(stolen) is None
-        assert scene.vm_client.lease(("client_id", b"\1" + octets(VICTIM_MAC))) is None
+        assert scene.vm_client.lease(stolen, patience_s=SILENCE_S) is None
+        assert scene.vm_client.lease(("client_id", b"\1" + octets(VICTIM_MAC)), patience_s=SILENCE_S) is None
         assert scene.leased()[victims] == VICTIM_MAC
         assert running.drops()["spoofed-dhcp"] >= 2
         scene.vm_client.say("discover", ("client_id", b"first"), extra=(("client_id", VICTIM_ID),))
-        assert scene.vm_client.answer(0.5) is None
+        assert scene.vm_client.answer(SILENCE_S) is None
         assert own != victims
 
 
@@ -200,12 +197,12 @@ def test_a_guest_empties_no_pool(scene: Scene) -> None:
 
     scene.serve()
     with scene.firewall("--spoofing"):
-        until(lambda: scene.vm_client.lease() is not None, "dnsmasq")
+        until(lambda: scene.vm_client.lease(patience_s=SILENCE_S) is not None, "dnsmasq")
         until(lambda: greedy() or len(scene.leased()) == POOL, "the pool's end")
-        assert scene.victim.lease() is None
+        assert scene.victim.lease(patience_s=SILENCE_S) is None
     scene.serve()
     with scene.firewall():
-        until(lambda: scene.vm_client.lease() is not None, "dnsmasq")
+        until(lambda: scene.vm_client.lease(patience_s=SILENCE_S) is not None, "dnsmasq")
         greedy()
         assert len(scene.leased()) <= 2
         assert scene.victim.lease() is not None
@@ -244,5 +241,7 @@ def test_only_the_named_server_leases(scene: Scene) -> None:
     scene.serve()
     for listed, leases in (("10.9.0.9", False), (SERVER, True)):
         with scene.firewall("--dhcp-server", listed) as running:
-            until(lambda: scene.vm_client.lease() is not None, "dnsmasq")  # the answer passes by the rules
+            until(
+                lambda: scene.vm_client.lease(patience_s=SILENCE_S) is not None, "dnsmasq"
+            )  # the answer passes by the rules
             assert (running.status()["identity"]["addresses"] != "") == leases

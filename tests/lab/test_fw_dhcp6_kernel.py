@@ -1,6 +1,5 @@
 """A hostile guest behind vtl-fw, and a real DHCPv6 server: it is one client, and releases its own only."""
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,7 +27,7 @@ from lab.wait import until
 from tests.running import Bridge, bridge
 from vtl_tools.common.packet import address
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.lab]
 
 MAC, VICTIM_MAC = "52:54:00:aa:00:01", "52:54:00:bb:00:02"
 RULES = "allow out udp port 547\nallow in udp from fe80::/10 source port 547 port 546\ndeny any\n"
@@ -37,12 +36,9 @@ RULES = "allow out udp port 547\nallow in udp from fe80::/10 source port 547 por
 class Client:
     """A client of raw frames, with a DUID of whoever it likes."""
 
-    def __init__(self, lab: Lab, host: Host, mac: str) -> None:
-        with host.enter():
-            self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            self.sock.bind(("eth0", 3))  # ETH_P_ALL
+    def __init__(self, host: Host, mac: str) -> None:
+        self.sock = host.wire().sock
         self.sock.settimeout(1.0)
-        lab.defer(self.sock.close)
         self.mac, self.trid = mac, 1
         self.local = address.format_ip(address.link_local(address.mac(mac)))
 
@@ -103,7 +99,7 @@ class Scene:
         lab.veth(victim, "eth0", self.switch, "p2", left_mac=VICTIM_MAC)
         lab.bridge(self.switch, "br0", ["p1", "p2"])
         self.switch.addr("br0", "fd09::1/64")
-        self.vm, self.victim = Client(lab, vm, MAC), Client(lab, victim, VICTIM_MAC)
+        self.vm, self.victim = Client(vm, MAC), Client(victim, VICTIM_MAC)
         for client in self.vm, self.victim:  # as their stacks would tell
             self.switch.run("ip", "neigh", "replace", client.local, "lladdr", client.mac, "dev", "br0")
         self.leases = lab.dir / "leases"

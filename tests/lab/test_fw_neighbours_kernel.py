@@ -1,7 +1,6 @@
 """Data out by ARP and neighbour discovery, through a real router; and two guarded VMs on one switch."""
 
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,43 +26,11 @@ from lab.netns import Host, Lab
 from lab.wait import until
 from tests.running import Bridge, bridge
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.lab]
 
 MACS = "52:54:00:aa:00:01", "52:54:00:aa:00:02"
 VM, VM6, FAR6 = "10.9.0.5", "fd09::5", "fd0a::2"
 SECRET = b"secret!!"
-AUXDATA, VLAN_VALID, OUTGOING = 8, 1 << 4, 4
-SOL_PACKET = 263
-
-
-class Raw0:
-    """All frames of an interface, and a way to send any."""
-
-    def __init__(self, lab: Lab, host: Host, interface: str = "eth0") -> None:
-        with host.enter():
-            self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            self.sock.setsockopt(SOL_PACKET, AUXDATA, 1)
-            self.sock.bind((interface, 3))  # ETH_P_ALL
-        self.sock.setblocking(False)
-        lab.defer(self.sock.close)
-
-    def send(self, frame: Packet | bytes) -> None:
-        self.sock.send(bytes(frame))
-
-    def read(self) -> list[bytes]:
-        """The frames that came in since the last time."""
-        frames = []
-        while True:
-            try:
-                frame, auxiliary, _, (_, _, kind, _, _) = self.sock.recvmsg(70_000, 64)
-            except BlockingIOError:
-                return frames
-            if kind == OUTGOING:
-                continue
-            status, _, _, _, _, tci, tpid = struct.unpack("=IIIHHHH", auxiliary[0][2])
-            if status & VLAN_VALID:
-                frame = frame[:12] + struct.pack("!HH", tpid, tci) + frame[12:]
-            frames.append(frame)
 
 
 @contextmanager
@@ -125,7 +92,7 @@ def test_a_guest_gets_no_data_out_by_arp_and_neighbour_discovery(lab: Lab) -> No
     far.addr("eth0", f"{FAR6}/64")
     router.sysctl("net.ipv6.conf.all.forwarding", 1)
     router.run("ip", "neigh", "replace", FAR6, "lladdr", far.mac("eth0"), "dev", "eth1")
-    inside, link, outside = Raw0(lab, vm), Raw0(lab, router), Raw0(lab, far)
+    inside, link, outside = vm.wire(), router.wire(), far.wire()
     attacks = messages(VM6, router.mac("eth0"))
     own = ("--address", VM, "--address", VM6, "--address", "fe80::/10")
 
@@ -167,7 +134,7 @@ def test_padding_of_what_is_allowed_carries_nothing(lab: Lab) -> None:
     lab.veth(vm, "eth0", middle, "vmnet1", left_mac=MACS[0])
     lab.veth(middle, "eth0", server, "eth0")
     server.addr("eth0", "10.9.0.1/24")
-    inside, link = Raw0(lab, vm), Raw0(lab, server)
+    inside, link = vm.wire(), server.wire()
     for arguments in ("--address", VM), ("--spoofing",):
         with firewall(lab, middle, "p", "allow out udp port 9\ndeny any\n", *arguments):
             frame = Ether(src=MACS[0], dst=server.mac("eth0")) / IP(src=VM, dst="10.9.0.1")
@@ -202,8 +169,8 @@ class Two:
             lab.veth(vm, "eth0", middle, "vmnet1", left_mac=mac)
         lab.bridge(self.switch, "br0", ["p1", "p2"])
         self.switch.addr("br0", "fd09::1/64")
-        self.hostile = Raw0(lab, self.vms[0])
-        self.wire = Raw0(lab, self.switch, "br0")
+        self.hostile = self.vms[0].wire()
+        self.wire = self.switch.wire("br0")
 
     def announce(self) -> None:
         """Tell all of the prefix, by who is no router for elsewhere."""
@@ -256,7 +223,7 @@ def test_a_guest_neither_takes_anothers_ipv6_address_nor_locks_it_out(lab: Lab, 
     ):
         until(lambda: (two.announce(), "fd09::/64" in second.status()["identity"].get("prefixes", ""))[1]
               and "fd09::/64" in first.status()["identity"].get("prefixes", ""), "the prefix")  # fmt: skip
-        vm2.addr("eth0", f"{address}/64")
+        vm2.addr("eth0", f"{address}/64", detect=True)
         until(lambda: address in owned(second), "the second's claim")
         until(reach(vm2, address), "the network")
         for _ in range(3):  # it says that it has it, whatever others say
@@ -292,7 +259,7 @@ def test_a_guest_locks_no_other_out_of_an_address_that_it_begins_to_use(lab: Lab
         until(lambda: (two.announce(), "fd09::/64" in second.status()["identity"].get("prefixes", ""))[1]
               and "fd09::/64" in first.status()["identity"].get("prefixes", ""), "the prefix")  # fmt: skip
         two.hostile.read()
-        vm2.addr("eth0", f"{address}/64")
+        vm2.addr("eth0", f"{address}/64", detect=True)
         target = socket.inet_pton(socket.AF_INET6, address)
         until(lambda: any(target in frame for frame in two.hostile.read()), "what the hostile VM hears")
         for made in two.solicit, two.advert, two.solicit:

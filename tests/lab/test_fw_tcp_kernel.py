@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lab.netns import Host, Lab
+from lab.wait import PATIENCE_S
 from tests.running import Bridge, bridge
 from vtl_tools.common.runtime import control
 
@@ -44,7 +45,7 @@ def scene(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Scene]:
         assert running.ready["event"] == "ready"
         yield client, server, running
     delays.terminate()
-    delays.wait(10)
+    delays.wait(PATIENCE_S)
 
 
 def opener(host: Host, iss: int, port: int = 0) -> socket.socket:
@@ -56,14 +57,14 @@ def opener(host: Host, iss: int, port: int = 0) -> socket.socket:
     for option, value in (_REPAIR, 1), (_REPAIR_QUEUE, _SEND_QUEUE), (_QUEUE_SEQ, iss), (_REPAIR, 0):
         packed = value.to_bytes(4, sys.byteorder)
         sock.setsockopt(socket.IPPROTO_TCP, option, packed)
-    sock.settimeout(30)
+    sock.settimeout(PATIENCE_S)
     return sock
 
 
 def exchange(near: socket.socket, far: socket.socket) -> None:
     """Send much both ways at once, and see that it arrives."""
     for sock in near, far:
-        sock.settimeout(30)
+        sock.settimeout(PATIENCE_S)
     data = bytes(i * 7 & 0xFF for i in range(OCTETS))
     senders = [threading.Thread(target=sock.sendall, args=(data,)) for sock in (near, far)]
     for thread in senders:

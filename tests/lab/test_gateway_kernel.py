@@ -9,6 +9,7 @@ from ipaddress import ip_address
 import pytest
 
 from lab import kernel
+from lab.wait import PATIENCE_S
 from vtl_tools.common.device.afpacket import PacketDevice
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.guest_net.addresses import GuestAddresses
@@ -21,7 +22,6 @@ from vtl_tools.common.socks import Command, Failed, Reason, Resolved
 
 pytestmark = pytest.mark.lab
 
-DEADLINE_S = 20.0
 GUEST_MAC = "52:54:00:00:00:01"
 STRANGER = "10.0.2.99"
 
@@ -85,7 +85,7 @@ class Gateway:
         )  # fmt: skip
 
     def until(self, condition, what):
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + PATIENCE_S
         while not (value := condition()):
             assert time.monotonic() < deadline, f"{what}: not in time"
             self.turn()
@@ -211,7 +211,7 @@ def test_the_kernel_finds_ipv6_neighbours_and_the_router_at_our_address(gateway,
 
 
 def test_the_kernel_keeps_its_address_after_duplicate_detection(gateway, guest):
-    guest.addr("eth0", "fd00::15/64")
+    guest.addr("eth0", "fd00::15/64", detect=True)
     gateway.until(lambda: "fd00::15/64" in addresses(guest, "-6"), "duplicate detection")
     assert "dadfailed" not in guest.run("ip", "-6", "addr").stdout
 

@@ -13,7 +13,7 @@ import pytest
 
 from lab.netns import Host, Lab
 from lab.user import NOBODY, as_user
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import BIN
 from vtl_tools.common.device.capture import quiet_scapy
 
@@ -110,9 +110,7 @@ def advertise(guest: Host) -> None:
         from scapy.layers.l2 import Ether
     frame = Ether(src=guest.mac("eth0"), dst="33:33:00:00:00:01")
     frame /= IPv6(src="fe80::bad", dst="ff02::1", hlim=255) / ICMPv6ND_RA(routerlifetime=1800)
-    with guest.enter(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
-        sock.bind(("eth0", 0))
-        sock.send(bytes(frame))
+    guest.wire().send(frame)
 
 
 def default_route(host: Host) -> str:
@@ -155,7 +153,7 @@ def test_after_a_normal_end_the_guest_is_cut_off_and_the_uplink_is_not(lab: Lab,
     with service(lab, host, *FW) as process:
         assert reaches(host, "10.2.0.2")
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert [g["name"] for g in listed(host)] == ["vmnet1"]
     assert not reaches(guest, "10.1.0.1")
     assert reaches(host, "10.2.0.2")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from lab.wait import PATIENCE_S
 from vtl_tools.common.device.afpacket import PacketDevice
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.model.base import LOCAL, REMOTE
@@ -23,7 +24,6 @@ from vtl_tools.common.packet.packet import Packet
 
 pytestmark = pytest.mark.lab
 
-DEADLINE_S = 20.0
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_REPAIR_WINDOW = 19, 20, 21, 29
 RECV_QUEUE, SEND_QUEUE = 1, 2
 REPAIR_OFF_SILENTLY = -1
@@ -136,7 +136,7 @@ class Wire:
 
     def until(self, condition, what):
         """Carry frames until the condition holds, and return its value."""
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + PATIENCE_S
         while not (value := condition()):
             assert time.monotonic() < deadline, f"{what}: not in time\n{self.model}\n{self.refused}"
             self.carry()

@@ -4,29 +4,23 @@ In a network namespace of the test's own, a frame is sent with its vnet header i
 off, so that the kernel has to finish and cut it; what comes out of the other end must be what we make of it.
 """
 
-import ctypes
 import socket
-import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from lab.wait import PATIENCE_S
 from tests.supersegments import ACK, CWR, FIN, HOP_BY_HOP, MACS, PSH, octets, tcp, udp
 from vtl_tools.common.packet import vnet
 from vtl_tools.common.packet.offload import partial_to_full, segment
+from vtl_tools.common.selftest import namespaces, raw_socket
 
 pytestmark = pytest.mark.lab
 
-CLONE_NEWNET = 0x4000_0000
-ETH_P_ALL = 3
 SOL_PACKET = 263  # linux/socket.h and linux/if_packet.h
-PACKET_AUXDATA = 8
 PACKET_VNET_HDR = 15
-AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata; last tp_vlan_tci, tp_vlan_tpid
-TP_STATUS_VLAN_VALID = 0x10
-PATIENCE_S = 2.0  # for a frame that must come
-SILENCE_S = 0.05  # for one that must not
+LAST = MACS + b"\x88\xb5the last one".ljust(48, b".")  # tells that the frames before it have arrived
 
 V4_OPTIONS = bytes.fromhex("94040000")  # router alert
 
@@ -36,9 +30,7 @@ def cable():
 
     Nothing need be torn down: the namespace goes with the thread and the two sockets.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "no network namespace of one's own; run as root")
+    namespaces.unshare(namespaces.CLONE_NEWNET)
     for command in (
         "ip link add left type veth peer name right",
         "ethtool -K left tx off tso off gso off gro off",
@@ -50,11 +42,7 @@ def cable():
     tx = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     tx.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
     tx.bind(("left", 0))
-    rx = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-    rx.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
-    rx.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-    rx.bind(("right", ETH_P_ALL))
-    return tx, rx
+    return tx, raw_socket.open_raw_socket("right")
 
 
 @pytest.fixture(scope="module")
@@ -65,30 +53,22 @@ def ends():
         yield tx, rx
 
 
-def receive(rx, timeout_s):
-    """Return the next Ethernet frame of ours with its VLAN tag back in place, or None."""
-    rx.settimeout(timeout_s)
+def receive(rx):
+    """Return the next Ethernet frame of ours with its VLAN tag back in place."""
+    rx.settimeout(PATIENCE_S)
     while True:
-        try:
-            frame, ancillary, _, _ = rx.recvmsg(1 << 17, socket.CMSG_SPACE(AUXDATA.size))
-        except TimeoutError:
-            return None
-        if not frame.startswith(MACS):
-            continue
-        for level, kind, octets_ in ancillary:
-            if (level, kind) == (SOL_PACKET, PACKET_AUXDATA):
-                status, _, _, _, _, tci, tpid = AUXDATA.unpack(octets_)
-                if status & TP_STATUS_VLAN_VALID:
-                    frame = frame[:12] + struct.pack("!HH", tpid, tci) + frame[12:]
-        return frame
+        frame = raw_socket.receive(rx)
+        if frame.startswith(MACS):
+            return frame
 
 
 def kernels(ends, frame):
     """Return the Ethernet frames that the kernel makes of frame."""
     tx, rx = ends
     tx.send(frame)
+    tx.send(bytes(vnet.VNET) + LAST)
     frames = []
-    while (got := receive(rx, PATIENCE_S if not frames else SILENCE_S)) is not None:
+    while (got := receive(rx)) != LAST:
         frames.append(got)
     return frames
 

@@ -20,7 +20,7 @@ import pytest
 
 from lab.netns import Host, Lab
 from lab.user import NOBODY, as_root_alone, as_user
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.cmd.tools import KEPT
 from tests.running import BIN, bridge
 from vtl_tools.common.runtime import control
@@ -60,7 +60,7 @@ def services(lab: Lab) -> dict[str, tuple[list[str | Path], int]]:
     subnet = ["--iface", "vmnet1", "--default", "eth0", "--direct", "lan", "--allow", "10.2.0.0/16"]
     return {
         "vtl-bridge": (two, NET_ADMIN),
-        "vtl-bridge without a guard": ([*two, "--guard", "off"], 0),
+        "vtl-bridge without a guard": ([*two, "--guard", "off"], NET_ADMIN),
         "vtl-freeze": (["run", "--iface", "vmnet1"], NET_RAW | BPF),
         "vtl-fw": ([*fw, "--guard", "process"], NET_ADMIN),
         "vtl-subnet": (list(subnet), NET_ADMIN),
@@ -152,7 +152,8 @@ from pathlib import Path
 from vtl_tools.common.runtime import control
 from vtl_tools.common.host import broker, privilege
 from vtl_tools.common.device.spec import open_device
-from vtl_tools.common.host.guard import MARK, Guard
+from vtl_tools.common.host.guard import MARK
+from vtl_tools.common.host.interfaces import Interfaces, Side
 from vtl_tools.common.runtime.runner import Options, Runner
 from vtl_tools.common.stage import Stage
 
@@ -225,7 +226,8 @@ class Idle(Stage):
     def on_batch(self, port, batch, now):
         pass
 options = Options(service="taken-over", json=True, control=directory / "x.sock")
-sys.exit(Runner(Idle(), links, options, [Guard("vmnet1")], {"attack": attack}).run())
+with Interfaces("taken-over", "process", [Side("vmnet1")]) as interfaces:
+    sys.exit(Runner(Idle(), links, options, interfaces, {"attack": attack}).run())
 """
 """A service whose verb does what somebody would who runs code in it."""
 
@@ -253,7 +255,7 @@ def test_code_in_a_service_writes_no_file_starts_no_program_and_ends_no_process(
     assert victim.poll() is None
     assert (directory / "open-to-all").read_text() == "kept"
     process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE_S) == 0
     assert not (directory / "x.sock").exists(), "the broker removes it"
 
 
@@ -282,7 +284,7 @@ def from_roots_home(lab: Lab, host: Host, tool: str, *options: str | Path) -> It
     before = imports(errors)
     yield partial(control.ask, control_socket)
     process.terminate()
-    assert process.wait(20) == 0
+    assert process.wait(PATIENCE_S) == 0
     assert "Traceback" not in errors.read_text()
     assert "Error" not in "\n".join(set(errors.read_text().splitlines()) - set(imports(errors)))
     assert [line.rpartition("|")[2].strip() for line in imports(errors)[len(before) :]] == []
@@ -327,7 +329,7 @@ def test_a_tor_whose_modules_only_root_reads_answers_names_of_every_type(lab: La
     guest = lab.hosts[1]
     with from_roots_home(lab, host, "vtl-tor", *options, "--dns", "resolve") as ask:
         with guest.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(20)
+            sock.settimeout(PATIENCE_S)
             sock.connect(("10.0.2.2", 53))
             question = b"\1a\7example\0"
             for kind in range(1, 300):
@@ -379,7 +381,7 @@ def serve(path: Path, owner: int, kind: int = socket.SOCK_STREAM) -> socket.sock
     path.chmod(0o600)
     if kind != socket.SOCK_DGRAM:
         sock.listen()
-    sock.settimeout(20)
+    sock.settimeout(PATIENCE_S)
     return sock
 
 
@@ -530,9 +532,9 @@ def test_systemd_is_told_of_the_end_as_well_by_a_socket_that_only_root_reaches(l
     for name in str(run / "notify"), "@vtl-test-privileges":
         with host.enter(), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
             systemd.bind(name.replace("@", "\0"))
-            systemd.settimeout(20)
+            systemd.settimeout(PATIENCE_S)
             process = host.popen(*command, env={**os.environ, "NOTIFY_SOCKET": name})
             assert systemd.recv(100) == b"READY=1"
             process.terminate()
             assert systemd.recv(100) == b"STOPPING=1"
-            assert process.wait(10) == 0
+            assert process.wait(PATIENCE_S) == 0

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from lab.netns import Host, Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.cmd.tools import BIN
 
 pytestmark = pytest.mark.lab
@@ -31,7 +31,7 @@ def test_a_tap_that_is_deleted_is_made_anew(lab: Lab) -> None:
     assert json.loads(process.stdout.readline()) == {"event": "link", "link": "tap:t0", "up": True}
     until(lambda: host.run("ip", "link", "show", "t0", check=False).returncode == 0, "the tap")
     process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["plain", "recorded"])
@@ -41,4 +41,4 @@ def test_a_half_duplex_replay_onto_an_interface_ends_with_its_file(lab: Lab, rec
     (lab.dir / "empty.pcap").write_bytes(EMPTY_PCAP)
     extra = ["--pcap", str(lab.dir / "seen.pcapng")] if recorded else []
     links = ["--iface", f"pcap:{lab.dir}/empty.pcap", "--iface", "e0"]
-    assert start(lab, host, "--half-duplex", *links, *extra).wait(10) == 0
+    assert start(lab, host, "--half-duplex", *links, *extra).wait(PATIENCE_S) == 0

@@ -16,7 +16,7 @@ from random import Random
 import pytest
 
 from lab.netns import Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests import sshd
 from vtl_tools.common.runtime import control
 
@@ -28,7 +28,6 @@ SERVERS = {4: "192.0.2.1", 6: "2001:db8::1"}
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 GIBI = 1 << 30
 FILE = Random(1).randbytes(5_000_000)
-PATIENCE_S = 20.0
 
 
 FAULTY = """
@@ -85,7 +84,7 @@ class World:
 
     def end(self):
         self.relay.terminate()
-        assert self.relay.wait(10) == 0
+        assert self.relay.wait(PATIENCE_S) == 0
 
     def listen(self, version=4, port=0, backlog=128):
         """Return a listening socket at the servers' address, and its port."""

@@ -19,7 +19,7 @@ import pytest
 
 from lab.figure6 import Figure6
 from lab.netns import Host, Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import BIN, Bridge, bridge
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -126,8 +126,8 @@ class Transfer:
             far = (scene.address(2, v6=v6), 5000 + v6)
             self.near = scene["vm1"].call(partial(socket.create_connection, far, 10.0))
             self.far = listener.accept()[0]
-        self.near.settimeout(60.0)
-        self.far.settimeout(60.0)
+        self.near.settimeout(PATIENCE_S)
+        self.far.settimeout(PATIENCE_S)
         self.sent, self.got = hashlib.sha256(), hashlib.sha256()
         self.octets = [0, 0]
         self._stop = threading.Event()
@@ -154,7 +154,7 @@ class Transfer:
     def moves(self) -> None:
         """Wait until more has arrived."""
         mark = self.octets[0] + 200_000
-        until(lambda: self.octets[1] > mark, "the transfer to go on", timeout=60.0)
+        until(lambda: self.octets[1] > mark, "the transfer to go on")
 
     def stop(self) -> None:
         self._stop.set()
@@ -196,7 +196,7 @@ def test_a_transfer_outlives_the_loss_of_the_short_way(scene: Figure6, v6: bool)
         scene["host1"].run("ip", "link", "set", "dev", "lanlink", "up")
         is_carried()
         other.process.send_signal(signal.SIGKILL)
-        other.process.wait(10)
+        other.process.wait(PATIENCE_S)
         until(lambda: not is_up(), "the short way to be left")
         stack.enter_context(service(scene, 2, name="again"))
         transfer.moves()

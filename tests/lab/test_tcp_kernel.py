@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from lab.wait import PATIENCE_S
 from vtl_tools.common.device.afpacket import PacketDevice
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.packet import address, build, nd
@@ -17,7 +18,6 @@ from vtl_tools.common.tcp.wire import Path
 
 pytestmark = pytest.mark.lab
 
-DEADLINE_S = 20.0
 OUR_MAC, THEIR_MAC = address.mac("02:00:00:00:00:01"), "02:00:00:00:00:02"
 HOSTS = {4: ("10.0.0.1", "10.0.0.2"), 6: ("fd00::1", "fd00::2")}
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -71,7 +71,7 @@ class Wire:
         return True
 
     def until(self, condition, what):
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + PATIENCE_S
         while not (value := condition()):
             assert time.monotonic() < deadline, f"{what}: not in time\n{self.endpoint} {self.endpoint.info()}"
             self.turn()

@@ -4,31 +4,26 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from random import Random
 
 import pytest
 
-from lab.failclosed import BIN, CALL, Moments, Scene
+from lab.failclosed import BIN, CALL, READY_S, Moments, Scene
 from vtl_tools.services.tor.selftest.proxy import RecordingProxy
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
-    with closing(Scene(tmp_path)) as scene:
+def scene() -> Iterator[Scene]:
+    with closing(Scene()) as scene:
         yield scene
-
-
-def leaks(scene: Scene) -> list[str]:
-    return scene.leaks()
 
 
 def test_what_a_guest_sends_reaches_the_host_where_no_guard_stands(scene: Scene) -> None:
     """So that the tests below prove something."""
     scene.pester(0.2)
-    found = leaks(scene)
+    found = scene.leaked()
     assert any(leak.startswith("uplink") for leak in found)
     assert any(leak.startswith("host") for leak in found)
 
@@ -36,29 +31,29 @@ def test_what_a_guest_sends_reaches_the_host_where_no_guard_stands(scene: Scene)
 def test_killed_before_ready_and_in_the_middle_of_traffic_the_guest_is_cut_off(scene: Scene) -> None:
     scene.guard("raise")
     scene.pester(0.1)
-    scene.start()
-    scene.pester(30, stop=scene.is_ready)
+    scene.launch()
+    scene.pester(READY_S, stop=scene.is_ready)
     assert scene.guest.call(CALL)
     scene.pester(0.3)
     scene.kill()
     scene.pester(0.3)
     assert not scene.guest.is_heard(0.3)
-    scene.start()
-    scene.pester(30, stop=scene.is_ready)
+    scene.launch()
+    scene.pester(READY_S, stop=scene.is_ready)
     assert scene.guest.call(CALL)
     scene.process.terminate()
-    scene.pester(10, stop=lambda: scene.process.poll() is not None)
+    scene.pester(READY_S, stop=lambda: scene.process.poll() is not None)
     scene.pester(0.2)
-    assert leaks(scene) == []
+    assert scene.leaked() == []
     scene.guard("clear")
     scene.pester(0.1)
-    assert leaks(scene) != []
+    assert scene.leaked() != []
 
 
 @pytest.mark.parametrize("service", ["tor", "fw"])
-def test_killed_at_any_moment_of_its_start_and_its_work_nothing_leaks(tmp_path: Path, service: str) -> None:
+def test_killed_at_any_moment_of_its_start_and_its_work_nothing_leaks(service: str) -> None:
     """bench/soak.py does this a thousand times."""
-    with closing(Scene(tmp_path, service)) as scene:
+    with closing(Scene(service)) as scene:
         moments = Moments(scene, Random(1))
         for _ in range(8):
             moments.once()
@@ -70,16 +65,16 @@ def test_killed_at_any_moment_of_its_start_and_its_work_nothing_leaks(tmp_path: 
 
 
 def test_without_a_proxy_calls_are_refused_until_it_is_back(scene: Scene) -> None:
-    scene.start()
-    assert scene.wait(scene.is_ready, 30)
-    scene.wait(lambda: False, 0.1)
+    scene.launch()
+    assert scene.wait(scene.is_ready, READY_S)
+    scene.pause(0.1)
     scene.host.leaks()
     scene.proxy.close()
     scene.proxy.path.unlink()
     scene.pester(0.3)  # nobody answers at the proxy: calls are refused, nothing ends
     assert scene.process is not None
     assert scene.process.poll() is None
-    assert leaks(scene) == []
+    assert scene.leaked() == []
     scene.proxy = RecordingProxy(scene.proxy.path, scene.selector)
     assert scene.guest.call(CALL)
     listed = subprocess.run([BIN / "vtl-guard", "list", "--json"], check=True, capture_output=True, text=True)

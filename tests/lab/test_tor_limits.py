@@ -18,7 +18,7 @@ import dns.query
 import pytest
 
 from lab.netns import Host, Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.tor.torservice import Service, vtl_tor
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -254,7 +254,7 @@ class Scene:
         began = time.monotonic()
         query = dns.message.make_query(f"name{number}.example.com", "A")
         with self.guest.enter():
-            answer = dns.query.udp(query, RESOLVER, timeout=10)
+            answer = dns.query.udp(query, RESOLVER, timeout=PATIENCE_S)
         assert answer.answer
         return time.monotonic() - began
 
@@ -421,7 +421,7 @@ def test_the_address_of_another_site_by_killing_the_service(scene: Scene) -> Non
 
     def ask(name: str) -> str:
         with scene.guest.enter():
-            answer = dns.query.udp(dns.message.make_query(name, "A"), RESOLVER, timeout=30)
+            answer = dns.query.udp(dns.message.make_query(name, "A"), RESOLVER, timeout=PATIENCE_S)
         return answer.answer[0][0].address
 
     state = ("--state", str(scene.lab.dir / "names"))

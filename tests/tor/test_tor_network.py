@@ -11,7 +11,7 @@ from lab.errors import LabError
 from lab.netns import Lab
 from lab.tor import RELAYS, RELAYS_FOR_ONIONS, SITES, SOCKS_PORT, Tor, TorNetwork
 from lab.user import NOBODY
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from vtl_tools.common.packet import address
 from vtl_tools.common.socks import Client, Command, Connected, Credentials, Failed, Reason, Resolved
 
@@ -21,7 +21,6 @@ V4, V6 = (address.ip(site) for site in SITES)
 NAMES = {"www.example": SITES, "six.example": (SITES[1],)}
 EXITS = {place for places in RELAYS.values() for place in places}
 FOUND, REFUSED_PORT = 80, 81
-ANSWER_S = 60.0
 GET = b"GET /index.html HTTP/1.0\r\n\r\n"
 NO_SUCH_ONION = "a" * 56 + ".onion"
 
@@ -52,7 +51,7 @@ def ask(scene, command, target, port=0, version=5, credentials=None, pipelined=T
     """Ask tor through our codec over a blocking socket: the open socket, and the last event."""
     client = Client(version, credentials=credentials, pipelined=pipelined)
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(ANSWER_S)
+    sock.settimeout(PATIENCE_S)
     sock.connect(str(scene.client.socks))
     sock.sendall(client.request(command, target, port))
     event = None
@@ -205,7 +204,7 @@ def by_pysocks(host, target, port, version=5):
         sock = pysocks.socksocket()
     with sock:
         sock.set_proxy(kind, "127.0.0.1", SOCKS_PORT, rdns=True)
-        sock.settimeout(ANSWER_S)
+        sock.settimeout(PATIENCE_S)
         try:
             sock.connect((target, port))
         except OSError as error:

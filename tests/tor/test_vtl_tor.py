@@ -21,7 +21,7 @@ import pytest
 from lab.http import Server
 from lab.netns import Host, Lab
 from lab.tor import RELAYS, RELAYS_FOR_ONIONS, SITES, Tor, TorNetwork
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import BIN
 from tests.tor.torservice import Service, vtl_tor
 from vtl_tools.common.guest_net.addresses import GATEWAY_MAC
@@ -34,7 +34,6 @@ NAMES = {"www.example": SITES, "six.example": (SITES[1],), "dns.example": (PUBLI
 EXITS = {place for places in RELAYS.values() for place in places}
 ONIONS_WAY = {"10.98.0.1"}  # how the world, where the onion service is, reaches the site
 RESOLVER = "10.0.2.2"
-ANSWER_S = 60.0
 PAIRS = "vmnet2"
 MAPPED = ("198.18.", "198.19.")
 
@@ -117,7 +116,7 @@ def has_router(guest: Host) -> None:
 
 def connect(guest: Host, address: str, port: int = PORT) -> socket.socket:
     with guest.enter():
-        return socket.create_connection((address, port), ANSWER_S)
+        return socket.create_connection((address, port), PATIENCE_S)
 
 
 def fetch(guest: Host, address: str, port: int = PORT, path: str = "index.html") -> bytes:
@@ -129,7 +128,7 @@ def fetch(guest: Host, address: str, port: int = PORT, path: str = "index.html")
 def ask(guest: Host, name: str, kind: str = "A", tcp: bool = False) -> dns.message.Message:
     query = dns.message.make_query(name, kind)
     with guest.enter():
-        return (dns.query.tcp if tcp else dns.query.udp)(query, RESOLVER, timeout=ANSWER_S)
+        return (dns.query.tcp if tcp else dns.query.udp)(query, RESOLVER, timeout=PATIENCE_S)
 
 
 def look_up(guest: Host, name: str, kind: str = "A") -> list[str]:
@@ -200,7 +199,7 @@ def test_what_is_no_tcp_is_refused_by_an_icmp_error(scene, service):
     with scene.guest.enter():
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with sock:
-        sock.settimeout(5)
+        sock.settimeout(PATIENCE_S)
         sock.connect((SITES[0], 443))
         sock.send(b"quic?")
         with pytest.raises(ConnectionRefusedError):

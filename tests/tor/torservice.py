@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.netns import Host, Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import BIN
 from vtl_tools.common.runtime import control
 
@@ -63,7 +63,7 @@ class Service:
     def end(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(PATIENCE_S)
         self._reader.join(5)
 
 

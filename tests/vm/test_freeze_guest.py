@@ -18,12 +18,12 @@ from random import Random
 import pytest
 
 from lab.netns import Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests import sshd
 from tests.running import BIN
 from vtl_tools.common.runtime import control
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vm]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FILE = Random(1).randbytes(3_000_000)
@@ -33,7 +33,6 @@ PEER, PEER6, GUEST, GUEST6 = "10.0.0.1", "fd00::1", "10.0.0.2", "fd00::2"
 GONE, HELD, HELD6 = "10.0.0.3", "10.0.0.4", "fd00::4"
 PATIENCE = {"tcp_retries2": 3, "tcp_keepalive_time": 2, "tcp_keepalive_intvl": 1, "tcp_keepalive_probes": 3}
 """A peer gives up after some six seconds, whether it sends or only looks whether somebody is there."""
-LONG_S = 60.0
 GIVEN_UP = (errno.ETIMEDOUT, errno.EHOSTUNREACH)
 
 QUICK = ("-o", "KexAlgorithms=curve25519-sha256")
@@ -102,10 +101,10 @@ class Side:
     def __exit__(self, *exc):
         if self.service.poll() is None:
             self.service.terminate()
-            assert self.service.wait(20) == 0
+            assert self.service.wait(PATIENCE_S) == 0
 
     def command(self, *words):
-        return self.host.run(*words, env=self.env, timeout=LONG_S)
+        return self.host.run(*words, env=self.env, timeout=PATIENCE_S)
 
 
 class World:
@@ -151,7 +150,7 @@ class World:
         ran = here.host.run(
             *(EXAMPLES / "freeze-migrate", "--iface", here.tap, "--qmp", here.operator, "--uri", uri),
             *("--to", shlex.join(way), "--there-iface", there.tap, "--there-qmp", there.operator),
-            env=here.env, timeout=LONG_S, check=False,
+            env=here.env, timeout=PATIENCE_S, check=False,
         )  # fmt: skip
         return (ran.returncode, ran.stderr) if ran.returncode else None
 
@@ -168,7 +167,7 @@ class World:
     def listener(self, port, host=None, address=PEER):
         with (host or self.peer).enter():
             sock = socket.create_server((address, port))
-        sock.settimeout(LONG_S)
+        sock.settimeout(PATIENCE_S)
         return sock
 
     def outlast(self):
@@ -179,7 +178,7 @@ class World:
             sender, idler = [], []
             with self.peer.enter():
                 for found in sender, idler:
-                    found.append(stack.enter_context(socket.create_connection((GONE, 9), LONG_S)))
+                    found.append(stack.enter_context(socket.create_connection((GONE, 9), PATIENCE_S)))
                     stack.enter_context(listener.accept()[0])
             self.gone.run("ip", "link", "set", "dev", "eth0", "down")
             sender[0].sendall(b"?")
@@ -213,10 +212,10 @@ class Work:
                 check=True,
             )
             self.idle = echo.accept()[0]
-            self.idle.settimeout(LONG_S)
+            self.idle.settimeout(PATIENCE_S)
             self.idle.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             download = http.accept()[0]
-            download.settimeout(LONG_S)
+            download.settimeout(PATIENCE_S)
         self.serving = threading.Thread(target=self.serve, args=(download,))
         self.serving.start()
         self.flows()
@@ -250,7 +249,7 @@ class Work:
         """Wait until both that send have sent more than there was."""
         for name in "session", "file":
             before = self.size(name)
-            until(lambda name=name, before=before: self.size(name) > before, f"more of {name}", LONG_S)
+            until(lambda name=name, before=before: self.size(name) > before, f"more of {name}")
         assert not self.hurry.is_set()
         assert self.size("file") < len(FILE)
 
@@ -259,12 +258,12 @@ class Work:
         self.flows()
         self.hurry.set()
         self.idle.sendall(b"still there?")
-        until(lambda: self.read("idle") == b"still there?", "the idle one", LONG_S)
+        until(lambda: self.read("idle") == b"still there?", "the idle one")
         self.world.guest.sh("echo yes >/tmp/work/said; echo bye >/tmp/work/typed", check=True)
         assert self.idle.recv(10) == b"yes\n"
         self.idle.shutdown(socket.SHUT_WR)
         for name in "session", "file", "idle":
-            until(lambda name=name: self.read(f"{name}.end"), f"the end of {name}", LONG_S)
+            until(lambda name=name: self.read(f"{name}.end"), f"the end of {name}")
             assert self.read(f"{name}.end") == b"0\n", self.read(name)
         assert self.read("file") == FILE
         *ticks, heard = self.read("session").decode().splitlines()
@@ -281,7 +280,7 @@ class Work:
             self.idle.recv(1)
         assert caught.value.errno in GIVEN_UP
         self.world.guest.sh("echo still there? 1<>/tmp/work/typed", check=True)
-        until(lambda: self.read("session.end"), "the end of the session", LONG_S)
+        until(lambda: self.read("session.end"), "the end of the session")
         assert self.read("session.end") == b"255\n"
         self.world.guest.sh("killall wget nc", check=True)
 
@@ -290,9 +289,9 @@ def test_stopped_and_gone_on_though_the_service_is_killed_meanwhile(world):
     with world.here.vtl_freeze() as service, Work(world) as work:
         world.guest.qmp("stop")
         state = Path(service.status()["state"])
-        until(lambda: json.loads(state.read_bytes())["frozen"], "the state to be written", LONG_S)
+        until(lambda: json.loads(state.read_bytes())["frozen"], "the state to be written")
         service.service.kill()
-        service.service.wait(10)
+        service.service.wait(PATIENCE_S)
         service.service.stdout.close()
         service.vtl_freeze()
         assert service.status()["frozen"]
@@ -338,7 +337,7 @@ def test_moved_without_the_service_all_is_lost(world):
         world.guest.qmp("stop")
         world.outlast()
         world.guest.qmp("migrate", uri=world.uri)
-        until(lambda: world.guest.qmp("query-migrate")["status"] == "completed", "the migration", LONG_S)
+        until(lambda: world.guest.qmp("query-migrate")["status"] == "completed", "the migration")
         world.moved()
         world.guest.qmp("cont")
         work.is_lost()
@@ -362,7 +361,7 @@ def test_a_peer_that_does_not_believe_a_window_that_shrinks_to_nothing(world):
         downloads = []
         for host, address in (held, (GUEST6, 5000)), (lost, (GUEST, 5001)):
             with host.enter():
-                sock = stack.enter_context(socket.create_connection(address, LONG_S))
+                sock = stack.enter_context(socket.create_connection(address, PATIENCE_S))
             downloads.append(sock)
         got = [bytearray(), bytearray()]
         for sock, some in zip(downloads, got, strict=True):
@@ -371,7 +370,7 @@ def test_a_peer_that_does_not_believe_a_window_that_shrinks_to_nothing(world):
         lost.run("ip", "link", "set", "dev", "eth0", "down")
         held.run("nft", "-f", "-", input=CUT)
         service.command("vtl-freeze", "start", "--iface", "vm0")
-        until(lambda: b"timed out" in guest.get("/tmp/5001"), "the end of the other", LONG_S)
+        until(lambda: b"timed out" in guest.get("/tmp/5001"), "the end of the other")
         held.run("nft", "delete", "table", "netdev", "cut")
         service.command("vtl-freeze", "stop", "--iface", "vm0")
         sock, some = downloads[0], got[0]

@@ -7,7 +7,6 @@ import json
 import re
 import socket
 import stat
-import struct
 import subprocess
 from contextlib import contextmanager
 
@@ -16,86 +15,61 @@ from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
 from scapy.layers.l2 import Ether
 
 from lab.netns import Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.running import BIN
-from tests.vm.attacks import ME, ME6, OPEN, PEER, PEER6, Attack, Attacker, mark
+from tests.vm.attacks import Attack, honest, marked, unmarked
 from vtl_tools.common.runtime import control
+from vtl_tools.common.selftest.packets import IP4 as ME
+from vtl_tools.common.selftest.packets import IP6 as ME6
+from vtl_tools.common.selftest.packets import MAC
+from vtl_tools.services.fw.selftest.marked import mark
+from vtl_tools.services.fw.selftest.packets import OPEN_PORT, PEER6, PREFIX, ROUTER_MAC
+from vtl_tools.services.fw.selftest.packets import ROUTER4 as PEER
+from vtl_tools.services.fw.selftest.packets import RULES as SELFTEST_RULES
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vm]
 
-MAC = "52:54:00:aa:00:01"
 MAC_OCTETS = bytes.fromhex(MAC.replace(":", ""))
 ALL = "allow any vlan any\nallow any\n"
 RULES = f"""
 allow out udp port 67
-allow in udp from 10.9.0.2 source port 67 port 68
-allow out udp port {OPEN}
-allow out tcp port 80, 5001
+allow in udp from {PEER} source port 67 port 68
+allow out udp port {OPEN_PORT}
+allow out tcp port 80, 5001, {OPEN_PORT}
 allow out icmp, icmp6 type echo-request
 reject out tcp port 81
 reject out udp port 33434-33534
 deny any log
 """
-RCVBUFFORCE, AUXDATA, VLAN_VALID, OUTGOING = 33, 8, 1 << 4, 4
-SOL_PACKET = 263
 
 
 def router_advertisement(mac):
-    """That fd09::/64 is on the link, by who is no router for elsewhere, so that the guest stays as it is."""
-    prefix = ICMPv6NDOptPrefixInfo(prefix="fd09::", prefixlen=64, L=1, A=0)
+    """That the prefix is on the link, by who is no router for elsewhere, so that the guest stays as it is."""
+    prefix = ICMPv6NDOptPrefixInfo(prefix=PREFIX, prefixlen=64, L=1, A=0)
     net = IPv6(src="fe80::2", dst="ff02::1", hlim=255)
     return bytes(Ether(src=mac, dst="33:33:00:00:00:01") / net / ICMPv6ND_RA(routerlifetime=0) / prefix)
 
 
-class Wire:
-    """Whatever comes in at an interface: Ethernet frames with their tags."""
-
-    def __init__(self, lab, host, interface="eth0"):
-        with host.enter():
-            self.sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            self.sock.setsockopt(socket.SOL_SOCKET, RCVBUFFORCE, 32 << 20)
-            self.sock.setsockopt(SOL_PACKET, AUXDATA, 1)
-            self.sock.bind((interface, 3))  # ETH_P_ALL
-        self.sock.setblocking(False)
-        lab.defer(self.sock.close)
-
-    def read(self):
-        """What came since the last time."""
-        frames = []
-        while True:
-            try:
-                frame, auxiliary, _, (_, _, kind, _, _) = self.sock.recvmsg(70_000, 64)
-            except BlockingIOError:
-                return frames
-            if kind == OUTGOING:
-                continue
-            status, _, _, _, _, tci, tpid = struct.unpack("=IIIHHHH", auxiliary[0][2])
-            if status & VLAN_VALID:
-                frame = frame[:12] + struct.pack("!HH", tpid, tci) + frame[12:]
-            frames.append(frame)
-
-
 class Scene:
-    """guest - vmnet1 [host] eth0 - server 10.9.0.2, fd09::2, which leases addresses."""
+    """guest - vmnet1 [host] eth0 - server, which leases addresses. Those of the self-test."""
 
     def __init__(self, lab):
         self.lab = lab
         self.host, self.server = lab.host("host"), lab.host("server")
         self.host.tap("vmnet1")
-        lab.veth(self.host, "eth0", self.server, "eth0")
+        lab.veth(self.host, "eth0", self.server, "eth0", right_mac=ROUTER_MAC)
         self.host.run("ethtool", "-K", "eth0", "tx", "off")  # as a card without: sums are made here
-        self.server.addr("eth0", "10.9.0.2/24", "fd09::2/64")
+        self.server.addr("eth0", f"{PEER}/24", f"{PEER6}/64")
         self.guest = lab.guest("vm", on=self.host, tap="vmnet1", mac=MAC, wait=False)
         leases = lab.dir / "leases"
         leases.touch()
         conf = lab.dir / "udhcpd.conf"
         conf.write_text(
-            f"start 10.9.0.50\nend 10.9.0.50\ninterface eth0\nlease_file {leases}\npidfile {lab.dir}/pid\n"
-            "option subnet 255.255.255.0\noption router 10.9.0.2\noption lease 3600\n"
+            f"start {ME}\nend {ME}\ninterface eth0\nlease_file {leases}\npidfile {lab.dir}/pid\n"
+            f"option subnet 255.255.255.0\noption router {PEER}\noption lease 3600\n"
         )
         self.server.popen("busybox", "udhcpd", "-f", conf, stderr=subprocess.DEVNULL)
-        self.wire = Wire(lab, self.server)
-        self.attacker = Attacker(MAC, self.server.mac("eth0"))
+        self.wire = self.server.wire()
         self.guest.ready()
 
     @contextmanager
@@ -111,7 +85,7 @@ class Scene:
             yield process
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(PATIENCE_S)
 
     def firewall(self, text, *arguments):
         rules = self.lab.dir / "fw.rules"
@@ -141,11 +115,15 @@ class Scene:
 
     def try_all(self, attacks: list[Attack]) -> set[str]:
         """Let the guest send them; the names of those that came out at the uplink."""
-        self.wire.read()
-        frames = [frame for attack in attacks for frame in attack.frames]
-        assert self.guest.inject([*frames, self.attacker.honest("last")]) == []
-        self.last_seen = seen = [frame for frame in self.until_seen("last") if b"t!" in frame]
+        sent = self.send_all([frame for attack in attacks for frame in attack.frames])
+        self.last_seen = seen = [frame for frame in sent if b"t!" in frame]
         return {attack.name for attack in attacks if any(map(attack.shows_in, seen))}
+
+    def send_all(self, frames: list[bytes]) -> set[bytes]:
+        """Let the guest send frames, and then an honest one; return all that came out at the uplink."""
+        self.wire.read()
+        assert self.guest.inject([*frames, honest("last")]) == []
+        return set(self.until_seen("last"))
 
     def until_seen(self, name: str) -> list[bytes]:
         """All that comes out, up to an honest datagram and with it."""
@@ -162,7 +140,7 @@ class Scene:
 def listening(host, port):
     with host.enter():
         listener = socket.create_server(("", port))
-        listener.settimeout(30)
+        listener.settimeout(PATIENCE_S)
         return listener
 
 
@@ -179,11 +157,11 @@ def lab(scene):
 
 
 def test_nothing_that_root_in_the_guest_sends_gets_past(scene):
-    attacks = scene.attacker.all()
+    attacks = marked()
     with scene.learned() as firewall:
         assert scene.lease()["ip"] == ME
         assert scene.try_all(attacks) == set()
-        assert set(scene.last_seen) == {scene.attacker.honest("last")[10:]}
+        assert set(scene.last_seen) == {honest("last")[10:]}
         drops = control.ask(firewall.socket, "status")["drops"]
     assert drops.keys() >= {
         "spoofed-mac", "spoofed-address", "spoofed-arp", "spoofed-nd", "spoofed-dhcp", "rogue-dhcp",
@@ -195,7 +173,7 @@ def test_nothing_that_root_in_the_guest_sends_gets_past(scene):
 
 def test_what_it_tried_comes_out_where_nothing_forbids_it(scene):
     """Else the test above would prove nothing."""
-    attacks = scene.attacker.all()
+    attacks = marked()
     with scene.firewall(ALL, "--spoofing"):
         scene.lease()
         assert scene.try_all(attacks) == {attack.name for attack in attacks if not attack.always}
@@ -204,15 +182,26 @@ def test_what_it_tried_comes_out_where_nothing_forbids_it(scene):
         assert scene.try_all(attacks) == {attack.name for attack in attacks}
 
 
+def test_no_kind_of_traffic_that_the_rules_deny_gets_past(scene):
+    """Nor does the bridge in the firewall's place lose a frame of it, so that this proves something."""
+    frames = unmarked()
+    with scene.firewall(f"allow out icmp6 to {PEER6} type echo-request\n{SELFTEST_RULES}", "--forget"):
+        scene.lease()
+        assert scene.send_all(frames) & {frame[10:] for frame in frames} == set()
+    scene.unguard()
+    with scene.service("vtl-bridge"):
+        assert {frame[10:] for frame in frames} - scene.send_all(frames) == set()
+
+
 def test_a_guest_is_known_by_its_lease(scene):
     scene.guest.sh(f"ip addr replace {ME}/24 dev eth0", check=True)
     with scene.learned() as firewall:
-        early = scene.attacker.honest("early")
+        early = honest("early")
         assert scene.guest.inject([early]) == []
         until(lambda: control.ask(firewall.socket, "status")["drops"].get("spoofed-address"), "its end")
         lease = scene.lease()
         assert (lease["ip"], lease["serverid"], lease["lease"]) == (ME, PEER, "3600")
-        assert scene.guest.inject([scene.attacker.honest("leased")]) == []
+        assert scene.guest.inject([honest("leased")]) == []
         assert early[10:] not in scene.until_seen("leased")
         assert scene.guest.sh(f"ping -c1 -W5 {PEER}").status == 0
         known = control.ask(firewall.socket, "status")["identity"]
@@ -238,7 +227,7 @@ def test_a_firewall_that_is_started_again_knows_the_guest_and_its_connections(sc
             state = firewall.socket.with_suffix(".state")
             until(lambda: "out tcp" in state.read_text(), "the connection to be kept")
             firewall.kill()
-            firewall.wait(10)
+            firewall.wait(PATIENCE_S)
         with connection, scene.firewall(RULES) as firewall:
             assert stat.S_IMODE(state.stat().st_mode) == 0o600
             connection.sendall(
@@ -247,11 +236,9 @@ def test_a_firewall_that_is_started_again_knows_the_guest_and_its_connections(sc
             until(lambda: scene.guest.sh("cat /tmp/out").out == "first\n", "what the server sends")
             scene.guest.sh("echo second >/tmp/in")
             assert connection.recv(99) == b"second\n"
-            assert scene.guest.inject([scene.attacker.honest("known")]) == []
+            assert scene.guest.inject([honest("known")]) == []
             assert scene.until_seen("known")
-            forged = [
-                attack for attack in scene.attacker.all() if attack.name.startswith("TCP in the middle")
-            ]
+            forged = [attack for attack in marked() if attack.name.startswith("TCP in the middle")]
             assert len(forged) > 5
             assert scene.try_all(forged) == set()
             status = control.ask(firewall.socket, "status")
@@ -260,19 +247,19 @@ def test_a_firewall_that_is_started_again_knows_the_guest_and_its_connections(sc
 
 def test_kill_9_in_the_middle_lets_nothing_pass(scene):
     """On a host that would answer the guest, and forward for it."""
-    scene.host.addr("vmnet1", "10.9.0.254/24")
+    scene.host.addr("vmnet1", "10.0.2.254/24")
     scene.host.sysctl("net.ipv4.ip_forward", 1)
     scene.lab.http(scene.server, 80, {"page": bytes(64 << 20)})
-    inside = Wire(scene.lab, scene.host, "vmnet1")
+    inside = scene.host.wire("vmnet1")
     with scene.learned() as firewall:
         scene.lease()
         scene.guest.sh(f"wget -qO /dev/null http://{PEER}/page >/dev/null 2>&1 &")
         until(lambda: scene.packets(firewall, "port 80") > 50, "the download")
         firewall.kill()
-        firewall.wait(10)
+        firewall.wait(PATIENCE_S)
     scene.wire.read()
-    assert scene.guest.inject([scene.attacker.honest("after the end")]) == []
-    ping = "ping -c1 -W1 10.9.0.254"
+    assert scene.guest.inject([honest("after the end")]) == []
+    ping = "ping -c1 -W1 10.0.2.254"
     assert scene.guest.sh(ping).status == 1
     assert any(mark("after the end") in frame for frame in inside.read())
     assert [frame for frame in scene.wire.read() if frame[6:12] == MAC_OCTETS] == []

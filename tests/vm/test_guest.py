@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lab.errors import CommandFailed, LabError
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 
 pytestmark = pytest.mark.vm
 ROOT = Path(__file__).parents[2]
@@ -133,7 +133,7 @@ def test_a_guest_of_an_unprivileged_user_answers_arp_over_a_stream(lab, role):
     uid = until(lambda: uids(guest), "QEMU")
     assert uid == {65534}
     with peer, peer.makefile("rb") as frames:
-        peer.settimeout(30)
+        peer.settimeout(PATIENCE_S)
         mine = bytes.fromhex("020000000001")
         request = struct.pack(
             "!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 1, mine, ip("10.0.0.1"), bytes(6), ip("10.0.0.2")

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from lab.tor import RELAYS, SITES, TorNetwork
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from vtl_tools.common.runtime import control
 
-pytestmark = [pytest.mark.vm, pytest.mark.tor, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vm, pytest.mark.tor]
 
 TOOL = Path(sys.executable).with_name("vtl-tor")
 V4 = {v4 for v4, _ in RELAYS.values()}
@@ -61,7 +61,7 @@ def service(lab, host, net):
         process.events.append(json.loads(process.stdout.readline()))
     yield process
     process.terminate()  # its tor's directory is not the lab's to remove
-    process.wait(20)
+    process.wait(PATIENCE_S)
 
 
 def fetch(guest, url):

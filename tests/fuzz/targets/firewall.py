@@ -4,11 +4,12 @@ The judge reads what left as a link without offload sends it, puts fragments tog
 only: a packet of the VM is for a service that the rules name, or of a connection that was allowed to begin;
 what reaches the VM likewise, or is about such a connection. With an identity, all that the VM sends is from
 its Ethernet address and its IP addresses; of one that learns, those that a DHCP server acknowledged, and of
-prefixes that a router announced. Checked as well: nothing is raised, each frame leaves or is
-counted, and a reload ends what the new rules deny.
+prefixes of at least 32 bits that a router announced. Checked as well: nothing is raised, each frame leaves or
+is counted, and a reload ends what the new rules deny.
 """
 
 from contextlib import suppress
+from ipaddress import ip_network
 
 from tests.fuzz.frames import FRAMES
 from tests.fuzz.octets import Octets, blob
@@ -24,8 +25,6 @@ from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.rule import Direction
 from vtl_tools.services.fw.stage import Firewall
-
-from ipaddress import ip_network  # isort: skip
 
 GIVEN, LEARNED = 1, 2
 POLICY = policy("allow out tcp port 80\nallow out udp port 53, 67\nallow out icmp, icmp6 type echo-request\n"
@@ -103,7 +102,8 @@ class Judge:
                 if message.kind == dhcp_wire.ACK:
                     self.acknowledged.add(message.yiaddr)
             elif isinstance(message := pkt.nd, nd.RouterAdvert):
-                self.prefixes.update(prefix[: bits // 8] for prefix, bits, *_ in message.prefixes)
+                told = message.prefixes
+                self.prefixes.update(prefix[: bits // 8] for prefix, bits, *_ in told if bits >= 32)
 
     def join(self, pkt: Packet, direction: Direction) -> bytearray | None:
         """Put fragments together, once all have passed; the first that has an octet is believed."""

@@ -30,7 +30,7 @@ WORDS += [b"allow out tcp from 10.0.0.0/8 to @a port 80, 443\n", b"set a = {1.2.
 
 
 def slow(rules: Ruleset, direction: Direction, fields: Fields) -> tuple[Verdict, Rule | None]:
-    """Judge by going through the rules, as docs/firewall-rules.md has it; None: no rule of the file."""
+    """Judge by going through the rules, as docs/fw.md has it; None: no rule of the file."""
     for rule in rules.rules:
         if direction in rule.directions and matches(rule, fields):
             return rule.verdict, rule
@@ -153,7 +153,7 @@ def seeds() -> list[bytes]:
         "allow\n",
         "deny any\nallow any\n", "allow out tcp port 99999\n", "\ufeffdeny any\n", "deny \x1b[31m\n",
     )  # fmt: skip
-    told = (ROOT / "docs/firewall-rules.md").read_text()
+    told = (ROOT / "docs/fw.md").read_text()
     blocks = re.findall(r"^```[a-z]*\n(.*?)^```", told, re.DOTALL | re.MULTILINE)
     packets = bytes(range(0, 200, 3))
     made = [*texts, *(block[: LENGTH_MAX // 2] + "deny any\n" for block in blocks)]

@@ -119,7 +119,7 @@ class Site:
 
 
 def is_tagged(frame: bytes) -> bool:
-    """Whether a frame ends as who has the key ends it: the judge's own reading of docs/subnet-protocol.md."""
+    """Whether a frame ends as who has the key ends it: the judge's own reading of docs/subnet.md."""
     end = VNET + 14 + int.from_bytes(frame[VNET + 22 : VNET + 24], "big")
     return hmac.digest(KEY, frame[VNET : end - 16], "sha256")[:16] == frame[end - 16 : end]
 

@@ -1,4 +1,4 @@
-"""Why the firewall may do other than nftables: each reason is a line of docs/firewall-rules.md.
+"""Why the firewall may do other than nftables: each reason is a line of docs/fw.md.
 
 A reason holds for one packet, and for one of both that lets it pass.
 """

@@ -1,6 +1,6 @@
 """Linux as the oracle of verdicts: one policy for nftables and for vtl-fw, the same packets, the same end.
 
-What both may do differently has a reason in docs/firewall-rules.md, and a predicate in nft_reasons. Each run
+What both may do differently has a reason in docs/fw.md, and a predicate in nft_reasons. Each run
 goes through the same sequences. VTL_FW_SEQUENCES says how many, VTL_FW_SEED which is the first, for more.
 """
 
@@ -71,8 +71,8 @@ def report(linux, seed, policy, shots, found):
 
 
 def test_every_reason_is_in_the_documentation():
-    page = (Path(__file__).parents[3] / "docs/firewall-rules.md").read_text()
-    table = page.partition("## Where it differs from nftables")[2]
+    page = (Path(__file__).parents[3] / "docs/fw.md").read_text()
+    table = page.partition("## Differences from nftables")[2]
     named = {name for cell in re.findall(r"^\| ([a-z, -]+) \|", table, re.M) for name in cell.split(", ")}
     assert named | {"tags"} == REASONS
 

@@ -90,6 +90,23 @@ def test_an_address_is_the_vms_once_nobody_objects(routed):
         assert pkt.verify()
 
 
+def test_to_have_the_service_ask_what_the_rules_do_not_let_the_vm_ask():
+    """The guest chooses the address that is asked for: octets of its choice would leave past the rules."""
+    sent: list[bytes] = []
+    stages = [
+        Firewall(policy(rules), identity=Identity())
+        for rules in ("deny icmp6 type 135\ndeny any", "deny any")
+    ]
+    asked = []
+    for stage in stages:
+        stage.out[1] = lambda batch, now: sent.extend(bytes(frame) for frame in batch)
+        stage.out_pieces[1] = None
+        stage.on_batch(0, Batch.of([solicit(LOCAL6)]), 0.0)
+        stage.settle(0.0)
+        asked.append(len(sent))
+    assert asked[0] == 0 < asked[1]
+
+
 def test_the_network_is_asked_whatever_the_vm_sends(routed):
     """A claim that only pretends to go to the network is none: its own question may be for nobody."""
     lost = neighbour(nd.NEIGHBOR_SOLICIT, bytes(16), VM6, None, dst=address.ALL_ROUTERS)

@@ -15,7 +15,7 @@ from vtl_tools.services.fw.keywords import ICMP6_TYPES, ICMP_TYPES, KEYWORDS, MA
 from vtl_tools.services.fw.position import RuleError
 from vtl_tools.services.fw.rule import ConnectionLimit, RateLimit
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs/firewall-rules.md").read_text()
+PAGE = (Path(__file__).resolve().parents[3] / "docs/fw.md").read_text()
 GRAMMAR = "\n".join(re.findall(r"^```ebnf\n(.*?)^```$", PAGE, re.M | re.S))
 EXAMPLES = re.findall(r"^```rules\n(.*?)^```$", PAGE, re.M | re.S)
 

@@ -96,13 +96,17 @@ def test_extension_headers_of_ipv6(up, number, body, way):
     assert up(frame) == [way]
 
 
-def test_options_in_front_of_a_routing_header_do_not_hide_it(up):
+@pytest.mark.parametrize(
+    ("number", "body"),
+    [(ip.DSTOPTS, bytes.fromhex("0000010400000000")), (ip.AH, bytes.fromhex("0000000000000007"))],
+)
+def test_a_header_in_front_of_a_routing_header_does_not_hide_it(up, number, body):
     routed = with_ipv6_header(
         up.one.packet(up.other, v6=True),
         ip.ROUTING,
         bytes.fromhex("0002020100000000") + address.ip("fd02::5"),
     )
-    assert up(with_ipv6_header(routed, ip.DSTOPTS, bytes.fromhex("0000010400000000"))) == ["long"]
+    assert up(with_ipv6_header(routed, number, body)) == ["long"]
 
 
 def test_a_broken_chain_of_headers_is_left_to_the_router(up):

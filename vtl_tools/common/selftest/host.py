@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from vtl_tools.common.selftest.netns import Networks, ip, listen, sysctl
+from vtl_tools.common.selftest.netns import Networks, ip, sysctl
+from vtl_tools.common.selftest.raw_socket import open_raw_socket, receive_all
 
 LINK: Final = "vmnet1"
 """The guest's addresses."""
@@ -95,7 +96,7 @@ class HostileHost:
         self._settle(("default", "default") if is_routed else _WORLD)
         if is_routed:
             with networks.within(networks.world):
-                self._watch(listen("wan0"), self._on_uplink)
+                self._watch(open_raw_socket("wan0"), self._on_uplink)
         self._listen()
         self._before = self._counters()
 
@@ -171,9 +172,7 @@ class HostileHost:
         self._selector.register(sock, selectors.EVENT_READ, lambda: on_ready(sock, what))  # type: ignore[operator]
 
     def _on_uplink(self, sock: socket.socket, what: str) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self.uplinked.append(sock.recv(65536))
+        self.uplinked += receive_all(sock)
 
     def _on_caller(self, sock: socket.socket, what: str) -> None:
         with contextlib.suppress(OSError):

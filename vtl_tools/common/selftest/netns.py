@@ -1,26 +1,15 @@
 """Three network namespaces: the guest's, the host's, the world's. They vanish with their last descriptor."""
 
 import contextlib
-import ctypes
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from vtl_tools.common.errors import PermissionNeededError, VTLError
-
-_CLONE_NEWNET: Final = 0x40000000
-_OURS: Final = "/proc/thread-self/ns/net"
-_SOL_PACKET: Final = 263
-_IGNORE_OUTGOING: Final = 23
-_ETH_P_ALL: Final = 3
-_RECEIVE_OCTETS: Final = 32 << 20
-_SO_RCVBUFFORCE: Final = 33
-
-_libc = ctypes.CDLL(None, use_errno=True)
+from vtl_tools.common.selftest import namespaces
 
 
 class Networks:
@@ -55,29 +44,25 @@ class Networks:
         self._leave()
 
     def _keep(self) -> int:
-        self._fds.append(os.open(_OURS, os.O_RDONLY | os.O_CLOEXEC))
+        self._fds.append(os.open(namespaces.OWN_NETWORK, os.O_RDONLY | os.O_CLOEXEC))
         return self._fds[-1]
 
     def _new(self) -> int:
-        if _libc.unshare(_CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        namespaces.unshare(namespaces.CLONE_NEWNET)
         self._is_away = True
         return self._keep()
 
     def _leave(self) -> None:
         if self._is_away:
-            _enter(self._home)
+            namespaces.setns(self._home, namespaces.CLONE_NEWNET)
         for fd in self._fds:
             os.close(fd)
 
     @contextlib.contextmanager
     def within(self, network: int) -> Iterator[None]:
         """Enter another of the networks; sockets opened within stay there."""
-        _enter(network)
-        try:
+        with namespaces.inside_network(network):
             yield
-        finally:
-            _enter(self.host)
 
     def cable(self, name: str, mac: str, far: str, network: int) -> None:
         """Connect the host to another network by a veth pair, not yet up. mac: of the host's end."""
@@ -100,17 +85,3 @@ def sysctl(name: str, value: int) -> None:
     """Set a variable of the calling thread's network, if this kernel has it."""
     with contextlib.suppress(OSError):
         Path("/proc/sys/net", name).write_text(str(value))
-
-
-def listen(interface: str) -> socket.socket:
-    """Return a raw socket on an interface, which does not receive the frames of its own network."""
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
-    sock.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_OCTETS)
-    sock.bind((interface, _ETH_P_ALL))
-    return sock
-
-
-def _enter(network: int) -> None:
-    if _libc.setns(network, _CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

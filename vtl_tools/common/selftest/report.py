@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterable
 
+from rich.console import Console
 from rich.table import Table
 
-from vtl_tools.common.runtime.watch import console as console_for
 from vtl_tools.common.selftest.result import TrialResult
 from vtl_tools.common.text import printable
 
@@ -32,7 +32,7 @@ def print_json(results: Iterable[TrialResult]) -> bool:
 
 def print_table(results: Iterable[TrialResult], *, has_proxy: bool = True) -> bool:
     """Print a table when all is done, with the leaks below it. Return whether nothing leaked."""
-    console, done = console_for(), list[TrialResult]()
+    console, done = Console(markup=False, emoji=False, highlight=False), list[TrialResult]()
     with console.status("starting a service between a guest and a host of our own") as status:
         for result in results:
             done.append(result)

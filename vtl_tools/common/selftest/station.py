@@ -1,13 +1,13 @@
 """A station of a self-test: a raw socket that sends any frame, and collects received ones."""
 
-import contextlib
 import selectors
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from scapy.packet import Packet
 
-from vtl_tools.common.selftest.netns import Networks, listen
+from vtl_tools.common.selftest.netns import Networks
+from vtl_tools.common.selftest.raw_socket import open_raw_socket, receive_all
 
 Wait = Callable[[Callable[[], bool], float], bool]
 """Serves all sockets until a condition holds, for so many seconds at most; returns whether it holds."""
@@ -24,13 +24,11 @@ class Station:
         self._wait, self._selector = wait, selector
         self._got: list[bytes] = []
         with networks.within(network):
-            self._socket = listen(interface)
+            self._socket = open_raw_socket(interface)
         selector.register(self._socket, selectors.EVENT_READ, self._on_frames)
 
     def _on_frames(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._got.append(self._socket.recv(65536))
+        self._got += receive_all(self._socket)
 
     def send(self, frames: Iterable[Packet | bytes]) -> int:
         """Send frames; return how many."""

@@ -1,4 +1,4 @@
-"""Keywords of the rule language, the terminals of the grammar in docs/firewall-rules.md."""
+"""Keywords of the rule language, the terminals of the grammar in docs/fw.md."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Parser of rule files, by recursive descent; docs/firewall-rules.md and vtl-fw(5) have the grammar.
+"""Parser of rule files, by recursive descent; docs/fw.md and vtl-fw(5) have the grammar.
 
 For any input it raises RuleError and nothing else, and bounds time and memory.
 """

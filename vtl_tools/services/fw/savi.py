@@ -10,6 +10,7 @@ Reads no clock; `now` is in seconds.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network
 from typing import Final
@@ -63,6 +64,8 @@ class Bindings:
         self._testing: dict[bytes, _Trial] = {}
         self.others: OrderedDict[bytes, float] = OrderedDict()
         """Addresses of the network, with the time of their last use."""
+        self.may_ask: Callable[[bytes], bool] = lambda frame: True
+        """Whether the rules let the VM send this solicitation; if not, nothing is sent, and nothing bound."""
         self._outbox: list[Sent] = []
 
     # --- messages of the VM
@@ -84,6 +87,8 @@ class Bindings:
             return False
         places = [None, tags] if tags else [None]
         asked: list[Sent] = [(NETWORK_PORT, _solicitation(octets, mac, place)) for place in places]
+        if not all(self.may_ask(frame) for _, frame in asked):
+            return False
         trial = _Trial(asked, TENT_LT_S / _ASKED_TENTATIVE, _ASKED_TENTATIVE, now)
         self._tentative[octets] = trial
         self._ask(trial, now)

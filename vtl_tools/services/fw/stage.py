@@ -12,6 +12,7 @@ from typing import Any, Final
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed, VTLError
 from vtl_tools.common.packet.offload import bind
+from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import F_NEEDS_CSUM, VNET
 from vtl_tools.common.rate_limit import TokenBucket
 from vtl_tools.common.runtime.control import Verb
@@ -70,6 +71,8 @@ class Firewall(Stage):
         self._answers = TokenBucket(ANSWERS_PER_S), TokenBucket(ANSWERS_PER_S)
         self._logs = TokenBucket(LOGS_PER_S), TokenBucket(LOGS_PER_S)
         self._picked = Batch()
+        if identity is not None:
+            identity.bindings.may_ask = self._lets_out
 
     # --- frames
 
@@ -170,6 +173,10 @@ class Firewall(Stage):
         answer = refusal(whole)
         if answer is not None and self._answers[port].take(now):
             self.send(port, [(bytes(answer),)], now)
+
+    def _lets_out(self, frame: bytes) -> bool:
+        """Say whether the rules would let the VM send this: a frame of ours is no way out that they shut."""
+        return self.tracker.lets_out(Packet.at(bytearray(frame)))
 
     # --- time
 

@@ -119,6 +119,10 @@ class Tracker:
             return self._stateless(fields, direction, now)
         return self._first(key, pkt.tcp, fields, direction, now)
 
+    def lets_out(self, pkt: Packet) -> bool:
+        """Say whether the rules let the VM send a packet that begins nothing. Raises Malformed."""
+        return self.policy.judge(OUT, Fields.of(pkt, self._neighbours)).verdict is Verdict.ALLOW
+
     def _moved(self, flow: Flow, fields: Fields, direction: Direction) -> Decision | None:
         """Refuse a packet whose Ethernet addresses are not the first one's, if rules do not allow these."""
         _, *macs, _ = flow.opening

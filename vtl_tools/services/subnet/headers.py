@@ -39,7 +39,7 @@ _TYPE6: Final = L3 + 40
 _FLAGS4: Final = L3 + 6
 _DF: Final = 0x40
 _NO_OPTIONS: Final = 0x45
-_PLAIN6: Final = frozenset((ip.TCP, ip.UDP, ip.ICMPV6, ip.FRAGMENT, ip.ESP, ip.AH, ip.NO_NEXT))
+_PLAIN6: Final = frozenset((ip.TCP, ip.UDP, ip.ICMPV6, ip.FRAGMENT, ip.ESP, ip.NO_NEXT))
 """Next headers behind which no router has to look. What a fragment header hides, no router finds."""
 _SUM: Final = struct.Struct("!H")
 _GSO_SIZE: Final = struct.Struct("=H")

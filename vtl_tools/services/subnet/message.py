@@ -1,4 +1,4 @@
-"""Messages between vtl-subnet processes on the direct link: docs/subnet-protocol.md.
+"""Messages between vtl-subnet processes on the direct link: docs/subnet.md.
 
 A message is the payload of an Ethernet frame of type ETHERTYPE. A key that the processes share may
 authenticate it: HMAC-SHA256, truncated to 128 bits (RFC 2104 section 5), over Ethernet header and message.

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
-from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6ExtHdrFragment
+from scapy.layers.inet6 import ICMPv6EchoRequest
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
@@ -14,9 +14,11 @@ from vtl_tools.common.selftest import situations, traffic
 from vtl_tools.common.selftest.host import MAC as HOST_MAC
 from vtl_tools.common.selftest.packets import HELLO, IP4
 from vtl_tools.common.selftest.result import TrialResult
+from vtl_tools.services.fw.selftest import disguised, fragments, spoofed
 from vtl_tools.services.fw.selftest import identity as fw_identity
 from vtl_tools.services.fw.selftest import packets as fw
-from vtl_tools.services.fw.selftest.packets import FLOWS, RESOLVER4, SERVICE4, SERVICE6
+from vtl_tools.services.fw.selftest.marked import Attacks, mark
+from vtl_tools.services.fw.selftest.packets import FLOWS, SERVICE4, SERVICE6
 from vtl_tools.services.fw.selftest.scene import Firewalled
 
 Attack = Callable[[Firewalled], object]
@@ -84,29 +86,6 @@ def reach_in(play: Firewalled) -> None:
     play.come(blind("SA", seq=9000, ack=77), blind("S", seq=9000, ack=0))
 
 
-def overlap(play: Firewalled) -> None:
-    """Send an allowed port in one fragment, and another port in a fragment that overlaps it."""
-    for number, order in enumerate(((0, 1, 2), (1, 0, 2), (1, 2, 0), (2, 1, 0))):
-        good, bad = (UDP(sport=45_000, dport=port, len=8 + 64) / Raw(bytes(64)) for port in (53, 54))
-        head = fw.outward(dst=RESOLVER4)
-        head[IP].id, head[IP].proto = number + 1, 17
-        parts = (_part(head, good, 0, 40), _part(head, bad, 0, 24), _part(head, good, 40, 72, last=True))
-        play.out(*(parts[i] for i in order))
-        tiny = fw.called(45_001)[TCP]
-        head[IP].id, head[IP].proto, head[IP].dst = number + 100, 6, SERVICE4
-        play.out(_part(head, tiny, 0, 8), _part(head, tiny, 8, 20, last=True))
-    head6 = fw.outward(dst=SERVICE6)
-    whole = bytes(head6 / TCP(sport=45_002, dport=fw.SERVICE_PORT, flags="S") / bytes(60))[54:]
-    for at, more in (0, 1), (8, 1), (24, 0):
-        play.out(head6 / IPv6ExtHdrFragment(nh=6, offset=at // 8, m=more, id=9) / Raw(whole[at : at + 48]))
-
-
-def _part(head: Packet, inner: Packet, start: int, end: int, *, last: bool = False) -> Packet:
-    part = head.copy()
-    part[IP].frag, part[IP].flags = start // 8, 0 if last else "MF"
-    return part / Raw(bytes(inner)[start:end])
-
-
 def flush_fragments(play: Firewalled) -> None:
     """As many strangers, send fragments of incomplete packets. The guest's own must still be reassembled."""
     whole = fw.asked(46_000, b"?" * 1200)
@@ -156,37 +135,71 @@ def flood_out(play: Firewalled) -> None:
     admit(play, 48_002)
 
 
-_PASSES: Final = frozenset(
+NOT_ONLY_DENIED: Final = frozenset(
     {"tcp", "names", "dns over tcp", "dot, doh", "stun over tcp", "names of the host", "dhcp", "ipv6 routers",
      "arp and neighbours"}
 )  # fmt: skip
 """Kinds of traffic without frames, or of which a part passes; other attacks replace them here."""
 
 
-def _frames(kind: traffic.TrafficKind) -> Attack:
+def _traffic(kind: traffic.TrafficKind) -> Attack:
     return lambda play: play.out(*kind.frames(HOST_MAC))
+
+
+def _marked(family: Callable[[], Attacks]) -> Attack:
+    return lambda play: play.out(*(frame for _, frames in family() for frame in frames))
+
+
+def pad_with_data(play: Firewalled) -> None:
+    """Send data behind packets that the rules allow: at most zeros arrive in its place."""
+    for name, frames in disguised.padded():
+        for octets in map(bytes, frames):
+            bare = octets.removesuffix(mark(name))
+            play.out(
+                octets,
+                may=(bare, bare.ljust(fw_identity.FRAME_OCTETS, b"\0"), bare.ljust(len(octets), b"\0")),
+            )
+
+
+BY_RULES: Final = {
+    "spoofed senders": spoofed.senders,
+    "arp spoofing": spoofed.arp,
+    "neighbour discovery spoofing": spoofed.neighbours,
+    "data in neighbour discovery": spoofed.neighbour_data,
+    "rogue router": spoofed.routers,
+    "dhcp as another client": spoofed.dhcp_clients,
+    "rogue dhcp server": spoofed.dhcp_servers,
+    "tagged frames": disguised.tagged,
+    "disguised packets": disguised.disguised,
+    "denied, in fragments": fragments.denied,
+}
+"""Attacks that a firewall without identity whose rules allow everything lets pass."""
+
+ALWAYS: Final = {
+    "malformed fragments": fragments.malformed,
+    "source routes": disguised.source_routes,
+    "broken packets": disguised.broken,
+    "data in padding": disguised.padded,
+}
+"""Attacks that no rule lets pass."""
+
+_MARKED: Final = {name: _marked(family) for name, family in (BY_RULES | ALWAYS).items()}
 
 
 ATTACKS: Final[tuple[tuple[str, Attack], ...]] = (
     ("lease and neighbours", fw_identity.settle_in),
     ("allowed connections", use),
-    ("spoofed senders", fw_identity.spoof),
-    ("arp spoofing", fw_identity.arp),
+    *(_MARKED | {"dhcp as another client": fw_identity.dhcp, "data in padding": pad_with_data}).items(),
     ("data behind arp and nd", fw_identity.behind_arp),
-    ("dhcp as another client", fw_identity.dhcp),
-    ("rogue dhcp server", fw_identity.dhcp_server),
     ("dhcp in an answer", fw_identity.dhcp_in_answer),
     ("ipv6 address of another", fw_identity.claim),
     ("ipv6 address taken away", fw_identity.lock_out),
-    ("rogue router", fw_identity.routers),
-    ("data in neighbour discovery", fw_identity.data_in_discovery),
     ("strangers", call_in),
     ("blind segments", reach_in),
-    ("fragments that overlap", overlap),
     ("flood of fragments", flush_fragments),
     ("spoofed flood", flood_in),
     ("flood of the guest", flood_out),
-    *((kind.name, _frames(kind)) for kind in traffic.KINDS if kind.name not in _PASSES),
+    *((kind.name, _traffic(kind)) for kind in traffic.KINDS if kind.name not in NOT_ONLY_DENIED),
 )
 """Names and functions of all attacks, in order: the others need the first."""
 

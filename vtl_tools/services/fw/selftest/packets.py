@@ -23,6 +23,10 @@ ROUTER4, ROUTER6, ROUTER_MAC = "10.0.2.2", "fe80::2", "02:00:00:00:02:02"
 """Also the DHCP server."""
 VICTIM4, VICTIM6, VICTIM_MAC = "10.0.2.77", "fd76:746c:0:1::77", "52:54:00:00:00:77"
 """Another VM on the network."""
+PEER6: Final = "fd76:746c:0:1::2"
+"""The router's address on the link, besides its link-local one."""
+OPEN_PORT: Final = 9
+"""The guest may reach this port of the router by TCP and UDP."""
 PREFIX: Final = "fd76:746c:0:1::"
 SERVICE4, SERVICE6, SERVICE_PORT = "198.51.100.7", "2001:db8:7::7", 8443
 RESOLVER4: Final = "198.51.100.53"
@@ -35,16 +39,13 @@ allow out udp port 67
 allow in udp from {ROUTER4} source port 67 port 68
 allow out tcp to {SERVICE4}, {SERVICE6} port {SERVICE_PORT}
 allow out udp to {RESOLVER4} port 53
+allow out tcp to {ROUTER4}, {PEER6} port {OPEN_PORT}
+allow out udp to {ROUTER4}, {PEER6} port {OPEN_PORT}
 allow in tcp port 22
 deny any
 """
 _XID: Final = 0x5E1F7E57
 SECRET: Final = b"secret of the guest " * 50
-
-
-def raw_mac(mac: str) -> bytes:
-    """Return the octets of an Ethernet address."""
-    return address.mac(mac)
 
 
 def outward(src: str = "", dst: str = SERVICE4, mac: str = MAC) -> Packet:
@@ -112,7 +113,7 @@ def dhcp(
     dst: str = "255.255.255.255", xid: int = _XID,
 ) -> Packet:  # fmt: skip
     """Return a message of a DHCP client."""
-    boot = BOOTP(op=1, chaddr=raw_mac(chaddr), ciaddr=ciaddr, xid=xid)
+    boot = BOOTP(op=1, chaddr=address.mac(chaddr), ciaddr=ciaddr, xid=xid)
     head = Ether(src=mac, dst=ALL if dst == "255.255.255.255" else ROUTER_MAC) / IP(src=src, dst=dst)
     return head / UDP(sport=68, dport=67) / boot / DHCP(options=[("message-type", kind), *options, "end"])
 
@@ -121,7 +122,9 @@ def leased(kind: str, yiaddr: str = IP4, *, xid: int = _XID) -> Packet:
     """Return a message of a DHCP server, without the headers below."""
     options: list[Any] = [("message-type", kind), ("server_id", ROUTER4), ("lease_time", 3600)]
     options += [("subnet_mask", "255.255.255.0"), ("router", ROUTER4), "end"]
-    return BOOTP(op=2, chaddr=raw_mac(MAC), yiaddr=yiaddr, siaddr=ROUTER4, xid=xid) / DHCP(options=options)
+    return BOOTP(op=2, chaddr=address.mac(MAC), yiaddr=yiaddr, siaddr=ROUTER4, xid=xid) / DHCP(
+        options=options
+    )
 
 
 def from_server(kind: str) -> Packet:

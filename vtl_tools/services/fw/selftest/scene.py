@@ -15,10 +15,13 @@ from vtl_tools.common.selftest.result import TrialResult
 from vtl_tools.common.selftest.scene import GRACE_S, HEARD_S, LATE_S, SETTLED_S, Scene
 from vtl_tools.common.selftest.station import Station
 from vtl_tools.services.fw.selftest import packets as fw_packets
-from vtl_tools.services.fw.selftest.packets import FLOWS, OWN6, RULES
+from vtl_tools.services.fw.selftest.packets import FLOWS, OWN6, PEER6, RULES
 
 _CHUNK: Final = 200
 """Number of frames, of any size, that fit a link's buffer."""
+
+_ASKED_BY_SERVICE: Final = bytes(fw_packets.probe(PEER6))
+"""vtl-fw asks the network whether an address that the guest claims is taken. The guest never sends this."""
 
 Frame: TypeAlias = Packet | bytes
 
@@ -38,7 +41,7 @@ class Firewalled(Scene):
         world = Station(networks, networks.world, "wan0", self.selector, self.wait)
         self.world = self.stack.enter_context(contextlib.closing(world))
         self._sentinels = 0
-        self._may: dict[Station, set[bytes]] = {self.guest: set(), self.world: set()}
+        self._may: dict[Station, set[bytes]] = {self.guest: set(), self.world: {_ASKED_BY_SERVICE}}
         self._due: dict[Station, Counter[bytes]] = {self.guest: Counter(), self.world: Counter()}
         self._came: dict[Station, list[bytes]] = {self.guest: [], self.world: []}
         self._result = TrialResult("")
@@ -150,6 +153,7 @@ class Firewalled(Scene):
             self._came[station] = []
             due.clear()
             may.clear()
+        self._may[self.world].add(_ASKED_BY_SERVICE)
         return found
 
     def run(self, attacks: Iterable[tuple[str, Callable[["Firewalled"], object]]]) -> Iterator[TrialResult]:
