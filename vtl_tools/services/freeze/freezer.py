@@ -88,7 +88,7 @@ class Freezer:
         self.frozen, self.frozen_at, self.quiet_until, self.heard_vm = True, now, 0.0, False
         return True
 
-    def on_stop(self, now: float) -> None:
+    def hand_over(self, now: float) -> None:
         """Stop answering, as the VM is on another host. Keeps the state, for transfer to that host."""
         self.start(now)
         self.left = True

@@ -185,7 +185,7 @@ class Freeze(Stage):
 
     def hand_over(self, now: float) -> None:
         """Stop answering, since the VM is on another host, and be ready to export the state to it."""
-        self.freezer.on_stop(now)
+        self.freezer.hand_over(now)
         self.listen(False)
         self._soon = now + SAVED_AT_ONCE_S
         self.event("left", vm=self.vm, connections=len(self.freezer.table))

@@ -1,4 +1,4 @@
-"""Spoofing attacks by the guest: addresses, ARP, DHCP and neighbour discovery; and covert data in these."""
+"""Attacks on the guest's identity that take several steps; those of one step are in `spoofed.py`."""
 
 from typing import Final
 
