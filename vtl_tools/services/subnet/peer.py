@@ -157,7 +157,7 @@ class Peer:
         return now - self.heard > (self.timing.heard_s if self.address else self.timing.silent_s)
 
     def is_verified(self, now: float) -> bool:
-        """Return whether the peer answered a probe of ours lately."""
+        """Return whether the peer answered our probe lately."""
         return now < self.verified_until
 
     # --- events

@@ -146,7 +146,7 @@ class Peers:
     def observe(self, octets: bytes, mac: bytes, now: float, *, is_answer: bool = False) -> None:
         """Note that a station without a process has the address at mac, as its packets show.
 
-        is_answer: it may be the answer to a probe of ours.
+        is_answer: it may be the answer to our probe.
         """
         if not address.is_single_host(octets) or mac[0] & 1 or not self.table.is_allowed(octets, mac):
             return
