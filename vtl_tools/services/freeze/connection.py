@@ -50,7 +50,7 @@ class HeldConnection:
     highest acknowledgement of the peer; peer_nxt, peer_window: likewise. evidence: evidence of the VM's
     numbers, if its segments passed unseen. seen: time of the last segment. epoch: see
     ConnectionTable.set_sampled(). head: the peer's frame with the octet at vm_ack; newest: its latest pure
-    ACK. probes: segments answered since the VM is away, the first at `since`. may_at, may_challenge_at: see
+    ACK. probes: segments answered since the VM went away, the first at `since`. may_at, may_challenge_at: see
     AnswerRate.
     """
 

@@ -71,7 +71,7 @@ class Freezer:
         self.resets: list[bytes] = []
         """Resets from peers, held for the VM."""
         self.touched: dict[bytes, HeldConnection] = {}
-        """Connections that were answered, or for which frames are held, since the VM is away."""
+        """Connections that were answered, or for which frames are held, since the VM went away."""
         self.thawing: list[HeldConnection] = []
         self.to_network: list[bytes] = []
         self.to_vm: list[bytes] = []
