@@ -19,7 +19,7 @@ from vtl_tools.services.freeze.report import RISKS
 from vtl_tools.services.freeze.stage import Freeze
 from vtl_tools.services.fw import lexer, parser, sets
 from vtl_tools.services.fw.identity import Identity
-from vtl_tools.services.fw.names import KEYWORDS
+from vtl_tools.services.fw.keywords import KEYWORDS
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.stage import Firewall

@@ -4,7 +4,7 @@ from typing import Final, Self
 
 from vtl_tools.common.model.base import LOCAL, REMOTE, End
 from vtl_tools.common.model.ip import IPModel, super_segments
-from vtl_tools.common.model.tcp_arrival import Seen, arrive, arrive_syn
+from vtl_tools.common.model.tcp_arrival import SegmentKind, arrive, arrive_syn
 from vtl_tools.common.model.tcp_end import TcpEnd
 from vtl_tools.common.model.transport import TransportModel
 from vtl_tools.common.packet import build, ip, quick, tcp
@@ -34,7 +34,7 @@ class TcpModel(TransportModel[TcpEnd]):
 
     def __init__(self, ip: IPModel, local: TcpEnd, remote: TcpEnd) -> None:
         super().__init__(ip, local, remote)
-        self.seen: Seen | None = None
+        self.seen: SegmentKind | None = None
 
     @classmethod
     def from_packet(cls, pkt: Packet, sender: End = LOCAL) -> Self:
@@ -146,7 +146,7 @@ class TcpModel(TransportModel[TcpEnd]):
         self.seen = seen = arrive(tx, rx, seq, ack, flags, window, end - data, tsval)
         if not seen.taken:
             return None
-        net.note(frame, quick.L3, super_segments(frame, end - data) if frame[1] else 1, sender)
+        net.follow_frame(frame, quick.L3, super_segments(frame, end - data) if frame[1] else 1, sender)
         return sender
 
     def adopt(

@@ -317,7 +317,7 @@ def confine(capabilities: set[int], user: str | None) -> None:
     become = privilege.account(user)
     if become is not None:
         broker.start()
-    privilege.give_up(capabilities, become)
+    privilege.drop_privileges(capabilities, become)
     confinement.keep_memory_private()
     if become is not None:
         confinement.deny_writing()

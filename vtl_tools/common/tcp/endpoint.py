@@ -25,7 +25,7 @@ _ABORT_IS_TOLD = frozenset(  # 3.10.5
 
 
 @dataclass(frozen=True, slots=True)
-class Info:
+class ConnectionInfo:
     """The state of a connection, like TCP_INFO. Octets and seconds.
 
     rto_s: doubled for each timeout in a row, which backoffs counts. phase: open, disorder, recovery or loss.
@@ -416,10 +416,10 @@ class Endpoint(TCB):
         if mss < snd.mss:
             snd.mss = snd.cc.smss = mss
 
-    def info(self) -> Info:
+    def info(self) -> ConnectionInfo:
         """Return the state of the connection, as TCP_INFO does."""
         snd, rcv = self.snd, self.rcv
-        return Info(
+        return ConnectionInfo(
             state=self.state, mss=snd.mss, rtt_s=self.rtt.srtt_s, rttvar_s=self.rtt.rttvar_s,
             rto_s=self.rtt.timeout_s, backoffs=self.rtt.backoffs,
             cwnd=snd.cc.cwnd, ssthresh=snd.cc.ssthresh, unacked=snd.flight, unsent=max(0, snd.unsent),

@@ -8,7 +8,7 @@ from vtl_tools.services.fw.limits import RuleLimits
 from vtl_tools.services.fw.pending_replies import PendingReplies
 from vtl_tools.services.fw.policy import Judgement, Policy
 from vtl_tools.services.fw.rule import Direction, Rule, Verdict
-from vtl_tools.services.fw.table import Flows
+from vtl_tools.services.fw.table import FlowTable
 
 
 class Connections:
@@ -23,7 +23,7 @@ class Connections:
     ) -> None:
         self.policy = policy
         self.timeouts = timeouts or Timeouts()
-        self.flows = Flows(flows_max)
+        self.flows = FlowTable(flows_max)
         self._limits = RuleLimits()
         self._closely = policy.asks_macs
         """Whether each packet has to be judged by all that rules ask, also one of a known connection."""
@@ -65,7 +65,7 @@ class Connections:
 
     def left(self, rule: Rule, direction: Direction, source: bytes, now: float) -> dict[str, int]:
         """Return what is left of a rule's limits for a source, by what is limited."""
-        return self._limits.look(rule, direction, source if len(source) == 4 else source[:8], now)
+        return self._limits.remaining(rule, direction, source if len(source) == 4 else source[:8], now)
 
     def _decision(self, rule: Rule) -> Decision:
         """Return what every further packet of a rule's connections is told, which is one object for all."""

@@ -39,7 +39,7 @@ class _Side:
         return self.begun if flow.use != ASSURED else self.talks if flow.ends is None else self.open
 
 
-class Flows:
+class FlowTable:
     """At most flows_max flows. Strangers may open at most half of them, and the VM seven eighths.
 
     So neither side takes the other's room: half of the table is reserved for the VM, an eighth for strangers.

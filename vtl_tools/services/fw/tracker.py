@@ -3,7 +3,7 @@
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.model.tcp_arrival import Seen, arrive
+from vtl_tools.common.model.tcp_arrival import SegmentKind, arrive
 from vtl_tools.common.packet import ip, quick, tcp
 from vtl_tools.common.packet.packet import PORTS, Packet
 from vtl_tools.common.packet.quick import OTHER_OPTIONS, Headers
@@ -24,7 +24,7 @@ from vtl_tools.services.fw.flow import (
     Timeouts,
     flow_key,
 )
-from vtl_tools.services.fw.fragments import Fragments
+from vtl_tools.services.fw.fragments import FragmentReassembler
 from vtl_tools.services.fw.neighbours import NeighbourFilter
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.quoted import quoted_flow
@@ -51,7 +51,7 @@ class Tracker(Connections):
         timeouts: Timeouts | None = None,
     ) -> None:
         super().__init__(policy, flows_max=flows_max, timeouts=timeouts)
-        self.fragments = Fragments()
+        self.fragments = FragmentReassembler()
         self._neighbours = NeighbourFilter()
         self._openings: dict[Opening, Opening] = {}
         self._recent: dict[Direction, dict[bytes, Flow]] = {OUT: {}, IN: {}}
@@ -159,7 +159,7 @@ class Tracker(Connections):
             retries = self._retries
             if (anew := retries.answered(flow, segment, direction)) is not None:
                 flow.ends = anew
-                return self._followed(flow, anew, Seen.SYN, now)
+                return self._followed(flow, anew, SegmentKind.SYN, now)
             challenged = retries.challenged(flow)
             if tcp_flow.may_pass(ends, direction, flow.initiator, segment, seen, challenged):
                 retries.passed(flow, segment, direction)
@@ -196,7 +196,7 @@ class Tracker(Connections):
         self._spoken(flow, direction, now)
         return flow.decision
 
-    def _followed(self, flow: Flow, ends: Ends, seen: Seen, now: float) -> Decision:
+    def _followed(self, flow: Flow, ends: Ends, seen: SegmentKind, now: float) -> Decision:
         if not seen.taken:
             return denied(f"tcp-{seen.text}", flow.decision.rule)
         stage = tcp_flow.stage(ends)
@@ -305,7 +305,7 @@ class Tracker(Connections):
         self._add(flow, rule, now + self._silence(flow), now)
         self._assure(flow)
         if ends is not None:
-            return self._followed(flow, ends, Seen.ACK, now)
+            return self._followed(flow, ends, SegmentKind.ACK, now)
         self._spoken(flow, direction, now)
         return flow.decision
 

@@ -41,7 +41,7 @@ class Subnet(Stage):
     def __init__(self, vm: VM, **options: Any) -> None:
         super().__init__(3)
         self.vm = vm
-        self.peers = Peers(vm, told=self._told, ignored=self.drops, **options)
+        self.peers = Peers(vm, on_change=self._told, ignored=self.drops, **options)
         self._ways = PathCache(self.peers)
         self._errors = TokenBucket(ERRORS_PER_S)
         self._picked = Batch()

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.guest_net import dns_stream
-from vtl_tools.common.guest_net.dns import TIMEOUT_S, Asked, Reply, Resolver
+from vtl_tools.common.guest_net.dns import TIMEOUT_S, QueryProgress, Reply, Resolver
 from vtl_tools.common.guest_net.dns_message import QUERY_MAX, weight
 from vtl_tools.common.guest_net.guest_network import DNS_PORT
 from vtl_tools.common.guest_net.lookups import Lookup, Outcome
@@ -155,7 +155,7 @@ class NameServer:
         """Have settle() notify a connection's flow."""
         self._to_notify.append(connection)
 
-    def _take(self, asked: Asked, now: float) -> None:
+    def _take(self, asked: QueryProgress, now: float) -> None:
         """Start the look-ups that a query needs."""
         self.queries += 1
         for lookup in asked.lookups:

@@ -18,7 +18,7 @@ from typing import Final
 
 from vtl_tools.common.errors import Malformed, VTLError
 from vtl_tools.common.guest_net.dns import NAMES_MAX
-from vtl_tools.common.guest_net.name_map import Placed
+from vtl_tools.common.guest_net.name_map import MappedName
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _RECORD: Final = struct.Struct("!IIB255s")
 OCTETS_MAX: Final = _HEADER.size + NAMES_MAX * _RECORD.size
 
 
-def parse(data: bytes) -> tuple[bytes, list[Placed]]:
+def parse(data: bytes) -> tuple[bytes, list[MappedName]]:
     """Return the secret and the names of a file. Raises Malformed; records that are broken are left out."""
     if len(data) < _HEADER.size or len(data) > OCTETS_MAX:
         raise Malformed("names.size", len(data))
@@ -40,7 +40,7 @@ def parse(data: bytes) -> tuple[bytes, list[Placed]]:
     return secret, list(_records(data))
 
 
-def _records(data: bytes) -> Iterator[Placed]:
+def _records(data: bytes) -> Iterator[MappedName]:
     whole = (len(data) - _HEADER.size) // _RECORD.size
     for row in range(whole):
         at = _HEADER.size + row * _RECORD.size
@@ -49,10 +49,10 @@ def _records(data: bytes) -> Iterator[Placed]:
             continue
         name = octets[:size].decode("latin-1")
         if name.isascii() and name.isprintable():
-            yield Placed(row, slot, name)
+            yield MappedName(row, slot, name)
 
 
-def record(placed: Placed) -> bytes:
+def record(placed: MappedName) -> bytes:
     """Return the record of a name, of 1 to 255 octets."""
     name = placed.name.encode("ascii")
     octets = _RECORD.pack(0, placed.slot, len(name), name)[4:]
@@ -90,7 +90,7 @@ class NameStore:
             )
             raise kind(f"{path}: {why} choose another with {option}") from None
 
-    def _open(self) -> tuple[bytes, list[Placed]]:
+    def _open(self) -> tuple[bytes, list[MappedName]]:
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not self._is_own():
             self.close()
@@ -106,21 +106,21 @@ class NameStore:
         owners = (user,) if user else (user, self.path.parent.stat().st_uid)
         return stat.S_ISREG(found.st_mode) and found.st_uid in owners and not found.st_mode & 0o077
 
-    def _read(self, data: bytes) -> tuple[bytes, list[Placed]]:
+    def _read(self, data: bytes) -> tuple[bytes, list[MappedName]]:
         try:
             return parse(data)
         except Malformed:
             log.warning("%s: damaged; names get other addresses than before", self.path)
             return self._begin()
 
-    def _begin(self) -> tuple[bytes, list[Placed]]:
+    def _begin(self) -> tuple[bytes, list[MappedName]]:
         secret = os.urandom(SECRET)
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, _HEADER.pack(_MAGIC, secret), 0)
         os.fsync(self._fd)
         return secret, []
 
-    def put(self, placed: Placed) -> None:
+    def put(self, placed: MappedName) -> None:
         """Write a name over the record that was there."""
         try:
             os.pwrite(self._fd, record(placed), _HEADER.size + placed.row * _RECORD.size)
