@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from carry import PROMPT, batch_of
 
+from vtl_tools.common.device.batch import SLOTS
 from vtl_tools.common.relay.budget import BUFFER
 from vtl_tools.common.tcp.queue import PIECE
 
@@ -287,3 +288,17 @@ def test_what_comes_in_the_moment_in_which_a_shut_window_is_probed_is_taken(esta
     scene.said.clear()
     guest.inject(".", 1, ack=1002, win=1000)
     guest.expect(".", seq=1002, data=b"more")
+
+
+def test_more_pieces_than_one_call_takes_are_all_sent(established):
+    """The stream has room for all, so that no event of it would follow."""
+    scene, guest, stream = established
+    stream.room = 0
+    guest.inject(".", 1, b"x", ack=1)
+    frames = [guest.frame(".", 2 + at, b"y", ack=1) for at in range(SLOTS)]
+    scene.relay.on_batch(0, batch_of(*frames), scene.now)
+    stream.drain()
+    stream.tell(scene.now)
+    scene.relay.settle(scene.now)
+    assert stream.got == b"x" + SLOTS * b"y"
+    scene.said.clear()

@@ -422,3 +422,15 @@ def test_the_relays_end_resets_all(scene):
     assert {pkt.tcp.flags for pkt in scene.said} == {0x14}
     assert all(call.stream.was_reset for call in scene.made)
     scene.relay.close()
+
+
+def test_the_last_reset_carries_the_time_at_which_it_is_sent(scene, guest):
+    """A guest discards a reset whose timestamp is older than those before (RFC 7323 section 5.2)."""
+    guest.syn_frame = guest.frame("S", options={"mss": 1000, "timestamps": (1, 0)})
+    scene.push(guest.syn_frame)
+    opened = guest.expect("S.").timestamps[0]
+    guest.inject(".", 1, ack=1, options={"timestamps": (2, opened)})
+    scene.now += 5.0
+    scene.relay.on_stop(scene.now)
+    last = guest.expect("R.", seq=1).timestamps[0]
+    assert (last - opened) % 2**32 == 5000

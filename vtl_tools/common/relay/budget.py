@@ -81,12 +81,9 @@ class RelayBudget:
         return self._buffers.pop() if self._buffers else memoryview(bytearray(BUFFER))
 
     def return_buffer(self, buffer: memoryview) -> None:
-        """Take a buffer that nothing refers to any more."""
-        self._buffers.append(buffer)
-
-    def trim(self) -> None:
-        """Free the buffers that are more than the pool keeps."""
-        del self._buffers[_POOL_MAX:]
+        """Take a buffer that nothing refers to any more; free it if the pool has enough."""
+        if len(self._buffers) < _POOL_MAX:
+            self._buffers.append(buffer)
 
     @property
     def free_buffers(self) -> list[memoryview]:

@@ -146,8 +146,8 @@ class RelayFlow:
         ended = endpoint.ended
         if self.connector is not None or (ended is not None and ended is not Ended.CLOSED):
             return
-        if self.may_write and endpoint.readable:
-            self._carry_up()
+        if self.may_write and (waiting := endpoint.readable):
+            self._carry_up(waiting)
         if not self.sent_eof and endpoint.at_eof:
             self._finish_up()
         if self.unacked:
@@ -155,20 +155,21 @@ class RelayFlow:
         if self.may_read:
             self._carry_down()
 
-    def _carry_up(self) -> None:
-        """Send the guest's octets to the stream, straight from its frames."""
+    def _carry_up(self, waiting: int) -> None:
+        """Send so many octets of the guest to the stream, straight from its frames."""
         endpoint, stream = self.endpoint, self.stream
         pieces = endpoint.pieces
         try:
-            while waiting := endpoint.readable:
+            while waiting:
                 if len(pieces) == 1:
                     sent = stream.send(pieces[0])
+                    self.may_write = sent == waiting  # if not, until the next event
                 else:
                     sent = stream.sendmsg(tuple(islice(pieces, _PIECES_MAX)))
                 endpoint.skip(sent)
                 self.budget.octets_up += sent
-                if len(pieces) == 1 and sent < waiting:
-                    self.may_write = False  # until the next event
+                waiting -= sent
+                if not self.may_write:
                     return
         except BlockingIOError:
             self.may_write = False

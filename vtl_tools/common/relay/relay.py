@@ -333,7 +333,6 @@ class Relay(Stage):
         if budget.is_exceeded:
             self._evict(now)
         self._flush(now)
-        budget.trim()
 
     def _evict(self, now: float) -> None:
         """Reset the flows with the most buffered octets, several at once so that it is worth the sorting."""

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.tcp import output
-from vtl_tools.common.tcp.arrival import arrive
+from vtl_tools.common.tcp import arrival, output
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.isn import initial_numbers
 from vtl_tools.common.tcp.queue import Octets
@@ -14,7 +13,7 @@ from vtl_tools.common.tcp.sack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, SENDS_DATA, Ended, SegmentDrop, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Path, Pieces, Segment, is_intact, parse
+from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Path, Segment, is_intact, parse
 
 DEFAULT: Final = Config()
 _R1: Final = 3  # retransmissions (RFC 9293 section 3.8.3, SHLD-10)
@@ -153,15 +152,14 @@ class Endpoint(TCB):
         if segment.flow != self.framer.expected:
             self.drops[SegmentDrop.FOREIGN] += 1
             return
-        arrive(self, segment, now)
+        arrival.arrive(self, segment, now)
         self.rcv.own()
 
-    def arrive(self, segment: Segment, now: float) -> None:
-        """Process a segment of this path that parse() returned, and for which is_intact() holds.
+    arrive = arrival.arrive
+    """Process a segment of this path that parse() returned, and for which is_intact() holds.
 
-        Its data is borrowed: call own() before the frame becomes invalid.
-        """
-        arrive(self, segment, now)
+    Its data is borrowed: call own() before the frame becomes invalid.
+    """
 
     def own(self) -> None:
         """Copy the data that is still borrowed, so that its frames may become invalid."""
@@ -177,12 +175,8 @@ class Endpoint(TCB):
         """Return all frames that may be sent now. The caller owns them."""
         return [bytearray().join(pieces) for pieces in output.transmit(self, now)]
 
-    def transmit_pieces(self, now: float) -> list[Pieces]:
-        """Return the frames of transmit() in pieces, with views of written data.
-
-        Send them before the next call.
-        """
-        return output.transmit(self, now)
+    transmit_pieces = output.transmit
+    """Return the frames of transmit() in pieces, with views of written data. Send them before the next call."""
 
     def deadline(self) -> float | None:
         """Return when wake() is due; None: never, unless another call comes first."""
