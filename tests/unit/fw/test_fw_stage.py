@@ -3,9 +3,12 @@
 import asyncio
 import struct
 import time
+from contextlib import suppress
 
 import pytest
 from fw import IN, OUT, PEER, PEER_MAC, VM, VM_MAC, ends, policy, segment
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import SpecError, VTLError
@@ -13,7 +16,6 @@ from vtl_tools.common.guest_net import dhcp_wire
 from vtl_tools.common.guest_net.dhcp_wire import DHCPMessage
 from vtl_tools.common.packet import build, icmp, vnet
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.rate_limit import TokenBucket
 from vtl_tools.common.runtime.sealed_file import SealedFile
 from vtl_tools.services.fw import answers, question
 from vtl_tools.services.fw.files import SentReader, pack
@@ -292,11 +294,10 @@ def test_damaged_files_are_refused(packed):
         SentReader(packed)
 
 
-def test_a_bucket_fills_again():
-    bucket = TokenBucket(2.0)
-    assert [bucket.take(0.0) for _ in range(3)] == [True, True, False]
-    assert bucket.take(0.5)
-    assert bucket.waived() == 1
+@given(st.binary(max_size=100))
+def test_any_octets_are_files_or_damaged(packed):
+    with suppress(VTLError):
+        SentReader(packed)
 
 
 @pytest.mark.parametrize(("text", "learns"), [("allow any", True), ("allow out\ndeny in", False)])
