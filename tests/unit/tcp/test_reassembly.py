@@ -102,7 +102,7 @@ def test_more_memory_than_is_charged_for_by_what_nobody_reads(size):
         rcv = receiver()
         for start in range(1, 900_000 - size, size):
             give(rcv, start, start + size)
-            if start > 300_000 and size == 1:
+            if start > 100_000 and size == 1:  # each is measured, which takes its time
                 break
         return rcv
 

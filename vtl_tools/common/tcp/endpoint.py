@@ -176,7 +176,7 @@ class Endpoint(TCB):
         return [bytearray().join(pieces) for pieces in output.transmit(self, now)]
 
     transmit_pieces = output.transmit
-    """Return the frames of transmit() in pieces, with views of written data. Send them before the next call."""
+    """Return the frames of transmit() in pieces: views of written data, to be sent before the next call."""
 
     def deadline(self) -> float | None:
         """Return when wake() is due; None: never, unless another call comes first."""
