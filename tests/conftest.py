@@ -4,8 +4,11 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from lab.netns import Lab
+
+settings.register_profile("quick", max_examples=20)  # `make check`; a test may ask for more
 
 
 @pytest.fixture

@@ -117,6 +117,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_what_is_broken_is_found(name, monkeypatch):
     monkeypatch.setattr(*MUTATIONS[name])

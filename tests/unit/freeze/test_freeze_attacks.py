@@ -181,6 +181,7 @@ def test_to_have_windows_not_scaled(new_talk):
     assert talk.connection.vm_scale == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_to_break_a_connection_by_a_hundred_thousand_guesses(new_talk, seed):
     """Of a connection that was not followed from its SYN, all of whose segments were seen since."""

@@ -189,6 +189,7 @@ def test_an_excerpt_shows_the_place_and_nothing_that_a_terminal_obeys():
     assert len(long[0]) <= 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "place"),
     [

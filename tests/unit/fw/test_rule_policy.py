@@ -134,6 +134,7 @@ def between(number, item):
     return int(low) <= number <= int(high or low)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(lines(), max_size=25), st.lists(packets(), min_size=1, max_size=20))
 def test_compiled_rules_judge_as_rules_read_one_by_one(text, sent):
@@ -149,6 +150,7 @@ def test_compiled_rules_judge_as_rules_read_one_by_one(text, sent):
         assert mismatch(judgement.rule, direction, fields) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(lines(), max_size=12), st.lists(packets(), min_size=1, max_size=30))
 def test_a_rule_that_is_said_to_be_unreachable_never_judges(text, sent):

@@ -282,6 +282,7 @@ def test_foreign_octets_get_bounded_answers_and_nothing_else(seed):
                 assert lookup.target
 
 
+@pytest.mark.slow
 def test_records_of_every_class_and_type_leave_nothing_in_memory_and_read_no_module():
     """dnspython remembers each pair of class and type for good, and a guest chooses from 2**32."""
     before = set(sys.modules)

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -77,7 +78,7 @@ class Hostile(RuleBasedStateMachine):
 
 
 Hostile.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestHostile = Hostile.TestCase
+TestHostile = pytest.mark.slow(Hostile.TestCase)
 
 
 @given(st.binary(max_size=120))

@@ -431,6 +431,7 @@ def test_a_guest_that_asks_whether_we_are_there_is_not_idle(established):
 # --- timers
 
 
+@pytest.mark.slow
 def test_timers_are_few_however_long_a_flow_talks(established):
     scene, guest, stream = established
     seq = ack = 1
@@ -446,6 +447,7 @@ def test_timers_are_few_however_long_a_flow_talks(established):
     assert len(scene.relay.timers) < 1000
 
 
+@pytest.mark.slow
 def test_timers_are_few_however_many_flows_there_were(scene):
     gone = []
     for i in range(2000):
@@ -460,6 +462,7 @@ def test_timers_are_few_however_many_flows_there_were(scene):
     assert sum(each() is not None for each in gone) < 1000
 
 
+@pytest.mark.slow
 def test_many_flows_that_end_together_leave_few_timers(scene):
     guests = [scene.guest(1024 + i) for i in range(2000)]
     for guest in guests:

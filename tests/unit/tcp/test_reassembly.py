@@ -77,6 +77,7 @@ def measured(make):
     return octets, made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["ascending", "descending", "shuffled"])
 @pytest.mark.parametrize(("size", "apart"), [(1, 1), (1, 2), (1, 1000), (2, 3), (700, 701), (60_000, 60_001)])
 def test_more_memory_than_is_charged_for_with_holes(order, size, apart):
@@ -96,6 +97,7 @@ def test_more_memory_than_is_charged_for_with_holes(order, size, apart):
     assert octets <= rcv.kept * 9 / 8 + 4096  # a bytearray grows by an eighth at a time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 100, 2047, 2048, 65_000])
 def test_more_memory_than_is_charged_for_by_what_nobody_reads(size):
     def fill():

@@ -220,6 +220,7 @@ def test_any_frames_at_all_leave_no_trace(either):
     assert sum(pins) == 0
 
 
+@pytest.mark.slow
 def test_flows_that_ended_are_not_kept_until_they_would_have_timed_out(bench):
     for number in range(4000):
         bench.push([syn(1 + number)])
