@@ -131,11 +131,27 @@ def _acknowledge(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, window: int) -> Seg
 def _deliver(
     tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int, end: int, una: int, reach: int
 ) -> SegmentKind:
-    """Advance SND.NXT of tx and RCV.NXT of rx, and change the states after a FIN."""
+    """Advance SND.NXT of tx and RCV.NXT of rx, and change the states after a FIN.
+
+    RCV.NXT moves by the octets that are next and fit the window of `reach` octets after una. A bare FIN needs
+    no room: it may come one octet after the window.
+    """
     fin = flags & FIN
     if 0 < (end - tx.snd_nxt) & _MASK < _HALF:
         tx.snd_nxt = end
-    seen = _text(rx, seq, end, una, reach + 1 if fin and (end - seq) & _MASK == 1 else reach)
+    nxt = rx.rcv_nxt
+    news = (end - nxt) & _MASK
+    if 0 < (seq - nxt) & _MASK < _HALF:
+        seen = SegmentKind.OUT_OF_ORDER
+    elif news == 0 or news >= _HALF:
+        seen = _RETRANSMISSION
+    else:
+        room = reach - ((nxt - una) & _MASK) + (1 if fin and (end - seq) & _MASK == 1 else 0)
+        if room <= 0:
+            seen = SegmentKind.PROBE
+        else:
+            rx.rcv_nxt = (nxt + min(news, room)) & _MASK
+            seen = _DATA
     if fin and tx.fin is None and end == tx.snd_nxt:
         tx.fin = end
         crossed = tx.state is State.CLOSE_WAIT and rx.fin != ack  # it did not receive that FIN
@@ -145,24 +161,6 @@ def _deliver(
     if tx.fin is not None and rx.rcv_nxt == tx.fin:
         rx.state = ON_FIN.get(rx.state, rx.state)
     return seen
-
-
-def _text(rx: TcpEnd, seq: int, end: int, una: int, reach: int) -> SegmentKind:
-    """Advance RCV.NXT by the octets that are next and fit the window of `reach` octets after una.
-
-    A bare FIN needs no room: it may come one octet after the window.
-    """
-    nxt = rx.rcv_nxt
-    if 0 < (seq - nxt) & _MASK < _HALF:
-        return SegmentKind.OUT_OF_ORDER
-    news = (end - nxt) & _MASK
-    if news == 0 or news >= _HALF:
-        return _RETRANSMISSION
-    room = reach - ((nxt - una) & _MASK)
-    if room <= 0:
-        return SegmentKind.PROBE
-    rx.rcv_nxt = (nxt + min(news, room)) & _MASK
-    return _DATA
 
 
 def _stale(tx: TcpEnd, rx: TcpEnd, seq: int, una: int, tsval: int | None) -> SegmentKind:

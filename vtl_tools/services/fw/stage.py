@@ -100,11 +100,11 @@ class Firewall(Stage):
             decision = decide(frame, headers, direction, now)
             if decision is before:
                 packets += 1
-                octets += len(frame) - VNET
+                octets += len(frame)
             elif decision.why == "known" and not decision.frames:
                 # one object for all packets of a rule's connections
-                self._count(before, packets, octets)
-                before, packets, octets = decision, 1, len(frame) - VNET
+                self._count(before, packets, octets - packets * VNET)
+                before, packets, octets = decision, 1, len(frame)
             elif self._other(decision, frame, port, now):
                 late += decision.frames
                 if decision.frames:
@@ -114,7 +114,7 @@ class Firewall(Stage):
                 continue
             if learn is not None:
                 learn(frame, headers, now)
-        self._count(before, packets, octets)
+        self._count(before, packets, octets - packets * VNET)
         if not lost:
             self.out[1 - port](batch, now)
         elif len(lost) < batch.count:

@@ -28,7 +28,7 @@ from vtl_tools.services.fw.fragments import FragmentReassembler
 from vtl_tools.services.fw.neighbours import NeighbourFilter
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.quoted import quoted_flow
-from vtl_tools.services.fw.rule import IN, OUT, STACKED, Direction, Verdict
+from vtl_tools.services.fw.rule import OUT, STACKED, Direction, Verdict
 from vtl_tools.services.fw.suspicious import suspicious
 
 _HELD: Final = Decision(None, None, "fragment-held")
@@ -54,7 +54,8 @@ class Tracker(Connections):
         self.fragments = FragmentReassembler()
         self._neighbours = NeighbourFilter()
         self._openings: dict[Opening, Opening] = {}
-        self._recent: dict[Direction, dict[bytes, Flow]] = {OUT: {}, IN: {}}
+        self._recent_out: dict[bytes, Flow] = {}
+        self._recent_in: dict[bytes, Flow] = {}
         """TCP connections by the parties of their last segments; one that ended has no ends."""
         self._recalled: dict[bytes, Opening] = {}
         self._recalled_until = 0.0
@@ -72,9 +73,10 @@ class Tracker(Connections):
             if protocol == ip.UDP:
                 return self._datagram(frame, parties, direction, now)
             if not flags & _SYN_OR_RST:
-                flow = self._recent[direction].get(parties)
+                recent = self._recent_out if direction is OUT else self._recent_in
+                flow = recent.get(parties)
                 if flow is None or type(ends := flow.ends) is not tuple:
-                    flow, ends = self._look_up(parties, direction)
+                    flow, ends = self._look_up(parties, direction, recent)
                 if flow is not None and ends is not None:
                     tx, rx = ends if direction is OUT else (ends[1], ends[0])
                     stamp = tsval if tx.timestamps else None
@@ -166,12 +168,13 @@ class Tracker(Connections):
                 return flow.decision
         return self._followed(flow, ends, seen, now)
 
-    def _look_up(self, parties: bytes, direction: Direction) -> tuple[Flow | None, Ends | None]:
-        """Return a TCP connection that is known, and its ends."""
+    def _look_up(
+        self, parties: bytes, direction: Direction, recent: dict[bytes, Flow]
+    ) -> tuple[Flow | None, Ends | None]:
+        """Return a TCP connection that is known, and its ends; remember it among the recent ones."""
         flow = self.flows.get((parties if direction is OUT else quick.reverse(parties)) + _TCP)
         if flow is None:
             return None, None
-        recent = self._recent[direction]
         if len(recent) >= _RECENT_MAX:
             recent.clear()
         recent[parties] = flow
