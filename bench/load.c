@@ -275,6 +275,10 @@ static bool negotiate(int poll, struct pair *pair)
         size_t at = s[3] == 3 ? 5 : 4, length = s[3] == 3 ? s[4] : s[3] == 4 ? 16 : 4;
         if (s[1] != 1)
             return false;
+        if (s[3] == 3 && length >= 6 && pair->have >= at + length && !memcmp(s + at + length - 6, ".onion", 6)) {
+            answer(pair, "\5\xf6\0\1\0\0\0\0\0\0", 10, pair->have, DEAD); /* as Tor, so that it is taken for Tor */
+            return false;
+        }
         if (pair->have >= at + length + 2) {
             int port = s[at + length] << 8 | s[at + length + 1];
             if (!connect_to(poll, pair, s[3], s + at, length, port))

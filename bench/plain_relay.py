@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 
 
 def dial(path: Path) -> Connector:
-    """Call whom the guest called."""
+    """Return the connector to the address that the guest connects to."""
     family = socket.AF_INET if len(path.local) == 4 else socket.AF_INET6
     return TCPConnector((socket.inet_ntop(family, path.local), path.local_port), family)
 
 
 def make_stage() -> Relay:
-    """Return the relay, which is every neighbour of the guest as well."""
-    relay = Relay(dial, os.urandom(32))
+    """Return the relay, which answers for every neighbour of the guest as well."""
     neighbours = NeighbourResponder(GuestAddresses(prefix=None), 0.0)
 
     def answer(frame: memoryview, now: float) -> None:
@@ -38,7 +37,7 @@ def make_stage() -> Relay:
             if (said := neighbours.answer(Packet.at(frame), now)) is not None:
                 relay.send(0, [(bytes(said),)], now)
 
-    relay.other = answer
+    relay = Relay(dial, os.urandom(32), on_non_tcp=answer)
     return relay
 
 

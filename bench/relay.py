@@ -50,8 +50,8 @@ FEW, MANY = 1_000, min(10_000, (LIMIT - 500) // 2)  # a relay may need two descr
 
 # What is ours, and how it is started.
 PLAIN = (BIN / "python", ROOT / "bench/plain_relay.py", "--iface", "vmnet1", "--json")
-OVER_SOCKS = (BIN / "vtl-tor", "--iface", "vmnet1", "--socks", SOCKS, "--isolate", "none", "--no-check",
-              "--pipeline", "--guard", "process", "--json")  # fmt: skip
+OVER_SOCKS = (BIN / "vtl-tor", "--iface", "vmnet1", "--socks", SOCKS, "--isolate", "none", "--guard",
+              "process", "--json")  # fmt: skip
 
 TUNING: dict[str, object] = {
     "net.ipv4.ip_local_port_range": "1024 65535",

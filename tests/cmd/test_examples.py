@@ -14,6 +14,7 @@ import pytest
 
 from examples.example_service import Without
 from lab.netns import Host, Lab
+from lab.scenes import line_of_three
 from lab.wait import until
 from tests.cmd.tools import ROOT, TOOLS, command, context
 from tests.unit.device.helpers import ether, octets, plain, tcp
@@ -110,12 +111,7 @@ def test_the_example_drops_its_ethertype_and_counts_it() -> None:
 @pytest.fixture
 def scene(lab: Lab) -> tuple[Host, Host, Host]:
     """client (10.9.0.1) - vmnet1 [middle] eth0 - server (10.9.0.2)."""
-    client, middle, server = lab.host("client"), lab.host("middle", ipv6=False), lab.host("server")
-    lab.veth(client, "eth0", middle, "vmnet1")
-    lab.veth(server, "eth0", middle, "eth0")
-    client.addr("eth0", "10.9.0.1/24", "fd09::1/64")
-    server.addr("eth0", "10.9.0.2/24", "fd09::2/64")
-    return client, middle, server
+    return line_of_three(lab)
 
 
 def reaches(host: Host, address: str) -> bool:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.cmd.tools import KEPT, ROOT, SERVICES, TOOLS, arguments, command, options
-from vtl_tools.cmd import tor
 from vtl_tools.common.cli.options import common_options
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
@@ -20,7 +19,7 @@ from vtl_tools.services.freeze.report import RISKS
 from vtl_tools.services.freeze.stage import Freeze
 from vtl_tools.services.fw import lexer, parser, sets
 from vtl_tools.services.fw.identity import Identity
-from vtl_tools.services.fw.names import KEYWORDS
+from vtl_tools.services.fw.keywords import KEYWORDS
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.stage import Firewall
@@ -28,6 +27,7 @@ from vtl_tools.services.subnet.path_cache import PROTOCOL
 from vtl_tools.services.subnet.peer import Discovery, PeerState
 from vtl_tools.services.subnet.stage import NEIGHBOURS, Subnet
 from vtl_tools.services.subnet.vm import VM
+from vtl_tools.services.tor.stage import Tor
 
 PAGES = sorted((ROOT / "man").iterdir())
 OVERVIEW = ROOT / "man/vtl-tools.7"
@@ -179,7 +179,9 @@ def test_every_reason_why_vtl_tor_drops_is_explained_on_its_page() -> None:
     relay = (ROOT / "vtl_tools/common/relay/relay.py").read_text()
     source = (ROOT / "vtl_tools/common/guest_net/guest_network.py").read_text()
     judged = source[source.index("def on_frame") : source.index("def deadline")]
-    known = set(re.findall(r'self\.lose\([^"]*"([\w-]+)"', relay)) - {"not-tcp"}  # the gateway's are finer
+    known = set(re.findall(r'self\.drop_frame\([^"]*"([\w-]+)"', relay)) - {
+        "not-tcp"
+    }  # the gateway's are finer
     known |= {
         word
         for line in re.findall(r"(?:return|reason =) .*", judged)
@@ -189,7 +191,7 @@ def test_every_reason_why_vtl_tor_drops_is_explained_on_its_page() -> None:
 
 
 def test_every_member_of_vtl_tors_own_status_is_explained() -> None:
-    status = tor.Tor(("127.0.0.1", 9050)).status(0.0)
+    status = Tor(("127.0.0.1", 9050)).status(0.0)
     text = section(page("vtl-tor"), "STATUS")
     assert items(text) == list(status)
     for member, value in status.items():

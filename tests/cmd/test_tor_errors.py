@@ -21,10 +21,10 @@ from lab.netns import Lab
 from lab.user import NOBODY, as_user
 from lab.wait import until
 from tests.cmd.tools import BIN
-from vtl_tools.cmd import tor
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.runtime.runner import Options
 from vtl_tools.services.tor.process import TorProcess
+from vtl_tools.services.tor.progress import BootstrapProgress
+from vtl_tools.services.tor.stage import Tor
 
 TOOL = BIN / "vtl-tor"
 PIPE = subprocess.PIPE
@@ -236,9 +236,9 @@ def shown(monkeypatch: pytest.MonkeyPatch, *, is_drawn: bool = False) -> str:
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb", 0) as reader:
         monkeypatch.setattr("sys.stderr", terminal)
-        stage = tor.Tor(("127.0.0.1", 9050))
+        show = BootstrapProgress(Tor(("127.0.0.1", 9050)), quiet=is_drawn)
         for percent, what in (0, "Starting"), (45, "Asking for relay descriptors"), (100, "Done"):
-            tor._show_progress(stage, Options(watch=is_drawn), None, percent, what)
+            show(percent, what)
         terminal.flush()
         terminal.write("$ ")
         terminal.flush()

@@ -8,8 +8,7 @@ from vtl_tools.common.device import stream, vxlan
 from vtl_tools.common.guest_net import dns
 from vtl_tools.common.guest_net.addresses import GuestAddresses
 from vtl_tools.common.guest_net.leases import LeaseTable
-from vtl_tools.common.model import tcp_plain
-from vtl_tools.common.packet import derive, offload
+from vtl_tools.common.packet import derive, offload, quick
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.relay.flow import RelayFlow
 from vtl_tools.common.runtime import control
@@ -46,7 +45,14 @@ def to_nobody(header):
 
 
 def port_of_another(found):
-    return found and (*found[:3], found[3] ^ 1, *found[4:])
+    if found is None:
+        return None
+    src_mac, protocol, parties, *rest = found
+    return src_mac, protocol, parties[:-1] + bytes((parties[-1] ^ 1,)), *rest
+
+
+def no_timestamp(found):
+    return found and (*found[:-2], None, 0)
 
 
 def one_octet_more(connection, *rest):
@@ -64,16 +70,16 @@ FAULTS = {
     "an answer goes to nobody": ("layers", derive, "_l2_back", changed(derive._l2_back, to_nobody)),
     "a checksum is written where its sender says": ("offload", offload, "bind", lambda frame: None),
     "segments overlap": ("offload", offload, "_sums", changed(offload._sums, lambda sums: sums[::-1])),
-    "a port is misread": ("quick_readers", tcp_plain, "read", changed(tcp_plain.read, port_of_another)),
+    "a port is misread": ("quick_readers", quick, "read", changed(quick.read, port_of_another)),
     "octets are read backwards": ("tcp_endpoint", Endpoint, "read", changed(Endpoint.read, reversed_data)),
-    "a timestamp is not looked at": ("model", tcp_plain, "tsval", lambda frame, at, data: None),
+    "a timestamp is not looked at": ("model", quick, "read", changed(quick.read, no_timestamp)),
     "a reply is not to the query": ("dns", dns.wire, "render", changed(dns.wire.render, misdirected)),
     "our own address is leased": ("gateway", LeaseTable, "offer", lambda *args: GuestAddresses().gateway),
     "the stream's beginning is lost": ("socks", socks.Client, "rest", b""),
     "every packet is allowed": (
         "firewall", Policy, "judge", lambda *args: Judgement(Verdict.ALLOW, NO_RULE),
     ),
-    "the VM is whoever it says": ("firewall", Identity, "refuse", lambda *args: ""),
+    "the VM is whoever it says": ("firewall", Identity, "check", lambda *args: ""),
     "a new rule ends nothing": ("firewall", Tracker, "replace", lambda *args: ()),
     "the last rule judges": ("rules", RuleTable, "judge", lambda table, fields: table._caught),
     "an answer is no object": ("control", control, "result_of", lambda line, path: []),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lab.netns import Host, Lab
+from lab.scenes import line_of_three
 from lab.user import NOBODY
 from lab.wait import PATIENCE_S, until
 from tests.running import BIN, bridge
@@ -26,12 +27,7 @@ PATTERN = bytes(range(251)) * 64
 @pytest.fixture
 def scene(lab: Lab) -> tuple[Host, Host, Host]:
     """client (10.9.0.1) - vmnet1 [middle] eth0 - server (10.9.0.2)."""
-    client, middle, server = lab.host("client"), lab.host("middle"), lab.host("server")
-    lab.veth(client, "eth0", middle, "vmnet1")
-    lab.veth(server, "eth0", middle, "eth0")
-    client.addr("eth0", "10.9.0.1/24", "fd09::1/64")
-    server.addr("eth0", "10.9.0.2/24", "fd09::2/64")
-    return client, middle, server
+    return line_of_three(lab, ipv6=True)
 
 
 def reaches(host: Host, address: str) -> bool:

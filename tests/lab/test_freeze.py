@@ -27,6 +27,9 @@ pytestmark = pytest.mark.lab
 VM4, VM6 = "10.9.0.2", "fd09::2"
 GIVES_UP_S = 4.0
 """What tcp_retries2=3 comes to is about 3 s: 0.2, 0.4, 0.8 and 1.6 after a last transmission."""
+PATIENT, IMPATIENT = 15, 3
+"""tcp_retries2, read by the kernel at each timeout. A peer is impatient only while the service answers it,
+and not while the service starts, which takes seconds on a busy machine."""
 CUT = """
 table netdev cut {
   chain both { type filter hook ingress devices = { left, right } priority 0; policy drop; }
@@ -46,8 +49,12 @@ def scene(lab: Lab) -> Scene:
     host.addr("vnet0", "10.9.0.1/24", "fd09::1/64")
     for one in vm, host:
         one.run("ping", "-c1", "-q", "10.9.0.1")
-    host.sysctl("net.ipv4.tcp_retries2", 3)
     return vm, cable, host
+
+
+def be(host: Host, retries: int) -> None:
+    """Make the peers on a host PATIENT or IMPATIENT, all at once."""
+    host.sysctl("net.ipv4.tcp_retries2", retries)
 
 
 @contextmanager
@@ -105,7 +112,7 @@ class Flow:
         """Come to the end, and tell whether all that was sent was received, once and in order."""
         self.ends.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(PATIENCE_S)
         whole = self.data * (len(self.got) // len(self.data) + 1)
         return len(self.got) == self.sent and whole.startswith(self.got)
 
@@ -116,7 +123,7 @@ class Flow:
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(PATIENCE_S)
 
 
 def _family(address: str) -> socket.AddressFamily:
@@ -136,16 +143,21 @@ def flows(scene: Scene) -> Iterator[list[Flow]]:
 
 
 def idle(vm: Host, host: Host) -> tuple[socket.socket, socket.socket]:
-    """A connection without data, whose peer asks each second whether the VM is there, three times."""
+    """A connection without data, whose peer asks each second whether the VM is there."""
     with vm.call(partial(socket.create_server, (VM4, 0))) as server:
         peer = host.call(partial(socket.create_connection, server.getsockname()))
         end, _ = server.accept()
     for option, value in (
-        (socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 5),
+        (socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 100),
     ):  # fmt: skip
         peer.setsockopt(socket.IPPROTO_TCP, option, value)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return peer, end
+
+
+def ask_five_times(peer: socket.socket) -> None:
+    """Let an idle peer give up when five of its questions were not answered."""
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
 
 
 def state_of(peer: socket.socket) -> int:
@@ -163,8 +175,10 @@ def test_without_it_connections_end(scene: Scene, flows: list[Flow]) -> None:
     peer, end = idle(vm, host)
     with peer, end:
         cut(cable)
-        until(lambda: all(flow.error for flow in flows if flow.source is flow.peer), "peers to give up", 60)
-        until(lambda: state_of(peer) != 1, "the keep-alives to end", 60)
+        be(host, IMPATIENT)
+        ask_five_times(peer)
+        until(lambda: all(flow.error for flow in flows if flow.source is flow.peer), "peers to give up")
+        until(lambda: state_of(peer) != 1, "the keep-alives to end")
         mend(cable)
 
 
@@ -175,6 +189,8 @@ def test_with_it_they_go_on(lab: Lab, scene: Scene, flows: list[Flow]) -> None:
         until(lambda: held(running)["connections"] == 5 or None, "the connections to be known")
         cut(cable)
         control.ask(running.socket, "start")
+        be(host, IMPATIENT)
+        ask_five_times(peer)
         time.sleep(2 * GIVES_UP_S)  # nothing else tells that they would have given up
         assert [flow.error for flow in flows] == [None] * 4
         rows = control.ask(running.socket, "report")["connections"]
@@ -216,14 +232,18 @@ def test_what_is_frozen_outlasts_the_service_and_moves(lab: Lab, scene: Scene) -
     with freezing(lab, host) as running:
         assert held(running)["frozen"]
         assert held(running)["kept_octets"]
+        be(host, IMPATIENT)
         time.sleep(GIVES_UP_S)
+        be(host, PATIENT)
         vtl_freeze(running, "export", exported)
     (lab.dir / "freeze.state").unlink()  # as on another host
     with freezing(lab, host) as running:
         assert (held(running)["frozen"], held(running)["connections"]) == (False, 0)
         vtl_freeze(running, "import", exported)
         assert (held(running)["frozen"], held(running)["connections"]) == (True, 1)
+        be(host, IMPATIENT)
         time.sleep(GIVES_UP_S)
+        be(host, PATIENT)
         before = len(download.got)
         mend(cable)
         vtl_freeze(running, "stop")

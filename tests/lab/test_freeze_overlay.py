@@ -6,7 +6,7 @@ import pytest
 
 from lab.netns import Host, Lab
 from lab.wait import until
-from tests.lab.test_freeze import GIVES_UP_S, VM4, Flow, cut, held, mend, vtl_freeze
+from tests.lab.test_freeze import GIVES_UP_S, IMPATIENT, PATIENT, VM4, Flow, be, cut, held, mend, vtl_freeze
 from tests.running import bridge
 from vtl_tools.common.runtime import control
 
@@ -41,7 +41,6 @@ def test_a_vm_is_held_from_another_host_of_the_overlay(lab: Lab) -> None:
     vm.run("ip", "link", "set", "eth0", "mtu", "1450")
     vm.addr("eth0", f"{VM4}/24")
     peer.addr("vx7", "10.9.0.1/24")
-    peer.sysctl("net.ipv4.tcp_retries2", 3)
     vm.run("ping", "-c1", "-q", "10.9.0.1")
     mac = vm.mac("eth0")
 
@@ -66,9 +65,11 @@ def test_a_vm_is_held_from_another_host_of_the_overlay(lab: Lab) -> None:
     with bridge(lab, away, *links, service="vtl-freeze") as running:
         vtl_freeze(running, "import", there)
         until(lambda: is_at(AWAY), "the peer to learn where the VM is")
+        be(peer, IMPATIENT)
         time.sleep(2 * GIVES_UP_S)  # nothing else tells that it would have given up
         (row,) = control.ask(running.socket, "report")["connections"]
         assert row["probes"] > 1
+        be(peer, PATIENT)
         vtl_freeze(running, "export", back)
     assert download.error is None
     home.run("ip", "link", "set", "vnet0", "master", "br0")

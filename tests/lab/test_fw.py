@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.netns import Host, Lab
+from lab.scenes import line_of_three
 from lab.wait import PATIENCE_S, until
 from tests.running import BIN, Bridge, bridge
 from vtl_tools.common.runtime import control
@@ -33,12 +34,7 @@ Scene = tuple[Host, Host, Host]
 @pytest.fixture
 def scene(lab: Lab) -> Scene:
     """client, the VM (10.9.0.1) - vmnet1 [middle] eth0 - server (10.9.0.2)."""
-    client, middle, server = lab.host("client"), lab.host("middle", ipv6=False), lab.host("server")
-    lab.veth(client, "eth0", middle, "vmnet1")
-    lab.veth(server, "eth0", middle, "eth0")
-    client.addr("eth0", "10.9.0.1/24", "fd09::1/64")
-    server.addr("eth0", "10.9.0.2/24", "fd09::2/64")
-    return client, middle, server
+    return line_of_three(lab)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab.netns import Host, Lab
+from lab.scenes import routed_guest
 from lab.user import NOBODY, as_user
 from lab.wait import until
 from vtl_tools.common.host.guard import MARK
@@ -31,16 +32,7 @@ for line in sys.stdin:
 @pytest.fixture
 def scene(lab: Lab) -> tuple[Host, Host, Host]:
     """A guest behind a host-only interface of a host that routes to a network with a server."""
-    guest, host, server = lab.host("guest"), lab.host("host"), lab.host("server")
-    lab.veth(guest, "eth0", host, "vmnet1")
-    lab.veth(host, "eth0", server, "eth0")
-    guest.addr("eth0", "10.1.0.2/24", "fd01::2/64")
-    host.addr("vmnet1", "10.1.0.1/24", "fd01::1/64")
-    host.addr("eth0", "10.2.0.1/24")
-    server.addr("eth0", "10.2.0.2/24")
-    guest.route("default", "10.1.0.1")
-    server.route("default", "10.2.0.1")
-    host.sysctl("net.ipv4.ip_forward", 1)
+    guest, host, server = routed_guest(lab)
     assert reaches(guest, "10.1.0.1")
     assert reaches(guest, "fd01::1")
     assert reaches(guest, "10.2.0.2")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.netns import Host, Lab
+from lab.scenes import routed_guest
 from lab.user import NOBODY, as_user
 from lab.wait import PATIENCE_S, until
 from tests.running import BIN
@@ -30,18 +31,9 @@ BRIDGE = ("vtl-bridge", "--iface", "vmnet1", "--uplink", "eth0")
 @pytest.fixture
 def scene(lab: Lab) -> Scene:
     """A guest (10.1.0.2) - vmnet1 [host, 10.1.0.1, forwards] eth0 - world (10.2.0.2)."""
-    guest, host, world = lab.host("guest"), lab.host("host"), lab.host("world")
-    lab.veth(guest, "eth0", host, "vmnet1")
-    lab.veth(host, "eth0", world, "eth0")
-    guest.addr("eth0", "10.1.0.2/24", "fd01::2/64")
-    host.addr("vmnet1", "10.1.0.1/24", "fd01::1/64")
-    host.addr("eth0", "10.2.0.1/24")
-    world.addr("eth0", "10.2.0.2/24")
-    guest.route("default", "10.1.0.1")
-    world.route("default", "10.2.0.1")
-    host.sysctl("net.ipv4.ip_forward", 1)
+    hosts = routed_guest(lab)
     (lab.dir / "deny.rules").write_text("deny any\n")
-    return guest, host, world
+    return hosts
 
 
 def words(lab: Lab, *command: str | Path, run: str = "run") -> list[str | Path]:

@@ -34,7 +34,7 @@ class FreezeNetwork(Network):
         super().__init__(rng, configs=configs, **options)
         self.freezer = Freezer()
         self.one_in, self.watched = one_in, True
-        self.freezer.table.missed(one_in > 1)
+        self.freezer.table.set_sampled(one_in > 1)
         self.runs, self.away_s = True, 0.0
         self.acked = self.stamped = None
         self.attacked = self.heard_vm = False
@@ -45,7 +45,7 @@ class FreezeNetwork(Network):
     def miss(self):
         """Look at nothing more, and know it."""
         self.watched = False
-        self.freezer.table.missed(True)
+        self.freezer.table.set_sampled(True)
 
     # --- the VM's clock
 

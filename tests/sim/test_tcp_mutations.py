@@ -6,10 +6,10 @@ from hypothesis.stateful import run_state_machine_as_test
 from tcp_hostile import Hostile
 
 from vtl_tools.common.tcp import arrival, endpoint, output
-from vtl_tools.common.tcp.early import Early
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.queue import SendQueue
 from vtl_tools.common.tcp.rcv import Receiver
+from vtl_tools.common.tcp.reassembly import ReassemblyQueue
 from vtl_tools.common.tcp.snd import Sender
 from vtl_tools.common.tcp.tcb import NEVER, TCB
 
@@ -75,7 +75,7 @@ MUTATIONS = {
     ),
     "peers-window-ignored": arguments(Sender, "offered", lambda s, w, seq, ack: (s, 1 << 20, seq, ack)),
     "peers-window-one-more": arguments(Sender, "offered", lambda s, w, seq, ack: (s, w + 1, seq, ack)),
-    "reassembly-unbounded": after(Early, "__init__", put("_most", 1 << 30)),
+    "reassembly-unbounded": after(ReassemblyQueue, "__init__", put("_most", 1 << 30)),
     "receive-buffer-unbounded": after(Receiver, "__init__", put("_buffer", 1 << 20)),
     "send-buffer-unbounded": instead(Sender, "room", property(lambda s: 1 << 20)),
     "window-unscaled": arguments(Receiver, "window", lambda r, shift: (r, 0)),

@@ -47,9 +47,9 @@ def onion(scene):
     return scene.net.onion(FOUND, f"{SITES[0]}:{FOUND}")
 
 
-def ask(scene, command, target, port=0, version=5, credentials=None, pipelined=True):
+def ask(scene, command, target, port=0, credentials=None, pipelined=True):
     """Ask tor through our codec over a blocking socket: the open socket, and the last event."""
-    client = Client(version, credentials=credentials, pipelined=pipelined)
+    client = Client(credentials=credentials, pipelined=pipelined)
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(PATIENCE_S)
     sock.connect(str(scene.client.socks))
@@ -76,11 +76,10 @@ def fetch(sock) -> bytes:
         return stream.read()
 
 
-@pytest.mark.parametrize("version", [5, 4])
 @pytest.mark.parametrize("target", [V4, "www.example"], ids=["address", "name"])
-def test_connect_reaches_the_server_which_sees_an_exit(scene, version, target):
+def test_connect_reaches_the_server_which_sees_an_exit(scene, target):
     before = len(scene.web.requests())
-    sock, event = ask(scene, Command.CONNECT, target, FOUND, version)
+    sock, event = ask(scene, Command.CONNECT, target, FOUND)
     with sock:
         assert isinstance(event, Connected)
         assert fetch(sock).endswith(b"hello")
@@ -109,9 +108,8 @@ def test_a_conversation_step_by_step_comes_to_the_same(scene):
         assert fetch(sock).endswith(b"hello")
 
 
-@pytest.mark.parametrize("version", [5, 4])
-def test_a_name_resolves_at_an_exit(scene, version):
-    assert outcome(scene, Command.RESOLVE, "www.example", version=version) == Resolved(V4)
+def test_a_name_resolves_at_an_exit(scene):
+    assert outcome(scene, Command.RESOLVE, "www.example") == Resolved(V4)
     assert ("A", "www.example") in scene.net.names.asked
 
 
@@ -146,10 +144,6 @@ def test_failures_have_their_reasons(scene, target, port, reason):
 
 def test_an_unknown_name_does_not_resolve(scene):
     assert outcome(scene, Command.RESOLVE, "no.example") == Failed(Reason.HOST_UNREACHABLE, 4)
-
-
-def test_socks_4a_says_only_that_it_failed(scene):
-    assert outcome(scene, Command.CONNECT, V4, REFUSED_PORT, 4) == Failed(Reason.REJECTED, 91)
 
 
 def circuits(scene, target: str) -> dict[str, str]:
@@ -197,13 +191,12 @@ def test_the_clients_host_reaches_nothing_but_relays(scene):
         socket.create_connection((SITES[0], FOUND), 5)
 
 
-def by_pysocks(host, target, port, version=5):
+def by_pysocks(host, target, port):
     """What PySocks comes to: the page, or the code in its error."""
-    kind = pysocks.SOCKS5 if version == 5 else pysocks.SOCKS4
     with host.enter():
         sock = pysocks.socksocket()
     with sock:
-        sock.set_proxy(kind, "127.0.0.1", SOCKS_PORT, rdns=True)
+        sock.set_proxy(pysocks.SOCKS5, "127.0.0.1", SOCKS_PORT, rdns=True)
         sock.settimeout(PATIENCE_S)
         try:
             sock.connect((target, port))
@@ -212,10 +205,9 @@ def by_pysocks(host, target, port, version=5):
         return fetch(sock)
 
 
-@pytest.mark.parametrize("version", [5, 4])
 @pytest.mark.parametrize("target", [SITES[0], "www.example"])
-def test_pysocks_fetches_the_same_page(scene, target, version):
-    assert by_pysocks(scene.client.host, target, FOUND, version).endswith(b"hello")
+def test_pysocks_fetches_the_same_page(scene, target):
+    assert by_pysocks(scene.client.host, target, FOUND).endswith(b"hello")
 
 
 @pytest.mark.parametrize(("target", "port", "reason"), FAILURES.values(), ids=FAILURES)

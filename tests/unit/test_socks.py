@@ -14,7 +14,6 @@ from vtl_tools.common.socks import (
     HOST,
     NET,
     REPLIES,
-    REPLIES_4,
     Client,
     Command,
     Connected,
@@ -36,9 +35,9 @@ BOUND_V6 = "05000004 20010db8 00000000 00000000 00000001 0050"
 BOUND_NAME = "05000003 05" + b"x.org".hex() + "0050"
 
 
-def asked(version=5, credentials=None, command=Command.CONNECT, target=V4, port=80, **more) -> Client:
+def asked(credentials=None, command=Command.CONNECT, target=V4, port=80, **more) -> Client:
     """A client whose request is on its way."""
-    client = Client(version, credentials=credentials, **more)
+    client = Client(credentials=credentials, **more)
     client.request(command, target, port)
     return client
 
@@ -77,19 +76,6 @@ def test_each_command_and_address_is_said_as_the_rfc_has_it(command, target, oct
     assert Client().request(command, target) == bytes.fromhex("050100" + octets)
 
 
-@pytest.mark.parametrize(
-    ("command", "target", "octets"),
-    [
-        (Command.CONNECT, V4, "0401 0050 c0000201" + b"alice\0".hex()),
-        (Command.CONNECT, "x.org", "0401 0050 00000001" + b"alice\0x.org\0".hex()),
-        (Command.RESOLVE, "x.org", "04f0 0050 00000001" + b"alice\0x.org\0".hex()),
-    ],
-)
-def test_socks_4a_says_it_in_one_message(command, target, octets):
-    client = Client(4, credentials=Credentials(b"alice", b""))
-    assert client.request(command, target, 80) == bytes.fromhex(octets)
-
-
 def test_a_proxy_that_wants_to_be_waited_for_is_asked_step_by_step():
     client = Client(credentials=ALICE, pipelined=False)
     whole = Client(credentials=ALICE).request(Command.CONNECT, V4, 80)
@@ -113,11 +99,6 @@ def test_a_proxy_that_wants_to_be_waited_for_is_asked_step_by_step():
         (Client(), V4, 65536, "not a port"),
         (Client(credentials=Credentials(b"", b"x")), V4, 0, "0 octets"),
         (Client(credentials=Credentials(b"x", b"y" * 256)), V4, 0, "256 octets"),
-        (Client(4), V6, 0, "only IPv4"),
-        (Client(4), bytes(3) + b"\7", 0, r"none of 0\.0\.0\.0/24"),
-        (Client(4), "a\0b", 0, "not a name"),
-        (Client(4, credentials=ALICE), V4, 0, "no password"),
-        (Client(4, credentials=Credentials(b"a\0b", b"")), V4, 0, "no NUL"),
     ],
 )
 def test_what_cannot_be_said_is_refused(client, target, port, why):
@@ -125,36 +106,25 @@ def test_what_cannot_be_said_is_refused(client, target, port, why):
         client.request(Command.CONNECT, target, port)
 
 
-def test_other_versions_and_names_of_addresses_in_socks_4a_are_refused():
-    with pytest.raises(ValueError, match="SOCKS 6"):
-        Client(6)
-    with pytest.raises(ValueError, match="address's name"):
-        Client(4).request(Command.RESOLVE_PTR, V4)
-
-
 ANSWERS = {
-    "v4": (5, None, Command.CONNECT, METHOD + BOUND_V4, Connected(V4, 80)),
-    "v6": (5, None, Command.CONNECT, METHOD + BOUND_V6, Connected(V6, 80)),
-    "name": (5, None, Command.CONNECT, METHOD + BOUND_NAME, Connected("x.org", 80)),
-    "password": (5, ALICE, Command.CONNECT, METHOD_PASSWORD + WELCOME + BOUND_V4, Connected(V4, 80)),
-    "tor-password": (5, ALICE, Command.CONNECT, WELCOME + BOUND_V4, Connected(V4, 80)),
-    "resolve": (5, None, Command.RESOLVE, METHOD + BOUND_V4, Resolved(V4)),
-    "resolve-ptr": (5, None, Command.RESOLVE_PTR, METHOD + BOUND_NAME, Resolved("x.org")),
-    "4": (4, None, Command.CONNECT, "005a 0050 c0000201", Connected(V4, 80)),
-    "4-resolve": (4, None, Command.RESOLVE, "005a 0000 c0000201", Resolved(V4)),
+    "v4": (None, Command.CONNECT, METHOD + BOUND_V4, Connected(V4, 80)),
+    "v6": (None, Command.CONNECT, METHOD + BOUND_V6, Connected(V6, 80)),
+    "name": (None, Command.CONNECT, METHOD + BOUND_NAME, Connected("x.org", 80)),
+    "password": (ALICE, Command.CONNECT, METHOD_PASSWORD + WELCOME + BOUND_V4, Connected(V4, 80)),
+    "tor-password": (ALICE, Command.CONNECT, WELCOME + BOUND_V4, Connected(V4, 80)),
+    "resolve": (None, Command.RESOLVE, METHOD + BOUND_V4, Resolved(V4)),
+    "resolve-ptr": (None, Command.RESOLVE_PTR, METHOD + BOUND_NAME, Resolved("x.org")),
 }
 
 
-@pytest.mark.parametrize(
-    ("version", "credentials", "command", "answer", "event"), ANSWERS.values(), ids=ANSWERS
-)
+@pytest.mark.parametrize(("credentials", "command", "answer", "event"), ANSWERS.values(), ids=ANSWERS)
 def test_an_answer_split_anywhere_is_the_same_and_what_follows_is_the_callers(
-    version, credentials, command, answer, event
+    credentials, command, answer, event
 ):
     octets = bytes.fromhex(answer)
     target = V4 if command is Command.RESOLVE_PTR else "x.org"
     for split in range(len(octets) + 1):
-        client = asked(version, credentials, command, target)
+        client = asked(credentials, command, target)
         events = client.receive(octets[:split])
         assert client.done == (split == len(octets))
         if not client.done:
@@ -163,16 +133,14 @@ def test_an_answer_split_anywhere_is_the_same_and_what_follows_is_the_callers(
             assert client.rest == b"HTTP/1.1 200"
         assert events == [event]
         assert client.eof() == []
-    assert heard(asked(version, credentials, command, target), octets) == [event]
+    assert heard(asked(credentials, command, target), octets) == [event]
 
 
-@pytest.mark.parametrize(
-    ("version", "credentials", "command", "answer", "event"), ANSWERS.values(), ids=ANSWERS
-)
-def test_a_proxy_that_leaves_early_is_a_failure_at_every_octet(version, credentials, command, answer, event):
+@pytest.mark.parametrize(("credentials", "command", "answer", "event"), ANSWERS.values(), ids=ANSWERS)
+def test_a_proxy_that_leaves_early_is_a_failure_at_every_octet(credentials, command, answer, event):
     octets = bytes.fromhex(answer)
     for split in range(len(octets)):
-        client = asked(version, credentials, command, V4)
+        client = asked(credentials, command, V4)
         client.receive(octets[:split])
         assert client.eof() == [Failed(Reason.CLOSED)]
         assert client.done
@@ -209,18 +177,11 @@ def test_each_code_of_socks_5_fails_with_its_meaning(code):
     assert (client.done, client.rest) == (True, b"")
 
 
-@pytest.mark.parametrize("code", sorted(set(range(256)) - {90}))
-def test_each_code_of_socks_4_fails_with_its_meaning(code):
-    reason = {91: Reason.REJECTED, 92: Reason.IDENTD, 93: Reason.IDENTD}.get(code, Reason.UNKNOWN)
-    assert asked(4).receive(bytes((0, code)) + bytes(6)) == [Failed(reason, code)]
-
-
 def test_every_reason_has_an_answer_and_every_code_was_told_of():
     assert set(ANSWER) == set(Reason)
     assert {code: reason.value for code, reason in REPLIES.items()} == {
         code: reason for code, (reason, _) in MEANINGS.items()
     }
-    assert set(REPLIES_4) == {91, 92, 93}
 
 
 def test_the_answers_are_codes_of_icmp():
@@ -246,7 +207,6 @@ def test_a_proxy_without_our_method_or_with_another_password_is_a_failure():
         (asked(), bytes.fromhex(METHOD + "05000002"), "socks.atyp", 3),
         (asked(), bytes.fromhex(METHOD + "05000003 01ff 0000"), "socks.name", 5),
         (asked(), bytes.fromhex(METHOD + "05000003 010a 0000"), "socks.name", 5),
-        (asked(4), bytes.fromhex("04"), "socks.version", 0),
     ],
 )
 def test_garbage_is_malformed_and_forgotten(client, answer, what, off):
@@ -256,20 +216,20 @@ def test_garbage_is_malformed_and_forgotten(client, answer, what, off):
     assert (client.done, client.rest, client.eof()) == (True, b"", [])
 
 
-VERSIONS = st.sampled_from([(5, None), (5, ALICE), (4, None)])
+CREDENTIALS = st.sampled_from([None, ALICE])
 COMMANDS = st.sampled_from([Command.CONNECT, Command.RESOLVE])
 PIECES = st.lists(
     st.one_of(
         st.binary(max_size=300),
-        st.sampled_from(["05", "0500", "0502", "0100", "050000", "05000003ff", "005a"]).map(bytes.fromhex),
+        st.sampled_from(["05", "0500", "0502", "0100", "050000", "05000003ff"]).map(bytes.fromhex),
     ),
     max_size=6,
 )
 
 
-@given(VERSIONS, COMMANDS, PIECES, st.booleans())
-def test_foreign_octets_are_an_answer_or_malformed_and_are_not_hoarded(kind, command, pieces, pipelined):
-    client = asked(*kind, command, pipelined=pipelined)
+@given(CREDENTIALS, COMMANDS, PIECES, st.booleans())
+def test_foreign_octets_are_an_answer_or_malformed_and_are_not_kept(credentials, command, pieces, pipelined):
+    client = asked(credentials, command, pipelined=pipelined)
     with suppress(Malformed):  # any other exception is a bug
         for piece in pieces:
             if client.done:
@@ -280,14 +240,14 @@ def test_foreign_octets_are_an_answer_or_malformed_and_are_not_hoarded(kind, com
     assert client.done
 
 
-@given(VERSIONS, COMMANDS, st.binary(max_size=600), st.data())
-def test_no_split_changes_what_is_heard(kind, command, octets, data):
-    prefix = {None: b"\5\0", ALICE: b"\1\0"}[kind[1]] if kind[0] == 5 else b""
+@given(CREDENTIALS, COMMANDS, st.binary(max_size=600), st.data())
+def test_no_split_changes_what_is_heard(credentials, command, octets, data):
+    prefix = b"\5\0" if credentials is None else b"\1\0"
     whole = prefix + octets
     split = data.draw(st.integers(0, len(whole)))
 
     def outcome(pieces: list[bytes]) -> tuple[object, ...]:
-        client = asked(*kind, command)
+        client = asked(credentials, command)
         events: list[object] = []
         for piece in pieces:
             if client.done:

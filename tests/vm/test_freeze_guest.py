@@ -31,8 +31,11 @@ CHUNK, BLOCK = 10_000, 50_000
 MAC = "52:54:00:f0:00:01"
 PEER, PEER6, GUEST, GUEST6 = "10.0.0.1", "fd00::1", "10.0.0.2", "fd00::2"
 GONE, HELD, HELD6 = "10.0.0.3", "10.0.0.4", "fd00::4"
-PATIENCE = {"tcp_retries2": 3, "tcp_keepalive_time": 2, "tcp_keepalive_intvl": 1, "tcp_keepalive_probes": 3}
+IMPATIENT = {"tcp_retries2": 3, "tcp_keepalive_time": 2, "tcp_keepalive_intvl": 1, "tcp_keepalive_probes": 3}
 """A peer gives up after some six seconds, whether it sends or only looks whether somebody is there."""
+PATIENT = IMPATIENT | {"tcp_retries2": 15, "tcp_keepalive_probes": 100}
+"""Read by the kernel at each timeout. A peer is impatient only while the service answers it, and not while
+services start and guests move, which takes seconds on a busy machine."""
 GIVEN_UP = (errno.ETIMEDOUT, errno.EHOSTUNREACH)
 
 QUICK = ("-o", "KexAlgorithms=curve25519-sha256")
@@ -125,8 +128,7 @@ class World:
         self.held.addr("eth0", f"{HELD}/24", f"{HELD6}/64")
         self.peer.addr("eth0", f"{PEER}/24", f"{PEER6}/64")
         self.gone.addr("eth0", f"{GONE}/24")
-        for name, value in PATIENCE.items():
-            self.peer.sysctl(f"net.ipv4.{name}", value)
+        self.be(PATIENT)
         self.here.boot(address=f"{GUEST}/24 {GUEST6}/64")
         self.key = sshd.serve(lab, self.peer, "ssh", 22)
         (lab.dir / "remote.sh").write_text(REMOTE)
@@ -170,8 +172,14 @@ class World:
         sock.settimeout(PATIENCE_S)
         return sock
 
+    def be(self, patience):
+        """Make the peer PATIENT or IMPATIENT."""
+        for name, value in patience.items():
+            self.peer.sysctl(f"net.ipv4.{name}", value)
+
     def outlast(self):
-        """Wait until the peer has given up somebody who is gone, both by its data and by its keep-alives."""
+        """Wait until the peer, impatient now, has given up a host that is gone, which it sent to or asked."""
+        self.be(IMPATIENT)
         self.gone.run("ip", "link", "set", "dev", "eth0", "up")
         with ExitStack() as stack:
             listener = stack.enter_context(self.listener(9, self.gone, GONE))
@@ -186,6 +194,7 @@ class World:
             for sock in (*sender, *idler):
                 with pytest.raises(OSError, match=r"timed out|No route"):
                     sock.recv(1)
+        self.be(PATIENT)
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +235,7 @@ class Work:
     def __exit__(self, *exc):
         self.hurry.set()
         self.idle.close()
+        self.world.be(PATIENT)
 
     def serve(self, sock):
         """Answer as a server that takes its time, until it is told to hurry."""
@@ -274,6 +284,7 @@ class Work:
 
     def is_lost(self):
         """All of it."""
+        self.world.be(IMPATIENT)
         self.serving.join()
         assert self.server_error in GIVEN_UP
         with pytest.raises(OSError, match=r"timed out|No route") as caught:
@@ -306,6 +317,7 @@ def test_moved_while_stopped(world):
     world.await_guest()
     with world.here.vtl_freeze() as before, world.there.vtl_freeze() as after, Work(world) as work:
         world.guest.qmp("stop")
+        until(lambda: before.status()["frozen"], "the service to answer for the guest")
         world.outlast()
         status, why = world.script("exec:head -c 100000 >/dev/null")
         assert (status, why.startswith("freeze-migrate: ")) == (1, True), why
@@ -351,8 +363,6 @@ def test_a_peer_that_does_not_believe_a_window_that_shrinks_to_nothing(world):
     guest, held, lost = world.guest, world.held, world.gone
     lost.run("ip", "link", "set", "dev", "eth0", "up")
     guest.put("/tmp/data", FILE)
-    # About 12 s: what starts the answers is a command, which takes seconds on a machine that is busy.
-    guest.sh(f"echo {PATIENCE['tcp_retries2'] + 2} >/proc/sys/net/ipv4/tcp_retries2", check=True)
     send = f"for at in $(seq {len(FILE) // BLOCK}); do dd bs={BLOCK} count=1; usleep 50000; done"
     for port in 5000, 5001:
         guest.sh(f"({send} </tmp/data 2>/dev/null | nc -l -p {port} 2>/tmp/{port}) >/dev/null &", check=True)
@@ -370,6 +380,7 @@ def test_a_peer_that_does_not_believe_a_window_that_shrinks_to_nothing(world):
         lost.run("ip", "link", "set", "dev", "eth0", "down")
         held.run("nft", "-f", "-", input=CUT)
         service.command("vtl-freeze", "start", "--link", "vm0")
+        guest.sh("echo 5 >/proc/sys/net/ipv4/tcp_retries2", check=True)  # impatient from now on
         until(lambda: b"timed out" in guest.get("/tmp/5001"), "the end of the other")
         held.run("nft", "delete", "table", "netdev", "cut")
         service.command("vtl-freeze", "stop", "--link", "vm0")

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from lab.netns import Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.lab.test_freeze import cut, freezing, held, mend
 from vtl_tools.common.runtime import control
 
@@ -28,7 +28,6 @@ def test_an_older_kernel_is_made_to_believe_that_the_window_is_shut(lab: Lab) ->
     lab.bridge(host, "br0", ["vnet0", "vmnet1"])
     vm.addr("eth0", "10.9.0.1/24")
     peer = lab.guest("peer", on=host, tap="vmnet1", address="10.9.0.2/24")
-    assert peer.sh("echo 4 > /proc/sys/net/ipv4/tcp_retries2").status == 0
     got = bytearray()
     with vm.call(partial(socket.create_server, ("10.9.0.1", 80))) as server, freezing(lab, host) as running:
         peer.sh(f"(seq {NUMBERS} | nc 10.9.0.1 80) >/dev/null 2>&1 &")
@@ -45,11 +44,12 @@ def test_an_older_kernel_is_made_to_believe_that_the_window_is_shut(lab: Lab) ->
             until(lambda: len(got) > 200_000, "data")
             cut(cable)
             control.ask(running.socket, "start")
+            peer.sh("echo 4 >/proc/sys/net/ipv4/tcp_retries2", check=True)
             time.sleep(AWAY_S)
             assert held(running)["held"] == 1
             before = len(got)
             mend(cable)
             control.ask(running.socket, "stop")
             until(lambda: len(got) > before, "data to flow again")
-            reader.join(60)
+            reader.join(PATIENCE_S)
     assert got == "".join(f"{i}\n" for i in range(1, NUMBERS + 1)).encode()

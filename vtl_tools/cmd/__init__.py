@@ -1,1 +1,1 @@
-"""What users run: one file an executable."""
+"""The executables, one module each."""

@@ -20,7 +20,7 @@ def list_(json: bool) -> None:
     """List the guards: whether each is in force, and which service uses the interface."""
     from vtl_tools.common.host import guard, interface, lock
 
-    found = guard.standing()
+    found = guard.list_guards()
     holders = lock.holders()
 
     def holder(name: str) -> lock.Holder:
@@ -78,7 +78,7 @@ def clear(iface: str) -> None:
     if holder.keeps:
         raise VTLError(f"{iface}: {holder.service} (process {holder.pid}) uses it; stop that service first")
     if not guard.clear(iface):
-        owned = [g.pid for g in guard.standing() if g.name == interface.real(iface)]
+        owned = [g.pid for g in guard.list_guards() if g.name == interface.real(iface)]
         if owned:
             raise VTLError(f"{iface}: guarded by process {owned[0]}, which still runs; stop that instead")
         raise VTLError(f"{iface}: no guard to lift; see 'vtl-guard list'")

@@ -1,1 +1,1 @@
-"""What every service stands on; knows no service."""
+"""Parts that every service is built on; imports no service."""

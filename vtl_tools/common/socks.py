@@ -1,4 +1,4 @@
-"""The client's side of SOCKS 5 (RFC 1928, RFC 1929) and SOCKS 4a, with Tor's extensions, as octets only.
+"""The client's side of SOCKS 5 (RFC 1928, RFC 1929) with Tor's extensions, as octets only.
 
     client = Client(credentials=Credentials(b"guest", b"10.0.0.2"))
     send(client.request(Command.CONNECT, "example.com", 80))
@@ -32,18 +32,14 @@ IPV4: Final = 1  # ATYP, RFC 1928 section 4
 NAME: Final = 3
 IPV6: Final = 4
 
-_VERSION_4_REPLY: Final = 0  # SOCKS 4's answers have a version of their own
 _VERSION_AUTH: Final = 1  # RFC 1929
-_GRANTED: Final = 90  # SOCKS 4
-_NAME_FOLLOWS: Final = b"\0\0\0\1"  # SOCKS 4a: an impossible address tells that a name follows
 _OCTETS_MAX: Final = 255  # what a length of one octet can say
 
 _PORT: Final = struct.Struct("!H")
-_REPLY_4: Final = struct.Struct("!BBH4s")  # VN CD DSTPORT DSTIP
 
 
 class Command(IntEnum):
-    """What is asked for. The last two are Tor's; RESOLVE_PTR is not in SOCKS 4a."""
+    """The command of a request. The last two are Tor's."""
 
     CONNECT = 0x01
     RESOLVE = 0xF0
@@ -51,7 +47,7 @@ class Command(IntEnum):
 
 
 class Reason(StrEnum):
-    """Why nothing came of a request; ANSWER has what its caller should be told."""
+    """Why a request failed; ANSWER has the answer for the guest."""
 
     GENERAL = "general-failure"
     PROHIBITED = "prohibited"
@@ -67,10 +63,6 @@ class Reason(StrEnum):
     NO_METHOD = "no-acceptable-method"
     """The proxy wants another kind of authentication."""
     AUTHENTICATION = "authentication-failed"
-    REJECTED = "rejected"
-    """SOCKS 4 says no more than that."""
-    IDENTD = "identd"
-    """SOCKS 4: the proxy wants identd to confirm the user."""
     ONION_NOT_FOUND = "onion-descriptor-not-found"
     ONION_INVALID = "onion-descriptor-invalid"
     ONION_INTRODUCTION = "onion-introduction-failed"
@@ -86,7 +78,7 @@ class Reason(StrEnum):
 
 
 class Unreachable(NamedTuple):
-    """An ICMP error for a caller: the code of ICMPv4's type 3, and of ICMPv6's type 1."""
+    """An ICMP error: the code of ICMPv4's type 3, and of ICMPv6's type 1."""
 
     v4: int
     v6: int
@@ -114,10 +106,7 @@ REPLIES: Final[Mapping[int, Reason]] = {
     0xF6: Reason.ONION_ADDRESS,
     0xF7: Reason.ONION_TIMEOUT,
 }
-"""What the REP of SOCKS 5 means, where it is not 0."""
-
-REPLIES_4: Final[Mapping[int, Reason]] = {91: Reason.REJECTED, 92: Reason.IDENTD, 93: Reason.IDENTD}
-"""What the CD of SOCKS 4 means, where it is not 90."""
+"""Meanings of REP, the reply code, where it is not 0."""
 
 ANSWER: Final[Mapping[Reason, Unreachable | None]] = {
     **dict.fromkeys(Reason, HOST),
@@ -127,15 +116,14 @@ ANSWER: Final[Mapping[Reason, Unreachable | None]] = {
     Reason.ADDRESS_UNSUPPORTED: NET,
     Reason.NO_METHOD: ADMIN,
     Reason.AUTHENTICATION: ADMIN,
-    Reason.IDENTD: ADMIN,
     Reason.ONION_AUTHORIZATION_MISSING: ADMIN,
     Reason.ONION_AUTHORIZATION_WRONG: ADMIN,
 }
-"""What a caller should be told: an ICMP error; or None, a RST, since it is the target that said no."""
+"""The answer for the guest: an ICMP error; or None, a RST, if the target itself refused."""
 
 
 class Credentials(NamedTuple):
-    """User and password, 1 to 255 octets each (RFC 1929); SOCKS 4a has the user only, and b"" behind it.
+    """User and password, 1 to 255 octets each (RFC 1929).
 
     Tor takes any. With IsolateSOCKSAuth, which it has by default, streams of different credentials share
     no circuit.
@@ -191,19 +179,14 @@ class _Exchange(NamedTuple):
 class Client:
     """One request to a SOCKS proxy, without I/O.
 
-    version: 5, or 4 for SOCKS 4a. pipelined: send all at once, which saves two round trips and which Tor
-    allows; there is nothing to wait for, since one method of authentication is offered. Some other
-    proxies drop what they have not asked for yet: with pipelined=False the rest comes as Send events.
+    pipelined: send all messages at once, which saves two round trips. Tor allows it; there is nothing to
+    wait for, since only one method of authentication is offered. Some other proxies drop messages that they
+    do not expect yet: with pipelined=False the later messages come as Send events.
 
-    rest: what was received behind the answer, once that is complete.
+    rest: the octets behind the answer, once that is complete.
     """
 
-    def __init__(
-        self, version: int = 5, *, credentials: Credentials | None = None, pipelined: bool = True
-    ) -> None:
-        if version not in (4, 5):
-            raise ValueError(f"there is no SOCKS {version}")
-        self._version = version
+    def __init__(self, *, credentials: Credentials | None = None, pipelined: bool = True) -> None:
         self._credentials = credentials
         self._pipelined = pipelined
         self._exchanges: deque[_Exchange] = deque()
@@ -222,13 +205,12 @@ class Client:
     def request(self, command: Command, target: Address, port: int = 0) -> bytes:
         """Return the octets to send. Call it once.
 
-        ValueError: the target, the port or the credentials cannot be said in this version of SOCKS.
+        Raises ValueError if the target, the port or the credentials do not fit a SOCKS message.
         """
         assert self.done
         if not 0 <= port <= 0xFFFF:
             raise ValueError(f"{port} is not a port")
-        turns = _turns_5 if self._version == 5 else _turns_4
-        self._exchanges.extend(turns(command, target, port, self._credentials))
+        self._exchanges.extend(_exchanges(command, target, port, self._credentials))
         if self._pipelined:
             return b"".join(exchange.octets for exchange in self._exchanges)
         return self._exchanges[0].octets
@@ -273,7 +255,7 @@ class Client:
         self._held.clear()
 
 
-def _turns_5(
+def _exchanges(
     command: Command, target: Address, port: int, credentials: Credentials | None
 ) -> Iterable[_Exchange]:
     method = NO_AUTHENTICATION if credentials is None else USER_PASSWORD
@@ -281,29 +263,11 @@ def _turns_5(
     if credentials is not None:
         message = bytes((_VERSION_AUTH,)) + b"".join(_counted(octets) for octets in credentials)
         turns.append(_Exchange(message, _read_status))
-    message = bytes((5, command, 0)) + _address_5(target) + _PORT.pack(port)
+    message = bytes((5, command, 0)) + _address(target) + _PORT.pack(port)
     return [*turns, _Exchange(message, partial(_read_reply, command))]
 
 
-def _turns_4(
-    command: Command, target: Address, port: int, credentials: Credentials | None
-) -> Iterable[_Exchange]:
-    user, password = credentials or (b"", b"")
-    if password or b"\0" in user:
-        raise ValueError("SOCKS 4a has no password, and no NUL in a user's name")
-    if command is Command.RESOLVE_PTR:
-        raise ValueError("SOCKS 4a cannot ask for an address's name")
-    if isinstance(target, str):
-        address, name = _NAME_FOLLOWS, _octets_of(target) + b"\0"
-    else:
-        address, name = target, b""
-        if len(address) != 4 or address[:3] == _NAME_FOLLOWS[:3]:
-            raise ValueError("SOCKS 4a knows only IPv4 addresses, and none of 0.0.0.0/24")
-    message = bytes((4, command)) + _PORT.pack(port) + address + user + b"\0" + name
-    return [_Exchange(message, partial(_read_reply_4, command))]
-
-
-def _address_5(target: Address) -> bytes:
+def _address(target: Address) -> bytes:
     if isinstance(target, str):
         return bytes((NAME,)) + _counted(_octets_of(target))
     if len(target) not in (4, 16):
@@ -368,17 +332,6 @@ def _read_reply(command: Command, held: bytearray) -> _Answer:
             raise Malformed("socks.name", start)
     port: int = _PORT.unpack_from(held, end)[0]
     return end + _PORT.size, _outcome(command, address, port)
-
-
-def _read_reply_4(command: Command, held: bytearray) -> _Answer:
-    """Read a reply of SOCKS 4."""
-    _check(held, 0, (_VERSION_4_REPLY,), "socks.version")
-    if len(held) >= 2 and (code := held[1]) != _GRANTED:
-        return 2, Failed(REPLIES_4.get(code, Reason.UNKNOWN), code)
-    if len(held) < _REPLY_4.size:
-        return None
-    _, _, port, address = _REPLY_4.unpack_from(held)
-    return _REPLY_4.size, _outcome(command, address, port)
 
 
 def _outcome(command: Command, address: Address, port: int) -> Connected | Resolved:

@@ -63,7 +63,7 @@ class Stage:
         """Note that a port's link lost its peer, or has it back."""
 
     def settle(self, now: float) -> None:
-        """Send the frames that the batches since the last call call for."""
+        """Send the frames that the batches since the last call made possible."""
 
     def deadline(self) -> float | None:
         """Return when wake() is due; None: never."""

@@ -38,7 +38,7 @@ def listen(said: list[bytes]) -> list[tuple[str, dict[str, Any]]]:
         assert isinstance(name, str)
         assert isinstance(data, dict)
         told.append((name, data))
-        stage.qemu.told(name, data, now)
+        stage.qemu.on_event(name, data, now)
         if stage.qemu.guest.runs:
             assert stage.freezer.is_quiet(now), "it speaks for a VM that runs"
 

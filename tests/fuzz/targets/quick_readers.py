@@ -1,9 +1,9 @@
-"""The readers that take a frame by places in it, against the views: they agree on what both can read.
+"""The quick reader of headers and its users, against the views: they agree on all that both can read.
 
-Checked of tcp/wire.py, freeze/headers.py, model/tcp_plain.py, firewall/udp_plain.py and shortcut/wire.py:
-Malformed and nothing else; addresses, ports, numbers, options and data are those of the views; a frame of an
-overhearer, cut behind its headers, tells what the whole one does; what the views take as TCP, the endpoint
-takes as well.
+Checked of packet/quick.py, tcp/wire.py, freeze/headers.py and subnet/headers.py: Malformed and nothing else;
+addresses, ports, numbers, options and data are those of the views; every ordinary frame is read, and no
+other; a frame that a capture cut behind its headers tells the same as the whole one; the endpoint takes every
+TCP segment that the views read; a frame that is called bound is left alone by bind().
 """
 
 from contextlib import suppress
@@ -11,12 +11,11 @@ from contextlib import suppress
 from tests.fuzz.frames import FRAMES
 from tests.fuzz.octets import Octets
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.model import tcp_plain
-from vtl_tools.common.packet import address, offload, tcp
+from vtl_tools.common.packet import address, ip, offload, quick, tcp
+from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.packet import PORTS, Packet
 from vtl_tools.common.tcp import wire
 from vtl_tools.services.freeze import headers
-from vtl_tools.services.fw import udp_plain
 from vtl_tools.services.subnet import headers as shortcut
 
 
@@ -38,13 +37,19 @@ def endpoint(frame: bytes, pkt: Packet | None) -> None:
     try:
         found = wire.parse(frame)
     except Malformed as err:
-        assert err.what == wire.SOURCE_ROUTE or not is_segment(pkt), "the endpoint refuses a sound segment"
+        assert err.what == wire.SOURCE_ROUTE or pkt is None, "the endpoint refuses what the views read"
+        return
+    if found is None:
+        assert not is_segment(pkt), "a segment is taken for something else"
+        return
+    if found is None:
+        assert not is_segment(pkt), "the endpoint takes a sound segment for none"
         return
     assert is_segment(pkt), "the endpoint takes what is no segment"
     net, seen = pkt.ip, pkt.tcp
     assert found.flow == net.src + net.dst + PORTS.pack(seen.sport, seen.dport)
     assert (found.seq, found.ack, found.flags) == (seen.seq, seen.ack, seen.flags)
-    assert (found.window, found.urgent) == (seen.window, seen.urgent)
+    assert (found.window, found.urgent) == (seen.window, seen.urgent if seen.flags & tcp.URG else 0)
     assert bytes(found.data) == bytes(seen.payload)
     assert found.length == len(seen.payload)
     kinds = [kind for kind, _ in seen.options()]
@@ -89,24 +94,44 @@ def overhearer(frame: bytes, pkt: Packet | None) -> None:
     assert headers.parse(frame, False).key[: len(net.src)] == net.dst
 
 
-def plain(frame: bytes, pkt: Packet | None) -> None:
-    for version in 4, 6:
-        if (found := tcp_plain.read(frame, version, tcp.RST)) is not None:
-            src, dst, sport, dport, seq, ack, flags, window, at, data, end = found
-            assert is_segment(pkt), "not a segment to the views"
-            net, seen = pkt.ip, pkt.tcp
-            assert (src, dst, sport, dport) == (net.src, net.dst, seen.sport, seen.dport)
-            assert (seq, ack, flags, window) == (seen.seq, seen.ack, seen.flags, seen.window)
-            assert (at, data, end) == (seen.off, seen.payload_off, seen.end)
-            stamp = tcp_plain.tsval(frame, at, data)
-            assert stamp in (-1, (seen.timestamps or (None,))[0])
-        if (datagram := udp_plain.read(frame, version)) is not None:
-            assert pkt is not None
-            assert pkt.udp is not None
-            assert not pkt.is_fragment
-            net, seen = pkt.ip, pkt.udp
-            ports = PORTS.pack(seen.sport, seen.dport)
-            assert datagram == (net.src, net.dst, ports[:2], ports[2:])
+def is_ordinary(pkt: Packet | None) -> bool:
+    """Say by the views whether a frame is one that the quick reader has to know."""
+    if pkt is None or pkt.vlans or pkt.is_fragment or (pkt.tcp is None and pkt.udp is None):
+        return False
+    net = pkt.ip
+    headers = net.payload_off - net.off
+    lengths = net.total_length if isinstance(net, IPv4) else net.payload_length
+    return lengths != 0 and headers == (20 if isinstance(net, IPv4) else 40)
+
+
+def ordinary(frame: bytes, pkt: Packet | None) -> None:
+    found = quick.read(frame)
+    if found is None:
+        assert not is_ordinary(pkt), "an ordinary frame is not read"
+        return
+    assert is_ordinary(pkt), "the views do not call it ordinary"
+    src_mac, protocol, parties, seq, ack, flags, window, l4, data, end, tsval, tsecr = found
+    net, inner = pkt.ip, pkt.transport
+    assert (src_mac, protocol) == (pkt.eth.src, net.protocol)
+    assert quick.split(parties) == (net.src, net.dst, inner.sport, inner.dport)
+    assert quick.split(quick.reverse(parties)) == (net.dst, net.src, inner.dport, inner.sport)
+    assert (l4, data, end) == (inner.off, inner.payload_off, net.end)
+    if protocol == ip.UDP:
+        assert (seq, ack, flags, window, tsval, tsecr) == (0, 0, 0, 0, None, 0)
+    else:
+        assert (seq, ack, flags, window) == (inner.seq, inner.ack, inner.flags, inner.window)
+        if tsval == quick.OTHER_OPTIONS:
+            assert inner.payload_off > inner.off + 20
+        else:
+            assert (tsval, tsecr) == (inner.timestamps or (None, 0))
+    for cut in data, data + 1, len(frame):
+        assert quick.read(frame[:cut], whole=False) == found, "a frame that is cut short tells something else"
+        assert quick.read(frame[:cut]) == (found if cut >= end else None), "the end of a packet is not missed"
+    assert quick.read(frame[: data - 1], whole=False) is None
+    if offload.is_bound(frame, found):
+        made = bytearray(frame)
+        offload.bind(made)
+        assert made == frame
 
 
 def short_way(frame: bytes, pkt: Packet | None) -> None:
@@ -118,7 +143,7 @@ def short_way(frame: bytes, pkt: Packet | None) -> None:
     if ends is None:
         return
     hops = shortcut.hops(head, memoryview(frame))
-    largest = shortcut.largest(head, len(frame))
+    largest = shortcut.largest(memoryview(frame))
     if pkt is None or pkt.ip is None or pkt.vlans:
         return
     net = pkt.ip
@@ -153,8 +178,8 @@ def one(data: bytes) -> None:
     pkt = views(frame)
     endpoint(frame, pkt)
     overhearer(frame, pkt)
+    ordinary(frame, pkt)
     if len(frame) >= 24:
-        plain(frame, pkt)
         short_way(frame, pkt)
 
 

@@ -14,7 +14,7 @@ from vtl_tools.common.packet import ether, ip
 from vtl_tools.services.fw.clauses import ICMP6
 from vtl_tools.services.fw.explain import explain, unreachable
 from vtl_tools.services.fw.fields import Fields
-from vtl_tools.services.fw.names import KEYWORDS
+from vtl_tools.services.fw.keywords import KEYWORDS
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.position import RuleError

@@ -19,14 +19,12 @@ def client(take: Octets) -> tuple[Client, bytes]:
     """Make a client, and its first octets. ValueError: there is no such request."""
     how = take.number()
     credentials = (None, Credentials(b"guest", b"word"), Credentials(b"guest", b""))[how % 3]
-    made = Client(4 + (how >> 2 & 1), credentials=credentials, pipelined=bool(how & 8))
+    made = Client(credentials=credentials, pipelined=bool(how & 8))
     return made, made.request(take.pick(list(Command)), take.pick(TARGETS), 80)
 
 
 def answered(event: Connected | Resolved, said: bytes, how: int) -> int:
     """Return how many octets an answer has, by what it says."""
-    if not how & 4:
-        return 8
     authenticated = how % 3 > 0
     method = 0 if authenticated and said[0] == 1 else 2
     name = isinstance(event.address, str)

@@ -111,7 +111,7 @@ class Talk:
         """Put a frame that is no segment of the peer's, or not a whole one."""
         with suppress(Malformed):
             found = parse(frame)
-            if found.flow == self.tcp.framer.expected and is_intact(frame):
+            if found is not None and found.flow == self.tcp.framer.expected and is_intact(frame):
                 return
         self.put(frame)
 

@@ -26,9 +26,9 @@ from lab.netns import Lab
 
 pytestmark = pytest.mark.lab
 
-SEQUENCES = int(os.environ.get("VTL_FW_SEQUENCES", "2000"))
+SEQUENCES = int(os.environ.get("VTL_FW_SEQUENCES", "1000"))
 SEED = int(os.environ.get("VTL_FW_SEED", "1"))
-LONG = pytest.mark.timeout(180 + SEQUENCES // 5)
+LONG = pytest.mark.timeout(600 + SEQUENCES // 5)
 
 
 @pytest.fixture

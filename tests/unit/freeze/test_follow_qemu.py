@@ -6,7 +6,8 @@ import pytest
 
 from vtl_tools.common.runtime.snapshot import Snapshot
 from vtl_tools.services.freeze import state
-from vtl_tools.services.freeze.guest import Guest, Order
+from vtl_tools.services.freeze.guest_state import FreezeAction as Action
+from vtl_tools.services.freeze.guest_state import GuestState
 from vtl_tools.services.freeze.stage import Freeze
 
 ANSWER = (".", 201, 1001, 0, (1000, 5000))
@@ -24,53 +25,55 @@ def migration(word):
 STOP, RESUME = ("STOP", {}), ("RESUME", {})
 RUNNING, COMPLETED = status("running"), migration("completed")
 TOLD = {
-    "stopped and gone on": ([RUNNING, STOP, RESUME], [Order.STOP, Order.START, Order.STOP]),
-    "asleep and awake": ([RUNNING, ("SUSPEND", {}), ("WAKEUP", {})], [Order.STOP, Order.START, Order.STOP]),
-    "found paused": ([status("paused"), RESUME], [Order.START, Order.STOP]),
-    "found on its way out": ([status("finish-migrate"), COMPLETED], [Order.START, Order.LEAVE]),
-    "found gone": ([status("postmigrate")], [Order.LEAVE]),
+    "stopped and gone on": ([RUNNING, STOP, RESUME], [Action.STOP, Action.START, Action.STOP]),
+    "asleep and awake": (
+        [RUNNING, ("SUSPEND", {}), ("WAKEUP", {})], [Action.STOP, Action.START, Action.STOP],
+    ),
+    "found paused": ([status("paused"), RESUME], [Action.START, Action.STOP]),
+    "found on its way out": ([status("finish-migrate"), COMPLETED], [Action.START, Action.LEAVE]),
+    "found gone": ([status("postmigrate")], [Action.LEAVE]),
     "migrated": (
         [RUNNING, migration("setup"), migration("active"), STOP, COMPLETED],
-        [Order.STOP, Order.NOTHING, Order.NOTHING, Order.START, Order.LEAVE],
+        [Action.STOP, Action.NOTHING, Action.NOTHING, Action.START, Action.LEAVE],
     ),
     "migrated while paused": ([status("paused"), migration("active"), COMPLETED],
-                              [Order.START, Order.NOTHING, Order.LEAVE]),
+                              [Action.START, Action.NOTHING, Action.LEAVE]),
     "migrated with its memory to follow": (
         [RUNNING, migration("active"), STOP, migration("postcopy-active"), COMPLETED],
-        [Order.STOP, Order.NOTHING, Order.START, Order.LEAVE, Order.LEAVE],
+        [Action.STOP, Action.NOTHING, Action.START, Action.LEAVE, Action.LEAVE],
     ),
     "a migration that fails": (
         [RUNNING, migration("active"), STOP, migration("failed"), RESUME],
-        [Order.STOP, Order.NOTHING, Order.START, Order.NOTHING, Order.STOP],
+        [Action.STOP, Action.NOTHING, Action.START, Action.NOTHING, Action.STOP],
     ),
     "a migration that is cancelled before it stops": (
         [RUNNING, migration("active"), migration("cancelling"), migration("cancelled")],
-        [Order.STOP, Order.NOTHING, Order.NOTHING, Order.NOTHING],
+        [Action.STOP, Action.NOTHING, Action.NOTHING, Action.NOTHING],
     ),
     "back from where it was to go": ([RUNNING, STOP, COMPLETED, RESUME],
-                                     [Order.STOP, Order.START, Order.LEAVE, Order.STOP]),
+                                     [Action.STOP, Action.START, Action.LEAVE, Action.STOP]),
     "incoming, and told to go on": ([status("inmigrate"), COMPLETED, RESUME],
-                                    [Order.NOTHING, Order.NOTHING, Order.ARRIVE]),
+                                    [Action.NOTHING, Action.NOTHING, Action.ARRIVE]),
     "incoming, and going on by itself": ([status("inmigrate"), RESUME, COMPLETED],
-                                         [Order.NOTHING, Order.ARRIVE, Order.NOTHING]),
+                                         [Action.NOTHING, Action.ARRIVE, Action.NOTHING]),
     "on to the next host": (
         [status("inmigrate"), RESUME, COMPLETED, STOP, COMPLETED],
-        [Order.NOTHING, Order.ARRIVE, Order.NOTHING, Order.START, Order.LEAVE],
+        [Action.NOTHING, Action.ARRIVE, Action.NOTHING, Action.START, Action.LEAVE],
     ),
     "on to the next host without having run": (
-        [status("inmigrate"), COMPLETED, COMPLETED], [Order.NOTHING, Order.NOTHING, Order.LEAVE],
+        [status("inmigrate"), COMPLETED, COMPLETED], [Action.NOTHING, Action.NOTHING, Action.LEAVE],
     ),
     "switched off, where QEMU stays": (
         [RUNNING, ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"}), STOP, status("shutdown")],
-        [Order.STOP, Order.NOTHING, Order.NOTHING, Order.NOTHING],
+        [Action.STOP, Action.NOTHING, Action.NOTHING, Action.NOTHING],
     ),
     "switched off and on again": (
         [RUNNING, ("SHUTDOWN", {"guest": True}), STOP, ("RESET", {}), RESUME, STOP],
-        [Order.STOP, Order.NOTHING, Order.NOTHING, Order.NOTHING, Order.STOP, Order.START],
+        [Action.STOP, Action.NOTHING, Action.NOTHING, Action.NOTHING, Action.STOP, Action.START],
     ),
     "nonsense": (
         [("STATUS", {}), ("MIGRATION", {}), ("MIGRATION", {"status": []}), ("SHUTDOWN", {"guest": 1}), STOP],
-        [Order.NOTHING, Order.NOTHING, Order.NOTHING, Order.NOTHING, Order.START],
+        [Action.NOTHING, Action.NOTHING, Action.NOTHING, Action.NOTHING, Action.START],
     ),
 }  # fmt: skip
 
@@ -78,8 +81,8 @@ TOLD = {
 @pytest.mark.parametrize("name", TOLD)
 def test_what_each_event_asks_for(name):
     events, expected = TOLD[name]
-    guest = Guest()
-    assert [guest.told(*event) for event in events] == expected
+    guest = GuestState()
+    assert [guest.on_event(*event) for event in events] == expected
 
 
 class Service(Freeze):
@@ -94,7 +97,7 @@ class Service(Freeze):
 
     def tell(self, *events):
         for event in events:
-            self.qemu.told(*event, self.talk.now)
+            self.qemu.on_event(*event, self.talk.now)
         return self
 
     def export(self):
@@ -134,7 +137,7 @@ def test_what_has_left_is_not_answered_for_and_can_be_exported(service, other):
     assert service.hears == [True, False]
     assert service.printed == ["frozen", "left"]
     assert service.status(service.talk.now)["freeze"]["left"]
-    told = other.tell(status("inmigrate"), COMPLETED).qemu.take_up(service.export(), "x", other.talk.now)
+    told = other.tell(status("inmigrate"), COMPLETED).qemu.import_state(service.export(), "x", other.talk.now)
     assert told == {"vm": "web", "announced": 2, "frozen": True, "connections": 1}
     assert other.hears[-1] is True
     assert keep_alive(other) == [ANSWER]
@@ -182,7 +185,7 @@ def test_one_that_left_and_goes_on_all_the_same_has_one(service):
 
 def test_leaving_outlasts_the_service(service, other):
     service.tell(RUNNING, STOP, COMPLETED)
-    other.take_up(service.export(), "x", other.talk.now)
+    other.import_state(service.export(), "x", other.talk.now)
     assert other.freezer.left
     assert other.hears == [False]
     assert keep_alive(other) == []
@@ -200,7 +203,7 @@ def test_a_state_that_comes_after_the_vm_opens_the_windows_at_once(service, othe
     service.talk.peer(".", 1001, 201, 1000)
     service.tell(COMPLETED)
     other.tell(status("inmigrate"), COMPLETED, RESUME)
-    told = other.qemu.take_up(service.export(), "x", other.talk.now)
+    told = other.qemu.import_state(service.export(), "x", other.talk.now)
     assert not told["frozen"]
     assert other.printed == ["frozen", "thawed"]
     assert len(other.sent) == 2 + 1 + 1, "two announcements, a window, and what the peer sent"
@@ -214,7 +217,7 @@ def test_a_state_that_comes_after_the_vm_does_not_undo_what_it_said(service, oth
     other.tell(status("inmigrate"), COMPLETED, RESUME)
     other.talk.vm("P.", 201, 2001, 50, stamps=(1100, 5000))
     other.talk.peer(".", 2001, 251, stamps=(5100, 1100))
-    other.qemu.take_up(service.export(), "x", other.talk.now)
+    other.qemu.import_state(service.export(), "x", other.talk.now)
     assert len(other.sent) == 2 + 1, "two announcements, and what the peer sent, but no window"
     other.tell(STOP)
     assert other.talk.peer(".", 2000, 251, stamps=(5200, 1100)) == [(".", 251, 2001, 0, (1100, 5200))]
@@ -227,7 +230,7 @@ def test_a_state_of_a_vm_that_runs_knows_connections_beside_those_that_were_hear
     other.tell(RUNNING)
     other.talk.port += 1
     other.talk.open()
-    other.qemu.take_up(service.export(), "x", other.talk.now)
+    other.qemu.import_state(service.export(), "x", other.talk.now)
     assert len(other.freezer.table) == 2
 
 
@@ -235,7 +238,7 @@ def test_the_monitor_needs_a_right_that_the_links_do_not(service, tmp_path):
     from vtl_tools.services.freeze.qmp import Monitor
 
     assert not service.capabilities
-    monitor = Monitor(str(tmp_path / "qmp"), service.qemu.told)
+    monitor = Monitor(str(tmp_path / "qmp"), service.qemu.on_event)
     service.follow(monitor)
     assert not service.capabilities
     assert service.status(0.0)["freeze"]["qmp"] == {"socket": str(tmp_path / "qmp"), "up": False, "losses": 0}

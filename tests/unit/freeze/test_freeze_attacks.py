@@ -105,7 +105,7 @@ def test_to_have_data_acknowledged_that_the_vm_never_had(new_talk, ack):
 def test_to_have_it_acknowledged_though_the_ack_was_not_known(new_talk):
     """Where segments pass unseen. The number is believed by who is told it, which is not the peer."""
     talk = came_upon(new_talk)
-    talk.freezer.table.missed(True)
+    talk.freezer.table.set_sampled(True)
     talk.freeze()
     said = repeat(talk, ".", 5001, 201 + FAR, 10)
     assert said[2] == [(".", 201 + FAR, 5001, 0)]  # no peer takes it: SEG.SEQ is not in its window
@@ -127,7 +127,7 @@ def test_to_have_the_peer_taken_for_foreign(new_talk):
 
 def test_to_be_spoken_to_after_a_wrong_proof(new_talk):
     talk = came_upon(new_talk)
-    talk.freezer.table.missed(True)
+    talk.freezer.table.set_sampled(True)
     talk.freeze()
     for _ in range(3):
         said = repeat(talk, ".", 5001, 201 - 100, 10, src_mac=EVE) + repeat(
@@ -158,7 +158,7 @@ def test_to_have_the_vms_own_word_not_believed(new_talk):
 def test_to_put_the_vms_clock_forward(new_talk):
     """Else the peer drops what the VM says when it is back, as old (PAWS)."""
     talk = came_upon(new_talk)
-    talk.freezer.table.missed(True)
+    talk.freezer.table.set_sampled(True)
     talk.freeze()
     talk.peer(".", 1001, 201, 10, stamps=(5001, 2_000_000_000))
     talk.peer(".", 1001, 201 + FAR, 10, stamps=(5001, 2_000_000_000))

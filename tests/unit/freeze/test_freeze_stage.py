@@ -78,7 +78,7 @@ def test_on_another_link_the_vms_address_tells_its_frames():
 
 def test_a_mac_that_was_given_outlasts_an_import():
     stage, talk = plugged(mac=b"\2\0\0\0\0\7")
-    stage.take_up("".join(state.dump(Talk().open().freezer, "x", 1.0)).encode(), "x", 1.0)
+    stage.import_state("".join(state.dump(Talk().open().freezer, "x", 1.0)).encode(), "x", 1.0)
     assert talk.freezer.table.macs == {b"\2\0\0\0\0\7", VM_MAC}
 
 

@@ -41,7 +41,7 @@ def test_what_was_proven_stays_so_until_it_is_contradicted(new_talk, is_heard):
     talk = new_talk()
     if is_heard:
         talk.vm("P.", 1, 501, 200)
-        talk.freezer.table.missed(True)
+        talk.freezer.table.set_sampled(True)
     talk.freeze()
     for pause in 0.0, 0.3, 0.6:
         talk.now += pause

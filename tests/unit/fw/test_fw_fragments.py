@@ -1,4 +1,4 @@
-"""Fragments: judged as the packet that they make, or dropped with a word why."""
+"""FragmentReassembler: judged as the packet that they make, or dropped with a word why."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import address, build, ip
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.services.fw.fragments import OCTETS_MAX, PACKETS_MAX, Fragments, Whole
+from vtl_tools.services.fw.fragments import OCTETS_MAX, PACKETS_MAX, FragmentReassembler, ReassembledPacket
 
 RULES = "allow out udp port 53\nallow out tcp port 80\nallow out icmp, icmp6 type echo-request\ndeny"
 
@@ -189,7 +189,7 @@ def test_directions_and_tags_are_not_mixed(wire):
 
 
 def test_a_flood_of_fragments_is_bounded_and_one_source_does_not_take_all():
-    fragments = Fragments()
+    fragments = FragmentReassembler()
     whole = build.udp(**ends(IN), sport=5, dport=53, payload=bytes(1400))
     for number in range(3000):
         fragments.add(Packet.at(piece(whole, 0, 1400, number=number)), IN, 1.0)
@@ -198,7 +198,7 @@ def test_a_flood_of_fragments_is_bounded_and_one_source_does_not_take_all():
     other = address.ip("198.51.100.1")
     first, second = (Packet.at(piece(whole, *at, source=other)) for at in ((0, 1400), (1400, 1408)))
     assert fragments.add(first, IN, 2.0) is None
-    assert isinstance(fragments.add(second, IN, 2.0), Whole)
+    assert isinstance(fragments.add(second, IN, 2.0), ReassembledPacket)
     for source in range(5000):
         packed = b"\xc6\x33" + source.to_bytes(2, "big")
         fragments.add(Packet.at(piece(whole, 0, 1400, source=packed)), IN, 3.0)
@@ -223,7 +223,7 @@ def test_whatever_the_cuts_and_the_order_the_packet_is_the_one_that_was_cut(six,
     order.shuffle(parts)
     if len(parts) == 1:
         return
-    fragments = Fragments()
+    fragments = FragmentReassembler()
     *before, last = [fragments.add(Packet.at(part), OUT, 1.0) for part in parts]
     assert before == [None] * len(before)
     assert last.packet == whole
@@ -242,14 +242,14 @@ def test_whatever_the_cuts_and_the_order_the_packet_is_the_one_that_was_cut(six,
 def test_what_is_forwarded_never_overlaps_and_has_no_hole(said):
     """Two versions of one datagram, in any pieces: what goes on can be read in one way only."""
     versions = datagram(80), datagram(80, dport=9)
-    fragments = Fragments()
+    fragments = FragmentReassembler()
     for low, high, more, other in said:
         frame = piece(versions[other], low * 8, max(low, high) * 8, more=more)
         try:
             got = fragments.add(Packet.at(frame), OUT, 1.0)
         except Malformed:
             continue
-        if not isinstance(got, Whole):
+        if not isinstance(got, ReassembledPacket):
             continue
         covered = []
         for forwarded in map(bytearray, got.frames):

@@ -425,3 +425,45 @@ def test_a_quiet_connection_is_packed_and_nothing_is_lost(wire):
     assert flow.states == (State.ESTABLISHED, State.ESTABLISHED)
     assert wire.come(".", 9000, 1, b"x") == "tcp-out-of-window"
     assert wire.come(".", 1, 1, b"x") == "+known"
+
+
+def killed(wire):
+    for flow in wire.tracker.flows:
+        wire.tracker.end(flow)
+
+
+def denied(wire):
+    assert [flow for flow in wire.tracker.replace(policy("deny out tcp\nallow\n")) if flow]
+    for _ in wire.tracker.replace(policy("allow\n")):
+        pass
+
+
+def evicted(wire):
+    for source in range(1, 4):
+        for port in range(1, 40):
+            wire.out("S", 0, vm=port, dst=bytes((198, 51, 100, source)))
+            wire.come("S.", 0, 1, vm=port, src=bytes((198, 51, 100, source)))
+            wire.out(".", 1, 1, vm=port, dst=bytes((198, 51, 100, source)))
+
+
+@pytest.mark.parametrize(
+    "ending", [killed, denied, evicted, lambda wire: wire.wait(8000), lambda wire: wire.come("R.", 1, 1)]
+)
+def test_a_connection_that_ended_is_not_known_by_its_last_segments(ending):
+    wire = Wire("allow\n", flows_max=40)
+    for _ in range(2):  # and the next one with the same addresses and ports neither
+        wire.open()
+        for _ in range(2):
+            assert [wire.out(".", 1, 1), wire.come(".", 1, 1)] == ["+known", "+known"]
+        ending(wire)
+        assert wire.out("P.", 1, 1, b"x") == "tcp-not-open"
+        assert wire.come("P.", 1, 1, b"x") == "tcp-not-open"
+
+
+def test_more_connections_than_are_remembered_by_their_last_segments(wire):
+    ports = range(1, 2200)
+    for port in ports:
+        wire.open(vm=port)
+    for port in ports:
+        assert [wire.out(".", 1, 1, vm=port), wire.come(".", 1, 1, vm=port)] == ["+known", "+known"]
+        assert wire.come("P.", 90_000, 1, b"x", vm=port) == "tcp-out-of-window"

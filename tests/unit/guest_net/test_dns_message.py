@@ -16,7 +16,7 @@ import pytest
 from tests.unit.guest_net.asking import SOURCE, Stub, code, is_negative, octets, query, read, records
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.guest_net import dns_message
-from vtl_tools.common.guest_net.dns import Asked, Mode, Resolver
+from vtl_tools.common.guest_net.dns import Mode, QueryProgress, Resolver
 from vtl_tools.common.guest_net.dns_message import EDNS_MAX, QUERY_MAX
 from vtl_tools.common.guest_net.dns_stream import DNSFramer, framed
 
@@ -209,10 +209,10 @@ def test_a_broken_message_is_told_so(stub, broken):
 
 
 def test_what_is_no_message_and_what_is_an_answer_gets_none(stub):
-    assert ask(stub, b"") == Asked(None)
-    assert ask(stub, bytes(11)) == Asked(None)
+    assert ask(stub, b"") == QueryProgress(None)
+    assert ask(stub, bytes(11)) == QueryProgress(None)
     answer = dns.message.make_response(query("www.example.com A"))
-    assert ask(stub, answer.to_wire()) == Asked(None)
+    assert ask(stub, answer.to_wire()) == QueryProgress(None)
 
 
 def test_options_that_are_not_known_do_no_harm(mapping):

@@ -9,7 +9,8 @@ from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.packet import address, build, tcp
 from vtl_tools.common.packet.offload import segment
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.relay.relay import RELAYED, Relay, RelayLimits
+from vtl_tools.common.relay.budget import RelayLimits
+from vtl_tools.common.relay.relay import RELAYED, Relay
 
 LETTERS = {"S": tcp.SYN, ".": tcp.ACK, "P": tcp.PSH, "F": tcp.FIN, "R": tcp.RST}
 MACS = address.mac("02:00:00:00:00:01"), address.mac("02:00:00:00:00:02")
@@ -42,7 +43,7 @@ class Stream:
     """
 
     def __init__(self):
-        self.owner = None
+        self.on_event = None
         self.got, self.room = bytearray(), 1 << 30
         self.pending = deque()
         self.error = None
@@ -77,9 +78,9 @@ class Stream:
     def tell(self, now):
         """Tell of the edges since the last time, as a poller would; return whether there were any."""
         edges, self.edges = self.edges, 0
-        if not edges or self.closed or self.owner is None:
+        if not edges or self.closed or self.on_event is None:
             return False
-        self.owner.on_event(edges, now)
+        self.on_event(edges, now)
         return True
 
     # --- the relay's side
@@ -142,7 +143,7 @@ class Stream:
 
 
 class Call:
-    """A call that comes to what the test says. outcomes: of advance(), in turn; the last one stays."""
+    """A call that comes to what the test says. outcomes: of step(), in turn; the last one stays."""
 
     def __init__(self, *outcomes):
         self.stream = Stream()
@@ -167,12 +168,17 @@ class Scene:
 
     def __init__(self, version=4, config=PROMPT, **limits):
         self.now, self.version = 100.0, version
-        self.calls, self.made, self.others, self.ended, self.lost = deque(), [], [], [], []
-        self.relay = Relay(self.dial, b"secret", config=config, limits=RelayLimits(**limits))
+        self.calls, self.made, self.others, self.ended, self.dropped = deque(), [], [], [], []
+        self.relay = Relay(
+            self.dial,
+            b"secret",
+            config=config,
+            limits=RelayLimits(**limits),
+            on_drop=lambda frame, now: self.dropped.append(bytes(frame)),
+            on_non_tcp=lambda frame, now: self.others.append(bytes(frame)),
+            on_end=lambda flow, now: self.ended.append(flow),
+        )
         self.relay.out[0] = self.hear
-        self.relay.other = lambda frame, now: self.others.append(bytes(frame))
-        self.relay.on_end = lambda flow, now: self.ended.append(flow)
-        self.relay.on_loss = lambda frame, now: self.lost.append(bytes(frame))
         self.said, self.lines = [], []
 
     def dial(self, path):

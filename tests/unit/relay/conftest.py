@@ -15,7 +15,7 @@ def scene(fresh):
     """The relay, and nothing has happened yet. At its end no relay keeps anything of what has ended."""
     scene = fresh()
     yield scene
-    assert scene.relay.held == sum(flow.held for flow in scene.relay.flows.values())
+    assert scene.relay.budget.buffered == sum(flow.buffered for flow in scene.relay.flows.values())
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ class Owner:
 
     def __init__(self, call, poller):
         self.call, self.outcome, self.seen = call, None, 0
-        poller.add(call.stream, self)
+        poller.add(call.stream, self, Owner.on_event)
         self.outcome = call.step(0)
 
     def on_event(self, events, now):
@@ -281,7 +281,7 @@ def test_an_edge_is_told_of_once(poller):
     left, right = nonblocking_pair()
     with left, right:
         note = Note()
-        poller.add(left, note)
+        poller.add(left, note, Note.on_event)
         poller.poll(0.0)
         note.events.clear()
         right.send(b"x")
@@ -308,7 +308,7 @@ def test_a_stream_that_is_closed_during_events_tells_nobody(poller):
     closed, fresh = [], []
     for near, _ in pairs:
         notes.append(Note(close_all))
-        poller.add(near, notes[-1])
+        poller.add(near, notes[-1], Note.on_event)
     assert poller.poll(0.0)
     assert sum(len(note.events) for note in notes) == 1
     assert all(near.fileno() == -1 for near, _ in pairs)
@@ -320,14 +320,14 @@ def test_a_stream_that_is_closed_during_events_tells_nobody(poller):
 def test_a_closed_streams_number_may_be_another_streams(poller):
     left, right = nonblocking_pair()
     old, new = Note(), Note()
-    poller.add(left, old)
+    poller.add(left, old, Note.on_event)
     number = left.fileno()
     poller.close(left)
     right.close()
     left, right = nonblocking_pair()
     with left, right:
         assert number in (left.fileno(), right.fileno())
-        poller.add(left, new)
+        poller.add(left, new, Note.on_event)
         poller.poll(0.0)
         assert not old.events
         assert new.events

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from carry import PROMPT, batch_of
 
-from vtl_tools.common.relay.flow import BUFFER
+from vtl_tools.common.device.batch import SLOTS
+from vtl_tools.common.relay.budget import BUFFER
 from vtl_tools.common.tcp.queue import PIECE
 
 MEBI = 1 << 20
@@ -16,7 +17,7 @@ def test_what_the_guest_says_goes_up(established):
     guest.inject(".", 1, b"hello", ack=1)
     guest.expect(".", seq=1, ack=6)
     assert stream.got == b"hello"
-    assert scene.relay.octets_up == 5
+    assert scene.relay.budget.octets_up == 5
 
 
 def test_what_comes_with_the_handshake_goes_up(scene, guest):
@@ -33,8 +34,8 @@ def test_what_the_stream_brings_goes_down(established):
     guest.expect(".", seq=1, data=b"hello")
     guest.inject(".", 1, ack=6)
     guest.expect_nothing()
-    assert scene.relay.octets_down == 5
-    assert scene.relay.held == 0
+    assert scene.relay.budget.octets_down == 5
+    assert scene.relay.budget.buffered == 0
 
 
 def test_a_segment_that_comes_early_waits_for_the_one_before(established):
@@ -66,14 +67,14 @@ def test_what_the_stream_does_not_take_is_kept_and_owned(established):
     guest.inject(".", 6, b"world" * 500, ack=1)  # more than is gathered
     guest.expect(".", ack=2506)
     assert stream.got == b"hel"
-    assert scene.relay.held == 2502 + 2 * PIECE
+    assert scene.relay.budget.buffered == 2502 + 2 * PIECE
     stream.drain(1000)
     guest.expect_nothing()
     assert len(stream.got) == 1003
     stream.drain()
     guest.expect_nothing()
     assert stream.got == b"hello" + b"world" * 500
-    assert scene.relay.held == 0
+    assert scene.relay.budget.buffered == 0
 
 
 def test_a_stream_that_takes_nothing_is_left_alone_until_it_tells(established):
@@ -102,7 +103,7 @@ def test_the_window_closes_when_the_stream_is_full_and_opens_when_it_drains(fres
         guest.expect(".", ack=seq, win=left)
     guest.inject(".", seq, 1, ack=1)  # a probe: nothing fits
     guest.expect(".", ack=seq, win=0)
-    assert scene.relay.held == 10_000 + PIECE
+    assert scene.relay.budget.buffered == 10_000 + PIECE
     stream.drain(600)
     guest.expect_nothing()  # too little to tell of (RFC 9293 section 3.8.6.2.2)
     stream.drain(900)
@@ -128,7 +129,7 @@ def test_the_stream_is_not_read_while_the_guest_is_slow(established):
         guest.inject(".", 1, ack=seq)
         scene.turn()
         assert 0 < sum(len(pkt.tcp.payload) for pkt in scene.said) <= 10_000
-        assert guest.flow.held <= 2 * BUFFER
+        assert guest.flow.buffered <= 2 * BUFFER
     assert stream.reads <= reads + 4
     scene.said.clear()
 
@@ -141,7 +142,7 @@ def test_a_guest_that_never_reads_costs_a_bounded_buffer(established):
     for _ in range(50):
         scene.pass_(10.0)
         guest.inject(".", 1, ack=10_001, win=0)
-    assert scene.relay.held <= MEBI
+    assert scene.relay.budget.buffered <= MEBI
     assert stream.reads < 10
     assert guest.flow is not None
     scene.said.clear()
@@ -156,7 +157,7 @@ def test_a_guest_that_never_reads_costs_a_bounded_buffer(established):
         guest.inject(".", 1, ack=top, win=60_000)
     guest.expect_nothing()
     assert got == 100 * BUFFER
-    assert scene.relay.held == 0
+    assert scene.relay.budget.buffered == 0
 
 
 def test_buffers_are_lent_until_they_are_acknowledged(established):
@@ -166,7 +167,7 @@ def test_buffers_are_lent_until_they_are_acknowledged(established):
     guest.inject(".", 1, ack=1, win=60_000)
     stream.bring(first)
     scene.turn()
-    lent = {id(buffer) for _, buffer, _ in guest.flow.lent}
+    lent = {id(buffer) for _, buffer, _ in guest.flow.unacked}
     assert lent
     stream.bring(second)
     for seq in range(10_000, 300_001, 10_000):
@@ -178,8 +179,8 @@ def test_buffers_are_lent_until_they_are_acknowledged(established):
     )
     assert octets == first + second
     scene.said.clear()
-    assert not guest.flow.lent
-    assert {id(buffer) for buffer in relay.buffers} >= lent
+    assert not guest.flow.unacked
+    assert {id(buffer) for buffer in relay.budget.free_buffers} >= lent
 
 
 def test_a_lost_segment_is_sent_again_as_it_was(established):
@@ -287,3 +288,17 @@ def test_what_comes_in_the_moment_in_which_a_shut_window_is_probed_is_taken(esta
     scene.said.clear()
     guest.inject(".", 1, ack=1002, win=1000)
     guest.expect(".", seq=1002, data=b"more")
+
+
+def test_more_pieces_than_one_call_takes_are_all_sent(established):
+    """The stream has room for all, so that no event of it would follow."""
+    scene, guest, stream = established
+    stream.room = 0
+    guest.inject(".", 1, b"x", ack=1)
+    frames = [guest.frame(".", 2 + at, b"y", ack=1) for at in range(SLOTS)]
+    scene.relay.on_batch(0, batch_of(*frames), scene.now)
+    stream.drain()
+    stream.tell(scene.now)
+    scene.relay.settle(scene.now)
+    assert stream.got == b"x" + SLOTS * b"y"
+    scene.said.clear()

@@ -152,7 +152,7 @@ def test_what_the_guest_sent_before_its_end_is_delivered_though_the_stream_is_sl
     assert stream.got == b"hello"
     assert (stream.finished, stream.closed, stream.linger) == (True, True, False)
     assert guest.flow is None
-    assert scene.relay.held == 0
+    assert scene.relay.budget.buffered == 0
 
 
 def test_what_the_guest_sent_waits_though_it_closed_first(established):
@@ -185,7 +185,7 @@ def test_a_stream_that_takes_nothing_is_left_after_the_idle_time(established):
     guest.expect_nothing()
     assert stream.closed
     assert guest.flow is None
-    assert scene.relay.held == 0
+    assert scene.relay.budget.buffered == 0
 
 
 @pytest.mark.parametrize("code", [errno.ECONNRESET, errno.EPIPE])
@@ -199,7 +199,7 @@ def test_a_stream_that_breaks_when_the_guest_is_through_ends_the_flow(stream_clo
     guest.expect_nothing()
     assert guest.flow is None
     assert stream.closed
-    assert scene.relay.held == 0
+    assert scene.relay.budget.buffered == 0
 
 
 # --- what breaks
@@ -417,8 +417,20 @@ def test_the_relays_end_resets_all(scene):
     one, two = scene.guest(40000), scene.guest(40001)
     one.establish()
     two.establish()
-    scene.relay.close()
+    scene.relay.on_stop(scene.now)
     assert sorted(pkt.tcp.dport for pkt in scene.said) == [40000, 40001]
     assert {pkt.tcp.flags for pkt in scene.said} == {0x14}
     assert all(call.stream.was_reset for call in scene.made)
     scene.relay.close()
+
+
+def test_the_last_reset_carries_the_time_at_which_it_is_sent(scene, guest):
+    """A guest discards a reset whose timestamp is older than those before (RFC 7323 section 5.2)."""
+    guest.syn_frame = guest.frame("S", options={"mss": 1000, "timestamps": (1, 0)})
+    scene.push(guest.syn_frame)
+    opened = guest.expect("S.").timestamps[0]
+    guest.inject(".", 1, ack=1, options={"timestamps": (2, opened)})
+    scene.now += 5.0
+    scene.relay.on_stop(scene.now)
+    last = guest.expect("R.", seq=1).timestamps[0]
+    assert (last - opened) % 2**32 == 5000

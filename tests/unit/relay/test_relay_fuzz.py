@@ -74,18 +74,17 @@ def test_any_segments_and_events_are_survived(acts, version):
             if pkt.tcp is not None and pkt.tcp.flags & 2:
                 guests[pkt.tcp.dport].iss = pkt.tcp.seq
         scene.said.clear()
-        assert scene.relay.held == sum(flow.held for flow in scene.relay.flows.values())
-        assert scene.relay._half_open == sum(flow.opening for flow in scene.relay.flows.values())
+        assert scene.relay.budget.buffered == sum(flow.buffered for flow in scene.relay.flows.values())
+        assert scene.relay.budget.half_open == sum(flow.half_open for flow in scene.relay.flows.values())
     scene.pass_(8000.0)
     assert not scene.relay.flows, "whatever it was, it is over in time"
-    assert scene.relay.held == scene.relay._half_open == 0
+    assert scene.relay.budget.buffered == scene.relay.budget.half_open == 0
     assert all(call.stream.closed for call in scene.made)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_broken_frames_are_survived(seed):
     rng, scene = Random(seed), Scene(4)
-    scene.relay.other = lambda frame, now: None
     guest = scene.guest()
     guest.establish()
     for _ in range(300):

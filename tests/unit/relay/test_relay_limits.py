@@ -8,8 +8,8 @@ import pytest
 from carry import PROMPT, Call, Scene
 
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.relay.flow import BUFFER
-from vtl_tools.common.relay.relay import RELAYED, RelayLimits
+from vtl_tools.common.relay.budget import BUFFER, RelayLimits
+from vtl_tools.common.relay.relay import RELAYED
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.queue import PIECE
 
@@ -84,7 +84,7 @@ def test_the_memory_of_who_asked_is_bounded(fresh, monkeypatch):
     monkeypatch.setattr("vtl_tools.common.relay.syn_flood._REMEMBERED_MAX", 10)
     scene = fresh(half_open=2)
     crowd(scene, 100)
-    assert len(scene.relay._crowd._asked) <= 10
+    assert len(scene.relay.syn_guard._seen) <= 10
 
 
 @pytest.mark.parametrize("how", ["established", "reset", "refused", "late"])
@@ -126,7 +126,7 @@ def test_beyond_the_memory_each_has_what_it_has(fresh):
     busy.inject(".", 21_001, 1000, ack=1)
     scene.expect_nothing()
     assert scene.relay.drops == {"memory": 1}
-    assert scene.relay.held == 21_000 + 2 * PIECE
+    assert scene.relay.budget.buffered == 21_000 + 2 * PIECE
     other.establish()  # who holds nothing goes on
     other.inject(".", 1, b"hello", ack=1)
     other.expect(".", ack=6)
@@ -138,7 +138,7 @@ def test_beyond_the_memory_each_has_what_it_has(fresh):
     busy.inject(".", 21_001, 1000, ack=1)
     scene.turn()
     assert len(stream.got) == 22_000
-    assert scene.relay.held == 0
+    assert scene.relay.budget.buffered == 0
     scene.said.clear()
 
 
@@ -151,23 +151,23 @@ def test_beyond_the_memory_no_more_is_read_for_who_is_slow(fresh):
     top = 0
     for _ in range(80):
         scene.turn()
-        assert scene.relay.held <= 3 * BUFFER
+        assert scene.relay.budget.buffered <= 3 * BUFFER
         top = max([top, *((pkt.tcp.seq + len(pkt.tcp.payload) - guest.iss) % 2**32 for pkt in scene.said)])
         scene.said.clear()
         guest.inject(".", 1, ack=top, win=60_000)
     scene.turn()
     assert top == 1 + octets
-    assert scene.relay.held == 0
+    assert scene.relay.budget.buffered == 0
 
 
 def test_what_came_early_is_held_as_well(established):
     scene, guest, stream = established
     guest.inject(".", 1001, 3000, ack=1)
     guest.expect(".", ack=1)
-    assert scene.relay.held == 3000 + PIECE
+    assert scene.relay.budget.buffered == 3000 + PIECE
     guest.inject(".", 1, 1000, ack=1)
     guest.expect(".", ack=4001)
-    assert scene.relay.held == 0
+    assert scene.relay.budget.buffered == 0
     assert len(stream.got) == 4000
 
 
@@ -181,7 +181,7 @@ def test_a_guest_that_sends_only_what_is_early_is_stopped(fresh):
             guest.inject(".", 2 + 1000 * i, 1000, ack=1)
         scene.turn()
         scene.said.clear()
-    assert scene.relay.held <= 100_000 + 10 * 1000
+    assert scene.relay.budget.buffered <= 100_000 + 10 * 1000
     assert scene.relay.drops["memory"] > 100
 
 
@@ -198,7 +198,7 @@ def test_a_gap_is_filled_even_where_all_that_may_be_held_is_held_before_it(fresh
     for seq in (1, 2001, 4001):
         guest.inject(".", seq, 1000, ack=1)
     assert len(stream.got) == 6000
-    assert scene.relay.held == 0
+    assert scene.relay.budget.buffered == 0
     scene.said.clear()
 
 
@@ -223,8 +223,8 @@ def test_memory_beyond_the_limit_by_acknowledging_all_but_an_octet(fresh):
             guest.inject(".", 1, ack=1 + ack, win=60_000)
             scene.turn()
         scene.said.clear()
-        assert pinned(scene) <= scene.relay.held <= scene.relay.limits.most
-    assert scene.relay.evicted > 0
+        assert pinned(scene) <= scene.relay.budget.buffered <= scene.relay.limits.most
+    assert scene.relay.budget.evicted > 0
 
 
 def test_memory_beyond_the_limit_by_one_octet_that_the_other_side_does_not_take(fresh):
@@ -239,7 +239,7 @@ def test_memory_beyond_the_limit_by_one_octet_that_the_other_side_does_not_take(
         stream.drain(60_000)
         scene.turn()
         scene.said.clear()
-        assert pinned(scene) <= scene.relay.held <= scene.relay.limits.most
+        assert pinned(scene) <= scene.relay.budget.buffered <= scene.relay.limits.most
 
 
 def test_memory_by_calls_that_carry_64_kib_each(fresh):
@@ -286,7 +286,7 @@ def test_memory_by_flows_that_ended_and_whose_timers_are_still_there(fresh, how)
     assert not scene.relay.flows
     for flow in ended:
         assert flow.endpoint.rcv.kept == flow.endpoint.snd.queue.kept == 0
-        assert not flow.lent
+        assert not flow.unacked
         assert not flow.syn
 
 
@@ -342,19 +342,19 @@ def test_held_is_given_back_when_flows_end(fresh):
         guest.inject(".", 1, 5000, ack=1)
         stream.bring(bytes(30_000))
         scene.turn()
-        assert scene.relay.held > 30_000
+        assert scene.relay.budget.buffered > 30_000
         if how == "R":
             guest.inject("R", 5001)
         else:
             stream.fail()
         scene.turn()
         scene.said.clear()
-        assert scene.relay.held == 0
+        assert scene.relay.budget.buffered == 0
         assert not scene.relay.flows
 
 
 def test_spare_buffers_are_few(fresh, monkeypatch):
-    monkeypatch.setattr("vtl_tools.common.relay.relay._BUFFERS_MAX", 2)
+    monkeypatch.setattr("vtl_tools.common.relay.budget._POOL_MAX", 2)
     scene = fresh()
     guests = [scene.guest(40000 + i) for i in range(8)]
     for guest in guests:
@@ -369,8 +369,8 @@ def test_spare_buffers_are_few(fresh, monkeypatch):
             guest.inject(".", 1, ack=flow.endpoint.snd.nxt, win=65_000)
         scene.turn()
         scene.said.clear()
-    assert scene.relay.held == 0
-    assert len(scene.relay.buffers) <= 2
+    assert scene.relay.budget.buffered == 0
+    assert len(scene.relay.budget.free_buffers) <= 2
 
 
 # --- time
@@ -443,7 +443,7 @@ def test_timers_are_few_however_long_a_flow_talks(established):
         guest.expect(".", data=b"!")
         ack += 1
         guest.inject(".", seq, ack=ack)
-    assert len(scene.relay._timers) < 1000
+    assert len(scene.relay.timers) < 1000
 
 
 def test_timers_are_few_however_many_flows_there_were(scene):
@@ -456,7 +456,7 @@ def test_timers_are_few_however_many_flows_there_were(scene):
         scene.made.clear()
     gc.collect()
     assert not scene.relay.flows
-    assert len(scene.relay._timers) < 1000
+    assert len(scene.relay.timers) < 1000
     assert sum(each() is not None for each in gone) < 1000
 
 
@@ -467,7 +467,7 @@ def test_many_flows_that_end_together_leave_few_timers(scene):
     for guest in guests:
         guest.inject("R", 1)
     assert not scene.relay.flows
-    assert len(scene.relay._timers) < 1000
+    assert len(scene.relay.timers) < 1000
 
 
 def test_a_call_under_way_does_not_wake_the_relay(calling):
@@ -536,7 +536,7 @@ def test_beyond_twice_the_memory_who_holds_most_is_reset_and_the_others_are_not(
         guest.establish().room = 0
         guest.inject(".", 1, 60_000, ack=1)
         scene.turn()
-        assert scene.relay.held <= 4 << 20
-    assert 0 < scene.relay.evicted < 80
-    assert len(scene.relay.flows) == 81 - scene.relay.evicted
+        assert scene.relay.budget.buffered <= 4 << 20
+    assert 0 < scene.relay.budget.evicted < 80
+    assert len(scene.relay.flows) == 81 - scene.relay.budget.evicted
     assert light.flow.key in scene.relay.flows

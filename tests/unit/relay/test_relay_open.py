@@ -5,6 +5,7 @@ from carry import MACS, Call, Scene, batch_of
 
 from vtl_tools.common.packet import address, build, icmp
 from vtl_tools.common.relay.flow import FlowStage
+from vtl_tools.common.relay.relay import Relay
 from vtl_tools.common.socks import ANSWER, Reason
 
 
@@ -21,7 +22,7 @@ def test_the_syn_is_answered_once_the_call_stands(calling):
 def test_a_call_that_stands_at_once_is_answered_at_once(scene, guest):
     guest.syn()
     guest.expect("S.", seq=0, ack=1)
-    assert scene.relay.opened == 1
+    assert scene.relay.budget.opened == 1
 
 
 def test_what_a_call_brings_is_the_beginning_of_the_stream(calling):
@@ -52,7 +53,7 @@ def test_a_syn_that_comes_again_later_is_answered_again(scene, guest):
     guest.expect("S.", seq=0, ack=1)
     scene.push(guest.syn_frame)
     guest.expect("S.", seq=0, ack=1)
-    assert scene.relay.opened == 1
+    assert scene.relay.budget.opened == 1
 
 
 def test_an_unanswered_syn_ack_is_repeated_and_given_up(scene, guest):
@@ -64,7 +65,7 @@ def test_an_unanswered_syn_ack_is_repeated_and_given_up(scene, guest):
     scene.said.clear()
     assert guest.flow is None
     assert stream.was_reset
-    assert scene.relay.established == 0
+    assert scene.relay.budget.established == 0
 
 
 @pytest.mark.parametrize("held", [True, False], ids=["later", "at once"])
@@ -87,7 +88,7 @@ def test_a_call_that_fails_is_told_by_its_reason(scene, guest, reason, held):
     assert guest.flow is None
     assert call.stream.closed
     assert not call.stream.linger
-    assert (scene.relay.failed, scene.relay.established) == (1, 0)
+    assert (scene.relay.budget.failed, scene.relay.budget.established) == (1, 0)
 
 
 def test_a_call_that_is_not_made_is_told_by_its_reason(scene, guest):
@@ -105,7 +106,7 @@ def test_without_a_descriptor_the_guest_may_ask_again(scene, guest):
     guest.syn()
     guest.expect_nothing()
     assert scene.relay.drops == {"no-descriptor": 1}
-    assert scene.lost == [bytes(guest.syn_frame)]
+    assert scene.dropped == [bytes(guest.syn_frame)]
     guest.syn()
     guest.expect("S.", seq=0, ack=1)
 
@@ -152,7 +153,7 @@ def test_a_guest_that_gives_up_ends_the_call(calling):
     guest.expect_nothing()
     assert call.stream.closed
     assert guest.flow is None
-    assert (scene.relay.opened, scene.relay.established) == (1, 0)
+    assert (scene.relay.budget.opened, scene.relay.budget.established) == (1, 0)
 
 
 def test_a_guest_may_give_up_in_the_moment_in_which_the_call_stands(calling):
@@ -273,12 +274,12 @@ def test_what_is_no_segment_goes_elsewhere(scene, guest):
     assert scene.others == [bytes(datagram), bytes(broken), b"", b"\0" * 9]
 
 
-def test_what_nobody_wants_is_counted(fresh):
-    scene = fresh()
-    scene.relay.other = scene.relay._nothing_else
-    scene.push(b"\0" * 9)
-    assert scene.relay.drops == {"not-tcp": 1}
-    assert scene.lost == [b"\0" * 9]
+def test_without_a_taker_a_frame_that_is_no_segment_is_dropped():
+    dropped = []
+    relay = Relay(lambda path: Reason.REFUSED, b"", on_drop=lambda frame, now: dropped.append(bytes(frame)))
+    relay.on_batch(0, batch_of(b"\0" * 9), 0.0)
+    assert relay.drops == {"not-tcp": 1}
+    assert dropped == [b"\0" * 9]
 
 
 def test_a_packet_in_fragments_is_no_segment():

@@ -9,8 +9,8 @@ from carry import Call, Stream
 from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.packet import address
 from vtl_tools.common.packet.offload import segment
-from vtl_tools.common.relay.flow import BUFFER
-from vtl_tools.common.relay.relay import RELAYED, Relay, RelayLimits
+from vtl_tools.common.relay.budget import BUFFER, RelayLimits
+from vtl_tools.common.relay.relay import RELAYED, Relay
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import Ended, State
@@ -145,7 +145,7 @@ class World:
                 moved |= server.stream.tell(self.now)
             self.relay.settle(self.now)
             moved |= self.deliver()
-            self.most_held = max(self.most_held, self.relay.held)
+            self.most_held = max(self.most_held, self.relay.budget.buffered)
             if not moved:
                 break
         else:
@@ -176,12 +176,13 @@ class World:
 
     def check_end(self):
         """Nothing is left."""
-        assert self.relay.held == 0
+        assert self.relay.budget.buffered == 0
         assert not self.relay.poll(self.now)
-        assert self.relay._half_open == 0
+        assert self.relay.budget.half_open == 0
         assert all(server.stream.closed for server in self.servers.values())
-        assert len(self.relay.buffers) <= 256
-        assert len({id(buffer) for buffer in self.relay.buffers}) == len(self.relay.buffers), "lent twice"
+        buffers = self.relay.budget.free_buffers
+        assert len(buffers) <= 256
+        assert len({id(buffer) for buffer in buffers}) == len(buffers), "lent twice"
 
 
 @pytest.mark.parametrize("version", [4, 6])

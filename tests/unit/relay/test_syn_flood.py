@@ -12,7 +12,7 @@ MOST = 100
 
 def test_all_are_let_in_until_half_of_the_places_are_taken_and_nobody_when_all_are():
     crowd = SynFloodGuard(b"secret")
-    assert crowd.judge(b"a", 0.0, half_open=49, most=MOST) is SynVerdict.PASS
+    assert crowd.judge(b"a", 0.0, half_open=49, most=MOST) is SynVerdict.ACCEPT
     assert crowd.judge(b"a", 0.0, half_open=50, most=MOST) is SynVerdict.DROP
     assert crowd.judge(b"a", 2.0, half_open=100, most=MOST) is SynVerdict.DROP
 
@@ -21,7 +21,7 @@ def test_who_asks_again_after_a_second_is_let_in_and_who_repeats_himself_sooner_
     crowd = SynFloodGuard(b"secret")
     assert crowd.judge(b"a", 0.0, half_open=60, most=MOST) is SynVerdict.DROP
     assert crowd.judge(b"a", 0.4, half_open=60, most=MOST) is SynVerdict.DROP
-    assert crowd.judge(b"a", 1.0, half_open=60, most=MOST) is SynVerdict.PASS
+    assert crowd.judge(b"a", 1.0, half_open=60, most=MOST) is SynVerdict.ACCEPT
     assert crowd.judge(b"a", 1.1, half_open=60, most=MOST) is SynVerdict.DROP
 
 
@@ -29,7 +29,7 @@ def test_a_caller_proves_himself_by_the_reset_that_the_rfc_asks_for():
     crowd, frame = SynFloodGuard(b"secret"), bytearray(NONE + syn(1234))
     segment = parse(frame)
     assert crowd.judge(segment.flow, 0.0, half_open=80, most=MOST) is SynVerdict.DROP
-    assert crowd.judge(segment.flow, 1.0, half_open=80, most=MOST) is SynVerdict.PROVE
+    assert crowd.judge(segment.flow, 1.0, half_open=80, most=MOST) is SynVerdict.CHALLENGE
     challenge = Packet.at(bytearray(crowd.challenge(frame, segment)))
     assert challenge.verify()
     assert challenge.tcp.flags == SYN | ACK
@@ -39,11 +39,11 @@ def test_a_caller_proves_himself_by_the_reset_that_the_rfc_asks_for():
     header = Packet.at(reset).tcp
     header.flags, header.seq = RST, challenge.tcp.ack + 1
     crowd.on_reset(parse(reset), 1.1)
-    assert crowd.judge(segment.flow, 1.2, half_open=80, most=MOST) is not SynVerdict.PASS
+    assert crowd.judge(segment.flow, 1.2, half_open=80, most=MOST) is not SynVerdict.ACCEPT
     header.seq = challenge.tcp.ack
     crowd.on_reset(parse(reset), 1.3)
-    assert crowd.judge(segment.flow, 1.4, half_open=80, most=MOST) is SynVerdict.PASS
-    assert crowd.judge(segment.flow, 1.5, half_open=80, most=MOST) is not SynVerdict.PASS
+    assert crowd.judge(segment.flow, 1.4, half_open=80, most=MOST) is SynVerdict.ACCEPT
+    assert crowd.judge(segment.flow, 1.5, half_open=80, most=MOST) is not SynVerdict.ACCEPT
 
 
 def test_what_a_flood_costs_has_a_bound():
@@ -51,6 +51,6 @@ def test_what_a_flood_costs_has_a_bound():
     flows = [number.to_bytes(12, "big") for number in range(_REMEMBERED_MAX + 1000)]
     for flow in flows:
         crowd.judge(flow, 0.0, half_open=80, most=MOST)
-    assert len(crowd._asked) == _REMEMBERED_MAX
+    assert len(crowd._seen) == _REMEMBERED_MAX
     verdicts = [crowd.judge(flow, 1.0, half_open=80, most=MOST) for flow in flows[-2 * _CHALLENGES_PER_S :]]
-    assert verdicts.count(SynVerdict.PROVE) == _CHALLENGES_PER_S
+    assert verdicts.count(SynVerdict.CHALLENGE) == _CHALLENGES_PER_S

@@ -108,7 +108,7 @@ def test_under_load_links_are_polled_by_one_chain_of_turns(options, monkeypatch)
 
     def look():
         """Run once in every pass of the loop."""
-        left.handle.ring()  # and nobody hushes it
+        left.handle.wake()  # and nobody hushes it
         chains.append(sum("_pump" in str(handle) for handle in runner._loop._ready))
         if len(chains) < 200:
             runner._loop.call_soon(look)
@@ -147,12 +147,16 @@ def test_a_fault_of_a_service_ends_it_rather_than_go_on_half(options):
         def on_batch(self, port, batch, now):
             raise ZeroDivisionError
 
+        def on_stop(self, now):
+            left.write(Batch.of([FRAME]))
+
     (outer, left), (right, _) = pair(), pair()
     outer.connect()
     outer.write(Batch.of([FRAME]))
     with pytest.raises(ZeroDivisionError):
         Runner(Faulty(), [left, right], options).run()
     assert not options.control.exists()
+    assert outer.read().count == 1, "its last words are sent all the same"
 
 
 def test_deadlines_wake_a_stage_and_not_before(options):

@@ -6,7 +6,7 @@
     +.1 < S 0:0(0) win 5000 <mss 1000>  the peer says; options are mss, sackOK, wscale, TS val ecr, sack
     +0 > S. 0:0(0) ack 1                the endpoint must say; P is looked at only where it is written
     +0 < U. 1:2(1) ack 1 win 9 urg 1    and the urgent pointer
-    +0 is state ESTABLISHED             a field of Info or property of the endpoint, as text
+    +0 is state ESTABLISHED             a field of ConnectionInfo or property of the endpoint, as text
     +0 fails write 1                    a call must raise ValueError
 
 A line begins with the seconds since the line before; time passes by the endpoint's deadlines. Numbers are

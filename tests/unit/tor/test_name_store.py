@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vtl_tools.common.errors import Malformed, VTLError
 from vtl_tools.common.guest_net.dns import GRACE_S, MAP4, NAMES_MAX, TTL_S
-from vtl_tools.common.guest_net.name_map import NameMap, Placed
+from vtl_tools.common.guest_net.name_map import MappedName, NameMap
 from vtl_tools.services.tor import name_store
 from vtl_tools.services.tor.name_store import NameStore, parse, record
 
@@ -178,7 +178,7 @@ def test_a_full_disk_is_told_of_once_and_no_end(path, monkeypatch, caplog):
 
 
 def test_a_full_file_is_read_as_it_was_written(path):
-    names = [Placed(row, 130_000 - row, f"{row}.example.com") for row in range(NAMES_MAX)]
+    names = [MappedName(row, 130_000 - row, f"{row}.example.com") for row in range(NAMES_MAX)]
     store = NameStore(path)
     for each in names:
         store.put(each)
@@ -203,7 +203,7 @@ def test_any_file_is_read_or_malformed(data):
 @given(st.lists(st.tuples(st.integers(0, 70), st.integers(0, 70), st.sampled_from("abcdef")), max_size=40))
 def test_any_names_at_all_are_restored_to_a_table_that_holds(found):
     names = NameMap(SMALL, None, names_max=20, keep_s=1.0)
-    placed = [Placed(*each) for each in found]
+    placed = [MappedName(*each) for each in found]
     head = name_store._HEADER.pack(name_store._MAGIC, b"s" * 32)
     assert parse(head + b"".join(map(record, placed)))[1] == [
         each._replace(row=row) for row, each in enumerate(placed)

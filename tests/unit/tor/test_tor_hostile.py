@@ -12,7 +12,6 @@ from random import Random
 
 import pytest
 
-from vtl_tools.cmd import tor
 from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.device.capped_capture import CappedCapture
 from vtl_tools.common.device.capture import quiet_scapy
@@ -22,8 +21,10 @@ from vtl_tools.common.packet.address import ip
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, RST, SYN
 from vtl_tools.common.packet.vnet import NONE, VNET
+from vtl_tools.common.relay.budget import RelayLimits
 from vtl_tools.common.relay.flow import RelayFlow
-from vtl_tools.common.relay.relay import _STALE_MAX, RelayLimits
+from vtl_tools.common.relay.timers import STALE_MAX
+from vtl_tools.services.tor import stage as tor
 from vtl_tools.services.tor.selftest.proxy import RecordingProxy
 
 FRAMES = 200_000
@@ -197,20 +198,20 @@ def test_any_frames_at_all_leave_no_trace(either):
         bench.turn(rng.choice((0.0, 0.001, 0.02, 0.5)))
         relay = stage.relay
         assert len(relay.flows) <= LIMITS.connections
-        assert relay._half_open <= LIMITS.half_open
-        assert len(relay._timers) <= 2 * LIMITS.connections + _STALE_MAX + 1
-        assert relay.held <= LIMITS.memory + 65536 * 4
+        assert relay.budget.half_open <= LIMITS.half_open
+        assert len(relay.timers) <= 2 * LIMITS.connections + STALE_MAX + 1
+        assert relay.budget.buffered <= LIMITS.memory + 65536 * 4
     assert len(stage.drops) < FIXED
     assert len(stage.resolver.names) < 65_536
-    assert len(stage.names._looking) <= 1024
-    assert stage.relay.established > 0
+    assert len(stage.names._lookups) <= 1024
+    assert stage.relay.budget.established > 0
     assert stage.names.queries > 0
     for _ in range(60):
         bench.turn(1.0)
         bench.serve()
     assert stage.relay.flows == {}
-    assert stage.relay._half_open == stage.relay.held == 0
-    assert len(stage.names._looking) == 0
+    assert stage.relay.budget.half_open == stage.relay.budget.buffered == 0
+    assert len(stage.names._lookups) == 0
     bench.sent.clear()
     gc.collect()
     assert sum(isinstance(thing, RelayFlow) for thing in gc.get_objects()) <= FIXED
@@ -228,11 +229,11 @@ def test_flows_that_ended_are_not_kept_until_they_would_have_timed_out(bench):
         segment.flags, segment.seq = RST, 2
         bench.push([reset[VNET:]])
         bench.turn(0.001)
-    assert bench.stage.relay.opened == 4000
+    assert bench.stage.relay.budget.opened == 4000
     assert bench.stage.relay.flows == {}
     gc.collect()
     assert (
-        sum(isinstance(thing, RelayFlow) for thing in gc.get_objects()) <= 2 * LIMITS.connections + _STALE_MAX
+        sum(isinstance(thing, RelayFlow) for thing in gc.get_objects()) <= 2 * LIMITS.connections + STALE_MAX
     )
 
 
@@ -301,7 +302,7 @@ def test_a_number_at_a_names_end_is_not_asked_for(either):
 
 def test_a_full_disk_ends_the_record_of_drops_and_nothing_else(bench, monkeypatch, caplog):
     kept = CappedCapture("--pcap-dropped", Path("/dev/full"), "vmnet1")
-    bench.stage.relay.on_loss = kept
+    bench.stage.relay._on_drop = kept
     for _ in range(200):
         bench.push([bytes(1400)] * 8)
     assert sum("--pcap-dropped" in line for line in caplog.messages) == 1

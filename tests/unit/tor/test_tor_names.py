@@ -133,7 +133,7 @@ def test_memory_by_queries_that_come_faster_than_they_are_answered(bench):
         bench.stage.relay.settle(bench.now)
     assert flow.endpoint.rcv.received <= flow.endpoint.config.receive_buffer + names._TAKEN_MAX
     assert sum(map(len, flow.stream.queries)) <= names._TAKEN_MAX
-    assert bench.stage.relay.held <= bench.stage.relay.limits.most
+    assert bench.stage.relay.budget.buffered <= bench.stage.relay.limits.most
 
 
 def batch(*frames):
@@ -182,7 +182,7 @@ def test_memory_by_answers_that_nobody_takes(bench):
             queue = flow.endpoint.snd.queue
             kept += len(flow.stream._answers) + sum(map(len, flow.stream.queries))
             kept += flow.endpoint.readable + queue.tail - queue.head
-        assert kept <= bench.stage.relay.held <= bench.stage.relay.limits.most
+        assert kept <= bench.stage.relay.budget.buffered <= bench.stage.relay.limits.most
 
 
 def test_an_end_that_never_comes_by_queries_that_get_no_answer(bench):
@@ -209,13 +209,13 @@ def test_the_loop_by_look_ups_that_all_end_at_once(tmp_path):
         bench.push([query(f"name{start + i}.example.com", start + i) for i in range(BURST)])
         for _ in range(60):
             bench.turn()
-    assert len(bench.stage.names._looking) == 128
+    assert len(bench.stage.names._lookups) == 128
     assert not bench.answers()
     bench.now += 30
     bench.turn()
     assert 0 < len(bench.answers()) <= 8
     for _ in range(200):
         bench.turn()
-    assert len(bench.stage.names._looking) == 0
+    assert len(bench.stage.names._lookups) == 0
     assert not bench.stage.names.has_more
     bench.close()

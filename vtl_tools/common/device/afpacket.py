@@ -10,7 +10,7 @@ from typing import Final
 
 from vtl_tools.common.device import mmsg
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
-from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch, Lent, Pieces
+from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch, BorrowedBatch, Pieces
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.host import interface, privilege
 from vtl_tools.common.packet import vnet
@@ -58,7 +58,7 @@ class PacketDevice(Device):
         if fanout:
             self.capabilities = frozenset({privilege.NET_RAW})
         self._batch = Batch()
-        self._lent = Lent()
+        self._lent = BorrowedBatch()
         self._index = 0
         self._sock: socket.socket | None = None
         self._fd = -1
@@ -160,7 +160,7 @@ class PacketDevice(Device):
         if batch.count:
             batch.clear()
         if not self.up:
-            if self.handle.rang():
+            if self.handle.alarm_expired():
                 self._look_again()
             return batch
         n = mmsg.recvmmsg(self._fd, self._rx_pointer, SLOTS, mmsg.MSG_DONTWAIT, None)
@@ -216,7 +216,9 @@ class PacketDevice(Device):
         """Send frames in pieces, which the kernel joins. Frames of one piece go out by one call."""
         if len(frames) > 1 and max(map(len, frames)) == 1:
             whole = [bytes(pieces[0]) for pieces in frames]
-            return sum(self.write(self._lent.lend(whole[i : i + SLOTS])) for i in range(0, len(whole), SLOTS))
+            return sum(
+                self.write(self._lent.borrow(whole[i : i + SLOTS])) for i in range(0, len(whole), SLOTS)
+            )
         sock, sent, octets = self._sock, 0, 0
         for pieces in frames:
             if sock is None or not self.up:

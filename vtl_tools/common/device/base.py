@@ -117,7 +117,7 @@ class Device(ABC):
         """Note that the peer is present."""
         if not self.up:
             self.up = True
-            self.handle.hush()  # the alarm was set to look for the peer, and would keep waking the reader
+            self.handle.cancel_alarm()  # set to look for the peer, it would keep waking the reader
             log.info("%s: up", self.spec)
 
     def went_down(self, why: object) -> None:

@@ -203,7 +203,7 @@ class Batch:
         return self
 
 
-class Lent(Batch):
+class BorrowedBatch(Batch):
     """A batch of frames in the caller's memory instead of the arena, for sending only."""
 
     def __init__(self) -> None:
@@ -212,7 +212,7 @@ class Lent(Batch):
         self._pointers = (ctypes.c_char_p * SLOTS)()
         self._words = memoryview(self._pointers).cast("B").cast("Q")
 
-    def lend(self, frames: Sequence[bytes]) -> Self:
+    def borrow(self, frames: Sequence[bytes]) -> Self:
         """Fill the batch with these frames, at most SLOTS. The caller keeps them until they are sent."""
         n = len(frames)
         self._pointers[:n] = list[ctypes.c_char_p | bytes | None](frames)

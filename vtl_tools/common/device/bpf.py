@@ -76,7 +76,7 @@ def _tagged_or_not(steps: Callable[[int], list[Step]]) -> list[Step]:
     ]
 
 
-def segments(mark: int, snap: int, one_in: int = 1) -> bytes:
+def segment_filter(mark: int, snap: int, one_in: int = 1) -> bytes:
     """Return a filter that keeps `snap` octets of TCP segments of both directions, without our mark.
 
     one_in: sample one in so many of the segments without SYN, FIN or RST, at random.
@@ -105,7 +105,7 @@ def segments(mark: int, snap: int, one_in: int = 1) -> bytes:
     return assemble([*ours, *_tagged_or_not(steps), *sample, "keep", (_RET, snap), "drop", (_RET, 0)])
 
 
-def conversation(mark: int, *, outgoing: bool) -> bytes:
+def conversation_filter(mark: int, *, outgoing: bool) -> bytes:
     """Return a filter that keeps whole TCP, ARP and ICMPv6 packets of one direction, without our mark.
 
     outgoing: packets that the host sends on the interface; else packets that arrive there.

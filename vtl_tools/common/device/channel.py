@@ -15,7 +15,7 @@ from typing import Final
 
 from vtl_tools.common.device.base import Device, Drop
 from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.device.datagram import Inbox, leave_out, send_messages
+from vtl_tools.common.device.datagram import Inbox, drop_frames, send_messages
 from vtl_tools.common.device.peer import SocketPeer
 from vtl_tools.common.device.plain import ETHERNET
 from vtl_tools.common.packet import vnet
@@ -56,24 +56,24 @@ class ChannelDevice(Device):
     def read(self) -> Batch:
         """Receive up to a batch of frames."""
         batch = self._batch
-        if self._peer.sock is None and not self._peer.look():
+        if self._peer.sock is None and not self._peer.poll():
             batch.clear()
             return batch
         assert self._peer.sock is not None
         try:
             bad = self._inbox.receive(self._peer.sock.fileno())
         except OSError as e:
-            self._peer.lose(e.strerror)
+            self._peer.disconnect(e.strerror)
             return batch
         if Drop.RUNT in bad.values() and 0 in (lengths := batch.lengths.tolist()):
             batch.count = lengths.index(0)
             bad = {i: reason for i, reason in bad.items() if i < batch.count}
-            self._peer.lose("the other end closed it")
+            self._peer.disconnect("the other end closed it")
         if not batch.is_plain:
             for i, frame in enumerate(batch):
                 if i not in bad and not _is_sane(frame):
                     bad[i] = Drop.MALFORMED
-        leave_out(self, batch, bad)
+        drop_frames(self, batch, bad)
         return self.received(batch)
 
     def write(self, batch: Batch) -> int:
@@ -88,7 +88,7 @@ class ChannelDevice(Device):
             batch = Batch.of(batch[i] for i in whole)
         taken = send_messages(self, self._peer.sock.fileno(), batch, batch.msgs_address)
         if not self.up:
-            self._peer.lose("the other end closed it")
+            self._peer.disconnect("the other end closed it")
         return taken
 
     def close(self) -> None:

@@ -81,7 +81,7 @@ class Inbox:
         return bad
 
 
-def leave_out(device: Device, batch: Batch, bad: dict[int, Drop]) -> None:
+def drop_frames(device: Device, batch: Batch, bad: dict[int, Drop]) -> None:
     """Remove the frames at these indices from a batch, and count them."""
     if bad:
         device.drops.update(bad.values())

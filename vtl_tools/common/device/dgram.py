@@ -12,8 +12,16 @@ from typing import Final
 
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.device.datagram import Inbox, Outbox, leave_out
-from vtl_tools.common.device.peer import BUFFER, Address, SocketAddress, SocketFile, enlarge, mapped, resolve
+from vtl_tools.common.device.datagram import Inbox, Outbox, drop_frames
+from vtl_tools.common.device.peer import (
+    BUFFER,
+    Address,
+    SocketAddress,
+    SocketFile,
+    enlarge,
+    resolve,
+    translated_errors,
+)
 from vtl_tools.common.device.plain import ETHERNET, Plain
 from vtl_tools.common.host import broker
 from vtl_tools.common.packet.vnet import VNET
@@ -50,7 +58,7 @@ class DgramDevice(Device):
 
     def connect(self) -> None:
         """Bind the own address. An absent unix peer is waited for."""
-        with mapped(self.spec):
+        with translated_errors(self.spec):
             family, self._where = resolve(self.spec, self._remote, socket.SOCK_DGRAM)
             _, local = resolve(self.spec, self._local, socket.SOCK_DGRAM)
             sock = self._sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -91,7 +99,11 @@ class DgramDevice(Device):
         """Receive up to a batch of frames."""
         assert self._sock is not None
         batch = self._batch
-        if (self._unix or not self.up) and self.handle.rang() and (self._unix or not self._is_connected):
+        if (
+            (self._unix or not self.up)
+            and self.handle.alarm_expired()
+            and (self._unix or not self._is_connected)
+        ):
             try:
                 self._reach()
             except PermissionError:
@@ -109,7 +121,7 @@ class DgramDevice(Device):
             else:
                 self.went_up()
         batch.make_plain()
-        leave_out(self, batch, bad)
+        drop_frames(self, batch, bad)
         return self.received(batch)
 
     def write(self, batch: Batch) -> int:

@@ -73,7 +73,7 @@ class Fault(Wrapper):
     def read(self) -> Batch:
         """Return the frames that are due, and send those that are due in the other direction."""
         now = self._clock()
-        self._alarm.rang()
+        self._alarm.alarm_expired()
         self._send(now)
         if arrived := self.device.read():
             self._put(self._inward, arrived, now)

@@ -45,15 +45,15 @@ class Handle:
         spec = (ctypes.c_long * 4)(0, 0, seconds, int((delay_s - seconds) * 1e9) or 1)
         _libc.timerfd_settime(self._timer, 0, spec, None)
 
-    def hush(self) -> None:
+    def cancel_alarm(self) -> None:
         """Cancel the alarm."""
         _libc.timerfd_settime(self._timer, 0, (ctypes.c_long * 4)(), None)
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake at once, for work that no descriptor announces."""
         self.alarm(1e-9)
 
-    def rang(self) -> bool:
+    def alarm_expired(self) -> bool:
         """Return whether the alarm expired since the last call."""
         try:
             os.read(self._timer, 8)

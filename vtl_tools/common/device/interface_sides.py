@@ -57,7 +57,7 @@ class VMSide(PacketDevice):
         return sock
 
     def _attach(self, sock: socket.socket) -> None:
-        heard = bpf.conversation(self.mark, outgoing=self._outgoing)
+        heard = bpf.conversation_filter(self.mark, outgoing=self._outgoing)
         bpf.attach(sock, heard if self.receive else bpf.NOTHING)
 
 

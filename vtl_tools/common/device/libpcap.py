@@ -85,7 +85,7 @@ class LibpcapDevice(Device):
         batch = self._batch
         batch.clear()
         if self._socket is None:
-            if self.handle.rang():
+            if self.handle.alarm_expired():
                 self._look_again()
             return batch
         while batch.count < batch.slots:

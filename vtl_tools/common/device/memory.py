@@ -27,7 +27,7 @@ class MemoryDevice(Device):
         """Open the end. Frames sent to it before are waiting."""
         self.went_up()
         if self._queue:
-            self.handle.ring()
+            self.handle.wake()
 
     def read(self) -> Batch:
         """Take up to a batch of frames from the queue."""
@@ -36,7 +36,7 @@ class MemoryDevice(Device):
         while queue and batch.count < batch.slots:
             batch.append(queue.popleft())
         if not queue:
-            self.handle.rang()
+            self.handle.alarm_expired()
             self.finished = self.peer._closed
         return self.received(batch)
 
@@ -51,7 +51,7 @@ class MemoryDevice(Device):
     def _put(self, batch: Batch) -> int:
         queue = self.peer._queue
         if not queue:
-            self.peer.handle.ring()
+            self.peer.handle.wake()
         lost = lost_octets = 0
         for frame in batch:
             if len(frame) < VNET + ETHERNET:
@@ -71,7 +71,7 @@ class MemoryDevice(Device):
             self._closed = True
             if not self.peer._closed:
                 self.peer.up = False
-                self.peer.handle.ring()
+                self.peer.handle.wake()
         super().close()
 
 

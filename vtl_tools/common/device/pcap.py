@@ -44,13 +44,13 @@ class PcapDevice(Device):
         if self._next and self._speed:
             self._origin = self._clock() - self._next[0] / self._speed
         self.went_up()
-        self.handle.ring()
+        self.handle.wake()
 
     def read(self) -> Batch:
         """Return the frames that are due."""
         batch = self._batch
         batch.clear()
-        self.handle.rang()
+        self.handle.alarm_expired()
         now = self._clock()
         while self._next and self._reader and batch.count < batch.slots:
             stamp, frame = self._next
@@ -65,7 +65,7 @@ class PcapDevice(Device):
                 batch.append_plain(frame)
             self._next = next(self._reader, None)
         self.finished = self._next is None
-        self.handle.ring()
+        self.handle.wake()
         return self.received(batch)
 
     def write(self, batch: Batch) -> int:

@@ -30,7 +30,7 @@ _SO_RCVBUFFORCE = 33
 
 
 class SocketPeer:
-    """Maintains the one connection of a device. The device's read() calls look() while sock is None.
+    """Maintains the one connection of a device. The device's read() calls poll() while sock is None.
 
     A server takes one client at a time. As in QEMU, further ones wait in the backlog until it disconnects.
     """
@@ -48,7 +48,7 @@ class SocketPeer:
         """Start. An absent peer is waited for. Raises DeviceError for errors that persist."""
         spec = self._device.spec
         try:
-            with mapped(spec):
+            with translated_errors(spec):
                 self._family, self._where = resolve(spec, self._address, self._kind)
                 if self._server:
                     self._listen()
@@ -91,13 +91,13 @@ class SocketPeer:
         if code in (errno.EACCES, errno.EPERM, errno.EPROTOTYPE, errno.ENOTSOCK):
             raise OSError(code, os.strerror(code))
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Accept or connect if the peer is there. Return whether it is. Never blocks or raises."""
-        rang = self._device.handle.rang()
+        alarm_expired = self._device.handle.alarm_expired()
         try:
             if self._server:
-                self._accept(rang)
-            elif self._waiting or rang:
+                self._accept(alarm_expired)
+            elif self._waiting or alarm_expired:
                 self._connect()
         except BlockingIOError:
             pass
@@ -107,9 +107,9 @@ class SocketPeer:
             self._device.handle.alarm(RETRY_S)
         return self.sock is not None
 
-    def _accept(self, rang: bool) -> None:
+    def _accept(self, alarm_expired: bool) -> None:
         assert self._waiting is not None
-        if rang:
+        if alarm_expired:
             self._device.handle.watch(self._waiting.fileno())
         sock, _ = self._waiting.accept()
         sock.setblocking(False)
@@ -126,7 +126,7 @@ class SocketPeer:
         self._device.handle.watch(sock.fileno())
         self._device.went_up()
 
-    def lose(self, why: object) -> None:
+    def disconnect(self, why: object) -> None:
         """Close the connection and wait for another."""
         assert self.sock is not None
         self._device.handle.forget(self.sock.fileno())
@@ -184,7 +184,7 @@ class SocketFile:
 
 
 @contextlib.contextmanager
-def mapped(spec: str) -> Iterator[None]:
+def translated_errors(spec: str) -> Iterator[None]:
     """Translate OSError to DeviceError or PermissionNeededError."""
     try:
         yield

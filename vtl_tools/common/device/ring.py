@@ -16,7 +16,7 @@ from vtl_tools.common.device.handle import Handle
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.packet.vnet import VNET
 
-Hear = Callable[[memoryview, bool, float], object]
+OnSegment = Callable[[memoryview, bool, float], object]
 """Called with a frame, truncated to the snap length and borrowed; whether the VM sent it; now."""
 
 SNAP: Final = 14 + 8 + 60 + 60
@@ -52,9 +52,9 @@ class Ring:
     mark: SO_MARK of our own frames, which are not captured.
     """
 
-    def __init__(self, name: str, hear: Hear, *, mark: int) -> None:
+    def __init__(self, name: str, on_segment: OnSegment, *, mark: int) -> None:
         """Open the ring. Raises DeviceError, PermissionNeededError."""
-        self.name, self.hear, self.mark = name, hear, mark
+        self.name, self.on_segment, self.mark = name, on_segment, mark
         self.frames = self.missed = 0
         self._one_in = 1
         self._next = 0
@@ -88,7 +88,7 @@ class Ring:
     def sample(self, one_in: int) -> None:
         """Capture one in so many segments, at random, and all with SYN, FIN or RST."""
         self._one_in = one_in
-        bpf.attach(self._sock, bpf.segments(self.mark, SNAP, one_in))
+        bpf.attach(self._sock, bpf.segment_filter(self.mark, SNAP, one_in))
 
     def poll(self, now: float) -> bool:
         """Hand on the frames of the next block. Return whether there was one."""
@@ -98,13 +98,13 @@ class Ring:
         if not status & _USER:
             self._look()
             return False
-        hear, at = self.hear, start + offset
+        on_segment, at = self.on_segment, start + offset
         self.frames += count
         for _ in range(count):
             following, kept, mac, tci, tpid, kind = _HEAD.unpack_from(memory, at)
             first = at + mac - VNET
             frame = memory[first : first + VNET + kept]
-            hear(_tagged(frame, tpid, tci) if tpid else frame, kind != _OUTGOING, now)
+            on_segment(_tagged(frame, tpid, tci) if tpid else frame, kind != _OUTGOING, now)
             at += following
         struct.pack_into("=I", memory, start + 8, 0)  # return the block to the kernel
         self._next = (self._next + 1) % BLOCKS
@@ -112,7 +112,7 @@ class Ring:
 
     def _look(self) -> None:
         """Reopen the interface if it was deleted and exists again."""
-        if not self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) and not self._handle.rang():
+        if not self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) and not self._handle.alarm_expired():
             return
         try:
             index = socket.if_nametoindex(self.name)

@@ -50,7 +50,7 @@ class StreamDevice(Device):
         batch.clear()
         sock = self._peer.sock
         if sock is None:
-            if not self._peer.look():
+            if not self._peer.poll():
                 return batch
             self._at = self._end = 0
             self._more, self._unsent = False, b""
@@ -108,9 +108,9 @@ class StreamDevice(Device):
         self._at = at
         # The socket may have no more input, so the frames left here must wake the reader.
         if self._more and not rung:
-            self.handle.ring()
+            self.handle.wake()
         elif rung and not self._more:
-            self.handle.rang()
+            self.handle.alarm_expired()
 
     def write(self, batch: Batch) -> int:
         """Send as plain frames, as much as the socket has room for, in one system call per batch."""
@@ -172,7 +172,7 @@ class StreamDevice(Device):
     def _lose(self, why: object) -> None:
         self._at = self._end = 0
         self._more, self._unsent = False, b""
-        self._peer.lose(why)
+        self._peer.disconnect(why)
 
     def close(self) -> None:
         """Disconnect. Idempotent."""

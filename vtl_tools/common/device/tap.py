@@ -130,7 +130,7 @@ class TapDevice(Device):
         """Receive up to a batch of frames."""
         batch = self._batch
         batch.clear()
-        if not self.up and self.handle.rang():
+        if not self.up and self.handle.alarm_expired():
             self._look_again()
         if self._fd < 0:
             return batch

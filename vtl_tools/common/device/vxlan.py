@@ -10,8 +10,8 @@ from typing import Final
 
 from vtl_tools.common.device.base import Device, Drop
 from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.device.datagram import NAME_SIZE, Inbox, Outbox, leave_out
-from vtl_tools.common.device.peer import BUFFER, SocketAddress, enlarge, mapped, resolve
+from vtl_tools.common.device.datagram import NAME_SIZE, Inbox, Outbox, drop_frames
+from vtl_tools.common.device.peer import BUFFER, SocketAddress, enlarge, resolve, translated_errors
 from vtl_tools.common.device.plain import ETHERNET, Plain
 from vtl_tools.common.errors import DeviceError
 from vtl_tools.common.packet.vnet import VNET
@@ -65,7 +65,7 @@ class VxlanDevice(Device):
 
     def connect(self) -> None:
         """Bind the port, and derive the network's MTU from the route to the peer."""
-        with mapped(self.spec):
+        with translated_errors(self.spec):
             family, where = resolve(self.spec, self._remote, socket.SOCK_DGRAM)
             self._outbox = Outbox(VNET, self._header, _sockaddr(family, where))
             self._hosts = _host_columns(family, self._inbox.names, _sockaddr(family, where))
@@ -96,7 +96,7 @@ class VxlanDevice(Device):
         assert self._sock is not None
         batch = self._batch
         if not self.up:
-            self.handle.rang()
+            self.handle.alarm_expired()
         try:
             bad = self._inbox.receive(self._sock.fileno())
         except OSError as e:
@@ -116,7 +116,7 @@ class VxlanDevice(Device):
         if len(bad) < batch.count:
             self.went_up()
         batch.make_plain()
-        leave_out(self, batch, bad)
+        drop_frames(self, batch, bad)
         return self.received(batch)
 
     def _is_peer(self, i: int) -> bool:

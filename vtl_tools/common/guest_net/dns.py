@@ -24,8 +24,8 @@ from dns.rdatatype import RdataType
 from vtl_tools.common.guest_net import dns_message as wire
 from vtl_tools.common.guest_net import special_names
 from vtl_tools.common.guest_net.dns_message import DNSQuestion, DNSResult
-from vtl_tools.common.guest_net.lookups import Asker, CachedOutcome, Lookup, Lookups, Outcome
-from vtl_tools.common.guest_net.name_map import NameMap, Placed
+from vtl_tools.common.guest_net.lookups import CachedOutcome, Lookup, Lookups, Outcome, WaitingQuery
+from vtl_tools.common.guest_net.name_map import MappedName, NameMap
 from vtl_tools.common.packet.address import is_internal
 from vtl_tools.common.socks import Command, Failed, Reason
 
@@ -61,7 +61,7 @@ class Mode(StrEnum):
     RESOLVE = "resolve"
 
 
-class Asked(NamedTuple):
+class QueryProgress(NamedTuple):
     """The result of a query: a reply to send, if there is one, and look-ups to start, if there are any.
 
     later: the reply follows when the look-ups are complete.
@@ -92,7 +92,7 @@ class Resolver:
         timeout_s: float = TIMEOUT_S,
         onions: bool = True,
         key: bytes = b"",
-        keep: Callable[[Placed], object] | None = None,
+        keep: Callable[[MappedName], object] | None = None,
     ) -> None:
         self.mode, self._onions = mode, onions and mode is Mode.MAP
         self.names = NameMap(ipv4, ipv6, names_max=names_max, keep_s=TTL_S + GRACE_S, key=key, keep=keep)
@@ -106,7 +106,7 @@ class Resolver:
         *,
         client: Hashable | None = None,
         stream: bool = False,
-    ) -> Asked:
+    ) -> QueryProgress:
         """Process a query. source: returned with its reply. client: the client for client_max, such as the
         guest; the default is source.
 
@@ -115,20 +115,20 @@ class Resolver:
         """
         query = wire.read(message, stream=stream)
         if query is None:
-            return Asked(None)
+            return QueryProgress(None)
         if query.error:
-            return Asked(wire.render(query, ()))
+            return QueryProgress(wire.render(query, ()))
         parts = [(question, self._answer(question, now)) for question in dict.fromkeys(query.questions)]
         waiting = list(dict.fromkeys(part for _, part in parts if isinstance(part, Lookup)))
         if not waiting:
-            return Asked(wire.render(query, _results(parts, {}, now)))
-        asker = Asker(source, source if client is None else client, query, parts, waiting)
+            return QueryProgress(wire.render(query, _results(parts, {}, now)))
+        asker = WaitingQuery(source, source if client is None else client, query, parts, waiting)
         if self._lookups.is_waiting(asker):
-            return Asked(None)
+            return QueryProgress(None)
         fresh = self._lookups.add(asker, now)
         if fresh is None:
-            return Asked(wire.render(query, [(question, SERVFAIL) for question, _ in parts]))
-        return Asked(None, tuple(fresh), later=True)
+            return QueryProgress(wire.render(query, [(question, SERVFAIL) for question, _ in parts]))
+        return QueryProgress(None, tuple(fresh), later=True)
 
     def resolved(self, lookup: Lookup, outcome: Outcome, now: float) -> Iterator[Reply]:
         """Process Tor's answer; yield the replies that it completes, with their sources.
@@ -221,5 +221,5 @@ def _results(
         yield question, _result(question, found[part], now) if isinstance(part, Lookup) else part
 
 
-def _replies(askers: Iterable[Asker], now: float) -> Iterator[Reply]:
+def _replies(askers: Iterable[WaitingQuery], now: float) -> Iterator[Reply]:
     return ((each.source, wire.render(each.query, _results(each.parts, each.found, now))) for each in askers)

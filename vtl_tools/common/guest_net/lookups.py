@@ -33,7 +33,7 @@ class CachedOutcome(NamedTuple):
 
 
 @dataclass(slots=True)
-class Asker:
+class WaitingQuery:
     """A query that waits. parts: each question with its result, or with the look-up that it needs.
 
     waiting: the look-ups without a result yet, each once.
@@ -55,7 +55,7 @@ class Asker:
 @dataclass(slots=True)
 class _Pending:
     due: float
-    askers: list[Asker]
+    askers: list[WaitingQuery]
 
 
 class Lookups:
@@ -66,7 +66,7 @@ class Lookups:
 
     def __init__(self, *, askers_max: int, client_max: int, timeout_s: float) -> None:
         self._askers_max, self._client_max, self._timeout_s = askers_max, client_max, timeout_s
-        self._askers: dict[Hashable, Asker] = {}
+        self._askers: dict[Hashable, WaitingQuery] = {}
         self._of_client: Counter[Hashable] = Counter()
         self._questions = 0
         self._pending: OrderedDict[Lookup, _Pending] = OrderedDict()  # in the order of their timeouts
@@ -77,11 +77,11 @@ class Lookups:
         found = self._cache.get(lookup)
         return found if found is not None and found.until > now else None
 
-    def is_waiting(self, asker: Asker) -> bool:
+    def is_waiting(self, asker: WaitingQuery) -> bool:
         """Return whether the same question of the same source waits already."""
         return asker.key in self._askers
 
-    def add(self, asker: Asker, now: float) -> list[Lookup] | None:
+    def add(self, asker: WaitingQuery, now: float) -> list[Lookup] | None:
         """Add a query; return its look-ups that are not pending yet. None: there is no room."""
         fresh = [lookup for lookup in asker.waiting if lookup not in self._pending]
         questions, of_client = len(asker.parts), self._of_client[asker.client]
@@ -96,7 +96,7 @@ class Lookups:
             self._pending[lookup].askers.append(asker)
         return fresh
 
-    def resolved(self, lookup: Lookup, outcome: Outcome, now: float) -> list[Asker]:
+    def resolved(self, lookup: Lookup, outcome: Outcome, now: float) -> list[WaitingQuery]:
         """Store a result; return the queries that are now complete."""
         seconds = POSITIVE_S
         if isinstance(outcome, Failed):
@@ -125,7 +125,7 @@ class Lookups:
         """Return when the first pending look-up times out; None: none is pending."""
         return next((pending.due for pending in self._pending.values()), None)
 
-    def wake(self, now: float) -> list[Asker]:
+    def wake(self, now: float) -> list[WaitingQuery]:
         """Cancel look-ups that took too long; return the queries that are now complete."""
         late: list[Lookup] = []
         for lookup, pending in self._pending.items():
@@ -134,7 +134,7 @@ class Lookups:
             late.append(lookup)
         return [asker for lookup in late for asker in self.resolved(lookup, TIMED_OUT, now)]
 
-    def _forget(self, asker: Asker) -> None:
+    def _forget(self, asker: WaitingQuery) -> None:
         del self._askers[asker.key]
         self._questions -= len(asker.parts)
         self._of_client[asker.client] -= len(asker.parts)

@@ -17,7 +17,7 @@ _LAST_OCTETS: Final = 254
 """Used addresses of a /24: some stacks take one that ends in 0 or 255 for a broadcast address."""
 
 
-class Placed(NamedTuple):
+class MappedName(NamedTuple):
     """A name and the offset of its address in the range. row: its unique number below names_max."""
 
     row: int
@@ -53,7 +53,7 @@ class NameMap:
         names_max: int,
         keep_s: float,
         key: bytes = b"",
-        keep: Callable[[Placed], object] | None = None,
+        keep: Callable[[MappedName], object] | None = None,
     ) -> None:
         size = ipv4.num_addresses
         self._slots = size // 256 * _LAST_OCTETS if size >= 256 else size - 2
@@ -72,7 +72,7 @@ class NameMap:
         self._retired: OrderedDict[int, None] = OrderedDict()  # slots of evicted names
         self._retired_max = min(_RETIRED_MAX, (self._slots - self._names_max) // 2)
 
-    def restore(self, names: Iterable[Placed], now: float) -> None:
+    def restore(self, names: Iterable[MappedName], now: float) -> None:
         """Restore names and addresses from before a restart, as if the names had just been asked for."""
         rows = set()
         for row, slot, name in names:
@@ -156,7 +156,7 @@ class NameMap:
         self._retired.pop(entry.slot, None)
         self._by_name[name] = self._by_slot[entry.slot] = self._idle[name] = entry
         if self._keep is not None:
-            self._keep(Placed(row, entry.slot, name))
+            self._keep(MappedName(row, entry.slot, name))
         return entry
 
     def _free_slot(self, name: str) -> int:

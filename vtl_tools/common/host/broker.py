@@ -241,7 +241,7 @@ class UnixTarget(_Resource):
 
 
 class OwnSocket(_Resource):
-    """The file of a unix socket of ours, removed when the service ends unless another has replaced it."""
+    """The file of our own unix socket, removed when the service ends unless another has replaced it."""
 
     def __init__(self, path: Path | str) -> None:
         super().__init__(path)

@@ -203,7 +203,7 @@ def _fault(listing: str, name: str) -> str:
     return ""
 
 
-def standing() -> list[GuardStatus]:
+def list_guards() -> list[GuardStatus]:
     """Return the guards of this network namespace, in force or not, one per interface name and form.
 
     Raises PermissionNeededError.
@@ -266,7 +266,7 @@ def clear(name: str) -> int:
     names = {name, interface.real(name)}
     kept = [
         g
-        for g in standing()
+        for g in list_guards()
         if g.form == "kept" and (g.name in names or decode(g.table[len(_KEPT) :]) in names)
     ]
     nft = NFT()

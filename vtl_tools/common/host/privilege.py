@@ -66,7 +66,7 @@ def _own_name() -> str | None:
         return None
 
 
-def give_up(capabilities: Iterable[int], become: Account | None) -> None:
+def drop_privileges(capabilities: Iterable[int], become: Account | None) -> None:
     """Change to another user, without groups, and keep only these capabilities. Irreversible.
 
     Raises PermissionNeededError if the kernel refuses, or if verification shows that it had no effect.

@@ -47,10 +47,10 @@ class EtherModel(Model[EtherEnd]):
 
     def follow(self, pkt: Packet, sender: End) -> bool:
         """Learn the source address and the VLAN tags."""
-        self.note(pkt.buf, pkt.l3_off, sender)
+        self.follow_frame(pkt.buf, pkt.l3_off, sender)
         return True
 
-    def note(self, frame: Buffer, l3_off: int, sender: End) -> None:
+    def follow_frame(self, frame: Buffer, l3_off: int, sender: End) -> None:
         """Do what follow() does, for a frame whose network header is known to start at l3_off."""
         tx = self[sender]
         (tx.mac,) = _SRC.unpack_from(frame, vnet.VNET + 6)

@@ -89,12 +89,12 @@ class IPModel(Model[IPEnd]):
 
     def follow(self, pkt: Packet, sender: End) -> bool:
         """Learn the header fields, and the link's."""
-        self.note(
+        self.follow_frame(
             pkt.buf, pkt.l3_off, super_segments(pkt.buf, pkt.tcp_payload_len) if pkt.gso_size else 1, sender
         )
         return True
 
-    def note(self, frame: Buffer, l3_off: int, segments: int, sender: End) -> None:
+    def follow_frame(self, frame: Buffer, l3_off: int, segments: int, sender: End) -> None:
         """Do what follow() does, for a frame with its IP header at l3_off.
 
         It counts as `segments` packets.
@@ -109,7 +109,7 @@ class IPModel(Model[IPEnd]):
             word, tx.ttl = _NOTED6.unpack_from(frame, l3_off)
             tx.dscp = word >> 22 & 0x3F
             tx.flow_label = word & 0xF_FFFF
-        self.link.note(frame, l3_off, sender)
+        self.link.follow_frame(frame, l3_off, sender)
 
     def adopt(self, pkt: Packet, from_: End) -> None:
         """Rewrite addresses, TTL, DSCP, and identification or flow label. Extensions and options stay."""

@@ -2,13 +2,12 @@
 
 from typing import Final, Self
 
-from vtl_tools.common.model import tcp_plain
 from vtl_tools.common.model.base import LOCAL, REMOTE, End
 from vtl_tools.common.model.ip import IPModel, super_segments
-from vtl_tools.common.model.tcp_arrival import Seen, arrive, arrive_syn
+from vtl_tools.common.model.tcp_arrival import SegmentKind, arrive, arrive_syn
 from vtl_tools.common.model.tcp_end import TcpEnd
 from vtl_tools.common.model.transport import TransportModel
-from vtl_tools.common.packet import build, ip, tcp
+from vtl_tools.common.packet import build, ip, quick, tcp
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, PSH, RST, SYN, TCP
 from vtl_tools.common.packet.tcp_state import State
@@ -35,7 +34,7 @@ class TcpModel(TransportModel[TcpEnd]):
 
     def __init__(self, ip: IPModel, local: TcpEnd, remote: TcpEnd) -> None:
         super().__init__(ip, local, remote)
-        self.seen: Seen | None = None
+        self.seen: SegmentKind | None = None
 
     @classmethod
     def from_packet(cls, pkt: Packet, sender: End = LOCAL) -> Self:
@@ -128,10 +127,11 @@ class TcpModel(TransportModel[TcpEnd]):
     def sync_frame(self, frame: Buffer) -> End | None:
         """Do what sync(Packet.at(frame)) does, in a third of the time for common frames."""
         net, local, remote = self.ip, self.local, self.remote
-        plain = tcp_plain.read(frame, net.version)
-        if plain is None:
+        headers = quick.read(frame)
+        if headers is None or headers[1] != ip.TCP or headers[5] & SYN:
             return self.sync(Packet.at(frame))
-        src, dst, sport, dport, seq, ack, flags, window, at, data, end = plain
+        _, _, parties, seq, ack, flags, window, _, data, end, tsval, _ = headers
+        src, dst, sport, dport = quick.split(parties)
         here, there = net.local.address, net.remote.address
         if sport == local.port and dport == remote.port and src == here and dst == there:
             sender, tx, rx = LOCAL, local, remote
@@ -139,13 +139,14 @@ class TcpModel(TransportModel[TcpEnd]):
             sender, tx, rx = REMOTE, remote, local
         else:
             return None
-        tsval = tcp_plain.tsval(frame, at, data) if tx.timestamps else None
-        if tsval == -1:
+        if not tx.timestamps:
+            tsval = None
+        elif tsval == quick.OTHER_OPTIONS:
             return self.sync(Packet.at(frame))
         self.seen = seen = arrive(tx, rx, seq, ack, flags, window, end - data, tsval)
         if not seen.taken:
             return None
-        net.note(frame, tcp_plain.L3, super_segments(frame, end - data) if frame[1] else 1, sender)
+        net.follow_frame(frame, quick.L3, super_segments(frame, end - data) if frame[1] else 1, sender)
         return sender
 
     def adopt(

@@ -16,7 +16,7 @@ _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000  # the comparisons of packet.seq are inlined below: a call takes 60 ns
 
 
-class Seen(Enum):
+class SegmentKind(Enum):
     """The kind of a segment.
 
     taken: whether its receiver accepts it, as opposed to a drop or a challenge ACK.
@@ -44,38 +44,43 @@ class Seen(Enum):
         self.taken = taken
 
 
+# Of nearly all segments: to look a member up in its Enum takes four times as long.
+_ESTABLISHED: Final = State.ESTABLISHED
+_ACK, _DATA, _RETRANSMISSION = SegmentKind.ACK, SegmentKind.DATA, SegmentKind.RETRANSMISSION
+
+
 def arrive(
     tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int, window: int, length: int, tsval: int | None
-) -> Seen:
+) -> SegmentKind:
     """Follow a segment without SYN. window: as sent, not shifted. length: octets of data."""
     if flags & RST:
         return _reset(tx, rx, seq, ack, flags)
     una = tx.snd_una
-    if tx.state is not State.ESTABLISHED or rx.state is not State.ESTABLISHED:
+    if tx.state is not _ESTABLISHED or rx.state is not _ESTABLISHED:
         if not (tx.is_synchronized and rx.is_synchronized):
-            return Seen.NOT_OPEN
+            return SegmentKind.NOT_OPEN
         if rx.state is State.SYN_RECEIVED and flags & ACK and not 0 < (ack - rx.snd_una) & _MASK < _HALF:
-            return Seen.OLD_ACK  # its SYN must be acknowledged first (RFC 9293 section 3.10.7.4, fifth)
+            return SegmentKind.OLD_ACK  # its SYN must be acknowledged first (3.10.7.4, fifth)
         una = _edge(tx)
     if not flags & ACK:
-        return Seen.NO_ACK
+        return SegmentKind.NO_ACK
 
     # first, check the sequence number; as Linux does, what reaches what is acknowledged is in
     end = (seq + length + (flags & FIN)) & _MASK
     if (end - una) & _HALF:  # SEG.SEQ+SEG.LEN < RCV.NXT
         return _stale(tx, rx, seq, una, tsval)
-    reach = rx.reach
+    reach = rx.rcv_wnd if rx.wscale is not None else rx.reach
     ahead = (seq - una) & _MASK
     if (reach < ahead < _HALF and (ahead != reach + 1 or end != seq)) or (
         tx.fin is not None and seq_gt(end, tx.fin)
-    ):  # a bare FIN needs no room, and an acknowledgement behind it has the next number
-        return Seen.OUT_OF_WINDOW
+    ):  # a bare FIN needs no room, and an acknowledgement after it has the next number
+        return SegmentKind.OUT_OF_WINDOW
     if tsval is not None and rx.ts_recent is not None and (tsval - rx.ts_recent) & _HALF:
-        return Seen.OLD_TIMESTAMP
+        return SegmentKind.OLD_TIMESTAMP
 
     # fifth, check the ACK field
     if not tx.heard and (rx.snd_una - ack) & _MASK <= tx.reach:
-        # The first segment of this end that we see: its ACK is certain where rx's numbers told it roughly
+        # The first segment seen of this end: its ACK is exact, while rx's numbers gave an estimate
         rx.snd_wl1, rx.snd_una, tx.rcv_nxt = seq, ack, ack
     if (refused := _acknowledge(tx, rx, seq, ack, window)) is not None:
         return refused
@@ -86,7 +91,7 @@ def arrive(
             rx.ts_recent = tsval
 
     # seventh, process the segment text; eighth, check the FIN bit
-    return Seen.ACK if end == seq else _deliver(tx, rx, seq, ack, flags, end, una, reach)
+    return _ACK if end == seq else _deliver(tx, rx, seq, ack, flags, end, una, reach)
 
 
 def _edge(tx: TcpEnd) -> int:
@@ -95,15 +100,15 @@ def _edge(tx: TcpEnd) -> int:
     return (una + 1) & _MASK if una == tx.iss else una
 
 
-def _acknowledge(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, window: int) -> Seen | None:
+def _acknowledge(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, window: int) -> SegmentKind | None:
     """Move SND.UNA and SND.WND of rx, if SND.UNA - MAX.SND.WND =< SEG.ACK =< SND.NXT (RFC 5961 5.2)."""
     news = (ack - rx.snd_una) & _MASK
     if news >= _HALF:  # an old acknowledgement: harmless
         limit = tx.reach if tx.wscale is None else rx.max_snd_wnd
-        return Seen.OLD_ACK if -news & _MASK > limit else None
+        return SegmentKind.OLD_ACK if -news & _MASK > limit else None
     if 0 < (ack - rx.snd_nxt) & _MASK < _HALF:
         if rx.iss is not None or news > tx.reach:
-            return Seen.ACK_OF_UNSENT
+            return SegmentKind.ACK_OF_UNSENT
         rx.snd_nxt = ack  # sent before the model joined
     if news or not (seq - rx.snd_wl1) & _HALF:  # SND.WL1 =< SEG.SEQ; as in Linux, any newer ACK will do
         tx.rcv_wnd = rx.snd_wnd = wnd = window << tx.wscale if tx.wscale else window
@@ -114,7 +119,7 @@ def _acknowledge(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, window: int) -> See
         rx.snd_una = ack
         if (ack - tx.rcv_nxt) & _MASK < _HALF:
             tx.rcv_nxt = ack
-        if rx.state is not State.ESTABLISHED:
+        if rx.state is not _ESTABLISHED:
             if rx.state is State.SYN_RECEIVED:
                 rx.state = State.ESTABLISHED
             elif ack == rx.fin:
@@ -123,7 +128,9 @@ def _acknowledge(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, window: int) -> See
     return None
 
 
-def _deliver(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int, end: int, una: int, reach: int) -> Seen:
+def _deliver(
+    tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int, end: int, una: int, reach: int
+) -> SegmentKind:
     """Advance SND.NXT of tx and RCV.NXT of rx, and change the states after a FIN."""
     fin = flags & FIN
     if 0 < (end - tx.snd_nxt) & _MASK < _HALF:
@@ -133,44 +140,44 @@ def _deliver(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int, end: int, u
         tx.fin = end
         crossed = tx.state is State.CLOSE_WAIT and rx.fin != ack  # it did not receive that FIN
         tx.state = State.CLOSING if crossed else ON_CLOSE.get(tx.state, tx.state)
-    elif seen is Seen.RETRANSMISSION and not fin and end == una and (end - seq) & _MASK == 1:
-        seen = Seen.KEEP_ALIVE  # with its octet of garbage (RFC 9293 section 3.8.4)
+    elif seen is _RETRANSMISSION and not fin and end == una and (end - seq) & _MASK == 1:
+        seen = SegmentKind.KEEP_ALIVE  # with its octet of garbage (RFC 9293 section 3.8.4)
     if tx.fin is not None and rx.rcv_nxt == tx.fin:
         rx.state = ON_FIN.get(rx.state, rx.state)
     return seen
 
 
-def _text(rx: TcpEnd, seq: int, end: int, una: int, reach: int) -> Seen:
+def _text(rx: TcpEnd, seq: int, end: int, una: int, reach: int) -> SegmentKind:
     """Advance RCV.NXT by the octets that are next and fit the window of `reach` octets after una.
 
     A bare FIN needs no room: it may come one octet after the window.
     """
     nxt = rx.rcv_nxt
     if 0 < (seq - nxt) & _MASK < _HALF:
-        return Seen.OUT_OF_ORDER
+        return SegmentKind.OUT_OF_ORDER
     news = (end - nxt) & _MASK
     if news == 0 or news >= _HALF:
-        return Seen.RETRANSMISSION
+        return _RETRANSMISSION
     room = reach - ((nxt - una) & _MASK)
     if room <= 0:
-        return Seen.PROBE
+        return SegmentKind.PROBE
     rx.rcv_nxt = (nxt + min(news, room)) & _MASK
-    return Seen.DATA
+    return _DATA
 
 
-def _stale(tx: TcpEnd, rx: TcpEnd, seq: int, una: int, tsval: int | None) -> Seen:
+def _stale(tx: TcpEnd, rx: TcpEnd, seq: int, una: int, tsval: int | None) -> SegmentKind:
     """Judge a segment that ends before SND.UNA: rx drops it and answers with an ACK."""
     if (seq + 1) & _MASK == una:
         if tsval is not None and rx.ts_recent is not None and not (tsval - rx.ts_recent) & _HALF:
             # RFC 7323 section 4.3 (2); Linux does not, but a TS.Recent that keep-alives do not renew
             # refuses everything after 24 days
             tx.tsval = rx.ts_recent = tsval
-        return Seen.KEEP_ALIVE
-    furthest = max(tx.max_snd_wnd, rx.reach) + 1  # a whole window again, and the FIN behind it has arrived
-    return Seen.RETRANSMISSION if (una - seq) & _MASK <= furthest else Seen.OUT_OF_WINDOW
+        return SegmentKind.KEEP_ALIVE
+    furthest = max(tx.max_snd_wnd, rx.reach) + 1  # after another whole window, and the FIN after it
+    return SegmentKind.RETRANSMISSION if (una - seq) & _MASK <= furthest else SegmentKind.OUT_OF_WINDOW
 
 
-def _reset(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int) -> Seen:
+def _reset(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int) -> SegmentKind:
     """Second, check the RST bit: SEG.SEQ must be exactly at the edge of the window (RFC 5961 section 3.2).
 
     That edge, the real RCV.NXT, is either the last acknowledgement of rx or the end of the data that passed
@@ -182,36 +189,36 @@ def _reset(tx: TcpEnd, rx: TcpEnd, seq: int, ack: int, flags: int) -> Seen:
             and ack != rx.iss
             and (rx.snd_nxt - ack) & _MASK < _HALF > (ack - rx.snd_una) & _MASK
         )
-        doubt = Seen.ACK_OF_UNSENT
+        doubt = SegmentKind.ACK_OF_UNSENT
     elif not rx.is_synchronized:
-        sure, doubt = tx.state is State.SYN_SENT and seq == tx.snd_nxt, Seen.NOT_OPEN
+        sure, doubt = tx.state is State.SYN_SENT and seq == tx.snd_nxt, SegmentKind.NOT_OPEN
     else:
         una = _edge(tx)
         sure = seq in (rx.rcv_nxt, una)
         inside = (seq - una) & _MASK <= rx.reach + 1  # after a bare FIN, which needs no room
-        doubt = Seen.UNSURE_RESET if inside else Seen.OUT_OF_WINDOW
+        doubt = SegmentKind.UNSURE_RESET if inside else SegmentKind.OUT_OF_WINDOW
     if not sure:
         return doubt
     for end in (tx, rx):
         end.state, end.fin = State.CLOSED, None
-    return Seen.RESET
+    return SegmentKind.RESET
 
 
-def arrive_syn(tx: TcpEnd, rx: TcpEnd, segment: TCP) -> Seen:
+def arrive_syn(tx: TcpEnd, rx: TcpEnd, segment: TCP) -> SegmentKind:
     """Follow a segment with SYN."""
     seq, flags = segment.seq, segment.flags
     if flags & (RST | FIN):
-        return Seen.UNEXPECTED_SYN  # no valid segment has these flags
+        return SegmentKind.UNEXPECTED_SYN  # no valid segment has these flags
     again = seq == tx.iss and tx.state not in (State.CLOSED, State.LISTEN)
     if flags & ACK:
         return _answer(tx, rx, segment, again)
     if again:
-        return Seen.RETRANSMISSION
+        return SegmentKind.RETRANSMISSION
     if tx.is_synchronized or rx.is_synchronized:
         # RFC 9293 section 3.6.1: a new incarnation, if both ends have closed the old one
         through = (State.CLOSED, State.TIME_WAIT)
         if tx.state not in through or rx.state not in through or not seq_gt(seq, tx.snd_nxt):
-            return Seen.UNEXPECTED_SYN
+            return SegmentKind.UNEXPECTED_SYN
     crossing = rx.state is State.SYN_SENT
     if tx.open(segment) is not None:
         rx.ts_recent = tx.tsval
@@ -228,26 +235,26 @@ def arrive_syn(tx: TcpEnd, rx: TcpEnd, segment: TCP) -> Seen:
     else:
         tx.state, rx.state = State.SYN_SENT, State.LISTEN
         rx.iss = rx.fin = None
-    return Seen.SYN
+    return SegmentKind.SYN
 
 
-def _answer(tx: TcpEnd, rx: TcpEnd, segment: TCP, again: bool) -> Seen:
+def _answer(tx: TcpEnd, rx: TcpEnd, segment: TCP, again: bool) -> SegmentKind:
     """Follow a SYN-ACK."""
     seq, ack = segment.seq, segment.ack
     if again:
         if rx.iss is None:
-            return Seen.NOT_OPEN  # it received no SYN to acknowledge
+            return SegmentKind.NOT_OPEN  # it received no SYN to acknowledge
         if ack == rx.iss or (rx.snd_nxt - ack) & _MASK >= _HALF or (ack - rx.iss) & _MASK >= _HALF:
-            return Seen.ACK_OF_UNSENT
+            return SegmentKind.ACK_OF_UNSENT
         if rx.state is State.SYN_RECEIVED and ack == rx.snd_nxt:
             rx.snd_una = tx.rcv_nxt = ack  # a simultaneous open: it acknowledges our SYN
             rx.state = State.ESTABLISHED
-            return Seen.SYN
-        return Seen.RETRANSMISSION
+            return SegmentKind.SYN
+        return SegmentKind.RETRANSMISSION
     if rx.state is not State.SYN_SENT:
-        return Seen.UNEXPECTED_SYN if rx.is_synchronized else Seen.NOT_OPEN
+        return SegmentKind.UNEXPECTED_SYN if rx.is_synchronized else SegmentKind.NOT_OPEN
     if ack == rx.iss or (rx.snd_nxt - ack) & _MASK >= _HALF or (ack - rx.snd_una) & _MASK >= _HALF:
-        return Seen.ACK_OF_UNSENT
+        return SegmentKind.ACK_OF_UNSENT
     stamps = tx.open(segment)
     if rx.heard:
         agree(tx, rx)
@@ -264,4 +271,4 @@ def _answer(tx: TcpEnd, rx: TcpEnd, segment: TCP, again: bool) -> Seen:
     rx.snd_wnd = rx.max_snd_wnd = tx.rcv_wnd
     rx.snd_wl1 = seq
     tx.state, rx.state = State.SYN_RECEIVED, State.ESTABLISHED
-    return Seen.SYN
+    return SegmentKind.SYN

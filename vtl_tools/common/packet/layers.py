@@ -31,7 +31,8 @@ class Layers:
 
     buf: borrowed; the packet is valid as long as the frame is. Each layer is a view, or None if the frame has
     no such layer. Access to a broken layer raises Malformed, and so does access to any layer above it. Views
-    are created once: after a write to a length, a protocol number or the vnet header, create the packet anew.
+    are created once: after a write to a length, a protocol number or the vnet header, create the packet
+    again.
 
     A write to a field updates every checksum that covers it, also through the pseudo-header. A checksum that
     is partial by the vnet header stays the sum of the pseudo-header.

@@ -10,10 +10,11 @@ from itertools import repeat
 from typing import Final, TypeAlias
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.packet import ether, ip, vnet
+from vtl_tools.common.packet import ip, quick, vnet
 from vtl_tools.common.packet.checksum import ones_sum
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.quick import Headers
 from vtl_tools.common.packet.supersegment import KINDS, TCP_CHECKSUM, UDP_CHECKSUM, SuperSegment
 from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.udp import UDP
@@ -21,7 +22,6 @@ from vtl_tools.common.packet.vnet import VNET
 
 Frame: TypeAlias = bytearray | memoryview
 
-_FRAGMENTED: Final = 0x3FFF  # IPv4: more fragments, or an offset (RFC 791 section 3.1)
 _MF: Final = 0x2000  # IPv4: more fragments (RFC 791 section 3.1)
 _FIN: Final = 0x01
 _PSH: Final = 0x08
@@ -33,9 +33,7 @@ _TCP_VARIED: Final = struct.Struct("!IIHHH")  # from octet 4: seq ack offset+fla
 _UDP_VARIED: Final = struct.Struct("!HH")  # from octet 4: length checksum
 _MIN_CSUM_START: Final = 14 + 20  # Ethernet, and the shortest IP header
 
-# flags, gso_type, csum_start and csum_offset; ethertype; IPv4's first octet, total length, fragment and
-# protocol, among which are IPv6's first octet, payload length and next header
-_FRONT: Final = struct.Struct("!BB4x4s12xHBxHHHxB")
+_PLACE: Final = struct.Struct("!BB4x4s")  # flags, gso_type; csum_start and csum_offset
 
 
 def _places(version: int, octets: int) -> dict[int, tuple[bytes, frozenset[int]]]:
@@ -52,8 +50,8 @@ def _places(version: int, octets: int) -> dict[int, tuple[bytes, frozenset[int]]
     }
 
 
-_PLACES4: Final = _places(4, 20)
-_PLACES6: Final = _places(6, 40)
+_PLACES: Final = {quick.L4_OF_4: _places(4, 20), quick.L4_OF_6: _places(6, 40)}
+"""By where TCP or UDP is."""
 
 
 def is_plain(frame: Frame) -> bool:
@@ -86,6 +84,16 @@ def partial_to_full(frame: Frame) -> None:
     frame[:VNET] = vnet.NONE
 
 
+def is_bound(frame: Frame, headers: Headers) -> bool:
+    """Tell whether bind() has nothing to do, and nothing against the frame. headers: of quick.read()."""
+    flags, gso_type, at = _PLACE.unpack_from(frame)
+    _, protocol, _, _, _, _, _, l4, _, end, _, _ = headers
+    place, kinds = _PLACES[l4][protocol]
+    return (at == place or not flags & vnet.F_NEEDS_CSUM) and (
+        not gso_type or (gso_type in kinds and end == len(frame))
+    )
+
+
 def bind(frame: Frame) -> None:
     """See to it that a frame says of itself what will be sent, so that it can be judged by that.
 
@@ -94,20 +102,9 @@ def bind(frame: Frame) -> None:
     Raises Malformed where that cannot be, and for a super-segment that is not of the protocol it says, or
     goes on where its packet ends. frame: any octets.
     """
-    if len(frame) >= _FRONT.size:
-        flags, gso_type, at, kind, first, total, length, word, protocol = _FRONT.unpack_from(frame)
-        known, end = None, 0
-        if kind == ether.IPV4:
-            if first == 0x45 and not word & _FRAGMENTED:
-                known, end = _PLACES4.get(protocol), total
-        elif kind == ether.IPV6 and first >> 4 == 6:
-            known, end = _PLACES6.get(word >> 8), length + 40
-        if (
-            known is not None
-            and (at == known[0] or not flags & vnet.F_NEEDS_CSUM)
-            and (not gso_type or (gso_type in known[1] and end == len(frame) - VNET - 14))
-        ):
-            return  # as nearly all frames are
+    headers = quick.read(frame)
+    if headers is not None and is_bound(frame, headers):
+        return
     if len(frame) < VNET:
         raise Malformed("vnet", 0)
     flags, gso_type, _, _, *place = vnet.HEADER.unpack_from(frame)

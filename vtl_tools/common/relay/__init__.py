@@ -1,1 +1,1 @@
-"""TCP connections that end here, each carried over a stream that begins here (paper section 3.1)."""
+"""Terminates TCP connections and carries each over a stream (paper section 3.1)."""

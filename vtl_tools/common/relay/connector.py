@@ -1,12 +1,12 @@
-"""The Open stage (paper section 3.1): reaching where a guest wants to go, while its SYN waits.
+"""The Open stage (paper section 3.1): opens the stream of a flow while the guest's SYN waits.
 
-A call makes a stream. The stream is a non-blocking socket, or what behaves as one.
+A connector opens one stream. A stream is a non-blocking socket, or an object that behaves like one.
 """
 
 import errno
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from vtl_tools.common.errors import Malformed
@@ -24,14 +24,14 @@ from vtl_tools.common.socks import (
 )
 
 _ANSWER_MAX: Final = 512
-"""Octets of a proxy's answer that are read at once; it has 262 at most."""
+"""Octets of a proxy's answer that are read at once; an answer has 262 at most."""
 
 READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-"""Events of a stream; a poller tells of them once, as they come about."""
+"""Events of a stream; a poller reports each once, when it happens."""
 WRITABLE: Final = select.EPOLLOUT
 FAILED: Final = select.EPOLLHUP | select.EPOLLERR
 HUNG_UP: Final = select.EPOLLRDHUP | FAILED
-"""Nothing will tell of what waits behind the octets that came: read on until the end."""
+"""The stream's last events: no later one reports the octets that are left, so read on until the end."""
 
 _STARTED: Final = (0, errno.EINPROGRESS)
 _REASONS: Final = {
@@ -45,61 +45,67 @@ _REASONS: Final = {
 
 
 class Stream(Protocol):
-    """What carries a flow's octets: of a socket, these. BlockingIOError: not now; OSError: it broke."""
+    """The far half of a relayed flow: these methods of a socket.
+
+    They raise BlockingIOError if nothing can be done now, and OSError if the stream is broken.
+    """
 
     def send(self, octets: bytes | bytearray | memoryview, /) -> int:
-        """Take some octets, at least one."""
+        """Take some of the octets, at least one; return how many."""
         ...
 
     def sendmsg(self, pieces: Sequence[bytes | bytearray | memoryview], /) -> int:
-        """Likewise of several pieces."""
+        """Take some octets of several pieces."""
         ...
 
     def recv_into(self, room: memoryview, octets: int, /) -> int:
-        """Put at most so many octets into the room; return how many; 0: there will be no more."""
+        """Write at most so many octets into the room; return how many; 0: the stream has ended."""
         ...
 
     def shutdown(self, how: int, /) -> None:
-        """Say that no more will be sent (socket.SHUT_WR)."""
+        """Close the sending side (socket.SHUT_WR)."""
         ...
 
     def close(self) -> None:
-        """Give it back."""
+        """Release it."""
         ...
 
     def fileno(self) -> int:
-        """Return a descriptor to wait on; -1: there is none, and it tells its `owner` of events itself."""
+        """Return a descriptor to wait on; -1: none, it is an InternalStream."""
         ...
 
 
 class InternalStream:
     """Base of a stream within the process."""
 
+    on_event: Callable[[int, float], object] | None = None
+    """Called with events and time when the stream has something new; set by the poller."""
+
     @property
-    def kept(self) -> int:
+    def buffered(self) -> int:
         """Octets of memory that wait in it, in either direction."""
         raise NotImplementedError
 
 
 class Connector(Protocol):
-    """One attempt. Its stream exists from the first, so that it can be waited on."""
+    """Opens one stream. The stream exists from the start, so that it can be waited on."""
 
     @property
     def stream(self) -> Stream:
-        """What the call is made on."""
+        """The stream, which is not open before step() says so."""
         ...
 
     def step(self, events: int) -> bytes | Reason | None:
-        """Go on. Octets: it stands, and this is what it brought already; None: wait.
+        """Go on. Returns octets if the stream is open: the first that it brought; None if it is to wait.
 
-        Called at first (events: 0), and with the events of the stream, as the poller has them. Raises
-        BlockingIOError if it is to be tried again in a while, and nothing else.
+        Called first with no events, then with those of the stream. Raises BlockingIOError if it should be
+        called again later, and nothing else.
         """
         ...
 
 
 class TCPConnector:
-    """A TCP connection to the very address that the guest called."""
+    """Opens a TCP connection to the address that the guest connects to."""
 
     def __init__(self, address: tuple[str, int], family: int = socket.AF_INET) -> None:
         self.stream = _tcp(family)
@@ -107,7 +113,7 @@ class TCPConnector:
         self._started = False
 
     def step(self, events: int) -> bytes | Reason | None:
-        """Connect, then see how it ended."""
+        """Connect, then report the result."""
         if not self._started:
             self._started = True
             code = self.stream.connect_ex(self._address)
@@ -118,9 +124,9 @@ class TCPConnector:
 
 
 class SocksConnector:
-    """A stream through a SOCKS 5 proxy. proxy: (host, port), or a unix socket's path, or the door to one.
+    """Opens a stream through a SOCKS 5 proxy. proxy: (host, port), a unix socket's path, or a UnixTarget.
 
-    pipelined: as of socks.Client; Tor takes it, others may not.
+    pipelined: see socks.Client; Tor supports it, other proxies may not.
     """
 
     def __init__(
@@ -143,29 +149,29 @@ class SocksConnector:
             self.stream = _tcp(socket.AF_INET6 if ":" in proxy[0] else socket.AF_INET)
 
     def step(self, events: int) -> bytes | Reason | None:
-        """Connect to the proxy, ask, and hear its answer."""
+        """Connect to the proxy, send the request, and read its answer."""
         answer = self.answer()
         if isinstance(answer, Failed):
             return answer.reason
         return None if answer is None else self._client.rest
 
     def answer(self) -> Connected | Resolved | Failed | None:
-        """Go on; return what the proxy answered, once it has."""
+        """Go on; return the proxy's answer once it is complete."""
         try:
             if not self._started:
                 if isinstance(self._proxy, UnixTarget):
                     code = self._proxy.connect_ex(self.stream)
                 else:
                     code = self.stream.connect_ex(self._proxy)
-                if code == errno.EAGAIN:  # a unix socket whose queue of callers is full
+                if code == errno.EAGAIN:  # a unix socket whose backlog is full
                     raise BlockingIOError(code, "the proxy is busy")
                 if code not in _STARTED:
                     return Failed(Reason.CLOSED)
                 self._started = True
             if self._request:
                 self._request = self._request[self.stream.send(self._request) :]
-                return None  # nothing can have come before it was asked for
-            while not self._request:  # more than once if the answer is in pieces: the end may be behind them
+                return None  # no answer can be here before the request was sent
+            while not self._request:  # the answer may come in pieces, with the end of the stream behind them
                 octets = self.stream.recv(_ANSWER_MAX)
                 for event in self._client.receive(octets) if octets else self._client.eof():
                     if not isinstance(event, Send):

@@ -1,37 +1,31 @@
-"""One connection that is relayed: the guest's end of it is our endpoint, the rest of the way is a stream."""
+"""One relayed connection: an endpoint faces the guest, a stream faces the target."""
 
 import socket
 import struct
 from collections import deque
 from contextlib import suppress
-from enum import StrEnum
+from enum import Enum, StrEnum
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from vtl_tools.common.relay.budget import BUFFER, SUPER_SEGMENTS, RelayBudget
 from vtl_tools.common.relay.connector import HUNG_UP, READABLE, WRITABLE, Connector, InternalStream
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import Ended
 from vtl_tools.common.tcp.tcb import NEVER
 
-if TYPE_CHECKING:
-    from vtl_tools.common.relay.relay import Relay
-
-SUPER_SEGMENTS: Final = 4
-"""Frames that what a stream brings at once may fill: one system call for four of them saves a fifth."""
-BUFFER: Final = SUPER_SEGMENTS << 16
-"""Octets of a buffer for them."""
-
-_KEPT: Final = BUFFER // 2
-"""Octets below which what came is copied, rather than keeping a whole buffer from others."""
-
-_PIECES_MAX: Final = 64  # of one system call
-
+_COPIED_MAX: Final = BUFFER // 2
+"""A read of fewer octets is copied, so that it does not keep a whole buffer from other flows."""
+_PIECES_MAX: Final = 64
+"""Pieces of one system call."""
+_RETRY_S: Final = 0.01
+"""Time until a proxy that was too busy is called again."""
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: closing resets
 
 
 class FlowStage(StrEnum):
-    """How far a flow is (paper section 3.1); the values are what --json prints."""
+    """The stage of a flow (paper section 3.1); the values are what --json prints."""
 
     OPEN = "open"
     ESTABLISHED = "established"
@@ -39,61 +33,61 @@ class FlowStage(StrEnum):
     ERROR = "error"
 
 
-class RelayFlow:
-    """Joins an endpoint to a stream. pump() moves what can be moved, and the relay calls it when it may.
+class FlowOutcome(Enum):
+    """The result of an event of a flow. A socks.Reason instead: the target was not reached, and why."""
 
-    syn: the frame that the guest called with, for an ICMP error to quote. heard_at: when anything came last.
-    held: octets of memory that wait for the slower side. spare: of the buffers that are lent to the endpoint,
-    those that nothing came into. within: the stream, where it is in this process and keeps something itself.
-    armed_at: when the relay's timer looks at it again. retry_at: when the call, which could not be made, is
-    tried again.
+    PENDING = "pending"
+    """Nothing to do before the next event."""
+    RETRY_LATER = "retry later"
+    """The connector could not begin: call wake() at retry_at."""
+    OPEN = "open"
+    """The stream is open: carry() may have something to move."""
+    ABORTED = "aborted"
+    """The endpoint was reset: transmit, and forget the flow."""
+
+
+class RelayFlow:
+    """Joins an endpoint to a stream. Knows no relay: its methods return what happened, and the relay acts.
+
+    connector: opens the stream; None once it is open, or was refused. syn: the frame with the guest's SYN,
+    for an ICMP error to quote. internal: the stream, if it is in this process and buffers something itself.
+    heard_at: time of the last event from either side. buffered: octets of memory at the last recount().
+    unacked: read buffers that the guest has not acknowledged whole yet: the position behind the data, the
+    buffer, its unused octets. slack: the unused octets of all of them. half_open: the handshake is not
+    complete. retry_at: when the connector is tried again. For the relay: scheduled, armed_at.
     """
 
     __slots__ = (
-        "armed_at",
-        "call",
-        "endpoint",
-        "heard_at",
-        "held",
-        "hung_up",
-        "key",
-        "lent",
-        "may_read",
-        "may_write",
-        "opened_at",
-        "opening",
-        "received_eof",
-        "relay",
-        "retry_at",
-        "sent_eof",
-        "spare",
-        "started_at",
-        "stream",
-        "syn",
-        "touched",
-        "within",
-        "written",
+        "armed_at", "budget", "buffered", "connector", "endpoint", "half_open", "heard_at", "hung_up",
+        "internal", "key", "may_read", "may_write", "opened_at", "received_eof", "retry_at", "scheduled",
+        "sent_eof", "slack", "started_at", "stream", "syn", "unacked", "written",
     )  # fmt: skip
 
     def __init__(
-        self, relay: "Relay", key: bytes, endpoint: Endpoint, call: Connector, syn: bytes, now: float
+        self,
+        key: bytes,
+        endpoint: Endpoint,
+        connector: Connector,
+        syn: bytes,
+        budget: RelayBudget,
+        now: float,
     ) -> None:
-        self.relay, self.key, self.endpoint, self.syn = relay, key, endpoint, syn
-        self.call: Connector | None = call
-        self.stream = call.stream
-        self.within = call.stream if isinstance(call.stream, InternalStream) else None
-        self.opening = True
-        self.touched = self.may_read = self.may_write = self.hung_up = False
+        self.key, self.endpoint, self.syn, self.budget = key, endpoint, syn, budget
+        self.connector: Connector | None = connector
+        self.stream = connector.stream
+        self.internal = connector.stream if isinstance(connector.stream, InternalStream) else None
+        self.half_open = True
+        self.scheduled = self.may_read = self.may_write = self.hung_up = False
         self.received_eof = self.sent_eof = False
         self.started_at = self.heard_at = now
         self.opened_at: float | None = None
         self.armed_at = self.retry_at = NEVER
-        self.held = self.written = self.spare = 0
-        self.lent: deque[tuple[int, memoryview, int]] | None = None
+        self.buffered = self.written = self.slack = 0
+        self.unacked: deque[tuple[int, memoryview, int]] | None = None
 
     @property
     def stage(self) -> FlowStage:
-        """How far it is."""
+        """The stage it is in."""
         if self.endpoint.ended not in (None, Ended.CLOSED):
             return FlowStage.ERROR
         if self.opened_at is None:
@@ -106,143 +100,151 @@ class RelayFlow:
 
     # --- Open
 
-    def step(self, events: int, now: float) -> None:
-        """Go on with the call. Answer the guest's SYN by what came of it."""
-        assert self.call is not None
-        if self.endpoint.ended is not None:  # the guest gave up in the same turn: there is nobody to answer
-            return
+    def connect(self, events: int, now: float) -> FlowOutcome | Reason:
+        """Go on with opening the stream; once it is open, answer the guest's SYN. events: of the stream."""
+        assert self.connector is not None
+        if self.endpoint.ended is not None:  # the guest gave up in the same turn
+            return FlowOutcome.PENDING
         try:
-            outcome = self.call.step(events)
+            result = self.connector.step(events)
         except BlockingIOError:
-            self.relay.again(self, now)
-            return
-        if outcome is None:
-            return
-        self.call = None
-        if isinstance(outcome, Reason):
-            self.relay.refused(self, outcome, now)
-            return
+            self.retry_at = now + _RETRY_S
+            return FlowOutcome.RETRY_LATER
+        if result is None:
+            return FlowOutcome.PENDING
+        self.connector = None
+        if isinstance(result, Reason):
+            return result
         self.syn = b""
         self.opened_at = now
         self.endpoint.accept()
-        self.relay.touch(self)
         self.may_write = True
         self.may_read = bool(events & READABLE)
         self.hung_up = bool(events & HUNG_UP)
-        if outcome:
-            self._write(outcome)
+        if result:
+            self._write(result)
+        return FlowOutcome.OPEN
 
     # --- Established and Close
 
-    def on_event(self, events: int, now: float) -> None:
-        """Learn what the stream has become ready for."""
+    def on_event(self, events: int, now: float) -> FlowOutcome | Reason:
+        """Take events of the stream."""
         self.heard_at = now
-        if self.call is not None:
-            self.step(events, now)
-            return
+        if self.connector is not None:
+            return self.connect(events, now)
         if events & READABLE:
             self.may_read = True
             if events & HUNG_UP:
                 self.hung_up = True
         if events & WRITABLE:
             self.may_write = True
-        self.relay.touch(self)
+        return FlowOutcome.OPEN
 
-    def pump(self, now: float) -> None:
-        """Move what can be moved, both ways, and send what is due to the guest."""
-        endpoint, relay = self.endpoint, self.relay
-        ended, rcv = endpoint.ended, endpoint.rcv
-        if self.call is None and (ended is None or ended is Ended.CLOSED):
-            if rcv.readable and self.may_write:
-                self._up()
-            if rcv.fin is not None and not self.sent_eof and endpoint.at_eof:
-                self._end_up()
-            if (lent := self.lent) is not None:
-                acknowledged = endpoint.acknowledged
-                while lent and lent[0][0] <= acknowledged:
-                    _, buffer, spare = lent.popleft()
-                    self.spare -= spare
-                    relay.buffers.append(buffer)
-            if self.may_read:
-                self._down()
-        relay.transmit(self, now)
+    def carry(self) -> None:
+        """Move octets both ways. The endpoint then has something to transmit."""
+        endpoint = self.endpoint
+        ended = endpoint.ended
+        if self.connector is not None or (ended is not None and ended is not Ended.CLOSED):
+            return
+        if self.may_write and (waiting := endpoint.readable):
+            self._carry_up(waiting)
+        if not self.sent_eof and endpoint.at_eof:
+            self._finish_up()
+        if self.unacked:
+            self._reclaim(self.unacked)
+        if self.may_read:
+            self._carry_down()
 
-    def _up(self) -> None:
-        """What the guest sent goes to the stream, straight from its frames."""
+    def _carry_up(self, waiting: int) -> None:
+        """Send so many octets of the guest to the stream, straight from its frames."""
         endpoint, stream = self.endpoint, self.stream
         pieces = endpoint.pieces
         try:
-            while waiting := endpoint.readable:
+            while waiting:
                 if len(pieces) == 1:
                     sent = stream.send(pieces[0])
+                    self.may_write = sent == waiting  # if not, until the next event
                 else:
                     sent = stream.sendmsg(tuple(islice(pieces, _PIECES_MAX)))
                 endpoint.skip(sent)
-                self.relay.octets_up += sent
-                if len(pieces) == 1 and sent < waiting:
-                    self.may_write = False  # and its edge will tell
+                self.budget.octets_up += sent
+                waiting -= sent
+                if not self.may_write:
                     return
         except BlockingIOError:
             self.may_write = False
         except OSError:
-            self._broken()
+            self._abort()
 
-    def _end_up(self) -> None:
-        """The guest has closed its side, and all it sent is on its way."""
+    def _finish_up(self) -> None:
+        """Close the stream's sending side: the guest has closed its own, and all it sent is on its way."""
         self.sent_eof = True
-        with suppress(OSError):  # the stream may be gone already, which reading it tells
+        with suppress(OSError):  # the stream may be broken already, which the next read reports
             self.stream.shutdown(socket.SHUT_WR)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether more of what the stream brings is wanted: what there is has been sent, and may be kept."""
-        snd, relay = self.endpoint.snd, self.relay
-        return (
-            snd.nxt >= snd.queue.tail
-            and snd.room >= BUFFER
-            and (relay.held <= relay.limits.memory or (not self.held and relay.held <= relay.limits.most))
-        )
+    def _reclaim(self, unacked: deque[tuple[int, memoryview, int]]) -> None:
+        """Return the buffers whose data the guest has acknowledged."""
+        acknowledged = self.endpoint.acknowledged
+        while unacked and unacked[0][0] <= acknowledged:
+            _, buffer, slack = unacked.popleft()
+            self.slack -= slack
+            self.budget.return_buffer(buffer)
 
-    def _down(self) -> None:
-        """What the stream brings goes to the guest, a buffer at a time, so that others have their turn."""
-        if not self.has_room:
+    @property
+    def can_read_more(self) -> bool:
+        """Whether the stream is to be read: all that it brought was sent, and the budget allows more."""
+        return self.endpoint.has_room_for(BUFFER) and self.budget.allows(self.buffered)
+
+    def _carry_down(self) -> None:
+        """Write what the stream brings to the guest: one buffer, so that other flows have their turn."""
+        if not self.can_read_more:
             return
-        buffers, most = self.relay.buffers, SUPER_SEGMENTS * self.endpoint.snd.send_size
-        buffer = buffers.pop() if buffers else memoryview(bytearray(BUFFER))
+        budget, most = self.budget, SUPER_SEGMENTS * self.endpoint.send_size
+        buffer = budget.take_buffer()
         try:
             size = self.stream.recv_into(buffer, most)
         except BlockingIOError:
             self.may_read = False
-            buffers.append(buffer)
+            budget.return_buffer(buffer)
             return
         except OSError:
-            self._broken()
+            budget.return_buffer(buffer)
+            self._abort()
             return
-        if size >= _KEPT:
+        if size >= _COPIED_MAX:
             self._write(buffer[:size])
-            if self.lent is None:
-                self.lent = deque()
-            self.lent.append((self.written, buffer, BUFFER - size))
-            self.spare += BUFFER - size
+            if self.unacked is None:
+                self.unacked = deque()
+            self.unacked.append((self.written, buffer, BUFFER - size))
+            self.slack += BUFFER - size
         else:
             if size:
                 self._write(bytes(buffer[:size]))
             else:
                 self.may_read, self.received_eof = False, True
                 self.endpoint.close()
-            buffers.append(buffer)
-        self.relay.octets_down += size
+            budget.return_buffer(buffer)
+        budget.octets_down += size
         if size < most and not self.hung_up:
-            self.may_read = False  # that was all, and the next edge will tell of more
+            self.may_read = False  # that was all; the next event reports more
 
     def _write(self, octets: bytes | memoryview) -> None:
         self.written += self.endpoint.write(octets)
 
-    def _broken(self) -> None:
-        """The stream was reset: so is the guest's connection."""
+    def _abort(self) -> None:
+        """Reset the guest's connection, as the stream was reset."""
         self.may_read = self.may_write = False
-        self.sent_eof = True  # what the guest said before it closed has nowhere to go either
+        self.sent_eof = True  # what the guest sent before it closed has nowhere to go either
         self.endpoint.abort()
+
+    def recount(self) -> int:
+        """Count the octets of memory that are buffered; return by how many they grew since the last time."""
+        before = self.buffered
+        buffered = self.endpoint.buffered + self.slack
+        if self.internal is not None:
+            buffered += self.internal.buffered
+        self.buffered = buffered
+        return buffered - before
 
     # --- the end
 
@@ -252,51 +254,53 @@ class RelayFlow:
         ended = self.endpoint.ended
         if ended is None:
             return False
-        return ended is not Ended.CLOSED or self.sent_eof or self.call is not None
+        return ended is not Ended.CLOSED or self.sent_eof or self.connector is not None
 
     @property
     def is_draining(self) -> bool:
-        """Whether the stream has not taken all yet that the guest said before it closed."""
+        """Whether the stream has not taken all yet that the guest sent before it closed."""
         return not self.sent_eof and self.endpoint.ended in (None, Ended.CLOSED)
 
-    def hang_up(self) -> None:
-        """Close the stream, by a reset where it did not come to its end in order."""
+    def release(self) -> None:
+        """Let go of all memory, and have the stream reset when it is closed, unless both sides finished."""
         in_order = self.sent_eof and (self.received_eof or self.endpoint.ended is Ended.CLOSED)
         if self.opened_at is not None and not in_order:
-            with suppress(OSError, AttributeError):  # not every stream can
+            with suppress(OSError, AttributeError):  # an internal stream has no options
                 self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)  # type: ignore[attr-defined]
-        self.relay.poller.close(self.stream)
         self.endpoint.forget()  # a timer may keep the flow for a while
-        self.call = self.lent = None
+        self.connector = self.unacked = None
         self.syn = b""
 
+    # --- time
+
     def deadline(self) -> float:
-        """Return when the relay is to look at it, whatever happens."""
-        limits = self.relay.limits
-        if self.call is not None:
+        """Return when wake() is due."""
+        limits = self.budget.limits
+        if self.connector is not None:
             return min(self.retry_at, self.started_at + limits.open_s)
         due = self.heard_at + limits.idle_s
         tcp = self.endpoint.deadline()
         return due if tcp is None or due < tcp else tcp
 
-    def wake(self, now: float) -> None:
-        """Do what is due."""
-        limits = self.relay.limits
-        if self.call is not None:
+    def wake(self, now: float) -> FlowOutcome | Reason:
+        """Do what is due. Early is harmless."""
+        limits = self.budget.limits
+        if self.connector is not None:
             if now >= self.started_at + limits.open_s:
-                self.call = None
-                self.relay.refused(self, Reason.TTL_EXPIRED, now)
-            elif now >= self.retry_at:
+                self.connector = None
+                return Reason.TTL_EXPIRED
+            if now >= self.retry_at:
                 self.retry_at = NEVER
-                self.step(0, now)
-            return
+                return self.connect(0, now)
+            return FlowOutcome.PENDING
         if now >= self.heard_at + limits.idle_s:
-            self.relay.give_up(self, now)
-        else:
-            self.endpoint.wake(now)
+            self.endpoint.abort()
+            return FlowOutcome.ABORTED
+        self.endpoint.wake(now)
+        return FlowOutcome.OPEN
 
     def status(self, now: float) -> dict[str, object]:
-        """Return what --json prints of it."""
+        """Return the fields that --json prints of a flow."""
         path, info = self.endpoint.path, self.endpoint.info()
         return {
             "from": socket.inet_ntop(_family(path.remote), path.remote),
@@ -309,7 +313,7 @@ class RelayFlow:
             "idle_s": round(now - self.heard_at, 3),
             "octets_up": info.received,
             "octets_down": self.written,
-            "held": self.held,
+            "held": self.buffered,
         }
 
 

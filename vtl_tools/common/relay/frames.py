@@ -1,4 +1,4 @@
-"""What the relay takes from a frame of which it knows no flow."""
+"""Reads frames that belong to no flow of a relay."""
 
 import struct
 from typing import Final
@@ -10,18 +10,18 @@ from vtl_tools.common.packet.vnet import NONE, VNET
 from vtl_tools.common.tcp.wire import Path, is_intact
 
 _PORTS: Final = struct.Struct("!HH")
-_CALL_MAX: Final = VNET + 14 + 8 + 60 + 60
-"""Octets of a frame with a call in it: with tags, and with all the options that IP and TCP may have."""
+_SYN_MAX: Final = VNET + 14 + 8 + 60 + 60
+"""Octets of a frame with a SYN and no data: with tags, and with all the options of IP and TCP."""
 
 
 def is_broken(frame: memoryview) -> bool:
-    """Whether a checksum is wrong. A flood's SYNs are passed over without a look at theirs."""
+    """Tell whether a checksum is wrong. It is computed last, so that a SYN flood costs little."""
     return not frame[0] & 3 and not is_intact(frame)
 
 
 def syn_alone(frame: memoryview) -> bytes:
-    """Return a call's frame without what it carries, and what is behind it, of which 64 KiB fit a link."""
-    if len(frame) <= _CALL_MAX:
+    """Return a SYN's frame without data and padding, of which a link carries up to 64 KiB."""
+    if len(frame) <= _SYN_MAX:
         return bytes(frame)
     pkt = Packet.at(bytearray(frame))
     net, header = pkt.ip, pkt.tcp
@@ -36,7 +36,7 @@ def syn_alone(frame: memoryview) -> bytes:
 
 
 def path_back(flow: bytes, frame: memoryview) -> Path:
-    """Return the path to whoever sent a frame of a flow."""
+    """Return the path to the sender of a frame of a flow."""
     size = (len(flow) - 4) // 2
     local_mac, remote_mac = bytes(frame[VNET : VNET + 6]), bytes(frame[VNET + 6 : VNET + 12])
     sport, dport = _PORTS.unpack_from(flow, 2 * size)

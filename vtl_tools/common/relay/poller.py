@@ -1,32 +1,28 @@
-"""An epoll of our own for a service's sockets: each is registered once, for both directions, edge-triggered.
+"""An epoll of the service's own sockets: each is registered once, for both directions, edge-triggered.
 
-asyncio would change what it waits for at every turn of a connection, which costs half of a short one's time.
+asyncio would change the registration at every turn of a connection, which costs half of a short one's time.
 """
 
 import select
-from typing import Final, Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from vtl_tools.common.relay.connector import Stream
 
 _EDGES: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _EVENTS_MAX: Final = 128
-"""In a turn, so that frames are not kept waiting."""
+"""Events of one poll(), so that frames do not wait."""
 
-
-class EventHandler(Protocol):
-    """Whoever is told of a stream's events."""
-
-    def on_event(self, events: int, now: float) -> None:
-        """Learn what the stream has become ready for."""
-        ...
+T = TypeVar("T")
 
 
 class Poller:
-    """Tells owners of their streams' events."""
+    """Reports the events of streams to callbacks."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._owners: dict[int, EventHandler] = {}
+        self._handlers: dict[int, tuple[Callable[[Any, int, float], object], Any]] = {}
         self._closing: list[Stream] = []
         self._polling = False
 
@@ -34,40 +30,41 @@ class Poller:
         """Return a descriptor that is readable when there are events."""
         return self._epoll.fileno()
 
-    def add(self, stream: Stream, owner: EventHandler) -> None:
-        """Tell owner of this stream from now on; one without a descriptor tells by itself.
+    def add(self, stream: Stream, owner: T, on_event: Callable[[T, int, float], object]) -> None:
+        """Call on_event(owner, events, now) for each event of a stream.
 
-        Raises OSError, with the stream closed, if the kernel is to watch no more.
+        Raises OSError, with the stream closed, if the kernel has no room for another registration.
         """
         fd = stream.fileno()
         if fd < 0:
-            stream.owner = owner  # type: ignore[attr-defined]
+            stream.on_event = partial(on_event, owner)  # type: ignore[attr-defined] # an InternalStream
             return
         try:
             self._epoll.register(fd, _EDGES)
         except OSError:
             stream.close()
             raise
-        self._owners[fd] = owner
+        self._handlers[fd] = on_event, owner
 
     def close(self, stream: Stream) -> None:
-        """Close a stream, and tell nobody of it any more."""
-        self._owners.pop(stream.fileno(), None)
-        if self._polling:  # the number may not be used anew while events of the old one may be on hand
+        """Close a stream, and report no more events of it."""
+        self._handlers.pop(stream.fileno(), None)
+        if self._polling:  # its number must not be reused while old events of it may be at hand
             self._closing.append(stream)
         else:
             stream.close()
 
     def poll(self, now: float) -> bool:
-        """Tell owners of what has happened; return whether anything had."""
+        """Report what has happened; return whether anything had."""
         events = self._epoll.poll(0, _EVENTS_MAX)
         if not events:
             return False
         self._polling = True
-        owners = self._owners
+        handlers = self._handlers
         for fd, event in events:
-            if (owner := owners.get(fd)) is not None:
-                owner.on_event(event, now)
+            if (handler := handlers.get(fd)) is not None:
+                on_event, owner = handler
+                on_event(owner, event, now)
         self._polling = False
         for stream in self._closing:
             stream.close()
@@ -75,6 +72,6 @@ class Poller:
         return True
 
     def end(self) -> None:
-        """Give the descriptor back. Idempotent."""
+        """Close the epoll descriptor. Idempotent."""
         if not self._epoll.closed:
             self._epoll.close()

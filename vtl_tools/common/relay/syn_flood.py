@@ -1,8 +1,9 @@
-"""Telling a caller from a flood of SYNs, when half of the places for those who are not through yet are taken.
+"""Tells a client's SYN from a SYN flood, once half of the half-open flows that the limit allows exist.
 
-A caller asks again after a second, which a flood has no time to, unless it repeats itself. Then it answers a
-SYN-ACK that acknowledges what it never sent by a reset (RFC 9293 section 3.10.7.3), which only who saw that
-SYN-ACK can. It asks again then, most stacks at once. A guest's own packet filter may keep that from it.
+A client retransmits its SYN after a second; a flood seldom repeats one. A retransmitted SYN is challenged
+when the table is three quarters full: the answer is a SYN-ACK that acknowledges a number which was never
+sent. A client resets it (RFC 9293 section 3.10.7.3), which proves that it received the SYN-ACK, and sends its
+SYN again, most stacks at once. A packet filter in the guest may prevent that reset.
 """
 
 from enum import Enum
@@ -16,51 +17,51 @@ from vtl_tools.common.tcp.wire import Frame, Segment
 
 _REMEMBERED_MAX: Final = 65536
 _REMEMBERED_S: Final = 10.0
-_AGAIN_S: Final = 0.8
-"""Before the first second is over nobody asks again by himself (RFC 6298 section 2.1)."""
+_RETRANSMITTED_S: Final = 0.8
+"""A SYN that is repeated sooner is no retransmission, which takes a second (RFC 6298 section 2.1)."""
 _CHALLENGES_PER_S: Final = 2000
-"""Each costs as much as three frames of a flood that are dropped."""
+"""A challenge costs as much as three dropped frames."""
 
 
 class SynVerdict(Enum):
-    """What becomes of a SYN."""
+    """What the relay does with a SYN."""
 
-    PASS = "pass"  # noqa: S105 - not a password
-    PROVE = "prove"
+    ACCEPT = "accept"
+    CHALLENGE = "challenge"
     DROP = "drop"
 
 
 class SynFloodGuard:
-    """Who asked, and who answered a challenge. secret: up to 64 octets that no guest knows."""
+    """Remembers SYNs, and answered challenges. secret: up to 64 octets that no guest knows."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
-        self._asked: dict[bytes, float] = {}
+        self._seen: dict[bytes, float] = {}
         self._proved: dict[bytes, float] = {}
         self._challenges = TokenBucket(_CHALLENGES_PER_S)
 
     def judge(self, flow: bytes, now: float, *, half_open: int, most: int) -> SynVerdict:
-        """Say what becomes of a SYN. The last quarter of the places is for those who proved themselves."""
+        """Return the verdict on a SYN. The last quarter of the table is for those that passed a challenge."""
         if half_open < most // 2:
-            return SynVerdict.PASS
+            return SynVerdict.ACCEPT
         if half_open >= most:
             return SynVerdict.DROP
         if self._proved and now - self._proved.pop(flow, -_REMEMBERED_S) < _REMEMBERED_S:
-            return SynVerdict.PASS
-        since = now - self._asked.setdefault(flow, now)
-        if since < _AGAIN_S:
-            _bound(self._asked)
+            return SynVerdict.ACCEPT
+        since = now - self._seen.setdefault(flow, now)
+        if since < _RETRANSMITTED_S:
+            _bound(self._seen)
             return SynVerdict.DROP
-        del self._asked[flow]
+        del self._seen[flow]
         if since >= _REMEMBERED_S:
-            self._asked[flow] = now
+            self._seen[flow] = now
             return SynVerdict.DROP
         if half_open < most * 3 // 4:
-            return SynVerdict.PASS
-        return SynVerdict.PROVE if self._challenges.take(now) else SynVerdict.DROP
+            return SynVerdict.ACCEPT
+        return SynVerdict.CHALLENGE if self._challenges.take(now) else SynVerdict.DROP
 
     def challenge(self, frame: Frame, segment: Segment) -> bytes | None:
-        """Return the frame that a caller answers by a reset."""
+        """Return a SYN-ACK that a client answers by a reset."""
         answer = derive.syn_ack(Packet.at(frame), iss=0, window=0)
         if answer is None:
             return None
@@ -70,7 +71,7 @@ class SynFloodGuard:
         return bytes(answer)
 
     def on_reset(self, segment: Segment, now: float) -> None:
-        """Take a reset that belongs to no connection."""
+        """Take a reset that belongs to no flow: it may answer a challenge."""
         if segment.seq == self._number(segment.flow):
             self._proved[segment.flow] = now
             _bound(self._proved)
@@ -80,6 +81,6 @@ class SynFloodGuard:
 
 
 def _bound(table: dict[bytes, float]) -> None:
-    """Forget the oldest where there are too many."""
+    """Evict the oldest entry of a full table."""
     if len(table) > _REMEMBERED_MAX:
         del table[next(iter(table))]

@@ -153,8 +153,10 @@ class Runner:
         gc.set_threshold(*GC_THRESHOLD)
         loop.call_soon(self._pump)
         try:
-            await self._end
-            self.stage.on_stop(loop.time())
+            try:
+                await self._end
+            finally:  # also after a failure: the guest, or the peers, are to know
+                self.stage.on_stop(loop.time())
         finally:
             notify("STOPPING=1")
             for link in self.links:
@@ -315,7 +317,7 @@ def confine(capabilities: set[int], user: str | None) -> None:
     become = privilege.account(user)
     if become is not None:
         broker.start()
-    privilege.give_up(capabilities, become)
+    privilege.drop_privileges(capabilities, become)
     confinement.keep_memory_private()
     if become is not None:
         confinement.deny_writing()

@@ -13,7 +13,7 @@ from vtl_tools.common.selftest.netns import Networks, ip, sysctl
 from vtl_tools.common.selftest.raw_socket import open_raw_socket, receive_all
 
 LINK: Final = "vmnet1"
-"""Where the guest is."""
+"""The guest's addresses."""
 MAC: Final = "02:00:00:00:00:01"
 UPLINK: Final = "uplink"
 _UPLINK_MAC: Final = "02:00:00:00:00:02"
@@ -21,16 +21,16 @@ _UPLINK_MAC: Final = "02:00:00:00:00:02"
 _SPARE: Final = "spare0"
 
 LAN4, LAN6 = "10.0.2.1", "fd76:746c:0:1::ffff"
-"""What the host has on the guest's link."""
+"""The host's addresses on the guest's link."""
 WAN4, WAN6 = "192.0.2.1", "2001:db8:ffff::1"
-"""What it has on the other."""
+"""The host's addresses on its uplink."""
 VLAN: Final = 5
 VLAN4: Final = "10.5.0.1"
 
 _ROUTER_MAC: Final = "02:00:00:00:00:fe"
 _NEXT4, _NEXT6 = "192.0.2.254", "2001:db8:ffff::fe"
 _WORLD: Final = ("198.51.100.0/24", "2001:db8:7::/64")
-"""Where those are that the guest calls."""
+"""The networks of the guest's peers."""
 
 TCP_PORTS: Final = (21, 22, 23, 25, 53, 80, 139, 443, 445, 853, 3478, 8080, 9050, 9051)
 UDP_PORTS: Final = (

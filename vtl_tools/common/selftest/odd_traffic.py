@@ -37,7 +37,7 @@ from vtl_tools.common.selftest.packets import (
 
 
 def _fragments(inner: Packet, protocol: int, host_mac: str) -> Iterator[Packet]:
-    """All parts, in order and in reverse, the first alone, parts that overlap, and one that is tiny."""
+    """Yield all fragments, in order and in reverse, the first alone, overlapping ones, and a tiny one."""
     inner = inner / Raw(bytes(1200))
     for mac, dst in product((GATEWAY_MAC, host_mac), (OUTSIDE4, LAN4, WAN4)):
         head, number = Ether(src=MAC, dst=mac), random.getrandbits(16)
@@ -61,7 +61,7 @@ def _fragments6(inner: Packet, protocol: int, host_mac: str) -> Iterator[Packet]
 
 
 def fragmented(host_mac: str) -> Iterator[Packet]:
-    """Return fragments of TCP, UDP and ICMP, over both versions of IP."""
+    """Yield fragments of TCP, UDP and ICMP, over both IP versions."""
     for protocol, inner in (6, syn(80)), (17, UDP(sport=40000, dport=53)), (1, ICMP(id=7)):
         yield from _fragments(inner, protocol, host_mac)
     for protocol, inner in (6, syn(80)), (17, UDP(sport=40000, dport=53)), (58, ICMPv6EchoRequest(id=7)):
@@ -72,7 +72,7 @@ TCP_BEHIND_OPTIONS: Final = 8081
 
 
 def options(host_mac: str) -> Iterator[Packet]:
-    """Return packets with options of IPv4, above all with routes."""
+    """Yield IPv4 packets with options, above all source routes."""
     for option in (
         IPOption_LSRR(routers=[WAN4, OUTSIDE4]),
         IPOption_SSRR(routers=[WAN4, OUTSIDE4]),
@@ -88,7 +88,7 @@ def options(host_mac: str) -> Iterator[Packet]:
 
 
 def extended(host_mac: str) -> Iterator[Packet]:
-    """Return packets with extension headers of IPv6."""
+    """Yield IPv6 packets with extension headers."""
     for extension in (
         IPv6ExtHdrHopByHop(options=[RouterAlert()]),
         IPv6ExtHdrDestOpt(),
@@ -107,7 +107,7 @@ def extended(host_mac: str) -> Iterator[Packet]:
 
 
 def tagged(*tags: Packet) -> Callable[[str], Iterator[Packet]]:
-    """Return what makes frames behind VLAN tags."""
+    """Return a function that yields frames with these VLAN tags."""
 
     def frames(host_mac: str) -> Iterator[Packet]:
         for mac, inner in product(
@@ -126,7 +126,7 @@ def tagged(*tags: Packet) -> Callable[[str], Iterator[Packet]]:
 
 
 def ethertypes(host_mac: str) -> Iterator[Packet | bytes]:
-    """Return frames that are not IP by their type, and have a packet in them all the same."""
+    """Yield frames whose EtherType is not IP, although they contain an IP packet."""
     inner = IP(src=IP4, dst=OUTSIDE4) / UDP(sport=40000, dport=53) / HELLO
     for mac in GATEWAY_MAC, host_mac, ALL:
         for number in (
@@ -140,14 +140,14 @@ def ethertypes(host_mac: str) -> Iterator[Packet | bytes]:
 
 
 def link_control(host_mac: str) -> Iterator[Packet]:
-    """Return frames of LLDP."""
+    """Yield LLDP frames."""
     lldp = bytes.fromhex("02070452540056544c0403076574060200780000")
     for mac in "01:80:c2:00:00:0e", "01:80:c2:00:00:03", "01:80:c2:00:00:00", host_mac:
         yield Ether(src=MAC, dst=mac, type=0x88CC) / lldp
 
 
 def spanning_tree(host_mac: str) -> Iterator[Packet]:
-    """Return frames of the spanning tree protocol."""
+    """Yield frames of the spanning tree protocol."""
     for mac in "01:80:c2:00:00:00", "01:80:c2:00:00:08", "01:00:0c:cc:cc:cd", host_mac, GATEWAY_MAC:
         yield Dot3(src=MAC, dst=mac) / LLC(dsap=0x42, ssap=0x42, ctrl=3) / STP(rootid=0, rootmac=MAC)
 
@@ -159,7 +159,7 @@ PROTOCOLS: Final = {
 
 
 def protocol(number: int, host_mac: str) -> Iterator[Packet]:
-    """Return packets of one of IP's protocols."""
+    """Yield packets of one IP protocol."""
     inside4 = bytes(IP(src=IP4, dst=OUTSIDE4) / UDP(sport=40000, dport=53) / HELLO)
     inside6 = bytes(IPv6(src=IP6, dst=OUTSIDE6) / UDP(sport=40000, dport=53) / HELLO)
     payload = {
@@ -187,7 +187,7 @@ FROM_ELSEWHERE: Final = 8082
 
 
 def spoofed(host_mac: str) -> Iterator[Packet]:
-    """Return packets from addresses that are not the guest's."""
+    """Yield packets with source addresses that are not the guest's."""
     inner = (UDP(sport=40000, dport=53) / HELLO, syn(FROM_ELSEWHERE))
     for mac, segment in product((GATEWAY_MAC, host_mac), inner):
         for src in _SPOOFED4:
@@ -202,7 +202,7 @@ def spoofed(host_mac: str) -> Iterator[Packet]:
 
 
 def malformed(host_mac: str) -> Iterator[Packet | bytes]:
-    """Return packets that are broken, or cut short."""
+    """Yield packets that are broken or truncated."""
     rng = random.Random(1)
     for mac, dst in product((GATEWAY_MAC, host_mac), (OUTSIDE4, WAN4)):
         head = Ether(src=MAC, dst=mac)

@@ -14,11 +14,11 @@ from vtl_tools.common.packet import address
 from vtl_tools.common.selftest.host import LAN4, LAN6, WAN4, WAN6
 
 OUTSIDE4, OUTSIDE6 = "198.51.100.7", "2001:db8:7::7"
-"""Who is called in the world."""
+"""The guest's peers in the world."""
 NAME: Final = "www.example.com"
 
 MAC: Final = "52:54:00:56:54:4c"
-"""The guest's own."""
+"""The guest's own addresses."""
 IP4, IP6, LINK6 = "10.0.2.15", "fd76:746c:0:1::15", "fe80::15"
 
 GATEWAY: Final = GuestAddresses()
@@ -30,19 +30,19 @@ HELLO: Final = b"leak test"
 
 
 def over4(*inner: Packet, host_mac: str, **fields: Any) -> Iterator[Packet]:
-    """Return IPv4 packets to each that may take them up."""
+    """Yield IPv4 packets to each possible receiver."""
     for mac, dst, payload in product((GATEWAY_MAC, host_mac), (OUTSIDE4, LAN4, WAN4), inner):
         yield Ether(src=MAC, dst=mac) / IP(src=IP4, dst=dst, **fields) / payload
 
 
 def over6(*inner: Packet, host_mac: str, **fields: Any) -> Iterator[Packet]:
-    """Return IPv6 packets to each that may take them up."""
+    """Yield IPv6 packets to each possible receiver."""
     for mac, dst, payload in product((GATEWAY_MAC, host_mac), (OUTSIDE6, LAN6, WAN6), inner):
         yield Ether(src=MAC, dst=mac) / IPv6(src=IP6, dst=dst, **fields) / payload
 
 
 def over_both(*inner: Packet) -> Callable[[str], Iterator[Packet]]:
-    """Return what makes packets of both versions of IP."""
+    """Return a function that yields packets of both IP versions."""
 
     def frames(host_mac: str) -> Iterator[Packet]:
         yield from over4(*inner, host_mac=host_mac)
@@ -52,7 +52,7 @@ def over_both(*inner: Packet) -> Callable[[str], Iterator[Packet]]:
 
 
 def to_group(group: str) -> Packet:
-    """Return the headers to a group, or to all."""
+    """Return the headers of a packet to a group, or to the broadcast address."""
     octets = address.ip(group)
     mac = ALL if group.endswith(".255") else address.format_mac(address.multicast_mac(octets))
     if len(octets) == 4:

@@ -19,9 +19,9 @@ from vtl_tools.common.selftest.station import Station
 
 HEARD_S: Final = 30.0
 GRACE_S: Final = 0.02
-"""For what the host makes of a frame once the service has had it."""
+"""Seconds for the host's reaction to a frame after the service processed it."""
 SETTLED_S: Final = 0.3
-"""For what the host has to say by itself when its interfaces come up."""
+"""Seconds for the host's own packets after its interfaces come up."""
 LATE_S: Final = 1.0
 _READY_S: Final = 30.0
 _END_S: Final = 10.0

@@ -16,7 +16,7 @@ _ALTERNATIVE: Final = "guestlan0"
 _RENAMED: Final = "vmnet9"
 _ROUTE_S: Final = 20.0
 _PROBES: Final = ("udp", "icmp", "icmpv6", "fragments")
-"""Kinds of traffic of which nothing passes, whatever the service."""
+"""Kinds of traffic that no service carries."""
 
 
 @dataclass(frozen=True)

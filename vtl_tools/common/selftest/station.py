@@ -10,7 +10,7 @@ from vtl_tools.common.selftest.netns import Networks
 from vtl_tools.common.selftest.raw_socket import open_raw_socket, receive_all
 
 Wait = Callable[[Callable[[], bool], float], bool]
-"""Serves everybody until a condition is true, for so many seconds at most; returns whether it is."""
+"""Serves all sockets until a condition holds, for so many seconds at most; returns whether it holds."""
 
 _AGAIN_S: Final = 0.001
 

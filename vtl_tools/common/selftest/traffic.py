@@ -79,7 +79,7 @@ _SSDP: Final = b'M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: "ssdp
 
 
 class CarriedConnection(NamedTuple):
-    """A TCP connection that must be carried: octets that the guest sends, and the request to the proxy."""
+    """A TCP connection that must be carried: its target, and the octets that the guest sends."""
 
     target: str
     port: int
@@ -105,7 +105,7 @@ class TrafficKind:
 
 
 def _udp(port: int, payload: Any = HELLO, *groups: str) -> Callable[[str], Iterator[Packet]]:
-    """Datagrams to single hosts, and to groups, if there are any for them."""
+    """Return a function that yields datagrams to single hosts, and to groups if given."""
     datagram = UDP(sport=40000, dport=port) / payload
 
     def frames(host_mac: str) -> Iterator[Packet]:
@@ -150,7 +150,7 @@ def _icmp6(host_mac: str) -> Iterator[Packet]:
 
 
 def router(host_mac: str) -> Iterator[Packet]:
-    """Return the announcements of a guest that plays the router."""
+    """Yield the advertisements of a guest that acts as a router."""
     prefix = ICMPv6NDOptPrefixInfo(prefixlen=64, prefix="2001:db8:bad::", L=1, A=1)
     told = ICMPv6NDOptSrcLLAddr(lladdr=MAC)
     yield to_group("ff02::1") / ICMPv6ND_RA(routerlifetime=1800) / told / prefix
@@ -160,7 +160,7 @@ def router(host_mac: str) -> Iterator[Packet]:
 
 
 def _routers(host_mac: str) -> Iterator[Packet]:
-    """A guest that looks for a router, and one that plays it."""
+    """Yield the packets of a guest that looks for a router, and of one that acts as a router."""
     yield to_group("ff02::2") / ICMPv6ND_RS() / ICMPv6NDOptSrcLLAddr(lladdr=MAC)
     for mac, dst in ((host_mac, LAN6), (GATEWAY_MAC, "ff02::1"), (host_mac, "ff02::1")):
         yield Ether(src=MAC, dst=mac) / IPv6(src=LINK6, dst=dst, hlim=255) / ICMPv6ND_RS()
@@ -230,7 +230,7 @@ _HOST_PORTS: Final = (22, 80, 9050, 9051)
 
 
 def _to_host(host_mac: str) -> Iterator[Packet]:
-    """Calls to addresses that are the host's own, or of nobody in the world."""
+    """Yield SYNs to the host's own addresses, and to unassigned ones."""
     for mac, port in product((GATEWAY_MAC, host_mac), _HOST_PORTS):
         for dst in (
             LAN4,
@@ -248,7 +248,7 @@ def _to_host(host_mac: str) -> Iterator[Packet]:
 
 
 def _odd_segments(host_mac: str) -> Iterator[Packet]:
-    """Flags that open no connection, and a segment to oneself."""
+    """Yield segments whose flags open no connection, and one to the sender itself."""
     flags = ("", "F", "SF", "SR", "SAF", "R", "RA", "A", "SA", "PA", "FPU", "FSRPAUEC")
     for each in flags:
         yield from over_both(TCP(sport=40000, dport=80, seq=5, ack=5, flags=each) / HELLO)(host_mac)
@@ -277,7 +277,7 @@ _OF_HOST: Final = (
 
 
 def syn_to(target: str) -> Iterator[Packet]:
-    """Return SYNs to an address, by the service's Ethernet address."""
+    """Yield SYNs to an address, at the service's Ethernet address."""
     net = IPv6(src=IP6, dst=target) if ":" in target else IP(src=IP4, dst=target)
     for port in 22, 80, 9050:
         yield Ether(src=MAC, dst=GATEWAY_MAC) / net / syn(port)
@@ -296,7 +296,7 @@ def _foreign_dns(host_mac: str) -> Iterator[Packet]:
 
 
 NAMES: Final = (NAME, "foreign.example.com", "tcp.example.com")
-"""What may be looked up, where names are looked up."""
+"""Names that may be resolved, if the service resolves names."""
 
 _LOOKUP: Final = bytes(query("tcp.example.com"))
 

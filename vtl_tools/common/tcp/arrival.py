@@ -31,9 +31,6 @@ def arrive(tcb: TCB, segment: Segment, now: float) -> None:
         _listen(tcb, segment, now)
     elif state is State.SYN_SENT:
         _syn_sent(tcb, segment, now)
-    elif state is State.TIME_WAIT and _is_new_connection(tcb, segment):
-        tcb.drops[SegmentDrop.SUPERSEDED] += 1
-        tcb.end(Ended.CLOSED)
     else:
         _synchronized(tcb, segment, now)
 

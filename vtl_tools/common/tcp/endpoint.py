@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.tcp import output
-from vtl_tools.common.tcp.arrival import arrive
+from vtl_tools.common.tcp import arrival, output
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.isn import initial_numbers
 from vtl_tools.common.tcp.queue import Octets
@@ -14,7 +13,7 @@ from vtl_tools.common.tcp.sack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, SENDS_DATA, Ended, SegmentDrop, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Path, Pieces, Segment, is_intact, parse
+from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Path, Segment, is_intact, parse
 
 DEFAULT: Final = Config()
 _R1: Final = 3  # retransmissions (RFC 9293 section 3.8.3, SHLD-10)
@@ -25,7 +24,7 @@ _ABORT_IS_TOLD = frozenset(  # 3.10.5
 
 
 @dataclass(frozen=True, slots=True)
-class Info:
+class ConnectionInfo:
     """The state of a connection, like TCP_INFO. Octets and seconds.
 
     rto_s: doubled for each timeout in a row, which backoffs counts. phase: open, disorder, recovery or loss.
@@ -141,39 +140,43 @@ class Endpoint(TCB):
         """
         try:
             segment = parse(frame)
-            if not frame[0] & 3 and not is_intact(frame):
-                self.drops[SegmentDrop.CHECKSUM] += 1
-                return
         except Malformed as found:
             self.drops[SegmentDrop.SOURCE_ROUTE if found.what == SOURCE_ROUTE else SegmentDrop.MALFORMED] += 1
+            return
+        if segment is None:
+            self.drops[SegmentDrop.MALFORMED] += 1
+            return
+        if not frame[0] & 3 and not is_intact(frame):
+            self.drops[SegmentDrop.CHECKSUM] += 1
             return
         if segment.flow != self.framer.expected:
             self.drops[SegmentDrop.FOREIGN] += 1
             return
-        arrive(self, segment, now)
+        arrival.arrive(self, segment, now)
         self.rcv.own()
 
-    def arrive(self, segment: Segment, now: float) -> None:
-        """Process a segment of this path that parse() returned, and for which is_intact() holds.
+    arrive = arrival.arrive
+    """Process a segment of this path that parse() returned, and for which is_intact() holds.
 
-        Its data is borrowed: call own() before the frame becomes invalid.
-        """
-        arrive(self, segment, now)
+    Its data is borrowed: call own() before the frame becomes invalid.
+    """
 
     def own(self) -> None:
         """Copy the data that is still borrowed, so that its frames may become invalid."""
-        self.rcv.own()
+        if self.rcv.borrowed:
+            self.rcv.own()
+
+    def fills_gap(self, segment: Segment) -> bool:
+        """Tell whether all data received so far waits for this segment, so that taking it frees memory."""
+        rcv = self.rcv
+        return bool(rcv.early.starts) and not rcv.readable and segment.seq == rcv.rcv_nxt
 
     def transmit(self, now: float) -> list[bytearray]:
         """Return all frames that may be sent now. The caller owns them."""
         return [bytearray().join(pieces) for pieces in output.transmit(self, now)]
 
-    def transmit_pieces(self, now: float) -> list[Pieces]:
-        """Return the frames of transmit() in pieces, with views of written data.
-
-        Send them before the next call.
-        """
-        return output.transmit(self, now)
+    transmit_pieces = output.transmit
+    """Return the frames of transmit() in pieces: views of written data, to be sent before the next call."""
 
     def deadline(self) -> float | None:
         """Return when wake() is due; None: never, unless another call comes first."""
@@ -294,8 +297,8 @@ class Endpoint(TCB):
     @property
     def at_eof(self) -> bool:
         """Whether the peer has closed, and all its data was read."""
-        finished = self.rcv.fin is not None and self.rcv.nxt > self.rcv.fin
-        return not self.rcv.readable and finished
+        rcv = self.rcv
+        return rcv.fin is not None and not rcv.readable and rcv.nxt > rcv.fin
 
     @property
     def writable(self) -> int:
@@ -306,6 +309,23 @@ class Endpoint(TCB):
     def unsent(self) -> int:
         """Octets written and not sent yet, our FIN included."""
         return self.snd.unsent
+
+    @property
+    def buffered(self) -> int:
+        """Octets of memory that all takes that was written or received, and has not gone on its way."""
+        rcv, octets = self.rcv, self.snd.queue.kept
+        return octets + rcv.kept if rcv.queue or rcv.early.starts else octets
+
+    @property
+    def send_size(self) -> int:
+        """Octets that one frame carries at most."""
+        return self.snd.send_size
+
+    def has_room_for(self, octets: int) -> bool:
+        """Tell whether all that was written was sent, and so many octets more may wait to be acknowledged."""
+        snd = self.snd
+        queue = snd.queue
+        return snd.nxt >= queue.tail and snd.config.send_buffer - queue.tail + queue.head >= octets
 
     def _may_write(self) -> bool:
         return self.state in MAY_WRITE and self.snd.fin is None
@@ -390,10 +410,10 @@ class Endpoint(TCB):
         if mss < snd.mss:
             snd.mss = snd.cc.smss = mss
 
-    def info(self) -> Info:
+    def info(self) -> ConnectionInfo:
         """Return the state of the connection, as TCP_INFO does."""
         snd, rcv = self.snd, self.rcv
-        return Info(
+        return ConnectionInfo(
             state=self.state, mss=snd.mss, rtt_s=self.rtt.srtt_s, rttvar_s=self.rtt.rttvar_s,
             rto_s=self.rtt.timeout_s, backoffs=self.rtt.backoffs,
             cwnd=snd.cc.cwnd, ssthresh=snd.cc.ssthresh, unacked=snd.flight, unsent=max(0, snd.unsent),

@@ -7,8 +7,8 @@ from collections import deque
 from typing import Final
 
 from vtl_tools.common.tcp.config import Config
-from vtl_tools.common.tcp.early import Early
 from vtl_tools.common.tcp.queue import PIECE, Octets
+from vtl_tools.common.tcp.reassembly import ReassemblyQueue
 
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
@@ -46,7 +46,7 @@ class Receiver:
         self.dsack: tuple[int, int] | None = None
         self._tail: bytearray | None = None  # the last piece of the queue, if it gathers small ones
         self._used = 0  # octets of the queue's first piece that were read already
-        self.early = Early(config.reassembly_segments)
+        self.early = ReassemblyQueue(config.reassembly_segments)
         self._told = 0  # the window in the last header, in octets
         self._meant = 0  # the edge that it would offer if the header's field were wide enough
 

@@ -292,7 +292,7 @@ class Sender:
 
     def offered(self, window: int, seq: int, ack: int) -> None:
         """Apply a window (3.10.7.4, fifth step). seq, ack: positions of the segment that offers it."""
-        # A higher ACK is newer whatever its SEG.SEQ, as in Linux; else SND.UNA would move the old window on.
+        # A higher ACK is newer regardless of SEG.SEQ, as in Linux; else SND.UNA would shift the old window.
         if self.wl2 < ack or self.wl1 < seq or (self.wl1 == seq and self.wl2 <= ack):
             if self.wnd == 0 and window and self.recover is None and self.nxt <= self.una + 1:
                 self.nxt = self.una  # the peer dropped the probe's octet; send it again at once

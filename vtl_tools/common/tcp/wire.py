@@ -4,26 +4,18 @@ import struct
 from typing import Final, NamedTuple, Self
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.packet import ether, vnet
+from vtl_tools.common.packet import ether, ip, quick, vnet
 from vtl_tools.common.packet.checksum import ones_sum
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.packet.tcp import MSS, SACK, SACK_PERMITTED, TCP, TIMESTAMPS, WINDOW_SCALE
-from vtl_tools.common.packet.view import walk_options
+from vtl_tools.common.packet.tcp import MSS, SACK, SACK_PERMITTED, TCP, TIMESTAMPS, URG, WINDOW_SCALE
+from vtl_tools.common.packet.view import U16, walk_options
 
 Frame = bytearray | memoryview
 Pieces = tuple[bytes | memoryview, ...]
 """A frame in pieces that belong together: the headers, then views of the data."""
 
-_ETHERTYPE: Final = vnet.VNET + 12
-# From the Ethertype: Ethertype; version and length of the IP header, packet length, flags and fragment
-# offset, protocol; addresses and ports; SEG.SEQ, SEG.ACK, data offset, flags, window, checksum, urgent.
-_IN4: Final = struct.Struct("!HBxHxxHxBxx12sIIBBHHH")
-_IN6: Final = struct.Struct("!HBxxxHBx36sIIBBHHH")
-_L4_OF_4: Final = _ETHERTYPE + 2 + 20
-_L4_OF_6: Final = _ETHERTYPE + 2 + 40
-_SHORTEST: Final = _L4_OF_4 + TCP.SIZE
-_STAMPS: Final = struct.Struct("!III")
-_STAMPS_ALONE: Final = 0x0101_080A
+_STAMPED: Final = 32
+"""Octets of a TCP header whose only option is timestamps, as nearly all are."""
 _TWO_U32: Final = struct.Struct("!II")
 _FLOW4: Final = struct.Struct("!4s4sHH")
 _FLOW6: Final = struct.Struct("!16s16sHH")
@@ -86,6 +78,7 @@ class Segment:
         urgent: int,
         data: memoryview,
         length: int,
+        stamps: tuple[int, int] | None = None,
     ) -> None:
         self.flow = flow
         self.seq = seq
@@ -95,41 +88,36 @@ class Segment:
         self.urgent = urgent
         self.data = data
         self.length = length
-        self.stamps: tuple[int, int] | None = None
+        self.stamps = stamps
         self.sack: list[tuple[int, int]] | None = None
         self.mss: int | None = None
         self.window_scale: int | None = None
         self.sack_permitted = False
 
 
-def parse(frame: Frame) -> Segment:
-    """Take a frame apart. Raises Malformed, and nothing else. The checksum is is_intact()'s affair."""
-    size = len(frame)
-    if size < _SHORTEST:
-        raise Malformed("tcp", size)
-    if frame[_ETHERTYPE] == 0x08 or size < _L4_OF_6 + TCP.SIZE:
-        kind, first, length, fragment, protocol, flow, seq, ack, offset, flags, window, _, urgent = (
-            _IN4.unpack_from(frame, _ETHERTYPE)
-        )
-        plain = kind == ether.IPV4 and first == 0x45 and not fragment & 0x3FFF and protocol == 6
-        l4, end = _L4_OF_4, _ETHERTYPE + 2 + length
+def parse(frame: Frame) -> Segment | None:
+    """Take a frame apart; None if it is no TCP segment, or a fragment of one.
+
+    The checksum is for is_intact(). Raises Malformed for a broken packet, and nothing else.
+    """
+    headers = quick.read(frame)
+    if headers is not None:
+        _, protocol, flow, seq, ack, flags, window, l4, off, end, tsval, tsecr = headers
+        if protocol != ip.TCP:
+            return None
     else:
-        kind, first, length, protocol, flow, seq, ack, offset, flags, window, _, urgent = _IN6.unpack_from(
-            frame, _ETHERTYPE
-        )
-        plain = kind == ether.IPV6 and first >> 4 == 6 and protocol == 6
-        l4, end = _L4_OF_6, _L4_OF_6 + length
-    off = l4 + (offset >> 4) * 4
-    if not plain or not l4 + TCP.SIZE <= off <= end <= size:
-        flow, l4, off, end = _locate(frame)
-        _, _, seq, ack, _, flags, window, _, urgent = TCP.HEADER.unpack_from(frame, l4)
-    segment = Segment(flow, seq, ack, flags, window, urgent, memoryview(frame)[off:end], end - off)
-    if off - l4 == 32:
-        head, tsval, tsecr = _STAMPS.unpack_from(frame, l4 + 20)
-        if head == _STAMPS_ALONE:  # as on nearly all segments
-            segment.stamps = (tsval, tsecr)
-            return segment
-    if off - l4 > TCP.SIZE:
+        if (found := _locate(frame)) is None:
+            return None
+        flow, l4, off, end = found
+        _, _, seq, ack, _, flags, window, _, _ = TCP.HEADER.unpack_from(frame, l4)
+        tsval, tsecr = quick.OTHER_OPTIONS, 0
+    urgent = U16.unpack_from(frame, l4 + 18)[0] if flags & URG else 0
+    stamps = None
+    if tsval is not None and tsval != quick.OTHER_OPTIONS:
+        stamps = tsval, tsecr
+    view = frame if isinstance(frame, memoryview) else memoryview(frame)
+    segment = Segment(flow, seq, ack, flags, window, urgent, view[off:end], end - off, stamps)
+    if tsval is not None and (stamps is None or off != l4 + _STAMPED):
         _read_options(segment, frame, l4 + TCP.SIZE, off)
     return segment
 
@@ -141,12 +129,12 @@ def is_intact(frame: Frame) -> bool:
     return Packet.at(frame).verify()
 
 
-def _locate(frame: Frame) -> tuple[bytes, int, int, int]:
+def _locate(frame: Frame) -> tuple[bytes, int, int, int] | None:
     """Find a segment behind VLAN tags, IP options or extension headers: flow, header, data and end."""
     pkt = Packet.at(frame)
     net, segment = pkt.ip, pkt.tcp
     if net is None or segment is None or net.is_fragment:
-        raise Malformed("tcp", pkt.l3_off)
+        return None
     # RFC 7126 section 4.3, RFC 5095; an IPv6 routing header at its end is ignored (RFC 8200 section 4.4)
     if net.is_routed or (len(net.src) == 4 and net.has_source_route):
         raise Malformed(SOURCE_ROUTE, pkt.l3_off)

@@ -39,7 +39,7 @@ def ack(connection: HeldConnection, window: int) -> bytes:
     return _segment(connection.key, connection.l2, seq, connection.vm_ack, window, stamps)
 
 
-def question(connection: HeldConnection, segment: SegmentHeader, l2: bytes) -> bytes:
+def probe(connection: HeldConnection, segment: SegmentHeader, l2: bytes) -> bytes:
     """Return a keep-alive. It is unacceptable (RFC 9293 section 3.8.4), so the answer contains SND.NXT.
 
     segment: of the peer, whose numbers are used. The acknowledgement is long past, so it has no effect.
@@ -74,7 +74,7 @@ Hosts = dict[tuple[bytes, bytes], bytes]
 """By VLAN tags (with the EtherType between, as in SegmentHeader.key) and IP address: the Ethernet address."""
 
 
-def neighbour(frame: bytearray | memoryview, hosts: Hosts) -> bytearray | None:
+def neighbour_reply(frame: bytearray | memoryview, hosts: Hosts) -> bytearray | None:
     """Return the answer to a request for one of the VM's addresses, by ARP or ND. Raises Malformed."""
     pkt = Packet.at(frame)
     tags = bytes(frame[vnet.VNET + 12 : pkt.l3_off - 2])

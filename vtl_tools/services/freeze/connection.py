@@ -47,16 +47,36 @@ class HeldConnection:
 
     vm_ack: the highest acknowledgement of the VM. vm_nxt: end of the data that it was seen to send.
     vm_window: its last window, as in a segment without SYN. vm_scale: its shift; None: unknown. peer_ack: the
-    highest acknowledgement of the peer; peer_nxt, peer_window: likewise. proof: evidence of the VM's numbers,
-    if its segments passed unseen. seen: time of the last segment. epoch: see ConnectionTable.missed(). head:
-    the peer's frame with the octet at vm_ack; newest: its latest pure ACK. probes: segments answered since
-    the VM is away, the first at `since`. may_at, may_challenge_at: see RateLimit.
+    highest acknowledgement of the peer; peer_nxt, peer_window: likewise. evidence: evidence of the VM's
+    numbers, if its segments passed unseen. seen: time of the last segment. epoch: see
+    ConnectionTable.set_sampled(). head: the peer's frame with the octet at vm_ack; newest: its latest pure
+    ACK. probes: segments answered since the VM went away, the first at `since`. may_at, may_challenge_at: see
+    RateLimit.
     """
 
     __slots__ = (
-        "epoch", "flags", "head", "key", "l2", "may_at", "may_challenge_at", "newest", "peer_ack",
-        "peer_nxt", "peer_tsval", "peer_window", "probes", "proof", "repeated", "seen", "since",
-        "vm_ack", "vm_nxt", "vm_scale", "vm_tsval", "vm_window",
+        "epoch",
+        "evidence",
+        "flags",
+        "head",
+        "key",
+        "l2",
+        "may_at",
+        "may_challenge_at",
+        "newest",
+        "peer_ack",
+        "peer_nxt",
+        "peer_tsval",
+        "peer_window",
+        "probes",
+        "repeated",
+        "seen",
+        "since",
+        "vm_ack",
+        "vm_nxt",
+        "vm_scale",
+        "vm_tsval",
+        "vm_window",
     )  # fmt: skip
 
     def __init__(self, key: bytes, now: float) -> None:
@@ -76,13 +96,13 @@ class HeldConnection:
         self.seen = now
         self.head: bytes | None = None
         self.newest: bytes | None = None
-        self.proof: PeerEvidence | None = None
+        self.evidence: PeerEvidence | None = None
         self.probes = self.repeated = 0
         self.since = self.may_at = self.may_challenge_at = 0.0
 
     # --- segments of the VM
 
-    def is_anew(self, segment: SegmentHeader) -> bool:
+    def is_new_incarnation(self, segment: SegmentHeader) -> bool:
         """Return whether a SYN of the VM starts a new connection with the same addresses and ports."""
         return self.vm_nxt is not None and self.vm_nxt != seq_add(segment.seq, 1)
 
@@ -149,13 +169,13 @@ class HeldConnection:
     @property
     def is_proven(self) -> bool:
         """Whether the numbers are derived from the peer's retransmissions, and not from the VM's segments."""
-        return self.proof is not None and self.proof.number is not None
+        return self.evidence is not None and self.evidence.number is not None
 
     @property
     def _una_heard(self) -> int | None:
-        if self.proof is None or self.proof.number is None:
+        if self.evidence is None or self.evidence.number is None:
             return self.peer_ack
-        return self.proof.heard["peer_ack"]
+        return self.evidence.heard["peer_ack"]
 
     def is_late(self, ack: int) -> bool:
         """Return whether the peer acknowledged more earlier, before the proof."""
@@ -167,7 +187,7 @@ class HeldConnection:
 
         number: the VM's acknowledgement.
         """
-        proof = self.proof
+        proof = self.evidence
         assert proof is not None
         proof.number = number
         proof.heard = {name: getattr(self, name) for name in PROVEN}
@@ -190,12 +210,12 @@ class HeldConnection:
 
     def disprove(self) -> None:
         """Discard the evidence. Restores the numbers from before."""
-        if self.proof is not None and self.is_proven:
-            for name, value in self.proof.heard.items():
+        if self.evidence is not None and self.is_proven:
+            for name, value in self.evidence.heard.items():
                 setattr(self, name, value)
-        self.proof = None
+        self.evidence = None
 
-    def overrule(self, segment: SegmentHeader) -> None:
+    def apply_vm_segment(self, segment: SegmentHeader) -> None:
         """Learn from a segment of the VM, which has precedence over a proof."""
         una, window, tsval = self.peer_ack, self.peer_window, self.peer_tsval
         self.disprove()

@@ -73,7 +73,7 @@ class Freezer:
         self.resets: list[bytes] = []
         """Resets from peers, held for the VM."""
         self.touched: dict[bytes, HeldConnection] = {}
-        """Connections that were answered, or for which frames are held, since the VM is away."""
+        """Connections that were answered, or for which frames are held, since the VM went away."""
         self.thawing: list[HeldConnection] = []
         self.to_network: list[bytes] = []
         self.to_vm: list[bytes] = []
@@ -90,7 +90,7 @@ class Freezer:
         self.frozen, self.frozen_at, self.quiet_until, self.heard_vm = True, now, 0.0, False
         return True
 
-    def on_stop(self, now: float) -> None:
+    def hand_over(self, now: float) -> None:
         """Stop answering, as the VM is on another host. Keeps the state, for transfer to that host."""
         self.start(now)
         self.left = True
@@ -229,7 +229,7 @@ class Freezer:
         table = self.table
         connection = table.get(segment.key)
         mac = bytes(frame[vnet.VNET : vnet.VNET + 6])
-        own = connection.l2[6:12] if connection is not None and connection.proof is None else b""
+        own = connection.l2[6:12] if connection is not None and connection.evidence is None else b""
         if mac != own if own else not self._is_vms(mac):
             self.unanswered["foreign"] += 1
             return
@@ -237,7 +237,7 @@ class Freezer:
             if segment.flags & (SYN | RST | ACK) != ACK:
                 self.unanswered["unknown"] += 1
                 return
-            connection = table.stranger(segment.key, now)
+            connection = table.add_stranger(segment.key, now)
             if connection is None:
                 self.unanswered["crowded"] += 1
                 return
@@ -253,7 +253,7 @@ class Freezer:
         if self.is_quiet(now):
             return
         try:
-            answer = answers.neighbour(frame, self.table.hosts)
+            answer = answers.neighbour_reply(frame, self.table.hosts)
         except Malformed:
             self.unanswered["malformed"] += 1
             return
@@ -275,7 +275,7 @@ class Freezer:
             return
         doubt = self.table.doubts(connection)
         # A proof is made of segments that an attacker can repeat, too.
-        proven = connection.proof is not None and connection.is_proven
+        proven = connection.evidence is not None and connection.is_proven
         heard = (
             OverheardNumbers.UNACCEPTABLE if proven else connection.peer_sent(segment, GAP if doubt else 0)
         )
@@ -350,7 +350,7 @@ class Freezer:
 
         doubt: whether it may; if not, only SND.NXT of the VM is derived.
         """
-        table, proof = self.table, connection.proof
+        table, proof = self.table, connection.evidence
         floor = connection.vm_ack if proof is None else proof.floor
         if connection.is_late(segment.ack):
             return
@@ -361,7 +361,7 @@ class Freezer:
                 table.release(connection)
             connection.disprove()
             highest = connection.peer_nxt if floor is not None else None
-            proof = connection.proof = PeerEvidence(segment.ack, floor, highest)
+            proof = connection.evidence = PeerEvidence(segment.ack, floor, highest)
             if floor is not None:
                 self._touch(connection)
         elif proof.number is not None:
@@ -390,10 +390,10 @@ class Freezer:
         if may_at is None or not self._all.take(now):
             self.unanswered["paced"] += 1
             return
-        assert connection.proof is not None
-        connection.may_challenge_at, connection.proof.asked = may_at, True
+        assert connection.evidence is not None
+        connection.may_challenge_at, connection.evidence.asked = may_at, True
         l2 = connection.l2 or ethernet_back(frame, segment)
-        self.to_network.append(answers.question(connection, segment, l2))
+        self.to_network.append(answers.probe(connection, segment, l2))
 
     # --- output
 

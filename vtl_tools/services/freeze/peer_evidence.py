@@ -38,7 +38,7 @@ PATIENCE_S: Final = 250.0
 
 
 class PeerEvidence:
-    """Segments of one peer since the VM is away. now: seconds.
+    """Segments of one peer since the VM went away. now: seconds.
 
     ack: SEG.ACK of all segments that count. floor: the VM's own acknowledgement, if it was seen.
     highest: end of the data that the peer was seen to send. number: SND.UNA, once it is proven; heard: the

@@ -15,19 +15,19 @@ LINE_MAX: Final = 1 << 20
 LINES: Final = 64
 """Maximum lines per turn."""
 
-Told = Callable[[str, dict[str, Any], float], object]
+OnEvent = Callable[[str, dict[str, Any], float], object]
 """Called with an event's name, its data, and now."""
 
 
 class Monitor:
     """A connection to QEMU, as a service's source (stage.Source). QEMU may be absent, and may restart.
 
-    told: called with each event, named as in QMP (STOP, RESUME, MIGRATION), and with STATUS and the result of
-    query-status after each connect. `up`: whether there is a connection.
+    on_event: called with each event, named as in QMP (STOP, RESUME, MIGRATION), and with STATUS and the
+    result of query-status after each connect. `up`: whether there is a connection.
     """
 
-    def __init__(self, path: str, told: Told) -> None:
-        self.path, self.told = path, told
+    def __init__(self, path: str, on_event: OnEvent) -> None:
+        self.path, self.on_event = path, on_event
         self.up = False
         self.losses = 0
         self._door = broker.UnixTarget(path)
@@ -35,13 +35,13 @@ class Monitor:
         self.fileno = self._handle.fileno
         self._sock: socket.socket | None = None
         self._read = bytearray()
-        self._handle.ring()
+        self._handle.wake()
 
     def poll(self, now: float) -> bool:
         """Process QEMU's messages. Return whether there were any. Never blocks."""
-        rang = self._handle.rang()
+        alarm_expired = self._handle.alarm_expired()
         if self._sock is None:
-            if rang:
+            if alarm_expired:
                 self._connect()
             return False
         try:
@@ -81,7 +81,7 @@ class Monitor:
                 self._lose()
                 return True
             self._take(message, now)
-        self._handle.ring()  # there may be more lines, which no descriptor announces
+        self._handle.wake()  # there may be more lines, which no descriptor announces
         return True
 
     def _take(self, message: dict[str, Any], now: float) -> None:
@@ -96,9 +96,9 @@ class Monitor:
             return
         said, event, data = message.get("return"), message.get("event"), message.get("data")
         if isinstance(event, str):
-            self.told(event, data if isinstance(data, dict) else {}, now)
+            self.on_event(event, data if isinstance(data, dict) else {}, now)
         elif isinstance(said, dict) and "running" in said:
-            self.told("STATUS", said, now)
+            self.on_event("STATUS", said, now)
 
     def _ask(self, command: str, **arguments: Any) -> bool:
         if self._sock is None:

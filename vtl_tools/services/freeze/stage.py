@@ -7,7 +7,7 @@ from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.stage import Stage
 from vtl_tools.services.freeze import answers, state
 from vtl_tools.services.freeze.freezer import Freezer
-from vtl_tools.services.freeze.guest import Follower
+from vtl_tools.services.freeze.guest_state import GuestFollower
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,7 +57,7 @@ class Freeze(Stage):
         self._save_at, self._saving_since, self._save_cost_s = 0.0, 0.0, 0.0
         self._soon: float | None = None
         self._told_of_vm = False
-        self.qemu = Follower(self)
+        self.qemu = GuestFollower(self)
         self.monitor: Monitor | None = None
         self._gaps = False
         self._saved: tuple[object, ...] = ()
@@ -77,7 +77,7 @@ class Freeze(Stage):
         return self.freezer.frozen
 
     def follow(self, monitor: "Monitor") -> None:
-        """Apply the events of QEMU's monitor, which calls qemu.told()."""
+        """Apply the events of QEMU's monitor, which calls qemu.on_event()."""
         self.monitor = monitor
         self.sources.append(monitor)
 
@@ -175,7 +175,7 @@ class Freeze(Stage):
         missed = ring.missed
         ring.status()
         gaps = one_in > 1 or self._one_in > 1 or ring.missed > missed
-        self.freezer.table.missed(gaps or self._gaps)  # the ring may still hold older segments
+        self.freezer.table.set_sampled(gaps or self._gaps)  # the ring may still hold older segments
         self._gaps = gaps
         if one_in != self._one_in:
             self._one_in = one_in
@@ -185,7 +185,7 @@ class Freeze(Stage):
 
     def hand_over(self, now: float) -> None:
         """Stop answering, since the VM is on another host, and be ready to export the state to it."""
-        self.freezer.on_stop(now)
+        self.freezer.hand_over(now)
         self.listen(False)
         self._soon = now + SAVED_AT_ONCE_S
         self.event("left", vm=self.vm, connections=len(self.freezer.table))
@@ -217,7 +217,7 @@ class Freeze(Stage):
         self._say(self.network, frames, now)
         return {"vm": self.vm, "announced": len(frames)}
 
-    def take_up(self, text: bytes, name: str, now: float) -> None:
+    def import_state(self, text: bytes, name: str, now: float) -> None:
         """Replace the state by an imported one. Raises VTLError, without effect then."""
         vm = state.load(text, name, self.freezer, now)
         self._know_mac()

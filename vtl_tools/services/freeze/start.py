@@ -61,10 +61,10 @@ def make_stage(
     snapshot = Snapshot(path, lambda now: dump(freezer, stage.vm, now), OCTETS_MAX)
     stage = Freeze(freezer, vm, mac=mac, listen=listen, snapshot=snapshot, overlay=overlay)
     if (text := snapshot.read()) is not None:
-        stage.take_up(text, str(path), time.monotonic())
+        stage.import_state(text, str(path), time.monotonic())
     snapshot.save(time.monotonic())  # a file that cannot be written is an error before the VM is away
     if ring is not None:
         stage.listen_on(ring)
     if qmp is not None:
-        stage.follow(Monitor(qmp, stage.qemu.told))
+        stage.follow(Monitor(qmp, stage.qemu.on_event))
     return stage

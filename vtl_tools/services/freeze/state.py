@@ -77,7 +77,7 @@ def _told(connection: HeldConnection, exact: bool, now: float) -> dict[str, Any]
     }
     for name in (*_NUMBERS, *_COUNTS):
         told[name] = getattr(connection, name)
-    proof = connection.proof
+    proof = connection.evidence
     told["before_proof"] = proof.heard if proof is not None and connection.is_proven else None
     for name in "head", "newest":
         frame = getattr(connection, name)
@@ -212,12 +212,12 @@ def _take(read: _Reader, row: Any, freezer: Freezer, now: float) -> None:
         setattr(connection, name, read.number(row, name, most))
     connection.flags &= ~(CLOSED | OPENING)  # derived again, with the time to remove it
     if row.get("before_proof") is not None:
-        connection.proof = _proof(read, read.field(row, "before_proof", dict), connection)
+        connection.evidence = _proof(read, read.field(row, "before_proof", dict), connection)
     if read.field(row, "exact", bool):
         connection.epoch = 0
     if freezer.table.get(connection.key) is not None:
         raise read.wrong("a connection occurs twice")
-    if connection.proof is None or connection.vm_nxt is not None:
+    if connection.evidence is None or connection.vm_nxt is not None:
         freezer.table.add(connection, now)
     elif not freezer.table.add_proven(connection):
         raise read.wrong("too many proven connections")

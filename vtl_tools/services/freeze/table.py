@@ -50,7 +50,7 @@ class ConnectionTable:
     def __init__(self, connections_max: int = CONNECTIONS_MAX) -> None:
         self.connections_max = connections_max
         self.gaps = False
-        """Whether segments may pass unseen; set by missed()."""
+        """Whether segments may pass unseen; set by set_sampled()."""
         self._epoch = 0
         self.evicted = 0
         self.held = 0
@@ -90,7 +90,7 @@ class ConnectionTable:
         """Return whether segments of a connection may have passed unseen since the VM's last segment."""
         return self.gaps or connection.epoch != self._epoch
 
-    def missed(self, gaps: bool) -> None:
+    def set_sampled(self, gaps: bool) -> None:
         """Set whether segments may pass unseen from now on."""
         if gaps:
             self._epoch += 1
@@ -127,17 +127,17 @@ class ConnectionTable:
         if segment.flags & RST:
             self.remove(segment.key)
             return None
-        if connection is None or (segment.flags & SYN and connection.is_anew(segment)):
+        if connection is None or (segment.flags & SYN and connection.is_new_incarnation(segment)):
             connection = self._begin(segment, now)
         if segment.flags & SYN:
             connection.vm_scale = syn_options(frame, segment).scale or 0
             connection.flags |= FROM_SYN
         elif connection.flags & OPENING:
             self._opened(connection)
-        if connection.proof is None:
+        if connection.evidence is None:
             connection.vm_sent(segment)
         else:
-            connection.overrule(segment)
+            connection.apply_vm_segment(segment)
         connection.seen, connection.epoch = now, self._epoch
         if not connection.l2:
             self._learn(connection, frame, segment)
@@ -197,7 +197,7 @@ class ConnectionTable:
 
     # --- entries
 
-    def stranger(self, key: bytes, now: float) -> HeldConnection | None:
+    def add_stranger(self, key: bytes, now: float) -> HeldConnection | None:
         """Add a connection of which only the peer was seen. None: there is no room.
 
         No such connection is evicted before STRANGERS_KEPT_S. The second half of the room is assigned so

@@ -61,7 +61,7 @@ def verbs(stage: Freeze) -> dict[str, control.Verb]:
             text = handed.take()
         except OSError as e:
             raise VTLError(f"{handed.path}: {e.strerror or e}; run import as the service's user") from None
-        result = stage.qemu.take_up(text, str(request.get("name")), clock())
+        result = stage.qemu.import_state(text, str(request.get("name")), clock())
         save_soon()
         return result
 

@@ -9,13 +9,13 @@ from vtl_tools.common.errors import SpecError, VTLError
 from vtl_tools.common.packet.view import Buffer
 from vtl_tools.common.runtime.sealed_file import SealedFile
 from vtl_tools.services.fw import question
-from vtl_tools.services.fw.describe import describe, spoken
+from vtl_tools.services.fw.describe import as_words, describe
 from vtl_tools.services.fw.explain import explain as steps_to
 from vtl_tools.services.fw.files import PACKED_MAX, SentReader
 from vtl_tools.services.fw.flow import Decision, Flow
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
-from vtl_tools.services.fw.question import Question
+from vtl_tools.services.fw.question import PacketQuery
 from vtl_tools.services.fw.rule import BUILT_IN, Direction, Rule
 from vtl_tools.services.fw.tracker import Tracker
 
@@ -136,7 +136,7 @@ def explain(tracker: Tracker, request: Answer, now: float) -> Answer:
     return told if flow is None else {**told, "known": question.name(flow)}
 
 
-def explained(policy: Policy, asked: Question) -> Answer:
+def explained(policy: Policy, asked: PacketQuery) -> Answer:
     """Return the rule of a policy that judges a packet, and why earlier rules do not match."""
     found = steps_to(policy, asked.direction, asked.fields())
     steps = [[str(step.rule), step.why] for step in found.steps[:LISTED_MAX]]
@@ -147,7 +147,7 @@ def line(told: Answer) -> str:
     """Return a log entry as one line of text."""
     hidden = f" ({told['suppressed']} before it not shown)" if told["suppressed"] else ""
     why = "" if told["why"] in ("rule", "new") else f", {told['why']}"
-    return f"{told['verdict']} {told['direction']} {spoken(told)} by {told['rule']}{why}{hidden}"
+    return f"{told['verdict']} {told['direction']} {as_words(told)} by {told['rule']}{why}{hidden}"
 
 
 def reloaded(tracker: Tracker, policy: Policy, ended: list[Flow]) -> Answer:

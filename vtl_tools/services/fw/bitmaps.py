@@ -12,7 +12,7 @@ MEMORY_OCTETS: Final = 32 << 20
 """Maximum octets of one map's bitmaps. If all would take more, only every k-th is stored."""
 
 _FEW: Final = 64
-"""Maximum rules of a group, and bitmaps of groups, that are stored in another form."""
+"""Maximum rules of a group that are stored as a list, and maximum bitmaps of groups held at once."""
 
 _SPARSE: Final = 8
 """Maximum rules per value, besides those that any value satisfies, that are stored as a list."""

@@ -4,10 +4,10 @@ from typing import Final
 
 from vtl_tools.common.packet import ether, ip
 from vtl_tools.services.fw.cursor import Cursor
+from vtl_tools.services.fw.keywords import ICMP6_TYPES, ICMP_TYPES, PROTOCOLS, UNITS, Protocol
 from vtl_tools.services.fw.lexer import END, Token, TokenKind
-from vtl_tools.services.fw.names import ICMP6_TYPES, ICMP_TYPES, PROTOCOLS, UNITS, Protocol
-from vtl_tools.services.fw.position import Remark, RulePosition
-from vtl_tools.services.fw.rule import IN, OUT, UNTAGGED, Cap, Rate, Rule, Verdict
+from vtl_tools.services.fw.position import RulePosition, RuleWarning
+from vtl_tools.services.fw.rule import IN, OUT, UNTAGGED, ConnectionLimit, Rate, Rule, Verdict
 from vtl_tools.services.fw.sets import Sets
 from vtl_tools.services.fw.values import Addresses, Ranges, ranges
 
@@ -24,7 +24,7 @@ COUNT_MAX: Final = 1_000_000
 """Maximum of a limit: a larger one would have no effect."""
 
 
-def take_rule(cursor: Cursor, sets: Sets) -> tuple[Rule, list[Remark]]:
+def take_rule(cursor: Cursor, sets: Sets) -> tuple[Rule, list[RuleWarning]]:
     """Parse a rule and return it with its warnings. Raises RuleError."""
     return _Clauses(cursor, sets).take()
 
@@ -46,9 +46,9 @@ class _Clauses:
         self._types: list[tuple[int, int]] | None = None
         self._vlan: Ranges | None = None
         self._rate: Rate | None = None
-        self._cap: Cap | None = None
+        self._cap: ConnectionLimit | None = None
 
-    def take(self) -> tuple[Rule, list[Remark]]:
+    def take(self) -> tuple[Rule, list[RuleWarning]]:
         cursor = self._cursor
         place, text = cursor.place, cursor.text
         verdict = ACTIONS[cursor.next().text]
@@ -181,7 +181,7 @@ class _Clauses:
         if token.kind is TokenKind.NUMBER:
             count = cursor.number("a number of connections", 1, COUNT_MAX)
             cursor.expect("connections")
-            self._cap = Cap(count, self._per_source())
+            self._cap = ConnectionLimit(count, self._per_source())
             return
         if token.kind is not TokenKind.RATE:
             cursor.fail("a rate such as 10/s, or a number of connections")
@@ -241,11 +241,11 @@ class _Clauses:
                 last = f"'{name}'" if has < versions else last
             versions &= has
 
-    def _remarks(self, place: RulePosition) -> list[Remark]:
+    def _remarks(self, place: RulePosition) -> list[RuleWarning]:
         """Warn if a set is empty, which is legal where it is declared: the rule matches nothing."""
         asked = (self._src, self._dst, self._src_mac, self._dst_mac, self._sport, self._dport, self._types)
         empty = any(value is not None and not value for value in (*asked, self._vlan))
-        return [Remark(place, "matches nothing, as a set in it is empty")] if empty else []
+        return [RuleWarning(place, "matches nothing, as a set in it is empty")] if empty else []
 
 
 _TAKE: Final = {

@@ -33,7 +33,7 @@ def describe(frame: Buffer) -> dict[str, object]:
     return told
 
 
-def spoken(told: Mapping[str, object]) -> str:
+def as_words(told: Mapping[str, object]) -> str:
     """Return the result of describe() as one line, in the words that question.read() accepts."""
     at = f" vlan {told['vlan']}" if "vlan" in told else ""
     if "protocol" not in told:

@@ -7,7 +7,7 @@ from vtl_tools.common.packet.address import format_ip, format_mac
 from vtl_tools.services.fw.clauses import ICMP6
 from vtl_tools.services.fw.fields import NONE, Fields
 from vtl_tools.services.fw.policy import Judgement, Policy, RuleTable
-from vtl_tools.services.fw.position import Remark
+from vtl_tools.services.fw.position import RuleWarning
 from vtl_tools.services.fw.rule import IN, OUT, STACKED, UNTAGGED, Direction, Rule
 from vtl_tools.services.fw.values import Addresses, Ranges, holds, ranges_cover
 
@@ -119,12 +119,12 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-def unreachable(policy: Policy) -> list[Remark]:
+def unreachable(policy: Policy) -> list[RuleWarning]:
     """Return a warning for each rule that is never reached, as an earlier one matches all its packets.
 
     Does not find a rule that several earlier ones cover only together.
     """
-    out: dict[Rule, Remark] = {}
+    out: dict[Rule, RuleWarning] = {}
     for direction in OUT, IN:
         table = policy.table(direction)
         for bit, rule in enumerate(table.rules):
@@ -133,7 +133,7 @@ def unreachable(policy: Policy) -> list[Remark]:
             before = _covering(table, bit, rule)
             if before is not None:
                 where = f"{before.place.file}:{before.place.line}"
-                out[rule] = Remark(rule.place, f"is never reached: {where} matches all that it does")
+                out[rule] = RuleWarning(rule.place, f"is never reached: {where} matches all that it does")
             else:
                 out.pop(rule, None)
     return list(out.values())

@@ -3,7 +3,7 @@
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.packet import ether, icmp, ip, nd
+from vtl_tools.common.packet import ether, icmp, ip, nd, quick
 from vtl_tools.common.packet.ether import Ethernet
 from vtl_tools.common.packet.icmp import ICMPv6
 from vtl_tools.common.packet.packet import Packet
@@ -60,8 +60,9 @@ class Fields:
         self.is_neighbour = is_neighbour
 
     @classmethod
-    def plain(cls, frame: Buffer, protocol: int, src: bytes, dst: bytes, sport: int, dport: int) -> "Fields":
-        """Return the fields of a frame without VLAN tags and IP options, given those already read."""
+    def plain(cls, frame: Buffer, protocol: int, parties: bytes) -> "Fields":
+        """Return the fields of an ordinary frame, given protocol and parties as quick.read() returns them."""
+        src, dst, sport, dport = quick.split(parties)
         dst_mac, src_mac, kind = Ethernet.HEADER.unpack_from(frame, VNET)
         return cls(kind, protocol, src, dst, sport, dport, NONE, src_mac, dst_mac)
 

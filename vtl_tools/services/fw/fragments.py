@@ -29,7 +29,7 @@ _SHARE: Final = 4
 """Maximum share of its side's octets for one source."""
 
 
-class Whole(NamedTuple):
+class ReassembledPacket(NamedTuple):
     """frames: the fragments, unchanged, in order of arrival. packet: the reassembled packet, as a frame."""
 
     frames: tuple[bytes, ...]
@@ -71,7 +71,7 @@ _Key = tuple[bytes, bytes, bytes, int, int]
 """Source, destination, tags, identification, protocol."""
 
 
-class Fragments:
+class FragmentReassembler:
     """All incomplete packets, in both directions."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Fragments:
         """Octets held."""
         return sum(side.octets for side in self._sides.values())
 
-    def add(self, pkt: Packet, direction: Direction, now: float) -> Whole | str | None:
+    def add(self, pkt: Packet, direction: Direction, now: float) -> ReassembledPacket | str | None:
         """Add a fragment; the frame is copied. Raises Malformed, and nothing else.
 
         Returns the whole packet, if this fragment completes it; None if it is held; or the reason of a drop.
@@ -117,7 +117,7 @@ class _Side:
         self._shares = SourceShares[_Partial]()
         self._of_source: Counter[bytes] = Counter()
 
-    def add(self, pkt: Packet, now: float) -> Whole | str | None:
+    def add(self, pkt: Packet, now: float) -> ReassembledPacket | str | None:
         net = pkt.ip
         assert net is not None
         if pkt.buf[1] != vnet.GSO_NONE:
@@ -145,7 +145,7 @@ class _Side:
         if partial.total is None or sum(end - start for start, end, _, _ in pieces) < partial.total:
             return None
         self.forget(partial)
-        return Whole(tuple(piece.frame for piece in pieces), _join(pieces))
+        return ReassembledPacket(tuple(piece.frame for piece in pieces), _join(pieces))
 
     def forget(self, partial: _Partial) -> None:
         del self.partial[partial.key]

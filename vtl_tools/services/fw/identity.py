@@ -15,13 +15,13 @@ from typing import Final
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.guest_net import dhcp_wire
-from vtl_tools.common.packet import address, arp, ether, icmp, ip, nd
+from vtl_tools.common.packet import address, arp, ether, icmp, ip, nd, quick
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import PORTS, Packet
+from vtl_tools.common.packet.quick import Headers
 from vtl_tools.common.packet.udp import UDP
 from vtl_tools.common.packet.view import Buffer
-from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.services.fw import dhcp6, padding
 from vtl_tools.services.fw.dhcp4 import SERVERS_MAX, DHCPv4Snooper, VMLease
 from vtl_tools.services.fw.dhcp6 import IA, IAS_MAX, DHCPv6Snooper
@@ -37,14 +37,10 @@ _SPECIAL: Final = _FROM_SERVERS | _TO_CLIENTS
 _MLD: Final = frozenset((131, 132, 143))  # RFC 2710, RFC 3810: also before there is an address
 _LLADDRS: Final = frozenset((nd.SOURCE_LLADDR, nd.TARGET_LLADDR))
 
-_L3: Final = VNET + 14
-_HEAD: Final = slice(VNET + 6, VNET + 38)  # from the source address to the end of IPv6's source
+_PARTIES4: Final = 12  # octets of two addresses and two ports
+_PROTOCOL4: Final = quick.L3 + 9
+_KIND: Final = slice(quick.KIND, quick.L3)
 _V4: Final = ether.IPV4.to_bytes(2, "big")
-_V6: Final = ether.IPV6.to_bytes(2, "big")
-_PROTOCOL4, _PROTOCOL6 = _L3 + 9, _L3 + 6
-_PORTS4, _PORTS6 = _L3 + 20, _L3 + 40
-_KIND: Final = slice(VNET + 12, VNET + 14)
-_NO_OPTIONS: Final = 0x45  # IPv4's version and header length
 
 Network = IPv4Network | IPv6Network
 
@@ -80,37 +76,25 @@ class Identity:
         self.given = [(net.network_address.packed, net.broadcast_address.packed) for net in given]
         self._fixed = {net.version for net in given}
         self._plain = {first for first, last in self.given if first == last}
-        self._plain_v4 = self._plain_v6 = b""
         self.dhcp4 = DHCPv4Snooper(self._plain, self._owns, servers, is_learned=4 not in self._fixed)
         self.dhcp6 = DHCPv6Snooper()
         self.bindings = Bindings(self._plain)
-        if mac is not None:
-            self._take(mac)
 
     def refuse(self, frame: Buffer, now: float) -> str:
         """Return why a frame of the VM is not its own to send, as counters are called; or "".
 
-        What is behind its packet, which nobody asks for, is blanked in place.
+        Octets behind its packet are overwritten by zeros, in place.
         """
-        head = bytes(frame[_HEAD])
-        if len(head) == 32:  # ordinary TCP or UDP, of which there is most
-            kind = head[:8]
-            if kind == self._plain_v4:
-                if (
-                    head[20:24] in self._plain
-                    and head[10] << 8 | head[11] == len(frame) - _L3
-                    and (
-                        head[17] == ip.TCP
-                        or (head[17] == ip.UDP and head[8] == _NO_OPTIONS and _is_common(frame, _PORTS4))
-                    )
-                ):
-                    return ""
-            elif (
-                kind == self._plain_v6
-                and head[16:] in self._plain
-                and head[12] << 8 | head[13] == len(frame) - _PORTS6
-                and (head[14] == ip.TCP or (head[14] == ip.UDP and _is_common(frame, _PORTS6)))
-            ):
+        return self.check(frame, quick.read(frame), now)
+
+    def check(self, frame: Buffer, headers: Headers | None, now: float) -> str:
+        """Do what refuse() does. headers: as quick.read() returns them for the frame."""
+        if headers is not None:
+            src_mac, protocol, parties, _, _, _, _, _, _, end, _, _ = headers
+            src = parties[:4] if len(parties) == _PARTIES4 else parties[:16]
+            if src_mac == self.mac and src in self._plain and (protocol == ip.TCP or _is_common(parties)):
+                if end != len(frame):
+                    padding.fill(frame, end)
                 return ""
         try:
             pkt = Packet.at(frame)
@@ -121,16 +105,15 @@ class Identity:
 
     def observe(self, frame: Buffer, now: float) -> None:
         """Learn from a frame that goes to the VM. Nothing is raised for foreign octets."""
-        if len(frame) <= _PROTOCOL4:
+        self.learn_from(frame, quick.read(frame), now)
+
+    def learn_from(self, frame: Buffer, headers: Headers | None, now: float) -> None:
+        """Do what observe() does. headers: as quick.read() returns them for the frame."""
+        if headers is not None:
+            if headers[1] == ip.TCP or _is_common(headers[2]):
+                return
+        elif len(frame) <= _PROTOCOL4 or (frame[_PROTOCOL4] != ip.UDP and bytes(frame[_KIND]) == _V4):
             return
-        kind = bytes(frame[_KIND])
-        if kind == _V4:
-            if frame[_PROTOCOL4] != ip.UDP or (frame[_L3] == _NO_OPTIONS and _is_common(frame, _PORTS4)):
-                return
-        elif kind == _V6:
-            protocol = frame[_PROTOCOL6]
-            if protocol == ip.TCP or (protocol == ip.UDP and _is_common(frame, _PORTS6)):
-                return
         try:
             pkt = Packet.at(frame)
             net = pkt.ip
@@ -195,7 +178,7 @@ class Identity:
         """Take up what an earlier one learned of the same VM, unless another is given now."""
         if learned.mac is None or self.mac not in (None, learned.mac):
             return
-        self._take(learned.mac)
+        self.mac = learned.mac
         self.dhcp4.client_id, self.dhcp6.duid = learned.client_id, learned.duid
         for server, source in list(learned.met.items())[-SERVERS_MAX:]:
             self.dhcp4.meet(server, source)
@@ -213,7 +196,7 @@ class Identity:
     def _judge(self, pkt: Packet, now: float) -> str:
         src_mac = pkt.eth.src
         if self.mac is None and not address.is_multicast_mac(src_mac) and any(src_mac):
-            self._take(src_mac)
+            self.mac = src_mac
         if src_mac != self.mac:
             return "spoofed-mac"
         if pkt.ethertype == ether.ARP:
@@ -294,9 +277,6 @@ class Identity:
         for lease in self.dhcp6.ended(now):
             self.bindings.leave(lease, now)
 
-    def _take(self, mac: bytes) -> None:
-        self.mac, self._plain_v4, self._plain_v6 = mac, mac + _V4, mac + _V6
-
     def _owns(self, octets: bytes) -> bool:
         if octets in self._plain:
             return True
@@ -325,9 +305,7 @@ class Identity:
             self.bindings.observe(octets, pkt.eth.src, now)
 
 
-def _is_common(frame: Buffer, at: int) -> bool:
+def _is_common(parties: bytes) -> bool:
     """Say whether UDP's ports are not those of DHCP, whatever else they are."""
-    if len(frame) < at + 4:
-        return False
-    sport, dport = PORTS.unpack_from(frame, at)
+    sport, dport = PORTS.unpack_from(parties, len(parties) - PORTS.size)
     return sport not in _SPECIAL and dport not in _SPECIAL

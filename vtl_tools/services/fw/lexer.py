@@ -5,7 +5,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from vtl_tools.services.fw.names import KEYWORDS
+from vtl_tools.services.fw.keywords import KEYWORDS
 from vtl_tools.services.fw.position import RuleError, RulePosition
 
 LINE_MAX: Final = 16_384

@@ -42,7 +42,7 @@ class RuleLimits:
         self._of_all[rule] = full_at
         return ""
 
-    def look(self, rule: Rule, direction: Direction, source: bytes, now: float) -> dict[str, int]:
+    def remaining(self, rule: Rule, direction: Direction, source: bytes, now: float) -> dict[str, int]:
         """Return the unused part of a rule's limits for a source. Changes nothing."""
         left: dict[str, int] = {}
         if (cap := rule.cap) is not None:

@@ -10,7 +10,7 @@ from typing import Final
 from vtl_tools.services.fw.clauses import ACTIONS, take_rule
 from vtl_tools.services.fw.cursor import Cursor
 from vtl_tools.services.fw.lexer import END, RuleSource, TokenKind
-from vtl_tools.services.fw.position import Remark, RuleError, RulePosition
+from vtl_tools.services.fw.position import RuleError, RulePosition, RuleWarning
 from vtl_tools.services.fw.rule import IN, OUT, Rule, Ruleset
 from vtl_tools.services.fw.sets import Sets
 
@@ -54,7 +54,7 @@ class _Parser:
         self._octets_left = OCTETS_MAX
         self._lines_left = LINES_MAX
         self.rules: list[Rule] = []
-        self.remarks: list[Remark] = []
+        self.remarks: list[RuleWarning] = []
         self.files: list[str] = []
         self.lines_of_main = 0
 

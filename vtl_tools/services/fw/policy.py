@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, TypeVar
 from vtl_tools.common.packet import ether, ip
 from vtl_tools.services.fw.bitmaps import Spans, bitmap
 from vtl_tools.services.fw.fields import Fields
-from vtl_tools.services.fw.names import Protocol
+from vtl_tools.services.fw.keywords import Protocol
 from vtl_tools.services.fw.rule import (
     IN,
     NEIGHBOURS,
@@ -178,7 +178,7 @@ class _Kinds:
         self._named = bitmap(typed, size)
 
     def find(self, fields: Fields) -> int:
-        """Return the rules that test for a packet's protocol, or for none. ARP must be named."""
+        """Return the rules for a packet's protocol or for any protocol. ARP must be named."""
         if fields.is_neighbour:
             return self._named if fields.src else self._arp
         if fields.src:

@@ -40,7 +40,7 @@ class RuleError(SpecError):
 
 
 @dataclass(frozen=True, slots=True)
-class Remark:
+class RuleWarning:
     """A warning: the file is valid, but probably does not mean what its author intended."""
 
     place: RulePosition

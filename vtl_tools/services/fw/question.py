@@ -13,7 +13,7 @@ from vtl_tools.services.fw.clauses import ICMP6
 from vtl_tools.services.fw.explain import fields_of
 from vtl_tools.services.fw.fields import Fields
 from vtl_tools.services.fw.flow import Flow, flow_key
-from vtl_tools.services.fw.names import ICMP6_TYPES, ICMP_TYPES
+from vtl_tools.services.fw.keywords import ICMP6_TYPES, ICMP_TYPES
 from vtl_tools.services.fw.neighbours import is_of_link
 from vtl_tools.services.fw.rule import IN, OUT, UNTAGGED, Direction
 
@@ -23,7 +23,7 @@ _DIGITS_MAX: Final = 5
 _WORDS_MAX: Final = 4 + 3 * 2 + 2 * 3
 
 
-class Question(NamedTuple):
+class PacketQuery(NamedTuple):
     """protocol: as for fields_of(), or "" if not IP. src, dst: then empty.
 
     sport, dport: of an echo, its identifier; None if not given. ethertype: of a packet that is not IP.
@@ -65,7 +65,7 @@ class Question(NamedTuple):
         return flow_key(self.direction, number, self.src, self.dst, ports, self.vlan, self.direction)
 
 
-def read(words: Sequence[str]) -> Question:
+def read(words: Sequence[str]) -> PacketQuery:
     """Parse the description of a packet. Raises SpecError.
 
     DIRECTION PROTOCOL SOURCE DESTINATION, or DIRECTION arp, or DIRECTION ethertype N; then, as needed,
@@ -83,19 +83,19 @@ def read(words: Sequence[str]) -> Question:
         kind = ether.ARP if used == 2 else _number("type of a frame", "".join(parts[2:3]), 0xFFFF)
         if kind in (ether.IPV4, ether.IPV6) or {"type", "code"} & set(more):
             raise SpecError(f"{' '.join(parts)[:80]!r}: of IP, write the protocol and addresses; {_FORM}")
-        return Question(direction, "", b"", None, b"", None, 0, 0, *_ethernet(more), kind)
+        return PacketQuery(direction, "", b"", None, b"", None, 0, 0, *_ethernet(more), kind)
     if len(parts) < 4:
         raise SpecError(f"{' '.join(parts)[:80]!r}: not a packet; {_FORM}")
     return _of_ip(direction, parts[1], parts[2:4], _more(parts[4:]))
 
 
-def _of_ip(direction: Direction, protocol: str, ends: list[str], more: dict[str, str]) -> Question:
+def _of_ip(direction: Direction, protocol: str, ends: list[str], more: dict[str, str]) -> PacketQuery:
     (src, sport), (dst, dport) = map(_end, ends)
     if protocol in ("tcp", "udp") and dport is None:
         raise SpecError(f"{ends[1]}: {protocol} needs a port; {_FORM}")
     names = ICMP6_TYPES if len(dst) == 16 else ICMP_TYPES
     kind = names.get(more.get("type", "echo-request"))
-    made = Question(
+    made = PacketQuery(
         direction, protocol, src, sport, dst, dport,
         _number("type", more.get("type", ""), 255) if kind is None else kind,
         _number("code", more.get("code", "0"), 255), *_ethernet(more),

@@ -5,8 +5,8 @@ from enum import Enum
 from typing import Final
 
 from vtl_tools.common.rate_limit import RateLimit
-from vtl_tools.services.fw.names import Protocol
-from vtl_tools.services.fw.position import Remark, RulePosition
+from vtl_tools.services.fw.keywords import Protocol
+from vtl_tools.services.fw.position import RulePosition, RuleWarning
 from vtl_tools.services.fw.values import Addresses, Ranges
 
 
@@ -49,7 +49,7 @@ class Rate(RateLimit):
 
 
 @dataclass(frozen=True, slots=True)
-class Cap:
+class ConnectionLimit:
     """Limit of open connections."""
 
     count: int
@@ -80,7 +80,7 @@ class Rule:
     log: bool = False
     pcap: bool = False
     rate: Rate | None = None
-    cap: Cap | None = None
+    cap: ConnectionLimit | None = None
 
     @property
     def is_catch_all(self) -> bool:
@@ -98,7 +98,7 @@ class Ruleset:
     """All rules of a file and its included files, in order, and the warnings about them."""
 
     rules: tuple[Rule, ...]
-    remarks: tuple[Remark, ...] = ()
+    remarks: tuple[RuleWarning, ...] = ()
     files: tuple[str, ...] = ()
 
 

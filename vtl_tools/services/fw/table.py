@@ -39,7 +39,7 @@ class _Side:
         return self.begun if flow.use != ASSURED else self.talks if flow.ends is None else self.open
 
 
-class Flows:
+class FlowTable:
     """At most flows_max flows. Strangers may open at most half of them, and the VM seven eighths.
 
     So neither side takes the other's room: half of the table is reserved for the VM, an eighth for strangers.
@@ -88,7 +88,7 @@ class Flows:
         del self._flows[flow.key]
         self._sides[flow.opening.initiator].of(flow).remove(flow)
         self._take_out(flow)
-        flow.ends = None
+        flow.ends = None  # by which the tracker knows one that it remembers for one that ended
 
     def keep(self, flow: Flow, until: float, now: float) -> None:
         """Set another end time of a flow."""

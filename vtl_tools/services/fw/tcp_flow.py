@@ -5,7 +5,7 @@ The state model's functions judge (model.tcp_arrival); this module adds the fire
 
 from typing import Final
 
-from vtl_tools.common.model.tcp_arrival import Seen, arrive, arrive_syn
+from vtl_tools.common.model.tcp_arrival import SegmentKind, arrive, arrive_syn
 from vtl_tools.common.model.tcp_end import TcpEnd
 from vtl_tools.common.packet.seq import seq_between, seq_sub
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, TCP
@@ -41,7 +41,7 @@ def opened(segment: TCP, direction: Direction, *, join: bool) -> Ends | None:
     return (tx, rx) if direction is OUT else (rx, tx)
 
 
-def follow(ends: Ends, direction: Direction, segment: TCP) -> Seen:
+def follow(ends: Ends, direction: Direction, segment: TCP) -> SegmentKind:
     """Follow a segment of a connection, and return its kind."""
     tx, rx = ends if direction is OUT else (ends[1], ends[0])
     _, _, seq, ack, _, flags, window, _, _ = TCP.HEADER.unpack_from(segment.buf, segment.off)
@@ -76,7 +76,12 @@ def starts_anew(ends: Ends, flags: int) -> bool:
 
 
 def may_pass(
-    ends: Ends, direction: Direction, initiator: Direction, segment: TCP, seen: Seen, challenged: int | None
+    ends: Ends,
+    direction: Direction,
+    initiator: Direction,
+    segment: TCP,
+    seen: SegmentKind,
+    challenged: int | None,
 ) -> bool:
     """Return whether to pass a segment that its receiver will not accept, so that the receiver can answer it.
 
@@ -85,11 +90,11 @@ def may_pass(
     connection is open, such a challenge is a bare ACK, and a reset answers it. challenged: the
     acknowledgement of that ACK, None if there was none.
     """
-    if seen is Seen.UNSURE_RESET:
+    if seen is SegmentKind.UNSURE_RESET:
         return True
-    if seen is Seen.UNEXPECTED_SYN:
+    if seen is SegmentKind.UNEXPECTED_SYN:
         return direction is initiator and segment.flags & ACK == 0
-    if seen not in (Seen.NOT_OPEN, Seen.ACK_OF_UNSENT):
+    if seen not in (SegmentKind.NOT_OPEN, SegmentKind.ACK_OF_UNSENT):
         return False
     opener = ends[0] if initiator is OUT else ends[1]
     if opener.state is not State.SYN_SENT:

@@ -1,18 +1,17 @@
 """Packets in, decisions out. Reads no clock; `now` is in seconds, and only grows."""
 
-from collections.abc import Iterator
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.model import tcp_plain
-from vtl_tools.common.model.tcp_arrival import Seen, arrive
-from vtl_tools.common.packet import ip, tcp
-from vtl_tools.common.packet.ipv6 import IPv6
+from vtl_tools.common.model.tcp_arrival import SegmentKind, arrive
+from vtl_tools.common.packet import ip, quick, tcp
 from vtl_tools.common.packet.packet import PORTS, Packet
+from vtl_tools.common.packet.quick import OTHER_OPTIONS, Headers
 from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.tcp_state import State
 from vtl_tools.common.packet.view import Buffer
-from vtl_tools.services.fw import tcp_flow, udp_plain
+from vtl_tools.services.fw import tcp_flow
+from vtl_tools.services.fw.connections import Connections, denied
 from vtl_tools.services.fw.fields import Fields
 from vtl_tools.services.fw.flow import (
     ANSWERED,
@@ -25,26 +24,24 @@ from vtl_tools.services.fw.flow import (
     Timeouts,
     flow_key,
 )
-from vtl_tools.services.fw.fragments import Fragments
-from vtl_tools.services.fw.limits import RuleLimits
+from vtl_tools.services.fw.fragments import FragmentReassembler
 from vtl_tools.services.fw.neighbours import NeighbourFilter
-from vtl_tools.services.fw.pending_replies import PendingReplies
-from vtl_tools.services.fw.policy import Judgement, Policy
+from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.quoted import quoted_flow
-from vtl_tools.services.fw.rule import OUT, STACKED, UNTAGGED, Direction, Rule, Verdict
+from vtl_tools.services.fw.rule import IN, OUT, STACKED, Direction, Verdict
 from vtl_tools.services.fw.suspicious import suspicious
-from vtl_tools.services.fw.table import Flows
 
-_L3: Final = tcp_plain.L3
 _HELD: Final = Decision(None, None, "fragment-held")
-_PROTOCOL: Final = {4: _L3 + 9, 6: _L3 + 6}
 _TCP: Final = bytes((ip.TCP,))
 _UDP: Final = bytes((ip.UDP,))
 _OPENINGS_MAX: Final = 1024
+_RECENT_MAX: Final = 2048
+_SYN_OR_RST: Final = tcp.SYN | tcp.RST
+_ESTABLISHED: Final = State.ESTABLISHED  # a quarter of the time of looking it up in the Enum
 
 
-class Tracker:
-    """A stateful firewall without its links: a policy, and the connections that it has let through."""
+class Tracker(Connections):
+    """A stateful firewall without its links: packets in, decisions out."""
 
     def __init__(
         self,
@@ -53,17 +50,12 @@ class Tracker:
         flows_max: int = 131_072,
         timeouts: Timeouts | None = None,
     ) -> None:
-        self.policy = policy
-        self.timeouts = timeouts or Timeouts()
-        self.flows = Flows(flows_max)
-        self.fragments = Fragments()
+        super().__init__(policy, flows_max=flows_max, timeouts=timeouts)
+        self.fragments = FragmentReassembler()
         self._neighbours = NeighbourFilter()
-        self._limits = RuleLimits()
-        self._closely = policy.asks_macs
-        self._unjudged: list[Flow] = []
-        self._known: dict[Rule, Decision] = {}
         self._openings: dict[Opening, Opening] = {}
-        self._retries = PendingReplies()
+        self._recent: dict[Direction, dict[bytes, Flow]] = {OUT: {}, IN: {}}
+        """TCP connections by the parties of their last segments; one that ended has no ends."""
         self._recalled: dict[bytes, Opening] = {}
         self._recalled_until = 0.0
 
@@ -71,15 +63,31 @@ class Tracker:
 
     def receive(self, frame: Buffer, direction: Direction, now: float) -> Decision:
         """Decide about a frame, which stays the caller's. Nothing is raised for foreign octets."""
-        version = frame[_L3] >> 4 if len(frame) >= _L3 + IPv6.SIZE else 0
-        if version in _PROTOCOL and not self._closely:
-            protocol, decision = frame[_PROTOCOL[version]], None
-            if protocol == ip.TCP:
-                decision = self._plain_tcp(frame, version, direction, now)
-            elif protocol == ip.UDP:
-                decision = self._plain_udp(frame, version, direction, now)
-            if decision is not None:
-                return decision
+        return self.decide(frame, quick.read(frame), direction, now)
+
+    def decide(self, frame: Buffer, headers: Headers | None, direction: Direction, now: float) -> Decision:
+        """Decide about a frame. headers: as quick.read() returns them for it."""
+        if headers is not None and not self._closely:
+            _, protocol, parties, seq, ack, flags, window, _, data, end, tsval, _ = headers
+            if protocol == ip.UDP:
+                return self._datagram(frame, parties, direction, now)
+            if not flags & _SYN_OR_RST:
+                flow = self._recent[direction].get(parties)
+                if flow is None or type(ends := flow.ends) is not tuple:
+                    flow, ends = self._look_up(parties, direction)
+                if flow is not None and ends is not None:
+                    tx, rx = ends if direction is OUT else (ends[1], ends[0])
+                    stamp = tsval if tx.timestamps else None
+                    if stamp != OTHER_OPTIONS:
+                        seen = arrive(tx, rx, seq, ack, flags, window, end - data, stamp)
+                        if seen.taken:
+                            if tx.state is _ESTABLISHED is rx.state and flow.use == ASSURED:
+                                flow.until = now + self.timeouts.established
+                                return flow.decision
+                            return self._followed(flow, ends, seen, now)
+                        # else judge() follows it again, to the same end, and decides what becomes of it
+            elif not flags & tcp.RST:
+                return self._syn(frame, headers, direction, now)
         try:
             return self.judge(Packet.at(frame), direction, now)
         except Malformed as err:
@@ -90,7 +98,7 @@ class Tracker:
         net = pkt.ip
         if net is not None:
             if refused := suspicious(net):
-                return _denied(refused)
+                return denied(refused)
             if net.is_fragment:
                 return self._fragment(pkt, direction, now)
         fields = Fields.of(pkt, self._neighbours if direction is OUT else None)
@@ -145,78 +153,52 @@ class Tracker:
             self.end(flow)
             return None
         if refused := tcp_flow.refuse(ends, direction, flow.initiator, segment):
-            return _denied(refused, flow.decision.rule)
+            return denied(refused, flow.decision.rule)
         seen = tcp_flow.follow(ends, direction, segment)
         if not seen.taken:
             retries = self._retries
             if (anew := retries.answered(flow, segment, direction)) is not None:
                 flow.ends = anew
-                return self._followed(flow, anew, Seen.SYN, now)
+                return self._followed(flow, anew, SegmentKind.SYN, now)
             challenged = retries.challenged(flow)
             if tcp_flow.may_pass(ends, direction, flow.initiator, segment, seen, challenged):
                 retries.passed(flow, segment, direction)
                 return flow.decision
         return self._followed(flow, ends, seen, now)
 
-    def _plain_tcp(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
-        """Decide about an ordinary TCP segment of a known connection, or with SYN; None: look closer."""
-        plain = tcp_plain.read(frame, version, tcp.RST)  # which is looked at closely
-        if plain is None:
-            return None
-        src, dst, sport, dport, seq, ack, flags, window, at, data, end = plain
-        if flags & tcp.SYN:
-            return self._plain_syn(frame, plain, direction, now)
-        if direction is OUT:
-            flow = self.flows.get(src + dst + PORTS.pack(sport, dport) + _TCP)
-        else:
-            flow = self.flows.get(dst + src + PORTS.pack(dport, sport) + _TCP)
+    def _look_up(self, parties: bytes, direction: Direction) -> tuple[Flow | None, Ends | None]:
+        """Return a TCP connection that is known, and its ends."""
+        flow = self.flows.get((parties if direction is OUT else quick.reverse(parties)) + _TCP)
         if flow is None:
-            return None
-        ends = flow.ends
-        if not isinstance(ends, tuple):
-            ends = self.flows.ends(flow)
-        tx, rx = ends if direction is OUT else (ends[1], ends[0])
-        stamp = tcp_plain.tsval(frame, at, data) if tx.timestamps else None
-        if stamp == -1:
-            return None
-        seen = arrive(tx, rx, seq, ack, flags, window, end - data, stamp)
-        if not seen.taken:
-            return None  # which judges it again, to the same end, and says what is to be done
-        if tx.state is State.ESTABLISHED and rx.state is State.ESTABLISHED and flow.use == ASSURED:
-            flow.until = now + self.timeouts.established
-            return flow.decision
-        return self._followed(flow, ends, seen, now)
+            return None, None
+        recent = self._recent[direction]
+        if len(recent) >= _RECENT_MAX:
+            recent.clear()
+        recent[parties] = flow
+        return flow, self.flows.ends(flow)
 
-    def _plain_syn(
-        self, frame: Buffer, plain: tcp_plain.Segment, direction: Direction, now: float
-    ) -> Decision | None:
-        src, dst, sport, dport, _, _, _, _, at, _, end = plain
-        key = flow_key(direction, ip.TCP, src, dst, PORTS.pack(sport, dport), UNTAGGED, direction)
-        segment = TCP.at(frame, at, end)
+    def _syn(self, frame: Buffer, headers: Headers, direction: Direction, now: float) -> Decision:
+        """Decide about an ordinary segment with SYN."""
+        _, _, parties, *_, l4, _, end, _, _ = headers
+        key = (parties if direction is OUT else quick.reverse(parties)) + _TCP
+        segment = TCP.at(frame, l4, end)
         flow = self.flows.get(key)
         if flow is not None and (decision := self._further(flow, segment, direction, now)) is not None:
             return decision
-        fields = Fields.plain(frame, ip.TCP, src, dst, sport, dport)
-        return self._first(key, segment, fields, direction, now)
+        return self._first(key, segment, Fields.plain(frame, ip.TCP, parties), direction, now)
 
-    def _plain_udp(self, frame: Buffer, version: int, direction: Direction, now: float) -> Decision | None:
-        """Decide about an ordinary datagram; None: look closer."""
-        plain = udp_plain.read(frame, version)
-        if plain is None:
-            return None
-        src, dst, here, there = plain
-        key = (src + dst + here + there if direction is OUT else dst + src + there + here) + _UDP
+    def _datagram(self, frame: Buffer, parties: bytes, direction: Direction, now: float) -> Decision:
+        """Decide about an ordinary datagram."""
+        key = (parties if direction is OUT else quick.reverse(parties)) + _UDP
         flow = self.flows.get(key)
         if flow is None:
-            sport, dport = int.from_bytes(here, "big"), int.from_bytes(there, "big")
-            fields = Fields.plain(frame, ip.UDP, src, dst, sport, dport)
-            return self._first(key, None, fields, direction, now)
+            return self._first(key, None, Fields.plain(frame, ip.UDP, parties), direction, now)
         self._spoken(flow, direction, now)
         return flow.decision
 
-    def _followed(self, flow: Flow, ends: Ends, seen: Seen, now: float) -> Decision:
+    def _followed(self, flow: Flow, ends: Ends, seen: SegmentKind, now: float) -> Decision:
         if not seen.taken:
-            return _denied(f"tcp-{seen.text}", flow.decision.rule)
+            return denied(f"tcp-{seen.text}", flow.decision.rule)
         stage = tcp_flow.stage(ends)
         self.flows.keep(flow, now + getattr(self.timeouts, stage), now)
         if stage == "established":
@@ -245,12 +227,12 @@ class Tracker:
         if got is None:
             return _HELD
         if isinstance(got, str):
-            return _denied(got)
+            return denied(got)
         try:
             whole = Packet.at(got.packet)
             # Its receiver drops neighbour discovery that came in fragments, as nobody can inspect it
             decision = (
-                _denied("fragment-neighbour") if whole.nd is not None else self.judge(whole, direction, now)
+                denied("fragment-neighbour") if whole.nd is not None else self.judge(whole, direction, now)
             )
         except Malformed as err:
             decision = _malformed(err)
@@ -267,7 +249,7 @@ class Tracker:
             for ends in (self.flows.ends(flow), self._retries.ends(flow))
             if ends is not None
         ):
-            return _denied("icmp-not-sent", flow.decision.rule)
+            return denied("icmp-not-sent", flow.decision.rule)
         return Decision(Verdict.ALLOW, flow.decision.rule, "related")
 
     def _stateless(self, fields: Fields, direction: Direction, now: float) -> Decision:
@@ -275,7 +257,7 @@ class Tracker:
         judgement = self.policy.judge(direction, fields)
         refused = self._refused(judgement, fields, direction, now)
         if refused:
-            return _denied(refused, judgement.rule)
+            return denied(refused, judgement.rule)
         return Decision(judgement.verdict, judgement.rule, "rule")
 
     def _first(
@@ -291,23 +273,15 @@ class Tracker:
         if segment is not None:
             ends = tcp_flow.opened(segment, direction, join=False)
             if ends is None:
-                return _denied("tcp-not-open", judgement.rule)
+                return denied("tcp-not-open", judgement.rule)
         if refused := self._refused(judgement, fields, direction, now):
-            return _denied(refused, judgement.rule)
+            return denied(refused, judgement.rule)
         opening = Opening(direction, fields.src_mac, fields.dst_mac, fields.vlan)
         if len(self._openings) < _OPENINGS_MAX:
             opening = self._openings.setdefault(opening, opening)
-        self._add(Flow(key, self._decision(judgement.rule), opening, ends), judgement.rule, now)
+        flow = Flow(key, self._decision(judgement.rule), opening, ends)
+        self._add(flow, judgement.rule, now + self._silence(flow), now)
         return Decision(Verdict.ALLOW, judgement.rule, "new")
-
-    def _add(self, flow: Flow, rule: Rule, now: float) -> None:
-        if (victim := self.flows.add(flow, now + self._silence(flow), now)) is not None:
-            self._closed(victim)
-        self._limits.opened(rule, flow.source)
-
-    def _assure(self, flow: Flow) -> None:
-        if (victim := self.flows.assure(flow)) is not None:
-            self._closed(victim)
 
     def _again(self, key: bytes, segment: TCP | None, direction: Direction, now: float) -> Decision | None:
         """Decide about a packet of a connection of before a restart; None if it is of none that is allowed.
@@ -328,34 +302,12 @@ class Tracker:
         if verdict is not Verdict.ALLOW:
             return None
         flow.decision = self._decision(rule)
-        self._add(flow, rule, now)
+        self._add(flow, rule, now + self._silence(flow), now)
         self._assure(flow)
         if ends is not None:
-            return self._followed(flow, ends, Seen.ACK, now)
+            return self._followed(flow, ends, SegmentKind.ACK, now)
         self._spoken(flow, direction, now)
         return flow.decision
-
-    def _refused(self, judgement: Judgement, fields: Fields, direction: Direction, now: float) -> str:
-        rule = judgement.rule
-        if rule.rate is None and rule.cap is None:
-            return ""
-        if rule.cap is not None and self._unjudged:  # any of which may count
-            for flow in self._unjudged:
-                self._still_allowed(flow)
-            self._judged_anew()
-        source = fields.src if len(fields.src) == 4 else fields.src[:8]
-        return self._limits.admit(rule, direction, source, now)
-
-    def left(self, rule: Rule, direction: Direction, source: bytes, now: float) -> dict[str, int]:
-        """Return what is left of a rule's limits for a source, by what is limited."""
-        return self._limits.look(rule, direction, source if len(source) == 4 else source[:8], now)
-
-    def _decision(self, rule: Rule) -> Decision:
-        """Return what every further packet of a rule's connections is told, which is one object for all."""
-        known = self._known.get(rule)
-        if known is None:
-            known = self._known[rule] = Decision(Verdict.ALLOW, rule, "known")
-        return known
 
     # --- time
 
@@ -380,74 +332,6 @@ class Tracker:
         """Know connections of before, by their keys, until a time; each once something is heard of it."""
         self._recalled, self._recalled_until = openings, until
 
-    # --- what an operator does
-
-    def end(self, flow: Flow) -> None:
-        """Forget a connection that is known: its next packet is judged as a first one."""
-        self.flows.remove(flow)
-        self._closed(flow)
-
-    def _closed(self, flow: Flow) -> None:
-        self._retries.forget(flow)
-        if flow.decision.rule is not None:
-            self._limits.closed(flow.decision.rule, flow.source)
-
-    def would_end(self, policy: Policy) -> Iterator[Flow | None]:
-        """Return the connections that another policy would not allow, and None for others. Changes nothing.
-
-        One at a time: so that packets may come in between, as with replace().
-        """
-        for flow in self.flows:
-            allowed = (
-                flow.share is None
-                or policy.judge(flow.initiator, Fields.first_of(flow)).verdict is Verdict.ALLOW
-            )
-            yield None if allowed else flow
-
-    def replace(self, policy: Policy) -> Iterator[Flow | None]:
-        """Take another policy from now on. Connections that it does not allow end.
-
-        Returns what judges one connection at a time, and tells which ended: go to its end. A connection that
-        it has not come to is judged when its next packet comes. Those that stay count for the limits of the
-        rules that allow them now, but none ends for a limit.
-        """
-        self.policy, self._limits, self._known = policy, RuleLimits(), {}
-        self._closely, self._unjudged = True, list(self.flows)
-        return self._judge_anew(self._unjudged)
-
-    def _judge_anew(self, flows: list[Flow]) -> Iterator[Flow | None]:
-        for flow in flows:
-            yield None if self._still_allowed(flow) else flow
-        self._judged_anew()
-
-    def _judged_anew(self) -> None:
-        self._closely, self._unjudged = self.policy.asks_macs, []
-
-    def _still_allowed(self, flow: Flow) -> bool:
-        """Judge a connection by the policy that holds now, unless it was, or has ended."""
-        decision = flow.decision
-        if decision.verdict is not Verdict.ALLOW:
-            return False
-        if flow.share is None or (decision.rule is not None and self._known.get(decision.rule) is decision):
-            return True
-        verdict, rule = self.policy.judge(flow.initiator, Fields.first_of(flow))
-        if verdict is Verdict.ALLOW:
-            flow.decision = self._decision(rule)
-            self._limits.opened(rule, flow.source)
-            return True
-        flow.decision = _denied("rule", rule)
-        self.flows.remove(flow)
-        return False
-
-    def _find(self, key: bytes) -> Flow | None:
-        """Return a connection that is known, and still allowed."""
-        flow = self.flows.get(key)
-        return None if flow is None or (self._unjudged and not self._still_allowed(flow)) else flow
-
 
 def _malformed(err: Malformed) -> Decision:
-    return _denied(f"malformed-{err.what.partition('.')[0]}")
-
-
-def _denied(why: str, rule: Rule | None = None) -> Decision:
-    return Decision(Verdict.DENY, rule, why)
+    return denied(f"malformed-{err.what.partition('.')[0]}")

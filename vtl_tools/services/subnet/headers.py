@@ -8,17 +8,18 @@ import struct
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.packet import arp, ether, icmp, ip, nd, vnet
+from vtl_tools.common.packet import arp, ether, icmp, ip, nd, quick, vnet
 from vtl_tools.common.packet.ipv6 import IPv6
+from vtl_tools.common.packet.quick import L4_OF_4, L4_OF_6
 from vtl_tools.common.packet.vnet import VNET
 
-HEAD: Final = VNET + 14 + 40 + 20
+HEAD: Final = L4_OF_6 + 20
 """Octets: to the end of a TCP header without options, behind one of IPv6."""
-L3: Final = VNET + 14
+L3: Final = quick.L3
 DST_MAC: Final = slice(VNET, VNET + 6)
-SRC_MAC: Final = slice(VNET + 6, VNET + 12)
+SRC_MAC: Final = slice(quick.SRC_MAC, quick.KIND)
 ETHERNET: Final = slice(VNET, L3)
-KIND: Final = slice(VNET + 12, L3)
+KIND: Final = slice(quick.KIND, L3)
 SRC4, DST4 = slice(L3 + 12, L3 + 16), slice(L3 + 16, L3 + 20)
 SRC6, DST6 = slice(L3 + 8, L3 + 24), slice(L3 + 24, L3 + 40)
 ENDS4: Final = slice(L3 + 12, L3 + 20)
@@ -30,19 +31,18 @@ ARP: Final = ether.ARP.to_bytes(2, "big")
 
 _TTL4: Final = L3 + 8
 _PROTOCOL4: Final = L3 + 9
-_TYPE4: Final = L3 + 20
+_TYPE4: Final = L4_OF_4
 _REDIRECT4: Final = bytes((5,))  # RFC 792
 _SUM4: Final = L3 + 10
 _HOPS6: Final = L3 + 7
 _NEXT6: Final = L3 + 6
-_TYPE6: Final = L3 + 40
+_TYPE6: Final = L4_OF_6
 _FLAGS4: Final = L3 + 6
 _DF: Final = 0x40
 _NO_OPTIONS: Final = 0x45
 _PLAIN6: Final = frozenset((ip.TCP, ip.UDP, ip.ICMPV6, ip.FRAGMENT, ip.ESP, ip.NO_NEXT))
 """Next headers behind which no router has to look. What a fragment header hides, no router finds."""
 _SUM: Final = struct.Struct("!H")
-_GSO_SIZE: Final = struct.Struct("=H")
 _ONE_HOP: Final = 0xFEFF
 """RFC 1624 (3), ~m + m', for a TTL that is one less: it is the high octet of its word."""
 HOPS_MAX: Final = 255
@@ -102,23 +102,19 @@ def is_neighbour_discovery(head: bytes) -> bool:
     return nd.ROUTER_SOLICIT <= head[_TYPE6] <= icmp.V6_REDIRECT
 
 
-def largest(head: bytes, octets: int) -> int:
-    """Return the octets of the largest IP packet that a frame of `octets` octets becomes on the wire.
+def largest(frame: memoryview) -> int:
+    """Return the octets of the largest IP packet that a frame becomes on the wire.
 
     A super-segment that is no TCP or UDP right behind the IP header counts whole, and so as too large.
     """
-    whole = octets - L3
-    if head[1] == vnet.GSO_NONE:
+    whole = len(frame) - L3
+    if frame[1] == vnet.GSO_NONE or (headers := quick.read(frame)) is None:
         return whole
-    size: int = _GSO_SIZE.unpack_from(head, 4)[0]
-    is_v4 = head[KIND] == V4
-    network, protocol = (20, head[L3 + 9]) if is_v4 else (40, head[_NEXT6])
-    if protocol == ip.UDP and head[1] == vnet.GSO_UDP_L4:
-        return min(whole, network + 8 + size)
-    at = L3 + network + 12
-    if protocol != ip.TCP or len(head) <= at:
+    _, protocol, *_, data, _, _, _ = headers
+    if protocol == ip.UDP and frame[1] != vnet.GSO_UDP_L4:
         return whole
-    return min(whole, network + (head[at] >> 4) * 4 + size)
+    size: int = vnet.HEADER.unpack_from(frame)[3]
+    return min(whole, data - L3 + size)
 
 
 def must_not_fragment(head: bytes) -> bool:

@@ -8,7 +8,7 @@ from vtl_tools.services.subnet.peer import PeerState, Shortcut
 from vtl_tools.services.subnet.peers import Peers
 
 LONG: Final = ""
-Way = Shortcut | str
+Path = Shortcut | str
 """A shortcut; LONG, the default link; or the reason for a drop."""
 PROTOCOL: Final = "protocol"
 OURS: Final = ETHERTYPE.to_bytes(2, "big")
@@ -25,7 +25,7 @@ class PathCache:
 
     def __init__(self, peers: Peers) -> None:
         self.peers, self.vm = peers, peers.vm
-        self.known: tuple[dict[bytes, Way], ...] = ({}, {}, {})
+        self.known: tuple[dict[bytes, Path], ...] = ({}, {}, {})
         """For each port, by headers.key()."""
         self._until = 0.0
         self._looks = self.from_vm, self.from_default, self.from_direct
@@ -38,7 +38,7 @@ class PathCache:
             for known in self.known:
                 known.clear()
 
-    def look(self, port: int, head: bytes, now: float) -> Way:
+    def look(self, port: int, head: bytes, now: float) -> Path:
         """Decide the path of a frame without a cached decision, and cache it."""
         known = self.known[port]
         if len(known) >= WAYS_MAX:
@@ -46,7 +46,7 @@ class PathCache:
         way = known[wire.key(head)] = self._looks[port](head, now)
         return way
 
-    def from_vm(self, head: bytes, now: float) -> Way:
+    def from_vm(self, head: bytes, now: float) -> Path:
         """Return the path of frames of the VM; learn the VM's addresses and peers from them."""
         vm, src_mac, dst_mac = self.vm, head[wire.SRC_MAC], head[wire.DST_MAC]
         if head[wire.KIND] == OURS:
@@ -67,11 +67,11 @@ class PathCache:
         if shortcut is None or dst_mac == shortcut.peer.mac:  # on its own subnet: it needs no shortcut
             return LONG
         shortcut.gateway, shortcut.asked = dst_mac, True
-        self.peers.want(shortcut, now)
+        self.peers.note_demand(shortcut, now)
         is_up = shortcut.state is PeerState.UP and src in vm.addresses and src in shortcut.peer.takes
         return shortcut if is_up else LONG
 
-    def from_default(self, head: bytes, now: float) -> Way:
+    def from_default(self, head: bytes, now: float) -> Path:
         """Learn the VM's addresses from the packets that its network delivers to it."""
         vm, src_mac = self.vm, head[wire.SRC_MAC]
         if head[wire.KIND] == OURS:
@@ -92,7 +92,7 @@ class PathCache:
             shortcut.gateway = src_mac
         return LONG
 
-    def from_direct(self, head: bytes, now: float) -> Way:
+    def from_direct(self, head: bytes, now: float) -> Path:
         """Return the shortcut of frames from the direct link, if they are a peer's for our VM."""
         vm, table, src_mac = self.vm, self.peers.table, head[wire.SRC_MAC]
         ends = wire.ends(head)
@@ -100,7 +100,7 @@ class PathCache:
             return "not-ip"
         src, dst = ends
         if src_mac == vm.mac:
-            self.peers.name_taken(now)
+            self.peers.mac_conflict(now)
             return "own-mac"
         if head[wire.DST_MAC] != vm.mac:
             self.peers.observe(src, src_mac, now)

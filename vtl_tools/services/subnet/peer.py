@@ -48,7 +48,7 @@ class Timing:
     """Time without probes after a loss; doubled each time, up to hold_max_s."""
     hold_max_s: float = 30.0
     stable_s: float = 30.0
-    """A path that was up so long is stable: hold_s starts anew."""
+    """A path that was up so long is stable: after a loss the hold time is hold_s again."""
     wanted_s: float = 30.0
     """Time that a path is kept after the last packet to it."""
     verified_s: float = 5.0
@@ -70,7 +70,7 @@ class Shortcut:
     """The Ethernet address by which our VM reaches the address on the default link, once known."""
     asked: bool = False
     """Whether our VM itself sent to that Ethernet address."""
-    told: PeerState = PeerState.CANDIDATE
+    reported: PeerState = PeerState.CANDIDATE
     """The state last reported."""
     tx_frames: int = 0
     tx_octets: int = 0
@@ -157,18 +157,18 @@ class Peer:
         return now - self.heard > (self.timing.heard_s if self.address else self.timing.silent_s)
 
     def is_verified(self, now: float) -> bool:
-        """Return whether the peer answered a probe of ours lately."""
+        """Return whether the peer answered our probe lately."""
         return now < self.verified_until
 
     # --- events
 
-    def want(self, now: float) -> None:
+    def note_demand(self, now: float) -> None:
         """Note that the VM has a packet for the peer."""
         self._wanted_until = now + self.timing.wanted_s
         if self.state is PeerState.CANDIDATE:
             self._try(now, "wanted")
 
-    def alive(self, now: float) -> None:
+    def note_alive(self, now: float) -> None:
         """Note an unsolicited message of the peer: if it had only not answered, probing may start again."""
         self.heard = now
         if self.state is PeerState.HOLDING and not self._is_flap:
@@ -184,7 +184,7 @@ class Peer:
         if len(self._nonces) > NONCES_MAX:
             self._nonces.popitem(last=False)
 
-    def put_off(self, now: float) -> None:
+    def postpone_probe(self, now: float) -> None:
         """Note that no probe could be sent to the peer."""
         self._next_probe = now + self.timing.probe_s
 
@@ -228,12 +228,12 @@ class Peer:
         if self.state is PeerState.PROBING and self._streak >= self.timing.replies:
             self._become(PeerState.UP, "answered", now)
         elif self.is_up and not is_good:
-            self.lose("refused", now)
+            self.mark_lost("refused", now)
         elif (self.takes, self.current, True) != before:
             self.changed(self, "answered")
         return True
 
-    def lose(self, why: str, now: float) -> None:
+    def mark_lost(self, why: str, now: float) -> None:
         """Stop using the path at once, and do not probe for a while."""
         if not self.is_up:
             return
@@ -273,7 +273,7 @@ class Peer:
         elif self.state in (PeerState.UP, PeerState.PROBING) and now >= self._wanted_until:
             self._become(PeerState.CANDIDATE, "idle", now)
         elif self.is_up and now >= self._lost_at:
-            self.lose("silent", now)
+            self.mark_lost("silent", now)
         elif self.state is PeerState.PROBING and now >= self.since + self.timing.setup_s:
             self._retry_s = self._longer(self._retry_s)
             self._hold_until = now + self._retry_s

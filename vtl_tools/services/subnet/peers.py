@@ -15,7 +15,7 @@ from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.rate_limit import TokenBucket
 from vtl_tools.services.subnet.message import GROUP, NONCE, MessageKind, SubnetMessage
 from vtl_tools.services.subnet.peer import Discovery, Peer, PeerState, Shortcut, Timing
-from vtl_tools.services.subnet.table import ClaimTable, Told
+from vtl_tools.services.subnet.table import ClaimTable, OnChange
 from vtl_tools.services.subnet.vm import VM, Network
 
 CHANGE_S: Final = 0.5
@@ -29,7 +29,7 @@ HOP_LIMIT: Final = 255  # of neighbour discovery (RFC 4861 section 7.1)
 class Peers:
     """Represents one VM on the direct link.
 
-    nonce: returns so many unpredictable octets. allow, given, told, ignored: see ClaimTable.
+    nonce: returns so many unpredictable octets. allow, given, on_change, ignored: see ClaimTable.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class Peers:
         given: Mapping[bytes, bytes] | None = None,
         key: bytes | None = None,
         timing: Timing | None = None,
-        told: Told = lambda shortcut, state, was, why: None,
+        on_change: OnChange = lambda shortcut, state, was, why: None,
         ignored: Counter[str] | None = None,
     ) -> None:
         self.vm, self.key, self.timing = vm, key, timing or Timing()
         self.ignored: Counter[str] = Counter() if ignored is None else ignored
-        self.table = ClaimTable(vm, self.timing, allow, given or {}, told, self.ignored)
+        self.table = ClaimTable(vm, self.timing, allow, given or {}, on_change, self.ignored)
         self.mtu = 65535
         """Largest IP packet of the direct link, in octets."""
         self.vm_mtu = 65535
@@ -68,18 +68,18 @@ class Peers:
         self.table.is_changed = True
         self._announce_by(now + CHANGE_S)
 
-    def want(self, shortcut: Shortcut, now: float) -> None:
+    def note_demand(self, shortcut: Shortcut, now: float) -> None:
         """Note that the VM has a packet for the address of a shortcut."""
         if self.vm.mac is not None and now >= self._quiet_until:
-            shortcut.peer.want(now)
+            shortcut.peer.note_demand(now)
             self._follow(shortcut.peer)
 
     def lost_link(self, why: str, now: float) -> None:
         """Note that the direct link is down: every shortcut is lost."""
         for peer in list(self._active):
-            peer.lose(why, now)
+            peer.mark_lost(why, now)
 
-    def name_taken(self, now: float) -> None:
+    def mac_conflict(self, now: float) -> None:
         """Note that another station on the direct link uses our VM's Ethernet address; be silent for a while.
 
         To send on would teach the link's switches that the address is here, and cut off the other station.
@@ -103,7 +103,7 @@ class Peers:
             self.ignored["unauthenticated" if err.what == "tag" else "malformed-message"] += 1
             return
         if said.mac == self.vm.mac:
-            self.name_taken(now)
+            self.mac_conflict(now)
         if self.vm.mac is None or now < self._quiet_until:
             return
         peer = self.table.process_at(said.mac)
@@ -126,7 +126,7 @@ class Peers:
             pkt = Packet.at(frame)
             mac = pkt.eth.src
             if mac == self.vm.mac:
-                self.name_taken(now)
+                self.mac_conflict(now)
                 return
             if (said := pkt.arp) is not None:
                 if said.sha == mac:
@@ -146,7 +146,7 @@ class Peers:
     def observe(self, octets: bytes, mac: bytes, now: float, *, is_answer: bool = False) -> None:
         """Note that a station without a process has the address at mac, as its packets show.
 
-        is_answer: it may be the answer to a probe of ours.
+        is_answer: it may be the answer to our probe.
         """
         if not address.is_single_host(octets) or mac[0] & 1 or not self.table.is_allowed(octets, mac):
             return
@@ -171,11 +171,11 @@ class Peers:
                 self.table.remove(peer, "moved", now)
                 self.table.add(mac, Discovery.HEARD, now, octets)
             return
-        self.table.spoke(peer, now)
+        self.table.note_message(peer, now)
         if is_answer and peer.awaits(octets):
             peer.replied(octets, 0xFFFF, frozenset((octets,)), now)
         else:
-            peer.alive(now)
+            peer.note_alive(now)
         self._follow(peer)
 
     # --- time
@@ -232,7 +232,7 @@ class Peers:
     def _probe(self, peer: Peer, now: float) -> None:
         mac = self.vm.mac
         if mac is None or now < self._quiet_until:
-            peer.put_off(now)
+            peer.postpone_probe(now)
             return
         packet = self.mtu_of(peer) if peer.state is PeerState.PROBING else 0
         if peer.address is None:
@@ -259,7 +259,7 @@ class Peers:
                 return
             self._announce_by(now + CHANGE_S)  # it does not know us, either
         self._spoke(peer, said, now)
-        peer.alive(now)
+        peer.note_alive(now)
         self._follow(peer)
 
     def _probed_by(self, said: SubnetMessage, peer: Peer | None, now: float) -> None:
@@ -284,7 +284,7 @@ class Peers:
             return
         peer.set_mtu(said.mtu)
         self.table.set_claims(peer, said.addresses, now)
-        self.table.spoke(peer, now)
+        self.table.note_message(peer, now)
         peer.replied(said.nonce, said.accepts, frozenset(peer.addresses), now)
         self._follow(peer)
 
@@ -307,7 +307,7 @@ class Peers:
 
         It may claim addresses but not release any: it may be a replay.
         """
-        self.table.spoke(peer, now)
+        self.table.note_message(peer, now)
         if not peer.is_verified(now):
             peer.set_mtu(said.mtu)
         for octets in said.addresses:

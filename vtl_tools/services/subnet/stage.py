@@ -41,7 +41,7 @@ class Subnet(Stage):
     def __init__(self, vm: VM, **options: Any) -> None:
         super().__init__(3)
         self.vm = vm
-        self.peers = Peers(vm, told=self._told, ignored=self.drops, **options)
+        self.peers = Peers(vm, on_change=self._told, ignored=self.drops, **options)
         self._ways = PathCache(self.peers)
         self._errors = TokenBucket(ERRORS_PER_S)
         self._picked = Batch()
@@ -89,7 +89,7 @@ class Subnet(Stage):
         if len(frame) - wire.L3 <= MTU_MIN:
             return True
         mtu = self.peers.mtu_of(shortcut.peer)
-        if wire.largest(head, len(frame)) <= mtu:
+        if wire.largest(frame) <= mtu:
             return True
         is_told = wire.must_not_fragment(head) and (head[wire.KIND] == wire.V4 or mtu >= IPV6_MTU_MIN)
         if is_told and self._errors.take(now):

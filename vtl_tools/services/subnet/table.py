@@ -14,7 +14,7 @@ from vtl_tools.services.subnet.vm import VM, Network
 
 PEERS_MAX: Final = 1024
 
-Told = Callable[[Shortcut, PeerState, PeerState, str], object]
+OnChange = Callable[[Shortcut, PeerState, PeerState, str], object]
 """Called for each change of state with the shortcut, its new state, its old state, and the reason."""
 
 
@@ -31,7 +31,7 @@ class ClaimTable:
         timing: Timing,
         allow: Iterable[Network],
         given: Mapping[bytes, bytes],
-        told: Told,
+        on_change: OnChange,
         ignored: Counter[str],
     ) -> None:
         self.vm, self.timing, self.given = vm, timing, given
@@ -45,7 +45,7 @@ class ClaimTable:
         self.is_changed = True
         """Whether cached paths may be outdated; the owner reads and resets it."""
         self._allow = [(net.network_address.packed, net.broadcast_address.packed) for net in allow]
-        self._told = told
+        self._on_change = on_change
         for octets in given:
             self._restore(octets, 0.0)
 
@@ -95,7 +95,7 @@ class ClaimTable:
         for octets in list(peer.addresses):
             self._release(octets, now)
 
-    def spoke(self, peer: Peer, now: float) -> None:
+    def note_message(self, peer: Peer, now: float) -> None:
         """Note a message of a peer."""
         peer.heard = now
         self.peers.move_to_end((peer.mac, peer.address))
@@ -139,8 +139,8 @@ class ClaimTable:
     def _release(self, octets: bytes, now: float) -> None:
         """Note that no peer claims an address any more."""
         shortcut = self.shortcuts.pop(octets)
-        if shortcut.told is not PeerState.CANDIDATE:
-            self._told(shortcut, PeerState.CANDIDATE, shortcut.told, "given-up")
+        if shortcut.reported is not PeerState.CANDIDATE:
+            self._on_change(shortcut, PeerState.CANDIDATE, shortcut.reported, "given-up")
         self.spared = [a + b for a, b in zip(self.spared, shortcut.spared, strict=True)]
         self.is_changed = True
         self._restore(octets, now)
@@ -150,7 +150,7 @@ class ClaimTable:
             self.add(mac, Discovery.GIVEN, now, octets)
 
     def _forget(self, peer: Peer, why: str, now: float) -> None:
-        peer.lose(why, now)
+        peer.mark_lost(why, now)
         del self.peers[peer.mac, peer.address]
         self.is_changed = True
 
@@ -158,6 +158,6 @@ class ClaimTable:
         self.is_changed = True
         for octets in sorted(peer.addresses):
             shortcut = self.shortcuts[octets]
-            if (state := shortcut.state) is not shortcut.told:
-                was, shortcut.told = shortcut.told, state
-                self._told(shortcut, state, was, why)
+            if (state := shortcut.state) is not shortcut.reported:
+                was, shortcut.reported = shortcut.reported, state
+                self._on_change(shortcut, state, was, why)

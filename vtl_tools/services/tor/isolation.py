@@ -1,4 +1,4 @@
-"""Which connections may share a way through Tor: it tells them apart by user and password."""
+"""Isolation: which connections may share a circuit of Tor. Tor tells them apart by user and password."""
 
 import os
 from enum import StrEnum
@@ -7,7 +7,7 @@ from vtl_tools.common.socks import Credentials
 
 
 class IsolationMode(StrEnum):
-    """What shares no circuit."""
+    """Which connections share no circuit: those of different guests, destinations, ports, or any two."""
 
     NONE = "none"
     GUEST = "guest"
@@ -17,27 +17,27 @@ class IsolationMode(StrEnum):
 
 
 class Isolation:
-    """Makes credentials. Those of another process, or of before renew(), are never the same.
+    """Makes SOCKS credentials. They differ between processes, and change with renew().
 
-    Tor's IsolateSOCKSAuth, which is its default, goes by them. With Apart.NONE there are none before renew(),
-    so that proxies which take none are served as well.
+    Tor's IsolateSOCKSAuth, which is on by default, isolates by them. With IsolationMode.NONE there are no
+    credentials before renew(), so that the service also works with proxies that take none.
     """
 
-    def __init__(self, apart: IsolationMode) -> None:
-        self.apart = apart
+    def __init__(self, mode: IsolationMode) -> None:
+        self.mode = mode
         self.identity = 0
         self._salt = os.urandom(8).hex().encode()
         self._connections = 0
 
     def renew(self) -> int:
-        """Have what is opened from now on share nothing with what was; return how often that was asked."""
+        """Isolate connections from now on from all earlier ones; return how often this was asked for."""
         self.identity += 1
         return self.identity
 
     def credentials(self, guest: bytes, dest: bytes, port: int) -> Credentials | None:
-        """Return what to tell the proxy. guest, dest: whatever octets tell them apart."""
+        """Return the credentials of a connection. guest, dest: octets that identify them."""
         password = b"%d" % self.identity
-        if self.apart is IsolationMode.NONE:
+        if self.mode is IsolationMode.NONE:
             return Credentials(b"vtl", password) if self.identity else None
         self._connections += 1
         within = {
@@ -45,5 +45,5 @@ class Isolation:
             IsolationMode.DEST: dest.hex().encode(),
             IsolationMode.PORT: b"%d" % port,
             IsolationMode.CONN: b"%d" % self._connections,
-        }[self.apart]
+        }[self.mode]
         return Credentials(b"-".join((b"vtl", self._salt, guest.hex().encode(), within[:64])), password)

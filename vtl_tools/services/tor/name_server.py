@@ -1,4 +1,4 @@
-"""Names for a guest: its DNS queries, over UDP and TCP, and the look-ups by the proxy that they cause."""
+"""The guest's name server: its DNS queries, over UDP and TCP, and the look-ups by the proxy for them."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -6,29 +6,29 @@ from typing import Final, NamedTuple
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.guest_net import dns_stream
-from vtl_tools.common.guest_net.dns import TIMEOUT_S, Asked, Reply, Resolver
+from vtl_tools.common.guest_net.dns import TIMEOUT_S, QueryProgress, Reply, Resolver
 from vtl_tools.common.guest_net.dns_message import QUERY_MAX, weight
+from vtl_tools.common.guest_net.guest_network import DNS_PORT
 from vtl_tools.common.guest_net.lookups import Lookup, Outcome
 from vtl_tools.common.packet import build
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.relay.connector import READABLE, WRITABLE, InternalStream, SocksConnector
-from vtl_tools.common.relay.poller import EventHandler, Poller
+from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.socks import Connected, Failed, Reason
 from vtl_tools.common.tcp.queue import PIECE
 
-PORT: Final = 53
 _WAITING_MAX: Final = 1 << 16
-"""Octets of answers on one connection that wait to be taken, beyond which no query of it is."""
+"""Octets of answers that wait on one connection, above which no more of its queries are answered."""
 _TAKEN_MAX: Final = QUERY_MAX
 """Octets of queries that a connection takes before they are answered."""
 _DATAGRAMS_MAX: Final = 256
-"""Queries over UDP that wait to be looked at; more are lost, and asked again."""
+"""Queries over UDP that wait; more are dropped, and the guest asks again."""
 _WORK_MAX: Final = 8
-"""Questions and records that are read and written, some 0.1 ms each, before frames are looked at again."""
+"""Questions and records that are read and written, some 0.1 ms each, before frames are read again."""
 
 
 class _Datagram(NamedTuple):
-    """Whom a query came from, and whom it was sent to."""
+    """The source and the destination of a query."""
 
     src_mac: bytes
     dst_mac: bytes
@@ -50,34 +50,34 @@ class _Datagram(NamedTuple):
 class NameServer:
     """The resolver with its sockets. send: puts a frame on the guest's link.
 
-    ask: returns the call that asks the proxy, not yet begun. What a guest asks waits until settle(), each of
-    which does a bounded part: a connection's window closes meanwhile, and datagrams beyond a number are lost.
+    connect: returns a connector for a look-up, which is not started yet. Queries wait until settle(), which
+    does a bounded part of the work: meanwhile a connection's window closes, and more datagrams are dropped.
     """
 
-    port: Final = PORT
+    port: Final = DNS_PORT
 
     def __init__(
         self,
         resolver: Resolver,
         poller: Poller,
-        ask: Callable[[Lookup], SocksConnector],
+        connect: Callable[[Lookup], SocksConnector],
         send: Callable[[bytes, float], object],
     ) -> None:
-        self.resolver, self.poller, self._ask, self._send = resolver, poller, ask, send
-        self._looking: set[_Asking] = set()
+        self.resolver, self.poller, self._connect, self._send = resolver, poller, connect, send
+        self._lookups: set[_ProxyLookup] = set()
         self._datagrams: deque[tuple[_Datagram, bytes]] = deque()
-        self._asking: deque[DNSConnection] = deque()
-        self._roomy: deque[DNSConnection] = deque()
+        self._with_queries: deque[DNSConnection] = deque()
+        self._to_notify: deque[DNSConnection] = deque()
         self._replies: deque[Iterator[Reply]] = deque()
         self.queries = 0
 
     @property
     def has_more(self) -> bool:
         """Whether settle() has something to do."""
-        return bool(self._datagrams or self._asking or self._roomy or self._replies)
+        return bool(self._datagrams or self._with_queries or self._to_notify or self._replies)
 
     def on_datagram(self, pkt: Packet) -> bool:
-        """Take a query over UDP; tell whether there was room for it."""
+        """Take a query over UDP; return whether there was room for it."""
         eth, net, datagram = pkt.eth, pkt.ip, pkt.udp
         assert net is not None
         assert datagram is not None
@@ -88,15 +88,15 @@ class NameServer:
         return True
 
     def settle(self, now: float) -> bool:
-        """Do a part of what there is to do, of each kind in turn; tell whether there was anything."""
+        """Do a part of the work, of each kind in turn; return whether there was any."""
         if not self.has_more:
             return False
         work = 0
         while work < _WORK_MAX and self.has_more:
-            if self._roomy:
-                connection = self._roomy.popleft()
-                self.wants(connection)
-                connection.tell(now)
+            if self._to_notify:
+                connection = self._to_notify.popleft()
+                self.enqueue(connection)
+                connection.notify(now)
                 work += 1
             if self._replies:
                 work += self._answer_one(now)
@@ -107,12 +107,12 @@ class NameServer:
                 self._take(asked, now)
                 if asked.reply is not None:
                     self._send(source.answer(asked.reply), now)
-            if self._asking:
-                work += self._ask_one(self._asking.popleft(), now)
+            if self._with_queries:
+                work += self._ask_one(self._with_queries.popleft(), now)
         return True
 
     def _answer_one(self, now: float) -> int:
-        """Answer one of those whose look-ups have an outcome; return how much work that was."""
+        """Send one answer whose look-ups are done; return how much work that was."""
         reply = next(self._replies[0], None)
         if reply is None:
             self._replies.popleft()
@@ -125,7 +125,7 @@ class NameServer:
         return weight(message)
 
     def _ask_one(self, connection: "DNSConnection", now: float) -> int:
-        """Take one query of a connection; return how much work that was."""
+        """Answer one query of a connection; return how much work that was."""
         connection.queued = False
         if not connection.is_ready:
             return 0
@@ -137,83 +137,85 @@ class NameServer:
         elif not asked.later:
             connection.waiting -= 1
         if not connection.queries:
-            connection.tell(now)
-        self.wants(connection)
+            connection.notify(now)
+        self.enqueue(connection)
         return weight(message)
 
-    def call(self, client: bytes) -> "DNSConnector":
-        """Return the call that a guest's connection to a name server is."""
+    def connector(self, client: bytes) -> "DNSConnector":
+        """Return the connector for a guest's TCP connection to a name server."""
         return DNSConnector(DNSConnection(self, client))
 
-    def wants(self, connection: "DNSConnection") -> None:
-        """Put a connection in the queue of those that have a query, once."""
+    def enqueue(self, connection: "DNSConnection") -> None:
+        """Queue a connection that has a query which may be answered, once."""
         if connection.is_ready and not connection.queued:
             connection.queued = True
-            self._asking.append(connection)
+            self._with_queries.append(connection)
 
-    def has_room(self, connection: "DNSConnection") -> None:
-        """Have a connection told, in a while, that there is something new."""
-        self._roomy.append(connection)
+    def notify_later(self, connection: "DNSConnection") -> None:
+        """Have settle() notify a connection's flow."""
+        self._to_notify.append(connection)
 
-    def _take(self, asked: Asked, now: float) -> None:
-        """Begin the look-ups that a query needs."""
+    def _take(self, asked: QueryProgress, now: float) -> None:
+        """Start the look-ups that a query needs."""
         self.queries += 1
         for lookup in asked.lookups:
             try:
-                asking = _Asking(self, lookup, self._ask(lookup), now + TIMEOUT_S)
-                self.poller.add(asking.call.stream, asking)
+                started = _ProxyLookup(lookup, self._connect(lookup), now + TIMEOUT_S)
+                self.poller.add(started.connector.stream, started, self._on_event)
             except OSError:  # no descriptor left
                 self._replies.append(self.resolver.resolved(lookup, Failed(Reason.GENERAL), now))
                 continue
-            self._looking.add(asking)
-            asking.on_event(0, now)
+            self._lookups.add(started)
+            self._on_event(started, 0, now)
 
-    def done(self, asking: "_Asking", outcome: Outcome, now: float) -> None:
-        """Take what a look-up came to."""
-        self.drop(asking)
-        self._replies.append(self.resolver.resolved(asking.lookup, outcome, now))
+    def _on_event(self, lookup: "_ProxyLookup", events: int, now: float) -> None:
+        """Go on with a look-up; take its result, once there is one."""
+        if (outcome := lookup.step()) is not None:
+            self._close(lookup)
+            self._replies.append(self.resolver.resolved(lookup.lookup, outcome, now))
 
-    def drop(self, asking: "_Asking") -> None:
+    def _close(self, lookup: "_ProxyLookup") -> None:
         """End a look-up, if it has not ended."""
-        if asking in self._looking:
-            self._looking.remove(asking)
-            self.poller.close(asking.call.stream)
+        if lookup in self._lookups:
+            self._lookups.remove(lookup)
+            self.poller.close(lookup.connector.stream)
 
     def deadline(self) -> float | None:
-        """Return when wake() is due: at once, where settle() has something left to do."""
+        """Return when wake() is due: at once, if settle() has work left."""
         return 0.0 if self.has_more else self.resolver.deadline()
 
     def wake(self, now: float) -> None:
-        """Answer those that have waited for too long."""
+        """Answer the queries whose look-ups took too long."""
         due = self.resolver.deadline()
         if due is None or due > now:
             return
         self._replies.append(self.resolver.wake(now))
-        for asking in [each for each in self._looking if now >= each.due]:
-            self.drop(asking)
+        for lookup in [each for each in self._lookups if now >= each.due]:
+            self._close(lookup)
 
 
-class _Asking:
-    """One question to the proxy. due: when nobody waits for it any more."""
+class _ProxyLookup:
+    """One look-up by the proxy. due: when it is given up."""
 
-    def __init__(self, names: NameServer, lookup: Lookup, call: SocksConnector, due: float) -> None:
-        self.names, self.lookup, self.call, self.due = names, lookup, call, due
+    __slots__ = ("connector", "due", "lookup")
 
-    def on_event(self, events: int, now: float) -> None:
-        """Go on with the call."""
+    def __init__(self, lookup: Lookup, connector: SocksConnector, due: float) -> None:
+        self.lookup, self.connector, self.due = lookup, connector, due
+
+    def step(self) -> Outcome | None:
+        """Go on; return the result, once there is one."""
         try:
-            outcome = self.call.answer()
-        except BlockingIOError:
-            outcome = Failed(Reason.GENERAL)  # so many callers wait at the proxy: the guest will ask again
-        if outcome is not None:
-            self.names.done(self, Failed(Reason.UNKNOWN) if isinstance(outcome, Connected) else outcome, now)
+            outcome = self.connector.answer()
+        except BlockingIOError:  # the proxy's backlog is full: the guest will ask again
+            return Failed(Reason.GENERAL)
+        return Failed(Reason.UNKNOWN) if isinstance(outcome, Connected) else outcome
 
 
 class DNSConnection(InternalStream):
-    """The stream of a guest's connection to a name server: queries in, answers out, and no socket.
+    """The stream of a guest's TCP connection to a name server: queries in, answers out, and no socket.
 
-    queries: not answered yet, nor looked at. waiting: how many of all that came have no answer yet. queued:
-    whether it is in the queue of those that have a query.
+    queries: those that are not read yet. waiting: number of queries without an answer yet. queued: whether
+    the name server has it in its queue.
     """
 
     def __init__(self, names: NameServer, client: bytes) -> None:
@@ -225,7 +227,6 @@ class DNSConnection(InternalStream):
         self.queries: deque[bytes] = deque()
         self.waiting = 0
         self.queued = False
-        self.owner: EventHandler | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -233,22 +234,22 @@ class DNSConnection(InternalStream):
         return bool(self.queries) and len(self._answers) <= _WAITING_MAX and not self._closed
 
     @property
-    def kept(self) -> int:
+    def buffered(self) -> int:
         """Octets of memory that wait in it."""
         queries = self._octets + PIECE * len(self.queries) if self.queries else 0
         return queries + self._parser.kept + len(self._answers)
 
-    def tell(self, now: float) -> None:
-        """Have the owner look at what is new."""
-        if self.owner is not None:
-            self.owner.on_event(READABLE | WRITABLE, now)
+    def notify(self, now: float) -> None:
+        """Report to the flow that there is something new."""
+        if self.on_event is not None:
+            self.on_event(READABLE | WRITABLE, now)
 
     def fileno(self) -> int:
-        """Return that there is no descriptor: the owner is told."""
+        """Return -1: there is no descriptor."""
         return -1
 
     def send(self, octets: bytes | bytearray | memoryview) -> int:
-        """Take a few queries, once those before are answered and the answers taken."""
+        """Take a few queries, once the earlier ones are answered and the answers are read."""
         if self.queries or len(self._answers) > _WAITING_MAX:
             raise BlockingIOError
         taken = octets[:_TAKEN_MAX]
@@ -258,7 +259,7 @@ class DNSConnection(InternalStream):
             raise ConnectionAbortedError(str(e)) from None
         self.waiting += len(self.queries)
         self._octets = sum(map(len, self.queries))
-        self._names.wants(self)
+        self._names.enqueue(self)
         return len(taken)
 
     def sendmsg(self, pieces: Sequence[bytes | bytearray | memoryview]) -> int:
@@ -266,7 +267,7 @@ class DNSConnection(InternalStream):
         return self.send(pieces[0])
 
     def recv_into(self, room: memoryview, octets: int) -> int:
-        """Give answers."""
+        """Return answers."""
         if not self._answers:
             if self._ended and not self.waiting:
                 return 0
@@ -274,8 +275,8 @@ class DNSConnection(InternalStream):
         size = min(octets, len(self._answers))
         room[:size] = self._answers[:size]
         del self._answers[:size]
-        if self.owner is not None and not self._answers:
-            self._names.has_room(self)
+        if self.on_event is not None and not self._answers:
+            self._names.notify_later(self)
         return size
 
     def reply(self, message: bytes, now: float) -> None:
@@ -283,27 +284,27 @@ class DNSConnection(InternalStream):
         self.waiting -= 1
         if not self._closed:
             self._answers += dns_stream.framed(message)
-            self.tell(now)
+            self.notify(now)
 
     def shutdown(self, how: int) -> None:
-        """The guest asks no more: once all is answered, this is the end."""
+        """Take the end of the queries: the stream ends once all are answered."""
         self._ended = True
-        self._names.has_room(self)
+        self._names.notify_later(self)
 
     def close(self) -> None:
-        """Forget it."""
+        """Release it."""
         self._closed = True
-        self.owner = None
+        self.on_event = None
         self.queries.clear()
         self._answers.clear()
 
 
 class DNSConnector:
-    """A call that is answered at once, by us."""
+    """Opens a DNSConnection, at once."""
 
     def __init__(self, stream: DNSConnection) -> None:
         self.stream = stream
 
     def step(self, events: int) -> bytes:
-        """Nobody has to be asked."""
+        """Return that the stream is open."""
         return b""

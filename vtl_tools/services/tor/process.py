@@ -1,7 +1,7 @@
-"""A tor of our own: started, watched, started again when it ends, and gone with us however we end.
+"""Runs a tor process for the service: starts it, restarts it when it ends, and ends it with the service.
 
-A process of its own keeps it, forked before privileges are given up: it is root's business to start tor as
-another user, to end it and to remove its files, and not that of who handles a guest's frames.
+A keeper process starts and ends tor. It is forked before the service gives up its privileges, since starting
+tor as another user and removing its files may take root, which the process that reads frames must not be.
 """
 
 import grp
@@ -26,13 +26,13 @@ from vtl_tools.common.host import privilege
 log = logging.getLogger(__name__)
 
 USERS: Final = ("debian-tor", "tor", "_tor", "toranon")
-"""What distributions call the user that tor runs as, where it is root who starts it."""
+"""Names of the user that distributions run tor as; used if the service is started by root."""
 
 RETRY_S: Final = 1.0
-"""Before a tor that ended is started again; twice as long each time, up to RETRY_MAX_S."""
+"""Time before a tor that ended is restarted; doubled each time, up to RETRY_MAX_S."""
 RETRY_MAX_S: Final = 60.0
 _STEADY_S: Final = 300.0
-"""A tor that ran for so long is started again as quickly as the first time."""
+"""After a run of so long the time is RETRY_S again."""
 _END_S: Final = 5.0
 _LINE_MAX: Final = 4096
 _READ_MAX: Final = 65536
@@ -40,7 +40,7 @@ _READ_MAX: Final = 65536
 _BOOTSTRAPPED: Final = re.compile(r"Bootstrapped (\d+)%[^:]*: (.*)")
 _COMPLAINT: Final = re.compile(r"\[(?:warn|err)\] (.*)")
 _ABOVE: Final = "see warnings above"
-"""What tor says last of a wrong configuration, after what is wrong with it."""
+"""The last line of tor about a wrong configuration; the lines before say what is wrong."""
 _ENDED: Final = "vtl: ended with status "
 
 _TORRC: Final = """
@@ -56,9 +56,9 @@ Log notice stdout
 class TorProcess:
     """A tor with a temporary directory and a unix socket for SOCKS; a source of a stage.
 
-    torrc: further lines of its configuration. on_progress: told how much of its start is done, in percent,
-    and what it is doing. socks: the socket's path; its directory lets in nobody but us and tor. door: a path
-    to it for this process, whatever user that becomes.
+    torrc: further lines of its configuration. on_progress: called with tor's progress in percent, and its
+    current step. socks: the socket's path, in a directory that only the service and tor may enter. door: a
+    path to the socket that stays valid for this process when its user changes.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class TorProcess:
         return self._output
 
     def poll(self, now: float) -> bool:
-        """Hear what tor says.
+        """Read the log of tor.
 
         Raises VTLError if it ended before it ever was ready: then its configuration is wrong.
         """
@@ -140,7 +140,7 @@ class TorProcess:
         self.on_progress(0, how)
 
     def close(self) -> None:
-        """End tor, and have its directory removed. Idempotent."""
+        """End tor, and remove its directory. Idempotent."""
         if self._lifeline < 0:
             return
         os.close(self._lifeline)
@@ -151,7 +151,7 @@ class TorProcess:
 
 
 class _Keeper:
-    """Runs tor until the lifeline breaks, which it does when our parent closes it or is no more."""
+    """Runs tor until the lifeline breaks: the parent has closed it, or ended."""
 
     def __init__(self, program: str, directory: Path, torrc: str, output: int, lifeline: int) -> None:
         self._program, self._directory, self._output, self._lifeline = program, directory, output, lifeline
@@ -215,7 +215,7 @@ class _Keeper:
 
 
 def _close_all_but(*kept: int) -> None:
-    """Close what our parent has open: its locks and guards are to go with it, and not with us."""
+    """Close the parent's descriptors, so that its locks and guards end with it."""
     edges = [2, *sorted(kept), os.sysconf("SC_OPEN_MAX")]
     for below, above in pairwise(edges):
         os.closerange(below + 1, above)

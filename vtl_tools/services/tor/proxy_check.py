@@ -1,11 +1,16 @@
-"""Is the proxy there, is it Tor, whom does the world see? Judged by PySocks, a client that is not ours."""
+"""Checks a SOCKS proxy: does it answer, is it Tor, which address does a web service see?
+
+It uses PySocks, which is independent of our own client.
+"""
 
 import contextlib
 import json
+import logging
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from threading import Thread
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -13,15 +18,18 @@ import socks
 
 from vtl_tools.common.errors import SpecError, VTLError
 
+log = logging.getLogger(__name__)
+
+CHECK_USER: Final = "vtl-check"
 PATIENCE_S: Final = 10.0
 EXIT_PATIENCE_S: Final = 60.0
-"""A circuit takes a while."""
+"""Tor builds a circuit first."""
 
 CHECK_URL: Final = "http://check.torproject.org/api/ip"
-"""Answers with what it sees, as {"IsTor": true, "IP": "192.0.2.1"}."""
+"""Answers with the client's address, as {"IsTor": true, "IP": "192.0.2.1"}."""
 
 _IMPOSSIBLE: Final = "a" * 56 + ".onion"
-"""An address whose checksum is wrong, so that Tor refuses it at once, by itself."""
+"""An address with a wrong checksum: Tor refuses it at once, without a circuit."""
 
 _ANSWER_MAX: Final = 16384
 _BAD_ONION: Final = "0xf6"
@@ -31,14 +39,14 @@ Proxy = tuple[str, int] | str
 
 @dataclass(frozen=True, slots=True)
 class ProxyReport:
-    """What was found. says: the proxy's own word on a name that cannot be."""
+    """The result of a probe. says: the proxy's answer to an impossible name."""
 
     is_tor: bool
     says: str
 
 
 class _UnixSocks(socks.socksocket):  # type: ignore[misc] # bears no types
-    """PySocks by way of a unix socket, which it does not foresee."""
+    """PySocks over a unix socket, which it does not support itself."""
 
     def __init__(self, path: str) -> None:
         super().__init__(socket.AF_UNIX)
@@ -56,7 +64,7 @@ def described(proxy: Proxy) -> str:
 
 
 def resolved(proxy: Proxy) -> Proxy:
-    """Return a proxy by its address, so that nobody is asked for its name again. VTLError: it has none."""
+    """Return a proxy with its address in place of its name. Raises VTLError if it has none."""
     if isinstance(proxy, str):
         return proxy
     try:
@@ -67,9 +75,9 @@ def resolved(proxy: Proxy) -> Proxy:
 
 
 def probe(proxy: Proxy, user: str | None = None) -> ProxyReport:
-    """See whether a SOCKS 5 proxy answers, and whether it is Tor. user: to be told apart by, with a password.
+    """Return whether a SOCKS 5 proxy is Tor. user: to log in with, so that Tor isolates the probe.
 
-    Raises VTLError, in one line, if it does not.
+    Raises VTLError if the proxy does not answer.
     """
     name = described(proxy)
     _reach(proxy)
@@ -89,10 +97,10 @@ def probe(proxy: Proxy, user: str | None = None) -> ProxyReport:
 
 
 def exit_address(proxy: Proxy, url: str = CHECK_URL, user: str | None = None) -> dict[str, object]:
-    """Ask a web service, through the proxy, what it sees; return its answer: a JSON object, or {"IP": ...}.
+    """Ask a web service through the proxy for the client's address; return a JSON object, or {"IP": ...}.
 
-    Of an object, what is text or a number. It is of the service's making, or of the exit relay's. Raises
-    VTLError if there is none.
+    Only text and numbers of the object are returned. The web service, or the exit relay, may have written
+    anything there. Raises VTLError if there is no answer.
     """
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
@@ -119,6 +127,27 @@ def exit_address(proxy: Proxy, url: str = CHECK_URL, user: str | None = None) ->
     raise VTLError(f"{url}: what it answers through {described(proxy)} tells no address")
 
 
+def find_proxy(proxy: Proxy, user: str | None, *, check: bool) -> tuple[Proxy, bool]:
+    """Return the proxy by its address, and whether it is Tor; False without check. Raises VTLError."""
+    proxy = resolved(proxy)
+    is_tor = check and probe(proxy, user).is_tor
+    if check and not is_tor:
+        log.warning("%s: answers, and is not Tor: it sees where the guest goes", described(proxy))
+    return proxy, is_tor
+
+
+def show_exit_address_later(proxy: Proxy, url: str, show: Callable[[dict[str, object]], object]) -> None:
+    """Pass exit_address() to show, in a thread of its own, since the answer takes a while."""
+
+    def ask() -> None:
+        try:
+            show(exit_address(proxy, url, CHECK_USER))
+        except VTLError as e:
+            log.warning("%s", e)
+
+    Thread(target=ask, daemon=True).start()
+
+
 @contextlib.contextmanager
 def _socket(proxy: Proxy, timeout_s: float, user: str | None) -> Iterator["socks.socksocket"]:
     password = None if user is None else "check"
@@ -134,7 +163,7 @@ def _socket(proxy: Proxy, timeout_s: float, user: str | None) -> Iterator["socks
 
 
 def _reach(proxy: Proxy) -> None:
-    """Raise VTLError if nobody listens. PySocks fails to say so of a unix socket."""
+    """Raise VTLError if nobody listens, which PySocks does not report of a unix socket."""
     try:
         with socket.socket(_family(proxy)) as sock:
             sock.settimeout(PATIENCE_S)
@@ -151,7 +180,7 @@ def _family(proxy: Proxy) -> socket.AddressFamily:
 
 
 def _says_so(proxy: Proxy) -> bool:
-    """Whether it answers a browser that took it for another kind of proxy as Tor does."""
+    """Whether it answers an HTTP request as Tor does."""
     with contextlib.suppress(OSError), socket.socket(_family(proxy)) as sock:
         sock.settimeout(PATIENCE_S)
         sock.connect(proxy)

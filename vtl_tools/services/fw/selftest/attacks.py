@@ -25,7 +25,7 @@ Attack = Callable[[Firewalled], object]
 
 
 def connect(play: Firewalled, sport: int, *, six: bool = False) -> None:
-    """Open a connection of the guest's to the service."""
+    """Open a connection from the guest to the service."""
     say = partial(fw.segment, sport, six=six)
     play.out(fw.called(sport, six=six), due=True)
     play.come(say("SA", out=False, seq=5000, ack=1001), due=True)
@@ -36,14 +36,14 @@ def connect(play: Firewalled, sport: int, *, six: bool = False) -> None:
 
 
 def admit(play: Firewalled, sport: int, *, six: bool = False) -> None:
-    """Open a connection of a caller to the guest."""
+    """Open a connection from a caller to the guest."""
     play.come(fw.from_caller(sport, "S", six=six), due=True)
     play.out(fw.to_caller(sport, "SA", six=six), due=True)
     play.come(fw.from_caller(sport, "A", seq=7001, ack=401, six=six), due=True)
 
 
 def use(play: Firewalled) -> None:
-    """Do what the rules allow, so that it is known to pass."""
+    """Send traffic that the rules allow, to verify that it passes."""
     for six in False, True:
         connect(play, 41_000, six=six)
         admit(play, 42_000, six=six)
@@ -52,7 +52,7 @@ def use(play: Firewalled) -> None:
 
 
 def call_in(play: Firewalled) -> None:
-    """As a stranger, send what belongs to no connection and no rule allows."""
+    """As a stranger, send packets of no connection that no rule allows."""
     for six in False, True:
         for port in 1, 21, 23, 80, 443, 8443, 65535:
             play.come(fw.from_caller(43_000, "S", port=port, six=six))
@@ -67,7 +67,7 @@ def call_in(play: Firewalled) -> None:
 
 
 def reach_in(play: Firewalled) -> None:
-    """Without a view of a connection, send segments and errors of it; and the guest does with a caller's."""
+    """As a blind attacker, send segments and ICMP errors of a connection; the guest does so to a caller's."""
     connect(play, 44_001)
     blind = partial(fw.segment, 44_001, out=False)
     sent = 1001 + len(HELLO)
@@ -87,7 +87,7 @@ def reach_in(play: Firewalled) -> None:
 
 
 def flush_fragments(play: Firewalled) -> None:
-    """As many strangers, send fragments of packets that never get whole: the guest's own do."""
+    """As many strangers, send fragments of incomplete packets. The guest's own must still be reassembled."""
     whole = fw.asked(46_000, b"?" * 1200)
     whole[IP].id = 777
     first, last = (Ether(src=whole.src, dst=whole.dst) / part for part in fragment(whole[IP], fragsize=800))
@@ -107,7 +107,7 @@ def _anybody(number: int) -> str:
 
 
 def flood_in(play: Firewalled) -> None:
-    """As many strangers, send SYNs that the rules allow: the guest's connections go on, and it makes more."""
+    """As many strangers, send allowed SYNs. The guest's connections must continue, and new ones succeed."""
     connect(play, 47_000)
     admit(play, 47_001)
     questions = range(47_100, 47_120)
@@ -124,7 +124,7 @@ def flood_in(play: Firewalled) -> None:
 
 
 def flood_out(play: Firewalled) -> None:
-    """As the guest, send SYNs that the rules allow: who may come in does, and stays."""
+    """As the guest, send allowed SYNs. Callers must still get in, and stay connected."""
     admit(play, 48_000)
     play.come(fw.from_caller(48_001, "S"), due=True)
     syns = [bytes(fw.called(1024 + number)) for number in range(3 * FLOWS)]
@@ -139,7 +139,7 @@ NOT_ONLY_DENIED: Final = frozenset(
     {"tcp", "names", "dns over tcp", "dot, doh", "stun over tcp", "names of the host", "dhcp", "ipv6 routers",
      "arp and neighbours"}
 )  # fmt: skip
-"""Kinds of traffic that are no frames, or of which a part passes, and which others stand for here."""
+"""Kinds of traffic without frames, or of which a part passes; other attacks replace them here."""
 
 
 def _traffic(kind: traffic.TrafficKind) -> Attack:
@@ -201,14 +201,14 @@ ATTACKS: Final[tuple[tuple[str, Attack], ...]] = (
     ("flood of the guest", flood_out),
     *((kind.name, _traffic(kind)) for kind in traffic.KINDS if kind.name not in NOT_ONLY_DENIED),
 )
-"""Each with what does it, in order: the first is what the others need."""
+"""Names and functions of all attacks, in order: the others need the first."""
 
 
 def run(program: Sequence[str], options: Sequence[str] = ()) -> Iterator[TrialResult]:
-    """Start a service, and yield what came of each attack.
+    """Start a service, and yield the result of each attack.
 
-    program: what takes the options of vtl-fw. Raises PermissionNeededError without root, and VTLError if
-    the service does not start, ends, or lets nothing pass.
+    program: a command that takes vtl-fw's options. Raises PermissionNeededError without root, and VTLError if
+    the service does not start, ends, or passes nothing.
     """
     with contextlib.closing(Firewalled(program, options)) as scene:
         yield from scene.run(ATTACKS)

@@ -1,4 +1,4 @@
-"""Attacks by form: what the rules deny, in forms that a firewall may misread; and packets that are broken."""
+"""Attacks by form: denied packets in forms that a firewall may misread, and malformed packets."""
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_NOP, IPOption_SSRR
 from scapy.layers.inet6 import (

@@ -1,4 +1,4 @@
-"""Attacks by fragments: what the rules deny, in pieces, and pieces that do not fit together."""
+"""Attacks by fragments: denied packets in fragments, and fragments that do not fit together."""
 
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6ND_RA, IPv6, IPv6ExtHdrFragment

@@ -1,4 +1,4 @@
-"""Attacks on the identity of the guest that take several steps; those of one step are in `spoofed.py`."""
+"""Attacks on the guest's identity that take several steps; those of one step are in `spoofed.py`."""
 
 from typing import Final
 
@@ -21,14 +21,14 @@ from vtl_tools.services.fw.selftest.packets import ROUTER4, ROUTER6, ROUTER_MAC,
 from vtl_tools.services.fw.selftest.scene import Firewalled
 
 _TESTED_S: Final = 1.5
-"""For what a service does before it believes in an address, or gives one up (RFC 6620 section 3.3)."""
+"""Seconds that a service takes to bind or remove an address (RFC 6620 section 3.3)."""
 _ARP_OCTETS: Final = 42
 FRAME_OCTETS: Final = 60
 """The shortest frame that a card sends."""
 
 
 def settle_in(play: Firewalled) -> None:
-    """Get a lease, hear of the router, and claim addresses, as each guest does."""
+    """Get a lease, learn the router, and claim addresses, as every guest does."""
     _lease(play)
     play.first(fw.announced(), out=False)
     play.first(fw.probe(LINK6), fw.probe(IP6), out=True)
@@ -53,7 +53,7 @@ def _lease(play: Firewalled) -> None:
 
 
 def behind_arp(play: Firewalled) -> None:
-    """Send data behind ARP and neighbour discovery: at most what goes before it arrives."""
+    """Send data after ARP and neighbour discovery messages: only the messages may arrive."""
     for octets in (
         bytes(Ether(src=MAC, dst=ALL) / ARP(hwsrc=MAC, psrc=IP4, pdst=ROUTER4)),
         bytes(
@@ -68,7 +68,7 @@ def behind_arp(play: Firewalled) -> None:
 
 
 def dhcp(play: Firewalled) -> None:
-    """Ask for another's lease, give it back in the other's name, and then need the own one again."""
+    """Request another's lease, release it in the other's name, and then request the own one again."""
     for _, frames in spoofed.dhcp_clients():
         play.out(*frames)
     for kind in "discover", "request":
@@ -81,7 +81,7 @@ def dhcp(play: Firewalled) -> None:
 
 
 def dhcp_in_answer(play: Firewalled) -> None:
-    """Take an address from an accomplice, who says so in the answer to a question of the guest's own."""
+    """Take an address by a DHCP answer of an accomplice, sent as the answer to another request."""
     question = fw.outward(dst=fw.RESOLVER4) / UDP(sport=68, dport=53) / b"what is my address?"
     play.out(question, may=[question])
     for xid in 0x5E1F7E57, 0x5E1F7E58, 0:
@@ -92,7 +92,7 @@ def dhcp_in_answer(play: Firewalled) -> None:
 
 
 def claim(play: Firewalled) -> None:
-    """Take IPv6 addresses that another has claimed, with packets that the network believes."""
+    """Take IPv6 addresses that another station has claimed, by packets that the network accepts."""
     theirs = fw.probe(VICTIM6, VICTIM_MAC)
     play.come(theirs, may=[theirs])
     play.pause(_TESTED_S)
@@ -108,7 +108,7 @@ def claim(play: Firewalled) -> None:
 
 
 def lock_out(play: Firewalled) -> None:
-    """As another VM, take the guest's IPv6 addresses by one packet each: it goes on with them."""
+    """As another VM, claim the guest's IPv6 addresses by one packet each. The guest must keep them."""
     for addr in IP6, LINK6:
         theirs = (
             fw.advert(addr, mac=VICTIM_MAC),

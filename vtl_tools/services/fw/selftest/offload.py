@@ -1,4 +1,4 @@
-"""Attacks by checksum offload: frames of which a card, or the host's kernel, changes octets later."""
+"""Attacks by checksum offload: frames that a card, or the host's kernel, changes later."""
 
 import struct
 

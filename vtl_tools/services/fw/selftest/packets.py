@@ -49,13 +49,13 @@ SECRET: Final = b"secret of the guest " * 50
 
 
 def outward(src: str = "", dst: str = SERVICE4, mac: str = MAC) -> Packet:
-    """Return the headers of what the guest sends through the router."""
+    """Return the headers of a packet from the guest through the router."""
     head = Ether(src=mac, dst=ROUTER_MAC)
     return head / (IPv6(src=src or IP6, dst=dst) if ":" in dst else IP(src=src or IP4, dst=dst))
 
 
 def inward(src: str = SERVICE4, dst: str = "", **fields: Any) -> Packet:
-    """Return the headers of what the router hands to the guest."""
+    """Return the headers of a packet from the router to the guest."""
     head = Ether(src=ROUTER_MAC, dst=MAC)
     return head / (
         IPv6(src=src, dst=dst or IP6, **fields) if ":" in src else IP(src=src, dst=dst or IP4, **fields)
@@ -73,7 +73,7 @@ def answered(dport: int, payload: Packet | bytes = HELLO) -> Packet:
 
 
 def sentinel(number: int) -> tuple[Packet, Packet]:
-    """Return a question that passes always, and its answer."""
+    """Return a query that always passes, and its answer."""
     said = b"sentinel %d" % number
     return asked(39_000, said), answered(39_000, said)
 
@@ -134,14 +134,14 @@ def from_server(kind: str) -> Packet:
 
 
 def probe(target: str, mac: str = MAC) -> Packet:
-    """Return what asks whether an address is somebody's already (RFC 4862 section 5.4)."""
+    """Return the solicitation of duplicate address detection (RFC 4862 section 5.4)."""
     group = _solicited(target)
     head = Ether(src=mac, dst=_group_mac(group)) / IPv6(src="::", dst=group, hlim=255)
     return head / ICMPv6ND_NS(tgt=target)
 
 
 def solicit(target: str, *, src: str = LINK6, dst: str = "", mac: str = MAC) -> Packet:
-    """Return what asks who has an address."""
+    """Return a neighbour solicitation."""
     dst = dst or _solicited(target)
     to = _group_mac(dst) if dst.startswith("ff") else ROUTER_MAC
     head = Ether(src=mac, dst=to) / IPv6(src=src, dst=dst, hlim=255)
@@ -149,7 +149,7 @@ def solicit(target: str, *, src: str = LINK6, dst: str = "", mac: str = MAC) -> 
 
 
 def advert(target: str, dst: str = "ff02::1", *, mac: str = MAC, **flags: int) -> Packet:
-    """Return what says that an address is somebody's."""
+    """Return a neighbour advertisement."""
     dst = "ff02::1" if dst == "::" else dst
     to = _group_mac(dst) if dst.startswith("ff") else ROUTER_MAC
     head = Ether(src=mac, dst=to) / IPv6(src=target, dst=dst, hlim=255)

@@ -18,7 +18,7 @@ from vtl_tools.services.fw.selftest import packets as fw_packets
 from vtl_tools.services.fw.selftest.packets import FLOWS, OWN6, PEER6, RULES
 
 _CHUNK: Final = 200
-"""Frames that a link's buffer has room for, whatever they are."""
+"""Number of frames, of any size, that fit a link's buffer."""
 
 _ASKED_BY_SERVICE: Final = bytes(fw_packets.probe(PEER6))
 """vtl-fw asks the network whether an address that the guest claims is taken. The guest never sends this."""
@@ -27,9 +27,9 @@ Frame: TypeAlias = Packet | bytes
 
 
 class Firewalled(Scene):
-    """A guest, vtl-fw between it and the world, and a world that is everybody in one.
+    """A guest, vtl-fw, and a world in which one station plays all hosts.
 
-    What either sends arrives at the other unchanged, if at all. Whatever else arrives has leaked.
+    Frames of either side arrive at the other unchanged, if at all. Any other frame that arrives has leaked.
     """
 
     def __init__(self, program: Sequence[str], options: Sequence[str]) -> None:
@@ -47,7 +47,7 @@ class Firewalled(Scene):
         self._result = TrialResult("")
 
     def command(self, iface: str) -> list[str]:
-        """Return the service's command for the guest's interface, by this name.
+        """Return the service's command for the guest's interface of this name.
 
         The options come last, as they may name other rules.
         """
@@ -58,10 +58,10 @@ class Firewalled(Scene):
             "--iface", iface, "--uplink", host.UPLINK, "--flows", str(FLOWS),
         ]  # fmt: skip
 
-    # --- what an attack is made of
+    # --- steps of an attack
 
     def out(self, *frames: Frame, due: bool = False, may: Iterable[Frame] = ()) -> None:
-        """Let the guest send frames. due: all must arrive. may: what may arrive all the same."""
+        """Let the guest send frames. due: all must arrive. may: other frames that may arrive."""
         self._send(self.guest, self.world, frames, due, may)
 
     def come(self, *frames: Frame, due: bool = False, may: Iterable[Frame] = ()) -> None:
@@ -81,7 +81,7 @@ class Firewalled(Scene):
             self.settle()
 
     def first(self, *frames: Frame, out: bool) -> None:
-        """Send what must arrive, one after the other, while the guest has no address for settle()."""
+        """Send frames that must arrive, one by one, while the guest has no address for settle()."""
         sender, receiver = (self.guest, self.world) if out else (self.world, self.guest)
         for octets in map(bytes, frames):
             self._due[receiver][octets] += 1
@@ -89,7 +89,7 @@ class Firewalled(Scene):
             self._must(receiver, octets)
 
     def settle(self) -> None:
-        """Wait until both directions have been dealt with. Raises VTLError if nothing passes."""
+        """Wait until all frames of both directions are processed. Raises VTLError if nothing passes."""
         self._sentinels += 1
         asked, answered = (bytes(frame) for frame in fw_packets.sentinel(self._sentinels))
         for sender, receiver, octets in (
@@ -115,7 +115,7 @@ class Firewalled(Scene):
         return octets in fresh or octets in self._came[station]
 
     def _answer(self, frame: bytes) -> None:
-        """Say that an address is the guest's, as a host does when it is asked (RFC 4861 section 7.2.4)."""
+        """Answer a solicitation for an address of the guest, as a host does (RFC 4861 section 7.2.4)."""
         if frame[12:14] != b"\x86\xdd" or ICMPv6ND_NS not in (asked := Ether(frame)):
             return
         if asked[ICMPv6ND_NS].tgt in OWN6:
@@ -126,7 +126,7 @@ class Firewalled(Scene):
     # --- results
 
     def attack(self, name: str, steps: Callable[["Firewalled"], object]) -> TrialResult:
-        """Do what an attack is, and return what came of it."""
+        """Run an attack and return its result."""
         result = self._result = TrialResult(name)
         steps(self)
         self.settle()
@@ -136,7 +136,7 @@ class Firewalled(Scene):
         return result
 
     def leaks(self) -> list[tuple[str, str]]:
-        """Return what has come out since the last call, and count what was due."""
+        """Return the leaks since the last call, and count the frames that had to arrive."""
         found = self.host.leaks()
         result = self._result
         for station, place in (self.world, "uplink"), (self.guest, "guest"):
@@ -157,7 +157,7 @@ class Firewalled(Scene):
         return found
 
     def run(self, attacks: Iterable[tuple[str, Callable[["Firewalled"], object]]]) -> Iterator[TrialResult]:
-        """Start the service, and yield what came of each attack."""
+        """Start the service, and yield the result of each attack."""
         self.start(self.command(host.LINK))
         self.pause(SETTLED_S)
         self.leaks()

@@ -1,4 +1,4 @@
-"""Attacks by identity: the guest as somebody else, by its addresses, ARP, neighbour discovery and DHCP."""
+"""Spoofing attacks of the guest: addresses, ARP, neighbour discovery and DHCP of others."""
 
 from itertools import product
 from typing import Any, Final

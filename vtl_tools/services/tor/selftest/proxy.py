@@ -21,7 +21,7 @@ NAMED: Final = b"host.example.com"
 
 
 class RecordedRequest(NamedTuple):
-    """What was asked: of whom, as text, and on which port."""
+    """A request: its target, as text, and port."""
 
     command: Command
     target: str
@@ -59,7 +59,7 @@ class RecordingProxy:
         sock.close()
 
     def close(self) -> None:
-        """Listen no more, and hang up."""
+        """Stop listening, and disconnect all clients."""
         for sock in list(self._clients):
             self.forget(sock)
         self._selector.unregister(self._socket)
@@ -67,7 +67,7 @@ class RecordingProxy:
 
 
 class _Client:
-    """One connection: its greeting, its request, and then what it wants to say to whom it called."""
+    """One connection: greeting, request, and then an exchange of data."""
 
     def __init__(self, proxy: RecordingProxy, sock: socket.socket) -> None:
         self._proxy, self._socket = proxy, sock

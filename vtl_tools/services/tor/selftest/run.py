@@ -37,7 +37,7 @@ class _Scene(Scene):
         self.guest: RawGuest = self.stack.enter_context(contextlib.closing(guest))
 
     def command(self, iface: str) -> list[str]:
-        """Return the service's command for the guest's interface, by this name."""
+        """Return the service's command for the guest's interface of this name."""
         return [*self._service, "--iface", iface, "--socks", f"unix:{self._proxy.path}"]
 
     def run(self) -> Iterator[TrialResult]:
@@ -82,7 +82,7 @@ class _Scene(Scene):
 
 
 def _is_due(request: RecordedRequest, kind: TrafficKind, calls: Sequence[CarriedConnection]) -> bool:
-    """Whether TCP or DNS of this kind may have Tor asked for that."""
+    """Return whether TCP or DNS of this kind of traffic may cause this request to Tor."""
     if request.command is not Command.CONNECT:
         return request.command is Command.RESOLVE and request.target in traffic.NAMES
     where = request.target, request.port

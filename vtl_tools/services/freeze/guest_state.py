@@ -6,7 +6,7 @@ from typing import Any, Final, Protocol
 from vtl_tools.services.freeze.freezer import Freezer
 
 
-class Order(Enum):
+class FreezeAction(Enum):
     """The action that an event calls for."""
 
     NOTHING = "nothing"
@@ -29,54 +29,54 @@ _COMES: Final = ("inmigrate", "prelaunch")
 _LEFT: Final = ("completed", "postcopy-active")
 
 
-class Guest:
+class GuestState:
     """The run state of one VM, from the events of its QEMU. runs: whether its CPUs run; None: unknown."""
 
     def __init__(self) -> None:
         self.runs: bool | None = None
         self._comes = self._came = self._off = False
 
-    def told(self, event: str, data: dict[str, Any]) -> Order:
+    def on_event(self, event: str, data: dict[str, Any]) -> FreezeAction:
         """Process an event of QEMU, or STATUS with the result of query-status. Return the action."""
         if event == "STATUS":
             return self._status(data)
         if event in ("STOP", "SUSPEND"):
             self.runs = False
             # A VM that was shut down is stopped, too, and has no connections left.
-            return Order.NOTHING if self._off else Order.START
+            return FreezeAction.NOTHING if self._off else FreezeAction.START
         if event in ("RESUME", "WAKEUP"):
             came = self._came
             self.runs, self._comes, self._came, self._off = True, False, False, False
-            return Order.ARRIVE if came else Order.STOP
+            return FreezeAction.ARRIVE if came else FreezeAction.STOP
         if event == "SHUTDOWN":
             self._off = data.get("guest") is True
         elif event == "RESET":
             self._off = False
         elif event == "MIGRATION" and data.get("status") in _LEFT:
             return self._migrated()
-        return Order.NOTHING
+        return FreezeAction.NOTHING
 
-    def _migrated(self) -> Order:
+    def _migrated(self) -> FreezeAction:
         """Process the end of a migration, which source and destination report by the same event."""
         if self._comes:
             self._comes = False
-            return Order.NOTHING
-        return Order.LEAVE if self.runs is False else Order.NOTHING
+            return FreezeAction.NOTHING
+        return FreezeAction.LEAVE if self.runs is False else FreezeAction.NOTHING
 
-    def _status(self, data: dict[str, Any]) -> Order:
+    def _status(self, data: dict[str, Any]) -> FreezeAction:
         status = data.get("status")
         self.runs = data.get("running") is True
         self._comes = self._came = status in _COMES
         self._off = status == "shutdown"
         if self.runs:
-            return Order.STOP
+            return FreezeAction.STOP
         if status == "postmigrate":
-            return Order.LEAVE
-        return Order.START if status in _STANDS else Order.NOTHING
+            return FreezeAction.LEAVE
+        return FreezeAction.START if status in _STANDS else FreezeAction.NOTHING
 
 
 class Service(Protocol):
-    """The interface that a Follower controls. now: seconds."""
+    """The interface that a GuestFollower controls. now: seconds."""
 
     freezer: Freezer
     vm: str
@@ -93,26 +93,26 @@ class Service(Protocol):
     def announce(self, now: float) -> dict[str, object]:
         """Announce to the network where the VM is."""
 
-    def take_up(self, text: bytes, name: str, now: float) -> object:
+    def import_state(self, text: bytes, name: str, now: float) -> object:
         """Replace the state by another host's. Raises VTLError."""
 
 
-class Follower:
+class GuestFollower:
     """Applies the events of the VM's QEMU, if there is one, to a service; imports another host's state."""
 
     def __init__(self, service: Service) -> None:
-        self.service, self.guest = service, Guest()
+        self.service, self.guest = service, GuestState()
         self._imported = False
 
-    def told(self, event: str, data: dict[str, Any], now: float) -> None:
+    def on_event(self, event: str, data: dict[str, Any], now: float) -> None:
         """Process an event of the VM's QEMU."""
-        do = self.guest.told(event, data)
-        if do is Order.START:
+        do = self.guest.on_event(event, data)
+        if do is FreezeAction.START:
             self.service.start(now)
-        elif do is Order.LEAVE:
+        elif do is FreezeAction.LEAVE:
             self.service.hand_over(now)
-        elif do is not Order.NOTHING:
-            self._go_on(now, arrived=do is Order.ARRIVE)
+        elif do is not FreezeAction.NOTHING:
+            self._go_on(now, arrived=do is FreezeAction.ARRIVE)
 
     def _go_on(self, now: float, *, arrived: bool) -> None:
         """Process that the VM runs here.
@@ -126,11 +126,11 @@ class Follower:
             self.service.announce(now)
         self.service.stop(now)
 
-    def take_up(self, text: bytes, name: str, now: float) -> dict[str, object]:
+    def import_state(self, text: bytes, name: str, now: float) -> dict[str, object]:
         """Import another host's state, and announce the VM. Raises VTLError, without effect."""
         service, freezer, runs = self.service, self.service.freezer, self.guest.runs
         heard = [one for one in freezer.table if one.vm_nxt is not None] if runs else []
-        service.take_up(text, name, now)
+        service.import_state(text, name, now)
         told: dict[str, object] = {"vm": service.vm, "announced": 0}
         if freezer.frozen:
             service.start(now)

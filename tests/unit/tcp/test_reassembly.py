@@ -7,9 +7,9 @@ from random import Random
 import pytest
 
 from vtl_tools.common.tcp.config import Config
-from vtl_tools.common.tcp.early import Early
 from vtl_tools.common.tcp.queue import PIECE, SendQueue
 from vtl_tools.common.tcp.rcv import Receiver
+from vtl_tools.common.tcp.reassembly import ReassemblyQueue
 
 STREAM = bytes(Random(3).randbytes(1 << 20))
 
@@ -102,7 +102,7 @@ def test_more_memory_than_is_charged_for_by_what_nobody_reads(size):
         rcv = receiver()
         for start in range(1, 900_000 - size, size):
             give(rcv, start, start + size)
-            if start > 300_000 and size == 1:
+            if start > 100_000 and size == 1:  # each is measured, which takes its time
                 break
         return rcv
 
@@ -141,7 +141,7 @@ def test_one_octet_that_is_not_acknowledged_is_charged_for_as_its_piece():
 
 def test_joining_copies_no_more_than_a_frame(monkeypatch):
     """Else a segment of one octet before a megabyte would cost as much as a megabyte."""
-    early = Early(1024)
+    early = ReassemblyQueue(1024)
     for start in range(900_000, 100_000, -100):
         early.add(start, start + 100, memoryview(STREAM)[start : start + 100])
     assert max(map(len, early.pieces)) <= 65536

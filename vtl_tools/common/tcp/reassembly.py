@@ -10,7 +10,7 @@ _RECENT_MAX: Final = 8
 _BLOCKS: Final = 4  # a segment has no room for more
 
 
-class Early:
+class ReassemblyQueue:
     """Out-of-order octets, by position. most: maximum pieces. Adjacent pieces are joined, so gaps count.
 
     starts, pieces: position and content of each piece, sorted; no two overlap. octets: of all pieces.

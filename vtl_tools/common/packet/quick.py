@@ -1,0 +1,110 @@
+"""Read the headers of an ordinary frame in one unpack.
+
+An ordinary frame is untagged. It has a whole TCP segment or UDP datagram right behind an IPv4 header without
+options, or right behind an IPv6 header. Most frames are ordinary. read() returns None for all others and for
+broken ones: the views of packet/packet.py read these, and tell why one is broken.
+"""
+
+import struct
+from typing import Final
+
+from vtl_tools.common.packet import ether, ip
+from vtl_tools.common.packet.tcp import TCP
+from vtl_tools.common.packet.udp import UDP
+from vtl_tools.common.packet.view import Buffer
+from vtl_tools.common.packet.vnet import VNET
+
+SRC_MAC: Final = VNET + 6
+KIND: Final = VNET + 12
+"""Where the Ethertype of an untagged frame is."""
+L3: Final = VNET + 14
+"""Where the IP header of an untagged frame is."""
+L4_OF_4: Final = L3 + 20
+L4_OF_6: Final = L3 + 40
+"""Where TCP or UDP is in an ordinary frame, by the version of IP."""
+
+Headers = tuple[bytes, int, bytes, int, int, int, int, int, int, int, int | None, int]
+"""src_mac, protocol, parties, seq, ack, flags, window, l4, data, end, tsval, tsecr.
+
+parties: source and destination address, source and destination port, as on the wire. l4, data, end: where in
+the frame the TCP or UDP header starts, where its data starts, where the packet ends; padding may follow.
+tsval: None without TCP options; OTHER_OPTIONS where timestamps are not the first option. tsecr: 0 where tsval
+is no number. For UDP the numbers of TCP are 0, and tsval is None.
+"""
+
+OTHER_OPTIONS: Final = -1
+
+# From the source's Ethernet address: that, and the Ethertype; of IP the version (and IHL), length, (fragment
+# offset,) protocol; addresses and ports; SEG.SEQ and SEG.ACK, or UDP's length; data offset and flags, window.
+_V4: Final = struct.Struct("!6s3sxHxxHxBxx12sIIHH")
+_V6: Final = struct.Struct("!6sHBxxxHBx36sIIHH")
+_STAMPS: Final = struct.Struct("!III")  # behind a TCP header without options
+_SIZE4: Final = SRC_MAC + _V4.size
+_SIZE6: Final = SRC_MAC + _V6.size
+_SHORTEST: Final = L4_OF_4 + UDP.SIZE
+_V4_KIND: Final = 0x08
+_V4_START: Final = ether.IPV4.to_bytes(2, "big") + b"\x45"  # version 4, and a header of 20 octets
+_FRAGMENT: Final = 0x3FFF  # more fragments, or an offset (RFC 791 section 3.1)
+_STAMPS_FIRST: Final = 0x0101_080A  # behind two no-operations (RFC 7323 appendix A)
+_TCP_OCTETS, _UDP_OCTETS = TCP.SIZE, UDP.SIZE
+_PARTIES4_OCTETS: Final = 12
+_PARTIES4: Final = struct.Struct("!4s4sHH")
+_PARTIES6: Final = struct.Struct("!16s16sHH")
+
+
+def read(frame: Buffer, whole: bool = True) -> Headers | None:
+    """Return the headers of an ordinary frame; None of any other. Nothing is raised for foreign octets.
+
+    whole: whether all of the packet has to be there. Otherwise a frame may be cut behind its TCP header, as a
+    capture is, and `end` is where the packet ended.
+    """
+    size = len(frame)
+    if size < _SHORTEST:
+        return None
+    if frame[KIND] == _V4_KIND:
+        src_mac, start, length, fragment, protocol, parties, seq, ack, offset, window = (
+            _V4.unpack_from(frame, SRC_MAC) if size >= _SIZE4 else _V4.unpack(_filled(frame, _V4.size))
+        )
+        if start != _V4_START or fragment & _FRAGMENT:
+            return None
+        l4, end = L4_OF_4, L3 + length
+    else:
+        src_mac, kind, first, length, protocol, parties, seq, ack, offset, window = (
+            _V6.unpack_from(frame, SRC_MAC) if size >= _SIZE6 else _V6.unpack(_filled(frame, _V6.size))
+        )
+        if kind != ether.IPV6 or first >> 4 != 6:
+            return None
+        l4, end = L4_OF_6, L4_OF_6 + length
+    if protocol == ip.TCP:
+        data = l4 + (offset >> 12 << 2)
+        if offset < 0x5000 or data > end or size < (end if whole else data):
+            return None
+        tsval, tsecr = None, 0
+        if offset >= 0x8000:  # twelve octets of options, or more
+            first_option, tsval, tsecr = _STAMPS.unpack_from(frame, l4 + _TCP_OCTETS)
+            if first_option != _STAMPS_FIRST:
+                tsval, tsecr = OTHER_OPTIONS, 0
+        elif offset >= 0x6000:
+            tsval = OTHER_OPTIONS
+        return src_mac, protocol, parties, seq, ack, offset & 0xFF, window, l4, data, end, tsval, tsecr
+    data = l4 + _UDP_OCTETS
+    if protocol != ip.UDP or not data <= l4 + (seq >> 16) <= end or size < (end if whole else data):
+        return None
+    return src_mac, protocol, parties, 0, 0, 0, 0, l4, data, end, None, 0
+
+
+def reverse(parties: bytes) -> bytes:
+    """Return the parties of the answer."""
+    if len(parties) == _PARTIES4_OCTETS:
+        return parties[4:8] + parties[:4] + parties[10:] + parties[8:10]
+    return parties[16:32] + parties[:16] + parties[34:] + parties[32:34]
+
+
+def split(parties: bytes) -> tuple[bytes, bytes, int, int]:
+    """Return source and destination address, source and destination port."""
+    return (_PARTIES4 if len(parties) == _PARTIES4_OCTETS else _PARTIES6).unpack(parties)
+
+
+def _filled(frame: Buffer, size: int) -> bytes:
+    """Return a copy of a short frame, from SRC_MAC on, filled up by zeros, which are behind its end."""
+    return bytes(frame[SRC_MAC:]).ljust(size, b"\0")

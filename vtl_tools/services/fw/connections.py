@@ -1,0 +1,134 @@
+"""The policy in force, and the connections that it has let through. `now` is in seconds, and only grows."""
+
+from collections.abc import Iterator
+
+from vtl_tools.services.fw.fields import Fields
+from vtl_tools.services.fw.flow import Decision, Flow, Timeouts
+from vtl_tools.services.fw.limits import RuleLimits
+from vtl_tools.services.fw.pending_replies import PendingReplies
+from vtl_tools.services.fw.policy import Judgement, Policy
+from vtl_tools.services.fw.rule import Direction, Rule, Verdict
+from vtl_tools.services.fw.table import FlowTable
+
+
+class Connections:
+    """A policy and the connections that its rules allow, until they end or another policy denies them."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        flows_max: int = 131_072,
+        timeouts: Timeouts | None = None,
+    ) -> None:
+        self.policy = policy
+        self.timeouts = timeouts or Timeouts()
+        self.flows = FlowTable(flows_max)
+        self._limits = RuleLimits()
+        self._closely = policy.asks_macs
+        """Whether each packet has to be judged by all that rules ask, also one of a known connection."""
+        self._unjudged: list[Flow] = []
+        self._known: dict[Rule, Decision] = {}
+        self._retries = PendingReplies()
+
+    # --- what begins and ends
+
+    def end(self, flow: Flow) -> None:
+        """Forget a connection that is known: its next packet is judged as a first one."""
+        self.flows.remove(flow)
+        self._closed(flow)
+
+    def _add(self, flow: Flow, rule: Rule, until: float, now: float) -> None:
+        if (victim := self.flows.add(flow, until, now)) is not None:
+            self._closed(victim)
+        self._limits.opened(rule, flow.source)
+
+    def _assure(self, flow: Flow) -> None:
+        if (victim := self.flows.assure(flow)) is not None:
+            self._closed(victim)
+
+    def _closed(self, flow: Flow) -> None:
+        self._retries.forget(flow)
+        if flow.decision.rule is not None:
+            self._limits.closed(flow.decision.rule, flow.source)
+
+    def _refused(self, judgement: Judgement, fields: Fields, direction: Direction, now: float) -> str:
+        rule = judgement.rule
+        if rule.rate is None and rule.cap is None:
+            return ""
+        if rule.cap is not None and self._unjudged:  # any of which may count
+            for flow in self._unjudged:
+                self._still_allowed(flow)
+            self._judged_anew()
+        source = fields.src if len(fields.src) == 4 else fields.src[:8]
+        return self._limits.admit(rule, direction, source, now)
+
+    def left(self, rule: Rule, direction: Direction, source: bytes, now: float) -> dict[str, int]:
+        """Return what is left of a rule's limits for a source, by what is limited."""
+        return self._limits.remaining(rule, direction, source if len(source) == 4 else source[:8], now)
+
+    def _decision(self, rule: Rule) -> Decision:
+        """Return what every further packet of a rule's connections is told, which is one object for all."""
+        known = self._known.get(rule)
+        if known is None:
+            known = self._known[rule] = Decision(Verdict.ALLOW, rule, "known")
+        return known
+
+    # --- another policy
+
+    def would_end(self, policy: Policy) -> Iterator[Flow | None]:
+        """Return the connections that another policy would not allow, and None for others. Changes nothing.
+
+        One at a time: so that packets may come in between, as with replace().
+        """
+        for flow in self.flows:
+            allowed = (
+                flow.share is None
+                or policy.judge(flow.initiator, Fields.first_of(flow)).verdict is Verdict.ALLOW
+            )
+            yield None if allowed else flow
+
+    def replace(self, policy: Policy) -> Iterator[Flow | None]:
+        """Take another policy from now on. Connections that it does not allow end.
+
+        Returns what judges one connection at a time, and tells which ended: go to its end. A connection that
+        it has not come to is judged when its next packet comes. Those that stay count for the limits of the
+        rules that allow them now, but none ends for a limit.
+        """
+        self.policy, self._limits, self._known = policy, RuleLimits(), {}
+        self._closely, self._unjudged = True, list(self.flows)
+        return self._judge_anew(self._unjudged)
+
+    def _judge_anew(self, flows: list[Flow]) -> Iterator[Flow | None]:
+        for flow in flows:
+            yield None if self._still_allowed(flow) else flow
+        self._judged_anew()
+
+    def _judged_anew(self) -> None:
+        self._closely, self._unjudged = self.policy.asks_macs, []
+
+    def _still_allowed(self, flow: Flow) -> bool:
+        """Judge a connection by the policy that holds now, unless it was, or has ended."""
+        decision = flow.decision
+        if decision.verdict is not Verdict.ALLOW:
+            return False
+        if flow.share is None or (decision.rule is not None and self._known.get(decision.rule) is decision):
+            return True
+        verdict, rule = self.policy.judge(flow.initiator, Fields.first_of(flow))
+        if verdict is Verdict.ALLOW:
+            flow.decision = self._decision(rule)
+            self._limits.opened(rule, flow.source)
+            return True
+        flow.decision = denied("rule", rule)
+        self.flows.remove(flow)
+        return False
+
+    def _find(self, key: bytes) -> Flow | None:
+        """Return a connection that is known, and still allowed."""
+        flow = self.flows.get(key)
+        return None if flow is None or (self._unjudged and not self._still_allowed(flow)) else flow
+
+
+def denied(why: str, rule: Rule | None = None) -> Decision:
+    """Return the decision to drop a packet, and why."""
+    return Decision(Verdict.DENY, rule, why)
