@@ -96,8 +96,11 @@ USAGE = {
     "no network": ([*LINK, "--dhcp", "--subnet", "x"], "write a network such as 10.0.2.0/24"),
     "a host": ([*LINK, "--dhcp", "--subnet", "10.0.0.1/24"], "10.0.0.1/24 has host bits set; write a"),
     "a small network": ([*LINK, "--dhcp", "--subnet", "10.0.0.0/30"], "write a network of 8 to 29 bits"),
-    "the map's": ([*LINK, "--dhcp", "--subnet", "198.18.0.0/24"], "the addresses that stand for names"),
-    "loopback": ([*LINK, "--dhcp", "--subnet", "127.0.0.0/8"], "loopback addresses; write another"),
+    "the map's": (
+        [*LINK, "--dhcp", "--subnet", "198.18.0.0/24"],
+        "198.18.0.0/15, the addresses that vtl-tor",
+    ),
+    "loopback": ([*LINK, "--dhcp", "--subnet", "127.0.0.0/8"], "loopback addresses; write a network"),
     "multicast": ([*LINK, "--dhcp", "--subnet", "239.0.0.0/8"], "multicast and reserved addresses"),
     "a network for nobody": ([*LINK, "--subnet", "10.5.0.0/24"], "what --dhcp leases from: give both"),
     "no isolation": ([*LINK, "--isolate", "x"], "invalid value for '--isolate': 'x' is not one of"),
