@@ -334,7 +334,7 @@ def test_a_second_service_walks_around_the_first(lab: Lab, scene: Scene, other: 
     with service(lab, host, *FW):
         before = states(host)
         said = refused(lab, host, *other)
-        (line,) = [line for line in said.splitlines() if "in the way" in line]
+        (line,) = [line for line in said.splitlines() if "already serves" in line]
         assert ": vmnet1: vtl-fw (process " in line
         assert line.endswith(" already serves this interface; stop it first")
         assert states(host) == before
