@@ -15,7 +15,7 @@ import pytest
 
 from lab.netns import Lab
 from lab.user import NOBODY, as_user
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.cmd.tools import BIN
 from vtl_tools.common.runtime import control
 
@@ -44,7 +44,7 @@ def bridge(tmp: Path, *arguments: str, stderr: int = subprocess.PIPE) -> Iterato
 
 def ran(tmp: Path, *arguments: str) -> tuple[int, str, str]:
     with bridge(tmp, *arguments) as process:
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE_S)
     return process.returncode, out, err
 
 
@@ -194,7 +194,7 @@ def alive(tmp: Path) -> bool:
 
 def connect(tmp: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(10)
+    sock.settimeout(PATIENCE_S)
     sock.connect(str(path_of(tmp)))
     return sock
 
@@ -212,7 +212,7 @@ def test_what_a_killed_service_left_is_replaced(tmp_path: Path) -> None:
     with service(tmp_path, *where) as second:
         assert alive(tmp_path)
         second.terminate()
-        assert second.wait(10) == 0
+        assert second.wait(PATIENCE_S) == 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -278,7 +278,7 @@ def test_a_request_that_is_none_is_refused_and_the_service_lives(tmp_path: Path,
             assert said == b""
         assert alive(tmp_path)
         process.terminate()
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=PATIENCE_S)
         assert "Traceback" not in err
 
 
@@ -306,7 +306,7 @@ def test_clients_that_say_nothing_keep_no_frame_waiting_and_leave_no_trace(tmp_p
             ends = []
             for name in "ab":
                 end = stack.enter_context(socket.socket(socket.AF_UNIX))
-                end.settimeout(10)
+                end.settimeout(PATIENCE_S)
                 end.connect(str(tmp_path / name))
                 ends.append(end)
             frame = (60).to_bytes(4, "big") + bytes(60)
@@ -350,7 +350,7 @@ def test_status_watch_that_is_interrupted_ends_with_130(tmp_path: Path) -> None:
     with service(tmp_path), bridge(tmp_path, "status", "--watch", stderr=its_end) as watching:
         assert os.read(terminal, 1)  # it draws
         watching.send_signal(signal.SIGINT)
-        assert watching.wait(10) == 130
+        assert watching.wait(PATIENCE_S) == 130
     os.close(its_end)
     os.close(terminal)
 
@@ -365,4 +365,4 @@ def test_a_service_that_is_ended_says_what_it_did(tmp_path: Path, number: int, c
         events = [json.loads(line) for line in process.stdout]
         assert [event["event"] for event in events] == ["link", "link", "stats"]
         assert process.stderr.read() == ""
-        assert process.wait(10) == code
+        assert process.wait(PATIENCE_S) == code

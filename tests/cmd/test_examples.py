@@ -15,7 +15,7 @@ import pytest
 from examples.example_service import Without
 from lab.netns import Host, Lab
 from lab.scenes import line_of_three
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.cmd.tools import ROOT, TOOLS, command, context
 from tests.unit.device.helpers import ether, octets, plain, tcp
 from vtl_tools.common.device.batch import Batch
@@ -126,7 +126,7 @@ def running(host: Host, program: str, *arguments: str | Path) -> Iterator["subpr
     yield process
     assert process.poll() is None
     process.terminate()
-    process.wait(10)
+    process.wait(PATIENCE_S)
 
 
 @pytest.mark.lab

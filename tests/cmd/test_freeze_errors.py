@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.wait import PATIENCE_S
 from tests.cmd.tools import BIN, ROOT
 from tests.unit.freeze.freeze_talk import Talk
 from vtl_tools.services.freeze import state
@@ -40,7 +41,7 @@ def freezing(tmp: Path, *arguments: str | Path) -> Iterator["subprocess.Popen[st
 
 def ran(tmp: Path, *arguments: str | Path) -> tuple[int, str, str]:
     with freezing(tmp, *arguments) as process:
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE_S)
     return process.returncode, out, err
 
 
@@ -114,7 +115,7 @@ def test_a_state_goes_from_service_to_service(tmp_path: Path) -> None:
         )  # fmt: skip
         assert ran(tmp_path, "export", "--link", "c")[0] == 6
         first.kill()
-        first.wait(10)
+        first.wait(PATIENCE_S)
         with service(tmp_path, "a"):  # picks up what was there
             (told,) = [json.loads(x) for x in ran(tmp_path, "status", "--json")[1].splitlines() if '"a"' in x]
             assert (told["freeze"]["frozen"], told["freeze"]["connections"]) == (True, 1)

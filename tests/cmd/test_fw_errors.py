@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.cmd.tools import BIN
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.packet import address, build
@@ -47,7 +47,7 @@ def fw(tmp: Path, *arguments: str | Path, stdin: int = subprocess.DEVNULL, code:
     environment = {**os.environ, "VTL_RUN": str(tmp), "OPENBLAS_NUM_THREADS": "1"}
     ran = subprocess.run(
         [BIN / "vtl-fw", *arguments], cwd=tmp, env=environment, stdin=stdin, capture_output=True, text=True,
-        timeout=60, preexec_fn=limited, check=False,
+        timeout=PATIENCE_S, preexec_fn=limited, check=False,
     )  # fmt: skip
     assert ran.returncode == code, ran.stderr
     return ran.stdout, ran.stderr
@@ -236,7 +236,7 @@ class Service:
     @staticmethod
     def connect(path: Path) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(20)
+        sock.settimeout(PATIENCE_S)
         sock.connect(str(path))
         return sock
 
@@ -280,7 +280,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
         yield running
         assert running.holds()
         running.process.terminate()
-        _, err = running.process.communicate(timeout=20)
+        _, err = running.process.communicate(timeout=PATIENCE_S)
         assert running.process.returncode == 0
         assert "Traceback" not in err
 
@@ -435,7 +435,7 @@ def test_what_is_kept_of_a_link_and_is_not_right_is_not_used(tmp_path: Path) -> 
         running = Service(tmp_path, stack)
         assert running.holds()
         running.process.terminate()
-        _, err = running.process.communicate(timeout=20)
+        _, err = running.process.communicate(timeout=PATIENCE_S)
         assert f"vtl-fw: {state}: not used: too large\n" in err
     assert "mac 52:54:00:00:00:01\n" in state.read_text()
 
@@ -448,7 +448,7 @@ def test_a_service_that_was_taken_over_is_sent_rules_and_no_other_file(tmp_path:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        listener.settimeout(20)
+        listener.settimeout(PATIENCE_S)
         client = subprocess.Popen(
             [BIN / "vtl-fw", "reload", "--link", path], stderr=subprocess.PIPE, text=True
         )
@@ -464,7 +464,7 @@ def test_a_service_that_was_taken_over_is_sent_rules_and_no_other_file(tmp_path:
                 taken.sendall(json.dumps(answer).encode() + b"\n")
             if client.poll() is None:
                 listener.settimeout(2)
-        _, err = client.communicate(timeout=20)
+        _, err = client.communicate(timeout=PATIENCE_S)
     assert heard == ["status"]
     assert client.returncode != 0
     assert str(secret) in err

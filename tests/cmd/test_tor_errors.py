@@ -19,7 +19,7 @@ import pytest
 
 from lab.netns import Lab
 from lab.user import NOBODY, as_user
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.cmd.tools import BIN
 from vtl_tools.common.errors import VTLError
 from vtl_tools.services.tor.process import TorProcess
@@ -42,7 +42,7 @@ def ran(tmp: Path, *arguments: str) -> tuple[int, str, str]:
     words = [word.format(tmp=tmp) for word in arguments]
     environment = {**os.environ, "VTL_RUN": str(tmp)}
     done = subprocess.run(
-        [TOOL, *words], env=environment, capture_output=True, text=True, timeout=20, check=False
+        [TOOL, *words], env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -164,7 +164,7 @@ def test_a_proxy_that_is_not_tor_is_used_with_a_warning(tmp: Path) -> None:
             assert status == 1
             assert err.endswith("a service already runs there; stop it, or choose another with --control\n")
             process.terminate()
-            _, err = process.communicate(timeout=10)
+            _, err = process.communicate(timeout=PATIENCE_S)
     assert err.splitlines()[0] == (f"vtl-tor: {socks}: answers, and is not Tor: it sees where the guest goes")
 
 
@@ -293,4 +293,4 @@ def test_status_and_the_live_table_show_all_that_is_counted(tmp: Path) -> None:
         assert ran(tmp, "newnym") == (0, "", "identity 1\n")
         assert ran(tmp, "flows", "--json") == (0, "", "")
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_S) == 0
