@@ -15,7 +15,7 @@ import pytest
 
 from lab.netns import Lab
 from lab.user import NOBODY, as_user
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.cmd.tools import BIN
 from vtl_tools.common.runtime import control
 
@@ -350,7 +350,7 @@ def test_status_watch_that_is_interrupted_ends_with_130(tmp_path: Path) -> None:
     with service(tmp_path), bridge(tmp_path, "status", "--watch", stderr=its_end) as watching:
         assert os.read(terminal, 1)  # it draws
         watching.send_signal(signal.SIGINT)
-        assert watching.wait(10) == 130
+        assert watching.wait(PATIENCE_S) == 130
     os.close(its_end)
     os.close(terminal)
 

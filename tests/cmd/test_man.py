@@ -289,7 +289,7 @@ def test_every_reason_and_every_why_of_vtl_subnet_is_explained() -> None:
     reasons |= {word for line in counted for word in re.findall('"([a-z-]+)"', line)}
     assert set(items(section(page("vtl-subnet"), "DROPS"))) == reasons - {"tag"}
     changes = (folder / "peer.py").read_text() + peers + stage
-    calls = re.findall(r"(?:_told|_become|_try|lose|remove|_forget|lost_link)\(.*", changes)
+    calls = re.findall(r"(?:_told|_on_change|_become|_try|lose|remove|_forget|lost_link)\(.*", changes)
     whys = {word for line in calls for word in re.findall('"([a-z-]+)"', line)}
     assert set(items(section(page("vtl-subnet"), "EVENTS"))) == whys
 
