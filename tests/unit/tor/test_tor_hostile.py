@@ -301,13 +301,14 @@ def test_a_number_at_a_names_end_is_not_asked_for(either):
         assert answer.payload[3] & 15 == 3, name
 
 
-def test_a_full_disk_ends_the_record_of_drops_and_nothing_else(bench, monkeypatch, caplog):
+def test_a_full_disk_ends_the_record_of_drops_and_nothing_else(tmp_path, caplog):
     kept = CappedCapture("--pcap-dropped", Path("/dev/full"), "vmnet1")
-    bench.stage.relay._on_drop = kept
+    bench = Bench(tmp_path, on_drop=kept)
     for _ in range(200):
         bench.push([bytes(1400)] * 8)
     assert sum("--pcap-dropped" in line for line in caplog.messages) == 1
     kept.close()
+    bench.close()
 
 
 def test_a_call_along_a_route_of_the_guests_choice_is_dropped(bench):
