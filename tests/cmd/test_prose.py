@@ -13,9 +13,6 @@ from tests.cmd.tools import ROOT, TOOLS, command
 
 PAGES = sorted((ROOT / "man").iterdir())
 TEXTS = sorted([*ROOT.glob("README.md"), *ROOT.glob("CONTRIBUTING.md"), *(ROOT / "docs").glob("*.md")])
-PENDING = {"vtl-tor"}
-"""Texts that still have such sentences. An entry is deleted as soon as its text has none."""
-
 FREE_RELATIVE = re.compile(
     r"(?:^|(?<=[.:!?])\s+)((?:What|Who|Whom|Whose|Whoever|Whomever|Whatever|Whichever|Which)\b[^.?!]*(?:[.!]|$))"
 )
@@ -83,11 +80,7 @@ def offenders() -> list[tuple[str, str]]:
 
 
 def test_no_sentence_begins_with_a_free_relative_and_no_word_is_archaic() -> None:
-    assert [f"{name}: {said}" for name, said in offenders() if name not in PENDING] == []
-
-
-def test_texts_that_are_mended_leave_the_list() -> None:
-    assert PENDING - {name for name, _ in offenders()} == set(), "delete these from PENDING"
+    assert [f"{name}: {said}" for name, said in offenders()] == []
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def _choice_option(name: str, values: list[str], default: str, text: str) -> Cal
 @click.option("--torrc", type=_EXISTING, metavar="FILE", help="Further configuration for --start-tor.")
 @_choice_option(
     "--isolate", ["none", "guest", "dest", "port", "conn"], "guest",
-    "What may not share a circuit: nothing, guests, destinations, ports, or connections.",
+    "Use separate circuits: for none, or per guest, destination, port or connection.",
 )  # fmt: skip
 @_choice_option(
     "--dns", ["map", "resolve"], "map",

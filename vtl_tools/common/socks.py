@@ -150,7 +150,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a name or an address resolves to. Tor may answer RESOLVE with either kind of address."""
+    """The result of a look-up, by name or by address. Tor may answer RESOLVE with either kind of address."""
 
     address: Address
 
@@ -194,7 +194,7 @@ class Client:
 
     @property
     def done(self) -> bool:
-        """Whether the proxy's answer is complete. What comes behind is no longer SOCKS."""
+        """Whether the proxy's answer is complete. Later octets are the stream's."""
         return not self._exchanges
 
     @property

@@ -1,1 +1,1 @@
-"""What commands share: options, parameter types, tables, and errors as lines and exit statuses."""
+"""The frame of a command: options, parameter types, tables, and errors as lines and exit statuses."""

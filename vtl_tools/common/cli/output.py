@@ -1,4 +1,4 @@
-"""What a command prints: lines, tables and JSON."""
+"""The output of a command: lines, tables and JSON."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence

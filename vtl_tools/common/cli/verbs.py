@@ -1,4 +1,4 @@
-"""What the verbs of all commands share: asking running services, and `status`."""
+"""The common part of all verbs: asking running services, and `status`."""
 
 import time
 from collections.abc import Iterator, Sequence

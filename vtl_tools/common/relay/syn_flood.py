@@ -24,7 +24,7 @@ _CHALLENGES_PER_S: Final = 2000
 
 
 class SynVerdict(Enum):
-    """What the relay does with a SYN."""
+    """The verdict on a SYN."""
 
     ACCEPT = "accept"
     CHALLENGE = "challenge"

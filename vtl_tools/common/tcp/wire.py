@@ -27,11 +27,11 @@ _OUT6: Final = struct.Struct("!10s18sHH36sIIHHHH")
 _DONT_FRAGMENT: Final = 0x4000
 
 SOURCE_ROUTE: Final = "ip.source_route"
-"""What is Malformed in a packet that its sender routed."""
+"""The name by which Malformed reports a source route."""
 
 
 class Path(NamedTuple):
-    """Who talks to whom, as seen by us. Addresses are octets (see packet/address.py)."""
+    """Both ends of a connection, as seen from ours. Addresses are octets (see packet/address.py)."""
 
     local_mac: bytes
     remote_mac: bytes
@@ -42,7 +42,7 @@ class Path(NamedTuple):
 
     @classmethod
     def answering(cls, frame: Frame) -> Self:
-        """Return the path back to whoever sent a TCP segment. Raises Malformed."""
+        """Return the path back to the sender of a TCP segment. Raises Malformed."""
         pkt = Packet.at(frame)
         net, segment = pkt.ip, pkt.tcp
         if net is None or segment is None:
@@ -202,8 +202,8 @@ class Framer:
     ) -> Pieces:
         """Return a segment with so many octets of data, which are not copied. Numbers are as on the wire.
 
-        options: a multiple of four octets. gso_size: what a super-segment is to be cut into, else 0;
-        not with an urgent pointer, which whoever cuts would leave as it is in each piece.
+        options: a multiple of four octets. gso_size: octets of data of each segment that a super-segment is
+        cut into, else 0; not with an urgent pointer, which would be the same in each segment.
         """
         header = TCP.SIZE + len(options)
         if gso_size:

@@ -41,7 +41,7 @@ class SegmentHeader(NamedTuple):
 
 
 class SynOptions(NamedTuple):
-    """What a SYN offers. scale: the window's shift; None: none. user_timeout: RFC 5482's option is there."""
+    """Options of a SYN. scale: the window's shift; None: none. user_timeout: RFC 5482's option is there."""
 
     scale: int | None
     user_timeout: bool

@@ -64,8 +64,10 @@ class Learned:
 
 
 class Identity:
-    """What one VM may send as. mac: None to learn it. networks: its addresses, of the versions of IP that
-    are not to be learned. servers: the IPv4 addresses that DHCP's answers come from; empty: any.
+    """The addresses that one VM may send from.
+
+    mac: None to learn it. networks: its addresses, of the versions of IP that are not to be learned. servers:
+    the IPv4 addresses that DHCP's answers come from; empty: any.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""What a firewall learned, as text, so that the next one on the same link need not learn it again.
+"""The learned state of a firewall as text, for the next one on the same link.
 
-A word and what it is about on each line:
+Each line has a keyword and its values:
 
     vtl-fw 2 BOOT
     mac 52:54:00:00:00:01

@@ -183,7 +183,7 @@ class Firewall(Stage):
             self.send(port, [(bytes(answer),)], now)
 
     def _lets_out(self, frame: bytes) -> bool:
-        """Say whether the rules would let the VM send this: a frame of ours is no way out that they shut."""
+        """Return whether the rules let the VM send this, so that no frame of the service gets around them."""
         return self.tracker.lets_out(Packet.at(bytearray(frame)))
 
     # --- time

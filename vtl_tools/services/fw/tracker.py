@@ -287,9 +287,9 @@ class Tracker(Connections):
         return Decision(Verdict.ALLOW, judgement.rule, "new")
 
     def _again(self, key: bytes, segment: TCP | None, direction: Direction, now: float) -> Decision | None:
-        """Decide about a packet of a connection of before a restart; None if it is of none that is allowed.
+        """Decide about a packet of a connection from before a restart; None if no allowed one matches.
 
-        Which side began it is known, so that an answer is none the less an answer; the windows are not.
+        The side that opened it is known, so that a reply counts as a reply; the windows are not known.
         """
         opening = self._recalled.get(key)
         if opening is None or now >= self._recalled_until:

@@ -1,4 +1,4 @@
-"""What the short way looks at in a frame, and changes: by places in its first octets, for speed.
+"""Header fields that the direct path reads and changes, by offset in the first octets, for speed.
 
 head: the first HEAD octets of a frame, as bytes, or all of one that is shorter. Nothing is raised for foreign
 octets here.
@@ -41,7 +41,7 @@ _FLAGS4: Final = L3 + 6
 _DF: Final = 0x40
 _NO_OPTIONS: Final = 0x45
 _PLAIN6: Final = frozenset((ip.TCP, ip.UDP, ip.ICMPV6, ip.FRAGMENT, ip.ESP, ip.NO_NEXT))
-"""Next headers behind which no router has to look. What a fragment header hides, no router finds."""
+"""Next headers behind which no router has to look; a fragment header hides the rest from routers."""
 _SUM: Final = struct.Struct("!H")
 _ONE_HOP: Final = 0xFEFF
 """RFC 1624 (3), ~m + m', for a TTL that is one less: it is the high octet of its word."""

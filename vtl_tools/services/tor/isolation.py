@@ -7,7 +7,7 @@ from vtl_tools.common.socks import Credentials
 
 
 class IsolationMode(StrEnum):
-    """Which connections share no circuit: those of different guests, destinations, ports, or any two."""
+    """The connections that share no circuit: those of different guests, destinations, ports, or any two."""
 
     NONE = "none"
     GUEST = "guest"
