@@ -9,7 +9,7 @@ from vtl_tools.common.errors import Malformed, VTLError
 from vtl_tools.common.packet import address
 from vtl_tools.common.packet.tcp import RST
 from vtl_tools.services.freeze.connection import CLOSED, OPENING, PROVEN, HeldConnection
-from vtl_tools.services.freeze.freezer import FRAME_MAX, RESETS_MAX, Freezer
+from vtl_tools.services.freeze.freezer import FRAME_MAX, LATE_S, RESETS_MAX, Freezer
 from vtl_tools.services.freeze.headers import address_size, parse
 from vtl_tools.services.freeze.peer_evidence import PeerEvidence
 from vtl_tools.services.freeze.table import CONNECTIONS_MAX, HOSTS_MAX, PROVEN_MAX
@@ -52,10 +52,11 @@ def dump(freezer: Freezer, vm: str, now: float) -> Iterator[str]:
     }  # fmt: skip
     yield json.dumps(told)[:-1] + ', "connections": [\n'
     before = ""
+    settled = freezer.frozen and now - freezer.frozen_at > LATE_S  # the ring has handed over all it had
     for connection in table:
         is_open = connection.vm_nxt is not None and not connection.flags & OPENING
         if is_open or connection.vm_ack is not None:
-            exact = freezer.frozen and not table.doubts(connection)
+            exact = settled and not table.doubts(connection)
             yield before + json.dumps(_told(connection, exact, now))
             before = ",\n"
     yield "\n]}\n"

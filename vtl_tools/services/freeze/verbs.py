@@ -13,7 +13,7 @@ from vtl_tools.common.errors import NotRunningError, SpecError, VTLError
 from vtl_tools.common.host.broker import HandedFile, replace
 from vtl_tools.common.runtime import control
 from vtl_tools.services.freeze import state
-from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.freeze.freezer import LATE_S, Freezer
 from vtl_tools.services.freeze.report import report
 from vtl_tools.services.freeze.stage import SAVED_AT_ONCE_S, Freeze
 
@@ -46,6 +46,9 @@ def verbs(stage: Freeze) -> dict[str, control.Verb]:
         return result
 
     async def export(_: Request) -> dict[str, object]:
+        freezer = stage.freezer
+        while freezer.frozen and clock() - freezer.frozen_at <= LATE_S:
+            await asyncio.sleep(0.01)  # captured segments of the VM may still arrive, and the state be stale
         before = snapshot.written
         for _again in range(2):  # the first may be a write that began before this request
             while not snapshot.begin(clock()):
