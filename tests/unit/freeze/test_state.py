@@ -19,7 +19,16 @@ def held(new_talk, version=4):
     talk = new_talk(version).open().freeze()
     talk.peer(".", 1001, 201, 1000)
     talk.peer(".", 2001, 201)
+    talk.now += 1.0  # by then all that was captured before is known
     return talk
+
+
+def test_a_state_is_not_exact_while_captured_segments_may_still_arrive(new_talk):
+    """Killed at once, a service would leave numbers that the VM had gone beyond."""
+    talk = new_talk().open().freeze()
+    assert [row["exact"] for row in json.loads(text_of(talk))["connections"]] == [False]
+    talk.now += 1.0
+    assert [row["exact"] for row in json.loads(text_of(talk))["connections"]] == [True]
 
 
 @pytest.mark.parametrize("version", [4, 6])
