@@ -13,7 +13,7 @@ from vtl_tools.services.fw import parser
 from vtl_tools.services.fw.files import RuleReader
 from vtl_tools.services.fw.keywords import ICMP6_TYPES, ICMP_TYPES, KEYWORDS, MARKS
 from vtl_tools.services.fw.position import RuleError
-from vtl_tools.services.fw.rule import ConnectionLimit, RateLimit
+from vtl_tools.services.fw.rule import ConnectionLimit, Rate
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs/fw.md").read_text()
 GRAMMAR = "\n".join(re.findall(r"^```ebnf\n(.*?)^```$", PAGE, re.M | re.S))
@@ -61,10 +61,10 @@ def test_there_are_examples():
 
 
 def test_limits_say_how_many_and_how_often():
-    assert last("allow in tcp limit 10/s").rate == RateLimit(10.0, 10, False)
-    assert last("allow in tcp limit 6/m burst 3 per source").rate == RateLimit(0.1, 3, True)
+    assert last("allow in tcp limit 10/s").rate == Rate(10.0, 10, False)
+    assert last("allow in tcp limit 6/m burst 3 per source").rate == Rate(0.1, 3, True)
     rule = last("allow in tcp limit 36/h limit 5 connections per source")
-    assert (rule.rate, rule.cap) == (RateLimit(0.01, 36, False), ConnectionLimit(5, True))
+    assert (rule.rate, rule.cap) == (Rate(0.01, 36, False), ConnectionLimit(5, True))
 
 
 def test_sets_hold_one_kind_and_other_sets():
