@@ -1,5 +1,6 @@
 """Fixtures that every kind of test may use."""
 
+import signal
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -7,6 +8,9 @@ import pytest
 from hypothesis import settings
 
 from lab.netns import Lab
+
+# A shell has commands in the background ignore SIGINT, and programs inherit that: tests that send it would hang.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("quick", max_examples=20)  # `make check`; a test may ask for more
 

@@ -257,7 +257,7 @@ def test_a_guard_is_cleared_under_the_service_that_keeps_it(lab: Lab, scene: Sce
     with service(lab, host, *TOR) as process:
         done = host.run(GUARD, "clear", "vmnet1", check=False)
         assert done.returncode == 1
-        assert "keeps it, and runs; end that first" in done.stderr
+        assert "uses it; stop that service first" in done.stderr
         assert not reaches(guest, "10.1.0.1")
         process.terminate()
         process.wait()
