@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from lab.netns import Lab
 
-# A shell has commands in the background ignore SIGINT, and programs inherit that: tests that send it would hang.
+# A shell has commands in the background ignore SIGINT, and programs inherit that: a test that sends it hangs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("quick", max_examples=20)  # `make check`; a test may ask for more
