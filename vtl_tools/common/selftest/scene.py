@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from vtl_tools.common.errors import VTLError
+from vtl_tools.common.host.process import end
 from vtl_tools.common.selftest.host import HostileHost
 from vtl_tools.common.selftest.netns import Networks
 from vtl_tools.common.selftest.station import Station
@@ -101,7 +102,7 @@ class Scene(ABC):
         assert process.stdout is not None
         with contextlib.suppress(KeyError):
             self.selector.unregister(process.stdout.fileno())
-        end(process)
+        end(process, _END_S)
         process.stdout.close()
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
@@ -127,7 +128,7 @@ class Scene(ABC):
                  "--control", str(self.directory / "beside.sock")],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL,
             )  # fmt: skip
-        self.stack.callback(end, process)
+        self.stack.callback(end, process, _END_S)
 
         def is_ready() -> bool:
             return b'"event": "ready"' in said.read_bytes()
@@ -138,13 +139,3 @@ class Scene(ABC):
     def close(self) -> None:
         """End the service, and remove the networks."""
         self.stack.close()
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process, by force if need be."""
-    process.terminate()
-    try:
-        process.wait(_END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -53,7 +53,7 @@ class Freeze(Stage):
         self._know_mac()
         self.drops = freezer.unanswered
         self.ring: Ring | None = None
-        self._looked_at, self._heard, self._one_in, self._missed = 0.0, 0, 1, 0
+        self._looked_at, self._heard, self._one_in = 0.0, 0, 1
         self._save_at, self._saving_since, self._save_cost_s = 0.0, 0.0, 0.0
         self._soon: float | None = None
         self._told_of_vm = False

@@ -22,6 +22,7 @@ from typing import Final
 
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.host import privilege
+from vtl_tools.common.host.process import end
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ class _Keeper:
             ready, _, _ = select.select([self._lifeline, with_us], [], [])
             os.close(with_us)
             if self._lifeline in ready:
-                _end(process)
+                end(process, _END_S)
                 return
             os.write(self._output, f"{_ENDED}{process.wait()}\n".encode())
             if os.times().elapsed - began > _STEADY_S:
@@ -219,15 +220,6 @@ def _close_all_but(*kept: int) -> None:
     edges = [2, *sorted(kept), os.sysconf("SC_OPEN_MAX")]
     for below, above in pairwise(edges):
         os.closerange(below + 1, above)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(_END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _exists(user: str) -> bool:
