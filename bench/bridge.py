@@ -1,4 +1,4 @@
-"""What a bridge in pure Python costs, beside the kernel's own and others, in one run.
+"""The cost of a bridge in pure Python, beside the kernel's own and others, in one run.
 
 usage: bench/bridge.py [--quick] [--json]      (needs root)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the filter of system calls costs a service: the time of one call, without and with it.
+"""The cost of the filter of system calls: the time of one call, without and with it.
 
 The call is getppid(2), which does next to nothing. A process without the filter and one with it take turns;
 each figure is the least of its rounds, as anything else on the machine only adds.

@@ -1,4 +1,4 @@
-"""What it costs to follow a VM's connections, and what it gains when the VM comes back.
+"""The cost of following a VM's connections, and the gain when the VM comes back.
 
 usage: bench/freeze.py [--quick] [--long] [--json] [--connections N]      (needs root)
 

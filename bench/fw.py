@@ -1,4 +1,4 @@
-"""What a stateful firewall in pure Python costs, beside a plain bridge and the kernel's firewall, in one run.
+"""The cost of a firewall in pure Python, beside a plain bridge and the kernel's firewall, in one run.
 
 usage: bench/fw.py [--quick] [--json]      (needs root)
 

@@ -1,4 +1,4 @@
-"""What a TCP relay in user space costs, beside the kernel's own path and other relays, in one run.
+"""The cost of a TCP relay in user space, beside the kernel's own path and other relays, in one run.
 
 usage: bench/relay.py [--quick] [--json] [--only NAME ...]      (needs root)
 
@@ -11,7 +11,7 @@ startup_ms                           from the start of the relay to the first co
 
 A connection is a connect, an echo of 64 octets and a close. Peers that ask a SOCKS server are compared with
 our relay through the same SOCKS server, those that do not with our plain one; of both kinds' ratios the
-smaller counts. What is not installed, or fails, is left out and named.
+smaller counts. A peer that is not installed, or fails, is left out and named.
 """
 
 import argparse
@@ -349,7 +349,7 @@ def contenders() -> list[Contender]:
 
 @dataclass(frozen=True)
 class Metric:
-    """What one load finds: keys of its answer by the names of our figures, the first of which decides."""
+    """The result of one load: keys of its answer by the names of our figures, the first of which decides."""
 
     mode: str
     arguments: tuple[object, ...]
@@ -404,7 +404,7 @@ def run_rounds(
 
 
 def at_rest(contender: Contender, load: Path, name: str, count: int) -> None:
-    """Note the memory of idle connections. Who cannot hold so many has no figure, and may go on."""
+    """Note the memory of idle connections. A relay that cannot hold so many has no figure, and goes on."""
     if contender.failed:
         return
     try:

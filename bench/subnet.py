@@ -1,4 +1,4 @@
-"""What vtl-subnet brings, and costs, in the scene of the paper's Figure 6, in one run.
+"""The gain and the cost of vtl-subnet in the scene of the paper's Figure 6, in one run.
 
 usage: bench/subnet.py [--quick] [--json]      (needs root)
 
@@ -218,7 +218,7 @@ def figure6(lab: Lab, rounds: int, seconds: float) -> dict[str, float]:
 
 
 def default_way(lab: Lab, rounds: int, seconds: float) -> dict[str, float]:
-    """What does not take a shortcut: between two interfaces, beside a LAN that nobody is on."""
+    """Frames that take no shortcut: between two interfaces, beside a LAN that nobody is on."""
     scene = Scene(lab)
     lab.veth(scene.middle, "lan0", scene.middle, "lan1")
     cost = Cost()

@@ -1,4 +1,4 @@
-"""What `make demo` runs: real Linux guests reach web servers through vtl-bridge, and through vtl-tor.
+"""The program of `make demo`: real Linux guests reach web servers through vtl-bridge, and through vtl-tor.
 
 vtl-bridge first with the guest on a host-only tap, behind a guard; then with the guest on a QEMU socket, and
 both QEMU and vtl-bridge running as an ordinary user. vtl-tor with a guest that knows of nothing but DHCP, and

@@ -22,7 +22,7 @@ from vtl_tools.common.stage import Stage
 
 
 class Without(Stage):
-    """Two ports. What carries the ethertype, also behind VLAN tags, goes no further, either way."""
+    """Two ports. A frame with the ethertype, also behind VLAN tags, goes no further in either direction."""
 
     def __init__(self, ethertype: int) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ class Late(LabError):  # noqa: N818 - it says what happened
 
 @dataclass(frozen=True)
 class Result:
-    """What a command in the guest did. out, err: its output and errors, as text."""
+    """The result of a command in the guest. out, err: its output and errors, as text."""
 
     status: int
     stdout: bytes
@@ -47,7 +47,7 @@ class Result:
 class Wire:
     """A stream that is read by lines and by counted octets, each up to a deadline (time.monotonic).
 
-    What came before a deadline passed stays, so that the next reader finds it.
+    Octets that came before a deadline passed stay for the next reader.
     """
 
     def __init__(self, sock: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""What a guest boots: a Debian cloud kernel, downloaded once and never installed. And what root runs in it.
+"""The kernel of guests: a Debian cloud kernel, downloaded once and never installed. And what root runs in it.
 
 Kept under $VTL_CACHE, or .cache of the repository. Elsewhere than on Debian, VTL_GUEST_KERNEL names a
 kernel (vmlinuz) and VTL_GUEST_MODULES the directory with its modules (lib/modules/VERSION).

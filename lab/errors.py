@@ -1,4 +1,4 @@
-"""What goes wrong in a lab; the messages carry what a reader of a failed test needs."""
+"""Errors of a lab; the messages carry what a reader of a failed test needs."""
 
 
 class LabError(Exception):

@@ -3,7 +3,7 @@
     vm1 - [host1] - wide area - [proxy1] - gw1 - wide area - gw2 - [proxy2] - wide area - [host2] - vm2
               '------------------------------ LAN ------------------------------'
 
-A VM is on its proxy's network by a tunnel of its host (VXLAN, by the kernel). What the two say goes through
+A VM is on its proxy's network by a tunnel of its host (VXLAN, by the kernel). Traffic of the two crosses
 the wide area three times. Each machine is a host of the lab; the wide area is a switch with delay.
 """
 
@@ -18,7 +18,7 @@ from lab.netns import Lab
 WAN_MTU = 1600
 """So that the tunnels carry packets of 1500 octets."""
 WAN = {"host1": 1, "host2": 2, "proxy1": 11, "proxy2": 12, "gw1": 21, "gw2": 22}
-"""Who is on the wide area, and the last octet of the address there."""
+"""The hosts on the wide area, with the last octet of their address there."""
 PLAIN = "tx off rx off tso off gso off gro off"
 """So that the wide area carries packets as a real one would: no vnet header tells of a tunnel's segments."""
 

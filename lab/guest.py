@@ -41,7 +41,7 @@ LOG_LINES = 60  # of the boot log, in an error's message
 
 @dataclass(frozen=True)
 class Machine:
-    """What a guest is made of; the keywords of Lab.guest().
+    """The parts of a guest; the keywords of Lab.guest().
 
     tap: a tap interface of the host (vnet header and offloads on). qemu_socket: instead of a tap, the
     address of a frame stream, "unix:PATH" or "HOST:PORT": the guest connects to it once, at its start; or

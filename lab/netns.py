@@ -10,10 +10,10 @@
 Nothing here needs cleaning up, even after kill -9. A host is a *thread* of this process that lives in
 network and mount namespaces of its own; they have no name, and go with the thread. All processes that a
 lab starts live in one PID namespace, whose first process ends when a pipe from us closes; the kernel
-then kills the rest, daemons and those that changed their user included. What stays after kill -9 is a
-directory of files, and the next lab removes it.
+then kills the rest, daemons and those that changed their user included. After kill -9 a directory
+of files stays, and the next lab removes it.
 
-What runs in a lab must not trust PIDs across the border: os.getpid() inside differs from Popen.pid
+Programs in a lab must not trust PIDs across the border: os.getpid() inside differs from Popen.pid
 outside, and outside (where /proc is) is where Popen.pid and os.kill count.
 """
 

@@ -17,7 +17,7 @@ _TREES = {
 def as_user(lab: Lab, host: Host, tool: str) -> list[str]:
     """Return the command that runs a tool of ours in a host for who may not read this tree.
 
-    What it needs of the tree is mounted where everybody may look, in this host only.
+    The parts of the tree that it needs are mounted where everybody may look, in this host only.
     """
     return _command(lab.dir, host, tool)
 
