@@ -350,7 +350,9 @@ def test_what_waits_for_those_who_never_read_is_bounded(scene: Scene, side: str)
             for sock in deaf:
                 sock.setblocking(False)
                 if side == "upstream":
-                    with contextlib.suppress(BlockingIOError, ConnectionError):  # those that buffer most are reset
+                    with contextlib.suppress(
+                        BlockingIOError, ConnectionError
+                    ):  # those that buffer most are reset
                         sock.send(bytes(1 << 17))
         held, grown = service.status()["carried"]["held"], rss(service) - before
         print(f"{side}: held {held / 2**20:.1f} MiB, memory grew by {grown / 2**20:.1f} MiB")

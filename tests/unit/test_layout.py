@@ -16,6 +16,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 RANK = {
     "errors": 0,
     "rate_limit": 0,
+    "repeats": 0,
     "text": 0,
     "host": 1,
     "packet": 1,
@@ -39,6 +40,7 @@ SANS_IO = (
     "common.model",
     "common.packet",
     "common.rate_limit",
+    "common.repeats",
     "common.socks",
     "common.tcp",
     "services.freeze",
@@ -59,7 +61,7 @@ IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "ti
 LINES_MAX = 450
 COMMAND_LINES_MAX = 200
 SEQUENCE_NUMBERS = ("_nxt", "_una", "_seq")
-LOOSE = {"errors", "rate_limit", "socks", "stage", "text"}
+LOOSE = {"errors", "rate_limit", "repeats", "socks", "stage", "text"}
 """The only modules of common/ that are in no package of it."""
 
 
