@@ -1,4 +1,4 @@
-"""Folds messages that repeat: one of a kind is told at once, the others of the next minute only by their number."""
+"""Folds messages that repeat: one of a kind is told at once, the others of a minute only by their number."""
 
 from collections.abc import Hashable, Iterator
 from typing import Final, Generic, TypeVar
@@ -14,7 +14,7 @@ KINDS_MAX: Final = 256
 class Repeats(Generic[Kind]):
     """Messages by kind, in bounded memory. Times are in seconds, on a monotonic clock.
 
-    A user tells a message if admit() is true, and calls due() from time to time for the numbers of the others.
+    A user tells a message if admit() is true, and calls due() now and then for the numbers of the others.
     """
 
     def __init__(self, period_s: float = PERIOD_S, most: int = KINDS_MAX) -> None:
