@@ -13,7 +13,7 @@ from vtl_tools.common.cli.output import print_json, print_table
 from vtl_tools.common.cli.parameters import MacParam
 from vtl_tools.common.cli.run import run_service
 from vtl_tools.common.cli.tool import Tool
-from vtl_tools.common.cli.verbs import add_status
+from vtl_tools.common.cli.verbs import add_events, add_status
 
 if TYPE_CHECKING:
     from vtl_tools.common.device.base import Device
@@ -149,4 +149,5 @@ def import_(file: str, link: str | None, json: bool) -> None:
         click.echo(f"{result['connections']} connections, {away}", err=True)
 
 
+add_events(main)
 add_status(main)

@@ -11,7 +11,7 @@ from vtl_tools.common.cli import options as opts
 from vtl_tools.common.cli.parameters import IPv4Param, MacParam, NetworkParam
 from vtl_tools.common.cli.run import links_of, run_service
 from vtl_tools.common.cli.tool import Tool
-from vtl_tools.common.cli.verbs import add_status
+from vtl_tools.common.cli.verbs import add_events, add_status
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
@@ -77,4 +77,5 @@ def main(
 
 for verb in VERBS:
     main.add_command(verb)
+add_events(main)
 add_status(main)

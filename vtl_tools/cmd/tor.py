@@ -14,7 +14,7 @@ from vtl_tools.common.cli.output import echo, print_json, print_table
 from vtl_tools.common.cli.parameters import ProxyParam, SubnetParam
 from vtl_tools.common.cli.run import run_service
 from vtl_tools.common.cli.tool import Tool
-from vtl_tools.common.cli.verbs import add_status, ask_each
+from vtl_tools.common.cli.verbs import add_events, add_status, ask_each
 from vtl_tools.common.errors import VTLError
 
 if TYPE_CHECKING:
@@ -188,4 +188,5 @@ def selftest(options: tuple[str, ...], json: bool) -> None:
         raise VTLError("selftest: traffic leaked; it is listed above")
 
 
+add_events(main)
 add_status(main)

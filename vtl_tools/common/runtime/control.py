@@ -40,7 +40,9 @@ Result = dict[str, Any]
 
 
 class LineStream(Protocol):
-    """The result of a verb whose answer, an empty result, is followed by lines until either side ends."""
+    """The result of a verb whose answer, `result`, is followed by lines until either side ends."""
+
+    result: Result
 
     async def serve(self, sock: socket.socket) -> None:
         """Send lines on a non-blocking socket."""
@@ -164,7 +166,7 @@ class ControlServer:
             only = self._begin(self.where, None)
             only.add_done_callback(lambda _: self._on_end())
             return
-        self._listener = _bound(self.where)
+        self._listener = listen_on(self.where, "--control")
         self._listener.setblocking(False)
         self._file = broker.OwnSocket(self.where)
         self._listen()
@@ -245,7 +247,7 @@ class ControlServer:
                 return {"ok": True, "result": result}, None
             if isinstance(result, Awaitable):
                 return {"ok": True, "result": await result}, None
-            return {"ok": True, "result": {}}, result
+            return {"ok": True, "result": result.result}, result
         except VTLError as e:
             return {"ok": False, "error": str(e)}, None
 
@@ -255,7 +257,11 @@ def _user_of(sock: socket.socket) -> int:
     return int(struct.unpack("iii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1])
 
 
-def _bound(path: Path) -> socket.socket:
+def listen_on(path: Path, option: str) -> socket.socket:
+    """Return a unix socket of mode 0600 that listens. Replaces that of a dead process.
+
+    option: names another path. Raises VTLError, also where a process listens or others may write.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.parent == directory():
@@ -269,10 +275,10 @@ def _bound(path: Path) -> socket.socket:
             )
         with suppress(FileNotFoundError, ConnectionRefusedError):
             _connect(path).close()
-            raise VTLError(f"{path}: a service already runs there; stop it, or choose another with --control")
+            raise VTLError(f"{path}: a service already runs there; stop it, or choose another with {option}")
         with suppress(FileNotFoundError):
             if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise VTLError(f"{path}: exists and is not a socket; choose another with --control")
+                raise VTLError(f"{path}: exists and is not a socket; choose another with {option}")
             path.unlink()
         old = os.umask(0o177)
         try:
@@ -282,9 +288,7 @@ def _bound(path: Path) -> socket.socket:
         sock.listen(_BACKLOG)
     except OSError as e:
         sock.close()
-        raise VTLError(
-            f"{path}: no control socket: {e.strerror or e}; choose another with --control"
-        ) from None
+        raise VTLError(f"{path}: no socket: {e.strerror or e}; choose another with {option}") from None
     except VTLError:
         sock.close()
         raise
@@ -341,6 +345,34 @@ def ask(
             f"{path}: no service answers; see which run with 'vtl-SERVICE status'"
         ) from None
     return result_of(line, path)
+
+
+def open_stream(path: Path, verb: str, **arguments: object) -> tuple[socket.socket, Result, bytes]:
+    """Ask for a verb whose answer goes on. Return the connection, the result, and octets that came behind it.
+
+    Raises as ask() does.
+    """
+    try:
+        sock = _connect(path)
+        try:
+            _believe(path, sock)
+            sock.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+            octets = b""
+            while b"\n" not in octets and (more := sock.recv(LINE_MAX)) and len(octets) < ANSWER_MAX:
+                octets += more
+            line, _, rest = octets.partition(b"\n")
+            result = result_of(line, path)
+            sock.settimeout(None)
+        except BaseException:
+            sock.close()
+            raise
+    except PermissionError:
+        raise PermissionNeededError(f"{path}: not permitted to ask; run as the service's user") from None
+    except (OSError, TimeoutError):
+        raise NotRunningError(
+            f"{path}: no service answers; see which run with 'vtl-SERVICE status'"
+        ) from None
+    return sock, result, rest
 
 
 def result_of(line: bytes, path: Path) -> Result:

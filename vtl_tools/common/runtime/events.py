@@ -43,6 +43,11 @@ def stamp(seconds: float | None = None) -> str:
     return f"{told.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
+def made(service: str, link: str, name: str, fields: Event) -> Event:
+    """Return an event as it is told. link: the first of the service."""
+    return {"schema": SCHEMA, "time": stamp(), "service": service, "link": link, "event": name, **fields}
+
+
 class Events:
     """The events of one service. link: its first link. write: prints a line, if events are printed."""
 
@@ -84,8 +89,7 @@ class Events:
         self._emit({**event, "worker": worker})
 
     def _made(self, name: str, fields: Event) -> Event:
-        start = {"schema": SCHEMA, "time": stamp(), "service": self.service, "link": self.link}
-        return {**start, "event": name, **fields}
+        return made(self.service, self.link, name, fields)
 
     def _emit(self, event: Event) -> None:
         line = json.dumps(event, default=str)
@@ -161,6 +165,7 @@ class Follower:
 
     def __init__(self, events: Events) -> None:
         self._events = events
+        self.result = {"service": events.service, "link": events.link}
         self._waiting = bytearray()
         self.lost = 0
         self._sock: socket.socket | None = None

@@ -23,7 +23,7 @@ from vtl_tools.common.host import privilege
 from vtl_tools.common.host.interfaces import Interfaces
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.events import LINE_MAX, Events
-from vtl_tools.common.runtime.runner import Options, Runner, confine, notify, printing, watch_for
+from vtl_tools.common.runtime.runner import Options, Runner, confine, metrics_for, notify, printing, watch_for
 from vtl_tools.common.text import printable
 
 if TYPE_CHECKING:
@@ -155,6 +155,7 @@ class Workers:
         path = self.options.control or control.path_for(self.options.service, self.first)
         server = control.ControlServer(path, {"status": self.status, "events": self.events.asked})
         await server.start()
+        metrics = await metrics_for(self.options, lambda: self.status({}))
         watch = watch_for(self.options)
         confine({privilege.NET_ADMIN} if self.interfaces else set(), self.options.user)
         watching: asyncio.Task[None] | None = None
@@ -171,6 +172,8 @@ class Workers:
                 self.events.tell("stats", status=await self.status({}))
         finally:
             server.close()
+            if metrics is not None:
+                metrics.close()
 
     def _tell_guards(self, raised: Sequence[tuple[str, str]]) -> None:
         for name, what in raised:
