@@ -301,7 +301,7 @@ def test_every_event_and_every_member_of_a_status_is_explained() -> None:
     events = {
         word
         for path in SOURCES
-        for pair in re.findall(r'\.event\("(\w+)"|"event": "(\w+)"', path.read_text())
+        for pair in re.findall(r'\.(?:event|tell|_made)\("(\w+)"|"event": "(\w+)"', path.read_text())
         for word in pair
         if word
     }
