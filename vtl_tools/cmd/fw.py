@@ -16,6 +16,7 @@ from vtl_tools.common.cli.verbs import add_events, add_status
 if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
 
+    from vtl_tools.common.cli.event_lines import Words
     from vtl_tools.common.runtime.runner import Options
 
 
@@ -75,7 +76,13 @@ def main(
     run_service(make, links, options, guard=guard, vm_sides=1, verbs=Firewall.verbs)
 
 
+def _words() -> "Words":
+    from vtl_tools.services.fw.packet_log import words
+
+    return {"packet": words}
+
+
 for verb in VERBS:
     main.add_command(verb)
-add_events(main)
+add_events(main, _words)
 add_status(main)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from vtl_tools.common.repeats import more
+
 Event = dict[str, Any]
 Words = Mapping[str, Callable[[Event], str]]
 """By event: what is to be said of it."""
@@ -19,8 +21,8 @@ def line_of(event: Event, words: Words) -> str:
         told = said(event) if said is not None else _members(own)
     except (KeyError, TypeError, ValueError, AttributeError):  # of a service of another version
         told = _members(own)
-    if "repeats" in event:
-        told = f"{told}: {event['repeats']} more in {event.get('period_s', 0):.0f} s"
+    if "repeats" in event and "period_s" in event:
+        told = f"{told}: {more(event['repeats'], event['period_s'])}"
     return f"{event.get('time', '')} {event.get('link', '')} {name}: {told}"
 
 

@@ -59,6 +59,7 @@ class Events:
         self._history: deque[bytes] = deque(maxlen=HISTORY_MAX)
         self._repeats: Repeats[tuple[str, Hashable]] = Repeats()
         self._up: dict[str, object] = {}
+        self._together: Repeats[str] = Repeats()
         self._last: dict[tuple[str, Hashable], Event] = {}  # of the kinds that had repeats
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -66,7 +67,8 @@ class Events:
         """Tell an event.
 
         cause: of events that traffic can cause. The first of a cause is told at once; the others of a minute
-        become one event of that name, with the fields of the last, `repeats` and `period_s`.
+        become one event of that name, with the fields of the last, `repeats` and `period_s`. Those of causes for
+        which there is no room become one event without fields.
         """
         if cause is not None and self._is_repeated((name, cause), fields):
             return
@@ -119,12 +121,13 @@ class Events:
             return False
         if self._repeats.untold == untold:
             self._last[kind] = fields
-            self._rearm()
+        else:
+            self._together.count(kind[0], now)
+        self._rearm()
         return True
 
     def _rearm(self) -> None:
-        due = self._repeats.deadline()
-        if self._alarm is not None or due is None:
+        if self._alarm is not None or (due := self._repeats.deadline()) is None:
             return
         with suppress(RuntimeError):  # no loop runs yet, or any more
             self._alarm = asyncio.get_running_loop().call_at(due, self._wake)
@@ -137,8 +140,13 @@ class Events:
     def tell_repeats(self, now: float) -> None:
         """Tell the repeats of each cause whose minute is over at `now`."""
         for kind, count in self._repeats.due(now):
-            told = {**self._last.pop(kind), "repeats": count, "period_s": self._repeats.period_s}
-            self._emit(self._made(kind[0], told))
+            self._tell_repeats(kind[0], self._last.pop(kind), count)
+        for name, count in self._together.due(now):
+            self._tell_repeats(name, {}, count)
+
+    def _tell_repeats(self, name: str, fields: Event, count: int) -> None:
+        told = {**fields, "repeats": count, "period_s": self._repeats.period_s}
+        self._emit(self._made(name, told))
 
     def finish(self) -> None:
         """Tell the repeats that are not told yet: the service ends."""
