@@ -67,8 +67,8 @@ class Events:
         """Tell an event.
 
         cause: of events that traffic can cause. The first of a cause is told at once; the others of a minute
-        become one event of that name, with the fields of the last, `repeats` and `period_s`. Those of causes for
-        which there is no room become one event without fields.
+        become one event of that name, with the fields of the last, `repeats` and `period_s`. If there are too
+        many causes, those of the others become one event without fields.
         """
         if cause is not None and self._is_repeated((name, cause), fields):
             return
