@@ -184,7 +184,7 @@ def test_a_packet_that_comes_again_and_again_is_logged_once_a_minute_with_the_nu
     shared = ("rule", "direction", "verdict", "reason", "protocol", "src", "dst", "dport")
     assert {key: folded[key] for key in shared} == {key: first[key] for key in shared}
     line = "deny out udp 10.0.0.5{} 192.0.2.1:99 by fw.rules:1"
-    assert lines == [line.format(":5000"), f"{line.format('')}: 319 more in 60 s"]
+    assert lines == [line.format(":5000"), f"{line.format('')} (319 more in 60 s)"]
 
 
 def test_a_guest_that_sends_to_ever_new_ports_is_logged_at_a_rate_and_the_others_by_their_number():
@@ -199,7 +199,7 @@ def test_a_guest_that_sends_to_ever_new_ports_is_logged_at_a_rate_and_the_others
         "rule": "fw.rules:1", "direction": "out", "verdict": "deny", "reason": "rule", "protocol": "udp",
         "repeats": 156, "period_s": 60.0,
     }  # fmt: skip
-    assert lines[-1] == "deny out udp packets that are not told one by one by fw.rules:1: 156 more in 60 s"
+    assert lines[-1] == "deny out udp packets that are not told one by one by fw.rules:1 (156 more in 60 s)"
 
 
 def test_the_log_of_a_flood_of_kinds_is_bounded_and_counts_each_packet():

@@ -22,7 +22,7 @@ def line_of(event: Event, words: Words) -> str:
     except (KeyError, TypeError, ValueError, AttributeError):  # of a service of another version
         told = _members(own)
     if "repeats" in event and "period_s" in event:
-        told = f"{told}: {more(event['repeats'], event['period_s'])}"
+        told = f"{told} ({more(event['repeats'], event['period_s'])})"
     return f"{event.get('time', '')} {event.get('link', '')} {name}: {told}"
 
 
@@ -51,7 +51,7 @@ def _stats(event: Event) -> str:
 _WORDS: Final[Words] = {
     "ready": lambda event: f"process {event['pid']}, {' - '.join(event['links'])}",
     "link": lambda event: f"{event['changed']} is {'up' if event['up'] else 'down'}",
-    "guard": lambda event: f"{event['interface']} {event['what']}: guarded again",
+    "guard": lambda event: f"{event['interface']} {event['reason']}: guarded again",
     "lost": lambda event: f"{event['count']} events before this one, as they were not read in time",
     "stats": _stats,
     "error": lambda event: f"the service ended: {event['error']}",

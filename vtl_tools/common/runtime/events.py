@@ -14,11 +14,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.repeats import Repeats
+from vtl_tools.common.text import stamp
 
 Event = dict[str, Any]
 Write = Callable[[str], bool]
@@ -35,12 +35,6 @@ HUNG_S: Final = 60.0
 """How long a follower may take nothing while octets wait for it."""
 LINE_MAX: Final = 1 << 15
 """Octets of the longest event that one process of a service tells another."""
-
-
-def stamp(seconds: float | None = None) -> str:
-    """Return a time as RFC 3339 writes it, in UTC. seconds: since the epoch; None: now."""
-    told = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
-    return f"{told.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def made(service: str, link: str, name: str, fields: Event) -> Event:

@@ -279,7 +279,7 @@ class Runner:
 
     def _tell_guards(self, raised: Sequence[tuple[str, str]]) -> None:
         for name, what in raised:
-            self.event("guard", interface=name, what=what)
+            self.event("guard", interface=name, reason=what)
 
     def _on_message(self, messages: socket.socket) -> None:
         with suppress(BlockingIOError):

@@ -112,4 +112,4 @@ def words(told: Mapping[str, Any]) -> str:
 
 def log_line(told: Mapping[str, Any]) -> str:
     """Return an event, or repeats of it, as a line for people."""
-    return f"{words(told)}: {more(told['repeats'], told['period_s'])}" if "repeats" in told else words(told)
+    return f"{words(told)} ({more(told['repeats'], told['period_s'])})" if "repeats" in told else words(told)
