@@ -7,12 +7,9 @@ import json
 import os
 import pty
 import re
-import socket
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,7 @@ from lab.netns import Lab
 from lab.user import NOBODY, as_user
 from lab.wait import PATIENCE_S, until
 from tests.cmd.tools import BIN
+from tests.proxy import proxy
 from vtl_tools.common.errors import VTLError
 from vtl_tools.services.tor.process import TorProcess
 from vtl_tools.services.tor.progress import BootstrapProgress
@@ -45,31 +43,6 @@ def ran(tmp: Path, *arguments: str) -> tuple[int, str, str]:
         [TOOL, *words], env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     return done.returncode, done.stdout, done.stderr
-
-
-@contextmanager
-def proxy(where: Path, *says: bytes) -> Iterator[str]:
-    """A server on a unix socket that answers what it hears, whatever it is, by these, and hangs up."""
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(where))
-        server.listen()
-
-        def serve() -> None:
-            while True:
-                try:
-                    client, _ = server.accept()
-                except OSError:
-                    return
-                with client, suppress(OSError):
-                    for answer in says:
-                        if client.recv(4096):
-                            client.sendall(answer)
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield f"unix:{where}"
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
 
 
 LINES = {

@@ -105,11 +105,15 @@ def check(file: str, json: bool) -> None:
     from vtl_tools.services.fw.files import load_rules
 
     policy = load_rules(file, warn=False)
-    warnings = [str(warning) for warning in (*policy.ruleset.remarks, *unreachable(policy))]
-    result = {"file": file, "rules": len(policy.rules), "warnings": warnings}
+    warnings = (*policy.ruleset.remarks, *unreachable(policy))
+    result = {"file": file, "rules": len(policy.rules), "warnings": [one.details for one in warnings]}
     summary = f"{file}: {len(policy.rules)} rules, {len(warnings)} warnings"
     print_results(
-        [result], json=json, schema="vtl-fw.check/1", lines=lambda _: warnings, summary=lambda _: summary
+        [result],
+        json=json,
+        schema="vtl-fw.check/1",
+        lines=lambda _: map(str, warnings),
+        summary=lambda _: summary,
     )
 
 

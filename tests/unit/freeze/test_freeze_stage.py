@@ -4,10 +4,12 @@ import pytest
 from freeze_talk import PEER_MAC, VM_MAC, Talk
 
 from lab.wait import until
+from tests.schemas import validated
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.packet.address import BROADCAST
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.runtime.events import made
 from vtl_tools.common.runtime.snapshot import Snapshot
 from vtl_tools.services.freeze import stage as stand_in
 from vtl_tools.services.freeze import state
@@ -39,7 +41,9 @@ def plugged(**options):
             (port, Packet.at(bytearray(frame)).eth.dst) for frame in batch
         )
     talk.events = []
-    stage.event = lambda name, **fields: talk.events.append(name)
+    stage.event = lambda name, **fields: talk.events.append(
+        validated(made("vtl-freeze", "vnet0", name, fields))["event"]
+    )
     return stage, talk
 
 

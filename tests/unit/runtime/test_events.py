@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.schemas import validated
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.repeats import PERIOD_S
 from vtl_tools.common.runtime import events as module
@@ -82,6 +83,7 @@ def test_a_slow_follower_loses_events_and_is_told_how_many():
             while not got.endswith(b"\n") or read(got)[-1].get("number") != told + 1:
                 got += await asyncio.wait_for(loop.sock_recv(theirs, 1 << 20), 20)
             *first, lost, last = read(got)
+            validated(lost)
             assert (lost["event"], lost["count"]) == ("lost", more)
             assert [e["number"] for e in first] == list(range(1, told - more + 1))
             assert last["number"] == told + 1

@@ -311,7 +311,7 @@ class Runner:
             "service": self.options.service,
             "pid": os.getpid(),
             "uptime_s": round(now - self._started, 3),
-            "cpu": {"user": round(used.ru_utime, 3), "system": round(used.ru_stime, 3)},
+            "cpu_s": {"user": round(used.ru_utime, 3), "system": round(used.ru_stime, 3)},
             "links": [link.status() for link in self.links],
             "drops": dict(self.stage.drops),
             **(self.interfaces.status() if self.interfaces else {}),

@@ -50,7 +50,7 @@ def draw(
     status: Status, before: dict[tuple[int, str], Status] | None = None, elapsed_s: float = 1.0
 ) -> list[Table | Text]:
     """Return one service's status as tables; with `before`, rates instead of totals."""
-    cpu = status["cpu"]
+    cpu = status["cpu_s"]
     title = f"{printable(status['service'])}  pid {status['pid']}  up {status['uptime_s']:.0f} s  "
     title += f"cpu {cpu['user'] + cpu['system']:.1f} s"
     table = Table(title=Text(title, "table.title"), title_justify="left", expand=False)
@@ -79,7 +79,7 @@ def draw(
     if status["drops"]:
         parts.append(rich_text(f"dropped by the service: {reasons(status['drops'])}"))
     for name, value in status.items():
-        if isinstance(value, dict) and name not in ("drops", "cpu") and value:
+        if isinstance(value, dict) and name not in ("drops", "cpu_s") and value:
             parts.append(_details(name, value))
     return parts
 
@@ -93,6 +93,7 @@ def _details(name: str, rows: Status) -> Table:
         table.add_column(rich_text(column))
     for key, value in rows.items():
         cells = [value.get(c, "") for c in columns] if isinstance(value, dict) else [value]
+        cells = [", ".join(map(str, c)) if isinstance(c, list) else c for c in cells]
         table.add_row(rich_text(key), *(rich_text(f"{c:.1f}" if isinstance(c, float) else c) for c in cells))
     return table
 

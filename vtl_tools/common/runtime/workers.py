@@ -249,13 +249,14 @@ def merge(answers: Sequence[Any]) -> Any:
         merged = {}
         for key in dict.fromkeys(key for answer in answers for key in answer):
             values = [answer[key] for answer in answers if key in answer]
-            merged[key] = min(values) if key.endswith("_s") else merge(values)
+            is_span = key.endswith("_s") and not isinstance(values[0], dict)
+            merged[key] = min(values) if is_span else merge(values)
         return merged
     if isinstance(first, list) and all(len(answer) == len(first) for answer in answers):
         return [merge(items) for items in zip(*answers, strict=True)]
     if isinstance(first, bool):
         return all(answers)
-    return sum(answers) if isinstance(first, int | float) else first
+    return round(sum(answers), 6) if isinstance(first, int | float) else first
 
 
 def _tell(sock: socket.socket, line: str) -> bool:

@@ -95,7 +95,7 @@ def _known(flow: Flow, now: float) -> Answer:
         "flow": question.name(flow),
         "states": None if states is None else [state.value for state in states],
         "ends_in_s": round(max(0.0, flow.until - now), 1),
-        "rule": "" if rule is None else f"{rule.place.file}:{rule.place.line}",
+        "rule": "" if rule is None else rule.key,
     }
 
 
@@ -126,14 +126,17 @@ def explain(tracker: Tracker, request: Answer, now: float) -> Answer:
 def explained(policy: Policy, asked: PacketQuery) -> Answer:
     """Return the rule of a policy that judges a packet, and why earlier rules do not match."""
     found = steps_to(policy, asked.direction, asked.fields())
-    steps = [[str(step.rule), step.why] for step in found.steps[:LISTED_MAX]]
-    return {"verdict": found.judgement.verdict.value, "rule": str(found.judgement.rule), "steps": steps}
+    rule, verdict = found.judgement.rule, found.judgement.verdict.value
+    steps = [
+        {"rule": step.rule.key, "text": step.rule.text, "why": step.why} for step in found.steps[:LISTED_MAX]
+    ]
+    return {"verdict": verdict, "rule": rule.key, "text": rule.text, "steps": steps}
 
 
 def reloaded(tracker: Tracker, policy: Policy, ended: list[Flow]) -> Answer:
     """Return the connections that another policy ended, or would end, and its warnings."""
     names = [question.name(flow) for flow in ended[:LISTED_MAX]]
-    warnings = [str(remark) for remark in policy.ruleset.remarks]
+    warnings = [remark.details for remark in policy.ruleset.remarks]
     return {
         "rules": len(policy.rules),
         "flows": len(tracker.flows),

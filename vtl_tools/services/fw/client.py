@@ -37,7 +37,7 @@ def reload(path: Path, rules: str | None, *, dry_run: bool) -> Answer:
     except VTLError:
         load_rules(name, reader)  # if the file is at fault, this error has the line
         raise
-    log_warnings(file, answer["warnings"])
+    log_warnings(file, ["{file}:{line}:{column}: {problem}".format(**one) for one in answer["warnings"]])
     return answer
 
 
@@ -89,10 +89,10 @@ def flow_row(flow: Answer) -> Sequence[str]:
 
 def explanation(answer: Answer) -> Iterator[str]:
     """Yield the lines of an answer to `explain`."""
-    for rule, why in answer["steps"]:
-        yield rule
-        yield f"    {why}"
-    yield answer["rule"]
+    for step in answer["steps"]:
+        yield f"{step['rule']}: {step['text']}"
+        yield f"    {step['why']}"
+    yield f"{answer['rule']}: {answer['text']}"
     yield f"    matches: {answer['verdict']}"
     for limited, left in answer.get("left", {}).items():
         name = "connections" if limited == "connections" else "new ones"

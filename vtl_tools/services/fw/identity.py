@@ -162,8 +162,8 @@ class Identity:
         own += map(address.format_ip, self.bindings.valid)
         return {
             "mac": "" if self.mac is None else address.format_mac(self.mac),
-            "addresses": ", ".join(own),
-            "prefixes": ", ".join(map(str, self.bindings.prefixes)),
+            "addresses": own,
+            "prefixes": [str(prefix) for prefix in self.bindings.prefixes],
         }
 
     # --- over a restart

@@ -70,9 +70,9 @@ class PacketLog:
             self._tell(self._members(kind) | (told or describe(frame)))
 
     def _members(self, kind: _Kind) -> Told:
-        place, flow = kind.rule.place, kind.flow
+        flow = kind.flow
         told: Told = {
-            "rule": f"{place.file}:{place.line}",
+            "rule": kind.rule.key,
             "direction": self._direction,
             "verdict": kind.verdict,
             "reason": kind.reason,

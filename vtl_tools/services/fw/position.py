@@ -46,6 +46,12 @@ class RuleWarning:
     place: RulePosition
     problem: str
 
+    @property
+    def details(self) -> dict[str, object]:
+        """The warning as JSON values."""
+        place = self.place
+        return {"file": place.file, "line": place.line, "column": place.column, "problem": self.problem}
+
     def __str__(self) -> str:
         return f"{self.place}: {self.problem}"
 

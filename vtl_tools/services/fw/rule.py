@@ -89,8 +89,13 @@ class Rule:
         bare = self.vlan is None or self.vlan == ((UNTAGGED, UNTAGGED),)
         return not self.protocols and bare and all(value is None for value in asked)
 
+    @property
+    def key(self) -> str:
+        """FILE:LINE, by which all output names the rule."""
+        return f"{self.place.file}:{self.place.line}"
+
     def __str__(self) -> str:
-        return f"{self.place.file}:{self.place.line}: {self.text}"
+        return f"{self.key}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,5 +112,7 @@ BUILT_IN: Final = RulePosition("(built in)", 0, 0)
 NO_RULE: Final = Rule(BUILT_IN, "deny any", Verdict.DENY, (IN, OUT))
 """The rule for packets that no rule of a file matches, such as of a VLAN that none names."""
 
-NEIGHBOURS: Final = Rule(BUILT_IN, "allow ARP and neighbour discovery", Verdict.ALLOW, (IN, OUT))
+NEIGHBOURS: Final = Rule(
+    RulePosition("(built in)", 1, 0), "allow ARP and neighbour discovery", Verdict.ALLOW, (IN, OUT)
+)
 """The rule for ARP and neighbour discovery unless a rule names them: nothing works without them."""

@@ -221,7 +221,10 @@ class Firewall(Stage):
         if self.identity is not None:
             told["identity"] = self.identity.status()
         counts = sorted(self.counts.items(), key=lambda one: (one[0].place.file, one[0].place.line))
-        told["rules"] = {str(r): {"packets": n, "octets": o} for r, (n, o) in counts[:LISTED_MAX]}
+        told["rules"] = {
+            rule.key: {"text": rule.text, "packets": packets, "octets": octets}
+            for rule, (packets, octets) in counts[:LISTED_MAX]
+        }
         return told
 
     def verbs(self) -> dict[str, Verb]:
