@@ -221,7 +221,13 @@ def test_what_rules_log_is_told_on_standard_error_and_nobody_need_read_it(lab: L
         for port in range(1000, 3000):
             sender.sendto(b"x", ("10.9.0.2", port))
     assert reaches(client, "10.9.0.2")
-    process.terminate()
+    follower = (BIN / "vtl-fw", "events", "--last", "1000", "--link", lab.dir / "l.sock")
+    with middle.popen(*follower, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        assert re.match(r"\S+Z vmnet1 (packet: deny out udp|ready: process) ", reader.stdout.readline())
+        process.terminate()
+        *_, last = reader.stdout
+        assert "vmnet1 stats: the service ended; vmnet1 received" in last
     _, rest = process.communicate(timeout=PATIENCE_S)
     assert rest.count("vtl-fw: deny out udp 10.9.0.1:5000 10.9.0.2:") >= 50
     assert re.search(r"deny out udp packets that are not told one by one by \S+ \(\d+ more in 60 s\)", rest)

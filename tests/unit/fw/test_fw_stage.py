@@ -188,6 +188,16 @@ def test_a_packet_that_comes_again_and_again_is_logged_once_a_minute_with_the_nu
     assert lines == [line.format(":5000"), f"{line.format('')} (319 more in 60 s)"]
 
 
+def test_a_connection_beyond_a_limit_is_logged_as_denied():
+    service = Service("allow out udp port 53 limit 1/s log\ndeny any")
+    service.say(0, udp(OUT, 5000, 53), udp(OUT, 5001, 53), udp(OUT, 5002, 53))
+    assert [(told["verdict"], told["reason"]) for _, told in service.events] == [
+        ("allow", "new"), ("deny", "limit-rate"),
+    ]  # fmt: skip
+    service.stage.on_stop(1001.0)
+    assert (service.events[-1][1]["verdict"], service.events[-1][1]["repeats"]) == ("deny", 1)
+
+
 def test_a_guest_that_sends_to_ever_new_ports_is_logged_at_a_rate_and_the_others_by_their_number():
     service, lines = Service("deny any log"), []
     service.stage.say = lines.append
