@@ -140,6 +140,18 @@ def test_repeats_of_a_cause_are_told_by_their_number(monkeypatch):
     )
 
 
+def test_causes_of_the_past_leave_their_room_to_others(monkeypatch):
+    lines: list[str] = []
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    events = Events("vtl-subnet", "vmnet1", lambda line: lines.append(line) or True)
+    for minute in range(3):
+        now[0] = 100.0 + minute * PERIOD_S
+        for number in range(200):
+            events.tell("shortcut", cause=(minute, number))
+    assert len(lines) == 600
+
+
 def test_a_flood_of_causes_is_counted_as_one(monkeypatch):
     lines: list[str] = []
     monkeypatch.setattr(module.time, "monotonic", lambda: 100.0)

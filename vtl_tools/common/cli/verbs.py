@@ -77,12 +77,13 @@ def add_events(tool: Tool, words: "Callable[[], Words]" = dict) -> None:
     )
     def events(link: str | None, json: bool, last: int) -> None:
         """Follow the events of running services until interrupted, or until the services end."""
-        from vtl_tools.common.cli.event_lines import line_of
+        from vtl_tools.common.cli.event_lines import exit_status, line_of
         from vtl_tools.common.runtime.follow import follow
 
         said, status = words(), 0
         for event in follow(sockets_of(tool, link), last):
-            status = max(status, int(event["exit"])) if event["event"] == "error" else status
+            if event["event"] == "error":
+                status = max(status, exit_status(event))
             if json:
                 print_json([event])
             else:
