@@ -236,6 +236,7 @@ class Identity:
             "mac": "" if mac is None else address.format_mac(mac),
             "addresses": ", ".join(origins),
             "prefixes": ", ".join(map(str, self.bindings.prefixes)),
+            "awaits_next": self.former is not None,
             "learned_by": ", ".join(f"{of} {how}" for of, how in origins.items()),
         }
 
