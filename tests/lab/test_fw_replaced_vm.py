@@ -10,6 +10,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,6 +133,10 @@ class Scene:
 
         until(came_out, f"a frame of {mac}")
 
+    def awaits(self, running: Firewall, is_next: bool) -> bool:
+        """Whether the service takes the next Ethernet address for the VM's, as it should or should not."""
+        return bool(running.status()["identity"]["awaits_next"] is is_next)
+
     def is_refused(self, vm: VM, mac: str, running: Firewall) -> None:
         """Let a VM send, and see that the service drops it."""
         self.wire.read()
@@ -212,11 +217,11 @@ def test_a_tap_that_another_program_opens_has_another_vm(scene: Scene) -> None:
 def test_a_vm_that_comes_back_keeps_what_is_known_of_it(scene: Scene) -> None:
     """As one does that was suspended: nobody else can have its place any more."""
     with tap(scene), scene.firewall("--vm", "reappearing") as running:
-        for is_back in False, True:
+        for is_back in (False, True):
             with closing(AtTap(scene.middle, "vmnet1")) as vm:
-                until(lambda: running.status()["identity"]["awaits_next"] is is_back, "the news of the tap")
+                until(partial(scene.awaits, running, is_back), "the news of the tap")
                 scene.gets_out(vm, OLD)
-                until(lambda: not running.status()["identity"]["awaits_next"], "its first frame")
+                until(partial(scene.awaits, running, False), "its first frame")
                 scene.is_refused(vm, NEW, running)
         flows = scene.middle.run(BIN / "vtl-fw", "flows", "--link", running.socket, "--json").stdout
         assert ADDRESS in flows

@@ -51,6 +51,8 @@ class Stage:
         """Tells an event: name, fields, and for one that traffic can cause `cause`, which repeats share."""
         self.drain: Callable[[int], object] = lambda port: None
         """Takes in the frames that wait at a port now; not to be called by on_batch()."""
+        self.occupant: Callable[[int], str] = lambda port: ""
+        """Returns who is behind a port's link now (Device.occupant)."""
         self.broadcast: Callable[[bytes], object] = lambda message: None
         """Sends a message to the other workers of the service, at most 64 octets; it may be lost."""
 

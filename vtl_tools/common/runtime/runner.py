@@ -133,7 +133,7 @@ class Runner:
             self.stage.out_pieces[port] = link.write_pieces
             self.stage.on_mtu(port, link.mtu)
         self.stage.event = self.event
-        self.stage.drain = self._drain
+        self.stage.drain, self.stage.occupant = self._drain, lambda port: self.links[port].occupant()
         if self.interfaces:
             loop.add_reader(self.interfaces.fileno(), self._look_at_interfaces)
             self._tell_guards(self.interfaces.check())

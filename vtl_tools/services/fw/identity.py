@@ -93,6 +93,8 @@ class Identity:
         """The Ethernet address of the VM before, whose addresses are kept until the present one sends."""
         self.follows = follows
         self.occupant = ""
+        self.look: Callable[[], str] = lambda: ""
+        """Returns the link's occupant now; its news may come later than the frames of another VM."""
         self.is_moved = False
         """Whether the link has another occupant than when the Ethernet address was learned."""
         self.refused = b""
@@ -183,6 +185,10 @@ class Identity:
         """Return whether the link had another occupant before."""
         return self.occupant not in ("", occupant)
 
+    def is_changing(self) -> bool:
+        """Return whether another VM may be there already, of which meet() is to be told."""
+        return self.follows and self.has_other(self.look() or self.occupant)
+
     def meet(self, occupant: str) -> None:
         """Take note of the link's occupant. After another one, the next VM to send may be another.
 
@@ -210,6 +216,7 @@ class Identity:
     def _begin(self, mac: bytes, now: float) -> None:
         """Learn the VM's Ethernet address; if it is another VM, forget the one before."""
         former, self.former = self.former, None
+        self.occupant = self.look() or self.occupant
         if former is None or former == mac:
             self.mac = mac
             return

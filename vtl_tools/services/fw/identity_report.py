@@ -42,7 +42,9 @@ class IdentityReport:
             return
         self.counts[cause] += 1
         self._last = cause, self.identity.refused, now
-        if not quietly and self._repeats.admit(cause, now):
+        if quietly or not self._repeats.admit(cause, now):
+            return
+        if cause != "spoofed-mac" or not self.identity.is_changing():
             self._tell(cause, self.identity.refused)
 
     def deadline(self) -> float | None:

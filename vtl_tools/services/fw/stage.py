@@ -76,7 +76,7 @@ class Firewall(Stage):
         self._is_quiet = False
         if identity is not None:
             identity.bindings.may_ask = self._lets_out
-            identity.replaced = self._replaced
+            identity.replaced, identity.look = self._replaced, lambda: self.occupant(0)
             self._report = IdentityReport(identity, link)
             self._report.event = lambda name, **fields: self.event(name, **fields)
 
