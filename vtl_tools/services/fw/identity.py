@@ -102,6 +102,7 @@ class Identity:
         self.replaced: Callable[[bytes, bytes, float], object] = lambda former, mac, now: None
         """Takes the Ethernet addresses of a VM and of the one that took its place, and the time."""
         self.given = [(net.network_address.packed, net.broadcast_address.packed) for net in given]
+        self._named = [str(net if net.num_addresses > 1 else net.network_address) for net in given]
         self._fixed = {net.version for net in given}
         self._plain = {first for first, last in self.given if first == last}
         self.dhcp4 = DHCPv4Snooper(self._plain, self._owns, servers, is_learned=4 not in self._fixed)
@@ -228,7 +229,7 @@ class Identity:
 
     def origins(self) -> dict[str, str]:
         """Return the VM's addresses, each with what gave it: option, dhcp or nd."""
-        found = dict.fromkeys(map(_span, self.given), "option")
+        found = dict.fromkeys(self._named, "option")
         if self.dhcp4.lease is not None:
             found[address.format_ip(self.dhcp4.lease.address)] = "dhcp"
         for octets in self.bindings.valid:
@@ -423,11 +424,6 @@ class Identity:
 def _is_station(mac: bytes) -> bool:
     """Return whether an Ethernet address can be a VM's."""
     return not address.is_multicast_mac(mac) and any(mac)
-
-
-def _span(given: tuple[bytes, bytes]) -> str:
-    first, last = map(address.format_ip, given)
-    return first if first == last else f"{first}-{last}"
 
 
 def _is_common(parties: bytes) -> bool:

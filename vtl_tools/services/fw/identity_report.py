@@ -121,6 +121,8 @@ def problem(identity: Identity, cause: str, refused: bytes) -> str:
     """Return in words why a frame is not the VM's to send. refused: as Identity.refused."""
     mac, what = identity.mac or identity.former, format_any(refused)
     if len(refused) == 6:
+        if address.is_multicast_mac(refused) or not any(refused):
+            return f"{what} is the Ethernet address of no VM"
         own = "not known yet" if mac is None else address.format_mac(mac)
         by = "given by --mac" if identity.given_mac else "the first that it sent from"
         return f"{what} is not the Ethernet address of the VM ({own}, {by})"
@@ -145,6 +147,8 @@ def remedy(identity: Identity, cause: str, refused: bytes, link: str) -> str:
     if cause == "spoofed-dhcp":
         return f"if the VM was reinstalled or replaced, run {forget}"
     if len(refused) == 6:
+        if address.is_multicast_mac(refused) or not any(refused):
+            return "look at what the VM runs"
         if identity.given_mac:
             return "if another VM took its place, start with its --mac"
         if identity.is_moved:
