@@ -8,6 +8,7 @@ import json
 import os
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -65,6 +66,45 @@ class AtVeth:
 
     def close(self) -> None:
         self.wire.close()
+
+
+class AtSocket:
+    """A process that has the other end of a qemu: link, as a QEMU has."""
+
+    PROGRAM = """
+import socket, sys
+sock = None
+for line in sys.stdin:
+    if line == "again\\n" and sock is not None:
+        sock.close()
+    if line == "again\\n":
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(sys.argv[1])
+        continue
+    frame = bytes.fromhex(line)
+    sock.sendall(len(frame).to_bytes(4, "big") + frame)
+"""
+
+    def __init__(self, host: Host, path: Path) -> None:
+        self.process: subprocess.Popen[str] = host.popen(
+            sys.executable, "-uc", self.PROGRAM, path, stdin=subprocess.PIPE, text=True
+        )
+        self.connect()
+
+    def connect(self) -> None:
+        self._say("again")
+
+    def send(self, frame: bytes) -> None:
+        self._say(frame.hex())
+
+    def _say(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 class Firewall:
@@ -271,3 +311,45 @@ def test_a_service_that_is_started_again_knows_that_another_vm_is_there(scene: S
         ):
             scene.gets_out(vm, NEWER)
             scene.is_refused(vm, NEW, running)
+
+
+def test_another_process_at_a_socket_is_another_vm_and_a_new_connection_is_not(scene: Scene) -> None:
+    """A guest may make its QEMU connect again, as by a frame that is too long."""
+    path = scene.lab.dir / "vm"
+    link = f"qemu:unix:{path},server"
+    with scene.firewall("--vm", "reappearing", iface=link) as running:
+        with closing(AtSocket(scene.middle, path)) as vm:
+            scene.gets_out(vm, OLD)
+            vm.connect()
+            running.until_event("link", up=False)
+            running.until_event("link", up=True)
+            scene.is_refused(vm, NEW, running)
+            scene.gets_out(vm, OLD)
+        running.until_event("link", up=False)
+        with closing(AtSocket(scene.middle, path)) as vm:
+            scene.gets_out(vm, NEW)
+            scene.is_refused(vm, OLD, running)
+
+
+@pytest.mark.parametrize("link", ["qemu:127.0.0.1:5000,server", "channel:/run/x,server", "tap:vmnet1"])
+def test_a_link_of_which_nothing_tells_who_is_there_is_refused(scene: Scene, link: str) -> None:
+    ran = scene.middle.run(
+        BIN / "vtl-fw", "--iface", link, "--uplink", "eth0", "--rules", "/dev/null", "--vm", "reappearing",
+        check=False,
+    )  # fmt: skip
+    assert ran.returncode == 2
+    assert "use 'vtl-fw forget' instead" in ran.stderr
+
+
+def test_forget_without_a_link_cuts_off_no_other_vm(scene: Scene) -> None:
+    """Where several services run, one is to be named."""
+    environment = {**os.environ, "VTL_RUN": str(scene.lab.dir)}
+    with tap(scene):
+        for name in "one", "two":
+            (scene.lab.dir / f"vtl-fw-{name}.sock").unlink(missing_ok=True)
+        with scene.firewall() as running:
+            for name in "one", "two":
+                (scene.lab.dir / f"vtl-fw-{name}.sock").symlink_to(running.socket)
+            ran = scene.middle.run(BIN / "vtl-fw", "forget", check=False, env=environment)
+    assert ran.returncode == 2
+    assert "choose one by --link" in ran.stderr
