@@ -6,6 +6,7 @@ A VM here is whoever holds the host-only interface, and sends frames from an Eth
 import fcntl
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -224,10 +225,11 @@ def test_a_recreated_vm_is_cut_off_and_the_operator_is_told(scene: Scene) -> Non
             assert (refused["refused"], refused["last_refused"]) == (20, NEW)
             ran = scene.middle.run(BIN / "vtl-fw", "forget", "--link", running.socket)
             assert f"forgot {OLD}, {ADDRESS}" in ran.stderr
+            assert running.until_event("identity", why="forgotten")["mac"] == OLD
             scene.gets_out(vm, NEW)
             scene.is_refused(vm, OLD, running)
             whys = [event["why"] for event in running.events if event["event"] == "identity"]
-            assert whys == ["spoofed-mac"]
+            assert whys == ["spoofed-mac", "forgotten"]
 
 
 def test_a_tap_that_is_deleted_and_created_again_has_another_vm(scene: Scene) -> None:
@@ -252,6 +254,20 @@ def test_a_tap_that_another_program_opens_has_another_vm(scene: Scene) -> None:
         with closing(AtTap(scene.middle, "vmnet1")) as vm:
             scene.gets_out(vm, NEW)
             scene.is_refused(vm, OLD, running)
+
+
+def test_a_vm_that_floods_at_its_end_does_not_lock_the_next_one_out(scene: Scene) -> None:
+    """By frames that wait in the service's buffer when the next one is there."""
+    with tap(scene), scene.firewall("--vm", "reappearing") as running:
+        with closing(AtTap(scene.middle, "vmnet1")) as vm:
+            scene.gets_out(vm, OLD)
+            os.kill(running.process.pid, signal.SIGSTOP)  # so that they wait
+            for _ in range(3000):
+                vm.send(scene.frame(NEWER))
+        with closing(AtTap(scene.middle, "vmnet1")) as vm:
+            os.kill(running.process.pid, signal.SIGCONT)
+            scene.gets_out(vm, NEW)
+            assert running.refused() >= 3000
 
 
 def test_a_vm_that_comes_back_keeps_what_is_known_of_it(scene: Scene) -> None:

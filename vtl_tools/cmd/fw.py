@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--forget", is_flag=True, help="Discard the learned identity (use after replacing the VM).")
 @click.option(
     "--vm", type=click.Choice(["fixed", "reappearing"]), default="fixed", show_default=True,
-    help="Whether another VM may take the place of the first when the host makes its interface anew.",
+    help="Whether another VM may take the place of the first when the host creates its interface again.",
 )  # fmt: skip
 @click.option(
     "--flows", type=click.IntRange(16, 1 << 22), default=131_072, show_default=True, metavar="N",

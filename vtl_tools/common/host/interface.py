@@ -63,8 +63,8 @@ def is_real(name: str) -> bool:
 def occupant(index: int) -> str:
     """Return a text that changes once the host has put another VM behind an interface; "": there is none.
 
-    An interface that is created anew has another index. A tap is also occupied anew when a program opens it:
-    its carrier comes up then, and goes only with the program that had it open. The guest has no part in that.
+    An interface that is created again has another index. A tap also has another occupant when a program opens
+    it: its carrier comes up then, and goes only with the program that had it open. No guest has a part in it.
     Every other carrier may be the guest's: root in a container takes that of its veth down and up.
     """
     found = _ask(index)

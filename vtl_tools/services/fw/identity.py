@@ -194,7 +194,7 @@ class Identity:
         """Take note of the link's occupant. After another one, the next VM to send may be another.
 
         The same VM keeps its addresses, as one does that was suspended. Its DHCP identifiers are learned
-        anew, as it may run another system.
+        again, as it may run another system.
         """
         has_other, self.occupant = self.has_other(occupant), occupant
         if not has_other or self.mac is None:

@@ -27,21 +27,26 @@ LISTED_MAX: Final = 8
 
 
 class IdentityReport:
-    """What was refused as not the VM's. link: the VM's link, for people. event: as Stage.event."""
+    """Counts the frames that were refused as not the VM's, and tells of them.
+
+    link: the VM's link, for people. event: as Stage.event.
+    """
 
     def __init__(self, identity: Identity, link: str) -> None:
         self.identity, self.link = identity, link
         self.event: Callable[..., object] = lambda name, **fields: None
         self.counts: Counter[str] = Counter()
         self._repeats: Repeats[str] = Repeats()
-        self._last: tuple[str, bytes, float] | None = None
+        self._last: dict[str, tuple[bytes, float]] = {}
+        """The address that each cause refused last, and when; the latest cause is the last."""
 
     def refused(self, cause: str, now: float, *, quietly: bool = False) -> None:
         """Count a frame that the identity refused just now. quietly: tell nobody."""
         if cause not in CAUSES:
             return
         self.counts[cause] += 1
-        self._last = cause, self.identity.refused, now
+        self._last.pop(cause, None)
+        self._last[cause] = self.identity.refused, now
         if quietly or not self._repeats.admit(cause, now):
             return
         if cause != "spoofed-mac" or not self.identity.is_changing():
@@ -54,7 +59,11 @@ class IdentityReport:
     def wake(self, now: float) -> None:
         """Tell how often the causes of a minute came again."""
         for cause, count in self._repeats.due(now):
-            self._tell(cause, b"", count)
+            if cause in self._last:
+                self._tell(cause, self._last[cause][0], count)
+            else:
+                log.warning("%s: the VM was replaced %d more times in 60 s", self.link, count)
+                self.event("identity", why=cause, repeats=count, period_s=self._repeats.period_s)
 
     def replaced(self, former: bytes, mac: bytes, ended: int, now: float) -> None:
         """Tell that another VM took the place of one; ended: connections that ended by it."""
@@ -62,37 +71,33 @@ class IdentityReport:
         if not self._repeats.admit("replaced", now):
             return
         log.warning(
-            "%s: a VM with the Ethernet address %s took the place of %s; its addresses are learned anew",
+            "%s: a VM with the Ethernet address %s took the place of %s; what was learned is forgotten",
             self.link, names[1], names[0],
         )  # fmt: skip
         self.event("identity", why="replaced", former=names[0], mac=names[1], ended=ended)
 
     def _tell(self, cause: str, refused: bytes, repeats: int = 0) -> None:
-        if cause == "replaced":
-            log.warning("%s: the VM was replaced %d more times in 60 s", self.link, repeats)
-            self.event("identity", why=cause, repeats=repeats, period_s=self._repeats.period_s)
-            return
         mac = self.identity.mac or self.identity.former
         told: dict[str, Any] = {
             "why": cause,
             "refused": format_any(refused),
             "mac": "" if mac is None else address.format_mac(mac),
             "addresses": list(self.identity.origins()),
+            "text": problem(self.identity, cause, refused),
+            "remedy": remedy(self.identity, cause, refused, self.link),
         }
         if repeats:
             log.warning("%s: %s: %d more in 60 s", self.link, cause, repeats)
             told |= {"repeats": repeats, "period_s": self._repeats.period_s}
         else:
-            told["text"] = problem(self.identity, cause, refused)
-            told["remedy"] = remedy(self.identity, cause, refused, self.link)
             log.warning("%s: %s: %s; %s", self.link, cause, told["text"], told["remedy"])
         self.event("identity", **told)
 
     def status(self, now: float) -> dict[str, object]:
         """Return what was refused: how often, and the last."""
-        if self._last is None:
+        if not self._last:
             return {"refused": 0}
-        cause, octets, when = self._last
+        cause, (octets, when) = list(self._last.items())[-1]
         return {
             "refused": sum(self.counts.values()),
             "refused_by_cause": ", ".join(f"{why} {count}" for why, count in self.counts.items()),

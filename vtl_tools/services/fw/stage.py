@@ -200,7 +200,7 @@ class Firewall(Stage):
     # --- another VM
 
     def on_occupant(self, port: int, occupant: str, now: float) -> None:
-        """Note who is behind the VM's link. What waits there is of the occupant before."""
+        """Note who is behind the VM's link. Frames that wait there are of the occupant before."""
         if port or self.identity is None:
             return
         if self.identity.has_other(occupant):
