@@ -74,8 +74,11 @@ def kill(packet: tuple[str, ...], link: str | None) -> None:
 @click.command()
 @words_argument
 @rules_option
+@click.option("--exit-code", is_flag=True, help="Exit with 1 unless the packet is allowed, as a test needs.")
 @opts.verb_options
-def explain(packet: tuple[str, ...], rules: str | None, link: str | None, json: bool) -> None:
+def explain(
+    packet: tuple[str, ...], rules: str | None, exit_code: bool, link: str | None, json: bool
+) -> None:
     """Show which rule judges the first packet of a connection, and why the rules before it do not.
 
     \b
@@ -87,26 +90,32 @@ def explain(packet: tuple[str, ...], rules: str | None, link: str | None, json: 
 
     asked = question.read(packet)
     if rules is None:
-        results = ask_each(current_tool(), "explain", link, words=packet)
+        results = list(ask_each(current_tool(), "explain", link, words=packet))
     else:
-        results = iter([answers.explained(load_rules(rules), asked)])
+        results = [answers.explained(load_rules(rules), asked)]
     print_results(results, json=json, lines=client.explanation)
+    if exit_code and not all(client.is_allowed(result) for result in results):
+        click.get_current_context().exit(1)
 
 
 @click.command()
 @click.argument("file")
+@click.option("--expand", is_flag=True, help="Print all rules, also those that a preset stands for.")
 @opts.json_option
 @opts.verbose_option
-def check(file: str, json: bool) -> None:
-    """Check a rule FILE for errors, and print warnings. Needs no privilege and no running service."""
+def check(file: str, expand: bool, json: bool) -> None:
+    """Check a rule FILE, and print all its errors, or warnings. Needs no privilege and no running service."""
     from vtl_tools.services.fw.explain import unreachable
     from vtl_tools.services.fw.files import load_rules
 
     policy = load_rules(file, warn=False)
     warnings = [str(warning) for warning in (*policy.ruleset.remarks, *unreachable(policy))]
     result = {"file": file, "rules": len(policy.rules), "warnings": warnings}
+    rules = [str(rule) for rule in policy.rules] if expand else []
+    if expand:
+        result["expanded"] = rules
     summary = f"{file}: {len(policy.rules)} rules, {len(warnings)} warnings"
-    print_results([result], json=json, lines=lambda _: warnings, summary=lambda _: summary)
+    print_results([result], json=json, lines=lambda _: [*rules, *warnings], summary=lambda _: summary)
 
 
 @click.command()

@@ -129,16 +129,21 @@ def explain(tracker: Tracker, request: Answer, now: float) -> Answer:
     """
     asked = question.read(_words(request))
     flow = tracker.flows.get(asked.key())
-    told = explained(tracker.policy, asked)
-    rule = tracker.policy.judge(asked.direction, asked.fields()).rule
+    told = explained(tracker.policy, asked, tracker.roles(asked.direction, asked.fields()))
+    rule = tracker.consult(asked.direction, asked.fields()).rule
     if left := tracker.left(rule, asked.direction, asked.src, now):
         told["left"] = left
     return told if flow is None else {**told, "known": question.name(flow)}
 
 
-def explained(policy: Policy, asked: PacketQuery) -> Answer:
-    """Return the rule of a policy that judges a packet, and why earlier rules do not match."""
-    found = steps_to(policy, asked.direction, asked.fields())
+def explained(policy: Policy, asked: PacketQuery, roles: int = 0) -> Answer:
+    """Return the rule of a policy that judges a packet, and why earlier rules do not match.
+
+    roles: those that a running firewall knows of the packet.
+    """
+    fields = asked.fields()
+    fields.roles = roles
+    found = steps_to(policy, asked.direction, fields)
     steps = [[str(step.rule), step.why] for step in found.steps[:LISTED_MAX]]
     return {"verdict": found.judgement.verdict.value, "rule": str(found.judgement.rule), "steps": steps}
 

@@ -1,15 +1,18 @@
 """Parses one rule: action, direction, the conditions on a packet, limits and logging."""
 
-from typing import Final
+from itertools import chain
+from typing import Final, NoReturn
 
 from vtl_tools.common.packet import ether, ip
+from vtl_tools.services.fw import roles
 from vtl_tools.services.fw.cursor import Cursor
 from vtl_tools.services.fw.keywords import ICMP6_TYPES, ICMP_TYPES, PROTOCOLS, UNITS, Protocol
 from vtl_tools.services.fw.lexer import END, Token, TokenKind
 from vtl_tools.services.fw.position import RulePosition, RuleWarning
 from vtl_tools.services.fw.rule import IN, OUT, UNTAGGED, ConnectionLimit, Rate, Rule, Verdict
+from vtl_tools.services.fw.service_names import SERVICE_PORTS
 from vtl_tools.services.fw.sets import Sets
-from vtl_tools.services.fw.values import Addresses, Ranges, ranges
+from vtl_tools.services.fw.values import Addresses, Ranges, is_address, ranges
 
 ACTIONS: Final = {verdict.value: verdict for verdict in Verdict}
 _DIRECTIONS: Final = {"in": (IN,), "out": (OUT,)}
@@ -45,6 +48,7 @@ class _Clauses:
         self._dport: Ranges | None = None
         self._types: list[tuple[int, int]] | None = None
         self._vlan: Ranges | None = None
+        self._role: int | None = None
         self._rate: Rate | None = None
         self._cap: ConnectionLimit | None = None
 
@@ -58,12 +62,15 @@ class _Clauses:
         while cursor.token.kind is not END:
             self._clause()
         icmp = self._check(verdict)
+        if self._role is not None:
+            self._check_role(direction)
         if verdict is Verdict.ALLOW and "vlan" not in self._seen:
             self._vlan = ((UNTAGGED, UNTAGGED),)
         rule = Rule(
             place, text, verdict, _DIRECTIONS[direction] if direction else (OUT, IN), self._protocols,
             self._src, self._dst, self._sport, self._dport, icmp, self._src_mac, self._dst_mac, self._vlan,
             "log" in self._seen, "pcap" in self._seen, self._rate, self._cap,
+            None if self._role is None else roles.of_role(self._role),
         )  # fmt: skip
         return rule, self._remarks(place)
 
@@ -78,7 +85,7 @@ class _Clauses:
             elif cursor.accept("ethertype"):
                 found.append((cursor.number("an ethertype", 0x0600, 0xFFFF), None))
             elif found:
-                cursor.fail("another protocol")
+                cursor.fail("another protocol", words=PROTOCOLS)
             else:
                 return
             if not cursor.accept(","):
@@ -91,7 +98,7 @@ class _Clauses:
         name = token.text
         take = _TAKE.get(name) if token.kind is TokenKind.WORD else None
         if take is None:
-            cursor.fail("a clause such as 'from', 'to', 'port' or 'log', or the end of the line", token)
+            self._misplaced(token)
         if cursor.token.text == "mac" and name in ("from", "to"):
             name += " mac"
         elif name == "limit":
@@ -102,6 +109,20 @@ class _Clauses:
         self._seen[name] = token
         take(self)
 
+    def _misplaced(self, token: Token) -> NoReturn:
+        """Raise RuleError about a token that begins no clause."""
+        expected = "a clause such as 'from', 'to', 'port' or 'log', or the end of the line"
+        if (word := _CLAUSE_OF.get(token.kind)) and (word != "to" or is_address(token.text)):
+            problem = f"expected {expected}, not '{token.text}'; write '{word} {token.text}'"
+            after = ", or a comma before it" if self._seen else ""
+            self._cursor.refuse(f"{problem}{after}", token.column)
+        if token.text == "guest-basics":
+            self._cursor.refuse("expected 'allow guest-basics' alone in its line", token.column)
+        if token.text in PROTOCOLS or token.text in _DIRECTIONS or token.text == "any":
+            problem = f"expected '{token.text}' before the clauses, as in 'allow out tcp port 80'"
+            self._cursor.refuse(problem, token.column)
+        self._cursor.fail(expected, token, _WORDS)
+
     def _from(self) -> None:
         if self._cursor.accept("mac"):
             self._src_mac = self._sets.macs(self._cursor)
@@ -111,15 +132,20 @@ class _Clauses:
     def _to(self) -> None:
         if self._cursor.accept("mac"):
             self._dst_mac = self._sets.macs(self._cursor)
+        elif self._cursor.token.text in roles.SETS:
+            name = self._cursor.next().text
+            self._role = roles.SETS[name]
+            if self._cursor.token.text == ",":
+                self._cursor.refuse(f"expected {name} alone: put other addresses into a rule of their own")
         elif not self._cursor.accept("any"):
             self._dst = self._sets.addresses(self._cursor)
 
     def _source(self) -> None:
         self._cursor.expect("port")
-        self._sport = self._sets.numbers(self._cursor, "a port", 0xFFFF)
+        self._sport = self._sets.numbers(self._cursor, "a port", 0xFFFF, SERVICE_PORTS)
 
     def _port(self) -> None:
-        self._dport = self._sets.numbers(self._cursor, "a port", 0xFFFF)
+        self._dport = self._sets.numbers(self._cursor, "a port", 0xFFFF, SERVICE_PORTS)
 
     def _type(self) -> None:
         """Parse ICMP types. A name applies to each IP version of the rule; a number requires one version."""
@@ -147,9 +173,15 @@ class _Clauses:
                 ]
                 return  # it consumed the commas as well
             else:
-                cursor.fail("an ICMP type, by name or number")
+                self._no_type(token, tables)
             if not cursor.accept(","):
                 return
+
+    def _no_type(self, token: Token, tables: list[dict[str, int]]) -> NoReturn:
+        if token.text in ICMP_TYPES or token.text in ICMP6_TYPES:
+            name = "icmp6" if tables[0] is ICMP_TYPES else "icmp"
+            self._cursor.refuse(f"expected '{name}' before the type {token.text}, which only that has")
+        self._cursor.fail("an ICMP type, by name or number", words=[*chain(*tables)])
 
     def _code(self) -> None:
         cursor = self._cursor
@@ -180,11 +212,12 @@ class _Clauses:
         token = cursor.token
         if token.kind is TokenKind.NUMBER:
             count = cursor.number("a number of connections", 1, COUNT_MAX)
-            cursor.expect("connections")
+            if not cursor.accept("connections"):
+                cursor.fail(f"'connections', or a rate such as {count}/s")
             self._cap = ConnectionLimit(count, self._per_source())
             return
         if token.kind is not TokenKind.RATE:
-            cursor.fail("a rate such as 10/s, or a number of connections")
+            cursor.fail("a rate such as 10/s, 10/min or 10/hour, or a number of connections")
         number, _, unit = token.text.partition("/")
         count = cursor.value(Token(TokenKind.NUMBER, number, token.column), "a lower rate")
         if not 1 <= count <= COUNT_MAX:
@@ -202,6 +235,9 @@ class _Clauses:
     def _flag(self) -> None:
         pass
 
+    def _asked(self) -> None:
+        self._role = roles.ASKED
+
     def _check(self, verdict: Verdict) -> Ranges | None:
         """Reject conditions that no packet can meet. Return the ICMP types."""
         cursor = self._cursor
@@ -218,6 +254,14 @@ class _Clauses:
             return None
         # from the first code of a range's first type to the last of its last, unless codes were given
         return ranges(self._types if "code" in self._seen else [(a, b | 0xFF) for a, b in self._types])
+
+    def _check_role(self, direction: str | None) -> None:
+        """Reject a rule for a role that packets of its direction or protocols cannot have."""
+        cursor = self._cursor
+        if "asked" in self._seen and (direction != "in" or self._protocols != ((None, ip.UDP),)):
+            cursor.refuse("expected 'in udp' before 'asked'", self._seen["asked"].column)
+        elif self._role not in (None, roles.ASKED) and direction != "out":
+            cursor.refuse("expected 'out' before a set of what the VM may send to", self._seen["to"].column)
 
     def _check_versions(self) -> None:
         """Reject a rule that mixes IP versions. An empty set is of both."""
@@ -259,7 +303,17 @@ _TAKE: Final = {
     "limit": _Clauses._limit,
     "log": _Clauses._flag,
     "pcap": _Clauses._flag,
+    "asked": _Clauses._asked,
 }
+_WORDS: Final = (*_TAKE, *PROTOCOLS, *_DIRECTIONS, "any")
+_CLAUSE_OF: Final = {
+    TokenKind.NUMBER: "port",
+    TokenKind.RANGE: "port",
+    TokenKind.ADDRESS: "to",
+    TokenKind.MAC: "from mac",
+    TokenKind.RATE: "limit",
+}
+"""The clause that a value is likely to be meant for."""
 
 
 def _first(protocol: Protocol, kind: int) -> int:

@@ -8,6 +8,7 @@ from vtl_tools.services.fw.clauses import ICMP6
 from vtl_tools.services.fw.fields import NONE, Fields
 from vtl_tools.services.fw.policy import Judgement, Policy, RuleTable
 from vtl_tools.services.fw.position import RuleWarning
+from vtl_tools.services.fw.roles import MEANINGS
 from vtl_tools.services.fw.rule import IN, OUT, STACKED, UNTAGGED, Direction, Rule
 from vtl_tools.services.fw.values import Addresses, Ranges, holds, ranges_cover
 
@@ -101,6 +102,8 @@ def _network(rule: Rule, fields: Fields) -> str | None:
     for name, numbers, port in ports:
         if numbers is not None and not holds(numbers, port):
             return f"the {name} {port} is not among its ports" if port != NONE else "asks for ports"
+    if rule.roles is not None and not holds(rule.roles, fields.roles):
+        return MEANINGS[rule.roles[0][0]]
     return None
 
 
@@ -176,13 +179,15 @@ def _sample(rule: Rule) -> Fields | None:
         return otherwise if numbers is None else numbers[0][0]
 
     ported, message = number in (ip.TCP, ip.UDP), number in (ip.ICMP, ip.ICMPV6)
-    return Fields(
+    made = Fields(
         kind, NONE if number is None else number, first(rule.src), first(rule.dst),
         lowest(rule.sport, 0) if ported else NONE, lowest(rule.dport, 0) if ported else NONE,
         lowest(rule.icmp, ICMP6 if octets == 16 else 0) if message else NONE,
         min(rule.src_mac or (bytes(6),)), min(rule.dst_mac or (bytes(6),)), lowest(rule.vlan, UNTAGGED),
         kind == ether.ARP,
     )  # fmt: skip
+    made.roles = lowest(rule.roles, 0)
+    return made
 
 
 def _covers(wide: Rule, narrow: Rule) -> bool:
@@ -199,6 +204,7 @@ def _covers(wide: Rule, narrow: Rule) -> bool:
         (wide.dport, narrow.dport),
         (wide.icmp, narrow.icmp),
         (wide.vlan, narrow.vlan),
+        (wide.roles, narrow.roles),
     )
     macs = (wide.src_mac, narrow.src_mac), (wide.dst_mac, narrow.dst_mac)
     return (

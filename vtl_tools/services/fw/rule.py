@@ -61,7 +61,8 @@ class Rule:
     """A line with a verdict. None: not tested; an empty value matches nothing.
 
     protocols: any one of them; empty for any. icmp: ranges of type << 8 | code. vlan: with UNTAGGED and
-    STACKED; None for all frames, tagged or not. rate, cap: connections beyond them are denied.
+    STACKED; None for all frames, tagged or not. rate, cap: connections beyond them are denied. roles: values
+    of Fields.roles.
     """
 
     place: RulePosition
@@ -81,11 +82,13 @@ class Rule:
     pcap: bool = False
     rate: Rate | None = None
     cap: ConnectionLimit | None = None
+    roles: Ranges | None = None
 
     @property
     def is_catch_all(self) -> bool:
         """Whether the rule tests nothing but the direction."""
-        asked = (self.src, self.dst, self.sport, self.dport, self.icmp, self.src_mac, self.dst_mac)
+        ends = (self.src, self.dst, self.sport, self.dport, self.src_mac, self.dst_mac)
+        asked = (*ends, self.icmp, self.roles)
         bare = self.vlan is None or self.vlan == ((UNTAGGED, UNTAGGED),)
         return not self.protocols and bare and all(value is None for value in asked)
 

@@ -72,6 +72,7 @@ class Firewall(Stage):
         self._picked = Batch()
         if identity is not None:
             identity.bindings.may_ask = self._lets_out
+            self.tracker.resolvers, self.tracker.dhcp_servers = identity.resolvers.known, identity.dhcp4.met
 
     # --- frames
 
