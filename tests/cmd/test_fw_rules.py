@@ -94,11 +94,9 @@ def test_check_shows_the_rules_that_a_preset_stands_for(tmp_path: Path) -> None:
 )
 def test_a_policy_is_tested_by_the_exit_status_of_explain(tmp_path: Path, packet: str, code: int) -> None:
     path = write(tmp_path, POLICY)
-    told = fw("explain", "--exit-code", "--rules", path, *packet.split(), code=code)[0]
+    out = fw("explain", "--exit-code", "--json", "--rules", path, *packet.split(), code=code)[0]
     if code < 2:
-        assert fw("explain", "--rules", path, *packet.split())[0] == told
-        verdict = json.loads(fw("explain", "--exit-code", "--json", "--rules", path, packet, code=code)[0])
-        assert (verdict["verdict"] == "allow") == (code == 0)
+        assert (json.loads(out)["verdict"] == "allow") == (code == 0)
 
 
 def test_the_first_example_of_the_readme_has_no_warnings(tmp_path: Path) -> None:
