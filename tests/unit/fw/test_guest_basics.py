@@ -23,6 +23,7 @@ from vtl_tools.common.guest_net import dhcp_wire
 from vtl_tools.common.guest_net.dhcp_wire import DHCPMessage
 from vtl_tools.common.packet import address, build, nd
 from vtl_tools.services.fw import answers, question
+from vtl_tools.services.fw.explain import unreachable
 from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.position import RuleError
@@ -289,6 +290,14 @@ def test_every_rule_of_it_allows_and_reaches_the_link_or_a_resolver_only():
         else:
             link = rule.src is not None and str(rule.src) == "fe80::/10"
             assert link or rule.roles is not None, rule.text
+
+
+def test_a_preset_is_never_reached_if_none_of_its_rules_is():
+    some = Policy(rules("allow out udp\nallow guest-basics\ndeny any"))
+    assert unreachable(some) == []
+    none = Policy(rules("allow guest-basics\nallow guest-basics\ndeny any"))
+    (warning,) = map(str, unreachable(none))
+    assert warning == "fw.rules:2:1: is never reached: fw.rules:1 matches all that it does"
 
 
 @pytest.mark.parametrize("word", ["@resolvers", "@dhcp-servers"])

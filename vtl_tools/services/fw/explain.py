@@ -1,5 +1,6 @@
 """Explains for an operator which rule judges a packet and why, and finds rules that are never reached."""
 
+from itertools import groupby
 from typing import Final, NamedTuple
 
 from vtl_tools.common.packet import ether, ip
@@ -125,7 +126,7 @@ def _short(text: str) -> str:
 def unreachable(policy: Policy) -> list[RuleWarning]:
     """Return a warning for each rule that is never reached, as an earlier one matches all its packets.
 
-    Does not find a rule that several earlier ones cover only together.
+    A preset has a warning if none of its rules is reached. Does not find a rule that several earlier ones cover only together.
     """
     out: dict[Rule, RuleWarning] = {}
     for direction in OUT, IN:
@@ -139,7 +140,8 @@ def unreachable(policy: Policy) -> list[RuleWarning]:
                 out[rule] = RuleWarning(rule.place, f"is never reached: {where} matches all that it does")
             else:
                 out.pop(rule, None)
-    return list(out.values())
+    statements = (list(rules) for _, rules in groupby(policy.rules, key=lambda rule: rule.place))
+    return [out[rules[0]] for rules in statements if all(rule in out for rule in rules)]
 
 
 def _covering(table: RuleTable, bit: int, rule: Rule) -> Rule | None:
