@@ -231,6 +231,17 @@ def test_dhcpv6_is_answered_if_it_was_asked_from_the_link(guest):
     assert guest.identity.status()["resolvers"] == "2001:db8::53"
 
 
+@pytest.mark.parametrize("kind", [131, 132, 143])
+def test_reports_of_multicast_listeners_stay_on_the_link(guest, kind):
+    mine = {**L2, "src": bytes(16), "kind": kind, "body": bytes(20)}
+    assert guest.sends(build.nd_message(**mine, dst=address.ip("ff02::16")))
+    assert not guest.sends(build.nd_message(**mine, dst=address.ip("ff05::16")))
+    assert not guest.sends(build.nd_message(**mine, dst=RESOLVER6))
+    query = {**TO_VM, "kind": 130, "body": bytes(20), "dst": address.ALL_NODES}
+    assert guest.gets(build.nd_message(**query, src=ROUTER))
+    assert not guest.gets(build.nd_message(**query, src=RESOLVER6))
+
+
 def test_resolvers_outlive_a_restart(guest):
     guest.leases()
     texts = []

@@ -39,6 +39,7 @@ class _Clauses:
         self._cursor = cursor
         self._sets = sets
         self._seen: dict[str, Token] = {}
+        self._direction: str | None = None
         self._protocols: tuple[Protocol, ...] = ()
         self._src: Addresses | None = None
         self._dst: Addresses | None = None
@@ -56,14 +57,14 @@ class _Clauses:
         cursor = self._cursor
         place, text = cursor.place, cursor.text
         verdict = ACTIONS[cursor.next().text]
-        direction = cursor.one_of(_DIRECTIONS)
+        self._direction = direction = cursor.one_of(_DIRECTIONS)
         if not cursor.accept("any"):
             self._take_protocols()
         while cursor.token.kind is not END:
             self._clause()
         icmp = self._check(verdict)
         if self._role is not None:
-            self._check_role(direction)
+            self._check_role()
         if verdict is Verdict.ALLOW and "vlan" not in self._seen:
             self._vlan = ((UNTAGGED, UNTAGGED),)
         rule = Rule(
@@ -112,7 +113,11 @@ class _Clauses:
     def _misplaced(self, token: Token) -> NoReturn:
         """Raise RuleError about a token that begins no clause."""
         expected = "a clause such as 'from', 'to', 'port' or 'log', or the end of the line"
+        if token.kind is TokenKind.SET:
+            problem = f"expected 'from', 'to' or 'port' before '{token.text}'"
+            self._cursor.refuse(f"{problem}{', or a comma' if self._seen else ''}", token.column)
         if (word := _CLAUSE_OF.get(token.kind)) and (word != "to" or is_address(token.text)):
+            word = "from" if word == "to" and self._direction == "in" else word
             problem = f"expected {expected}, not '{token.text}'; write '{word} {token.text}'"
             after = ", or a comma before it" if self._seen else ""
             self._cursor.refuse(f"{problem}{after}", token.column)
@@ -255,12 +260,12 @@ class _Clauses:
         # from the first code of a range's first type to the last of its last, unless codes were given
         return ranges(self._types if "code" in self._seen else [(a, b | 0xFF) for a, b in self._types])
 
-    def _check_role(self, direction: str | None) -> None:
+    def _check_role(self) -> None:
         """Reject a rule for a role that packets of its direction or protocols cannot have."""
         cursor = self._cursor
-        if "asked" in self._seen and (direction != "in" or self._protocols != ((None, ip.UDP),)):
+        if "asked" in self._seen and (self._direction != "in" or self._protocols != ((None, ip.UDP),)):
             cursor.refuse("expected 'in udp' before 'asked'", self._seen["asked"].column)
-        elif self._role not in (None, roles.ASKED) and direction != "out":
+        elif self._role not in (None, roles.ASKED) and self._direction != "out":
             cursor.refuse("expected 'out' before a set of what the VM may send to", self._seen["to"].column)
 
     def _check_versions(self) -> None:

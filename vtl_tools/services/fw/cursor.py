@@ -1,6 +1,6 @@
 """Cursor of the rule parser: moves token by token, and raises errors that name the expected token."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final, NoReturn
 
@@ -108,16 +108,25 @@ class Cursor:
         except ValueError:
             self.fail(what, token)
 
-    def fail(self, expected: str, token: Token | None = None, words: Iterable[str] = ()) -> NoReturn:
+    def fail(
+        self,
+        expected: str,
+        token: Token | None = None,
+        words: Iterable[str] = (),
+        advice: Callable[[str], str] | None = None,
+    ) -> NoReturn:
         """Raise RuleError: another token was expected than this one (by default the next).
 
-        words: those that may stand there, of which the closest is suggested.
+        words: those that may stand there, of which the closest is suggested. advice: returns what to suggest.
         """
         token = token or self.token
-        found = token.kind.value if token.kind is END else f"'{printable(token.text, _SHOWN_MAX)}'"
-        problem = f"expected {expected}, not {found}"
-        advice = None if token.kind is END else partial(remedy, token.text, words)
-        raise self.source.error(self.line, token.column, problem, advice)
+        if token.kind is END:
+            raise self.source.error(self.line, token.column, f"expected {expected}, not {token.kind.value}")
+        shown = printable(token.text, _SHOWN_MAX)
+        if not shown.isprintable():  # as a space that does not break
+            shown = shown.encode("unicode_escape").decode()
+        suggest = partial(advice or partial(remedy, words=words), token.text)
+        raise self.source.error(self.line, token.column, f"expected {expected}, not '{shown}'", suggest)
 
     def refuse(self, problem: str, column: int | None = None) -> NoReturn:
         """Raise RuleError about the next token, or about another column of its line."""

@@ -126,7 +126,8 @@ def _short(text: str) -> str:
 def unreachable(policy: Policy) -> list[RuleWarning]:
     """Return a warning for each rule that is never reached, as an earlier one matches all its packets.
 
-    A preset has a warning if none of its rules is reached. Does not find a rule that several earlier ones cover only together.
+    A preset has a warning if none of its rules is reached. A rule that earlier ones cover only together has
+    none.
     """
     out: dict[Rule, RuleWarning] = {}
     for direction in OUT, IN:

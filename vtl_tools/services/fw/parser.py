@@ -191,7 +191,7 @@ class _Parser:
     def _include(self, cursor: Cursor) -> None:
         token = cursor.token
         if token.kind is not TokenKind.STRING or not token.text:
-            cursor.fail('a file name in "quotes"')
+            cursor.fail('a file name in "quotes"', advice=lambda _: "")
         name = included(cursor.source.file, token.text)
         if name in self._open:
             cursor.refuse(f"expected another file: {name} is the one that includes this")

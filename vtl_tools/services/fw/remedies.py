@@ -58,6 +58,7 @@ _ADVICE: Final = {
         "established related established,related related,established ct conntrack state new keep modulate"
         " flags -m --state --ctstate"
     ),
+    "leave this out: a rule without 'in' or 'out' is for both": "both inout bidirectional",
     "there is no 'not': put the exception into a rule above": "not except ! !=",
     "leave this out: the first rule that matches decides": "quick",
     "leave this out: the links are those of --iface and --uplink": (
@@ -70,6 +71,10 @@ _ADVICE: Final = {
     "a rule is one line without an end mark": "; \\",
     "the name of a set begins with '@'": "$ <",
     "write values with commas between, without brackets": "{ [ (",
+    "write values with commas between": "or and | || & &&",
+    "a range has '-' between its ends": "\u2013 \u2014 \u2212",
+    "save the file without a byte order mark": "\ufeff",
+    'write " before and behind the name': "\u201c \u201d \u2018 \u2019 '",
     "write the values right behind the word": "= ==",
     "a rate is such as 10/s, 10/min or 10/hour": "rate over packets",
     "leave this out: 'log' has no options": "prefix level --log-prefix",
@@ -86,7 +91,7 @@ _PORT_OF: Final = re.compile(r"([\w-]+)/(tcp|udp)|(tcp|udp)[/:]([\w-]+)", re.IGN
 _END: Final = re.compile(r"\[([\da-fA-F:.]+)\]:(\d+)|([\d.]+):(\d+)", re.ASCII)
 _PORTS: Final = re.compile(r"(\d+)(?::|\.\.|--)(\d+)", re.ASCII)
 _RATE: Final = re.compile(r"\d+/([A-Za-z]+)", re.ASCII)
-_HOST: Final = re.compile(r"[A-Za-z\d-]+(?:\.[A-Za-z\d-]+)*\.[A-Za-z]{2,}", re.ASCII)
+_NAME: Final = re.compile(r"[A-Za-z\d-]+(?:\.[A-Za-z\d-]+)*\.?[A-Za-z]{2,}", re.ASCII)
 _WORDS: Final = re.compile(r"[A-Za-z][\w-]*", re.ASCII)
 
 
@@ -97,6 +102,11 @@ def remedy(text: str, words: Iterable[str] = ()) -> str:
     """
     found = _remedy(text, tuple(words))
     return f"; {found}" if found else ""
+
+
+def for_address(text: str) -> str:
+    """Return what remedy() does, for a text in the place of an address."""
+    return remedy(text) or ("; names are not looked up: write addresses" if _NAME.fullmatch(text) else "")
 
 
 def _remedy(text: str, words: tuple[str, ...]) -> str:
@@ -124,6 +134,8 @@ def _of_shape(text: str) -> str:
     """Return the remedy for a text that is no word."""
     if match := _PORT_OF.fullmatch(text):
         protocol, port = match[2] or match[3], match[1] or match[4]
+        if port.lower() in ("tcp", "udp"):
+            return "write 'tcp, udp'"
         return f"write '{protocol.lower()} port {port.lower()}'"
     if match := _PORTS.fullmatch(text):
         return f"write '{match[1]}-{match[2]}'"
@@ -131,6 +143,4 @@ def _of_shape(text: str) -> str:
         return f"write '{match[1] or match[3]} port {match[2] or match[4]}'"
     if (match := _RATE.fullmatch(text)) and match[1] not in UNITS:
         return _TOLD["rate"]
-    if _HOST.fullmatch(text):
-        return "names are not looked up: write addresses"
     return _TOLD.get(text[:2]) or _TOLD.get(text[:1]) or ""

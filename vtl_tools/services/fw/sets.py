@@ -9,7 +9,7 @@ from vtl_tools.services.fw import roles
 from vtl_tools.services.fw.cursor import Cursor
 from vtl_tools.services.fw.lexer import END, Token, TokenKind
 from vtl_tools.services.fw.position import RuleError
-from vtl_tools.services.fw.remedies import remedy
+from vtl_tools.services.fw.remedies import for_address
 from vtl_tools.services.fw.service_names import SERVICE_PORTS
 from vtl_tools.services.fw.values import Addresses, Ranges, Span, parse_addresses, ranges
 
@@ -46,6 +46,7 @@ class NamedSet:
 EMPTY: Final = NamedSet("", Addresses((), ()), frozenset(), ())
 
 
+_ANY: Final = ("any", "all", "*")
 _NO_NAMES: Final[Mapping[str, int]] = {}
 _STATEMENTS: Final = frozenset(("allow", "deny", "reject", "set", "include"))
 
@@ -68,7 +69,8 @@ class Sets:
         """Parse `@name = ...`, after the word set. Raises RuleError."""
         name = cursor.token.text
         if cursor.token.kind is not TokenKind.SET:
-            cursor.fail("the set's name, such as @admins")
+            advice = f"; write '@{name}'" if cursor.token.kind is TokenKind.NAME else ""
+            cursor.fail("the set's name, such as @admins", advice=lambda _: advice)
         if name in self._sets:
             cursor.refuse(f"{name} is defined already; a set has one definition")
         if name in roles.SETS:
@@ -190,6 +192,11 @@ class _List:
             kind = NUMBER
         if kind is None or (self._kind and kind != self._kind):
             expected = self._expected or (f"{self._kind} or a set of them" if self._kind else "an item")
+            if self._kind == ADDRESS:
+                cursor.fail(expected, advice=for_address)
+            if token.text in _ANY:
+                shown = f"not '{token.text}'; leave the clause out, so that it tests nothing"
+                cursor.refuse(f"expected {expected}, {shown}")
             cursor.fail(expected, words=self._names)
         self._kind = kind
         self._sets.count(cursor, 1)
@@ -197,7 +204,7 @@ class _List:
             try:
                 self._spans.append(parse_addresses(token.text))
             except ValueError as err:
-                cursor.refuse(f"expected {ADDRESS}: {str(err)[:200]}{remedy(token.text)}")
+                cursor.refuse(f"expected {ADDRESS}: {str(err)[:200]}{for_address(token.text)}")
         elif kind is MAC:
             self._macs.add(mac(token.text))
         else:
