@@ -125,4 +125,4 @@ def test_the_lease_is_renewed_at_its_server(scene: tuple[Scene, Guest, Bridge]) 
     guest.sh("kill $(cat /run/pid)", check=True)
     assert guest.sh("cat /run/lease").out == lease
     counts = running.status()["rules"]
-    assert any("@dhcp-servers" in rule and row["packets"] for rule, row in counts.items())
+    assert any("web.rules:1.2" in rule and row["packets"] for rule, row in counts.items()), "@dhcp-servers"

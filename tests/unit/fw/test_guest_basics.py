@@ -100,7 +100,7 @@ def test_dhcp_works_and_names_the_resolver(guest):
     assert guest.asks(RESOLVER)
     assert not guest.asks(OTHER)
     assert not guest.asks(RESOLVER, sport=9, dst_mac=PEER_MAC, src=OTHER)
-    assert guest.identity.status()["resolvers"] == "10.0.0.53"
+    assert guest.identity.status()["resolvers"] == ["10.0.0.53"]
 
 
 def test_only_what_is_asked_is_answered_at_the_port_of_dhcp(guest):
@@ -181,7 +181,7 @@ def claims_address(guest):
 def test_nobody_else_names_a_resolver(guest, frame):
     assert guest.sends(dhcp(dhcp_wire.REQUEST))
     guest.gets(frame)
-    assert guest.identity.status()["resolvers"] == ""
+    assert guest.identity.status()["resolvers"] == []
 
 
 def test_the_guest_names_no_resolver(guest):
@@ -189,7 +189,7 @@ def test_the_guest_names_no_resolver(guest):
     mine = {"mac": VM_MAC, "src": LOCAL6}
     assert not guest.sends(advertised(**mine))
     assert not guest.sends(datagram(VM, 67, 68, DHCPMessage(2, 7, VM_MAC).encode(), dst=VM))
-    assert guest.identity.status()["resolvers"] == ""
+    assert guest.identity.status()["resolvers"] == []
 
 
 def test_the_latest_eight_resolvers_are_known(guest):
@@ -228,7 +228,7 @@ def test_dhcpv6_is_answered_if_it_was_asked_from_the_link(guest):
     assert not guest.gets(datagram(**{**back, "src": address.ip("2001:db8::1")}))
     reply = b"\7\0\0\7" + b"\0\1\0\x0a" + b"\0\3\0\1" + VM_MAC + b"\0\x17\0\x10" + RESOLVER6
     assert guest.gets(datagram(**back, payload=reply))
-    assert guest.identity.status()["resolvers"] == "2001:db8::53"
+    assert guest.identity.status()["resolvers"] == ["2001:db8::53"]
 
 
 @pytest.mark.parametrize("kind", [131, 132, 143])
@@ -268,10 +268,10 @@ def test_explain_shows_the_rules_and_knows_the_resolvers(guest):
     before = answers.explain(guest.stage.tracker, {"words": words}, 0.0)
     assert before["verdict"] == "deny"
     why = "the destination is no resolver that DHCP or a router advertisement has named to the VM"
-    assert ["fw.rules:1: allow out tcp, udp to @resolvers port 53", why] in before["steps"]
+    assert ["fw.rules:1.8: allow out tcp, udp to @resolvers port 53", why] in before["steps"]
     guest.leases()
     after = answers.explain(guest.stage.tracker, {"words": words}, 0.0)
-    assert (after["verdict"], after["rule"][:11]) == ("allow", "fw.rules:1:")
+    assert (after["verdict"], after["rule"][:12]) == ("allow", "fw.rules:1.8")
     offline = answers.explained(guest.stage.tracker.policy, question.read(words))
     assert offline["verdict"] == "deny"
 
@@ -301,6 +301,16 @@ def test_every_rule_of_it_allows_and_reaches_the_link_or_a_resolver_only():
         else:
             link = rule.src is not None and str(rule.src) == "fe80::/10"
             assert link or rule.roles is not None, rule.text
+
+
+def test_each_rule_of_it_has_a_counter_of_its_own(guest):
+    guest.leases()
+    assert guest.asks(RESOLVER)
+    counts = guest.stage.status(guest.now)["rules"]
+    assert [row["packets"] for key, row in counts.items() if key.startswith("fw.rules:1.")] == [1, 1, 1]
+    flows = answers.flows(guest.stage.tracker, {"rule": "1"}, guest.now)["flows"]
+    assert {flow["rule"] for flow in flows} == {"fw.rules:1.1", "fw.rules:1.3", "fw.rules:1.8"}
+    assert len(answers.flows(guest.stage.tracker, {"rule": "fw.rules:1.8"}, guest.now)["flows"]) == 1
 
 
 def test_a_preset_is_never_reached_if_none_of_its_rules_is():

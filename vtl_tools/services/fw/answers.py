@@ -16,7 +16,7 @@ from vtl_tools.services.fw.flow import Decision, Flow
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.question import PacketQuery
-from vtl_tools.services.fw.rule import BUILT_IN, Direction, Rule
+from vtl_tools.services.fw.rule import NO_RULE, Direction, Rule
 from vtl_tools.services.fw.tracker import Tracker
 
 LISTED_MAX: Final = 1000
@@ -47,7 +47,7 @@ def status(tracker: Tracker, file: str) -> Answer:
 def logged(rule: Rule, decision: Decision, direction: Direction, frame: Buffer) -> Answer:
     """Return the log entry of a packet that a rule judged."""
     return {
-        "rule": f"{rule.place.file}:{rule.place.line}",
+        "rule": rule.key,
         "verdict": decision.verdict.value if decision.verdict is not None else "",
         "why": decision.why,
         "direction": direction.value,
@@ -89,12 +89,9 @@ def _is_asked(flow: Flow, rule: str | None, within: tuple[bytes, bytes] | None) 
     if flow.share is None:
         return False
     if rule is not None:
-        place = flow.decision.rule.place if flow.decision.rule is not None else BUILT_IN
-        if rule not in (
-            str(place.line),
-            f"{place.file}:{place.line}",
-            f"{basename(place.file)}:{place.line}",
-        ):
+        judged = flow.decision.rule or NO_RULE
+        file, line = judged.place.file, judged.place.line
+        if rule not in (str(line), f"{file}:{line}", f"{basename(file)}:{line}", judged.key):
             return False
     if within is None:
         return True
@@ -108,7 +105,7 @@ def _known(flow: Flow, now: float) -> Answer:
         "flow": question.name(flow),
         "states": None if states is None else [state.value for state in states],
         "ends_in_s": round(max(0.0, flow.until - now), 1),
-        "rule": "" if rule is None else f"{rule.place.file}:{rule.place.line}",
+        "rule": "" if rule is None else rule.key,
     }
 
 

@@ -169,7 +169,7 @@ class Identity:
             "mac": "" if self.mac is None else address.format_mac(self.mac),
             "addresses": ", ".join(own),
             "prefixes": ", ".join(map(str, self.bindings.prefixes)),
-            "resolvers": ", ".join(map(address.format_ip, self.resolvers.known)),
+            "resolvers": [address.format_ip(octets) for octets in self.resolvers.known],
         }
 
     # --- over a restart

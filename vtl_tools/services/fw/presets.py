@@ -24,29 +24,24 @@ LINK_RULES: Final = (
     "allow in icmp6 type mld-query from fe80::/10 to ff02::/16",
 )
 """DHCP, DHCPv6 and MLD, without which a switch that snoops sends no neighbour discovery to the VM."""
+DNS_RULE: Final = "allow out tcp, udp to @resolvers port 53"
 
 
 def take_preset(cursor: Cursor, sets: Sets) -> list[Rule]:
     """Parse `allow guest-basics`, and return the rules that it stands for. Raises RuleError.
 
-    They have the place of the statement, and a text of their own.
+    They have the place of the statement, and a number and a text of their own.
     """
     place = cursor.place
     cursor.next()
     cursor.next()
-    texts = [*LINK_RULES, "allow out tcp, udp to @resolvers port 53"]
-    resolvers = None
+    rules = [_rule(text, sets) for text in (*LINK_RULES, DNS_RULE)]
     if cursor.accept("resolver"):
-        resolvers = sets.addresses(cursor)
-        texts[-1] = f"allow out tcp, udp to {resolvers} port 53"
-    source = RuleSource(place.file, "\n".join(texts).encode())
-    rules = []
-    for number, text in enumerate(texts, 1):
-        if resolvers is not None and number == len(texts):
-            text_of_all = text
-            rule, _ = take_rule(Cursor(RuleSource(place.file, b"allow out tcp, udp port 53"), 1), sets)
-            rules.append(replace(rule, place=place, text=text_of_all, dst=resolvers))
-        else:
-            rule, _ = take_rule(Cursor(source, number), sets)
-            rules.append(replace(rule, place=place))
-    return rules
+        given = sets.addresses(cursor)
+        text = DNS_RULE.replace("@resolvers", str(given))
+        rules[-1] = replace(rules[-1], text=text, dst=given, roles=None)
+    return [replace(rule, place=place, part=part) for part, rule in enumerate(rules, 1)]
+
+
+def _rule(text: str, sets: Sets) -> Rule:
+    return take_rule(Cursor(RuleSource(NAME, text.encode()), 1), sets)[0]

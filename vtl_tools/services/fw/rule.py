@@ -62,7 +62,7 @@ class Rule:
 
     protocols: any one of them; empty for any. icmp: ranges of type << 8 | code. vlan: with UNTAGGED and
     STACKED; None for all frames, tagged or not. rate, cap: connections beyond them are denied. roles: values
-    of Fields.roles.
+    of Fields.roles. part: its number among the rules of a preset; 0: it is a line of its own.
     """
 
     place: RulePosition
@@ -83,6 +83,7 @@ class Rule:
     rate: Rate | None = None
     cap: ConnectionLimit | None = None
     roles: Ranges | None = None
+    part: int = 0
 
     @property
     def is_catch_all(self) -> bool:
@@ -92,8 +93,13 @@ class Rule:
         bare = self.vlan is None or self.vlan == ((UNTAGGED, UNTAGGED),)
         return not self.protocols and bare and all(value is None for value in asked)
 
+    @property
+    def key(self) -> str:
+        """FILE:LINE, by which all output names the rule; FILE:LINE.PART if it is one of a preset."""
+        return f"{self.place.file}:{self.place.line}{f'.{self.part}' if self.part else ''}"
+
     def __str__(self) -> str:
-        return f"{self.place.file}:{self.place.line}: {self.text}"
+        return f"{self.key}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True)
