@@ -332,6 +332,12 @@ def test_a_built_in_set_stands_alone_behind_to(word):
         rules(f"set {word} = 192.0.2.1\ndeny")
 
 
+def test_no_role_hides_another():
+    for text in "allow in udp to @resolvers asked", "allow in udp asked to @resolvers":
+        with pytest.raises(RuleError, match="expected 'out' before a set"):
+            rules(f"{text}\ndeny")
+
+
 def test_asked_is_for_datagrams_to_the_vm():
     assert rules("allow in udp asked\ndeny").rules[0].roles
     for text in "allow out udp asked", "allow in asked", "allow in tcp asked", "allow udp asked":

@@ -16,8 +16,10 @@ from vtl_tools.services.fw.values import Addresses, Ranges, is_address, ranges
 
 ACTIONS: Final = {verdict.value: verdict for verdict in Verdict}
 _DIRECTIONS: Final = {"in": (IN,), "out": (OUT,)}
-_PORTS: Final = ((None, ip.TCP), (None, ip.UDP))
+_PORTED: Final = frozenset(((None, ip.TCP), (None, ip.UDP)))
 _ICMP: Final[Protocol] = (ether.IPV4, ip.ICMP)
+_BOTH, _NEITHER = frozenset((4, 6)), frozenset[int]()
+_VERSIONS: Final = {ether.IPV4: frozenset((4,)), ether.IPV6: frozenset((6,))}
 _ICMP6: Final[Protocol] = (ether.IPV6, ip.ICMPV6)
 
 ICMP6: Final = 1 << 16
@@ -35,23 +37,24 @@ def take_rule(cursor: Cursor, sets: Sets) -> tuple[Rule, list[RuleWarning]]:
 class _Clauses:
     """A rule being parsed. Each kind of clause may occur once, in any order."""
 
+    _direction: str | None = None
+    _protocols: tuple[Protocol, ...] = ()
+    _src: Addresses | None = None
+    _dst: Addresses | None = None
+    _src_mac: frozenset[bytes] | None = None
+    _dst_mac: frozenset[bytes] | None = None
+    _sport: Ranges | None = None
+    _dport: Ranges | None = None
+    _types: list[tuple[int, int]] | None = None
+    _vlan: Ranges | None = None
+    _role: int | None = None
+    _rate: Rate | None = None
+    _cap: ConnectionLimit | None = None
+
     def __init__(self, cursor: Cursor, sets: Sets) -> None:
         self._cursor = cursor
         self._sets = sets
         self._seen: dict[str, Token] = {}
-        self._direction: str | None = None
-        self._protocols: tuple[Protocol, ...] = ()
-        self._src: Addresses | None = None
-        self._dst: Addresses | None = None
-        self._src_mac: frozenset[bytes] | None = None
-        self._dst_mac: frozenset[bytes] | None = None
-        self._sport: Ranges | None = None
-        self._dport: Ranges | None = None
-        self._types: list[tuple[int, int]] | None = None
-        self._vlan: Ranges | None = None
-        self._role: int | None = None
-        self._rate: Rate | None = None
-        self._cap: ConnectionLimit | None = None
 
     def take(self) -> tuple[Rule, list[RuleWarning]]:
         cursor = self._cursor
@@ -63,15 +66,13 @@ class _Clauses:
         while cursor.token.kind is not END:
             self._clause()
         icmp = self._check(verdict)
-        if self._role is not None:
-            self._check_role()
         if verdict is Verdict.ALLOW and "vlan" not in self._seen:
             self._vlan = ((UNTAGGED, UNTAGGED),)
         rule = Rule(
             place, text, verdict, _DIRECTIONS[direction] if direction else (OUT, IN), self._protocols,
             self._src, self._dst, self._sport, self._dport, icmp, self._src_mac, self._dst_mac, self._vlan,
             "log" in self._seen, "pcap" in self._seen, self._rate, self._cap,
-            None if self._role is None else roles.of_role(self._role),
+            self._roles(),
         )  # fmt: skip
         return rule, self._remarks(place)
 
@@ -240,16 +241,12 @@ class _Clauses:
     def _flag(self) -> None:
         pass
 
-    def _asked(self) -> None:
-        self._role = roles.ASKED
-
     def _check(self, verdict: Verdict) -> Ranges | None:
         """Reject conditions that no packet can meet. Return the ICMP types."""
         cursor = self._cursor
-        for name in "port", "source":
-            token = self._seen.get(name)
-            if token and not (self._protocols and all(p in _PORTS for p in self._protocols)):
-                cursor.refuse("expected 'tcp' or 'udp' before ports, and no other protocol", token.column)
+        token = self._seen.get("port") or self._seen.get("source")
+        if token and not (self._protocols and _PORTED.issuperset(self._protocols)):
+            cursor.refuse("expected 'tcp' or 'udp' before ports, and no other protocol", token.column)
         if verdict is not Verdict.ALLOW:
             for name in "limit of connections", "limit of the rate":
                 if name in self._seen:
@@ -260,22 +257,24 @@ class _Clauses:
         # from the first code of a range's first type to the last of its last, unless codes were given
         return ranges(self._types if "code" in self._seen else [(a, b | 0xFF) for a, b in self._types])
 
-    def _check_role(self) -> None:
-        """Reject a rule for a role that packets of its direction or protocols cannot have."""
+    def _roles(self) -> Ranges | None:
+        """Return the roles. Reject a rule whose packets cannot have them, by direction or protocol."""
         cursor = self._cursor
         if "asked" in self._seen and (self._direction != "in" or self._protocols != ((None, ip.UDP),)):
             cursor.refuse("expected 'in udp' before 'asked'", self._seen["asked"].column)
-        elif self._role not in (None, roles.ASKED) and self._direction != "out":
+        if self._role is not None and self._direction != "out":
             cursor.refuse("expected 'out' before a set of what the VM may send to", self._seen["to"].column)
+        role = roles.ASKED if "asked" in self._seen else self._role
+        return None if role is None else roles.of_role(role)
 
     def _check_versions(self) -> None:
         """Reject a rule that mixes IP versions. An empty set is of both."""
         if self._src is None and self._dst is None:
             return
-        last, versions = "the protocol", {4, 6}
+        last, versions = "the protocol", _BOTH
         if self._protocols:
-            versions = set().union(*(_versions(protocol) for protocol in self._protocols))
-        if not all(_versions(protocol) for protocol in self._protocols):
+            versions = _NEITHER.union(*map(_versions, self._protocols))
+        if not all(map(_versions, self._protocols)):
             token = self._seen.get("from") or self._seen["to"]
             self._cursor.refuse("expected IP before addresses, not another ethertype", token.column)
         for name, side in ("from", self._src), ("to", self._dst):
@@ -308,7 +307,7 @@ _TAKE: Final = {
     "limit": _Clauses._limit,
     "log": _Clauses._flag,
     "pcap": _Clauses._flag,
-    "asked": _Clauses._asked,
+    "asked": _Clauses._flag,
 }
 _WORDS: Final = (*_TAKE, *PROTOCOLS, *_DIRECTIONS, "any")
 _CLAUSE_OF: Final = {
@@ -326,8 +325,5 @@ def _first(protocol: Protocol, kind: int) -> int:
     return (ICMP6 if protocol == _ICMP6 else 0) | kind << 8
 
 
-def _versions(protocol: Protocol) -> set[int]:
-    ethertype, _ = protocol
-    if ethertype is None:
-        return {4, 6}
-    return {4} if ethertype == ether.IPV4 else {6} if ethertype == ether.IPV6 else set()
+def _versions(protocol: Protocol) -> frozenset[int]:
+    return _BOTH if protocol[0] is None else _VERSIONS.get(protocol[0], _NEITHER)
