@@ -20,7 +20,7 @@ from vtl_tools.services.fw.identity_report import problem, remedy
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.question import PacketQuery
-from vtl_tools.services.fw.rule import BUILT_IN, OUT
+from vtl_tools.services.fw.rule import NO_RULE, OUT
 from vtl_tools.services.fw.tracker import Tracker
 
 LISTED_MAX: Final = 1000
@@ -87,12 +87,9 @@ def _is_asked(flow: Flow, rule: str | None, within: tuple[bytes, bytes] | None) 
     if flow.share is None:
         return False
     if rule is not None:
-        place = flow.decision.rule.place if flow.decision.rule is not None else BUILT_IN
-        if rule not in (
-            str(place.line),
-            f"{place.file}:{place.line}",
-            f"{basename(place.file)}:{place.line}",
-        ):
+        judged = flow.decision.rule or NO_RULE
+        file, line = judged.place.file, judged.place.line
+        if rule not in (str(line), f"{file}:{line}", f"{basename(file)}:{line}", judged.key):
             return False
     if within is None:
         return True
@@ -131,10 +128,10 @@ def explain(tracker: Tracker, identity: Identity | None, request: Answer, link: 
     if whose.get("verdict") == "deny":
         return {"verdict": "deny", "rule": "", "text": "", "steps": [], "identity": whose}
     flow = tracker.flows.get(asked.key())
-    told = explained(tracker.policy, asked)
+    told = explained(tracker.policy, asked, tracker.roles(asked.direction, asked.fields()))
     if whose:
         told["identity"] = whose
-    rule = tracker.policy.judge(asked.direction, asked.fields()).rule
+    rule = tracker.consult(asked.direction, asked.fields()).rule
     if left := tracker.left(rule, asked.direction, asked.src, now):
         told["left"] = left
     return told if flow is None else {**told, "known": question.name(flow)}
@@ -173,9 +170,14 @@ def of_identity(identity: Identity | None, asked: PacketQuery, link: str) -> Ans
     return {"verdict": "allow", "reason": "", "text": f"{format_ip(asked.src)} is the VM's by {by}"}
 
 
-def explained(policy: Policy, asked: PacketQuery) -> Answer:
-    """Return the rule of a policy that judges a packet, and why earlier rules do not match."""
-    found = steps_to(policy, asked.direction, asked.fields())
+def explained(policy: Policy, asked: PacketQuery, roles: int = 0) -> Answer:
+    """Return the rule of a policy that judges a packet, and why earlier rules do not match.
+
+    roles: those that a running firewall knows of the packet.
+    """
+    fields = asked.fields()
+    fields.roles = roles
+    found = steps_to(policy, asked.direction, fields)
     rule, verdict = found.judgement.rule, found.judgement.verdict.value
     steps = [
         {"rule": step.rule.key, "text": step.rule.text, "why": step.why} for step in found.steps[:LISTED_MAX]

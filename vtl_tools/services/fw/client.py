@@ -100,6 +100,11 @@ def flow_row(flow: Answer) -> Sequence[str]:
     return flow["flow"], " ".join(flow["states"] or ()), f"{flow['ends_in_s']:.0f} s", flow["rule"]
 
 
+def is_allowed(answer: Answer) -> bool:
+    """Return whether an answer to `explain` is that the packet passes."""
+    return bool(answer["verdict"] == "allow")
+
+
 def explanation(answer: Answer) -> Iterator[str]:
     """Yield the lines of an answer to `explain`."""
     identity = answer.get("identity")

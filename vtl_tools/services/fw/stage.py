@@ -78,6 +78,7 @@ class Firewall(Stage):
             identity.replaced, identity.look = self._replaced, lambda: self.occupant(0)
             self._report = IdentityReport(identity, link)
             self._report.event = lambda name, **fields: self.event(name, **fields)
+            self.tracker.resolvers, self.tracker.dhcp_servers = identity.resolvers.known, identity.dhcp4.met
 
     # --- frames
 
