@@ -252,9 +252,19 @@ class OwnSocket(_Resource):
         """Remove the file now if the service may; else the broker does at the end. Idempotent."""
         with contextlib.suppress(OSError):
             found = self.path.lstat()
-            if (found.st_dev, found.st_ino) == self._made:
+            if (found.st_dev, found.st_ino) == self._made and self._may_go(found):
                 self.path.unlink()
                 _resources.discard(self)
+
+    def _may_go(self, found: os.stat_result) -> bool:
+        return True
+
+
+class OwnRecord(OwnSocket):
+    """The record of the service, removed likewise once it is empty. A killed service leaves it as it was."""
+
+    def _may_go(self, found: os.stat_result) -> bool:
+        return found.st_size == 0
 
 
 def _raise(code: int) -> None:

@@ -1,0 +1,129 @@
+"""The record of a service that runs, in a file beside its control socket, which also SIGKILL leaves.
+
+The file is locked as long as the process lives: the kernel releases the lock however it ends, and knows it in
+every PID namespace. Its time of change is that of the last sign of life. A service that ends in good order
+empties the file, and it is removed with the control socket.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import stat
+import struct
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from vtl_tools.common.host import broker
+
+log = logging.getLogger(__name__)
+
+BEAT_S: Final = 10.0
+"""Seconds between two signs of life."""
+_OCTETS_MAX: Final = 1 << 16
+_FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A service as it began. guards: the form of the guard of each interface; links: first the VM's."""
+
+    service: str
+    pid: int
+    started: float
+    """Seconds since the epoch, as alive."""
+    links: Sequence[str]
+    guards: Mapping[str, str]
+    command: Sequence[str]
+    alive: float
+    """When the service gave its last sign of life."""
+    is_locked: bool
+    """Whether its process still exists."""
+
+    def cut_off(self) -> list[str]:
+        """Return the interfaces whose guards stay when the service has ended."""
+        return [name for name, form in self.guards.items() if form == "kept"]
+
+
+class RecordFile:
+    """The record of this process. Without it the service runs as well, so that no failure ends it."""
+
+    def __init__(self, path: Path, service: str, links: Sequence[str], guards: Mapping[str, str]) -> None:
+        self.path = path
+        self._told = {
+            "service": service,
+            "pid": os.getpid(),
+            "started": time.time(),
+            "links": list(links),
+            "guards": dict(guards),
+            "command": [service, *sys.argv[1:]],
+        }
+        self._fd = -1
+        self._octets = 0
+        self._file: broker.OwnRecord | None = None
+
+    def begin(self) -> None:
+        """Write and lock the record, in the place of a dead process's."""
+        text = json.dumps(self._told).encode() + b"\n"
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            found = os.fstat(self._fd)
+            if found.st_uid != os.geteuid() or not stat.S_ISREG(found.st_mode):
+                raise PermissionError(0, "another user's")
+            os.fchmod(self._fd, 0o600)
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+            os.ftruncate(self._fd, 0)
+            self._octets = os.pwrite(self._fd, text, 0)
+            self._file = broker.OwnRecord(self.path)
+        except OSError as e:
+            log.warning("%s: no record: %s; 'status' cannot tell if the service is killed", self.path, e.strerror)
+            self._close()
+
+    def beat(self) -> None:
+        """Give a sign of life."""
+        if self._fd >= 0:
+            with suppress(OSError):
+                os.pwrite(self._fd, b"\n", self._octets - 1)
+
+    def end(self) -> None:
+        """Empty the record and remove it, as the service ends in good order. Idempotent."""
+        if self._fd >= 0:
+            with suppress(OSError):
+                os.ftruncate(self._fd, 0)
+            if self._file is not None:
+                self._file.remove()
+            self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def record_of(control_socket: Path) -> Path:
+    """Return where the record of the service with this control socket is."""
+    return control_socket.with_suffix(".run")
+
+
+def read(path: Path) -> RunRecord | None:
+    """Return the record in a file; None: there is none, or it was ended, or is not one that we may believe."""
+    try:
+        with os.fdopen(broker.open_private(path), "rb") as file:
+            told: Any = json.loads(file.read(_OCTETS_MAX))
+            lock = fcntl.fcntl(
+                file, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+            )
+            return RunRecord(
+                str(told["service"]), int(told["pid"]), float(told["started"]),
+                [str(link) for link in told["links"]],
+                {str(name): str(form) for name, form in dict(told["guards"]).items()},
+                [str(word) for word in told["command"]],
+                os.fstat(file.fileno()).st_mtime, _FLOCK.unpack(lock)[0] != fcntl.F_UNLCK,
+            )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
