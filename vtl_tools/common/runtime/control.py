@@ -150,7 +150,7 @@ class ControlServer:
             only = self._begin(self.where, None)
             only.add_done_callback(lambda _: self._on_end())
             return
-        self._listener = _bound(self.where)
+        self._listener = listen_on(self.where, "--control")
         self._listener.setblocking(False)
         self._file = broker.OwnSocket(self.where)
         self._listen()
@@ -231,7 +231,11 @@ def _user_of(sock: socket.socket) -> int:
     return int(struct.unpack("iii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1])
 
 
-def _bound(path: Path) -> socket.socket:
+def listen_on(path: Path, option: str) -> socket.socket:
+    """Return a unix socket of mode 0600 that listens. Replaces that of a dead process.
+
+    option: names another path. Raises VTLError, also where a process listens or others may write.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.parent == directory():
@@ -245,10 +249,10 @@ def _bound(path: Path) -> socket.socket:
             )
         with suppress(FileNotFoundError, ConnectionRefusedError):
             _connect(path).close()
-            raise VTLError(f"{path}: a service already runs there; stop it, or choose another with --control")
+            raise VTLError(f"{path}: a service already runs there; stop it, or choose another with {option}")
         with suppress(FileNotFoundError):
             if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise VTLError(f"{path}: exists and is not a socket; choose another with --control")
+                raise VTLError(f"{path}: exists and is not a socket; choose another with {option}")
             path.unlink()
         old = os.umask(0o177)
         try:
@@ -258,9 +262,7 @@ def _bound(path: Path) -> socket.socket:
         sock.listen(_BACKLOG)
     except OSError as e:
         sock.close()
-        raise VTLError(
-            f"{path}: no control socket: {e.strerror or e}; choose another with --control"
-        ) from None
+        raise VTLError(f"{path}: no socket: {e.strerror or e}; choose another with {option}") from None
     except VTLError:
         sock.close()
         raise

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -30,6 +30,7 @@ from vtl_tools.common.runtime import control
 from vtl_tools.common.stage import Stage
 
 if TYPE_CHECKING:
+    from vtl_tools.common.runtime.metrics import MetricsServer
     from vtl_tools.common.runtime.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class Options:
     watch: bool = False
     pcap: Path | None = None
     control: Path | None = None
+    metrics: tuple[str, int] | str | None = None
+    """Where Prometheus is answered: (host, port), or the path of a unix socket."""
     reconnect: bool = True
     spin_s: float = SPIN_S
     user: str | None = None
@@ -131,6 +134,7 @@ class Runner:
             self._tell_guards(self.interfaces.check())
         server = self._control()
         await server.start()
+        metrics = await metrics_for(self.options, self.status)
         watch = watch_for(self.options)
         confine(self._capabilities(), self.options.user)
         for link in self.links:
@@ -169,6 +173,8 @@ class Runner:
                 with suppress(asyncio.CancelledError):
                     await watching
             server.close()
+            if metrics is not None:
+                metrics.close()
 
     def _capabilities(self) -> set[int]:
         kept = {c for link in self.links for c in link.capabilities} | self.stage.capabilities
@@ -331,6 +337,17 @@ def watch_for(options: Options) -> "Watch | None":
     from vtl_tools.common.runtime.watch import Watch
 
     return Watch()
+
+
+async def metrics_for(options: Options, status: Callable[[], Any]) -> "MetricsServer | None":
+    """Return the server for Prometheus, which listens, if --metrics is given. Raises VTLError."""
+    if options.metrics is None:
+        return None
+    from vtl_tools.common.runtime.metrics import MetricsServer
+
+    server = MetricsServer(options.metrics, status)
+    await server.start()
+    return server
 
 
 def _output(link: Device) -> Any:

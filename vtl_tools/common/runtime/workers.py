@@ -22,7 +22,7 @@ from vtl_tools.common.errors import VTLError
 from vtl_tools.common.host import privilege
 from vtl_tools.common.host.interfaces import Interfaces
 from vtl_tools.common.runtime import control
-from vtl_tools.common.runtime.runner import Options, Runner, confine, notify, say, watch_for
+from vtl_tools.common.runtime.runner import Options, Runner, confine, metrics_for, notify, say, watch_for
 from vtl_tools.common.text import printable
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ class Workers:
         path = self.options.control or control.path_for(self.options.service, self.first)
         server = control.ControlServer(path, {"status": self.status})
         await server.start()
+        metrics = await metrics_for(self.options, lambda: self.status({}))
         watch = watch_for(self.options)
         confine({privilege.NET_ADMIN} if self.interfaces else set(), self.options.user)
         watching: asyncio.Task[None] | None = None
@@ -157,6 +158,8 @@ class Workers:
                 self._event("stats", **await self.status({}))
         finally:
             server.close()
+            if metrics is not None:
+                metrics.close()
 
     def _tell_guards(self, raised: Sequence[tuple[str, str]]) -> None:
         for name, what in raised:
