@@ -24,10 +24,11 @@ _WORDS: Final = {
 }  # fmt: skip
 """Words that have a colour where they are a whole cell: the parameter of SGR (ECMA-48)."""
 _BOLD: Final = "1"
+RED: Final = "31"
 
 
 class Kind(Enum):
-    """What the cells of a column are. The value: the cells that it keeps at least, if it has as many."""
+    """The kind of a column's cells. The value: the characters that a cell keeps at least."""
 
     NUMBER = 0
     NAME = 14
@@ -78,9 +79,9 @@ def fitted(table: Table, screen: Screen) -> Iterator[str]:
     """Yield the lines of a table with its titles, each as wide as the screen at most."""
     if table.title:
         yield styled(cut(printable(table.title), screen.columns), _BOLD, screen)
-    titles = [title for title, _ in table.columns]
+    titles = [printable(title) for title, _ in table.columns]
     cells = [list(map(_shown, row)) for row in table.rows]
-    sizes = [_Size(title, kind, [row[i] for row in cells]) for i, (title, kind) in enumerate(table.columns)]
+    sizes = [_Size(titles[i], kind, [row[i] for row in cells]) for i, (_, kind) in enumerate(table.columns)]
     for block in _blocks(sizes, screen.columns):
         widths = _widths([sizes[i] for i in block], screen.columns)
         kinds = [table.columns[i][1] for i in block]
@@ -91,10 +92,14 @@ def fitted(table: Table, screen: Screen) -> Iterator[str]:
         if any(titles):
             yield styled((" " * _GAP).join(head).rstrip(), _BOLD, screen)
         for row in cells:
-            yield (" " * _GAP).join(
-                _cell(row[i], kind, width, screen)
-                for i, kind, width in zip(block, kinds, widths, strict=True)
-            ).rstrip()
+            yield (
+                (" " * _GAP)
+                .join(
+                    _cell(row[i], kind, width, screen)
+                    for i, kind, width in zip(block, kinds, widths, strict=True)
+                )
+                .rstrip()
+            )
 
 
 class _Size:

@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 import stat
 import struct
 import sys
@@ -44,10 +45,39 @@ class RunRecord:
     """When the service gave its last sign of life."""
     is_locked: bool
     """Whether its process still exists."""
+    namespace: int
+    """The inode of its network namespace, where its guards are."""
 
     def cut_off(self) -> list[str]:
         """Return the interfaces whose guards stay when the service has ended."""
         return [name for name, form in self.guards.items() if form == "kept"]
+
+    def remedies(self) -> list[str]:
+        """Return the commands that start the service again, and that give its interfaces back."""
+        return [
+            shlex.join(self.command),
+            *(f"vtl-guard clear {shlex.quote(name)}" for name in self.cut_off()),
+        ]
+
+    def fate(self) -> str:
+        """Return what the death of the service means for its interfaces."""
+        if cut_off := self.cut_off():
+            return f"{', '.join(cut_off)} stays cut off"
+        freed = f"the host receives the frames of {', '.join(self.guards)} again"
+        return freed if self.guards else "nothing is cut off"
+
+    def obituary(self) -> str:
+        """Return one line on a service that was killed: since when, what it means, what to do."""
+        again, *back = self.remedies()
+        giving_back = "".join(f", or run '{command}'" for command in back)
+        return (
+            f"{self.subject()}: {self.service} (process {self.pid}) died after {rfc3339(self.alive)}; "
+            f"{self.fate()}; start it again with '{again}'{giving_back}"
+        )
+
+    def subject(self) -> str:
+        """Return what people know the service by: its first link."""
+        return self.links[0] if self.links else self.service
 
 
 class RecordFile:
@@ -62,6 +92,7 @@ class RecordFile:
             "links": list(links),
             "guards": dict(guards),
             "command": [service, *sys.argv[1:]],
+            "namespace": network_namespace(),
         }
         self._fd = -1
         self._octets = 0
@@ -81,7 +112,9 @@ class RecordFile:
             self._octets = os.pwrite(self._fd, text, 0)
             self._file = broker.OwnRecord(self.path)
         except OSError as e:
-            log.warning("%s: no record: %s; 'status' cannot tell if the service is killed", self.path, e.strerror)
+            log.warning(
+                "%s: no record: %s; 'status' cannot tell if the service is killed", self.path, e.strerror
+            )
             self._close()
 
     def beat(self) -> None:
@@ -105,25 +138,34 @@ class RecordFile:
             self._fd = -1
 
 
+def network_namespace() -> int:
+    """Return the inode of this thread's network namespace."""
+    return Path("/proc/thread-self/ns/net").stat().st_ino
+
+
+def rfc3339(seconds: float) -> str:
+    """Return a time since the epoch in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
 def record_of(control_socket: Path) -> Path:
     """Return where the record of the service with this control socket is."""
-    return control_socket.with_suffix(".run")
+    return control_socket.with_name(control_socket.name.removesuffix(".sock") + ".run")
 
 
 def read(path: Path) -> RunRecord | None:
-    """Return the record in a file; None: there is none, or it was ended, or is not one that we may believe."""
+    """Return the record in a file; None: there is none, it was ended, or others may have written it."""
     try:
         with os.fdopen(broker.open_private(path), "rb") as file:
             told: Any = json.loads(file.read(_OCTETS_MAX))
-            lock = fcntl.fcntl(
-                file, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
-            )
+            lock = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
             return RunRecord(
                 str(told["service"]), int(told["pid"]), float(told["started"]),
                 [str(link) for link in told["links"]],
                 {str(name): str(form) for name, form in dict(told["guards"]).items()},
                 [str(word) for word in told["command"]],
                 os.fstat(file.fileno()).st_mtime, _FLOCK.unpack(lock)[0] != fcntl.F_UNLCK,
+                int(told["namespace"]),
             )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

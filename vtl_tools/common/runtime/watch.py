@@ -22,14 +22,12 @@ class Watch:
     """Live tables on a terminal, which is never waited for: a picture that it does not take is skipped.
 
     The line above the tables stays empty, and the cursor in it: a message that the process prints meanwhile
-    takes this line, and the next picture begins below. Raises SpecError if the stream leads to no terminal.
+    takes this line, and the next picture begins below. stream: a terminal, as require_terminal() checks.
     """
 
     period_s: Final = 1.0
 
-    def __init__(self, stream: TextIO, instead: str) -> None:
-        if screen_of(stream) is None or os.environ.get("TERM", "dumb") == "dumb":
-            raise SpecError(f"--watch: {stream.name.strip('<>')} is no terminal to draw on; {instead}")
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._fd = _open_anew(stream.fileno())
         self._owed = b""
@@ -74,6 +72,14 @@ class Watch:
             self._owed = b""
 
 
+def require_terminal(stream: TextIO, instead: str) -> None:
+    """Raise SpecError if a stream leads to no terminal, or to one that cannot move its cursor."""
+    if screen_of(stream) is None:
+        raise SpecError(f"--watch: {stream.name.strip('<>')} is not a terminal; {instead}")
+    if os.environ.get("TERM", "dumb") == "dumb":
+        raise SpecError(f"--watch: the terminal cannot move its cursor (TERM); {instead}")
+
+
 def _open_anew(fd: int) -> int:
     """Return a descriptor of the same terminal that does not block, and shares no flags with the shell's."""
     try:
@@ -103,7 +109,7 @@ def draw(
     title += "".join(f"  {name} {whole(value)}" for name, value in _scalars(status))
     unit = "/s" if before is not None else ""
     numbers = (f"frames in{unit}", f"frames out{unit}", f"bit in{unit}", f"bit out{unit}", "dropped")
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for link in status["links"]:
         old = (before or {}).get((status["pid"], link["link"]), {})
 
@@ -120,8 +126,13 @@ def draw(
                 sum(link["drops"].values()), reasons(link["drops"]),
             )
         )  # fmt: skip
-    columns = [("link", Kind.NAME), ("state", Kind.TEXT), *((name, Kind.NUMBER) for name in numbers)]
-    head = Table([*columns, ("reasons", Kind.LIST)], rows, title)
+    columns = [
+        ("link", Kind.NAME), ("state", Kind.TEXT), *((name, Kind.NUMBER) for name in numbers),
+        ("reasons", Kind.LIST),
+    ]  # fmt: skip
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    head = Table(columns, rows, title)
     return [head, *(_details(name, value, status) for name, value in _parts(status))]
 
 
@@ -154,7 +165,7 @@ def lines_of(status: Status) -> Iterator[str]:
     Each begins with the service and its process: one for the service, one for each link, and one for each row
     of the other parts.
     """
-    who = f"{whole(status['service'])}\t{status['pid']}"
+    who = f"{whole(status['service'])}\t{whole(status['pid'])}"
     cpu = status["cpu"]
     told = {"uptime_s": status["uptime_s"], "cpu_s": round(cpu["user"] + cpu["system"], 3)}
     yield f"{who}\trunning\t{_pairs({**told, **dict(_scalars(status))})}"
@@ -173,7 +184,8 @@ def lines_of(status: Status) -> Iterator[str]:
 
 
 def _pairs(values: Status) -> str:
-    return "\t".join(f"{whole(name)}={value if isinstance(value, float) else whole(value)}" for name, value in values.items())
+    cells = {name: value if isinstance(value, float) else whole(value) for name, value in values.items()}
+    return "\t".join(f"{whole(name)}={cell}" for name, cell in cells.items())
 
 
 def reasons(drops: dict[str, int]) -> str:

@@ -22,7 +22,16 @@ from vtl_tools.common.errors import VTLError
 from vtl_tools.common.host import privilege
 from vtl_tools.common.host.interfaces import Interfaces
 from vtl_tools.common.runtime import control
-from vtl_tools.common.runtime.runner import Options, Runner, confine, metrics_for, notify, say, watch_for
+from vtl_tools.common.runtime.runner import (
+    Options,
+    Runner,
+    confine,
+    metrics_for,
+    notify,
+    record_for,
+    say,
+    watch_for,
+)
 from vtl_tools.common.text import printable
 
 if TYPE_CHECKING:
@@ -140,7 +149,8 @@ class Workers:
             loop.add_reader(self.interfaces.fileno(), look)
             self._tell_guards(self.interfaces.check())
         path = self.options.control or control.path_for(self.options.service, self.first)
-        server = control.ControlServer(path, {"status": self.status})
+        record = record_for(path, self.options, [self.first], self.interfaces)
+        server = control.ControlServer(path, {"status": self.status}, record=record)
         await server.start()
         metrics = await metrics_for(self.options, lambda: self.status({}))
         watch = watch_for(self.options)
