@@ -161,7 +161,7 @@ def _padded(text: str, width: int, kind: Kind) -> str:
 
 def whole(value: object) -> str:
     """Return a cell for a program: all of it, on one line, numbers without separators."""
-    return printable(_text(value), length_max=1 << 20)
+    return printable(value if isinstance(value, float) else _text(value), length_max=1 << 20)
 
 
 def _shown(value: object) -> str:

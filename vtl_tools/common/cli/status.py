@@ -29,9 +29,12 @@ def print_status(service: str, found: Sequence[Found], *, json: bool) -> None:
         _print_lines(service, statuses, absent)
     else:
         notes = [_notes(service, absent)] if absent else []
-        for table in (*(part for status in statuses for part in draw(status)), *notes):
+        tables = [*(part for status in statuses for part in draw(status)), *notes]
+        for table in tables:
             for line in fitted(table, screen):
                 click.echo(line)
+            if table is not tables[-1]:
+                click.echo()
         for one, error in absent:
             for line in _advice(one, error):
                 echo(line)

@@ -38,6 +38,9 @@ PATIENCE_S: Final = 10.0
 _PAUSE_S: Final = 1.0
 """How long no client is accepted after the process ran out of descriptors."""
 
+ROOTS: Final = Path("/run/vtl")
+"""The directory of the control sockets of root's services."""
+
 Result = dict[str, Any]
 Verb = Callable[[Result], Result | Awaitable[Result]]
 
@@ -47,7 +50,7 @@ def directory() -> Path:
     if chosen := os.environ.get("VTL_RUN"):
         return Path(chosen)
     if os.geteuid() == 0:
-        return Path("/run/vtl")
+        return ROOTS
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "vtl"
     return Path(f"/tmp/vtl-{os.geteuid()}")  # noqa: S108 - its owner and mode are checked
@@ -253,7 +256,8 @@ def listen_on(path: Path, option: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.parent == directory():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Others may see root's services, though not ask them: 'status' tells them why it says no more.
+            path.parent.mkdir(mode=0o755 if path.parent == ROOTS else 0o700, parents=True, exist_ok=True)
         found = path.parent.stat()
         if found.st_uid not in (0, os.geteuid()) or (
             found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX

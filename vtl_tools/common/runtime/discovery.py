@@ -10,7 +10,6 @@ from vtl_tools.common.errors import DiedError, NotRunningError, PermissionNeeded
 from vtl_tools.common.runtime import control, run_record
 from vtl_tools.common.runtime.run_record import RunRecord
 
-ROOTS: Final = Path("/run/vtl")
 _USERS: Final = ("/run/user/*/vtl", "/tmp/vtl-*")  # noqa: S108 - looked at, and believed in nothing
 
 State = Literal["running", "died", "silent", "not permitted", "absent"]
@@ -144,7 +143,7 @@ def _exists(path: Path) -> bool:
 def _places() -> Sequence[Path]:
     """Return the directories of control sockets: where our services' are, and root's."""
     own = control.directory()
-    return [own] if "VTL_RUN" in os.environ or own == ROOTS else [own, ROOTS]
+    return [own] if "VTL_RUN" in os.environ or own == control.ROOTS else [own, control.ROOTS]
 
 
 def _elsewhere(service: str) -> str:

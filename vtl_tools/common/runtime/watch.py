@@ -12,7 +12,7 @@ from vtl_tools.common.table import Kind, Screen, Table, fitted, screen_of, whole
 Status = dict[str, Any]
 
 _UNITS: Final = ("", "k", "M", "G", "T")
-_HEAD: Final = ("service", "pid", "uptime_s", "cpu", "links")
+_HEAD: Final = ("service", "pid", "uptime_s", "cpu", "links", "drops")
 _ERASE: Final = "\r\x1b[J"
 _UP: Final = "\x1b[{}A"
 _DOWN: Final = "\x1b[{}B"
@@ -75,7 +75,7 @@ class Watch:
 def require_terminal(stream: TextIO, instead: str) -> None:
     """Raise SpecError if a stream leads to no terminal, or to one that cannot move its cursor."""
     if screen_of(stream) is None:
-        raise SpecError(f"--watch: {stream.name.strip('<>')} is not a terminal; {instead}")
+        raise SpecError(f"--watch: no terminal to draw on; {instead}")
     if os.environ.get("TERM", "dumb") == "dumb":
         raise SpecError(f"--watch: the terminal cannot move its cursor (TERM); {instead}")
 
@@ -107,8 +107,8 @@ def draw(
     title = f"{status['service']}  pid {status['pid']}  up {status['uptime_s']:.0f} s  "
     title += f"cpu {cpu['user'] + cpu['system']:.1f} s"
     title += "".join(f"  {name} {whole(value)}" for name, value in _scalars(status))
-    unit = "/s" if before is not None else ""
-    numbers = (f"frames in{unit}", f"frames out{unit}", f"bit in{unit}", f"bit out{unit}", "dropped")
+    title += "" if before is None else "  per second:"
+    numbers = ("frames in", "frames out", "bit in", "bit out", "dropped")
     rows: list[tuple[object, ...]] = []
     for link in status["links"]:
         old = (before or {}).get((status["pid"], link["link"]), {})
@@ -123,17 +123,22 @@ def draw(
                 link["link"], "up" if link["up"] else "down",
                 human(since("rx_frames")), human(since("tx_frames")),
                 human(8 * since("rx_octets")), human(8 * since("tx_octets")),
-                sum(link["drops"].values()), reasons(link["drops"]),
+                sum(link["drops"].values()),
             )
         )  # fmt: skip
-    columns = [
-        ("link", Kind.NAME), ("state", Kind.TEXT), *((name, Kind.NUMBER) for name in numbers),
-        ("reasons", Kind.LIST),
-    ]  # fmt: skip
-    if not any(row[-1] for row in rows):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
-    head = Table(columns, rows, title)
-    return [head, *(_details(name, value, status) for name, value in _parts(status))]
+    columns = [("link", Kind.NAME), ("state", Kind.TEXT), *((name, Kind.NUMBER) for name in numbers)]
+    parts = [("dropped", _dropped(status)), *_parts(status)]
+    return [Table(columns, rows, title), *(_details(name, part, status) for name, part in parts if part)]
+
+
+def _dropped(status: Status) -> Status:
+    """Return the counts of dropped frames, by where and why."""
+    return {
+        f"{link['link']} {reason}": count
+        for link in (*status["links"], {"link": status["service"], "drops": status["drops"]})
+        for reason, count in link["drops"].items()
+        if count
+    }
 
 
 def _scalars(status: Status) -> Iterator[tuple[str, Any]]:
@@ -174,7 +179,7 @@ def lines_of(status: Status) -> Iterator[str]:
         drops = {f"drops.{reason}": count for reason, count in link["drops"].items()}
         state = "up" if link["up"] else "down"
         yield f"{who}\tlink\t{whole(link['link'])}\t{state}\t{_pairs({**rest, **drops})}"
-    for name, rows in _parts(status):
+    for name, rows in (("drops", status["drops"]), *_parts(status)):
         flat = {key: value for key, value in rows.items() if not isinstance(value, dict)}
         if flat:
             yield f"{who}\t{whole(name)}\t{_pairs(flat)}"
@@ -184,13 +189,7 @@ def lines_of(status: Status) -> Iterator[str]:
 
 
 def _pairs(values: Status) -> str:
-    cells = {name: value if isinstance(value, float) else whole(value) for name, value in values.items()}
-    return "\t".join(f"{whole(name)}={cell}" for name, cell in cells.items())
-
-
-def reasons(drops: dict[str, int]) -> str:
-    """Return counters by reason as one line."""
-    return ", ".join(f"{reason} {n:,}" for reason, n in drops.items() if n)
+    return "\t".join(f"{whole(name)}={whole(value)}" for name, value in values.items())
 
 
 def human(value: float) -> str:
