@@ -207,8 +207,10 @@ def test_what_a_killed_service_left_is_replaced(tmp_path: Path) -> None:
             os.kill(broker, signal.SIGKILL)
         first.kill()
         first.wait()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "vtl-bridge-x.sock"]
-    assert ran(tmp_path, "status")[0] == 6
+    left = ["a", "b", "vtl-bridge-x.run", "vtl-bridge-x.sock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    status, out, _ = ran(tmp_path, "status")
+    assert (status, out.split("\t")[:3]) == (7, ["vtl-bridge", str(first.pid), "died"])
     with service(tmp_path, *where) as second:
         assert alive(tmp_path)
         second.terminate()
