@@ -275,7 +275,7 @@ def test_a_request_that_is_none_is_refused_and_the_service_lives(tmp_path: Path,
             with sock.makefile("rb") as answers:
                 said = answers.read()
         if line.endswith(b"\n"):
-            assert json.loads(said) == {"ok": False, "error": "not a request; the verbs are status"}
+            assert json.loads(said) == {"ok": False, "error": "not a request; the verbs are events, status"}
         else:
             assert said == b""
         assert alive(tmp_path)

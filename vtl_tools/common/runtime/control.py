@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from vtl_tools.common.errors import DiedError, NotRunningError, PermissionNeededError, VTLError
 from vtl_tools.common.host import broker
@@ -42,7 +42,21 @@ ROOTS: Final = Path("/run/vtl")
 """The directory of the control sockets of root's services."""
 
 Result = dict[str, Any]
-Verb = Callable[[Result], Result | Awaitable[Result]]
+
+
+class LineStream(Protocol):
+    """The result of a verb whose answer, an empty result, is followed by lines until either side ends."""
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Send lines on a non-blocking socket."""
+        ...
+
+    def close(self) -> None:
+        """Send no more. Idempotent."""
+        ...
+
+
+Verb = Callable[[Result], Result | Awaitable[Result] | LineStream]
 
 
 def directory() -> Path:
@@ -211,36 +225,46 @@ class ControlServer:
         return task
 
     async def _serve(self, channel: _Channel, idle_s: float | None) -> None:
+        stream: LineStream | None = None
         try:
-            while True:
+            while stream is None:
                 line, upload = await asyncio.wait_for(channel.request(), idle_s)
                 if not line:
                     break
                 try:
-                    answer = await self.answer(line, upload)
+                    answer, stream = await self.reply(line, upload)
                 finally:
                     if upload is not None:
                         upload.close()
                 await asyncio.wait_for(channel.answer(answer), PATIENCE_S)
                 await asyncio.sleep(0)  # frames have their turn, even if the next request is here already
+            else:
+                await stream.serve(channel.sock)
         except (ValueError, OSError, TimeoutError):
             pass  # the line is too long, or the client has gone or does not read
         finally:
+            if stream is not None:
+                stream.close()
             channel.close()
 
-    async def answer(self, line: bytes, upload: SealedFile | None = None) -> Result:
-        """Return the answer to one request line; an error in it becomes an answer."""
+    async def reply(self, line: bytes, upload: SealedFile | None = None) -> tuple[Result, LineStream | None]:
+        """Return the answer to one request line, and the stream that follows. An error becomes an answer."""
         try:
             request = json.loads(line)
             verb = self.verbs[request["verb"]]
         except (ValueError, KeyError, TypeError, RecursionError):
-            return {"ok": False, "error": f"not a request; the verbs are {', '.join(sorted(self.verbs))}"}
+            error = f"not a request; the verbs are {', '.join(sorted(self.verbs))}"
+            return {"ok": False, "error": error}, None
         request["upload"] = upload  # also when the line has a member of that name
         try:
             result = verb(request)
-            return {"ok": True, "result": await result if isinstance(result, Awaitable) else result}
+            if isinstance(result, dict):
+                return {"ok": True, "result": result}, None
+            if isinstance(result, Awaitable):
+                return {"ok": True, "result": await result}, None
+            return {"ok": True, "result": {}}, result
         except VTLError as e:
-            return {"ok": False, "error": str(e)}
+            return {"ok": False, "error": str(e)}, None
 
 
 def _user_of(sock: socket.socket) -> int:

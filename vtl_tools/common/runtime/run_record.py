@@ -112,9 +112,7 @@ class RecordFile:
             self._octets = os.pwrite(self._fd, text, 0)
             self._file = broker.OwnRecord(self.path)
         except OSError as e:
-            log.warning(
-                "%s: no record: %s; 'status' cannot tell if the service is killed", self.path, e.strerror
-            )
+            log.warning("%s: %s; 'status' will not tell if the service is killed", self.path, e.strerror)
             self._close()
 
     def beat(self) -> None:

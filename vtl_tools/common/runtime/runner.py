@@ -6,7 +6,6 @@ the guard, the control socket, systemd's readiness protocol, events as JSON line
 
 import asyncio
 import gc
-import json
 import logging
 import os
 import resource
@@ -18,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +26,7 @@ from vtl_tools.common.errors import LinkLostError
 from vtl_tools.common.host import broker, confinement, privilege
 from vtl_tools.common.host.interfaces import Interfaces
 from vtl_tools.common.runtime import control
+from vtl_tools.common.runtime.events import Events, Write
 from vtl_tools.common.runtime.run_record import RecordFile, record_of
 from vtl_tools.common.stage import Stage
 
@@ -86,6 +86,7 @@ class Runner:
     """In a worker: the socket on which it receives the messages of the others."""
 
     def __post_init__(self) -> None:
+        self.events = Events(self.options.service, self.links[0].spec, printing(self.options))
         self.exit_code = 0
         self._started = time.monotonic()
         self._up: list[bool] = []
@@ -105,7 +106,6 @@ class Runner:
             self.links = links
             with suppress(KeyboardInterrupt):
                 asyncio.run(self._main())
-            self.event("stats", **self.status())
         return self.exit_code
 
     def _links(self, stack: ExitStack) -> list[Device]:
@@ -173,16 +173,26 @@ class Runner:
                 watching.cancel()
                 with suppress(asyncio.CancelledError):
                     await watching
+            self._tell_end()
             server.close()
             if metrics is not None:
                 metrics.close()
+
+    def _tell_end(self) -> None:
+        self.events.finish()
+        if self._end is not None and self._end.done() and self._end.exception() is None:
+            self.event("stats", status=self.status())
 
     def _capabilities(self) -> set[int]:
         kept = {c for link in self.links for c in link.capabilities} | self.stage.capabilities
         return kept | {privilege.NET_ADMIN} if self.interfaces else kept
 
     def _control(self) -> control.ControlServer:
-        verbs: dict[str, control.Verb] = {"status": lambda _: self.status(), **self.verbs}
+        verbs: dict[str, control.Verb] = {
+            "status": lambda _: self.status(),
+            "events": self.events.asked,
+            **self.verbs,
+        }
         path = self.options.control or control.path_for(self.options.service, self.links[0].spec)
         if self.control_channel is not None:
             return control.ControlServer(self.control_channel, verbs, self.stop)
@@ -254,7 +264,7 @@ class Runner:
             elif not self.options.reconnect and link.losses:
                 self.fail(LinkLostError(f"{link.spec}: link lost; not waiting for it, as requested"))
             self.stage.on_link(port, link.up, now)
-            self.event("link", link=link.spec, up=link.up)
+            self.event("link", changed=link.spec, up=link.up)
         if all(link.finished for link in self.links if not link.silent):
             self.stop()
 
@@ -295,6 +305,7 @@ class Runner:
         """Return the reply to `status`, which --json prints."""
         now, used = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
         return {
+            "schema": f"{self.options.service}.status/1",
             "service": self.options.service,
             "pid": os.getpid(),
             "uptime_s": round(now - self._started, 3),
@@ -305,10 +316,9 @@ class Runner:
             **self.stage.status(now),
         }
 
-    def event(self, name: str, **fields: object) -> None:
-        """Print an event as one JSON line on standard output, if --json is given."""
-        if self.options.json:
-            say(sys.stdout.fileno(), json.dumps({"event": name, **fields}))
+    def event(self, name: str, /, **fields: Any) -> None:
+        """Tell an event; see Events.tell()."""
+        self.events.tell(name, **fields)
 
     async def _watch(self, watch: "Watch") -> None:
         with watch:
@@ -340,6 +350,11 @@ def record_for(
     """Return the record that tells of the service when it was killed. path: its control socket."""
     forms = interfaces.forms() if interfaces else {}
     return RecordFile(record_of(path), options.service, links, forms)
+
+
+def printing(options: Options) -> Write | None:
+    """Return what prints events on standard output, if --json is given."""
+    return partial(say, sys.stdout.fileno()) if options.json else None
 
 
 def watch_for(options: Options) -> "Watch | None":
