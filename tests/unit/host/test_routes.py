@@ -24,6 +24,6 @@ def test_a_bridge_does_not_depend_on_the_port_of_a_vm():
 
 
 def test_a_bond_depends_on_its_members_and_a_veth_not_on_its_peer():
-    assert set(above(LINKS, "eth1").values()) == {"eth1", "bond0", "b.3"}
+    assert set(above(LINKS, "eth1").values()) == {"eth1", "bond0", "bond0.3"}
     assert set(above(LINKS, "veth0").values()) == {"veth0"}
     assert above(LINKS, "nope0") == {}
