@@ -242,6 +242,12 @@ def test_a_service_whose_live_table_would_go_into_a_pipe_says_so_before_it_does_
     assert not (run / "q").exists()
 
 
+def test_a_terminal_without_an_ellipsis_shows_another_character(run: Path) -> None:
+    words = environment(run, PYTHONIOENCODING="latin-1")
+    status, said = on_terminal(60, [BIN / "vtl-fw", "flows"], words)
+    assert (status, "?" in said) == (0, True)
+
+
 def test_status_in_json_is_one_object_a_line_on_a_terminal_too(run: Path) -> None:
     status, said = on_terminal(60, [BIN / "vtl-fw", "status", "--json"], environment(run))
     assert status == 0

@@ -14,7 +14,7 @@ import pytest
 from lab import kernel
 from lab.netns import Host, Lab
 from lab.scenes import line_of_three, routed_guest
-from lab.user import NOBODY, as_user
+from lab.user import NOBODY, as_root_alone, as_user
 from lab.wait import PATIENCE_S, until
 from tests.running import BIN
 from tests.terminal import terminal
@@ -117,6 +117,9 @@ def test_after_kill_9_nobody_said_which_interface_is_cut_off(lab: Lab, scene: Sc
         "back with 'vtl-guard clear vmnet1'\n"
     )
     assert reaches(host, "10.2.0.2"), "the uplink stays guarded after a normal end"
+    code, _, err = status(host)
+    assert code == 6
+    assert err.endswith("; vmnet1 stays cut off since one ended: 'vtl-guard clear vmnet1' gives it back\n")
     assert host.call(lambda: list(RUN.glob("vtl-fw-*.run"))) == []
 
     kill(start(host, *firewall(lab)))
@@ -226,6 +229,24 @@ def test_the_uplink_could_be_guarded_by_a_slip_and_locked_the_administrator_out(
     assert not reaches(host, "10.2.0.2")
     host.run(BIN / "vtl-guard", "clear", "eth0")
     assert reaches(host, "10.2.0.2")
+
+
+def test_the_live_table_of_a_service_goes_on_after_it_gave_up_root(lab: Lab, scene: Scene) -> None:
+    _, host, _ = scene
+    with terminal(80) as screen:
+        bridge = [*as_root_alone(lab, host, "vtl-bridge"), "--iface", "vmnet1", "--uplink", "eth0"]
+        words = ["env", "TERM=xterm", "NO_COLOR=1", *bridge, "--guard", "keep", "--watch"]
+        process = host.popen(*words, stdin=screen.theirs, stdout=screen.theirs, stderr=screen.theirs)
+        screen.until(lambda: screen.said.count("per second:") >= 2)
+        screen.resize(60, 8)
+        host.run("ip", "link", "set", "vmnet1", "down")
+        screen.until(lambda: any(line.startswith("vmnet1 ") and " down " in line for line in screen.seen()))
+        host.run("ip", "link", "set", "vmnet1", "up")
+        process.send_signal(signal.SIGINT)
+        said = screen.rest()
+        assert process.wait(PATIENCE_S) == 130
+    assert "\x1b[1m" not in said
+    assert "vmnet1: stays guarded" in said.splitlines()[-1]
 
 
 def test_what_flows_lists_kill_accepts(lab: Lab) -> None:

@@ -19,7 +19,7 @@ _TITLE_MIN: Final = 6
 _MARK: Final = "…"
 _NUMBER: Final = re.compile(r"[-+]?[\d.,]*\d[\d.,]*( ?[a-zA-Z%]{1,2})?")
 _WORDS: Final = {
-    "up": "32", "down": "31", "running": "32", "died": "31", "not permitted": "33", "silent": "31",
+    "up": "32", "down": "31", "running": "32", "died": "31", "not permitted": "33", "not answering": "31",
     "in force": "32", "leaked": "31", "not carried": "31",
 }  # fmt: skip
 """Words that have a colour where they are a whole cell: the parameter of SGR (ECMA-48)."""
@@ -54,12 +54,12 @@ class Screen:
     has_colours: bool = False
 
 
-def screen_of(stream: TextIO) -> Screen | None:
-    """Return the terminal that a stream leads to; None: it leads to a pipe or a file.
+def screen_of(stream: TextIO | None) -> Screen | None:
+    """Return the terminal that a stream leads to; None: it leads to a pipe or a file, or is closed.
 
     Respects NO_COLOR (no-color.org) and TERM=dumb.
     """
-    if not stream.isatty():
+    if stream is None or not stream.isatty():
         return None
     try:
         columns, lines = os.get_terminal_size(stream.fileno())

@@ -11,15 +11,13 @@ from vtl_tools.common.runtime import discovery, run_record
 from vtl_tools.common.runtime.run_record import RecordFile, read, record_of
 
 HOLD = """
-import os, sys
+import sys
 from pathlib import Path
 from vtl_tools.common.runtime.run_record import RecordFile
 record = RecordFile(Path(sys.argv[1]), "vtl-x", ["vmnet1", "eth0"], {"vmnet1": "kept"})
 record.begin()
-if os.fork():  # as a broker or a worker, which must not keep a dead service alive
-    print("begun", flush=True)
-    sys.stdin.read()
-os._exit(0)
+print("begun", flush=True)
+sys.stdin.read()
 """
 
 
@@ -93,6 +91,25 @@ def test_a_record_replaces_that_of_a_dead_process_and_a_failure_to_write_it_ends
     assert "'status' will not tell if the service is killed" in caplog.text
 
 
+def test_the_remedy_is_what_started_the_service(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/vtl-x", "--rules", "web rules"])
+    monkeypatch.chdir(tmp_path)
+    record = RecordFile(path, "vtl-x", [], {})
+    record.begin()
+    assert read(path).remedies() == ["vtl-x --rules 'web rules'"]
+    monkeypatch.chdir("/")
+    assert read(path).remedies() == [f"cd {tmp_path} && vtl-x --rules 'web rules'"]
+    record.end()
+
+
+def test_a_unit_of_systemd_is_restarted_and_not_the_shell_or_the_sshd_of_a_person():
+    assert run_record.unit_of("0::/system.slice/system-vtl\\x2dfw.slice/vtl-fw@vmnet1.service\n") == (
+        "vtl-fw@vmnet1.service"
+    )
+    for text in "0::/user.slice/user-0.slice/session-3.scope\n", "0::/system.slice/ssh.service\n", "":
+        assert run_record.unit_of(text) == ""
+
+
 def test_the_record_is_beside_the_control_socket(tmp_path):
     assert record_of(tmp_path / "a.sock") == tmp_path / "a.run"
     assert record_of(tmp_path / "a.run") == tmp_path / "a.run.run"
@@ -101,7 +118,7 @@ def test_the_record_is_beside_the_control_socket(tmp_path):
 def test_a_service_that_is_there_and_does_not_answer_is_not_called_dead(path):
     with held(path) as process:
         (found,) = discovery.survey("vtl-x", None)
-        assert found.state == "silent"
+        assert found.state == "not answering"
         assert "starts, ends or is stopped" in str(found.error())
         process.kill()
     (found,) = discovery.survey("vtl-x", None)

@@ -74,7 +74,7 @@ def _ask(found: Sequence[Found]) -> tuple[list[Status], list[Absent]]:
         except DiedError as e:
             absent.append((discovery.look_at(one.socket), e))
         except VTLError as e:
-            absent.append((Found(one.socket, "silent", one.record), e))
+            absent.append((Found(one.socket, "not answering", one.record), e))
     return statuses, absent
 
 

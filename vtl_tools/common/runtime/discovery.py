@@ -10,14 +10,14 @@ from vtl_tools.common.errors import DiedError, NotRunningError, PermissionNeeded
 from vtl_tools.common.runtime import control, run_record
 from vtl_tools.common.runtime.run_record import RunRecord
 
-_USERS: Final = ("/run/user/*/vtl", "/tmp/vtl-*")  # noqa: S108 - looked at, and believed in nothing
+_USERS: Final = Path("/run/user")
 
-State = Literal["running", "died", "silent", "not permitted", "absent"]
+State = Literal["running", "died", "not answering", "not permitted", "absent"]
 
 
 @dataclass(frozen=True)
 class Found:
-    """A service, by its control socket. silent: its process exists, and nobody listens."""
+    """A service, by its control socket. not answering: its process exists, and nobody listens."""
 
     socket: Path
     state: State
@@ -28,7 +28,7 @@ class Found:
         if self.state == "not permitted":
             owner = control.owner_of(self.socket)
             return PermissionNeededError(f"{self.socket}: not permitted to ask; run as {owner}")
-        if self.state == "silent":
+        if self.state == "not answering":
             return NotRunningError(f"{self.socket}: the service starts, ends or is stopped; ask again")
         if self.record is not None:
             return DiedError(self.record.obituary())
@@ -63,7 +63,11 @@ def survey(service: str, spec: str | None) -> list[Found]:
         return found
     if denied:
         raise PermissionNeededError(f"{denied}: not permitted to look for root's services; run as root")
-    hint = _elsewhere(service)
+    hint = _elsewhere(service) + "".join(
+        f"; {name} stays cut off since one ended: 'vtl-guard clear {name}' gives it back"
+        for name, by in (_kept() or {}).items()
+        if by == service
+    )
     raise NotRunningError(f"no service runs here; start one, or give its control socket by --link{hint}")
 
 
@@ -91,7 +95,7 @@ def look_at(socket: Path) -> Found:
         state = "not permitted"
     except OSError:
         if record is not None:
-            state = "silent" if record.is_locked else "died"
+            state = "not answering" if record.is_locked else "died"
             record = record if record.is_locked else _as_guarded_now(record)
         elif file.exists() and not os.access(file, os.R_OK):
             state = "not permitted"
@@ -104,25 +108,29 @@ def _as_guarded_now(record: RunRecord) -> RunRecord:
     """Return a record with the guards that are still in force, as far as this user may know."""
     if record.namespace != run_record.network_namespace() or not record.cut_off():
         return record
-    from vtl_tools.common.host.guard import list_guards  # only where a service died
+    if (kept := _kept()) is None:
+        return record
+    lifted = dict.fromkeys(set(record.cut_off()) - set(kept), "lifted")
+    return replace(record, guards={**record.guards, **lifted})
+
+
+def _kept() -> dict[str, str] | None:
+    """Return who raised the kept guard of each interface; None: this user may not know."""
+    from vtl_tools.common.host.guard import list_guards  # only where a service does not answer
 
     try:
-        kept = {guard.name for guard in list_guards() if guard.form == "kept" and guard.in_force}
+        found = list_guards()
     except VTLError:
-        return record
-    guards = {
-        name: form if form != "kept" or name in kept else "gone" for name, form in record.guards.items()
-    }
-    return replace(record, guards=guards)
+        return None
+    return {guard.name: guard.raised_by for guard in found if guard.form == "kept" and guard.in_force}
 
 
 def forget(interface: str) -> None:
     """Remove the records of killed services that kept a guard on an interface."""
-    for place in (control.directory(),):
-        for path in place.glob("*.run"):
-            record = run_record.read(path)
-            if record is not None and not record.is_locked and interface in record.cut_off():
-                path.unlink(missing_ok=True)
+    for path in control.directory().glob("*.run"):
+        record = run_record.read(path)
+        if record is not None and not record.is_locked and interface in record.cut_off():
+            path.unlink(missing_ok=True)
 
 
 def _socket(service: str, spec: str) -> Path:
@@ -148,6 +156,7 @@ def _places() -> Sequence[Path]:
 
 def _elsewhere(service: str) -> str:
     """Return a hint at the services of other users."""
-    pattern = [path for users in _USERS for path in Path("/").glob(f"{users[1:]}/{service}-*.sock")]
-    others = [path for path in pattern if path.parent != control.directory()]
-    return f", such as {others[0]}" if others and os.geteuid() == 0 else ""
+    if os.geteuid() != 0 or "VTL_RUN" in os.environ:
+        return ""
+    other = next(_USERS.glob(f"*/vtl/{service}-*.sock"), None)
+    return "" if other is None else f", such as {other}"

@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shlex
 import stat
 import struct
@@ -47,6 +48,10 @@ class RunRecord:
     """Whether its process still exists."""
     namespace: int
     """The inode of its network namespace, where its guards are."""
+    directory: str
+    """The working directory of the command."""
+    unit: str
+    """The unit of systemd that started it, or ""."""
 
     def cut_off(self) -> list[str]:
         """Return the interfaces whose guards stay when the service has ended."""
@@ -54,10 +59,11 @@ class RunRecord:
 
     def remedies(self) -> list[str]:
         """Return the commands that start the service again, and that give its interfaces back."""
-        return [
-            shlex.join(self.command),
-            *(f"vtl-guard clear {shlex.quote(name)}" for name in self.cut_off()),
-        ]
+        elsewhere = self.directory not in ("/", str(Path.cwd()))
+        words = shlex.join(self.command)
+        again = f"cd {shlex.quote(self.directory)} && {words}" if elsewhere else words
+        back = [f"vtl-guard clear {shlex.quote(name)}" for name in self.cut_off()]
+        return [f"systemctl restart {self.unit}" if self.unit else again, *back]
 
     def fate(self) -> str:
         """Return what the death of the service means for its interfaces."""
@@ -93,6 +99,8 @@ class RecordFile:
             "guards": dict(guards),
             "command": [service, *sys.argv[1:]],
             "namespace": network_namespace(),
+            "directory": str(Path.cwd()),
+            "unit": unit_of(Path("/proc/self/cgroup").read_text()),
         }
         self._fd = -1
         self._octets = 0
@@ -136,6 +144,12 @@ class RecordFile:
             self._fd = -1
 
 
+def unit_of(cgroups: str) -> str:
+    """Return the unit that started a service, from its /proc/PID/cgroup; "" if a person did."""
+    last = cgroups.rstrip().rpartition("/")[2]
+    return last if re.fullmatch(r"vtl-[\w@.\\:-]+\.service", last) else ""
+
+
 def network_namespace() -> int:
     """Return the inode of this thread's network namespace."""
     return Path("/proc/thread-self/ns/net").stat().st_ino
@@ -163,7 +177,7 @@ def read(path: Path) -> RunRecord | None:
                 {str(name): str(form) for name, form in dict(told["guards"]).items()},
                 [str(word) for word in told["command"]],
                 os.fstat(file.fileno()).st_mtime, _FLOCK.unpack(lock)[0] != fcntl.F_UNLCK,
-                int(told["namespace"]),
+                int(told["namespace"]), str(told["directory"]), str(told["unit"]),
             )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
