@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,9 @@ def test_a_sign_of_life_changes_nothing_but_the_time(path):
     assert read(path).alive == 1000
     record.beat()
     assert read(path).alive > 1000
+    (fd,) = (fd for fd in Path("/proc/self/fd").iterdir() if fd.exists() and fd.samefile(path))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(int(fd.name), b"rm -rf /")
     assert path.read_bytes() == before
     record.end()
     assert not path.exists()
@@ -61,7 +65,8 @@ def test_a_sign_of_life_changes_nothing_but_the_time(path):
 
 
 def test_a_record_that_another_user_could_have_written_is_not_believed(path):
-    RecordFile(path, "vtl-x", ["vmnet1"], {}).begin()
+    record = RecordFile(path, "vtl-x", ["vmnet1"], {})
+    record.begin()
     assert read(path) is not None
     path.chmod(0o622)
     assert read(path) is None

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vtl_tools.common.cli.output import echo, print_json
-from vtl_tools.common.errors import DiedError, PermissionNeededError, VTLError
+from vtl_tools.common.errors import DiedError, NotRunningError, PermissionNeededError, VTLError
 from vtl_tools.common.runtime import control, discovery
 from vtl_tools.common.runtime.discovery import Found
 from vtl_tools.common.runtime.events import stamp
@@ -74,6 +74,8 @@ def _ask(found: Sequence[Found]) -> tuple[list[Status], list[Absent]]:
         except DiedError as e:
             absent.append((discovery.look_at(one.socket), e))
         except VTLError as e:
+            if len(found) == 1 and not isinstance(e, NotRunningError):
+                raise
             absent.append((Found(one.socket, "not answering", one.record), e))
     return statuses, absent
 
@@ -89,7 +91,7 @@ def _exit_code(statuses: Sequence[Status], absent: Sequence[Absent]) -> int:
     return max(codes, default=0)
 
 
-def _row(service: str, one: Found, error: VTLError) -> tuple[object, ...]:
+def _row(service: str, one: Found) -> tuple[object, ...]:
     record = one.record
     if record is None:
         return service, "-", one.socket.name, one.state, "-", "-"
@@ -103,7 +105,7 @@ def _notes(service: str, absent: Iterable[Absent]) -> Table:
         ("service", Kind.TEXT), ("pid", Kind.NUMBER), ("links", Kind.NAME), ("state", Kind.TEXT),
         ("last alive", Kind.NUMBER), ("cut off", Kind.NAME),
     ]  # fmt: skip
-    return Table(columns, [_row(service, *each) for each in absent])
+    return Table(columns, [_row(service, one) for one, _ in absent])
 
 
 def _advice(one: Found, error: VTLError) -> Iterator[str]:
@@ -125,7 +127,7 @@ def _print_lines(service: str, statuses: Iterable[Status], absent: Iterable[Abse
         for line in lines_of(status):
             click.echo(line)
     for one, error in absent:
-        _, pid, links, state, alive, cut_off = map(whole, _row(service, one, error))
+        _, pid, links, state, alive, cut_off = map(whole, _row(service, one))
         row = (service, pid, state, f"link={links}", f"last_alive={alive}", f"cut_off={cut_off}", str(error))
         click.echo(next(plain(Table([], [row]))))
 

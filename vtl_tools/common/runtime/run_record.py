@@ -2,7 +2,7 @@
 
 The file is locked as long as the process lives: the kernel releases the lock however it ends, and knows it in
 every PID namespace. Its time of change is that of the last sign of life. A service that ends in good order
-empties the file, and it is removed with the control socket.
+removes it.
 """
 
 import fcntl
@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import shlex
-import stat
 import struct
 import sys
 import time
@@ -103,21 +102,23 @@ class RecordFile:
             "unit": unit_of(Path("/proc/self/cgroup").read_text()),
         }
         self._fd = -1
-        self._octets = 0
         self._file: broker.OwnRecord | None = None
 
     def begin(self) -> None:
-        """Write and lock the record, in the place of a dead process's."""
-        text = json.dumps(self._told).encode() + b"\n"
+        """Write and lock the record, in the place of a dead process's.
+
+        The descriptor that stays open is for reading: people run the command in the record, so code that a
+        guest injects into the service must not be able to change it.
+        """
         try:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            found = os.fstat(self._fd)
-            if found.st_uid != os.geteuid() or not stat.S_ISREG(found.st_mode):
-                raise PermissionError(0, "another user's")
-            os.fchmod(self._fd, 0o600)
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-            os.ftruncate(self._fd, 0)
-            self._octets = os.pwrite(self._fd, text, 0)
+            with suppress(FileNotFoundError):
+                self.path.unlink()
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(self.path, flags, 0o600), "w") as file:
+                os.fchmod(file.fileno(), 0o600)
+                file.write(json.dumps(self._told) + "\n")
+            self._fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _lock(fcntl.F_RDLCK))
             self._file = broker.OwnRecord(self.path)
         except OSError as e:
             log.warning("%s: %s; 'status' will not tell if the service is killed", self.path, e.strerror)
@@ -125,23 +126,24 @@ class RecordFile:
 
     def beat(self) -> None:
         """Give a sign of life."""
-        if self._fd >= 0:
-            with suppress(OSError):
-                os.pwrite(self._fd, b"\n", self._octets - 1)
+        if self._file is not None:
+            self._file.touch()
 
     def end(self) -> None:
-        """Empty the record and remove it, as the service ends in good order. Idempotent."""
-        if self._fd >= 0:
-            with suppress(OSError):
-                os.ftruncate(self._fd, 0)
-            if self._file is not None:
-                self._file.remove()
-            self._close()
+        """Remove the record, as the service ends in good order. Idempotent."""
+        if self._file is not None:
+            self._file.remove()
+            self._file = None
+        self._close()
 
     def _close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _lock(kind: int) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
 
 
 def unit_of(cgroups: str) -> str:
@@ -166,11 +168,11 @@ def record_of(control_socket: Path) -> Path:
 
 
 def read(path: Path) -> RunRecord | None:
-    """Return the record in a file; None: there is none, it was ended, or others may have written it."""
+    """Return the record in a file; None: there is none, or others may have written it."""
     try:
         with os.fdopen(broker.open_private(path), "rb") as file:
             told: Any = json.loads(file.read(_OCTETS_MAX))
-            lock = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
+            lock = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _lock(fcntl.F_WRLCK))
             return RunRecord(
                 str(told["service"]), int(told["pid"]), float(told["started"]),
                 [str(link) for link in told["links"]],
