@@ -106,6 +106,7 @@ def test_after_kill_9_nobody_said_which_interface_is_cut_off(lab: Lab, scene: Sc
     assert row.split("\t")[:4] == ["vmnet1", "in force", "vtl-guard clear vmnet1", "none"]
     assert row.split("\t")[6].startswith("vtl-fw 20")
 
+    host.run("chmod", "0700", RUN)
     process = start(host, *firewall(lab))  # the first remedy
     assert status(host)[0] == 0
     assert "\trunning\t" in status(host)[1]

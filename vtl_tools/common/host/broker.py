@@ -242,70 +242,25 @@ class UnixTarget(_Resource):
             sock.detach()
 
 
-class _OwnFile(_Resource):
-    """A file that this service made, removed unless another has replaced it."""
+class OwnSocket(_Resource):
+    """The file of our own unix socket, removed when the service ends unless another has replaced it."""
 
     def __init__(self, path: Path | str) -> None:
         super().__init__(path)
         found = self.path.lstat()
         self._made = found.st_dev, found.st_ino
-        self._owed = 0
-
-    def _unlink(self) -> None:
-        found = self.path.lstat()
-        if (found.st_dev, found.st_ino) == self._made:
-            self.path.unlink()
-
-
-class OwnSocket(_OwnFile):
-    """The file of our own unix socket, removed when the service ends, in whatever way."""
 
     def remove(self) -> None:
         """Remove the file now if the service may; else the broker does at the end. Idempotent."""
         with contextlib.suppress(OSError):
-            self._unlink()
-            _resources.discard(self)
+            found = self.path.lstat()
+            if (found.st_dev, found.st_ino) == self._made:
+                self.path.unlink()
+                _resources.discard(self)
 
-
-class OwnRecord(_OwnFile):
-    """The record of the service, which the service itself cannot write. A killed service leaves it."""
-
-    _REMOVE: Final = 1
-
-    def touch(self) -> None:
-        """Set the file's time of change to now, soon and without waiting."""
-        with contextlib.suppress(OSError):
-            if self._channel is None:
-                os.utime(self.path)
-                return
-            self._settle(0.0)
-            self._owed += 1
-            _send(self._channel, 0, -1)
-
-    def remove(self) -> None:
-        """Remove the file. Idempotent."""
-        with contextlib.suppress(OSError):
-            if self._channel is None:
-                self._unlink()
-                return
-            self._owed += 1
-            _send(self._channel, self._REMOVE, -1)
-            self._settle(PATIENCE_S)
-
-    def _settle(self, patience_s: float) -> None:
-        """Receive the answers to all requests so far."""
-        assert self._channel is not None
-        self._channel.settimeout(patience_s)
-        while self._owed:
-            _receive(self._channel)
-            self._owed -= 1
-
-    def _serve(self, fd: int) -> tuple[int, int]:
-        if self.word == self._REMOVE:
-            self._unlink()
-        else:
-            os.utime(self.path)
-        return 0, -1
+    def at_end(self) -> None:
+        """Do in the broker what is to be done when the service has ended, in whatever way."""
+        self.remove()
 
 
 def _raise(code: int) -> None:
@@ -433,7 +388,7 @@ def _be_broker(lifeline: socket.socket, resources: list[_Resource], capabilities
     places = [
         resource.path.parent
         for resource in resources
-        if isinstance(resource, StateFile | HandedFile | _OwnFile)
+        if isinstance(resource, StateFile | HandedFile | OwnSocket)
     ]
     confinement.deny_writing(
         [*places, *(resource.path for resource in resources if isinstance(resource, DeviceFile))]
@@ -446,5 +401,5 @@ def _be_broker(lifeline: socket.socket, resources: list[_Resource], capabilities
         pass
     for resource in resources:
         if isinstance(resource, OwnSocket):
-            resource.remove()
+            resource.at_end()
     os._exit(0)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vtl_tools.common.host import broker
+from vtl_tools.common.host.own_record import OwnRecord
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class RecordFile:
             "unit": unit_of(Path("/proc/self/cgroup").read_text()),
         }
         self._fd = -1
-        self._file: broker.OwnRecord | None = None
+        self._file: OwnRecord | None = None
 
     def begin(self) -> None:
         """Write and lock the record, in the place of a dead process's.
@@ -119,7 +120,7 @@ class RecordFile:
                 file.write(json.dumps(self._told) + "\n")
             self._fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _lock(fcntl.F_RDLCK))
-            self._file = broker.OwnRecord(self.path)
+            self._file = OwnRecord(self.path)
         except OSError as e:
             log.warning("%s: %s; 'status' will not tell if the service is killed", self.path, e.strerror)
             self._close()
