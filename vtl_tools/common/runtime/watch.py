@@ -1,6 +1,7 @@
 """The status of services as tables and as lines, and the live tables that --watch draws."""
 
 import os
+import select
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -12,7 +13,7 @@ from vtl_tools.common.table import Kind, Screen, Table, fitted, screen_of, whole
 Status = dict[str, Any]
 
 _UNITS: Final = ("", "k", "M", "G", "T")
-_HEAD: Final = ("service", "pid", "uptime_s", "cpu", "links", "drops")
+_HEAD: Final = ("schema", "service", "pid", "uptime_s", "cpu", "links", "drops")
 _ERASE: Final = "\r\x1b[J"
 _UP: Final = "\x1b[{}A"
 _DOWN: Final = "\x1b[{}B"
@@ -58,14 +59,15 @@ class Watch:
         if not self._owed:
             self._height = len(lines)
             picture = "".join(f"\n{line}" for line in lines)
-            self._write(_ERASE + picture + _UP.format(self._height) + "\r")
+            self._write(_ERASE + picture + (_UP.format(self._height) if lines else "") + "\r")
         else:
             self._write("")
 
     def _write(self, text: str) -> None:
         octets = self._owed + text.encode(errors="replace")
         try:
-            self._owed = octets[os.write(self._fd, octets) :]
+            room = select.select([], [self._fd], [], 0)[1]
+            self._owed = octets[os.write(self._fd, octets) :] if room else octets
         except BlockingIOError:
             self._owed = octets
         except OSError:  # the terminal was closed
