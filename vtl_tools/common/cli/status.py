@@ -11,7 +11,6 @@ from vtl_tools.common.cli.output import echo, print_json
 from vtl_tools.common.errors import DiedError, NotRunningError, PermissionNeededError, VTLError
 from vtl_tools.common.runtime import control, discovery
 from vtl_tools.common.runtime.discovery import Found
-from vtl_tools.common.runtime.events import stamp
 from vtl_tools.common.runtime.run_record import record_of, rfc3339
 from vtl_tools.common.runtime.watch import Watch, draw, lines_of, require_terminal
 from vtl_tools.common.table import Kind, Table, fitted, plain, screen_of, whole
@@ -141,8 +140,8 @@ def _object(service: str, one: Found, error: VTLError) -> Status:
         "control": str(one.socket),
         "pid": None if record is None else record.pid,
         "links": [] if record is None else list(record.links),
-        "started": None if record is None else stamp(record.started),
-        "last_alive": None if record is None else stamp(record.alive),
+        "started": None if record is None else rfc3339(record.started, exact=True),
+        "last_alive": None if record is None else rfc3339(record.alive, exact=True),
         "cut_off": record.cut_off() if record is not None and one.state == "died" else [],
         "remedies": record.remedies() if record is not None and one.state == "died" else [],
         "error": str(error),

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -158,9 +159,10 @@ def network_namespace() -> int:
     return Path("/proc/thread-self/ns/net").stat().st_ino
 
 
-def rfc3339(seconds: float) -> str:
-    """Return a time since the epoch in UTC, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+def rfc3339(seconds: float, *, exact: bool = False) -> str:
+    """Return a time since the epoch in UTC, to the second; exact: to the microsecond, as in JSON."""
+    when = datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+    return f"{when.isoformat(timespec='microseconds' if exact else 'seconds')}Z"
 
 
 def record_of(control_socket: Path) -> Path:
