@@ -70,7 +70,7 @@ def printed() -> Iterator[Printed]:
     with Lab() as lab:
         found = Printed(lab)
         line = line_of_three(lab)
-        for part in firewall, others, switch, freezer, tor:
+        for part in firewall, others, dead, switch, freezer, tor:
             part(found, line)
         yield found
 
@@ -131,6 +131,19 @@ def others(found: Printed, line: Line) -> None:
     ) as running:  # fmt: skip
         found.run(line.middle, "vtl-subnet", "status", "--link", running.socket)
     found.ended(running)
+
+
+def dead(found: Printed, line: Line) -> None:
+    """vtl-bridge, after it was killed."""
+    where = found.lab.dir / "dead.sock"
+    links = ("--iface", "tap:t0", "--iface", "tap:t1", "--control", where, "--json")
+    process = line.middle.popen(BIN / "vtl-bridge", *links, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert validated(json.loads(process.stdout.readline()))["event"] == "ready"
+    process.kill()
+    process.wait(PATIENCE_S)
+    (told,) = found.run(line.middle, "vtl-bridge", "status", "--link", where, status=None)
+    assert told["schema"] == "absent/1"
 
 
 def switch(found: Printed, line: Line) -> None:
