@@ -18,7 +18,7 @@ from vtl_tools.common.packet.vnet import F_NEEDS_CSUM, VNET
 from vtl_tools.common.rate_limit import TokenBucket
 from vtl_tools.common.runtime.control import Verb
 from vtl_tools.common.stage import Stage
-from vtl_tools.services.fw import answers, padding
+from vtl_tools.services.fw import answers, padding, transfer
 from vtl_tools.services.fw.flow import Decision
 from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.policy import Policy
@@ -225,6 +225,8 @@ class Firewall(Stage):
             "kill": partial(answers.kill, self.tracker),
             "explain": lambda request: answers.explain(self.tracker, request, time.monotonic()),
             "reload": self.reload,
+            "export": lambda _: transfer.export(self.tracker, self.identity),
+            "import": lambda request: transfer.import_(self.tracker, self.identity, request.get("upload")),
         }
 
     async def reload(self, request: dict[str, Any]) -> dict[str, object]:
