@@ -178,6 +178,9 @@ class Firewall(Stage):
 
     def _answer(self, whole: memoryview, port: int, now: float) -> None:
         """Tell a packet's sender that it was rejected, as the host that it was for would."""
+        identity = self.identity
+        if port and identity is not None and bytes(whole[VNET : VNET + 6]) != identity.mac:
+            return  # for another machine: a switch floods frames to stations that it does not know
         answer = refusal(whole)
         if answer is not None and self._answers[port].take(now):
             self.send(port, [(bytes(answer),)], now)
