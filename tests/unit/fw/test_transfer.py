@@ -9,6 +9,7 @@ from fw_guest import segment
 from test_fw_memory import known
 
 from vtl_tools.common.errors import VTLError
+from vtl_tools.common.packet.address import format_mac
 from vtl_tools.common.runtime.sealed_file import SealedFile
 from vtl_tools.services.fw import transfer
 from vtl_tools.services.fw.identity import Identity
@@ -130,9 +131,17 @@ def test_the_vm_is_known_with_its_leases_by_the_calendar(monkeypatch):
 
 
 def test_another_vm_is_not_taken_for_it():
-    text = export(fresh(), known())
-    assert import_(text, fresh(), Identity(PEER_MAC)) == {"connections": 0, "identity": False}
-    assert import_(text, fresh(), None)["identity"] is False
+    wire = fresh()
+    wire.open()
+    text, other, after = export(wire, known()), Identity(PEER_MAC), fresh()
+    with pytest.raises(
+        VTLError, match=f"is of {format_mac(VM_MAC)}, and the VM here is {format_mac(PEER_MAC)}"
+    ):
+        import_(text, after, other)
+    assert other.learned() == Identity(PEER_MAC).learned()
+    assert after.come(".", 900, 500) == "rule"
+    assert import_(text, fresh(), Identity(VM_MAC))["identity"] is True
+    assert import_(text, fresh(), None) == {"connections": 1, "identity": False}
 
 
 @pytest.mark.parametrize("text", ["", "vtl-fw 2 boot\n", f"{transfer.FIRST}\nflow x\n", "\x80", "{}"])

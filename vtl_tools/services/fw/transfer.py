@@ -8,6 +8,7 @@ import time
 from typing import Any, Final
 
 from vtl_tools.common.errors import VTLError
+from vtl_tools.common.packet.address import format_mac
 from vtl_tools.common.runtime.sealed_file import SealedFile
 from vtl_tools.services.fw import saved_state
 from vtl_tools.services.fw.identity import Identity
@@ -46,7 +47,7 @@ async def export(tracker: Tracker, identity: Identity | None) -> Answer:
 async def import_(tracker: Tracker, identity: Identity | None, upload: SealedFile | None) -> Answer:
     """Take up what another firewall knows of the VM. Raises VTLError, without effect.
 
-    Returns how many connections that are, and whether the VM is the one of this firewall.
+    Returns how many connections that are, and whether the identity was taken.
     """
     if upload is None:
         raise VTLError("import: no file came along; use 'vtl-fw import'")
@@ -58,13 +59,17 @@ async def import_(tracker: Tracker, identity: Identity | None, upload: SealedFil
             await asyncio.sleep(0)
     except ValueError as e:
         raise VTLError(f"import: {e}; export the state again") from None
-    now = time.monotonic()
+    now, mac = time.monotonic(), reader.learned.mac
     if identity is not None:
+        if mac is not None and identity.mac not in (None, mac):
+            raise VTLError(
+                f"import: the state is of {format_mac(mac)}, and the VM here is {format_mac(identity.mac)};"
+                " start this firewall with --forget, or with the right --mac"
+            )
         identity.recall(reader.learned, now)
     until, until_tcp = now + saved_state.RECALLED_S, now + tracker.timeouts.established
     openings = list(reader.openings.items())
     for at in range(0, len(openings), AT_ONCE):
         tracker.recall(dict(openings[at : at + AT_ONCE]), until, until_tcp)
         await asyncio.sleep(0)
-    same = identity is not None and identity.mac == reader.learned.mac is not None
-    return {"connections": len(openings), "identity": same}
+    return {"connections": len(openings), "identity": identity is not None and mac is not None}
