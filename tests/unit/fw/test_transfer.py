@@ -11,7 +11,7 @@ from test_fw_memory import known
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.packet.address import format_mac
 from vtl_tools.common.runtime.sealed_file import SealedFile
-from vtl_tools.services.fw import transfer
+from vtl_tools.services.fw import tracker, transfer
 from vtl_tools.services.fw.identity import Identity
 
 HERE = "allow out tcp port 80\nallow out udp port 53\nreject"
@@ -152,3 +152,13 @@ def test_what_is_no_export_changes_nothing(text):
     assert vm.mac is None
     with pytest.raises(VTLError, match="no file came along"):
         asyncio.run(transfer.import_(wire.tracker, vm, None))
+
+
+def test_imports_without_end_take_bounded_room(monkeypatch):
+    monkeypatch.setattr(tracker, "RECALLED_MAX", 2)
+    before, after = fresh(), fresh()
+    for port in 1, 2, 3:
+        before.open(vm=port)
+        import_(export(before), after)
+        before.tracker.end(next(iter(before.tracker.flows)))
+    assert [after.come(".", 900, 500, vm=port) for port in (1, 2, 3)] == ["rule", "+known", "+known"]

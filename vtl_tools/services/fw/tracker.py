@@ -38,6 +38,8 @@ _TCP: Final = bytes((ip.TCP,))
 _UDP: Final = bytes((ip.UDP,))
 _OPENINGS_MAX: Final = 1024
 _RECENT_MAX: Final = 2048
+RECALLED_MAX: Final = 1 << 17
+"""Connections of another firewall that nothing was heard of yet; the oldest give way."""
 _SYN_OR_RST: Final = tcp.SYN | tcp.RST
 _ESTABLISHED: Final = State.ESTABLISHED  # a quarter of the time of looking it up in the Enum
 
@@ -349,6 +351,8 @@ class Tracker(Connections):
             if (flow := self.flows.get(key)) is not None:
                 self.end(flow)
             self._recalled[key] = opening, until_tcp if protocol_of(key) == ip.TCP else until
+        while len(self._recalled) > RECALLED_MAX:
+            del self._recalled[next(iter(self._recalled))]
         self._recalled_until = max(self._recalled_until, until, until_tcp)
 
     def unheard(self, now: float) -> Iterator[Flow]:

@@ -13,11 +13,9 @@ from vtl_tools.common.runtime.sealed_file import SealedFile
 from vtl_tools.services.fw import saved_state
 from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.saved_state import StateReader
-from vtl_tools.services.fw.tracker import Tracker
+from vtl_tools.services.fw.tracker import RECALLED_MAX, Tracker
 
-FLOWS_MAX: Final = 1 << 17
-"""Connections of one export at most."""
-LINES_MAX: Final = saved_state.LINES_MAX - saved_state.FLOWS_MAX + FLOWS_MAX
+LINES_MAX: Final = saved_state.LINES_MAX - saved_state.FLOWS_MAX + RECALLED_MAX
 OCTETS_MAX: Final = LINES_MAX * 160
 FIRST: Final = "vtl-fw 2 moved"
 AT_ONCE: Final = 256
@@ -35,7 +33,7 @@ async def export(tracker: Tracker, identity: Identity | None) -> Answer:
     """Return what a firewall knows of its VM, as text, and how many connections that has."""
     text = [f"{FIRST}\n"]
     for number, line in enumerate(
-        saved_state.lines(tracker, identity, time.monotonic(), FLOWS_MAX, _shift())
+        saved_state.lines(tracker, identity, time.monotonic(), RECALLED_MAX, _shift())
     ):
         if line:
             text.append(line)
