@@ -19,6 +19,7 @@ from lab.wait import until
 from tests.held import IMPATIENT, PATIENT, Flow, ask_five_times, be, idle, state_of, witness
 from tests.running import BIN, Bridge, bridge
 from vtl_tools.common.host.guard import list_guards
+from vtl_tools.common.runtime import control
 
 pytestmark = pytest.mark.lab
 
@@ -37,7 +38,6 @@ reject
 VM = "10.9.0.1", "fd09::1"
 ALLOW = "--allow", "10.0.0.0/8", "--allow", "fd00::/8"
 GONE = "10.8.0.9"
-PROBED = 3
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,12 @@ def held(running: Bridge) -> dict[str, Any]:
     return freeze
 
 
+def probed(running: Bridge) -> int:
+    """Return how many connections were answered."""
+    rows = control.ask(running.socket, "report")["connections"]
+    return len([row for row in rows if row["probes"]])
+
+
 def kept_in(host: Host, iface: str) -> int:
     """Frames that a guard kept from the host's stack."""
     return sum(guard.kept_in for guard in host.call(list_guards) if guard.name == iface)
@@ -92,9 +98,9 @@ def are_held(lab: Lab, vm: Host, peer: Host, host: Host, iface: str, addresses: 
         told = verb(running, "start")
         assert told["can_hold"] + told["cannot_hold"].pop("unsure", 0) == 5  # of busy ones, a sample is read
         assert (told["can_hold"] >= 1, told["cannot_hold"]) == (True, {})
+        until(lambda: probed(running) == 3, "those that send or ask to be answered")
         be(peer, IMPATIENT)
         ask_five_times(quiet)
-        until(lambda: held(running)["answered"] > PROBED, "the peers to be answered")
         outlast()
         assert [flow.error for flow in flows] == [None] * 4
         assert state_of(quiet) == 1
