@@ -16,6 +16,7 @@ from vtl_tools.common.device.spec import _KINDS
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.guest_net.guest_network import KINDS
 from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.freeze.holdings import OBSTACLES
 from vtl_tools.services.freeze.report import RISKS
 from vtl_tools.services.freeze.stage import Freeze
 from vtl_tools.services.fw import lexer, parser, sets
@@ -223,6 +224,7 @@ def test_vtl_freezes_page_explains_its_status_risks_and_reasons() -> None:
         for key in value:
             assert re.search(rf"^\.Cm {key}\b", section(text, "STATUS"), re.M), key
     assert items(section(text, "RISKS")) == list(RISKS)
+    assert items(section(text, "Connections that are not held")) == list(OBSTACLES)
     source = (ROOT / "vtl_tools/services/freeze/freezer.py").read_text()
     reasons = dict.fromkeys(re.findall(r'self\.unanswered\["([\w-]+)"\]', source))
     assert sorted(items(section(text, "DROPS"))) == sorted(reasons)

@@ -56,6 +56,7 @@ EDGES = (
     "services.fw.selftest",
     "services.fw.stage",
     "services.fw.start",
+    "services.fw.transfer",
 )
 """Parts of these that do I/O."""
 IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "time"}

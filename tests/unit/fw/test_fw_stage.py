@@ -97,6 +97,16 @@ def test_reject_resets_tcp_towards_its_sender():
     assert (answer.ip.src, answer.ip.dst, answer.eth.dst) == (VM, PEER, PEER_MAC)
 
 
+def test_a_frame_for_another_machine_that_a_switch_flooded_is_not_answered_in_its_name():
+    identity = Identity()
+    service = Service(identity=identity)
+    assert service.say(1, segment(IN, "S", 0, vm=23)) == ([], [])  # the VM is not known yet
+    service.say(0, segment(OUT, "S", 0))
+    assert identity.mac == VM_MAC
+    assert service.say(1, segment(IN, ".", 5, 5, vm=23, dst_mac=b"\2\0\0\0\0\7")) == ([], [])
+    assert len(service.say(1, segment(IN, "S", 0, vm=23))[1]) == 1
+
+
 @pytest.mark.parametrize("six", [False, True])
 def test_reject_tells_others_by_icmp(six):
     service = Service()

@@ -18,7 +18,7 @@ from vtl_tools.common.packet.vnet import F_NEEDS_CSUM, VNET
 from vtl_tools.common.rate_limit import TokenBucket
 from vtl_tools.common.runtime.control import Verb
 from vtl_tools.common.stage import Stage
-from vtl_tools.services.fw import answers, padding
+from vtl_tools.services.fw import answers, padding, transfer
 from vtl_tools.services.fw.flow import Decision
 from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.packet_log import PacketLog, Told, log_line
@@ -176,6 +176,9 @@ class Firewall(Stage):
 
     def _answer(self, whole: memoryview, port: int, now: float) -> None:
         """Tell a packet's sender that it was rejected, as the host that it was for would."""
+        identity = self.identity
+        if port and identity is not None and bytes(whole[VNET : VNET + 6]) != identity.mac:
+            return  # for another machine: a switch floods frames to stations that it does not know
         answer = refusal(whole)
         if answer is not None and self._answers[port].take(now):
             self.send(port, [(bytes(answer),)], now)
@@ -234,6 +237,8 @@ class Firewall(Stage):
             "kill": partial(answers.kill, self.tracker),
             "explain": lambda request: answers.explain(self.tracker, request, time.monotonic()),
             "reload": self.reload,
+            "export": lambda _: transfer.export(self.tracker, self.identity),
+            "import": lambda request: transfer.import_(self.tracker, self.identity, request.get("upload")),
         }
 
     async def reload(self, request: dict[str, Any]) -> dict[str, object]:
