@@ -161,4 +161,6 @@ def remedy(identity: Identity, cause: str, refused: bytes, link: str) -> str:
         return f"if another VM took its place, run {forget}, or start with --vm reappearing"
     if len(refused) == 4:
         return "let the VM ask DHCP again, or give its fixed address by --address"
-    return "an IPv6 address needs a router that announces its prefix, or --address"
+    if len(refused) == 16 and address.is_link_local(refused):
+        return "the VM has to claim it by duplicate address detection (RFC 4862), or give it by --address"
+    return "the VM has to claim it, in a prefix that a router announces, or give it by --address"
