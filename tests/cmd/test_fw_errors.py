@@ -192,7 +192,7 @@ def test_a_firewall_with_a_wrong_file_does_not_start(tmp_path: Path) -> None:
         ),
         (("--dhcp-server", "::1"), "'::1': not the IPv4 address of a host"),
         (("--dhcp-server", "255.255.255.255"), "not the IPv4 address of a host"),
-        (("--dhcp-server", "10.0.0.1", "--spoofing"), "leave --mac, --address and --dhcp-server out"),
+        (("--dhcp-server", "10.0.0.1", "--spoofing"), "leave --mac, --address, --dhcp-server and --vm out"),
     ],
 )
 def test_a_dhcp_server_is_a_host_that_the_vm_asks(

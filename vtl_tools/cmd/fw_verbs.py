@@ -74,11 +74,26 @@ def kill(packet: tuple[str, ...], link: str | None) -> None:
 
 
 @click.command()
+@opts.verb_options
+def forget(link: str | None, json: bool) -> None:
+    """Forget the VM behind a link, its leases and connections: another VM takes its place.
+
+    The next VM that sends is the one behind the link. Run this when the former one has ended.
+    """
+    from vtl_tools.services.fw import client
+
+    results = client.forget(sockets_of(current_tool(), link))
+    print_results(results, json=json, schema="vtl-fw.forget/1", lines=lambda _: (), summary=client.forgotten)
+
+
+@click.command()
 @words_argument
 @rules_option
 @opts.verb_options
 def explain(packet: tuple[str, ...], rules: str | None, link: str | None, json: bool) -> None:
     """Show which rule judges the first packet of a connection, and why the rules before it do not.
+
+    A running service first says whether the packet is the VM's to send.
 
     \b
     vtl-fw explain out tcp 10.0.0.5:40000 1.2.3.4:443
@@ -91,7 +106,8 @@ def explain(packet: tuple[str, ...], rules: str | None, link: str | None, json: 
     if rules is None:
         results = ask_each(current_tool(), "explain", link, words=packet)
     else:
-        results = iter([answers.explained(load_rules(rules), asked)])
+        alone = {"verdict": "unknown", "why": "", "text": answers.NOT_ASKED}
+        results = iter([{**answers.explained(load_rules(rules), asked), "identity": alone}])
     print_results(results, json=json, schema="vtl-fw.explain/1", lines=client.explanation)
 
 
@@ -149,7 +165,7 @@ def import_(file: BinaryIO, link: str | None, json: bool) -> None:
 
     path = client.only_one(sockets_of(current_tool(), link))
     result = client.import_state(path, file.read(OCTETS_MAX + 1))
-    print_results([result], json=json, lines=lambda _: (), summary=client.imported)
+    print_results([result], json=json, schema="vtl-fw.import/1", lines=lambda _: (), summary=client.imported)
 
 
 @click.command()
@@ -171,4 +187,4 @@ def selftest(options: tuple[str, ...], json: bool) -> None:
     )
 
 
-VERBS: Final = (reload, flows, kill, explain, export, import_, check, selftest)
+VERBS: Final = (reload, flows, kill, forget, explain, export, import_, check, selftest)

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 TURN_S: Final = 0.002
 """Seconds that frames may keep the loop from its timers and clients."""
 
+DRAINED_MAX: Final = 2000
+"""Batches that are taken in at once so that nothing waits: as many as a receive buffer holds."""
+
 SPIN_S: Final = 100e-6
 """Seconds that an idle service polls before it sleeps: a wake-up costs both sides more than that."""
 
@@ -89,6 +92,7 @@ class Runner:
         self.exit_code = 0
         self._started = time.monotonic()
         self._up: list[bool] = []
+        self._occupants: dict[int, str] = {}
         self._polled = False
         self._alarm: asyncio.TimerHandle | None = None
         self._end: asyncio.Future[None] | None = None
@@ -129,9 +133,11 @@ class Runner:
             self.stage.out_pieces[port] = link.write_pieces
             self.stage.on_mtu(port, link.mtu)
         self.stage.event = self.event
+        self.stage.drain, self.stage.occupant = self._drain, lambda port: self.links[port].occupant()
         if self.interfaces:
             loop.add_reader(self.interfaces.fileno(), self._look_at_interfaces)
             self._tell_guards(self.interfaces.check())
+        self._look_at_occupants()
         server = self._control()
         await server.start()
         metrics = await metrics_for(self.options, self.status)
@@ -263,6 +269,7 @@ class Runner:
             self._up[port] = link.up
             if link.up:
                 self._tell_guards(self.interfaces.check() if self.interfaces else ())
+                self._look_at_occupants()
             elif not self.options.reconnect and link.losses:
                 self.fail(LinkLostError(f"{link.spec}: link lost; not waiting for it, as requested"))
             self.stage.on_link(port, link.up, now)
@@ -274,8 +281,24 @@ class Runner:
         assert self.interfaces is not None
         try:
             self._tell_guards(self.interfaces.poll())
+            self._look_at_occupants()
         except Exception as e:  # without a guard the guest would reach the host: end
             self.fail(e)
+
+    def _look_at_occupants(self) -> None:
+        for port, link in enumerate(self.links):
+            occupant = link.occupant()
+            if occupant and occupant != self._occupants.get(port):
+                self._occupants[port] = occupant
+                self.stage.on_occupant(port, occupant, time.monotonic())
+
+    def _drain(self, port: int) -> None:
+        """Process the frames that wait at a link: a full receive buffer at most, and not what follows."""
+        for _ in range(DRAINED_MAX):
+            batch = self.links[port].read()
+            if not batch.count:
+                break
+            self.stage.on_batch(port, batch, time.monotonic())
 
     def _tell_guards(self, raised: Sequence[tuple[str, str]]) -> None:
         for name, what in raised:

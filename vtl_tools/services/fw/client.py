@@ -64,6 +64,19 @@ def flows(
     return found, more
 
 
+def forget(paths: Sequence[Path]) -> list[Answer]:
+    """Let a service forget its VM. Raises VTLError, also if there are several services."""
+    if len(paths) > 1:
+        raise SpecError("forget: several services run, and each would cut off its VM; choose one by --link")
+    return [control.ask(path, "forget") for path in paths]
+
+
+def forgotten(answer: Answer) -> str:
+    """Return the line that sums up what a service forgot."""
+    mac, addresses = answer["mac"] or "no Ethernet address", answer["addresses"] or "no IP address"
+    return f"{answer['link']}: forgot {mac}, {addresses}; {answer['ended']} connections ended"
+
+
 def kill(paths: Sequence[Path], words: Sequence[str]) -> None:
     """End a connection at each service that has it. Raises VTLError if none has it."""
     question.read(words)
@@ -125,6 +138,13 @@ def flow_row(flow: Answer) -> Sequence[str]:
 
 def explanation(answer: Answer) -> Iterator[str]:
     """Yield the lines of an answer to `explain`."""
+    identity = answer.get("identity")
+    if identity and identity["verdict"] == "deny":
+        yield f"deny: {identity['text']}"
+        yield f"    {identity['why']}: {identity['remedy']}"
+        return
+    if identity:
+        yield f"identity: {identity['text']}"
     for step in answer["steps"]:
         yield f"{step['rule']}: {step['text']}"
         yield f"    {step['why']}"

@@ -38,6 +38,13 @@ class Connections:
         self.flows.remove(flow)
         self._closed(flow)
 
+    def end_all(self) -> int:
+        """Forget all connections that are known; return how many. The rates of the rules go on."""
+        count = len(self.flows)
+        for flow in self.flows:
+            self.end(flow)
+        return count
+
     def _add(self, flow: Flow, rule: Rule, until: float, now: float) -> None:
         if (victim := self.flows.add(flow, until, now)) is not None:
             self._closed(victim)

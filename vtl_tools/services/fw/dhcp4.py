@@ -195,6 +195,12 @@ class DHCPv4Snooper:
             self._own.discard(self.lease.address)
         self.lease = None
 
+    def forget(self) -> None:
+        """Forget the VM: its lease, what it asked and the name it asked by. Its rates stay."""
+        self.let_go()
+        self.client_id = None
+        self._pending.clear()
+
     def meet(self, server: bytes, source: bytes) -> None:
         """Record a server that the link confirms."""
         self.met[server] = source

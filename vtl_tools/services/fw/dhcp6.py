@@ -139,6 +139,13 @@ class DHCPv6Snooper:
             del self.leases[lease]
         return over
 
+    def forget(self) -> None:
+        """Forget the VM: its leases, what it asked and the names it asked by. Its rate stays."""
+        self.duid = None
+        self.ias.clear()
+        self.leases.clear()
+        self._pending.clear()
+
     def is_leased(self, octets: bytes, now: float) -> bool:
         """Return whether an address is leased to the VM."""
         return self.leases.get(octets, now) > now

@@ -3,6 +3,7 @@
 Each line has a keyword and its values:
 
     vtl-fw 2 BOOT
+    occupant interface 7 2
     mac 52:54:00:00:00:01
     client ff52540001
     server 10.0.0.1 10.0.0.1
@@ -37,7 +38,7 @@ from vtl_tools.services.fw.tracker import Tracker
 
 FLOWS_MAX: Final = 4096
 """Connections that are remembered: the latest that both sides use; half of them may be strangers'."""
-LINES_MAX: Final = 5 + SERVERS_MAX + IAS_MAX + LEASES_MAX + PREFIXES_MAX + CLAIMS_MAX + FLOWS_MAX
+LINES_MAX: Final = 6 + SERVERS_MAX + IAS_MAX + LEASES_MAX + PREFIXES_MAX + CLAIMS_MAX + FLOWS_MAX
 OCTETS_MAX: Final = LINES_MAX * 160
 EVERY_S: Final = 5.0
 RECALLED_S: Final = 300.0
@@ -46,6 +47,7 @@ _AT_ONCE: Final = 64
 _PAUSE_S: Final = 0.01
 _LEASE_MAX_S: Final = 2.0**32
 _CLIENT_ID_MAX: Final = 1024
+_OCCUPANT_MAX: Final = 64
 
 
 class StateKeeper:
@@ -81,6 +83,11 @@ class StateKeeper:
             return
         self._steps, self._due = None, now + EVERY_S
         self._tell("".join(self._lines))
+
+    def begin(self, now: float) -> None:
+        """Begin to tell the present state at once: the one before is no longer to be remembered."""
+        self._steps, self._due = None, now
+        self.wake(now)
 
     def close(self) -> None:
         """Tell all that is known at the end, unless it never began."""
@@ -158,6 +165,8 @@ class StateReader:
 
 
 def _identity_lines(learned: Learned, shift: float) -> Iterator[str]:
+    if learned.occupant:
+        yield f"occupant {learned.occupant}\n"
     if learned.mac is not None:
         yield f"mac {address.format_mac(learned.mac)}\n"
     if learned.client_id is not None:
@@ -193,6 +202,8 @@ def _take(line: str, learned: Learned, openings: dict[bytes, Opening], now: floa
         openings[key] = Opening(asked.direction, src_mac, dst_mac, asked.vlan)
     elif word == "mac" and learned.mac is None:
         (learned.mac,) = map(address.mac, rest)
+    elif word == "occupant" and not learned.occupant:
+        learned.occupant = " ".join(rest)[:_OCCUPANT_MAX]
     elif word == "prefix":
         what, end = rest
         prefix = IPv6Network(what)

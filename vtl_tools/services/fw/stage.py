@@ -21,6 +21,7 @@ from vtl_tools.common.stage import Stage
 from vtl_tools.services.fw import answers, padding, transfer
 from vtl_tools.services.fw.flow import Decision
 from vtl_tools.services.fw.identity import Identity
+from vtl_tools.services.fw.identity_report import IdentityReport
 from vtl_tools.services.fw.packet_log import PacketLog, Told, log_line
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.refusal import refusal
@@ -44,7 +45,7 @@ class Firewall(Stage):
     """Two ports: what the policy allows goes from one to the other, what it rejects is answered.
 
     file: where the policy is from. identity: what the VM may send as; None: as it likes. kept: takes the
-    packets of rules that say `pcap`.
+    packets of rules that say `pcap`. link: the VM's, for messages.
     """
 
     def __init__(
@@ -54,11 +55,12 @@ class Firewall(Stage):
         *,
         identity: Identity | None = None,
         kept: Callable[[memoryview, float], object] | None = None,
+        link: str = "",
         flows_max: int = 131_072,
     ) -> None:
         super().__init__()
         self.tracker = Tracker(policy, flows_max=flows_max)
-        self.file, self.identity, self.kept = file, identity, kept
+        self.file, self.identity, self.kept, self.link = file, identity, kept, link
         self.keeper: StateKeeper | None = None
         self.say: Callable[[str], object] | None = None
         """Takes a line for people for what a rule logs."""
@@ -69,8 +71,13 @@ class Firewall(Stage):
         self._answers = TokenBucket(ANSWERS_PER_S), TokenBucket(ANSWERS_PER_S)
         self._logs = PacketLog(OUT, self._tell), PacketLog(IN, self._tell)
         self._picked = Batch()
+        self._report: IdentityReport | None = None
+        self._is_quiet = False
         if identity is not None:
             identity.bindings.may_ask = self._lets_out
+            identity.replaced, identity.look = self._replaced, lambda: self.occupant(0)
+            self._report = IdentityReport(identity, link)
+            self._report.event = lambda name, **fields: self.event(name, **fields)
 
     # --- frames
 
@@ -95,6 +102,8 @@ class Firewall(Stage):
             if check is not None and (why := check(frame, headers, now)):
                 self.drops[why] += 1
                 lost.append(i)
+                if self._report is not None:
+                    self._report.refused(why, now, quietly=self._is_quiet)
                 continue
             decision = decide(frame, headers, direction, now)
             if decision is before:
@@ -142,6 +151,8 @@ class Firewall(Stage):
         asked = self.identity if decision.frames and port == 0 else None
         if passes and asked is not None and (spoofed := asked.refuse(whole, now)):
             passes, why = False, spoofed
+            if self._report is not None:
+                self._report.refused(why, now, quietly=self._is_quiet)
         rule = decision.rule
         if rule is not None:
             octets = sum(map(len, decision.frames)) or len(frame) - VNET
@@ -187,6 +198,39 @@ class Firewall(Stage):
         """Return whether the rules let the VM send this, so that no frame of the service gets around them."""
         return self.tracker.lets_out(Packet.at(bytearray(frame)))
 
+    # --- another VM
+
+    def on_occupant(self, port: int, occupant: str, now: float) -> None:
+        """Note who is behind the VM's link. Frames that wait there are of the occupant before."""
+        if port or self.identity is None:
+            return
+        if self.identity.has_other(occupant):
+            self._is_quiet = True
+            self.drain(port)
+            self._is_quiet = False
+        self.identity.meet(occupant)
+
+    def _replaced(self, former: bytes, mac: bytes, now: float) -> None:
+        ended = self.tracker.end_all()
+        if self._report is not None:
+            self._report.replaced(former, mac, ended, now)
+        if self.keeper is not None:
+            self.keeper.begin(now)
+
+    def forget(self, request: dict[str, Any]) -> dict[str, object]:
+        """Discard what was learned of the VM, and its connections. Raises VTLError."""
+        if self.identity is None:
+            raise VTLError("forget: this service runs with --spoofing, and knows no identity")
+        self.drain(0)
+        before = self.identity.status()
+        self.identity.forget()
+        told = {"link": self.link, "mac": before["mac"], "addresses": before["addresses"]}
+        told["ended"] = self.tracker.end_all()
+        if self.keeper is not None:
+            self.keeper.begin(time.monotonic())
+        self.event("identity", why="forgotten", mac=before["mac"], ended=told["ended"])
+        return told
+
     # --- time
 
     def settle(self, now: float) -> None:
@@ -197,7 +241,7 @@ class Firewall(Stage):
 
     def deadline(self) -> float | None:
         """Return when the first of its parts is due."""
-        timed = (self.tracker, self.identity, self.keeper, *self._logs)
+        timed = (self.tracker, self.identity, self._report, self.keeper, *self._logs)
         parts = (part.deadline() for part in timed if part is not None)
         return min((when for when in parts if when is not None), default=None)
 
@@ -206,6 +250,8 @@ class Firewall(Stage):
         self.tracker.wake(now)
         if self.identity is not None:
             self.identity.wake(now)
+        if self._report is not None:
+            self._report.wake(now)
         if self.keeper is not None:
             self.keeper.wake(now)
         for packets in self._logs:
@@ -223,6 +269,8 @@ class Firewall(Stage):
         told: dict[str, object] = {"policy": answers.status(self.tracker, self.file)}
         if self.identity is not None:
             told["identity"] = self.identity.status()
+        if self._report is not None:
+            told["refused"] = self._report.status(now)
         counts = sorted(self.counts.items(), key=lambda one: (one[0].place.file, one[0].place.line))
         told["rules"] = {
             rule.key: {"text": rule.text, "packets": packets, "octets": octets}
@@ -235,7 +283,10 @@ class Firewall(Stage):
         return {
             "flows": lambda request: answers.flows(self.tracker, request, time.monotonic()),
             "kill": partial(answers.kill, self.tracker),
-            "explain": lambda request: answers.explain(self.tracker, request, time.monotonic()),
+            "explain": lambda request: answers.explain(
+                self.tracker, self.identity, request, self.link, time.monotonic()
+            ),
+            "forget": self.forget,
             "reload": self.reload,
             "export": lambda _: transfer.export(self.tracker, self.identity),
             "import": lambda request: transfer.import_(self.tracker, self.identity, request.get("upload")),

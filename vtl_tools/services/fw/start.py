@@ -43,7 +43,9 @@ def make_stage(
     if pcap_rules is None and any(rule.pcap for rule in policy.rules):
         log.warning("%s: a rule says pcap; give --pcap-rules to record its packets", rules)
     recorded = None if pcap_rules is None else CappedCapture("--pcap-rules", pcap_rules, iface)
-    stage = Firewall(policy, full_name(rules), identity=identity, kept=recorded, flows_max=flows_max)
+    stage = Firewall(
+        policy, full_name(rules), identity=identity, kept=recorded, link=iface, flows_max=flows_max
+    )
     path = (options.control or path_for("vtl-fw", iface)).with_suffix(".state")
     stage.keeper = keeper(path, stage.tracker, identity, time.monotonic(), forget=forget)
     if not (options.json or options.watch):

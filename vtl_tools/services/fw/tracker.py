@@ -323,6 +323,11 @@ class Tracker(Connections):
         self._spoken(flow, direction, now)
         return flow.decision
 
+    def end_all(self) -> int:
+        """Forget all connections, also those of before a restart, and the fragments that wait."""
+        self._recalled, self.fragments = {}, FragmentReassembler()
+        return super().end_all()
+
     # --- time
 
     def deadline(self) -> float | None:

@@ -64,6 +64,7 @@ async def import_(tracker: Tracker, identity: Identity | None, upload: SealedFil
                 f"import: the state is of {format_mac(mac)}, and the VM here is {format_mac(identity.mac)};"
                 " start this firewall with --forget, or with the right --mac"
             )
+        reader.learned.occupant = identity.occupant  # of the link here, not of the one there
         identity.recall(reader.learned, now)
     until, until_tcp = now + saved_state.RECALLED_S, now + tracker.timeouts.established
     openings = list(reader.openings.items())
