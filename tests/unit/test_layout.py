@@ -29,6 +29,7 @@ RANK = {
     "relay": 5,
     "runtime": 5,
     "selftest": 5,
+    "doctor": 6,
     "services": 6,
     "cli": 7,
     "cmd": 8,
