@@ -82,7 +82,9 @@ def behind(kitchen: Kitchen, interface: str, address: str = "", name: str = "vm"
 
     def type_with_lease(command: str) -> tuple[int, str]:
         if not guest.run("ip", "-4", "route").stdout:
-            guest.run("busybox", "udhcpc", "-i", "eth0", "-nqf", "-t", "10", "-T", "1", "-A", "1", "-s", script)
+            guest.run(
+                "busybox", "udhcpc", "-i", "eth0", "-nqf", "-t", "10", "-T", "1", "-A", "1", "-s", script
+            )
         return shell.type(command)
 
     return guest, type_with_lease
@@ -138,7 +140,9 @@ def test_a_service_is_taken_away_and_no_connection_of_the_guest_ends(lab: Lab) -
             ends[0].sendall(b"still here")
             assert ends[1].recv(100) == b"still here"
 
-        kitchen.follow("Taking a service away without cutting off the guest", {"vm# ": typed}, connection_lives)
+        kitchen.follow(
+            "Taking a service away without cutting off the guest", {"vm# ": typed}, connection_lives
+        )
 
 
 def test_the_traffic_of_a_vm_is_captured_for_a_limited_time(lab: Lab) -> None:

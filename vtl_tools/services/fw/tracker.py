@@ -57,6 +57,8 @@ class Tracker(Connections):
         self._recent_out: dict[bytes, Flow] = {}
         self._recent_in: dict[bytes, Flow] = {}
         """TCP connections by the parties of their last segments; one that ended has no ends."""
+        self.vm_mac: Callable[[], bytes | None] = lambda: None
+        """Returns the VM's Ethernet address; None: a frame for any address may be for the VM."""
         self._recalled: dict[bytes, Opening] = {}
         self._recalled_until = 0.0
 
@@ -106,6 +108,8 @@ class Tracker(Connections):
         fields = Fields.of(pkt, self._neighbours if direction is OUT else None)
         if fields.is_neighbour and direction is not OUT and any(fields.src):
             self._neighbours.observe(fields.src)
+        if self._is_elsewhere(fields, direction):
+            return denied("other-station")
         if fields.is_neighbour or not fields.src or fields.vlan == STACKED:
             return self._stateless(fields, direction, now)
         ports, initiator = b"\0\0\0\0", direction
@@ -267,6 +271,8 @@ class Tracker(Connections):
         self, key: bytes, segment: TCP | None, fields: Fields, direction: Direction, now: float
     ) -> Decision:
         """Decide about a packet that may begin a connection."""
+        if self._is_elsewhere(fields, direction):
+            return denied("other-station")
         if self._recalled and (decision := self._again(key, segment, direction, now)) is not None:
             return decision
         judgement = self.policy.judge(direction, fields)
@@ -285,6 +291,16 @@ class Tracker(Connections):
         flow = Flow(key, self._decision(judgement.rule), opening, ends)
         self._add(flow, judgement.rule, now + self._silence(flow), now)
         return Decision(Verdict.ALLOW, judgement.rule, "new")
+
+    def _is_elsewhere(self, fields: Fields, direction: Direction) -> bool:
+        """Return whether a packet of the network is for another station of it, such as this host itself.
+
+        Not asked of ARP and neighbour discovery, from which the identity learns who else has an address.
+        """
+        if direction is OUT or fields.is_neighbour or fields.dst_mac[0] & 1:
+            return False
+        mac = self.vm_mac()
+        return mac is not None and fields.dst_mac != mac
 
     def _again(self, key: bytes, segment: TCP | None, direction: Direction, now: float) -> Decision | None:
         """Decide about a packet of a connection from before a restart; None if no allowed one matches.
