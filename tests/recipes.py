@@ -1,9 +1,10 @@
-"""Recipes of docs/recipes.md as tests: each command runs as it stands there, and must print the text below it.
+"""Recipes of docs/recipes.md as tests: each command runs as it stands there, and prints what stands below.
 
-A block of a recipe is a console. `# ` is the prompt of root on the host, `$ ` that of an ordinary user, and `vm# `
-and `vm2# ` are those of root in a guest. A command continues after a backslash at the end of a line. The lines up to
-the next prompt are its output, in which `...` stands for any text; a command without such lines must succeed.
-`cat FILE` shows a file that the reader writes; the test writes it before.
+A block of a recipe is a console. `# ` is the prompt of root on the host, `$ ` that of an ordinary user, and
+`vm# ` and `vm2# ` are those of root in a guest. A command continues after a backslash at the end of a line.
+
+The lines up to the next prompt are the output, in which `...` stands for any text. Without such lines, or with
+`...` alone, the command must succeed. `cat FILE` shows a file that the reader writes; the test writes it before.
 """
 
 import difflib
@@ -105,7 +106,7 @@ def _steps(block: str) -> Iterator[Step]:
 
 
 class Shell:
-    """A shell with job control, in which a user of a host types. Nothing that ends is left to the next command."""
+    """A shell with job control, in which a user of a host types."""
 
     def __init__(self, lab: Lab, host: Host, home: Path, user: int | None, bins: list[Path]) -> None:
         self.home = home
@@ -141,7 +142,7 @@ class Shell:
         self._say("set -m\n" + KILL)
 
     def type(self, command: str) -> tuple[int, str]:
-        """Run a command, and return its status and its output. One in the background has begun its work then."""
+        """Run a command, and return its status and its output. A service in the background is ready then."""
         self._typed += 1
         out = self._files / str(self._typed)
         while select.select([self._notify], [], [], 0)[0]:
@@ -165,7 +166,8 @@ class Shell:
                 continue
             self._say("builtin kill -0 $!; echo $?\n")
             alive = self._answer() == 0
-            assert alive and time.monotonic() < deadline, f"{command}\n{out.read_text()}"
+            assert alive, f"{command}\n{out.read_text()}"
+            assert time.monotonic() < deadline, f"{command}: not ready\n{out.read_text()}"
 
     def _say(self, text: str) -> None:
         assert self._bash.stdin is not None
@@ -183,7 +185,7 @@ class Shell:
 
 
 class Booted:
-    """The guest that a recipe boots with QEMU, as any distribution: it sets its links up, and asks for a lease."""
+    """The guest that a recipe boots with QEMU. Like any distribution, it asks for a lease."""
 
     def __init__(self, lab: Lab, bins: Path) -> None:
         self._path = lab.dir / "agent"
@@ -291,7 +293,7 @@ def resolve(lab: Lab, host: Host, server: str) -> None:
 
 
 def at_home(lab: Lab, uplink: str = "wlan0") -> Kitchen:
-    """Make a host at home, 192.168.1.10, behind a router with a name server, and a web server on the Internet."""
+    """Make a host, 192.168.1.10, behind a router with a name server, and a web server on the Internet."""
     host, world = lab.host("host", ipv6=False), lab.host("world", ipv6=False)
     lab.veth(host, uplink, world, "eth0")
     host.addr(uplink, "192.168.1.10/24")

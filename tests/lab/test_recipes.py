@@ -62,7 +62,7 @@ asyncio.run(main())
 
 
 def behind(kitchen: Kitchen, interface: str, address: str = "", name: str = "vm") -> tuple[Host, Type]:
-    """A guest behind an interface of the host. Without an address, it asks for a lease before its first command."""
+    """A guest behind an interface of the host. Without an address, it leases one before its first command."""
     lab, guest = kitchen.lab, kitchen.lab.host(name)
     lab.veth(kitchen.host, interface, guest, "eth0")
     programs = lab.dir / "busybox"
@@ -152,7 +152,11 @@ def test_the_traffic_of_a_vm_is_captured_for_a_limited_time(lab: Lab) -> None:
     kitchen.follow("Capturing a VM's traffic for a limited time", {"vm# ": typed})
 
 
+def test_a_policy_is_tested_in_ci(lab: Lab) -> None:
+    Kitchen(lab, lab.host("runner")).follow("A policy that is tested in CI")
+
+
 def test_every_recipe_is_run_by_a_test() -> None:
     texts = [path.read_text() for path in (Path(__file__), TESTS / "vm" / "test_recipes_guest.py")]
     assert titles()
-    assert not [title for title in titles() if not any(f'follow("{title}"' in text for text in texts)]
+    assert not [title for title in titles() if not any(f'"{title}"' in text for text in texts)]

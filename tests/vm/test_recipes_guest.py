@@ -3,7 +3,7 @@
 import pytest
 
 from lab.netns import Lab
-from tests.recipes import SITE, Kitchen, at_home, in_guest, resolve
+from tests.recipes import SITE, Kitchen, at_home, in_guest
 
 pytestmark = [pytest.mark.vm]
 
@@ -26,12 +26,13 @@ table ip libvirt_network {
 """
 
 
-def test_a_sandbox_without_root(lab: Lab) -> None:
+@pytest.mark.parametrize("title", ["A sandbox VM without root", "A VM that is created anew each day"])
+def test_a_sandbox_without_root(lab: Lab, title: str) -> None:
     kitchen = at_home(lab)
     image = kitchen.user.home / "vm1.img"
     image.touch()
     image.chmod(0o666)
-    kitchen.follow("A sandbox VM without root")
+    kitchen.follow(title)
 
 
 def libvirt_network(kitchen: Kitchen) -> None:

@@ -8,7 +8,7 @@ from vtl_tools.common.errors import SpecError, VTLError
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.sealed_file import SealedFile
 from vtl_tools.services.fw import question
-from vtl_tools.services.fw.files import STDIN, RuleReader, full_name, load_rules, log_warnings, pack
+from vtl_tools.services.fw.files import RuleReader, full_name, load_rules, log_warnings, pack
 from vtl_tools.services.fw.parser import parse
 
 Answer = dict[str, Any]

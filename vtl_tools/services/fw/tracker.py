@@ -1,5 +1,6 @@
 """Packets in, decisions out. Reads no clock; `now` is in seconds, and only grows."""
 
+from collections.abc import Callable
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
@@ -106,9 +107,7 @@ class Tracker(Connections):
             if net.is_fragment:
                 return self._fragment(pkt, direction, now)
         fields = Fields.of(pkt, self._neighbours if direction is OUT else None)
-        if fields.is_neighbour and direction is not OUT and any(fields.src):
-            self._neighbours.observe(fields.src)
-        if self._is_elsewhere(fields, direction):
+        if direction is not OUT and self._is_elsewhere(fields):
             return denied("other-station")
         if fields.is_neighbour or not fields.src or fields.vlan == STACKED:
             return self._stateless(fields, direction, now)
@@ -271,7 +270,7 @@ class Tracker(Connections):
         self, key: bytes, segment: TCP | None, fields: Fields, direction: Direction, now: float
     ) -> Decision:
         """Decide about a packet that may begin a connection."""
-        if self._is_elsewhere(fields, direction):
+        if direction is not OUT and self._is_elsewhere(fields):
             return denied("other-station")
         if self._recalled and (decision := self._again(key, segment, direction, now)) is not None:
             return decision
@@ -292,12 +291,16 @@ class Tracker(Connections):
         self._add(flow, judgement.rule, now + self._silence(flow), now)
         return Decision(Verdict.ALLOW, judgement.rule, "new")
 
-    def _is_elsewhere(self, fields: Fields, direction: Direction) -> bool:
+    def _is_elsewhere(self, fields: Fields) -> bool:
         """Return whether a packet of the network is for another station of it, such as this host itself.
 
-        Not asked of ARP and neighbour discovery, from which the identity learns who else has an address.
+        ARP and neighbour discovery are everywhere: they tell the identity who else has an address.
         """
-        if direction is OUT or fields.is_neighbour or fields.dst_mac[0] & 1:
+        if fields.is_neighbour:
+            if any(fields.src):
+                self._neighbours.observe(fields.src)
+            return False
+        if fields.dst_mac[0] & 1:
             return False
         mac = self.vm_mac()
         return mac is not None and fields.dst_mac != mac
