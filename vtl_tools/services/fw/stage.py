@@ -65,22 +65,23 @@ class Firewall(Stage):
         super().__init__()
         self.tracker = Tracker(policy, flows_max=flows_max)
         self.file, self.identity, self.kept = file, identity, kept
-        self.named_file = "" if file == STDIN else file
-        """The last one that was not standard input, which a reload without a file reads."""
         self.keeper: StateKeeper | None = None
         self.say: Callable[[str], object] | None = None
         """Takes a line for people for what a rule logs."""
         self.counts: dict[Rule, list[int]] = {}
+        self.named_file = "" if file == STDIN else file
+        """The last file that was not standard input, which a reload without a file reads."""
+        self._stations: set[bytes] = set()
+        if identity is not None:
+            self.tracker.vm_mac = lambda: identity.mac
         self._is_reloading = False
         self._directions = OUT, IN
         self._allow, self._reject = Verdict.ALLOW, Verdict.REJECT
         self._answers = TokenBucket(ANSWERS_PER_S), TokenBucket(ANSWERS_PER_S)
         self._logs = TokenBucket(LOGS_PER_S), TokenBucket(LOGS_PER_S)
         self._picked = Batch()
-        self._stations: set[bytes] = set()
         if identity is not None:
             identity.bindings.may_ask = self._lets_out
-            self.tracker.vm_mac = lambda: identity.mac
 
     # --- frames
 
