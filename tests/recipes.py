@@ -4,7 +4,7 @@ A block of a recipe is a console. `# ` is the prompt of root on the host, `$ ` t
 `vm# ` and `vm2# ` are those of root in a guest. A command continues after a backslash at the end of a line.
 
 The lines up to the next prompt are the output, in which `...` stands for any text. Without such lines, or
-with `...` alone, the command must succeed. `cat FILE` shows a file that the reader writes; the test writes it.
+with `...` alone, the command must succeed. `cat FILE` shows a file that the reader writes; the test does it.
 """
 
 import difflib
