@@ -40,7 +40,8 @@ def libvirt_network(kitchen: Kitchen) -> None:
     lab, host = kitchen.lab, kitchen.host
     host.tap("vnet0")
     lab.bridge(host, "virbr0", ["vnet0"])
-    host.run("ip", "link", "set", "virbr0", "type", "bridge", "stp_state", "1")
+    # One that is not fixed changes with the ports: the guest would ask the former one for seconds.
+    host.run("ip", "link", "set", "virbr0", "address", "52:54:00:12:34:56", "type", "bridge", "stp_state", "1")
     host.addr("virbr0", "192.168.122.1/24")
     host.sysctl("net.ipv4.ip_forward", 1)
     host.run("nft", "-f", "-", input=NAT)
