@@ -26,7 +26,7 @@ table ip libvirt_network {
 """
 
 
-@pytest.mark.parametrize("title", ["A sandbox VM without root", "A VM that is created anew each day"])
+@pytest.mark.parametrize("title", ["A sandbox VM without root", "A VM that is recreated each day"])
 def test_a_sandbox_without_root(lab: Lab, title: str) -> None:
     kitchen = at_home(lab)
     image = kitchen.user.home / "vm1.img"
