@@ -216,7 +216,7 @@ class Booted:
     def type(self, command: str) -> tuple[int, str]:
         """Run a command in the guest, once it has an address."""
         if not self._leased:
-            status, out = self._run("udhcpc -i eth0 -n -q -f -t 10 -T 1 -A 1")
+            status, out = self._run("udhcpc -i eth0 -n -q -f -t 60 -T 1 -A 1")
             assert status == 0, out
             self._leased = True
         return self._run(command)
@@ -230,8 +230,8 @@ class Booted:
 Type = Callable[[str], tuple[int, str]]
 
 
-class Kitchen:
-    """A host with the shells of root and of an ordinary user, and with a directory for each."""
+class Operator:
+    """Someone who types at a host, in a shell of root and in one of an ordinary user."""
 
     def __init__(self, lab: Lab, host: Host) -> None:
         self.lab, self.host = lab, host
@@ -292,7 +292,7 @@ def resolve(lab: Lab, host: Host, server: str) -> None:
     host.call(kernel.mount, str(conf), str(Path("/etc/resolv.conf").resolve()), None, kernel.MS_BIND)
 
 
-def at_home(lab: Lab, uplink: str = "wlan0") -> Kitchen:
+def at_home(lab: Lab, uplink: str = "wlan0") -> Operator:
     """Make a host, 192.168.1.10, behind a router with a name server, and a web server on the Internet."""
     host, world = lab.host("host", ipv6=False), lab.host("world", ipv6=False)
     lab.veth(host, uplink, world, "eth0")
@@ -303,7 +303,7 @@ def at_home(lab: Lab, uplink: str = "wlan0") -> Kitchen:
         lab.http(world, port, {"index.html": b"hello\n"})
     lab.defer(Names(world, ROUTER, {"www.example.com": (SITE,)}).close)
     resolve(lab, host, ROUTER)
-    return Kitchen(lab, host)
+    return Operator(lab, host)
 
 
 def in_guest(guest: Guest) -> Type:

@@ -1,6 +1,7 @@
 """Recipes of docs/recipes.md, with a guest that is a host of the lab behind the interface of its VM."""
 
 import socket
+import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from lab.netns import Host, Lab
 from lab.wait import PATIENCE_S
-from tests.recipes import ROUTER, SITE, Kitchen, Shell, Step, Type, at_home, resolve, titles
+from tests.recipes import ROUTER, SITE, Operator, Shell, Step, Type, at_home, resolve, titles
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -61,10 +62,10 @@ asyncio.run(main())
 """
 
 
-def behind(kitchen: Kitchen, interface: str, address: str = "", name: str = "vm") -> tuple[Host, Type]:
+def behind(operator: Operator, interface: str, address: str = "", name: str = "vm") -> tuple[Host, Type]:
     """A guest behind an interface of the host. Without an address, it leases one before its first command."""
-    lab, guest = kitchen.lab, kitchen.lab.host(name)
-    lab.veth(kitchen.host, interface, guest, "eth0")
+    lab, guest = operator.lab, operator.lab.host(name)
+    lab.veth(operator.host, interface, guest, "eth0")
     programs = lab.dir / "busybox"
     programs.mkdir(exist_ok=True)
     wget = programs / "wget"
@@ -83,48 +84,48 @@ def behind(kitchen: Kitchen, interface: str, address: str = "", name: str = "vm"
     def type_with_lease(command: str) -> tuple[int, str]:
         if not guest.run("ip", "-4", "route").stdout:
             guest.run(
-                "busybox", "udhcpc", "-i", "eth0", "-nqf", "-t", "10", "-T", "1", "-A", "1", "-s", script
+                "busybox", "udhcpc", "-i", "eth0", "-nqf", "-t", "60", "-T", "1", "-A", "1", "-s", script
             )
         return shell.type(command)
 
     return guest, type_with_lease
 
 
-def tor(kitchen: Kitchen) -> None:
+def tor(operator: Operator) -> None:
     """Run a SOCKS proxy in the place of tor."""
     command = [sys.executable, "-c", PROXY, f"www.example.com={SITE}"]
-    proxy = kitchen.host.popen(*command, stdout=-1)
+    proxy = operator.host.popen(*command, stdout=subprocess.PIPE)
     assert proxy.stdout.readline() == b"ready\n"
 
 
 def test_a_vm_behind_wi_fi(lab: Lab) -> None:
-    kitchen = at_home(lab)
-    mac = kitchen.host.mac("wlan0")
+    operator = at_home(lab)
+    mac = operator.host.mac("wlan0")
     access_point = lab.hosts[1]
     rule = f"type filter hook ingress device eth0 priority 0; ether saddr != {mac} drop;"
     access_point.run("nft", "-f", "-", input=f"table netdev ap {{\nchain c {{\n{rule}\n}}\n}}\n")
-    _, guest = behind(kitchen, "vmnet1")
-    kitchen.follow("A VM behind Wi-Fi", {"vm# ": guest})
+    _, guest = behind(operator, "vmnet1")
+    operator.follow("A VM behind Wi-Fi", {"vm# ": guest})
 
 
 def test_a_firewall_in_front_of_tor(lab: Lab) -> None:
-    kitchen = at_home(lab)
-    tor(kitchen)
-    _, guest = behind(kitchen, "vmnet1")
-    kitchen.follow("A firewall in front of Tor", {"vm# ": guest})
+    operator = at_home(lab)
+    tor(operator)
+    _, guest = behind(operator, "vmnet1")
+    operator.follow("A firewall in front of Tor", {"vm# ": guest})
 
 
 def test_one_vm_on_tor_and_another_behind_a_firewall(lab: Lab) -> None:
-    kitchen = at_home(lab, "eth0")
-    tor(kitchen)
-    _, one = behind(kitchen, "vmnet1", "192.168.1.71/24", "vm")
-    _, two = behind(kitchen, "vmnet2", "192.168.1.72/24", "vm2")
-    kitchen.follow("One VM on Tor, and another behind a firewall", {"vm# ": one, "vm2# ": two})
+    operator = at_home(lab, "eth0")
+    tor(operator)
+    _, one = behind(operator, "vmnet1", "192.168.1.71/24", "vm")
+    _, two = behind(operator, "vmnet2", "192.168.1.72/24", "vm2")
+    operator.follow("One VM on Tor, and another behind a firewall", {"vm# ": one, "vm2# ": two})
 
 
 def test_a_service_is_taken_away_and_no_connection_of_the_guest_ends(lab: Lab) -> None:
-    kitchen = at_home(lab, "eth0")
-    guest, typed = behind(kitchen, "vmnet1", "192.168.1.71/24")
+    operator = at_home(lab, "eth0")
+    guest, typed = behind(operator, "vmnet1", "192.168.1.71/24")
     with lab.hosts[1].enter():
         listener = socket.create_server((SITE, 22))
     with listener, ExitStack() as stack:
@@ -140,20 +141,20 @@ def test_a_service_is_taken_away_and_no_connection_of_the_guest_ends(lab: Lab) -
             ends[0].sendall(b"still here")
             assert ends[1].recv(100) == b"still here"
 
-        kitchen.follow(
+        operator.follow(
             "Taking a service away without cutting off the guest", {"vm# ": typed}, connection_lives
         )
 
 
 def test_the_traffic_of_a_vm_is_captured_for_a_limited_time(lab: Lab) -> None:
-    kitchen = at_home(lab, "eth0")
-    guest, typed = behind(kitchen, "vmnet1", "192.168.1.71/24")
-    guest.popen("ping", "-i", "0.01", ROUTER, stdout=-3)
-    kitchen.follow("Capturing a VM's traffic for a limited time", {"vm# ": typed})
+    operator = at_home(lab, "eth0")
+    guest, typed = behind(operator, "vmnet1", "192.168.1.71/24")
+    guest.popen("ping", "-i", "0.01", ROUTER, stdout=subprocess.DEVNULL)
+    operator.follow("Capturing a VM's traffic for a limited time", {"vm# ": typed})
 
 
 def test_a_policy_is_tested_in_ci(lab: Lab) -> None:
-    Kitchen(lab, lab.host("runner")).follow("A policy that is tested in CI")
+    Operator(lab, lab.host("runner")).follow("A policy that is tested in CI")
 
 
 def test_every_recipe_is_run_by_a_test() -> None:

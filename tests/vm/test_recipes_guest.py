@@ -3,7 +3,7 @@
 import pytest
 
 from lab.netns import Lab
-from tests.recipes import SITE, Kitchen, at_home, in_guest
+from tests.recipes import SITE, Operator, at_home, in_guest
 
 pytestmark = [pytest.mark.vm]
 
@@ -28,20 +28,22 @@ table ip libvirt_network {
 
 @pytest.mark.parametrize("title", ["A sandbox VM without root", "A VM that is recreated each day"])
 def test_a_sandbox_without_root(lab: Lab, title: str) -> None:
-    kitchen = at_home(lab)
-    image = kitchen.user.home / "vm1.img"
+    operator = at_home(lab)
+    image = operator.user.home / "vm1.img"
     image.touch()
     image.chmod(0o666)
-    kitchen.follow(title)
+    operator.follow(title)
 
 
-def libvirt_network(kitchen: Kitchen) -> None:
+def libvirt_network(operator: Operator) -> None:
     """Make what libvirt makes of its network "default", and connect the tap vnet0 to it."""
-    lab, host = kitchen.lab, kitchen.host
+    lab, host = operator.lab, operator.host
     host.tap("vnet0")
     lab.bridge(host, "virbr0", ["vnet0"])
     # One that is not fixed changes with the ports: the guest would ask the former one for seconds.
-    host.run("ip", "link", "set", "virbr0", "address", "52:54:00:12:34:56", "type", "bridge", "stp_state", "1")
+    host.run(
+        "ip", "link", "set", "virbr0", "address", "52:54:00:12:34:56", "type", "bridge", "stp_state", "1"
+    )
     host.addr("virbr0", "192.168.122.1/24")
     host.sysctl("net.ipv4.ip_forward", 1)
     host.run("nft", "-f", "-", input=NAT)
@@ -52,11 +54,11 @@ def libvirt_network(kitchen: Kitchen) -> None:
 
 
 def test_a_vm_on_libvirts_default_network(lab: Lab) -> None:
-    kitchen = at_home(lab)
-    libvirt_network(kitchen)
-    guest = lab.guest("vm", on=kitchen.host, tap="vnet0")
+    operator = at_home(lab)
+    libvirt_network(operator)
+    guest = lab.guest("vm", on=operator.host, tap="vnet0")
     assert guest.lease()["ip"] == "192.168.122.50"
     fetch = f"wget -qO- http://{SITE}:8080/"
     assert guest.sh(fetch).out == "hello\n"
-    kitchen.follow("A VM on libvirt's default network", {"vm# ": in_guest(guest)})
+    operator.follow("A VM on libvirt's default network", {"vm# ": in_guest(guest)})
     assert guest.sh(fetch).out == "hello\n"
