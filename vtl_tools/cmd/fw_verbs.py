@@ -22,7 +22,7 @@ words_argument = click.argument("packet", nargs=-1, required=True)
 def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> None:
     """Replace the rules of running services. Connections that the new rules do not allow end.
 
-    This command reads the file. Without --rules, it is the file that the service has now.
+    This command reads the file. Without --rules, it is the last one that the service was given by name.
     """
     from vtl_tools.services.fw import client
 

@@ -9,7 +9,7 @@ from vtl_tools.common.host.broker import replace
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.sealed_file import SealedFile
 from vtl_tools.services.fw import question
-from vtl_tools.services.fw.files import STDIN, RuleReader, full_name, load_rules, log_warnings, pack
+from vtl_tools.services.fw.files import RuleReader, full_name, load_rules, log_warnings, pack
 from vtl_tools.services.fw.parser import parse
 
 Answer = dict[str, Any]
@@ -23,10 +23,10 @@ RELOAD_S: Final = 120.0
 def reload(path: Path, rules: str | None, *, dry_run: bool) -> Answer:
     """Send rule files to a service, and return its answer. Raises VTLError.
 
-    rules: the file; None: the one that the service has now.
+    rules: the file; None: the one that the service was given last, by its start or by a reload.
     """
-    file = rules or str(control.ask(path, "status")["policy"]["file"])
-    if file == STDIN and not rules:
+    file = rules or str(control.ask(path, "status")["policy"]["named_file"])
+    if not file:
         raise SpecError("reload: the rules came from standard input; give --rules")
     reader, name = RuleReader(), full_name(file)
     if not rules:

@@ -1,6 +1,6 @@
 """Packets in, decisions out. Reads no clock; `now` is in seconds, and only grows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
@@ -63,6 +63,8 @@ class Tracker(Connections):
         """TCP connections by the parties of their last segments; one that ended has no ends."""
         self._recalled: dict[bytes, tuple[Opening, float]] = {}
         """Connections of before that nothing was heard of yet, and until when they are known."""
+        self.vm_mac: Callable[[], bytes | None] = lambda: None
+        """Returns the VM's Ethernet address; None: a frame for any address may be for the VM."""
         self._recalled_until = 0.0
 
     # --- packets
@@ -109,8 +111,8 @@ class Tracker(Connections):
             if net.is_fragment:
                 return self._fragment(pkt, direction, now)
         fields = Fields.of(pkt, self._neighbours if direction is OUT else None)
-        if fields.is_neighbour and direction is not OUT and any(fields.src):
-            self._neighbours.observe(fields.src)
+        if direction is not OUT and self._is_elsewhere(fields):
+            return denied("other-station")
         if fields.is_neighbour or not fields.src or fields.vlan == STACKED:
             return self._stateless(fields, direction, now)
         ports, initiator = b"\0\0\0\0", direction
@@ -278,6 +280,8 @@ class Tracker(Connections):
         self, key: bytes, segment: TCP | None, fields: Fields, direction: Direction, now: float
     ) -> Decision:
         """Decide about a packet that may begin a connection."""
+        if direction is not OUT and self._is_elsewhere(fields):
+            return denied("other-station")
         if self._recalled and (decision := self._again(key, segment, direction, now)) is not None:
             return decision
         judgement = self.policy.judge(direction, fields)
@@ -296,6 +300,20 @@ class Tracker(Connections):
         flow = Flow(key, self._decision(judgement.rule), opening, ends)
         self._add(flow, judgement.rule, now + self._silence(flow), now)
         return Decision(Verdict.ALLOW, judgement.rule, "new")
+
+    def _is_elsewhere(self, fields: Fields) -> bool:
+        """Return whether a packet of the network is for another station of it, such as this host itself.
+
+        ARP and neighbour discovery are everywhere: they tell the identity who else has an address.
+        """
+        if fields.is_neighbour:
+            if any(fields.src):
+                self._neighbours.observe(fields.src)
+            return False
+        if fields.dst_mac[0] & 1:
+            return False
+        mac = self.vm_mac()
+        return mac is not None and fields.dst_mac != mac
 
     def _again(self, key: bytes, segment: TCP | None, direction: Direction, now: float) -> Decision | None:
         """Decide about a packet of a connection from before a restart; None if no allowed one matches.
