@@ -23,6 +23,7 @@ from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.sealed_file import SEALS, SealedFile
 from vtl_tools.services.fw.files import PACKED_MAX, pack
 from vtl_tools.services.fw.parser import DEPTH_MAX, FILES_MAX
+from vtl_tools.services.fw.position import ERRORS_MAX
 
 MEMORY = 512 << 20
 """Octets of address space that a command may have."""
@@ -54,10 +55,11 @@ def fw(tmp: Path, *arguments: str | Path, stdin: int = subprocess.DEVNULL, code:
 
 
 def check(tmp: Path, file: str | Path, *, stdin: int = subprocess.DEVNULL) -> str:
-    """What is wrong with a rule file, in one line."""
+    """What is wrong with a rule file, a line for each error."""
     out, err = fw(tmp, "check", file, stdin=stdin)
-    assert (out, err.count("\n")) == ("", 1)
-    assert len(err) < 1000
+    assert out == ""
+    assert 1 <= err.count("\n") <= ERRORS_MAX + 1
+    assert all(line.isprintable() and len(line) < 1000 for line in err.splitlines())
     return err
 
 
@@ -176,10 +178,10 @@ def test_a_firewall_with_a_wrong_file_does_not_start(tmp_path: Path) -> None:
     path = write(tmp_path, "allow out any\ndeny in\nalow out\n")
     links = ("--iface", f"qemu:unix:{tmp_path}/a,server", "--uplink", f"qemu:unix:{tmp_path}/b,server")
     _, err = fw(tmp_path, *links, "--rules", path)
-    assert (
-        err
-        == f"vtl-fw: {path}:3:1: expected a rule (allow, deny or reject), 'set' or 'include', not 'alow'\n"
+    expected = (
+        "expected a rule (allow, deny or reject), 'set' or 'include', not 'alow'; did you mean 'allow'?"
     )
+    assert err == f"vtl-fw: {path}:3:1: {expected}\n"
     assert list(tmp_path.iterdir()) == [path]
 
 

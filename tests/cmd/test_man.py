@@ -24,6 +24,7 @@ from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.keywords import KEYWORDS
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
+from vtl_tools.services.fw.service_names import SERVICE_PORTS
 from vtl_tools.services.fw.stage import Firewall
 from vtl_tools.services.subnet.path_cache import PROTOCOL
 from vtl_tools.services.subnet.peer import Discovery, PeerState
@@ -40,9 +41,9 @@ SOURCES = sorted((ROOT / "vtl_tools").rglob("*.py"))
 
 ORDER = (
     "NAME", "SYNOPSIS", "DESCRIPTION", "LINKS", "OPTIONS", "VERBS", "CONTROL SOCKET", "JSON OUTPUT", "RULES",
-    "RISKS", "SETS AND INCLUDES", "ERRORS IN A RULE FILE", "GRAMMAR", "ICMP TYPES", "STATUS", "LOG", "MEMORY",
-    "EVENTS", "DROPS", "SIGNALS", "ENVIRONMENT", "FILES", "EXIT STATUS", "EXAMPLES", "PRIVILEGES", "SECURITY",
-    "SEE ALSO", "CAVEATS",
+    "RISKS", "GUEST BASICS", "SETS AND INCLUDES", "ERRORS IN A RULE FILE", "GRAMMAR", "ICMP TYPES",
+    "SERVICES", "STATUS", "LOG", "MEMORY", "EVENTS", "DROPS", "SIGNALS", "ENVIRONMENT", "FILES",
+    "EXIT STATUS", "EXAMPLES", "PRIVILEGES", "SECURITY", "SEE ALSO", "CAVEATS",
 )  # fmt: skip
 
 
@@ -255,10 +256,20 @@ def test_the_examples_of_rules_are_right() -> None:
         assert not ruleset.remarks
 
 
+def test_the_page_has_the_rules_of_guest_basics_and_all_names_of_ports() -> None:
+    text = RULES.read_text()
+    policy = "allow guest-basics\ndeny any\n"
+    basics = [rule.text for rule in parse("x", lambda name, octets: policy.encode()).rules[:-1]]
+    assert literal(section(text, "GUEST BASICS")) == ["\n".join(basics) + "\n"]
+    assert "\n".join(basics) in (ROOT / "docs/fw.md").read_text()
+    shown = re.findall(r"Cm (\S+) Ta (\d+)", section(text, "SERVICES"))
+    assert {name: int(port) for name, port in shown} == SERVICE_PORTS
+
+
 def test_every_word_and_every_bound_of_a_rule_is_on_the_page() -> None:
     text = RULES.read_text()
     explained = set(re.findall(r"^\.(?:It )?Cm ([^\n]+)", text[: text.index(".Sh GRAMMAR")], re.M))
-    assert KEYWORDS - {"set"} <= {word for line in explained for word in re.findall(r"[a-z][a-z0-9]*", line)}
+    assert KEYWORDS - {"set"} <= {word for line in explained for word in re.findall(r"[a-z][a-z0-9-]*", line)}
     errors = section(text, "ERRORS IN A RULE FILE")
     assert f"{parser.OCTETS_MAX >> 20} MiB" in errors
     for bound in parser.RULES_MAX, parser.LINES_MAX, lexer.LINE_MAX, sets.ITEMS_MAX, parser.DEPTH_MAX:

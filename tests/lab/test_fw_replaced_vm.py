@@ -217,7 +217,7 @@ def test_a_recreated_vm_is_cut_off_and_the_operator_is_told(scene: Scene) -> Non
             for _ in range(20):
                 scene.is_refused(vm, NEW, running)
             told = running.until_event("identity")
-            assert (told["why"], told["refused"], told["mac"]) == ("spoofed-mac", NEW, OLD)
+            assert (told["reason"], told["refused"], told["mac"]) == ("spoofed-mac", NEW, OLD)
             lines = [line for line in running.warnings() if "spoofed-mac" in line]
             assert len(lines) == 1
             assert f"{NEW} is not the Ethernet address of the VM ({OLD}" in lines[0]
@@ -226,10 +226,10 @@ def test_a_recreated_vm_is_cut_off_and_the_operator_is_told(scene: Scene) -> Non
             assert (refused["refused"], refused["last_refused"]) == (20, NEW)
             ran = scene.middle.run(BIN / "vtl-fw", "forget", "--link", running.socket)
             assert f"forgot {OLD}, {ADDRESS}" in ran.stderr
-            assert running.until_event("identity", why="forgotten")["mac"] == OLD
+            assert running.until_event("identity", reason="forgotten")["mac"] == OLD
             scene.gets_out(vm, NEW)
             scene.is_refused(vm, OLD, running)
-            whys = [event["why"] for event in running.events if event["event"] == "identity"]
+            whys = [event["reason"] for event in running.events if event["event"] == "identity"]
             assert whys == ["spoofed-mac", "forgotten"]
 
 
@@ -241,7 +241,7 @@ def test_a_tap_that_is_deleted_and_created_again_has_another_vm(scene: Scene) ->
         anew(scene)
         with closing(AtTap(scene.middle, "vmnet1")) as vm:
             scene.gets_out(vm, NEW)
-            told = running.until_event("identity", why="replaced")
+            told = running.until_event("identity", reason="replaced")
             assert (told["former"], told["mac"]) == (OLD, NEW)
             scene.is_refused(vm, OLD, running)
             scene.is_refused(vm, NEWER, running)

@@ -95,6 +95,8 @@ def firewall(found: Printed, line: Line) -> None:
                 with client.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
                     for _ in range(3):
                         sender.sendto(b"x", ("10.9.0.2", 99))
+                client.addr("eth0", "10.9.0.7/24")  # which is not the VM's
+                client.run("ping", "-c1", "-W1", "-I", "10.9.0.7", "10.9.0.2", check=False)
                 client.run("ping", "-c1", "-q", "10.9.0.2")
                 until(lambda: running.status()["rules"], "the packets that rules judge")
                 for words in (
@@ -105,6 +107,7 @@ def firewall(found: Printed, line: Line) -> None:
                     ["explain", *link, *["out", "udp", "10.9.0.7:7", "10.9.0.2:53"]],
                     ["explain", "--rules", rules, *["out", "arp"]],
                     ["reload", *link, "--dry-run"], ["reload", *link], ["check", rules],
+                    ["forget", *link],
                 ):  # fmt: skip
                     found.run(middle, "vtl-fw", *words)
         found.run(middle, "vtl-fw", "check", wrong, status=2)

@@ -89,8 +89,11 @@ def forget(link: str | None, json: bool) -> None:
 @click.command()
 @words_argument
 @rules_option
+@click.option("--exit-code", is_flag=True, help="Exit with 1 unless the packet is allowed, as a test needs.")
 @opts.verb_options
-def explain(packet: tuple[str, ...], rules: str | None, link: str | None, json: bool) -> None:
+def explain(
+    packet: tuple[str, ...], rules: str | None, exit_code: bool, link: str | None, json: bool
+) -> None:
     """Show which rule judges the first packet of a connection, and why the rules before it do not.
 
     A running service first says whether the packet is the VM's to send.
@@ -104,31 +107,37 @@ def explain(packet: tuple[str, ...], rules: str | None, link: str | None, json: 
 
     asked = question.read(packet)
     if rules is None:
-        results = ask_each(current_tool(), "explain", link, words=packet)
+        results = list(ask_each(current_tool(), "explain", link, words=packet))
     else:
-        alone = {"verdict": "unknown", "why": "", "text": answers.NOT_ASKED}
-        results = iter([{**answers.explained(load_rules(rules), asked), "identity": alone}])
+        alone = {"verdict": "unknown", "reason": "", "text": answers.NOT_ASKED}
+        results = [{**answers.explained(load_rules(rules), asked), "identity": alone}]
     print_results(results, json=json, schema="vtl-fw.explain/1", lines=client.explanation)
+    if exit_code and not all(client.is_allowed(result) for result in results):
+        click.get_current_context().exit(1)
 
 
 @click.command()
 @click.argument("file")
+@click.option("--expand", is_flag=True, help="Print all rules, also those that a preset stands for.")
 @opts.json_option
 @opts.verbose_option
-def check(file: str, json: bool) -> None:
-    """Check a rule FILE for errors, and print warnings. Needs no privilege and no running service."""
+def check(file: str, expand: bool, json: bool) -> None:
+    """Check a rule FILE, and print all its errors, or warnings. Needs no privilege and no running service."""
     from vtl_tools.services.fw.explain import unreachable
     from vtl_tools.services.fw.files import load_rules
 
     policy = load_rules(file, warn=False)
     warnings = (*policy.ruleset.remarks, *unreachable(policy))
     result = {"file": file, "rules": len(policy.rules), "warnings": [one.details for one in warnings]}
+    if expand:
+        result["expanded"] = [{"rule": rule.key, "text": rule.text} for rule in policy.rules]
+    lines = [*(policy.rules if expand else ()), *warnings]
     summary = f"{file}: {len(policy.rules)} rules, {len(warnings)} warnings"
     print_results(
         [result],
         json=json,
         schema="vtl-fw.check/1",
-        lines=lambda _: map(str, warnings),
+        lines=lambda _: map(str, lines),
         summary=lambda _: summary,
     )
 

@@ -27,16 +27,16 @@ KEPT_MAX = 1024
 BOOT, NOW = "boot", 1000.0
 POLICY = policy("allow\n")
 WORDS = [word.encode() for word in (
-    "mac ", "lease ", "client ", "server ", "duid ", "ia ", "lease6 ", "prefix ", "claim ", "other ", "flow ",
-    "vtl-fw 1 boot\n", " vlan 5", "out tcp 10.0.0.5:40000 1.2.3.4:443", "null", "true", '"connections": [',
-    '"hosts"', '"macs"',
+    "mac ", "lease ", "client ", "server ", "duid ", "ia ", "lease6 ", "prefix ", "claim ", "flow ",
+    "resolver ", "vtl-fw 1 boot\n", " vlan 5", "out tcp 10.0.0.5:40000 1.2.3.4:443", "null", "true",
+    '"connections": [', '"hosts"', '"macs"',
 )]  # fmt: skip
 
 
 LATER = (
     "client ff52540001", "server 10.0.0.1 10.0.0.1", "lease 10.0.0.5 86400.0", "ia 3 5", "claim 2001:db8::5",
     "duid 00030001525400000001", "lease6 20010db8000000000000000000000009 90000.0",
-    "prefix 2001:db8::/64 90000.0",
+    "prefix 2001:db8::/64 90000.0", "resolver 10.0.0.53 86400.0", "resolver fe80::1 90000.0",
 )  # fmt: skip
 """Lines of a second version of the text."""
 

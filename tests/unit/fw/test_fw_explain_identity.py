@@ -147,7 +147,7 @@ def test_explain_says_of_the_identity_what_happens_to_a_frame(state, packet):
     verdict = told["identity"]["verdict"]
     assert (verdict == "contents") <= judged_by_contents(src, about)
     if verdict == "deny":
-        assert refused == {told["identity"]["why"]}
+        assert refused == {told["identity"]["reason"]}
         assert (told["verdict"], out) == ("deny", [])
     elif verdict == "allow":
         assert not refused
@@ -228,7 +228,7 @@ def test_one_line_and_one_event_a_minute_and_cause(caplog):
             "spoofed-address",
             "spoofed-mac",
         ]
-        assert [fields["why"] for _, fields in told.events] == ["spoofed-address", "spoofed-mac"]
+        assert [fields["reason"] for _, fields in told.events] == ["spoofed-address", "spoofed-mac"]
         told.stage.wake(65.0)
         assert [record.message for record in caplog.records][2:] == [
             "vmnet1: spoofed-address: 99 more in 60 s",
@@ -252,7 +252,7 @@ def test_a_warning_names_what_was_refused_and_what_helps(frame, why, refused, ca
     told = Told(learned())
     told.say(frame, now=5.0)
     ((name, fields),) = told.events
-    assert (name, fields["why"], fields["refused"], fields["mac"]) == (
+    assert (name, fields["reason"], fields["refused"], fields["mac"]) == (
         "identity",
         why,
         refused,
@@ -285,7 +285,7 @@ def test_the_frames_of_the_vm_before_warn_nobody_when_another_came(caplog):
     told.stage.on_occupant(0, "interface 7 2", 5.0)
     assert told.events == []
     told.say(segment(VM, src_mac=NEXT_MAC), now=5.1)
-    assert [fields["why"] for _, fields in told.events] == ["replaced", "spoofed-address"]
+    assert [fields["reason"] for _, fields in told.events] == ["replaced", "spoofed-address"]
 
 
 def test_a_frame_that_comes_before_the_news_of_its_vm_warns_nobody():
@@ -295,4 +295,4 @@ def test_a_frame_that_comes_before_the_news_of_its_vm_warns_nobody():
     assert told.events == []
     told.stage.on_occupant(0, "interface 7 2", 5.0)
     told.say(segment(VM, src_mac=NEXT_MAC), now=5.1)
-    assert told.events[0][1]["why"] == "replaced"
+    assert told.events[0][1]["reason"] == "replaced"

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
@@ -64,7 +65,7 @@ class Tool(click.Group):
         except click.Abort:
             sys.exit(130)
         except VTLError as e:
-            self._fail(str(e), e.exit_code)
+            self._fail(str(e), e.exit_code, lines=e.lines, details=e.details)
         except BrokenPipeError:
             # The reader of our output has gone, as in 'vtl-bridge status | head -1'.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,9 +75,12 @@ class Tool(click.Group):
                 raise
             self._fail(f"internal error: {e!r}; run again with -vv and report it", 1)
 
-    def _fail(self, problem: str, exit_code: int) -> None:
+    def _fail(
+        self, problem: str, exit_code: int, *, lines: Sequence[str] = (), details: Mapping[str, object] = {}
+    ) -> None:
         if "--json" in sys.argv:
             told = {"schema": "error/1", "time": stamp(), "tool": self.name, "event": "error"}
-            print(json.dumps({**told, "error": problem, "exit": exit_code}), flush=True)
-        click.echo(f"{self.name}: {printable(problem)}", err=True)
+            print(json.dumps({**told, "error": problem, "exit": exit_code, **details}), flush=True)
+        for line in lines or (problem,):
+            click.echo(f"{self.name}: {printable(line)}", err=True)
         sys.exit(exit_code)

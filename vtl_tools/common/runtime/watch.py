@@ -93,6 +93,7 @@ def _details(name: str, rows: Status) -> Table:
         table.add_column(rich_text(column))
     for key, value in rows.items():
         cells = [value.get(c, "") for c in columns] if isinstance(value, dict) else [value]
+        cells = [", ".join(f"{k} {v}" for k, v in c.items()) if isinstance(c, dict) else c for c in cells]
         cells = [", ".join(map(str, c)) if isinstance(c, list) else c for c in cells]
         table.add_row(rich_text(key), *(rich_text(f"{c:.1f}" if isinstance(c, float) else c) for c in cells))
     return table

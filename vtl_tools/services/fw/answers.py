@@ -20,7 +20,7 @@ from vtl_tools.services.fw.identity_report import problem, remedy
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.question import PacketQuery
-from vtl_tools.services.fw.rule import BUILT_IN, OUT
+from vtl_tools.services.fw.rule import NO_RULE, OUT
 from vtl_tools.services.fw.tracker import Tracker
 
 LISTED_MAX: Final = 1000
@@ -87,12 +87,9 @@ def _is_asked(flow: Flow, rule: str | None, within: tuple[bytes, bytes] | None) 
     if flow.share is None:
         return False
     if rule is not None:
-        place = flow.decision.rule.place if flow.decision.rule is not None else BUILT_IN
-        if rule not in (
-            str(place.line),
-            f"{place.file}:{place.line}",
-            f"{basename(place.file)}:{place.line}",
-        ):
+        judged = flow.decision.rule or NO_RULE
+        file, line = judged.place.file, judged.place.line
+        if rule not in (str(line), f"{file}:{line}", f"{basename(file)}:{line}", judged.key):
             return False
     if within is None:
         return True
@@ -129,12 +126,12 @@ def explain(tracker: Tracker, identity: Identity | None, request: Answer, link: 
     asked = question.read(_words(request))
     whose = of_identity(identity, asked, link)
     if whose.get("verdict") == "deny":
-        return {"verdict": "deny", "rule": "", "steps": [], "identity": whose}
+        return {"verdict": "deny", "rule": "", "text": "", "steps": [], "identity": whose}
     flow = tracker.flows.get(asked.key())
-    told = explained(tracker.policy, asked)
+    told = explained(tracker.policy, asked, tracker.roles(asked.direction, asked.fields()))
     if whose:
         told["identity"] = whose
-    rule = tracker.policy.judge(asked.direction, asked.fields()).rule
+    rule = tracker.consult(asked.direction, asked.fields()).rule
     if left := tracker.left(rule, asked.direction, asked.src, now):
         told["left"] = left
     return told if flow is None else {**told, "known": question.name(flow)}
@@ -149,7 +146,7 @@ def of_identity(identity: Identity | None, asked: PacketQuery, link: str) -> Ans
     if asked.direction is not OUT:
         return {}
     if identity is None:
-        return {"verdict": "unknown", "why": "", "text": NOT_JUDGED}
+        return {"verdict": "unknown", "reason": "", "text": NOT_JUDGED}
     mac = asked.src_mac if any(asked.src_mac) else identity.mac or identity.former or _SOME_MAC
     fields = asked.fields()
     message = fields.icmp >> 8 & 0xFF if fields.icmp >= ICMP6 else NONE
@@ -162,20 +159,25 @@ def of_identity(identity: Identity | None, asked: PacketQuery, link: str) -> Ans
         elif any(asked.src):
             why = "spoofed-nd"
     if why is None:
-        return {"verdict": "contents", "why": "", "text": _CONTENTS}
+        return {"verdict": "contents", "reason": "", "text": _CONTENTS}
     if why:
         refused = mac if why == "spoofed-mac" else asked.src
         text, advice = problem(identity, why, refused), remedy(identity, why, refused, link)
-        return {"verdict": "deny", "why": why, "text": text, "remedy": advice}
+        return {"verdict": "deny", "reason": why, "text": text, "remedy": advice}
     if not is_own:
-        return {"verdict": "allow", "why": "", "text": "needs no address of the VM"}
+        return {"verdict": "allow", "reason": "", "text": "needs no address of the VM"}
     by = identity.origins().get(format_ip(asked.src), "option")
-    return {"verdict": "allow", "why": "", "text": f"{format_ip(asked.src)} is the VM's by {by}"}
+    return {"verdict": "allow", "reason": "", "text": f"{format_ip(asked.src)} is the VM's by {by}"}
 
 
-def explained(policy: Policy, asked: PacketQuery) -> Answer:
-    """Return the rule of a policy that judges a packet, and why earlier rules do not match."""
-    found = steps_to(policy, asked.direction, asked.fields())
+def explained(policy: Policy, asked: PacketQuery, roles: int = 0) -> Answer:
+    """Return the rule of a policy that judges a packet, and why earlier rules do not match.
+
+    roles: those that a running firewall knows of the packet.
+    """
+    fields = asked.fields()
+    fields.roles = roles
+    found = steps_to(policy, asked.direction, fields)
     rule, verdict = found.judgement.rule, found.judgement.verdict.value
     steps = [
         {"rule": step.rule.key, "text": step.rule.text, "why": step.why} for step in found.steps[:LISTED_MAX]

@@ -73,7 +73,7 @@ def forget(paths: Sequence[Path]) -> list[Answer]:
 
 def forgotten(answer: Answer) -> str:
     """Return the line that sums up what a service forgot."""
-    mac, addresses = answer["mac"] or "no Ethernet address", answer["addresses"] or "no IP address"
+    mac, addresses = answer["mac"] or "no Ethernet address", ", ".join(answer["addresses"]) or "no IP address"
     return f"{answer['link']}: forgot {mac}, {addresses}; {answer['ended']} connections ended"
 
 
@@ -136,12 +136,17 @@ def flow_row(flow: Answer) -> Sequence[str]:
     return flow["flow"], " ".join(flow["states"] or ()), f"{flow['ends_in_s']:.0f} s", flow["rule"]
 
 
+def is_allowed(answer: Answer) -> bool:
+    """Return whether an answer to `explain` is that the packet passes."""
+    return bool(answer["verdict"] == "allow")
+
+
 def explanation(answer: Answer) -> Iterator[str]:
     """Yield the lines of an answer to `explain`."""
     identity = answer.get("identity")
     if identity and identity["verdict"] == "deny":
         yield f"deny: {identity['text']}"
-        yield f"    {identity['why']}: {identity['remedy']}"
+        yield f"    {identity['reason']}: {identity['remedy']}"
         return
     if identity:
         yield f"identity: {identity['text']}"

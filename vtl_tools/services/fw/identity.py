@@ -29,6 +29,7 @@ from vtl_tools.common.packet.view import Buffer
 from vtl_tools.services.fw import dhcp6, padding
 from vtl_tools.services.fw.dhcp4 import SERVERS_MAX, DHCPv4Snooper, VMLease
 from vtl_tools.services.fw.dhcp6 import IA, IAS_MAX, DHCPv6Snooper
+from vtl_tools.services.fw.resolvers import RESOLVERS_MAX
 from vtl_tools.services.fw.savi import CLAIMS_MAX, PREFIXES_MAX, Bindings, Sent
 
 PLAIN_MAX: Final = 4096
@@ -69,6 +70,7 @@ class Learned:
     prefixes: dict[IPv6Network, float] = field(default_factory=dict)
     claims: list[bytes] = field(default_factory=list)
     occupant: str = ""
+    resolvers: dict[bytes, float] = field(default_factory=dict)
 
 
 class Identity:
@@ -106,7 +108,8 @@ class Identity:
         self._fixed = {net.version for net in given}
         self._plain = {first for first, last in self.given if first == last}
         self.dhcp4 = DHCPv4Snooper(self._plain, self._owns, servers, is_learned=4 not in self._fixed)
-        self.dhcp6 = DHCPv6Snooper()
+        self.resolvers = self.dhcp4.resolvers
+        self.dhcp6 = DHCPv6Snooper(self.resolvers)
         self.bindings = Bindings(self._plain)
 
     def refuse(self, frame: Buffer, now: float) -> str:
@@ -169,7 +172,8 @@ class Identity:
     def deadline(self) -> float | None:
         """Return when wake() is due; None: never."""
         lease = self.dhcp4.lease
-        due = self.bindings.deadline(), self.dhcp6.deadline(), None if lease is None else lease.until
+        ends = None if lease is None else lease.until
+        due = self.bindings.deadline(), self.dhcp6.deadline(), self.resolvers.deadline(), ends
         return min((when for when in due if when is not None), default=None)
 
     def wake(self, now: float) -> None:
@@ -178,6 +182,7 @@ class Identity:
         if lease is not None and lease.until <= now:
             self.dhcp4.let_go()
         self._leave(now)
+        self.resolvers.expire(now)
         self.bindings.wake(now)
 
     # --- another VM
@@ -242,9 +247,11 @@ class Identity:
         origins = self.origins()
         return {
             "mac": "" if mac is None else address.format_mac(mac),
-            "addresses": [{"address": of, "learned_by": how} for of, how in origins.items()],
+            "addresses": list(origins),
             "prefixes": [str(prefix) for prefix in self.bindings.prefixes],
+            "resolvers": [address.format_ip(octets) for octets in self.resolvers.known],
             "awaits_next": self.former is not None,
+            "learned_by": origins,
         }
 
     # --- over a restart
@@ -255,6 +262,7 @@ class Identity:
         return Learned(
             self.mac or self.former, four.lease, four.client_id, dict(four.met), six.duid, list(six.ias),
             dict(six.leases), dict(bound.prefixes), list(bound.valid), self.occupant,
+            dict(self.resolvers.known),
         )  # fmt: skip
 
     def recall(self, learned: Learned, now: float) -> None:
@@ -265,6 +273,7 @@ class Identity:
         self.dhcp4.client_id, self.dhcp6.duid = learned.client_id, learned.duid
         for server, source in list(learned.met.items())[-SERVERS_MAX:]:
             self.dhcp4.meet(server, source)
+        self.resolvers.known.update(list(learned.resolvers.items())[-RESOLVERS_MAX:])
         self.dhcp6.ias.update(dict.fromkeys(learned.ias[:IAS_MAX]))
         self.dhcp6.leases.update(list(learned.leases6.items())[-dhcp6.LEASES_MAX :])
         if 4 not in self._fixed and learned.lease is not None and learned.lease.until > now:
@@ -411,6 +420,7 @@ class Identity:
             return
         if isinstance(message, nd.RouterAdvert) and IPv6Address(net.src).is_link_local:
             self.bindings.announced(message, now)
+            self.resolvers.observe(message, now)
         octets = net.src
         if isinstance(message, nd.NeighborAdvert) or (
             isinstance(message, nd.NeighborSolicit) and address.is_unspecified(octets)

@@ -63,7 +63,7 @@ class IdentityReport:
                 self._tell(cause, self._last[cause][0], count)
             else:
                 log.warning("%s: the VM was replaced %d more times in 60 s", self.link, count)
-                self.event("identity", why=cause, repeats=count, period_s=self._repeats.period_s)
+                self.event("identity", reason=cause, repeats=count, period_s=self._repeats.period_s)
 
     def replaced(self, former: bytes, mac: bytes, ended: int, now: float) -> None:
         """Tell that another VM took the place of one; ended: connections that ended by it."""
@@ -74,12 +74,12 @@ class IdentityReport:
             "%s: a VM with the Ethernet address %s took the place of %s; what was learned is forgotten",
             self.link, names[1], names[0],
         )  # fmt: skip
-        self.event("identity", why="replaced", former=names[0], mac=names[1], ended=ended)
+        self.event("identity", reason="replaced", former=names[0], mac=names[1], ended=ended)
 
     def _tell(self, cause: str, refused: bytes, repeats: int = 0) -> None:
         mac = self.identity.mac or self.identity.former
         told: dict[str, Any] = {
-            "why": cause,
+            "reason": cause,
             "refused": format_any(refused),
             "mac": "" if mac is None else address.format_mac(mac),
             "addresses": list(self.identity.origins()),
@@ -100,7 +100,7 @@ class IdentityReport:
         cause, (octets, when) = list(self._last.items())[-1]
         return {
             "refused": sum(self.counts.values()),
-            "refused_by_cause": ", ".join(f"{why} {count}" for why, count in self.counts.items()),
+            "refused_by_cause": dict(self.counts),
             "last_cause": cause,
             "last_refused": format_any(octets),
             "last_ago_s": round(now - when, 1),

@@ -13,6 +13,7 @@ Each line has a keyword and its values:
     lease6 20010db8000000000000000000000009 90000.0
     prefix 2001:db8::/64 90000.0
     claim 2001:db8::5
+    resolver 10.0.0.1 86400.0
     flow 52:54:00:00:00:01 52:54:00:00:00:02 out tcp 10.0.0.5:40000 1.2.3.4:443
 
 BOOT names the host's present boot: the times are of its clock, and the VM did not outlive it either. Of a
@@ -32,13 +33,15 @@ from vtl_tools.services.fw.dhcp4 import SERVERS_MAX, VMLease
 from vtl_tools.services.fw.dhcp6 import DUID_MAX, IAS_MAX, LEASES_MAX
 from vtl_tools.services.fw.flow import ASSURED, Flow, Opening
 from vtl_tools.services.fw.identity import Identity, Learned
+from vtl_tools.services.fw.resolvers import RESOLVERS_MAX
 from vtl_tools.services.fw.rule import OUT
 from vtl_tools.services.fw.savi import CLAIMS_MAX, PREFIX_BITS_MIN, PREFIXES_MAX
 from vtl_tools.services.fw.tracker import Tracker
 
 FLOWS_MAX: Final = 4096
 """Connections that are remembered: the latest that both sides use; half of them may be strangers'."""
-LINES_MAX: Final = 6 + SERVERS_MAX + IAS_MAX + LEASES_MAX + PREFIXES_MAX + CLAIMS_MAX + FLOWS_MAX
+_LEARNED_MAX: Final = SERVERS_MAX + IAS_MAX + LEASES_MAX + PREFIXES_MAX + CLAIMS_MAX + RESOLVERS_MAX
+LINES_MAX: Final = 6 + _LEARNED_MAX + FLOWS_MAX
 OCTETS_MAX: Final = LINES_MAX * 160
 EVERY_S: Final = 5.0
 RECALLED_S: Final = 300.0
@@ -185,6 +188,8 @@ def _identity_lines(learned: Learned, shift: float) -> Iterator[str]:
         yield f"prefix {prefix} {until + shift:.1f}\n"
     for octets in learned.claims:
         yield f"claim {address.format_ip(octets)}\n"
+    for octets, until in learned.resolvers.items():
+        yield f"resolver {address.format_ip(octets)} {until:.1f}\n"
 
 
 def _flow_line(flow: Flow) -> str:
@@ -213,6 +218,9 @@ def _take(line: str, learned: Learned, openings: dict[bytes, Opening], now: floa
     elif word == "claim":
         (what,) = rest
         learned.claims.append(_host(what, 16))
+    elif word == "resolver":
+        what, end = rest
+        learned.resolvers[_host(what, 16 if ":" in what else 4)] = _time(end, now)
     else:
         _take_dhcp(word, rest, learned, now, shift)
 

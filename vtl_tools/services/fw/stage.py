@@ -88,6 +88,7 @@ class Firewall(Stage):
             identity.replaced, identity.look = self._replaced, lambda: self.occupant(0)
             self._report = IdentityReport(identity, link)
             self._report.event = lambda name, **fields: self.event(name, **fields)
+            self.tracker.resolvers, self.tracker.dhcp_servers = identity.resolvers.known, identity.dhcp4.met
 
     # --- frames
 
@@ -248,7 +249,7 @@ class Firewall(Stage):
         told["ended"] = self.tracker.end_all()
         if self.keeper is not None:
             self.keeper.begin(time.monotonic())
-        self.event("identity", why="forgotten", mac=before["mac"], ended=told["ended"])
+        self.event("identity", reason="forgotten", mac=before["mac"], ended=told["ended"])
         return told
 
     # --- time
@@ -261,9 +262,9 @@ class Firewall(Stage):
 
     def deadline(self) -> float | None:
         """Return when the first of its parts is due."""
-        timed = (self.tracker, self.identity, self._report, self.keeper, *self._logs)
-        parts = (part.deadline() for part in timed if part is not None)
-        return min((when for when in parts if when is not None), default=None)
+        parts = self.tracker, self.identity, self._report, self.keeper, *self._logs
+        times = (part.deadline() for part in parts if part is not None)
+        return min((when for when in times if when is not None), default=None)
 
     def wake(self, now: float) -> None:
         """Let go what has ended."""

@@ -15,6 +15,7 @@ from vtl_tools.common.runtime.runner import Options, say
 from vtl_tools.common.text import printable
 from vtl_tools.services.fw.files import full_name, load_rules
 from vtl_tools.services.fw.identity import Identity
+from vtl_tools.services.fw.roles import RESOLVER, of_role
 from vtl_tools.services.fw.saved_state import OCTETS_MAX, StateKeeper, recall
 from vtl_tools.services.fw.stage import Firewall
 from vtl_tools.services.fw.tracker import Tracker
@@ -42,6 +43,8 @@ def make_stage(
     policy = load_rules(rules)
     if pcap_rules is None and any(rule.pcap for rule in policy.rules):
         log.warning("%s: a rule says pcap; give --pcap-rules to record its packets", rules)
+    if identity is None and any(rule.roles == of_role(RESOLVER) for rule in policy.rules):
+        log.warning("%s: with --spoofing no resolver is learned; write 'resolver ADDRESS'", rules)
     recorded = None if pcap_rules is None else CappedCapture("--pcap-rules", pcap_rules, iface)
     stage = Firewall(
         policy, full_name(rules), identity=identity, kept=recorded, link=iface, flows_max=flows_max

@@ -149,7 +149,7 @@ class Tracker(Connections):
             or macs == [fields.src_mac, fields.dst_mac]
         ):
             return None
-        verdict, rule = self.policy.judge(direction, fields)
+        verdict, rule = self.consult(direction, fields)
         return None if verdict is Verdict.ALLOW else Decision(verdict, rule, "rule")
 
     def _further(self, flow: Flow, segment: TCP | None, direction: Direction, now: float) -> Decision | None:
@@ -270,7 +270,7 @@ class Tracker(Connections):
 
     def _stateless(self, fields: Fields, direction: Direction, now: float) -> Decision:
         """Decide about a packet by itself: it is of no connection that could be followed."""
-        judgement = self.policy.judge(direction, fields)
+        judgement = self.consult(direction, fields)
         refused = self._refused(judgement, fields, direction, now)
         if refused:
             return denied(refused, judgement.rule)
@@ -284,7 +284,7 @@ class Tracker(Connections):
             return denied("other-station")
         if self._recalled and (decision := self._again(key, segment, direction, now)) is not None:
             return decision
-        judgement = self.policy.judge(direction, fields)
+        judgement = self.consult(direction, fields)
         if judgement.verdict is not Verdict.ALLOW:
             return Decision(judgement.verdict, judgement.rule, "rule")
         ends: Ends | None = None
@@ -330,7 +330,7 @@ class Tracker(Connections):
             return None
         del self._recalled[key]
         flow = Flow(key, _HELD, opening, ends)
-        verdict, rule = self.policy.judge(opening.initiator, Fields.first_of(flow))
+        verdict, rule = self.consult(opening.initiator, Fields.first_of(flow))
         if verdict is not Verdict.ALLOW:
             return None
         flow.decision = self._decision(rule)
