@@ -156,6 +156,8 @@ def test_a_start_that_finds_another_occupant_takes_another_vm(guest):
     fixed.meet("interface 7 2")
     assert fixed.refuse(segment(VM, src_mac=NEXT_MAC), 3.0) == "spoofed-mac"
     assert fixed.is_moved
+    assert fixed.refuse(solicit(VM6), 3.0) == ""
+    assert not fixed.is_moved, "a guest that restarts and lies is called no other VM"
 
 
 def test_a_vm_that_is_awaited_is_still_awaited_after_a_restart(guest):
