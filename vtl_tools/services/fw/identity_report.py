@@ -156,7 +156,8 @@ def remedy(identity: Identity, cause: str, refused: bytes, link: str) -> str:
             return "look at what the VM runs"
         if identity.given_mac:
             return "if another VM took its place, start with its --mac"
-        by_another = f"if another VM took its place, run {forget}, or start with --vm reappearing"
+        follow = "" if identity.follows else ", or start with --vm reappearing"
+        by_another = f"if another VM took its place, run {forget}{follow}"
         if identity.is_moved:
             return f"its link is in other hands than before: {by_another}"
         return by_another
