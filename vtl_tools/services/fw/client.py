@@ -70,7 +70,7 @@ def forget(paths: Sequence[Path]) -> list[Answer]:
 
 def forgotten(answer: Answer) -> str:
     """Return the line that sums up what a service forgot."""
-    mac, addresses = answer["mac"] or "no Ethernet address", answer["addresses"] or "no IP address"
+    mac, addresses = answer["mac"] or "no Ethernet address", ", ".join(answer["addresses"]) or "no IP address"
     return f"{answer['link']}: forgot {mac}, {addresses}; {answer['ended']} connections ended"
 
 
