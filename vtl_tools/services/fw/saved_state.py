@@ -189,7 +189,7 @@ def _identity_lines(learned: Learned, shift: float) -> Iterator[str]:
     for octets in learned.claims:
         yield f"claim {address.format_ip(octets)}\n"
     for octets, until in learned.resolvers.items():
-        yield f"resolver {address.format_ip(octets)} {until:.1f}\n"
+        yield f"resolver {address.format_ip(octets)} {until + shift:.1f}\n"
 
 
 def _flow_line(flow: Flow) -> str:
@@ -220,7 +220,7 @@ def _take(line: str, learned: Learned, openings: dict[bytes, Opening], now: floa
         learned.claims.append(_host(what, 16))
     elif word == "resolver":
         what, end = rest
-        learned.resolvers[_host(what, 16 if ":" in what else 4)] = _time(end, now)
+        learned.resolvers[_host(what, 16 if ":" in what else 4)] = _time(end, now, shift)
     else:
         _take_dhcp(word, rest, learned, now, shift)
 

@@ -244,8 +244,9 @@ class Firewall(Stage):
             raise VTLError("forget: this service runs with --spoofing, and knows no identity")
         self.drain(0)
         before = self.identity.status()
+        learned = [of for of, how in self.identity.origins().items() if how != "option"]
         self.identity.forget()
-        told = {"link": self.link, "mac": before["mac"], "addresses": before["addresses"]}
+        told: dict[str, object] = {"link": self.link, "mac": before["mac"], "addresses": learned}
         told["ended"] = self.tracker.end_all()
         if self.keeper is not None:
             self.keeper.begin(time.monotonic())
