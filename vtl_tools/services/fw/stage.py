@@ -73,6 +73,7 @@ class Firewall(Stage):
         if identity is not None:
             identity.bindings.may_ask = self._lets_out
             self.tracker.resolvers, self.tracker.dhcp_servers = identity.resolvers.known, identity.dhcp4.met
+            self.tracker.leased = identity.dhcp4.leased
 
     # --- frames
 
