@@ -89,6 +89,7 @@ class Firewall(Stage):
             self._report = IdentityReport(identity, link)
             self._report.event = lambda name, **fields: self.event(name, **fields)
             self.tracker.resolvers, self.tracker.dhcp_servers = identity.resolvers.known, identity.dhcp4.met
+            self.tracker.leased = identity.dhcp4.leased
 
     # --- frames
 
