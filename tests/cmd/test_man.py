@@ -13,7 +13,7 @@ from tests.schemas import schema
 from vtl_tools.common.cli.options import common_options
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
-from vtl_tools.common.errors import VTLError
+from vtl_tools.common.errors import DiedError, VTLError
 from vtl_tools.common.guest_net.guest_network import KINDS
 from vtl_tools.services.freeze.freezer import Freezer
 from vtl_tools.services.freeze.holdings import OBSTACLES
@@ -40,7 +40,8 @@ SOURCES = sorted((ROOT / "vtl_tools").rglob("*.py"))
 
 
 ORDER = (
-    "NAME", "SYNOPSIS", "DESCRIPTION", "LINKS", "OPTIONS", "VERBS", "CONTROL SOCKET", "JSON OUTPUT", "RULES",
+    "NAME", "SYNOPSIS", "DESCRIPTION", "LINKS", "OPTIONS", "VERBS", "CONTROL SOCKET", "TABLES",
+    "JSON OUTPUT", "RULES",
     "RISKS", "GUEST BASICS", "SETS AND INCLUDES", "ERRORS IN A RULE FILE", "GRAMMAR", "ICMP TYPES",
     "SERVICES", "STATUS", "LOG", "MEMORY", "EVENTS", "DROPS", "SIGNALS", "ENVIRONMENT", "FILES",
     "EXIT STATUS", "EXAMPLES", "PRIVILEGES", "SECURITY", "SEE ALSO", "CAVEATS",
@@ -130,7 +131,7 @@ def codes(text: str) -> set[int]:
 
 
 def test_exit_statuses_are_named() -> None:
-    family = {VTLError, *VTLError.__subclasses__()}
+    family = {VTLError, *VTLError.__subclasses__(), DiedError}
     known = {error.exit_code for error in family} | {0, 130}
     assert codes(OVERVIEW.read_text()) == known
     for tool in TOOLS:

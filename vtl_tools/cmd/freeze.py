@@ -103,6 +103,7 @@ def report(link: str | None, json: bool) -> None:
         ("VM", "peer", "held", "probes", "not held", "risks"),
         map(report_row, rows),
         right=("held", "probes"),
+        names=("VM", "peer"),
     )
 
 

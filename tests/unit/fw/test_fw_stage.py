@@ -106,6 +106,8 @@ def test_a_frame_for_another_machine_that_a_switch_flooded_is_not_answered_in_it
     assert identity.mac == VM_MAC
     assert service.say(1, segment(IN, ".", 5, 5, vm=23, dst_mac=b"\2\0\0\0\0\7")) == ([], [])
     assert len(service.say(1, segment(IN, "S", 0, vm=23))[1]) == 1
+
+
 def test_a_connection_of_another_station_is_not_reset():
     """On a shared uplink, such as of the host itself, or of another VM."""
     service = Service()
