@@ -25,6 +25,7 @@ from weakref import WeakSet
 
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.host import confinement, privilege
+from vtl_tools.common.host.process import close_all_but
 
 PATIENCE_S: Final = 5.0
 """Seconds that the broker has to answer while the service waits."""
@@ -366,15 +367,8 @@ def _be_broker(lifeline: socket.socket, resources: list[_Resource], capabilities
     os.setsid()
     for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:  # the broker ends after the service
         signal.signal(number, signal.SIG_IGN)
-    kept = {
-        2,
-        lifeline.fileno(),
-        *(resource.room.fileno() for resource in resources if resource.room is not None),
-    }
-    last = -1
-    for fd in [*sorted(kept), os.sysconf("SC_OPEN_MAX")]:  # so that links and guards end with the service
-        os.closerange(last + 1, fd)
-        last = fd
+    rooms = (resource.room.fileno() for resource in resources if resource.room is not None)
+    close_all_but(2, lifeline.fileno(), *rooms)
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text("vtl-broker")
     privilege.keep_only(capabilities)
