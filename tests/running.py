@@ -17,6 +17,11 @@ from vtl_tools.common.runtime import control
 BIN = Path(sys.executable).parent
 
 
+def own_fields(event: dict[str, Any]) -> dict[str, Any]:
+    """Return an event without the members that tell of every event when, of what service and in what form."""
+    return {k: v for k, v in event.items() if k not in ("schema", "time", "service", "link")}
+
+
 class Bridge:
     """A running service: its process, its control socket, and the events that it printed."""
 

@@ -74,8 +74,8 @@ LINES = {
     "nothing runs": (6, ["status"], "no service runs here"),
     "nothing runs there": (6, ["status", "--link", "eth0"], "{tmp}/vtl-bridge-eth0.sock: no service answers"),
     "a socket that is a file": (1, [*QEMU, "--control", "{tmp}/file"], "exists and is not a socket"),
-    "a socket in a file": (1, [*QEMU, "--control", "{tmp}/file/x"], "no control socket: "),
-    "a long control path": (1, [*QEMU, "--control", "{tmp}/" + "x" * 107], "no control socket: "),
+    "a socket in a file": (1, [*QEMU, "--control", "{tmp}/file/x"], "no socket: "),
+    "a long control path": (1, [*QEMU, "--control", "{tmp}/" + "x" * 107], "no socket: "),
 }
 
 USAGE = {
@@ -273,7 +273,7 @@ def test_a_request_that_is_none_is_refused_and_the_service_lives(tmp_path: Path,
             with sock.makefile("rb") as answers:
                 said = answers.read()
         if line.endswith(b"\n"):
-            assert json.loads(said) == {"ok": False, "error": "not a request; the verbs are status"}
+            assert json.loads(said) == {"ok": False, "error": "not a request; the verbs are events, status"}
         else:
             assert said == b""
         assert alive(tmp_path)

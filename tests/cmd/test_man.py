@@ -113,7 +113,8 @@ def test_a_page_lists_exactly_the_options(tool: str) -> None:
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_a_page_lists_exactly_the_verbs_with_their_options_and_arguments(tool: str) -> None:
-    lines = re.findall(r"^\.It Cm (\w+)(.*)", section(page(tool), "VERBS"), re.M)
+    verbs = section(page(tool), "VERBS") if command(tool).commands else ""
+    lines = re.findall(r"^\.It Cm (\w+)(.*)", verbs, re.M)
     assert sorted(verb for verb, _ in lines) == sorted(command(tool).commands)
     for verb, rest in lines:
         assert flags(rest) == options(tool, verb), verb
@@ -131,7 +132,8 @@ def test_exit_statuses_are_named() -> None:
     assert codes(OVERVIEW.read_text()) == known
     for tool in TOOLS:
         named = codes(page(tool))
-        assert named == known if tool in SERVICES else {0, 1, 2, 5, 130} <= named <= known, tool
+        least = known if tool in SERVICES else {0, 1, 2, 130}
+        assert least <= named <= known, tool
 
 
 @pytest.mark.parametrize("tool", SERVICES)
@@ -299,7 +301,7 @@ def test_every_event_and_every_member_of_a_status_is_explained() -> None:
     events = {
         word
         for path in SOURCES
-        for pair in re.findall(r'\.event\("(\w+)"|"event": "(\w+)"', path.read_text())
+        for pair in re.findall(r'\.(?:event|tell|_made)\("(\w+)"|"event": "(\w+)"', path.read_text())
         for word in pair
         if word
     }

@@ -48,7 +48,7 @@ class Stage:
         """Capabilities that the sources need while they run, besides those of the links."""
         self.drops: Counter[str] = Counter()
         self.event: Callable[..., object] = lambda name, **fields: None
-        """Prints an event, if events are printed."""
+        """Tells an event: name, fields, and for one that traffic can cause `cause`, which repeats share."""
         self.broadcast: Callable[[bytes], object] = lambda message: None
         """Sends a message to the other workers of the service, at most 64 octets; it may be lost."""
 

@@ -76,7 +76,7 @@ async def ask(lines: list[bytes]) -> None:
         before = len(stage.tracker.flows)
         for server in services:
             with SealedFile.of([upload or b""]) as sealed:
-                answer = await server.answer(line, None if upload is None else sealed)
+                answer, _ = await server.reply(line, None if upload is None else sealed)
             told = json.loads(json.dumps(answer))
             assert told["ok"] in (True, False)
             assert set(told) == {"ok", "result" if told["ok"] else "error"}

@@ -80,7 +80,7 @@ def test_frames_pass_until_sigterm_and_the_end_is_clean(options, capfd):
     assert not options.control.exists()
     events = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [e["event"] for e in events] == ["ready", "stats"]
-    assert events[1]["links"][1]["tx_frames"] == 3
+    assert events[1]["status"]["links"][1]["tx_frames"] == 3
 
 
 def test_sigint_ends_with_130(options):
@@ -234,7 +234,7 @@ def test_an_unknown_verb_is_answered_with_those_there_are(options):
     def use():
         wait_for(options.control)
         try:
-            with pytest.raises(VTLError, match="the verbs are status"):
+            with pytest.raises(VTLError, match="the verbs are events, status"):
                 control.ask(options.control, "dance")
         finally:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -7,6 +7,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from vtl_tools.common.cli.parameters import MetricsParam
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -44,6 +46,12 @@ _RUN_OPTIONS = (
     click.option("--pcap", type=FILE, metavar="FILE", help="Record all frames received and sent (pcapng)."),
     click.option("--control", type=FILE, metavar="PATH", help="Path of the control socket."),
     click.option(
+        "--metrics",
+        type=MetricsParam(),
+        metavar="ADDRESS",
+        help="Answer Prometheus at HOST:PORT or unix:PATH.  [default: off]",
+    ),
+    click.option(
         "--reconnect/--no-reconnect",
         default=True,
         help="When a link fails, wait for it (default) or exit with status 4.",
@@ -76,6 +84,7 @@ def common_options(function: Callable[P, R]) -> Callable[P, R]:
         watch: bool,
         pcap: Path | None,
         control: Path | None,
+        metrics: tuple[str, int] | str | None,
         reconnect: bool,
         spin: int | None,
         user: str | None,
@@ -92,6 +101,7 @@ def common_options(function: Callable[P, R]) -> Callable[P, R]:
             watch=watch,
             pcap=pcap,
             control=control,
+            metrics=metrics,
             reconnect=reconnect,
             spin_s=SPIN_S if spin is None else spin * 1e-6,
             user=user,

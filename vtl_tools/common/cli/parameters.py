@@ -28,6 +28,7 @@ class ProxyParam(click.ParamType[Any]):
     """HOST:PORT, or unix:PATH."""
 
     name = "proxy"
+    example = "127.0.0.1:9050"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -39,8 +40,15 @@ class ProxyParam(click.ParamType[Any]):
             return value.removeprefix("unix:")
         host, _, port = value.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-            self.fail(f"{value!r}: write HOST:PORT or unix:PATH, such as 127.0.0.1:9050", param, ctx)
+            self.fail(f"{value!r}: write HOST:PORT or unix:PATH, such as {self.example}", param, ctx)
         return host.strip("[]"), int(port)
+
+
+class MetricsParam(ProxyParam):
+    """Where to listen: HOST:PORT, or unix:PATH."""
+
+    name = "metrics"
+    example = "127.0.0.1:9437"
 
 
 class SubnetParam(click.ParamType[Any]):

@@ -86,7 +86,7 @@ def run_service(
         def make(number: int) -> Runner:
             from dataclasses import replace
 
-            own = replace(options, watch=False, json=False)
+            own = replace(options, watch=False, json=False, metrics=None)
             return Runner(make_stage(), make_links(group.fanout), own)
 
         group = Workers(workers, make, options, interfaces, links[0].spec)

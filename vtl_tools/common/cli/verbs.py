@@ -13,6 +13,13 @@ from vtl_tools.common.cli.tool import Tool
 from vtl_tools.common.text import rich_console
 
 
+def current_tool() -> click.Group:
+    """Return the command that the present verb belongs to."""
+    found = click.get_current_context().find_root().command
+    assert isinstance(found, click.Group)
+    return found
+
+
 def sockets_of(tool: click.Group, link: str | None) -> list[Path]:
     """Return the control sockets of a tool's running services: the one on `link`, or all."""
     from vtl_tools.common.runtime import control

@@ -81,13 +81,23 @@ _EPERM, _ENOSYS = 1, 38
 _Step = tuple[int, int, int, int]
 
 
+def can_deny_calls() -> bool:
+    """Return whether deny_calls() knows this machine's system calls."""
+    return os.uname().machine in _COLUMN
+
+
+def landlock_abi() -> int:
+    """Return the version of Landlock that this kernel has; 0: none."""
+    return max(0, int(_libc.syscall(_CREATE_RULESET, None, 0, _VERSION)))
+
+
 def deny_calls(allowed: Iterable[str] = ()) -> None:
     """Let the kernel refuse (EPERM) system calls that no running service makes. allowed: exceptions, by name.
 
     Needs no_new_privs. On machines whose call numbers are unknown here it does nothing but log a warning.
     """
     machine = os.uname().machine
-    if machine not in _COLUMN:
+    if not can_deny_calls():
         log.warning("system calls are not filtered: their numbers on %s are unknown", machine)
         return
     column = _COLUMN[machine]
@@ -148,8 +158,8 @@ def deny_writing(but: Iterable[Path] = ()) -> None:
     it may write to. Open files stay usable. Signals and abstract sockets reach only its own children. Older
     kernels enforce a part or nothing, which is logged. Needs no_new_privs.
     """
-    abi = _libc.syscall(_CREATE_RULESET, None, 0, _VERSION)
-    if abi < 1:
+    abi = landlock_abi()
+    if not abi:
         log.info("no Landlock in this kernel: only file permissions restrict the service's access to files")
         return
     handled = _EXECUTE | _TO_WRITE | (_REFER if abi >= 2 else 0) | (_TRUNCATE if abi >= 3 else 0)

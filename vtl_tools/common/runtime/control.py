@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from vtl_tools.common.errors import NotRunningError, PermissionNeededError, VTLError
 from vtl_tools.common.host import broker
@@ -37,7 +37,21 @@ _PAUSE_S: Final = 1.0
 """How long no client is accepted after the process ran out of descriptors."""
 
 Result = dict[str, Any]
-Verb = Callable[[Result], Result | Awaitable[Result]]
+
+
+class LineStream(Protocol):
+    """The result of a verb whose answer, an empty result, is followed by lines until either side ends."""
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Send lines on a non-blocking socket."""
+        ...
+
+    def close(self) -> None:
+        """Send no more. Idempotent."""
+        ...
+
+
+Verb = Callable[[Result], Result | Awaitable[Result] | LineStream]
 
 
 def directory() -> Path:
@@ -150,7 +164,7 @@ class ControlServer:
             only = self._begin(self.where, None)
             only.add_done_callback(lambda _: self._on_end())
             return
-        self._listener = _bound(self.where)
+        self._listener = listen_on(self.where, "--control")
         self._listener.setblocking(False)
         self._file = broker.OwnSocket(self.where)
         self._listen()
@@ -194,36 +208,46 @@ class ControlServer:
         return task
 
     async def _serve(self, channel: _Channel, idle_s: float | None) -> None:
+        stream: LineStream | None = None
         try:
-            while True:
+            while stream is None:
                 line, upload = await asyncio.wait_for(channel.request(), idle_s)
                 if not line:
                     break
                 try:
-                    answer = await self.answer(line, upload)
+                    answer, stream = await self.reply(line, upload)
                 finally:
                     if upload is not None:
                         upload.close()
                 await asyncio.wait_for(channel.answer(answer), PATIENCE_S)
                 await asyncio.sleep(0)  # frames have their turn, even if the next request is here already
+            else:
+                await stream.serve(channel.sock)
         except (ValueError, OSError, TimeoutError):
             pass  # the line is too long, or the client has gone or does not read
         finally:
+            if stream is not None:
+                stream.close()
             channel.close()
 
-    async def answer(self, line: bytes, upload: SealedFile | None = None) -> Result:
-        """Return the answer to one request line; an error in it becomes an answer."""
+    async def reply(self, line: bytes, upload: SealedFile | None = None) -> tuple[Result, LineStream | None]:
+        """Return the answer to one request line, and the stream that follows. An error becomes an answer."""
         try:
             request = json.loads(line)
             verb = self.verbs[request["verb"]]
         except (ValueError, KeyError, TypeError, RecursionError):
-            return {"ok": False, "error": f"not a request; the verbs are {', '.join(sorted(self.verbs))}"}
+            error = f"not a request; the verbs are {', '.join(sorted(self.verbs))}"
+            return {"ok": False, "error": error}, None
         request["upload"] = upload  # also when the line has a member of that name
         try:
             result = verb(request)
-            return {"ok": True, "result": await result if isinstance(result, Awaitable) else result}
+            if isinstance(result, dict):
+                return {"ok": True, "result": result}, None
+            if isinstance(result, Awaitable):
+                return {"ok": True, "result": await result}, None
+            return {"ok": True, "result": {}}, result
         except VTLError as e:
-            return {"ok": False, "error": str(e)}
+            return {"ok": False, "error": str(e)}, None
 
 
 def _user_of(sock: socket.socket) -> int:
@@ -231,7 +255,11 @@ def _user_of(sock: socket.socket) -> int:
     return int(struct.unpack("iii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1])
 
 
-def _bound(path: Path) -> socket.socket:
+def listen_on(path: Path, option: str) -> socket.socket:
+    """Return a unix socket of mode 0600 that listens. Replaces that of a dead process.
+
+    option: names another path. Raises VTLError, also where a process listens or others may write.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.parent == directory():
@@ -245,10 +273,10 @@ def _bound(path: Path) -> socket.socket:
             )
         with suppress(FileNotFoundError, ConnectionRefusedError):
             _connect(path).close()
-            raise VTLError(f"{path}: a service already runs there; stop it, or choose another with --control")
+            raise VTLError(f"{path}: a service already runs there; stop it, or choose another with {option}")
         with suppress(FileNotFoundError):
             if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise VTLError(f"{path}: exists and is not a socket; choose another with --control")
+                raise VTLError(f"{path}: exists and is not a socket; choose another with {option}")
             path.unlink()
         old = os.umask(0o177)
         try:
@@ -258,9 +286,7 @@ def _bound(path: Path) -> socket.socket:
         sock.listen(_BACKLOG)
     except OSError as e:
         sock.close()
-        raise VTLError(
-            f"{path}: no control socket: {e.strerror or e}; choose another with --control"
-        ) from None
+        raise VTLError(f"{path}: no socket: {e.strerror or e}; choose another with {option}") from None
     except VTLError:
         sock.close()
         raise

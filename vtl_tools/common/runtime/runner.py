@@ -6,7 +6,6 @@ the guard, the control socket, systemd's readiness protocol, events as JSON line
 
 import asyncio
 import gc
-import json
 import logging
 import os
 import resource
@@ -15,10 +14,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,9 +26,11 @@ from vtl_tools.common.errors import LinkLostError
 from vtl_tools.common.host import broker, confinement, privilege
 from vtl_tools.common.host.interfaces import Interfaces
 from vtl_tools.common.runtime import control
+from vtl_tools.common.runtime.events import Events, Write
 from vtl_tools.common.stage import Stage
 
 if TYPE_CHECKING:
+    from vtl_tools.common.runtime.metrics import MetricsServer
     from vtl_tools.common.runtime.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class Options:
     watch: bool = False
     pcap: Path | None = None
     control: Path | None = None
+    metrics: tuple[str, int] | str | None = None
+    """Where Prometheus is answered: (host, port), or the path of a unix socket."""
     reconnect: bool = True
     spin_s: float = SPIN_S
     user: str | None = None
@@ -82,6 +85,7 @@ class Runner:
     """In a worker: the socket on which it receives the messages of the others."""
 
     def __post_init__(self) -> None:
+        self.events = Events(self.options.service, self.links[0].spec, printing(self.options))
         self.exit_code = 0
         self._started = time.monotonic()
         self._up: list[bool] = []
@@ -101,7 +105,6 @@ class Runner:
             self.links = links
             with suppress(KeyboardInterrupt):
                 asyncio.run(self._main())
-            self.event("stats", **self.status())
         return self.exit_code
 
     def _links(self, stack: ExitStack) -> list[Device]:
@@ -131,6 +134,7 @@ class Runner:
             self._tell_guards(self.interfaces.check())
         server = self._control()
         await server.start()
+        metrics = await metrics_for(self.options, self.status)
         watch = watch_for(self.options)
         confine(self._capabilities(), self.options.user)
         for link in self.links:
@@ -168,14 +172,26 @@ class Runner:
                 watching.cancel()
                 with suppress(asyncio.CancelledError):
                     await watching
+            self._tell_end()
             server.close()
+            if metrics is not None:
+                metrics.close()
+
+    def _tell_end(self) -> None:
+        self.events.finish()
+        if self._end is not None and self._end.done() and self._end.exception() is None:
+            self.event("stats", status=self.status())
 
     def _capabilities(self) -> set[int]:
         kept = {c for link in self.links for c in link.capabilities} | self.stage.capabilities
         return kept | {privilege.NET_ADMIN} if self.interfaces else kept
 
     def _control(self) -> control.ControlServer:
-        verbs: dict[str, control.Verb] = {"status": lambda _: self.status(), **self.verbs}
+        verbs: dict[str, control.Verb] = {
+            "status": lambda _: self.status(),
+            "events": self.events.asked,
+            **self.verbs,
+        }
         path = self.options.control or control.path_for(self.options.service, self.links[0].spec)
         return control.ControlServer(self.control_channel or path, verbs, self.stop)
 
@@ -244,7 +260,7 @@ class Runner:
             elif not self.options.reconnect and link.losses:
                 self.fail(LinkLostError(f"{link.spec}: link lost; not waiting for it, as requested"))
             self.stage.on_link(port, link.up, now)
-            self.event("link", link=link.spec, up=link.up)
+            self.event("link", changed=link.spec, up=link.up)
         if all(link.finished for link in self.links if not link.silent):
             self.stop()
 
@@ -285,6 +301,7 @@ class Runner:
         """Return the reply to `status`, which --json prints."""
         now, used = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
         return {
+            "schema": f"{self.options.service}.status/1",
             "service": self.options.service,
             "pid": os.getpid(),
             "uptime_s": round(now - self._started, 3),
@@ -295,10 +312,9 @@ class Runner:
             **self.stage.status(now),
         }
 
-    def event(self, name: str, **fields: object) -> None:
-        """Print an event as one JSON line on standard output, if --json is given."""
-        if self.options.json:
-            say(sys.stdout.fileno(), json.dumps({"event": name, **fields}))
+    def event(self, name: str, /, **fields: Any) -> None:
+        """Tell an event; see Events.tell()."""
+        self.events.tell(name, **fields)
 
     async def _watch(self, watch: "Watch") -> None:
         with watch:
@@ -324,6 +340,11 @@ def confine(capabilities: set[int], user: str | None) -> None:
     confinement.deny_calls(("bpf",) if privilege.BPF in capabilities else ())
 
 
+def printing(options: Options) -> Write | None:
+    """Return what prints events on standard output, if --json is given."""
+    return partial(say, sys.stdout.fileno()) if options.json else None
+
+
 def watch_for(options: Options) -> "Watch | None":
     """Return the live table if --watch is given. Imports its modules, which the later user may not read."""
     if not options.watch:
@@ -331,6 +352,17 @@ def watch_for(options: Options) -> "Watch | None":
     from vtl_tools.common.runtime.watch import Watch
 
     return Watch()
+
+
+async def metrics_for(options: Options, status: Callable[[], Any]) -> "MetricsServer | None":
+    """Return the server for Prometheus, which listens, if --metrics is given. Raises VTLError."""
+    if options.metrics is None:
+        return None
+    from vtl_tools.common.runtime.metrics import MetricsServer
+
+    server = MetricsServer(options.metrics, status)
+    await server.start()
+    return server
 
 
 def _output(link: Device) -> Any:

@@ -22,13 +22,17 @@ from vtl_tools.common.errors import VTLError
 from vtl_tools.common.host import privilege
 from vtl_tools.common.host.interfaces import Interfaces
 from vtl_tools.common.runtime import control
-from vtl_tools.common.runtime.runner import Options, Runner, confine, notify, say, watch_for
+from vtl_tools.common.runtime.events import LINE_MAX, Events
+from vtl_tools.common.runtime.runner import Options, Runner, confine, metrics_for, notify, printing, watch_for
 from vtl_tools.common.text import printable
 
 if TYPE_CHECKING:
     from vtl_tools.common.runtime.watch import Watch
 
 log = logging.getLogger(__name__)
+
+_TALES = 64
+"""Events of a worker that are read at once."""
 
 
 class Workers:
@@ -46,12 +50,14 @@ class Workers:
         self._fault: Exception | None = None
         self.fanout = os.getpid() & 0x7FFF
         self._buses = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(count)]
+        self._tales = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(count)]
+        self.events = Events(options.service, first, printing(options))
         self._streams: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         self._owed: Counter[int] = Counter()
         self._busy = asyncio.Lock()
         self._started = time.monotonic()
         self._exit_code: int | None = None
-        for pair in self._buses:
+        for pair in (*self._buses, *self._tales):
             for end in pair:
                 end.setblocking(False)
 
@@ -100,9 +106,14 @@ class Workers:
         runner.control_channel, runner.messages = control_channel, self._buses[number][0]
         others = [bus[1] for i, bus in enumerate(self._buses) if i != number]
         self._buses[number][1].close()
+        for i, tale in enumerate(self._tales):
+            tale[0].close()
+            if i != number:
+                tale[1].close()
         for i, bus in enumerate(self._buses):
             if i != number:
                 bus[0].close()  # it is another worker's
+        runner.events.write = partial(_tell, self._tales[number][1])
         runner.stage.broadcast = partial(_broadcast, others)
         os.environ.pop("NOTIFY_SOCKET", None)
         return runner.run()
@@ -128,6 +139,8 @@ class Workers:
             self._streams[pid] = await asyncio.open_connection(sock=sock, limit=control.ANSWER_MAX)
             pidfd = os.pidfd_open(pid)
             loop.add_reader(pidfd, on_exit, pid, pidfd)
+        for number, (tale, _) in enumerate(self._tales):
+            loop.add_reader(tale, self._on_tale, number, tale)
         if self.interfaces:
 
             def look() -> None:
@@ -140,8 +153,9 @@ class Workers:
             loop.add_reader(self.interfaces.fileno(), look)
             self._tell_guards(self.interfaces.check())
         path = self.options.control or control.path_for(self.options.service, self.first)
-        server = control.ControlServer(path, {"status": self.status})
+        server = control.ControlServer(path, {"status": self.status, "events": self.events.asked})
         await server.start()
+        metrics = await metrics_for(self.options, lambda: self.status({}))
         watch = watch_for(self.options)
         confine({privilege.NET_ADMIN} if self.interfaces else set(), self.options.user)
         watching: asyncio.Task[None] | None = None
@@ -153,18 +167,23 @@ class Workers:
             await ended.wait()
             if watching is not None:
                 watching.cancel()
-            if self._exit_code in (0, 130) and self.options.json:
-                self._event("stats", **await self.status({}))
+            self.events.finish()
+            if self._exit_code in (0, 130):
+                self.events.tell("stats", status=await self.status({}))
         finally:
             server.close()
+            if metrics is not None:
+                metrics.close()
 
     def _tell_guards(self, raised: Sequence[tuple[str, str]]) -> None:
         for name, what in raised:
-            self._event("guard", interface=name, what=what)
+            self.events.tell("guard", interface=name, what=what)
 
-    def _event(self, name: str, **fields: object) -> None:
-        if self.options.json:
-            say(sys.stdout.fileno(), json.dumps({"event": name, **fields}))
+    def _on_tale(self, number: int, tale: socket.socket) -> None:
+        """Take some events of a worker; guards and clients have their turn between."""
+        with suppress(BlockingIOError):
+            for _ in range(_TALES):
+                self.events.forward(tale.recv(LINE_MAX), number)
 
     async def _watch(self, watch: "Watch") -> None:
         with watch:
@@ -179,7 +198,7 @@ class Workers:
         await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
         if ready.done() and ready.exception() is None:
             links = [link["link"] for link in ready.result()["links"]]
-            self._event("ready", pid=os.getpid(), links=links)
+            self.events.tell("ready", pid=os.getpid(), links=links)
             notify("READY=1")
         for task in (ready, stopped):
             task.cancel()
@@ -237,6 +256,14 @@ def merge(answers: Sequence[Any]) -> Any:
     if isinstance(first, bool):
         return all(answers)
     return sum(answers) if isinstance(first, int | float) else first
+
+
+def _tell(sock: socket.socket, line: str) -> bool:
+    try:
+        sock.send(line.encode())
+    except OSError:  # its queue is full, the line is too long, or the first process has ended
+        return False
+    return True
 
 
 def _broadcast(others: Sequence[socket.socket], message: bytes) -> None:

@@ -1,0 +1,1 @@
+"""Examines the machine: what each executable needs of it, whether it is there, and how to get it."""
