@@ -11,9 +11,9 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from vtl_tools.common.device.capped_capture import CappedCapture
 
 from vtl_tools.common.device.batch import SLOTS, Batch
-from vtl_tools.common.device.capped_capture import CappedCapture
 from vtl_tools.common.device.capture import quiet_scapy
 from vtl_tools.common.guest_net import guest_network as surroundings
 from vtl_tools.common.packet import build

@@ -42,7 +42,7 @@ class PcapDevice(Device):
         """Open both files."""
         reader = self._reader = CaptureReader(self.spec, self._path)
         if self._write:
-            self._writer = Recording(self.spec, Path(self._write), [self.spec], CaptureLimits(overwrite=True))
+            self._writer = Recording(self.spec, Path(self._write), [self.spec], CaptureLimits())
         self._next = next(reader, None)
         if self._next and self._speed:
             self._origin = self._clock() - self._next[0] / self._speed

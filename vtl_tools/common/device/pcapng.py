@@ -26,7 +26,7 @@ _TAILS: Final = tuple(struct.Struct(f"={pad}xHHIII") for pad in (0, 3, 2, 1))
 
 
 def file_header(links: Sequence[str]) -> bytes:
-    """Return the blocks that a file begins with. links: the names of its interfaces, which get numbers from 0."""
+    """Return the blocks that a file begins with. links: names of its interfaces, numbered from 0."""
     section = struct.pack("=IHHq", _MAGIC, 1, 0, -1) + _option(_APPLICATION, "vtl-tools")
     described = (struct.pack("=HHI", _ETHERNET, 0, 0) + _option(_NAME, link) for link in links)
     return b"".join((_block(_SECTION, section), *(_block(_INTERFACE, body) for body in described)))

@@ -1,4 +1,4 @@
-"""A capture (pcapng) that a service writes: frames go to a queue, and another process writes the file (host/scribe)."""
+"""A capture that a service writes: frames go to a queue, and another process writes the file."""
 
 import errno
 import logging
@@ -39,8 +39,8 @@ class CaptureLimits:
 class Recording:
     """A capture of some links. option: what it is for, in messages. producers: processes that write to it.
 
-    recorded, unrecorded: frames that were taken, and those that were not, as the disk was full or too slow. Raises
-    DeviceError if the file cannot be opened, or if one is there already.
+    recorded, unrecorded: frames that were taken, and those that were not, as the disk was full or too slow.
+    Raises DeviceError if the file cannot be opened, or if one is there already.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Recording:
         self._scribe.status = self.status
 
     def write(self, link: int, frames: Iterable[memoryview], direction: int, now: float) -> None:
-        """Record Ethernet frames of a link, by its number. now: seconds since 1970. Never waits and never fails."""
+        """Record Ethernet frames of a link, by its number, unless there is no room. now: since 1970."""
         queue = self._scribe.queue
         if queue is None:
             return
@@ -72,7 +72,9 @@ class Recording:
         self.recorded += recorded
         if lost:
             if self._scribe.is_writing:
-                log.warning("%s: frames come faster than the disk takes them; some are not recorded", self.option)
+                log.warning(
+                    "%s: frames come faster than the disk takes them; some are not recorded", self.option
+                )
             self.unrecorded += lost
 
     def keep(self, frame: memoryview, now: float) -> None:

@@ -1,7 +1,8 @@
 """The log: lines for people on standard error, or in the file of --log.
 
-In a running service, logging delays no frame and never fails; repeated warnings are folded. A message begins with its
-subject, as in "%s: down": repeats are told apart by logger, format and subject, and not by text from outside.
+In a running service, logging delays no frame and never fails; repeated warnings are folded. A message begins
+with its subject, as in "%s: down": repeats are told apart by logger, format and subject, and not by text
+from outside.
 """
 
 import logging
@@ -13,9 +14,8 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
-from vtl_tools.common.host.outlet import open_outlets, say
 from vtl_tools.common.repeats import KINDS_MAX, Repeats
 from vtl_tools.common.text import printable
 
@@ -28,14 +28,15 @@ _PRIORITIES: Final = (
 class LogHandler(logging.Handler):
     """Writes each record as one printable line, as it may quote text from outside.
 
-    name: of the program, with which each line begins. call_at: set by an event loop; has the numbers of folded
-    messages told when they are due.
+    name: of the program, with which each line begins. call_at: set by an event loop; has the numbers of
+    folded messages told when they are due.
     """
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self.name = name
-        self.is_service = False
+        self.is_service = self.is_ready = False
+        """Whether the program is a service, and whether that has started."""
         self.call_at: Callable[[float, Callable[[], None]], object] | None = None
         self._clock = clock
         self._is_armed = False
@@ -76,7 +77,14 @@ class LogHandler(logging.Handler):
         priority = next((number for least, number in _PRIORITIES if level >= least), 7)
         for line in text.splitlines():
             start = f"<{priority}>" if self._is_journal else f"{_now()} " if self._has_stamps else ""
-            say(2, f"{start}{self.name}: {line}")
+            write_line(sys.stderr, f"{start}{self.name}: {line}", is_service=self.is_service)
+
+    def fail(self, problem: str) -> None:
+        """Write the last line of a program that failed: as the log's if it is that of a service which ran."""
+        if self.is_ready or self._is_journal:
+            self.tell(problem, logging.ERROR)
+        else:
+            write_line(sys.stderr, f"{self.name}: {problem}", is_service=self.is_service)
 
     def tell_repeats(self) -> None:
         """Write how often the messages were repeated whose time is over."""
@@ -134,9 +142,22 @@ def install(name: str) -> LogHandler:
 
 def serve(producers: int, *, log_file: Path | None, prints_events: bool) -> None:
     """Log and print events as a service from now on; see LogHandler.serve(). Raises OSError for log_file."""
+    from vtl_tools.common.host.outlet import open_outlets  # here, as a verb needs none of it
+
     open_outlets(producers, log_file=log_file, prints_events=prints_events)
     if _handler is not None:
         _handler.serve(log_file)
+
+
+def write_line(stream: TextIO, line: str, *, is_service: bool | None = None) -> None:
+    """Write a line to standard output or standard error. Never raises, and in a service never waits."""
+    if is_service if is_service is not None else _handler is not None and _handler.is_service:
+        from vtl_tools.common.host.outlet import say
+
+        say(1 if stream is sys.stdout else 2, line)
+    else:
+        with suppress(OSError, ValueError):
+            print(line, file=stream, flush=True)
 
 
 def handler() -> LogHandler | None:

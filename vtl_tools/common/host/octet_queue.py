@@ -1,9 +1,10 @@
 """A bounded queue of octets from one process to another, in memory that both share.
 
-The producer never waits: it asks for room first. Two eventfds count the octets in the queue and the free ones, so
-that the kernel orders the accesses of both sides.
+The producer never waits: it asks for room first. Two eventfds count the octets in the queue and the free
+ones, so that the kernel orders the accesses of both sides.
 """
 
+import contextlib
 import mmap
 import os
 import sys
@@ -14,7 +15,8 @@ _FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
 class OctetQueue:
     """One producer and one consumer, each in its own process, which fork() gave a copy of this object.
 
-    size: octets, a multiple of 4. octets: the memory. at: where the producer writes next; for free octets only.
+    size: octets, a multiple of 4. octets: the memory. at: where the producer writes next; for free octets
+    only.
     """
 
     def __init__(self, size: int) -> None:
@@ -67,10 +69,8 @@ class OctetQueue:
 
     def collect(self) -> None:
         """Take note of the published octets."""
-        try:
+        with contextlib.suppress(BlockingIOError):
             self.waiting = min(self.size, self.waiting + os.eventfd_read(self._written))
-        except BlockingIOError:
-            pass
 
     def views(self, octets: int) -> list[memoryview]:
         """Return the first octets of those that wait, in one piece or two."""

@@ -1,7 +1,8 @@
-"""Lines for people and programs, on standard error or standard output, that never wait for a reader or a disk.
+"""Lines for people and programs, on standard error or standard output, that never wait for a reader or a
+disk.
 
-A line for a pipe, a terminal or a socket that has no room is lost, and counted. A file on a disk is written by
-another process (scribe).
+A line for a pipe, a terminal or a socket that has no room is lost, and counted. A file on a disk is written
+by another process (scribe).
 """
 
 import contextlib

@@ -1,6 +1,8 @@
-"""The files that records go to: captures that rotate, logs, and descriptors that the service was started with.
+"""The files that records go to: captures that rotate, logs, and descriptors that the service was started
+with.
 
-A target is opened by the service, and then used by the process of a Scribe only. write() takes octets from a queue.
+A target is opened by the service, and then used by the process of a Scribe only. write() takes octets from a
+queue.
 """
 
 import errno
@@ -71,10 +73,10 @@ class LogFile(Target):
 class CaptureFiles(Target):
     """A capture in one file after the other, each of mode 0600 and never larger than size_max; 0: no limit.
 
-    The first is `path`; later ones have a number in their names. Only the newest files_max stay; 0: all do. A file
-    that is there already is left alone, unless `overwrite`. header: what each file begins with. whole: returns how
-    many octets of a queue are whole records. Raises OSError: FileExistsError if the first file exists and is not
-    empty.
+    The first is `path`; later ones have a number in their names. Only the newest files_max stay; 0: all do.
+    A file that is there already is left alone, unless `overwrite`. header: what each file begins with.
+    whole: returns how many octets of a queue are whole records. Raises OSError: FileExistsError if the first
+    file exists and is not empty.
     """
 
     def __init__(
@@ -211,9 +213,9 @@ def _is(path: Path, which: tuple[int, int]) -> bool:
 def open_private(path: Path, how: int) -> int:
     """Open a file for writing, of mode 0600 regardless of the umask. Raises OSError.
 
-    how: O_EXCL: it must not exist; O_TRUNC: it becomes empty; O_APPEND. In a directory where others may write, an
-    existing file must belong to us: another user could place a link to a third user's file there, or a file of
-    their own to read from. Of a pipe or a device, writing does not block.
+    how: O_EXCL: it must not exist; O_TRUNC: it becomes empty; O_APPEND. In a directory where others may
+    write, an existing file must belong to us: another user could place a link to a third user's file there,
+    or a file of their own to read from. Of a pipe or a device, writing does not block.
     """
     flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | how & os.O_APPEND
     directory = path.parent.stat()

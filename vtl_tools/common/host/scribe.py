@@ -1,8 +1,8 @@
 """A process that writes records to a file, so that a disk that is full, slow or gone delays no frame.
 
-The service puts octets into a queue in shared memory and never waits. The process is started before the service
-gives up its rights, keeps those that creating the next file takes, and is confined to the directory of its files.
-It writes what is in the queue even after kill -9 of the service.
+The service puts octets into a queue in shared memory and never waits. The process is started before the
+service gives up its rights, keeps those that creating the next file takes, and is confined to the directory
+of its files. It writes what is in the queue even after kill -9 of the service.
 """
 
 import atexit
@@ -79,7 +79,7 @@ class Scribe:
         return True
 
     def reopen(self) -> None:
-        """Have the file opened by its name again, if it was renamed or removed, and a failed write tried again."""
+        """Have a file that was renamed or removed created again, and a failed write tried again."""
         with contextlib.suppress(OSError):
             self._channel.send(_REOPEN)
 
@@ -88,7 +88,7 @@ class Scribe:
         return self._channel.fileno()
 
     def poll(self) -> list[dict[str, Any]]:
-        """Return what happened: `what` is stopped, resumed, file or ended; `file`, and for the first `why`."""
+        """Return what happened: `what` is stopped, resumed, next or ended; `file`; perhaps `why`."""
         told = []
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -99,12 +99,12 @@ class Scribe:
                         raise
                     octets = b""
                 if not octets:
-                    told.append({"what": "ended", "file": self.name, "why": "the process that writes has ended"})
+                    told.append({"what": "ended", "file": self.name, "why": "its process has ended"})
                     break
                 told.append(json.loads(octets))
         for one in told:
             self.name = one["file"]
-            if one["what"] != "file":
+            if one["what"] != "next":
                 self.is_writing = one["what"] == "resumed"
         return told
 
@@ -273,7 +273,7 @@ class _Writer:
             self._has_failed = True
             return False
         if self._target.name != before:
-            self._tell("file")
+            self._tell("next")
         return True
 
     def _tell(self, what: str, why: str | None = None) -> None:
