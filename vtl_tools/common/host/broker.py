@@ -18,7 +18,7 @@ import socket
 import stat
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 from weakref import WeakSet
@@ -29,6 +29,8 @@ from vtl_tools.common.host.process import close_all_but
 
 PATIENCE_S: Final = 5.0
 """Seconds that the broker has to answer while the service waits."""
+READ_S: Final = 60.0
+"""Seconds that it has to read files while frames go on."""
 DAC_OVERRIDE: Final = 1  # CAP_DAC_OVERRIDE: other users' sockets, and files in other users' directories
 
 
@@ -187,6 +189,38 @@ class HandedFile(_Resource):
 
     def _serve(self, fd: int) -> tuple[int, int]:
         return 0, self._open()
+
+
+class ReadAgain(_Resource):
+    """Files that the service reads again and again. make: reads them, and returns a descriptor of all in
+    memory.
+
+    It is chosen before the start, so that the service gets the content of no other file.
+    """
+
+    def __init__(self, path: Path | str, make: Callable[[], int]) -> None:
+        super().__init__(path)
+        self._make = make
+        self._owed = 0
+
+    def read(self) -> int:
+        """Return a descriptor of the content now. Waits up to READ_S. Raises OSError."""
+        if self._channel is None:
+            return self._make()
+        self._channel.settimeout(READ_S)
+        _send(self._channel, 0, -1)
+        self._owed += 1
+        code = fd = -1
+        while self._owed:  # the answers to requests that took too long come first
+            if fd >= 0:
+                os.close(fd)
+            code, fd = _receive(self._channel)
+            self._owed -= 1
+        _raise(code)
+        return fd
+
+    def _serve(self, fd: int) -> tuple[int, int]:
+        return 0, self._make()
 
 
 class DeviceFile(_Resource):

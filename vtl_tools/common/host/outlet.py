@@ -1,5 +1,4 @@
-"""Lines for people and programs, on standard error or standard output, that never wait for a reader or a
-disk.
+"""Lines on standard error or standard output that never wait for a reader or a disk.
 
 A line for a pipe, a terminal or a socket that has no room is lost, and counted. A file on a disk is written
 by another process (scribe).

@@ -1,5 +1,4 @@
-"""The files that records go to: captures that rotate, logs, and descriptors that the service was started
-with.
+"""The files that records go to: captures that rotate, logs, and descriptors from the start of the service.
 
 A target is opened by the service, and then used by the process of a Scribe only. write() takes octets from a
 queue.
@@ -23,6 +22,9 @@ _STREAM_AT_ONCE: Final = 1 << 17
 
 class Target:
     """A descriptor that octets are written to. name: for messages."""
+
+    process = "vtl-log"
+    """The name of the process that writes."""
 
     places: tuple[Path, ...] = ()
     """Directories in which it creates and removes files, or files that it opens again."""
@@ -79,6 +81,8 @@ class CaptureFiles(Target):
     file exists and is not empty.
     """
 
+    process = "vtl-capture"
+
     def __init__(
         self,
         path: Path,
@@ -129,9 +133,11 @@ class CaptureFiles(Target):
             done = self._whole(queue, done)
             os.ftruncate(self.fd, self._size + done)
             os.lseek(self.fd, self._size + done, os.SEEK_SET)
+        if not done:
+            raise _no_room()
         queue.take(done)
         self._size += done
-        return done > 0
+        return True
 
     def _write_stream(self, queue: OctetQueue) -> bool:
         """Write whole records to a pipe or a device. A reader that comes anew gets the header first."""
@@ -155,7 +161,7 @@ class CaptureFiles(Target):
         if done < len(self._header):
             os.ftruncate(self.fd, 0)
             os.lseek(self.fd, 0, os.SEEK_SET)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise _no_room()
         self._size = done
 
     def _next(self) -> None:
@@ -195,6 +201,10 @@ class CaptureFiles(Target):
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _no_room() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def is_regular(fd: int) -> bool:

@@ -25,7 +25,6 @@ from vtl_tools.common.host.octet_queue import OctetQueue
 from vtl_tools.common.host.process import close_all_but
 from vtl_tools.common.host.record_file import Target
 
-NAME: Final = "vtl-scribe"
 RETRY_S: Final = 1.0
 """Time until a write that failed is tried again; doubled each time, up to RETRY_MAX_S."""
 RETRY_MAX_S: Final = 60.0
@@ -180,7 +179,7 @@ def _be_scribe(target: Target, queues: list[OctetQueue], channel: socket.socket,
     used = [fd for queue in queues for fd in queue.descriptors()]
     close_all_but(2, target.fd, channel.fileno(), *used)
     with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text(NAME)
+        Path("/proc/self/comm").write_text(target.process)
     try:
         privilege.keep_only((_DAC_OVERRIDE,) if target.places else ())
         confinement.keep_memory_private()

@@ -45,7 +45,7 @@ class Records:
                 log.warning("%s: recording goes on", file)
             else:
                 log.info("%s: recording goes on there", file)
-            self._event("recording", cause=(what, file if what != "next" else ""), **told)
+            self._event("recording", cause=(what, "" if what == "next" else file), **told)
 
     def reopen(self) -> None:
         """Open the files by their names again that were renamed or removed."""

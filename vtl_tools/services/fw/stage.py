@@ -24,6 +24,7 @@ from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.refusal import refusal
 from vtl_tools.services.fw.rule import IN, OUT, Rule, Verdict
+from vtl_tools.services.fw.rules_again import RulesAgain
 from vtl_tools.services.fw.saved_state import StateKeeper
 from vtl_tools.services.fw.tracker import Tracker
 
@@ -61,6 +62,8 @@ class Firewall(Stage):
         self.tracker = Tracker(policy, flows_max=flows_max)
         self.file, self.identity, self.kept = file, identity, kept
         self.keeper: StateKeeper | None = None
+        self.again: RulesAgain | None = None
+        """Reads the rules again at SIGHUP."""
         self.say: Callable[[str], object] | None = None
         """Takes a line for people for what a rule logs."""
         self.counts: dict[Rule, list[int]] = {}
@@ -226,6 +229,11 @@ class Firewall(Stage):
             "explain": lambda request: answers.explain(self.tracker, request, time.monotonic()),
             "reload": self.reload,
         }
+
+    def on_hang_up(self, now: float) -> None:
+        """Begin to reload the file of --rules."""
+        if self.again is not None:
+            self.again.begin(self.reload, self.event)
 
     async def reload(self, request: dict[str, Any]) -> dict[str, object]:
         """Apply the rules that were uploaded, or return what that would end. Raises VTLError."""

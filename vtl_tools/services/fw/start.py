@@ -14,6 +14,7 @@ from vtl_tools.common.runtime.runner import Options
 from vtl_tools.common.text import printable
 from vtl_tools.services.fw.files import full_name, load_rules
 from vtl_tools.services.fw.identity import Identity
+from vtl_tools.services.fw.rules_again import RulesAgain
 from vtl_tools.services.fw.saved_state import OCTETS_MAX, StateKeeper, recall
 from vtl_tools.services.fw.stage import Firewall
 from vtl_tools.services.fw.tracker import Tracker
@@ -45,6 +46,7 @@ def make_stage(
     if pcap_rules is not None:
         kept = Recording("--pcap-rules", pcap_rules, [iface], options.captures.of_guest()).keep
     stage = Firewall(policy, full_name(rules), identity=identity, kept=kept, flows_max=flows_max)
+    stage.again = RulesAgain(stage.file)
     path = (options.control or path_for("vtl-fw", iface)).with_suffix(".state")
     stage.keeper = keeper(path, stage.tracker, identity, time.monotonic(), forget=forget)
     if not (options.json or options.watch):
