@@ -1,4 +1,4 @@
-"""Disks that are full or slow, and readers that stopped reading: frames pass, and records go on when they can."""
+"""Disks that are full or slow, and readers that stopped reading: frames pass, and records go on later."""
 
 import fcntl
 import os

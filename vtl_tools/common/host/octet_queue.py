@@ -37,6 +37,11 @@ class OctetQueue:
         """Return the descriptors that the consumer needs."""
         return self._written, self._freed
 
+    def close(self) -> None:
+        """Close the descriptors of this process."""
+        for fd in self.descriptors():
+            os.close(fd)
+
     # --- the producer
 
     def has_room(self, octets: int) -> bool:

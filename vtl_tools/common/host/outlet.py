@@ -69,7 +69,8 @@ class Outlet:
 def _unblocked(fd: int, mode: int) -> Callable[[bytes], int]:
     """Return a function that writes to a pipe or a terminal, or raises BlockingIOError.
 
-    O_NONBLOCK would hold for all programs that share the descriptor, such as the shell, so it is opened anew.
+    O_NONBLOCK would hold for all programs that share the descriptor, such as the shell, so it is opened
+    again.
     """
     with contextlib.suppress(OSError):
         own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

@@ -5,6 +5,7 @@ queue.
 """
 
 import errno
+import fcntl
 import os
 import stat
 from collections import deque
@@ -33,6 +34,9 @@ class Target:
 
     def __init__(self, fd: int, name: str) -> None:
         self.fd, self.name = fd, name
+
+    def begin(self) -> None:
+        """Write what the file starts with, if it is new. Raises OSError."""
 
     def write(self, queue: OctetQueue) -> bool:
         """Write octets that wait in a queue. False: there is no room at present. Raises OSError."""
@@ -66,7 +70,7 @@ class LogFile(Target):
         self.places = (self._path.parent if is_regular(self.fd) else self._path,)
 
     def reopen(self) -> None:
-        """Open the file anew."""
+        """Open the file by its name."""
         fd = open_private(self._path, os.O_APPEND)
         os.dup2(fd, self.fd, inheritable=False)
         os.close(fd)
@@ -100,10 +104,7 @@ class CaptureFiles(Target):
         self._number = 1
         self._size = 0
         super().__init__(-1, str(path))
-        is_new = overwrite or not path.exists() or not path.stat().st_size
-        if not is_new and path.is_file():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        self._use(open_private(self._path, os.O_TRUNC), self._path)
+        self._use(open_private(self._path, os.O_TRUNC if overwrite else 0), self._path)
         self._is_file = is_regular(self.fd)
         self._rest = b"" if self._is_file else header
         self.places = (self._path.parent if self._is_file else self._path,)
@@ -112,6 +113,7 @@ class CaptureFiles(Target):
         found = os.fstat(fd)
         self.fd, self.name, self._size = fd, str(path), 0
         if stat.S_ISREG(found.st_mode):
+            _lock(fd)
             self._made.append((path, (found.st_dev, found.st_ino)))
 
     def write(self, queue: OctetQueue) -> bool:
@@ -120,8 +122,7 @@ class CaptureFiles(Target):
             return self._write_stream(queue)
         if self.fd < 0:
             self._next()
-        if not self._size:
-            self._begin()
+        self.begin()
         octets = min(queue.waiting, _AT_ONCE)
         if self._size_max and octets > self._size_max - self._size:
             octets = self._whole(queue, max(0, self._size_max - self._size))
@@ -140,7 +141,7 @@ class CaptureFiles(Target):
         return True
 
     def _write_stream(self, queue: OctetQueue) -> bool:
-        """Write whole records to a pipe or a device. A reader that comes anew gets the header first."""
+        """Write whole records to a pipe or a device. A new reader gets the header first."""
         if not self._rest:
             octets = self._whole(queue, min(queue.waiting, _STREAM_AT_ONCE))
             self._rest = b"".join(queue.views(octets))
@@ -156,7 +157,10 @@ class CaptureFiles(Target):
             self.owes = bool(self._rest)
         return True
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Write the header of a new file."""
+        if self._size or not self._is_file or self.fd < 0:
+            return
         done = os.write(self.fd, self._header)
         if done < len(self._header):
             os.ftruncate(self.fd, 0)
@@ -165,7 +169,7 @@ class CaptureFiles(Target):
         self._size = done
 
     def _next(self) -> None:
-        """Go on in another file, and remove the oldest of ours if there are too many."""
+        """Go on in another file, and remove the oldest that this run made if there are too many."""
         self._close()
         while self._files_max and len(self._made) >= self._files_max:
             path, which = self._made.popleft()
@@ -192,9 +196,7 @@ class CaptureFiles(Target):
             self._next()
 
     def finish(self) -> None:
-        """Close the file. One without a record has its header."""
-        if self.fd >= 0 and not self._size and self._is_file:
-            self._begin()
+        """Close the file."""
         self._close()
 
     def _close(self) -> None:
@@ -212,6 +214,16 @@ def is_regular(fd: int) -> bool:
     return stat.S_ISREG(os.fstat(fd).st_mode)
 
 
+def _lock(fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise OSError(errno.EBUSY, "another recording goes there") from None
+    except OSError:  # a file system without locks
+        pass
+
+
 def _is(path: Path, which: tuple[int, int]) -> bool:
     try:
         found = path.lstat()
@@ -223,9 +235,9 @@ def _is(path: Path, which: tuple[int, int]) -> bool:
 def open_private(path: Path, how: int) -> int:
     """Open a file for writing, of mode 0600 regardless of the umask. Raises OSError.
 
-    how: O_EXCL: it must not exist; O_TRUNC: it becomes empty; O_APPEND. In a directory where others may
-    write, an existing file must belong to us: another user could place a link to a third user's file there,
-    or a file of their own to read from. Of a pipe or a device, writing does not block.
+    how: O_EXCL: it must not exist; 0: it must be empty; O_TRUNC: it becomes empty; O_APPEND. In a directory
+    where others may write, an existing file must belong to us: another user could place a link to a third
+    user's file there, or a file of their own to read from. Of a pipe or a device, writing does not block.
     """
     flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | how & os.O_APPEND
     directory = path.parent.stat()
@@ -244,6 +256,8 @@ def open_private(path: Path, how: int) -> int:
         if not is_closed:
             _check_ours(found)
         if stat.S_ISREG(found.st_mode):
+            if found.st_size and not how:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             os.fchmod(fd, 0o600)
             if how & os.O_TRUNC:
                 os.ftruncate(fd, 0)

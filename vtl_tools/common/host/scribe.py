@@ -127,6 +127,8 @@ class Scribe:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)
         self._channel.close()
+        for queue in self._queues:
+            queue.close()
         return has_ended
 
 
@@ -201,6 +203,7 @@ class _Writer:
         channel.setblocking(False)
 
     def run(self) -> None:
+        self._try(self._target.begin)
         while not self._has_ended:
             self._wait()
             for queue in self._queues:
@@ -241,7 +244,11 @@ class _Writer:
             self._has_ended = True
             return
         self._retry_at = 0.0
-        self._try(self._target.reopen)
+        self._try(self._reopen)
+
+    def _reopen(self) -> None:
+        self._target.reopen()
+        self._target.begin()
 
     def _write_all(self) -> None:
         """Write all that waits, or as much as there is room for."""
