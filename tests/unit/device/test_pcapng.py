@@ -60,7 +60,7 @@ def test_a_queue_that_wraps_around_loses_no_frame_and_counts_those_without_room(
     got = [data for *_, data in read(octets + taken(queue))]
     assert len(got) == kept
     assert kept + lost == len(sent)
-    assert lost > 100
+    assert lost > 50
     rest = iter(sent)
     assert all(frame in rest for frame in got)  # in the order in which they were sent
     queue.close()

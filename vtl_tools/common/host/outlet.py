@@ -40,8 +40,8 @@ class Outlet:
             name = {1: "standard output", 2: "standard error"}.get(fd, str(fd))
             self.scribe = Scribe(target or Target(fd, name), _QUEUE, producers, 0.0)
         elif stat.S_ISSOCK(mode):
-            sock = socket.socket(fileno=os.dup(fd))
-            self._write = lambda octets: sock.send(octets, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            own = os.dup(fd)
+            self._write = lambda octets: _send(own, octets)
         else:
             self._write = _unblocked(fd, mode)
 
@@ -64,6 +64,15 @@ class Outlet:
         if not is_new or done:
             self._rest = octets[done:]
         return done == len(octets) or (is_new and done > 0)
+
+
+def _send(fd: int, octets: bytes) -> int:
+    """Write to a socket, or raise BlockingIOError."""
+    sock = socket.socket(fileno=fd)
+    try:
+        return sock.send(octets, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    finally:
+        sock.detach()
 
 
 def _unblocked(fd: int, mode: int) -> Callable[[bytes], int]:
