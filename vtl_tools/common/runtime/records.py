@@ -15,7 +15,7 @@ class Records:
     """Tells by warnings and by the event `recording` that records stop or go on. event: tells an event."""
 
     def __init__(self, event: Callable[..., object]) -> None:
-        self._event = event
+        self.event = event
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_hang_up: Callable[[], object]) -> None:
         """Begin. on_hang_up: called for each SIGHUP; one that arrived earlier counts."""
@@ -45,7 +45,7 @@ class Records:
                 log.warning("%s: recording goes on", file)
             else:
                 log.info("%s: recording goes on there", file)
-            self._event("recording", cause=(what, "" if what == "next" else file), **told)
+            self.event("recording", cause=(what, "" if what == "next" else file), **told)
 
     def reopen(self) -> None:
         """Open the files by their names again that were renamed or removed."""

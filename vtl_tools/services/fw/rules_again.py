@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.host import log_lines
@@ -15,6 +15,16 @@ from vtl_tools.services.fw.files import STDIN, RuleReader, log_warnings, pack
 log = logging.getLogger(__name__)
 
 _KEPT: Final = "the rules of before stay in force"
+
+
+class Reloadable(Protocol):
+    """A stage with rules."""
+
+    event: Callable[..., object]
+
+    async def reload(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what the verb `reload` asks for. Raises VTLError."""
+        ...
 
 
 class RulesAgain:
@@ -35,37 +45,29 @@ class RulesAgain:
         with SealedFile.of(pack(reader.files)) as packed:
             return packed.release()
 
-    def begin(
-        self, reload: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]], event: Callable[..., object]
-    ) -> None:
-        """Begin to reload, by a function that takes what the verb `reload` does. A file at fault is a
-        warning.
-        """
+    def begin(self, stage: Reloadable) -> None:
+        """Begin to reload. A file at fault is a warning."""
         if self._source is None:
             log.warning("%s: cannot be read again; %s; use 'vtl-fw reload --rules FILE'", self.file, _KEPT)
             return
         self._is_wanted = True
         if self._task is None or self._task.done():
-            self._task = asyncio.ensure_future(self._go_on(self._source, reload, event))
+            self._task = asyncio.ensure_future(self._go_on(self._source, stage))
 
-    async def _go_on(
-        self,
-        source: ReadAgain,
-        reload: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]],
-        event: Callable[..., object],
-    ) -> None:
+    async def _go_on(self, source: ReadAgain, stage: Reloadable) -> None:
         while self._is_wanted:  # asked again meanwhile: the file may have changed once more
             self._is_wanted = False
             try:
                 fd = await asyncio.to_thread(source.read)  # frames go on meanwhile
                 with SealedFile(fd) as upload:
-                    told = await reload({"file": self.file, "upload": upload})
+                    told = await stage.reload({"file": self.file, "upload": upload})
             except (VTLError, OSError) as e:
                 why = e.strerror if isinstance(e, OSError) else str(e)
                 log.warning("%s: not reloaded: %s; %s", self.file, why, _KEPT)
-                event("reload", file=self.file, error=why)
+                stage.event("reload", file=self.file, error=why)
                 continue
             log_warnings(self.file, told["warnings"])
-            counts = f"{told['rules']} rules; {told['ended']} connections ended, {told['flows']} are known"
+            rules, ended, flows = (told[word] for word in ("rules", "ended", "flows"))
+            counts = f"{rules} rules; {ended} connections ended, {flows} are known"
             log_lines.tell(printable(f"{self.file}: reloaded: {counts}"))
-            event("reload", file=self.file, rules=told["rules"], ended=told["ended"], flows=told["flows"])
+            stage.event("reload", file=self.file, rules=rules, ended=ended, flows=flows)

@@ -233,9 +233,9 @@ class Firewall(Stage):
     def on_hang_up(self, now: float) -> None:
         """Begin to reload the file of --rules."""
         if self.again is not None:
-            self.again.begin(self.reload, self.event)
+            self.again.begin(self)
 
-    async def reload(self, request: dict[str, Any]) -> dict[str, object]:
+    async def reload(self, request: dict[str, Any]) -> dict[str, Any]:
         """Apply the rules that were uploaded, or return what that would end. Raises VTLError."""
         name, upload = request.get("file"), request.get("upload")
         if not isinstance(name, str) or upload is None:
