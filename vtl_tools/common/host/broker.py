@@ -18,7 +18,7 @@ import socket
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 from weakref import WeakSet
@@ -26,6 +26,7 @@ from weakref import WeakSet
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.host import confinement, privilege
 from vtl_tools.common.host.process import close_all_but
+from vtl_tools.common.host.temporary_file import memory_file, new_beside
 
 PATIENCE_S: Final = 5.0
 """Seconds that the broker has to answer while the service waits."""
@@ -95,6 +96,8 @@ class StateFile(_Resource):
         super().__init__(path)
         self._most = most
         self._owed = False
+        self._writer: threading.Thread | None = None
+        self._failure: OSError | None = None
 
     def read(self) -> bytes | None:
         """Return its octets; None: there is no such file.
@@ -113,10 +116,11 @@ class StateFile(_Resource):
     def replace(self, pieces: Iterable[str], *, sync: bool = True) -> None:
         """Replace the file and wait for completion. sync: until it is on the disk. Raises OSError."""
         if self._channel is None:
+            self._settle_own(None)
             replace(self.path, pieces, sync=sync)
             return
         self._settle(None)
-        with _memory(pieces) as fd:
+        with memory_file(pieces) as fd:
             _raise(self._ask(fd, None)[0])
 
     def begin(self, text: str) -> bool:
@@ -125,11 +129,14 @@ class StateFile(_Resource):
         Raises OSError of the previous one.
         """
         if self._channel is None:
-            replace(self.path, [text], sync=False)
+            if not self._settle_own(0.0):
+                return False
+            self._writer = threading.Thread(target=self._replace, args=(text,), daemon=True)
+            self._writer.start()
             return True
         if not self._settle(0.0):
             return False
-        with _memory([text]) as fd:
+        with memory_file([text]) as fd:
             self._channel.settimeout(0.0)
             _send(self._channel, 0, fd)
             self._owed = True
@@ -137,7 +144,25 @@ class StateFile(_Resource):
 
     def finish(self) -> bool:
         """Wait for the completion of begin(). Raises its OSError."""
-        return self._settle(PATIENCE_S)
+        return self._settle(PATIENCE_S) if self._channel is not None else self._settle_own(PATIENCE_S)
+
+    def _replace(self, text: str) -> None:
+        try:
+            replace(self.path, [text], sync=False)
+        except OSError as e:
+            self._failure = e
+
+    def _settle_own(self, patience_s: float | None) -> bool:
+        """Likewise where this process does the work, in a thread, as a slow disk must not delay frames."""
+        if self._writer is not None:
+            self._writer.join(patience_s)
+            if self._writer.is_alive():
+                return False
+            self._writer = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        return True
 
     def _settle(self, patience_s: float | None) -> bool:
         """Collect the result of begin(). False: it is not complete. Raises OSError."""
@@ -156,7 +181,7 @@ class StateFile(_Resource):
     def _serve(self, fd: int) -> tuple[int, int]:
         if fd < 0 or not stat.S_ISREG(os.fstat(fd).st_mode) or os.fstat(fd).st_size > self._most:
             return errno.EINVAL, -1
-        with _new(self.path) as (beside, target):
+        with new_beside(self.path) as (beside, target):
             at, left = 0, os.fstat(fd).st_size
             while left and (copied := os.sendfile(target, fd, at, left)):
                 at, left = at + copied, left - copied
@@ -302,38 +327,12 @@ def _raise(code: int) -> None:
 
 def replace(path: Path, pieces: Iterable[str], *, sync: bool = True) -> None:
     """Replace a file as a whole, readable by its owner only. Raises OSError."""
-    with _new(path) as (beside, fd), os.fdopen(os.dup(fd), "w", encoding="utf-8") as file:
+    with new_beside(path) as (beside, fd), os.fdopen(os.dup(fd), "w", encoding="utf-8") as file:
         file.writelines(pieces)
         file.flush()
         if sync:
             os.fsync(fd)
         beside.replace(path)
-
-
-@contextlib.contextmanager
-def _new(path: Path) -> Iterator[tuple[Path, int]]:
-    """Create a temporary file beside another, in a directory that no other user can redirect."""
-    beside = path.with_name(f"{path.name}.new")
-    beside.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(beside, flags, 0o600)
-    try:
-        os.fchmod(fd, 0o600)  # regardless of the umask
-        yield beside, fd
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def _memory(pieces: Iterable[str]) -> Iterator[int]:
-    """Yield the descriptor of a memory file that holds the text."""
-    fd = os.memfd_create("state", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(fd), "w", encoding="utf-8") as file:
-            file.writelines(pieces)
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def open_private(path: Path) -> int:
