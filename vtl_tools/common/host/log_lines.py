@@ -7,6 +7,7 @@ from outside.
 
 import logging
 import os
+import stat
 import sys
 import threading
 import time
@@ -40,7 +41,7 @@ class LogHandler(logging.Handler):
         self.call_at: Callable[[float, Callable[[], None]], object] | None = None
         self._clock = clock
         self._is_armed = False
-        self._has_stamps = self._is_journal = False
+        self._has_stamps = self._is_journal = self._is_file = False
         self._repeats: Repeats[Hashable] = Repeats()
         self._texts: dict[Hashable, tuple[int, str]] = {}
 
@@ -48,7 +49,8 @@ class LogHandler(logging.Handler):
         """Write as a service does: with time stamps or priorities, unless people look at a terminal."""
         self.is_service = True
         self._is_journal = log_file is None and _is_journal()
-        self._has_stamps = not self._is_journal and (log_file is not None or not sys.stderr.isatty())
+        self._is_file = log_file is not None or _is_file()
+        self._has_stamps = not self._is_journal and (self._is_file or not os.isatty(2))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, or count it. Never raises."""
@@ -80,8 +82,8 @@ class LogHandler(logging.Handler):
             write_line(sys.stderr, f"{start}{self.name}: {line}", is_service=self.is_service)
 
     def fail(self, problem: str) -> None:
-        """Write the last line of a program that failed: as the log's if it is that of a service which ran."""
-        if self.is_ready or self._is_journal:
+        """Write the last line of a program that failed: as the log's in a file, or if the service ran."""
+        if self.is_ready or self._is_journal or self._is_file:
             self.tell(problem, logging.ERROR)
         else:
             write_line(sys.stderr, f"{self.name}: {problem}", is_service=self.is_service)
@@ -115,6 +117,13 @@ def _kind(record: logging.LogRecord) -> Hashable:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _is_file() -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(2).st_mode)
+    except OSError:  # it was closed before the start
+        return False
 
 
 def _is_journal() -> bool:
