@@ -79,9 +79,10 @@ def test_a_hang_up_during_the_start_ends_no_service(lab: Lab, scene: Line) -> No
         "vtl-fw": (*LINKS, "--spoofing", "--rules", rules),
         "vtl-subnet": ("--iface", "vmnet1", "--default", "eth0", *direct),
         "vtl-tor": ("--iface", "vmnet1", "--no-check"),
+        "vtl-tor --start-tor": ("--iface", "vmnet1", "--start-tor"),
     }.items():  # fmt: skip
         where = lab.dir / f"{tool}.sock"
-        process = middle.popen(BIN / tool, *options, "--control", where)
+        process = middle.popen(BIN / tool.split()[0], *options, "--control", where)
         until(lambda: handles_hang_up(process) or process.poll() is not None, "the handler")  # noqa: B023
         while not where.exists() and process.poll() is None:
             process.send_signal(signal.SIGHUP)
