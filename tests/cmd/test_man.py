@@ -320,7 +320,7 @@ def test_every_event_and_every_member_of_a_status_is_explained() -> None:
     assert set(items(of_events)) == events
     source = (ROOT / "vtl_tools/common/runtime/runner.py").read_text()
     members = re.findall(r'^            "(\w+)": ', source[source.index("def status") :], re.M)
-    assert set(items(of_status)) - {"guards", "stations", "workers"} == set(members)
+    assert set(items(of_status)) - {"guards", "recordings", "stations", "workers"} == set(members)
 
 
 def test_every_variable_of_the_environment_is_explained() -> None:

@@ -54,6 +54,7 @@ EDGES = (
     "services.freeze.stage",
     "services.freeze.start",
     "services.freeze.verbs",
+    "services.fw.rules_again",
     "services.fw.selftest",
     "services.fw.stage",
     "services.fw.start",

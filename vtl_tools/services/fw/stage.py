@@ -27,6 +27,7 @@ from vtl_tools.services.fw.packet_log import PacketLog, Told, log_line
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.refusal import refusal
 from vtl_tools.services.fw.rule import IN, OUT, Rule, Verdict
+from vtl_tools.services.fw.rules_again import RulesAgain
 from vtl_tools.services.fw.saved_state import StateKeeper
 from vtl_tools.services.fw.tracker import Tracker
 
@@ -67,6 +68,8 @@ class Firewall(Stage):
         self.tracker = Tracker(policy, flows_max=flows_max)
         self.file, self.identity, self.kept, self.link = file, identity, kept, link
         self.keeper: StateKeeper | None = None
+        self.again: RulesAgain | None = None
+        """Reads the rules again at SIGHUP."""
         self.say: Callable[[str], object] | None = None
         """Takes a line for people for what a rule logs."""
         self.counts: dict[Rule, list[int]] = {}
@@ -316,7 +319,12 @@ class Firewall(Stage):
             "import": lambda request: transfer.import_(self.tracker, self.identity, request.get("upload")),
         }
 
-    async def reload(self, request: dict[str, Any]) -> dict[str, object]:
+    def on_hang_up(self, now: float) -> None:
+        """Begin to reload the file of --rules."""
+        if self.again is not None:
+            self.again.begin(self)
+
+    async def reload(self, request: dict[str, Any]) -> dict[str, Any]:
         """Apply the rules that were uploaded, or return what that would end. Raises VTLError."""
         name, upload = request.get("file"), request.get("upload")
         if not isinstance(name, str) or upload is None:
