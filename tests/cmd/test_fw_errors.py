@@ -470,3 +470,27 @@ def test_a_service_that_was_taken_over_is_sent_rules_and_no_other_file(tmp_path:
     assert heard == ["status"]
     assert client.returncode != 0
     assert str(secret) in err
+
+
+def test_what_a_service_knows_goes_to_another_by_a_file_and_what_is_no_export_is_one_line(
+    service: Service, tmp_path: Path
+) -> None:
+    def ran(*words: str | Path) -> tuple[int, str, str]:
+        command = [BIN / "vtl-fw", *words, "--link", service.path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+        return done.returncode, done.stdout, done.stderr
+
+    file, wrong = tmp_path / "vm.state", tmp_path / "wrong"
+    assert ran("export", file) == (0, "", "")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.read_text().startswith("vtl-fw 2 moved\nmac ")
+    assert ran("export") == (0, file.read_text(), "")
+    assert ran("import", file) == (0, "", "0 connections; the VM is known\n")
+    answer = json.loads(ran("import", file, "--json")[1])
+    assert (answer["connections"], answer["identity"]) == (0, True)
+    wrong.write_text("vtl-fw 2 moved\nflow x\n")
+    assert ran("import", wrong) == (
+        1, "", "vtl-fw: import: 'flow x': not what vtl-fw writes; export the state again\n"
+    )  # fmt: skip
+    assert ran("export", tmp_path / "no" / "x")[0] == 1
+    assert ran("import", tmp_path / "none")[0] == 2

@@ -16,6 +16,7 @@ from vtl_tools.common.device.spec import _KINDS
 from vtl_tools.common.errors import DiedError, VTLError
 from vtl_tools.common.guest_net.guest_network import KINDS
 from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.freeze.holdings import OBSTACLES
 from vtl_tools.services.freeze.report import RISKS
 from vtl_tools.services.freeze.stage import Freeze
 from vtl_tools.services.fw import lexer, parser, sets
@@ -39,8 +40,9 @@ SOURCES = sorted((ROOT / "vtl_tools").rglob("*.py"))
 
 
 ORDER = (
-    "NAME", "SYNOPSIS", "DESCRIPTION", "LINKS", "OPTIONS", "VERBS", "CONTROL SOCKET", "TABLES", "JSON OUTPUT",
-    "RULES", "RISKS", "GUEST BASICS", "SETS AND INCLUDES", "ERRORS IN A RULE FILE", "GRAMMAR", "ICMP TYPES",
+    "NAME", "SYNOPSIS", "DESCRIPTION", "LINKS", "OPTIONS", "VERBS", "CONTROL SOCKET", "TABLES",
+    "JSON OUTPUT", "RULES",
+    "RISKS", "GUEST BASICS", "SETS AND INCLUDES", "ERRORS IN A RULE FILE", "GRAMMAR", "ICMP TYPES",
     "SERVICES", "STATUS", "LOG", "MEMORY", "EVENTS", "DROPS", "SIGNALS", "ENVIRONMENT", "FILES",
     "EXIT STATUS", "EXAMPLES", "PRIVILEGES", "SECURITY", "SEE ALSO", "CAVEATS",
 )  # fmt: skip
@@ -224,6 +226,7 @@ def test_vtl_freezes_page_explains_its_status_risks_and_reasons() -> None:
         for key in value:
             assert re.search(rf"^\.Cm {key}\b", section(text, "STATUS"), re.M), key
     assert items(section(text, "RISKS")) == list(RISKS)
+    assert items(section(text, "Connections that are not held")) == list(OBSTACLES)
     source = (ROOT / "vtl_tools/services/freeze/freezer.py").read_text()
     reasons = dict.fromkeys(re.findall(r'self\.unanswered\["([\w-]+)"\]', source))
     assert sorted(items(section(text, "DROPS"))) == sorted(reasons)
@@ -317,7 +320,7 @@ def test_every_event_and_every_member_of_a_status_is_explained() -> None:
     assert set(items(of_events)) == events
     source = (ROOT / "vtl_tools/common/runtime/runner.py").read_text()
     members = re.findall(r'^            "(\w+)": ', source[source.index("def status") :], re.M)
-    assert set(items(of_status)) - {"guards", "stations", "workers"} == set(members)
+    assert set(items(of_status)) - {"guards", "recordings", "stations", "workers"} == set(members)
 
 
 def test_every_variable_of_the_environment_is_explained() -> None:

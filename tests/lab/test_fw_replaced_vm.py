@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import pytest
 from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, IPv6
 from scapy.layers.l2 import Ether
 
 from lab.netns import Host, Lab
@@ -224,7 +225,7 @@ def test_a_recreated_vm_is_cut_off_and_the_operator_is_told(scene: Scene) -> Non
             refused = running.status()["refused"]
             assert (refused["refused"], refused["last_refused"]) == (20, NEW)
             ran = scene.middle.run(BIN / "vtl-fw", "forget", "--link", running.socket)
-            assert f"forgot {OLD}, {ADDRESS}" in ran.stderr
+            assert f"forgot {OLD}, no IP address" in ran.stderr, "its address was given, and still holds"
             assert running.until_event("identity", reason="forgotten")["mac"] == OLD
             scene.gets_out(vm, NEW)
             scene.is_refused(vm, OLD, running)
@@ -315,7 +316,7 @@ def test_a_service_that_is_started_again_knows_that_another_vm_is_there(scene: S
         with closing(AtTap(scene.middle, "vmnet1")) as vm:
             with scene.firewall(forget=False) as running:
                 scene.is_refused(vm, NEW, running)
-                assert any("the host put another VM there" in line for line in running.warnings())
+                assert any("is in other hands than before" in line for line in running.warnings())
                 scene.gets_out(vm, OLD)
             with scene.firewall("--vm", "reappearing", forget=False) as running:
                 scene.is_refused(vm, NEW, running)
@@ -345,6 +346,29 @@ def test_another_process_at_a_socket_is_another_vm_and_a_new_connection_is_not(s
         with closing(AtSocket(scene.middle, path)) as vm:
             scene.gets_out(vm, NEW)
             scene.is_refused(vm, OLD, running)
+
+
+def test_a_kernel_that_behaves_warns_nobody(scene: Scene) -> None:
+    """It claims its addresses before it uses them, and asks routers."""
+    vm = scene.lab.host("vm")
+    for scope in "all", "default":
+        vm.sysctl(f"net.ipv6.conf.{scope}.accept_dad", 1)
+    prefix = ICMPv6NDOptPrefixInfo(prefix="fd09::", prefixlen=64, L=1, A=1)
+    head = Ether(src=scene.server.mac("eth0"), dst="33:33:00:00:00:01")
+    news = head / IPv6(src="fe80::2", dst="ff02::1", hlim=255) / ICMPv6ND_RA(routerlifetime=0) / prefix
+    scene.middle.run("ip", "link", "add", "vmnet1", "type", "veth", "peer", "eth0", "netns", vm.netns)
+    scene.middle.run("ip", "link", "set", "vmnet1", "up")
+    with scene.firewall() as running:
+        vm.run("ip", "link", "set", "eth0", "up")
+
+        def has_its_address() -> bool:
+            scene.wire.sock.send(bytes(news))
+            return "fd09::" in running.status()["identity"]["addresses"]
+
+        until(has_its_address, "an address of the prefix")
+        assert running.status()["refused"] == {"refused": 0}
+        assert not [line for line in running.warnings() if "spoofed" in line]
+    scene.middle.run("ip", "link", "del", "vmnet1")
 
 
 @pytest.mark.parametrize("link", ["qemu:127.0.0.1:5000,server", "channel:/run/x,server", "tap:vmnet1"])

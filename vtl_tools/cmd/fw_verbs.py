@@ -1,7 +1,7 @@
 """The verbs of vtl-fw: what asks a running firewall, and what works on rule files alone."""
 
 from functools import partial
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import click
 
@@ -22,7 +22,7 @@ words_argument = click.argument("packet", nargs=-1, required=True)
 def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> None:
     """Replace the rules of running services. Connections that the new rules do not allow end.
 
-    This command reads the file. Without --rules, it is the file that the service has now.
+    This command reads the file. Without --rules, it is the last one that the service was given by name.
     """
     from vtl_tools.services.fw import client
 
@@ -143,6 +143,41 @@ def check(file: str, expand: bool, json: bool) -> None:
 
 
 @click.command()
+@click.argument("file", default="-")
+@opts.verb_options
+def export(file: str, link: str | None, json: bool) -> None:
+    """Write what a service knows of its VM to FILE or standard output, for the VM's next host.
+
+    That is its identity and its connections.
+    """
+    from vtl_tools.services.fw import client
+
+    answer = client.export_state(client.only_one(sockets_of(current_tool(), link)))
+    if file == "-":
+        click.echo(answer["state"], nl=False)
+        return
+    client.write_state(file, answer["state"])
+    if json:
+        print_json([{"file": file, "connections": answer["connections"]}])
+
+
+@click.command("import")
+@click.argument("file", type=click.File("rb"), default="-")
+@opts.verb_options
+def import_(file: BinaryIO, link: str | None, json: bool) -> None:
+    """Load what `export` wrote on another host, from FILE or standard input.
+
+    The rules that hold here judge each of the connections when its first packet comes.
+    """
+    from vtl_tools.services.fw import client
+    from vtl_tools.services.fw.transfer import OCTETS_MAX
+
+    path = client.only_one(sockets_of(current_tool(), link))
+    result = client.import_state(path, file.read(OCTETS_MAX + 1))
+    print_results([result], json=json, schema="vtl-fw.import/1", lines=lambda _: (), summary=client.imported)
+
+
+@click.command()
 @click.argument("options", nargs=-1)
 @opts.json_option
 @opts.verbose_option
@@ -161,4 +196,4 @@ def selftest(options: tuple[str, ...], json: bool) -> None:
     )
 
 
-VERBS: Final = (reload, flows, kill, forget, explain, check, selftest)
+VERBS: Final = (reload, flows, kill, forget, explain, export, import_, check, selftest)

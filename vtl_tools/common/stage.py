@@ -82,6 +82,9 @@ class Stage:
     def on_message(self, message: bytes, now: float) -> None:
         """Process a message of another worker."""
 
+    def on_hang_up(self, now: float) -> None:
+        """Read what an operator may have changed: SIGHUP."""
+
     def on_stop(self, now: float) -> None:
         """Send last frames: the service ends, and its links are still open."""
 

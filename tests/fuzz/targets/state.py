@@ -66,9 +66,9 @@ def firewall(text: str) -> None:
         if isinstance(kept := getattr(identity.learned(), field.name), list | dict):
             assert len(kept) <= KEPT_MAX, field.name
     identity.wake(NOW + 1)  # what ends so soon could be rounded away
-    once, again = told(tracker, identity), Identity()
-    assert memory.recall(once, BOOT, Tracker(POLICY), again, NOW)
-    assert told(Tracker(POLICY), again) == once, "what is told is not what was taken"
+    once, again, later = told(tracker, identity), Identity(), Tracker(POLICY)
+    assert memory.recall(once, BOOT, later, again, NOW)
+    assert told(later, again) == once, "what is told is not what was taken"
     for field in fields(Learned):
         kept, taken = (getattr(one.learned(), field.name) for one in (identity, again))
         assert (kept is None) == (taken is None), field.name

@@ -6,11 +6,15 @@ import pytest
 from fw import OUT, VM, VM_MAC, policy
 from fw_guest import NOBODY, ack, announced, claims, dhcp, lease, segment, solicit
 
+from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.errors import VTLError
 from vtl_tools.common.guest_net import dhcp_wire
 from vtl_tools.common.packet import address, quick
+from vtl_tools.services.fw import client
 from vtl_tools.services.fw.dhcp4 import MESSAGES_AT_ONCE
 from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.saved_state import StateKeeper, recall
+from vtl_tools.services.fw.stage import Firewall
 from vtl_tools.services.fw.tracker import Tracker
 
 NEXT_MAC = address.mac("52:54:00:00:00:09")
@@ -156,6 +160,8 @@ def test_a_start_that_finds_another_occupant_takes_another_vm(guest):
     fixed.meet("interface 7 2")
     assert fixed.refuse(segment(VM, src_mac=NEXT_MAC), 3.0) == "spoofed-mac"
     assert fixed.is_moved
+    assert fixed.refuse(solicit(VM6), 3.0) == ""
+    assert not fixed.is_moved, "a guest that restarts and lies is called no other VM"
 
 
 def test_a_vm_that_is_awaited_is_still_awaited_after_a_restart(guest):
@@ -189,3 +195,21 @@ def test_a_reload_under_way_goes_on_when_all_connections_end(wire):
     assert list(itertools.chain(steps)) == [None, None]
     wire.open(vm=40001)
     assert [flow.initiator for flow in wire.tracker.flows] == [OUT]
+
+
+def test_forget_tells_what_was_learned_and_ends_connections(guest):
+    stage = Firewall(policy("allow any"), identity=guest, link="vmnet1")
+    drained = []
+    stage.drain = drained.append
+    stage.on_batch(0, Batch.of([segment(VM)]), 2.0)
+    told = stage.verbs()["forget"]({})
+    assert told == {
+        "link": "vmnet1", "mac": "52:54:00:00:00:01", "addresses": ["10.0.0.5", "2001:db8::77"], "ended": 1
+    }  # fmt: skip
+    assert client.forgotten(told) == (
+        "vmnet1: forgot 52:54:00:00:00:01, 10.0.0.5, 2001:db8::77; 1 connections ended"
+    )
+    assert drained == [0], "what waits is of the VM before"
+    assert stage.verbs()["forget"]({})["mac"] == ""
+    with pytest.raises(VTLError, match="--spoofing"):
+        Firewall(policy("allow any")).verbs()["forget"]({})

@@ -89,12 +89,40 @@ def test_answers_pass_without_a_rule_and_strangers_do_not():
 
 def test_reject_resets_tcp_towards_its_sender():
     service = Service()
+    service.say(0, udp(OUT, 5000, 53))  # so that the VM's Ethernet address is known
     passed, answers = service.say(1, segment(IN, "S", 0, vm=23))
     assert passed == []
     (answer,) = map(Packet.at, map(bytearray, answers))
     assert answer.is_rst
     assert answer.verify()
     assert (answer.ip.src, answer.ip.dst, answer.eth.dst) == (VM, PEER, PEER_MAC)
+
+
+def test_a_frame_for_another_machine_that_a_switch_flooded_is_not_answered_in_its_name():
+    identity = Identity()
+    service = Service(identity=identity)
+    assert service.say(1, segment(IN, "S", 0, vm=23)) == ([], [])  # the VM is not known yet
+    service.say(0, segment(OUT, "S", 0))
+    assert identity.mac == VM_MAC
+    assert service.say(1, segment(IN, ".", 5, 5, vm=23, dst_mac=b"\2\0\0\0\0\7")) == ([], [])
+    assert len(service.say(1, segment(IN, "S", 0, vm=23))[1]) == 1
+
+
+def test_a_connection_of_another_station_is_not_reset():
+    """On a shared uplink, such as of the host itself, or of another VM."""
+    service = Service()
+    service.say(0, udp(OUT, 5000, 53))
+    assert service.say(1, segment(IN, "S", 0, vm=23, dst_mac=b"\x02\0\0\0\0\x09")) == ([], [])
+    assert service.stage.drops == {"rule": 1}
+
+
+def test_a_frame_for_another_station_is_of_no_connection_and_uses_up_no_limit():
+    service = Service("allow in tcp limit 1/h\ndeny any\n", identity=Identity(mac=VM_MAC))
+    for port in range(5000, 5010):
+        assert service.say(1, segment(IN, "S", 0, vm=port, dst_mac=b"\x02\0\0\0\0\x09")) == ([], [])
+    assert service.stage.drops == {"other-station": 10}
+    assert not len(service.stage.tracker.flows)
+    assert service.say(1, segment(IN, "S", 0, vm=22))[0]
 
 
 @pytest.mark.parametrize("six", [False, True])
@@ -247,9 +275,9 @@ def test_pcap_keeps_what_a_rule_judged():
     assert kept == [bytes(frame)]
 
 
-def upload(stage, text, **more):
-    with SealedFile.of(pack({"new.rules": text.encode()})) as sealed:
-        return asyncio.run(stage.reload({"upload": sealed, "file": "new.rules", **more}))
+def upload(stage, text, file="new.rules", **more):
+    with SealedFile.of(pack({file: text.encode()})) as sealed:
+        return asyncio.run(stage.reload({"upload": sealed, "file": file, **more}))
 
 
 def test_reload_ends_what_is_not_allowed_any_more_and_a_dry_run_nothing():
@@ -364,6 +392,14 @@ def test_only_a_lease_that_passes_is_learned(text, learns):
     assert bool(service.say(1, udp(IN, 67, 68, given.encode(), dst=b"\xff" * 4))[0]) is learns
     assert bool(service.say(0, segment(OUT, "S", 0))[0]) is learns
     assert service.stage.drops["spoofed-address"] == (not learns)
+
+
+def test_a_reload_from_standard_input_leaves_the_file_for_the_next_reload():
+    service = Service()
+    for file, named in ("other.rules", "other.rules"), ("<stdin>", "other.rules"):
+        upload(service.stage, "allow\n", file)
+        told = service.stage.status(0)["policy"]
+        assert (told["file"], told["named_file"]) == (file, named)
 
 
 def test_of_two_reloads_at_once_the_second_is_refused():

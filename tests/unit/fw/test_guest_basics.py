@@ -11,6 +11,7 @@ from fw_guest import (
     ROUTER,
     SERVER,
     TO_VM,
+    ack,
     announced,
     claims,
     datagram,
@@ -119,6 +120,17 @@ def test_a_lease_is_renewed_at_its_server_and_no_other(guest):
     assert guest.sends(dhcp(dhcp_wire.REQUEST, dst=SERVER, **renew))
     assert guest.gets(named(dst=VM))
     assert not guest.sends(dhcp(dhcp_wire.REQUEST, dst=OTHER, **renew))
+
+
+def test_a_refusal_to_renew_reaches_the_guest_though_it_is_sent_to_all(guest):
+    guest.leases(seconds=86_400)
+    guest.wake(3600.0)
+    refusal = {"kind": dhcp_wire.NAK, "leased": bytes(4), "xid": 9}
+    assert not guest.gets(ack(**refusal))
+    assert guest.sends(dhcp(dhcp_wire.REQUEST, src=VM, ciaddr=VM, dst=SERVER, xid=9))
+    assert not guest.gets(ack(**refusal, src=OTHER))
+    assert guest.gets(ack(**refusal))
+    assert guest.identity.dhcp4.lease is None
 
 
 def test_without_identity_dhcp_stays_on_the_link():

@@ -14,8 +14,8 @@ import socket
 import stat
 import struct
 import zlib
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -349,14 +349,17 @@ def ask(
     NotRunningError (DiedError if its record tells of its death), PermissionNeededError, or VTLError with the
     service's message.
     """
-    with _told(path), connect(path) as sock, sock.makefile("rb") as answers:
-        _believe(path, sock)
-        sock.settimeout(patience_s)
-        line = json.dumps({"verb": verb, **arguments}).encode() + b"\n"
-        if upload is not None:
-            line = line[socket.send_fds(sock, [line], [upload.fd]) :]
-        sock.sendall(line)
-        line = answers.readline(ANSWER_MAX)
+    try:
+        with connect(path) as sock, sock.makefile("rb") as answers:
+            _believe(path, sock)
+            sock.settimeout(patience_s)
+            line = json.dumps({"verb": verb, **arguments}).encode() + b"\n"
+            if upload is not None:
+                line = line[socket.send_fds(sock, [line], [upload.fd]) :]
+            sock.sendall(line)
+            line = answers.readline(ANSWER_MAX)
+    except OSError as e:  # also a time-out
+        raise _unheard(path, e) from None
     return result_of(line, path)
 
 
@@ -365,34 +368,33 @@ def open_stream(path: Path, verb: str, **arguments: object) -> tuple[socket.sock
 
     Raises as ask() does.
     """
-    with _told(path), ExitStack() as stack:
-        sock = stack.enter_context(connect(path))
-        _believe(path, sock)
-        sock.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
-        octets = b""
-        while b"\n" not in octets and (more := sock.recv(LINE_MAX)) and len(octets) < ANSWER_MAX:
-            octets += more
-        line, _, rest = octets.partition(b"\n")
-        result = result_of(line, path)
-        sock.settimeout(None)
-        stack.pop_all()
+    try:
+        sock = connect(path)
+        try:
+            _believe(path, sock)
+            sock.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+            octets = b""
+            while b"\n" not in octets and (more := sock.recv(LINE_MAX)) and len(octets) < ANSWER_MAX:
+                octets += more
+            line, _, rest = octets.partition(b"\n")
+            result = result_of(line, path)
+            sock.settimeout(None)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as e:
+        raise _unheard(path, e) from None
     return sock, result, rest
 
 
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Tell in a VTLError why a service cannot be asked."""
-    try:
-        yield
-    except PermissionError:
-        raise PermissionNeededError(f"{path}: not permitted to ask; run as {owner_of(path)}") from None
-    except (OSError, TimeoutError):
-        record = run_record.read(run_record.record_of(path))
-        if record is not None and not record.is_locked:
-            raise DiedError(record.obituary()) from None
-        raise NotRunningError(
-            f"{path}: no service answers; see which run with 'vtl-SERVICE status'"
-        ) from None
+def _unheard(path: Path, error: OSError) -> VTLError:
+    """Return why a service was not heard, as an error for users."""
+    if isinstance(error, PermissionError):
+        return PermissionNeededError(f"{path}: not permitted to ask; run as {owner_of(path)}")
+    record = run_record.read(run_record.record_of(path))
+    if record is not None and not record.is_locked:
+        return DiedError(record.obituary())
+    return NotRunningError(f"{path}: no service answers; see which run with 'vtl-SERVICE status'")
 
 
 def owner_of(path: Path) -> str:

@@ -122,9 +122,9 @@ class _Clauses:
             problem = f"expected {expected}, not '{token.text}'; write '{word} {token.text}'"
             after = ", or a comma before it" if self._seen else ""
             self._cursor.refuse(f"{problem}{after}", token.column)
-        if token.text == "guest-basics":
+        if token.kind is TokenKind.WORD and token.text == "guest-basics":
             self._cursor.refuse("expected 'allow guest-basics' alone in its line", token.column)
-        if token.text in PROTOCOLS or token.text in _DIRECTIONS or token.text == "any":
+        if token.kind is TokenKind.WORD and token.text in (*PROTOCOLS, *_DIRECTIONS, "any"):
             problem = f"expected '{token.text}' before the clauses, as in 'allow out tcp port 80'"
             self._cursor.refuse(problem, token.column)
         self._cursor.fail(expected, token, _WORDS)

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from vtl_tools.common.errors import SpecError, VTLError
+from vtl_tools.common.host.broker import replace
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.sealed_file import SealedFile
 from vtl_tools.services.fw import question
-from vtl_tools.services.fw.files import STDIN, RuleReader, full_name, load_rules, log_warnings, pack
+from vtl_tools.services.fw.files import RuleReader, full_name, load_rules, log_warnings, pack
 from vtl_tools.services.fw.parser import parse
 
 Answer = dict[str, Any]
 
+TRANSFER_S: Final = 60.0
+"""How long a service may take to write or read what it knows while it forwards frames."""
 RELOAD_S: Final = 120.0
 """How long a service may take to compile the largest rule file while it forwards frames."""
 
@@ -20,10 +23,10 @@ RELOAD_S: Final = 120.0
 def reload(path: Path, rules: str | None, *, dry_run: bool) -> Answer:
     """Send rule files to a service, and return its answer. Raises VTLError.
 
-    rules: the file; None: the one that the service has now.
+    rules: the file; None: the one that the service was given last, by its start or by a reload.
     """
-    file = rules or str(control.ask(path, "status")["policy"]["file"])
-    if file == STDIN and not rules:
+    file = rules or str(control.ask(path, "status")["policy"]["named_file"])
+    if not file:
         raise SpecError("reload: the rules came from standard input; give --rules")
     reader, name = RuleReader(), full_name(file)
     if not rules:
@@ -85,6 +88,39 @@ def kill(paths: Sequence[Path], words: Sequence[str]) -> None:
             refusals.append(e)
     if len(refusals) == len(paths):
         raise refusals[0]
+
+
+def only_one(paths: Sequence[Path]) -> Path:
+    """Return the one control socket. Raises SpecError if there are several."""
+    path, *others = paths
+    if others:
+        raise SpecError("several services run here; choose one with --link")
+    return path
+
+
+def export_state(path: Path) -> Answer:
+    """Return what a service knows of its VM: the text as `state`, and counts. Raises VTLError."""
+    return control.ask(path, "export", patience_s=TRANSFER_S)
+
+
+def write_state(file: str, text: str) -> None:
+    """Replace a file as a whole, with mode 0600. Raises VTLError."""
+    try:
+        replace(Path(file), [text])
+    except OSError as e:
+        raise VTLError(f"{file}: {e.strerror}; name a file that can be written") from None
+
+
+def import_state(path: Path, octets: bytes) -> Answer:
+    """Have a service take up what another knew of the VM, and return its answer. Raises VTLError."""
+    with SealedFile.of([octets]) as upload:
+        return control.ask(path, "import", patience_s=TRANSFER_S, upload=upload)
+
+
+def imported(answer: Answer) -> str:
+    """Return the line that sums up an import."""
+    vm = "the VM is known" if answer["identity"] else "the identity of the VM was not taken"
+    return f"{answer['connections']} connections; {vm}"
 
 
 def reloaded(answer: Answer, *, dry_run: bool) -> str:

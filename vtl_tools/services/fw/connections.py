@@ -1,6 +1,6 @@
 """The policy in force, and the connections that it has let through. `now` is in seconds, and only grows."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Final
 
 from vtl_tools.common.packet import address, ip
@@ -42,6 +42,8 @@ class Connections:
         self.resolvers: Container[bytes] = ()
         self.dhcp_servers: Container[bytes] = ()
         """Hosts that the network has named to the VM."""
+        self.leased: Callable[[], bytes | None] = lambda: None
+        """Returns the VM's IPv4 address by DHCP."""
         self._retries = PendingReplies()
 
     # --- what a rule may ask for that is in no packet
@@ -62,8 +64,12 @@ class Connections:
         if asked is None or len(asked[0]) != len(fields.src):
             return 0
         group, ports = asked
-        senders = (fields.dst,) if len(group) == 16 else (bytes(4), fields.dst)
-        keys = [flow_key(OUT, ip.UDP, sender, group, ports, fields.vlan, OUT) for sender in senders]
+        requests = [(fields.dst, group)]
+        if len(group) == 4:
+            requests.append((bytes(4), group))
+            if (own := self.leased()) is not None:  # a refusal is sent to all (RFC 2131 section 4.3.2)
+                requests += (own, group), (own, fields.src)
+        keys = [flow_key(OUT, ip.UDP, src, dst, ports, fields.vlan, OUT) for src, dst in requests]
         return roles.ASKED if any(self._find(key) is not None for key in keys) else 0
 
     # --- what begins and ends

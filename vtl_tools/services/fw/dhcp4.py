@@ -200,6 +200,10 @@ class DHCPv4Snooper:
         self.lease = lease
         self._own.add(lease.address)
 
+    def leased(self) -> bytes | None:
+        """Return the leased address."""
+        return None if self.lease is None else self.lease.address
+
     def let_go(self) -> None:
         """Remove the lease."""
         if self.lease is not None:

@@ -121,6 +121,6 @@ def load_rules(file: str, reader: RuleReader | None = None, *, warn: bool = True
 def log_warnings(file: str, warnings: Sequence[object]) -> None:
     """Log the warnings about a file, WARNINGS_SHOWN at most."""
     for warning in warnings[:WARNINGS_SHOWN]:
-        log.warning("%s", warning)
+        log.warning("%s", warning, extra={"kind": str(warning)})  # none is another's repeat
     if len(warnings) > WARNINGS_SHOWN:
         log.warning("%s: %d more warnings; see 'vtl-fw check'", file, len(warnings) - WARNINGS_SHOWN)

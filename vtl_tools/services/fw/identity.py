@@ -330,7 +330,10 @@ class Identity:
                     message = told.type
                 elif (datagram := pkt.udp) is not None:
                     ports = datagram.sport, datagram.dport
-        self.refused = mac if mac != self.mac else src
+        if mac != self.mac:
+            self.refused = mac
+        else:
+            self.refused, self.is_moved = src, False  # the same VM is there
         refused = self.by_addresses(mac, pkt.ethertype, src, message=message, ports=ports)
         if refused is not None:
             return refused

@@ -156,9 +156,13 @@ def remedy(identity: Identity, cause: str, refused: bytes, link: str) -> str:
             return "look at what the VM runs"
         if identity.given_mac:
             return "if another VM took its place, start with its --mac"
+        follow = "" if identity.follows else ", or start with --vm reappearing"
+        by_another = f"if another VM took its place, run {forget}{follow}"
         if identity.is_moved:
-            return f"the host put another VM there: run {forget}, or start with --vm reappearing"
-        return f"if another VM took its place, run {forget}, or start with --vm reappearing"
+            return f"its link is in other hands than before: {by_another}"
+        return by_another
     if len(refused) == 4:
         return "let the VM ask DHCP again, or give its fixed address by --address"
-    return "an IPv6 address needs a router that announces its prefix, or --address"
+    if len(refused) == 16 and address.is_link_local(refused):
+        return "the VM has to claim it by duplicate address detection (RFC 4862), or give it by --address"
+    return "the VM has to claim it, in a prefix that a router announces, or give it by --address"

@@ -12,7 +12,7 @@ RESOLVER: Final = 1
 DHCP_SERVER: Final = 2
 """It goes to a DHCP server that has answered the VM on its link."""
 ASKED: Final = 4
-"""It is an answer to a DHCP request that the VM has sent to all servers of its link."""
+"""It answers a recent DHCP request of the VM, also one to all servers, of which it is no reply by address."""
 
 SETS: Final = {"@resolvers": RESOLVER, "@dhcp-servers": DHCP_SERVER}
 """Built-in sets of destinations."""

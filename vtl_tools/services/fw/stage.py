@@ -5,7 +5,7 @@ import concurrent.futures.thread  # noqa: F401 - asyncio would import it when th
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Final
 
@@ -18,7 +18,8 @@ from vtl_tools.common.packet.vnet import F_NEEDS_CSUM, VNET
 from vtl_tools.common.rate_limit import TokenBucket
 from vtl_tools.common.runtime.control import Verb
 from vtl_tools.common.stage import Stage
-from vtl_tools.services.fw import answers, padding
+from vtl_tools.services.fw import answers, padding, transfer
+from vtl_tools.services.fw.files import STDIN
 from vtl_tools.services.fw.flow import Decision
 from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.identity_report import IdentityReport
@@ -26,6 +27,7 @@ from vtl_tools.services.fw.packet_log import PacketLog, Told, log_line
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.refusal import refusal
 from vtl_tools.services.fw.rule import IN, OUT, Rule, Verdict
+from vtl_tools.services.fw.rules_again import RulesAgain
 from vtl_tools.services.fw.saved_state import StateKeeper
 from vtl_tools.services.fw.tracker import Tracker
 
@@ -37,6 +39,10 @@ SWITCH_S: Final = 100e-6
 """How long the thread that compiles a policy may keep the interpreter from frames that wait."""
 AT_ONCE: Final = 256
 """Connections that another policy judges, or rules that are let go, before frames have their turn."""
+STATIONS_MAX: Final = 1024
+"""Ethernet addresses behind the VM's link that are remembered, of a VM that may use any."""
+_DST_MAC: Final = slice(VNET, VNET + 6)
+_SRC_MAC: Final = slice(VNET + 6, VNET + 12)
 _JUDGED: Final = frozenset(("new", "rule", "limit-rate", "limit-connections"))
 """Why a packet is judged by a rule, and not as one of a connection."""
 
@@ -62,9 +68,16 @@ class Firewall(Stage):
         self.tracker = Tracker(policy, flows_max=flows_max)
         self.file, self.identity, self.kept, self.link = file, identity, kept, link
         self.keeper: StateKeeper | None = None
+        self.again: RulesAgain | None = None
+        """Reads the rules again at SIGHUP."""
         self.say: Callable[[str], object] | None = None
         """Takes a line for people for what a rule logs."""
         self.counts: dict[Rule, list[int]] = {}
+        self.named_file = "" if file == STDIN else file
+        """The last file that was not standard input, which a reload without a file reads."""
+        self._stations: set[bytes] = set()
+        if identity is not None:
+            self.tracker.vm_mac = lambda: identity.mac
         self._is_reloading = False
         self._directions = OUT, IN
         self._allow, self._reject = Verdict.ALLOW, Verdict.REJECT
@@ -79,6 +92,7 @@ class Firewall(Stage):
             self._report = IdentityReport(identity, link)
             self._report.event = lambda name, **fields: self.event(name, **fields)
             self.tracker.resolvers, self.tracker.dhcp_servers = identity.resolvers.known, identity.dhcp4.met
+            self.tracker.leased = identity.dhcp4.leased
 
     # --- frames
 
@@ -149,6 +163,8 @@ class Firewall(Stage):
         passes = decision.verdict is self._allow
         why = decision.why
         whole = frame if decision.whole is None else memoryview(decision.whole)
+        if port == 0 and len(self._stations) < STATIONS_MAX:
+            self._stations.add(bytes(frame[_SRC_MAC]))
         asked = self.identity if decision.frames and port == 0 else None
         if passes and asked is not None and (spoofed := asked.refuse(whole, now)):
             passes, why = False, spoofed
@@ -187,10 +203,21 @@ class Firewall(Stage):
             self.say(log_line(told))
 
     def _answer(self, whole: memoryview, port: int, now: float) -> None:
-        """Tell a packet's sender that it was rejected, as the host that it was for would."""
+        """Tell a packet's sender that it was rejected, as the host that it was for would.
+
+        A packet for a station that is not known to be behind the VM's link is that of another host, whose
+        connections a reset would end.
+        """
+        if port == 1 and not whole[VNET] & 1 and bytes(whole[_DST_MAC]) not in self._vm_stations():
+            return
         answer = refusal(whole)
         if answer is not None and self._answers[port].take(now):
             self.send(port, [(bytes(answer),)], now)
+
+    def _vm_stations(self) -> Collection[bytes]:
+        """Return the Ethernet addresses that are behind the VM's link."""
+        mac = self.identity.mac if self.identity is not None else None
+        return self._stations if mac is None else (mac,)
 
     def _lets_out(self, frame: bytes) -> bool:
         """Return whether the rules let the VM send this, so that no frame of the service gets around them."""
@@ -221,8 +248,9 @@ class Firewall(Stage):
             raise VTLError("forget: this service runs with --spoofing, and knows no identity")
         self.drain(0)
         before = self.identity.status()
+        learned = [of for of, how in self.identity.origins().items() if how != "option"]
         self.identity.forget()
-        told = {"link": self.link, "mac": before["mac"], "addresses": before["addresses"]}
+        told: dict[str, object] = {"link": self.link, "mac": before["mac"], "addresses": learned}
         told["ended"] = self.tracker.end_all()
         if self.keeper is not None:
             self.keeper.begin(time.monotonic())
@@ -264,7 +292,8 @@ class Firewall(Stage):
 
     def status(self, now: float) -> dict[str, object]:
         """Return the policy, what it is applied to, and how often each rule was."""
-        told: dict[str, object] = {"policy": answers.status(self.tracker, self.file)}
+        policy = answers.status(self.tracker, self.file)
+        told: dict[str, object] = {"policy": {**policy, "named_file": self.named_file}}
         if self.identity is not None:
             told["identity"] = self.identity.status()
         if self._report is not None:
@@ -286,9 +315,16 @@ class Firewall(Stage):
             ),
             "forget": self.forget,
             "reload": self.reload,
+            "export": lambda _: transfer.export(self.tracker, self.identity),
+            "import": lambda request: transfer.import_(self.tracker, self.identity, request.get("upload")),
         }
 
-    async def reload(self, request: dict[str, Any]) -> dict[str, object]:
+    def on_hang_up(self, now: float) -> None:
+        """Begin to reload the file of --rules."""
+        if self.again is not None:
+            self.again.begin(self)
+
+    async def reload(self, request: dict[str, Any]) -> dict[str, Any]:
         """Apply the rules that were uploaded, or return what that would end. Raises VTLError."""
         name, upload = request.get("file"), request.get("upload")
         if not isinstance(name, str) or upload is None:
@@ -309,6 +345,7 @@ class Firewall(Stage):
                 gone = list(self.tracker.policy.rules)
                 steps = self.tracker.replace(policy)
                 self.file, self.counts = name, {}
+                self.named_file = self.named_file if name == STDIN else name
             ended = []
             for number, flow in enumerate(steps):
                 if number % AT_ONCE == 0:
