@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import subprocess
 from collections import defaultdict
@@ -36,6 +37,8 @@ ELSEWHERE = {
     "left": "tests/unit/freeze/test_freeze_stage.py",
     "speaks": "tests/unit/freeze/test_freeze_stage.py",
     "error": "tests/cmd/test_errors.py",
+    "holds": "tests/unit/freeze/test_freeze_stage.py",
+    "recording": "tests/lab/test_full_disk.py",
     "lost": "tests/unit/runtime/test_events.py",
     "selftest": "tests/cmd/test_selftest.py",
 }
@@ -80,6 +83,7 @@ def firewall(found: Printed, line: Line) -> None:
     client, middle, server = line
     rules, wrong = found.lab.dir / "fw.rules", found.lab.dir / "wrong.rules"
     rules.write_text(RULES)
+    exported = found.lab.dir / "exported.fw"
     wrong.write_text("allow out tcp prot 80\ndeny anny\n")
     links = ("--iface", "vmnet1", "--uplink", "eth0", "--rules", rules, "--address", "10.9.0.1")
     with ExitStack() as stack:
@@ -107,11 +111,13 @@ def firewall(found: Printed, line: Line) -> None:
                     ["explain", *link, *["out", "udp", "10.9.0.7:7", "10.9.0.2:53"]],
                     ["explain", "--rules", rules, *["out", "arp"]],
                     ["reload", *link, "--dry-run"], ["reload", *link], ["check", rules],
+                    ["check", "--expand", rules], ["export", exported, *link], ["import", exported, *link],
                     ["forget", *link],
                 ):  # fmt: skip
                     found.run(middle, "vtl-fw", *words)
         found.run(middle, "vtl-fw", "check", wrong, status=2)
         found.run(middle, "vtl-guard", "list")
+        running.process.send_signal(signal.SIGHUP)
         middle.run("nft", "flush", "ruleset")
         middle.run("ip", "link", "set", "eth0", "down")
         middle.run("ip", "link", "set", "eth0", "up")
@@ -149,7 +155,8 @@ def dead(found: Printed, line: Line) -> None:
 def switch(found: Printed, line: Line) -> None:
     """vtl-bridge as a switch of two workers."""
     found.lab.veth(found.lab.host("third"), "eth0", line.middle, "vmnet2")
-    links = ("--iface", "vmnet1", "--iface", "vmnet2", "--uplink", "eth0", "--workers", "2")
+    pcap = ("--pcap", found.lab.dir / "seen.pcapng")
+    links = ("--iface", "vmnet1", "--iface", "vmnet2", "--uplink", "eth0", "--workers", "2", *pcap)
     with bridge(found.lab, line.middle, *links, name="switch") as running:
         line.client.run("ping", "-c1", "-q", "10.9.0.2")
         found.run(line.middle, "vtl-bridge", "status", "--link", running.socket)

@@ -158,7 +158,7 @@ def export(file: str, link: str | None, json: bool) -> None:
         return
     client.write_state(file, answer["state"])
     if json:
-        print_json([{"file": file, "connections": answer["connections"]}])
+        print_json([{"file": file, "connections": answer["connections"]}], "vtl-fw.export/1")
 
 
 @click.command("import")
