@@ -12,7 +12,7 @@ from tests.cmd.tools import KEPT, ROOT, SERVICES, TOOLS, arguments, command, opt
 from vtl_tools.common.cli.options import common_options
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
-from vtl_tools.common.errors import VTLError
+from vtl_tools.common.errors import DiedError, VTLError
 from vtl_tools.common.guest_net.guest_network import KINDS
 from vtl_tools.services.freeze.freezer import Freezer
 from vtl_tools.services.freeze.report import RISKS
@@ -37,10 +37,10 @@ SOURCES = sorted((ROOT / "vtl_tools").rglob("*.py"))
 
 
 ORDER = (
-    "NAME", "SYNOPSIS", "DESCRIPTION", "LINKS", "OPTIONS", "VERBS", "CONTROL SOCKET", "JSON OUTPUT", "RULES",
-    "RISKS", "SETS AND INCLUDES", "ERRORS IN A RULE FILE", "GRAMMAR", "ICMP TYPES", "STATUS", "LOG", "MEMORY",
-    "EVENTS", "DROPS", "SIGNALS", "ENVIRONMENT", "FILES", "EXIT STATUS", "EXAMPLES", "PRIVILEGES", "SECURITY",
-    "SEE ALSO", "CAVEATS",
+    "NAME", "SYNOPSIS", "DESCRIPTION", "LINKS", "OPTIONS", "VERBS", "CONTROL SOCKET", "TABLES", "JSON OUTPUT",
+    "RULES", "RISKS", "SETS AND INCLUDES", "ERRORS IN A RULE FILE", "GRAMMAR", "ICMP TYPES", "STATUS", "LOG",
+    "MEMORY", "EVENTS", "DROPS", "SIGNALS", "ENVIRONMENT", "FILES", "EXIT STATUS", "EXAMPLES", "PRIVILEGES",
+    "SECURITY", "SEE ALSO", "CAVEATS",
 )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def codes(text: str) -> set[int]:
 
 
 def test_exit_statuses_are_named() -> None:
-    family = {VTLError, *VTLError.__subclasses__()}
+    family = {VTLError, *VTLError.__subclasses__(), DiedError}
     known = {error.exit_code for error in family} | {0, 130}
     assert codes(OVERVIEW.read_text()) == known
     for tool in TOOLS:

@@ -97,8 +97,9 @@ def report(link: str | None, json: bool) -> None:
         return
     print_table(
         ("VM", "peer", "held", "probes", "risks"),
-        ((r["vm"], r["peer"], f"{r['held_s']:.0f} s", str(r["probes"]), ", ".join(r["risks"])) for r in rows),
+        ((r["vm"], r["peer"], f"{r['held_s']:.0f} s", r["probes"], r["risks"]) for r in rows),
         right=("held", "probes"),
+        names=("VM", "peer"),
     )
 
 

@@ -51,7 +51,7 @@ def flows(link: str | None, rule: str | None, address: Any, limit: int, json: bo
         print_json(found)
     else:
         titles = ("connection", "state", "ends in", "rule")
-        print_table(titles, map(client.flow_row, found), right=("ends in",))
+        print_table(titles, map(client.flow_row, found), right=("ends in",), names=("connection",))
     if more:
         click.echo("there are more: give --rule or --address, or a higher --limit", err=True)
 

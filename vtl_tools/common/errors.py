@@ -37,6 +37,12 @@ class NotRunningError(VTLError):
     exit_code = 6
 
 
+class DiedError(NotRunningError):
+    """The service was killed, or died without a word: its record tells."""
+
+    exit_code = 7
+
+
 class Malformed(ValueError):  # noqa: N818 - it names a packet's state, and never reaches a user
     """Untrusted octets are not what they claim to be. Not a VTLError: the frame is counted and dropped.
 

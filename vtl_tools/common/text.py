@@ -1,11 +1,7 @@
 """Makes untrusted text safe to print on a terminal."""
 
 import unicodedata
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
+from typing import Final
 
 LENGTH_MAX: Final = 1000
 """Maximum characters shown of an untrusted text."""
@@ -25,17 +21,3 @@ def printable(value: object, length_max: int = LENGTH_MAX) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
-
-
-def rich_text(value: object) -> "Text":
-    """Return a printable value for a table of rich, which reads no markup in it."""
-    from rich.text import Text  # here and below, as it takes a tenth of a second
-
-    return Text(printable(value))
-
-
-def rich_console(*, stderr: bool = False) -> "Console":
-    """Return a console of rich that prints text unchanged."""
-    from rich.console import Console
-
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)

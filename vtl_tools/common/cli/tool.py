@@ -3,6 +3,7 @@
 Slow modules are imported where they are used, here and in every command: --help takes a tenth of a second.
 """
 
+import io
 import json
 import logging
 import os
@@ -53,6 +54,8 @@ class Tool(click.Group):
         logging.basicConfig(level=logging.WARNING)
         for handler in logging.getLogger().handlers:
             handler.setFormatter(_LogLine(f"{self.name}: %(message)s"))
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks is no failure
         kwargs["standalone_mode"] = False  # click passes errors and interrupts on
         try:
             sys.exit(super().main(*args, **kwargs))

@@ -1,16 +1,13 @@
 """The common part of all verbs: asking running services, and `status`."""
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from vtl_tools.common.cli.options import verb_options
-from vtl_tools.common.cli.output import print_json
 from vtl_tools.common.cli.tool import Tool
-from vtl_tools.common.text import rich_console
 
 
 def current_tool() -> click.Group:
@@ -22,9 +19,9 @@ def current_tool() -> click.Group:
 
 def sockets_of(tool: click.Group, link: str | None) -> list[Path]:
     """Return the control sockets of a tool's running services: the one on `link`, or all."""
-    from vtl_tools.common.runtime import control
+    from vtl_tools.common.runtime import discovery
 
-    return control.find(str(tool.name), link)
+    return discovery.find(str(tool.name), link)
 
 
 def ask_each(tool: click.Group, verb: str, link: str | None, **arguments: Any) -> Iterator[Any]:
@@ -42,27 +39,9 @@ def add_status(tool: Tool) -> None:
     @verb_options
     @click.option("--watch", is_flag=True, help="Draw a live table until interrupted.")
     def status(link: str | None, json: bool, watch: bool) -> None:
-        """Show running services: their links, frame counts, and drops by reason."""
-        from vtl_tools.common.runtime import control
+        """Show the services: their links, frame counts, drops by reason, and which died."""
+        from vtl_tools.common.cli.status import print_status, watch_status
+        from vtl_tools.common.runtime import discovery
 
-        paths = sockets_of(tool, link)
-        if watch:
-            _watch(paths)
-        results = (control.ask(path, "status") for path in paths)
-        if json:
-            print_json(results)
-            return
-        from vtl_tools.common.runtime.watch import draw
-
-        for result in results:
-            rich_console().print(*draw(result), sep="\n")
-
-
-def _watch(paths: Sequence[Path]) -> None:
-    from vtl_tools.common.runtime import control
-    from vtl_tools.common.runtime.watch import Watch
-
-    with Watch() as watch:
-        while True:
-            watch.show([control.ask(path, "status") for path in paths])
-            time.sleep(watch.period_s)
+        service = str(tool.name)
+        (watch_status if watch else print_status)(service, discovery.survey(service, link), json=json)

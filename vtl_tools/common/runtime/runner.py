@@ -27,6 +27,7 @@ from vtl_tools.common.host import broker, confinement, privilege
 from vtl_tools.common.host.interfaces import Interfaces
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.events import Events, Write
+from vtl_tools.common.runtime.run_record import RecordFile, record_of
 from vtl_tools.common.stage import Stage
 
 if TYPE_CHECKING:
@@ -193,7 +194,10 @@ class Runner:
             **self.verbs,
         }
         path = self.options.control or control.path_for(self.options.service, self.links[0].spec)
-        return control.ControlServer(self.control_channel or path, verbs, self.stop)
+        if self.control_channel is not None:
+            return control.ControlServer(self.control_channel, verbs, self.stop)
+        record = record_for(path, self.options, [link.spec for link in self.links], self.interfaces)
+        return control.ControlServer(path, verbs, self.stop, record)
 
     def stop(self, exit_code: int = 0) -> None:
         """Let run() return exit_code."""
@@ -340,6 +344,14 @@ def confine(capabilities: set[int], user: str | None) -> None:
     confinement.deny_calls(("bpf",) if privilege.BPF in capabilities else ())
 
 
+def record_for(
+    path: Path, options: Options, links: Sequence[str], interfaces: Interfaces | None
+) -> RecordFile:
+    """Return the record that tells of the service when it was killed. path: its control socket."""
+    forms = interfaces.forms() if interfaces else {}
+    return RecordFile(record_of(path), options.service, links, forms)
+
+
 def printing(options: Options) -> Write | None:
     """Return what prints events on standard output, if --json is given."""
     return partial(say, sys.stdout.fileno()) if options.json else None
@@ -351,7 +363,7 @@ def watch_for(options: Options) -> "Watch | None":
         return None
     from vtl_tools.common.runtime.watch import Watch
 
-    return Watch()
+    return Watch(sys.stderr)
 
 
 async def metrics_for(options: Options, status: Callable[[], Any]) -> "MetricsServer | None":

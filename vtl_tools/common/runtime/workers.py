@@ -23,7 +23,16 @@ from vtl_tools.common.host import privilege
 from vtl_tools.common.host.interfaces import Interfaces
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.events import LINE_MAX, Events
-from vtl_tools.common.runtime.runner import Options, Runner, confine, metrics_for, notify, printing, watch_for
+from vtl_tools.common.runtime.runner import (
+    Options,
+    Runner,
+    confine,
+    metrics_for,
+    notify,
+    printing,
+    record_for,
+    watch_for,
+)
 from vtl_tools.common.text import printable
 
 if TYPE_CHECKING:
@@ -153,7 +162,9 @@ class Workers:
             loop.add_reader(self.interfaces.fileno(), look)
             self._tell_guards(self.interfaces.check())
         path = self.options.control or control.path_for(self.options.service, self.first)
-        server = control.ControlServer(path, {"status": self.status, "events": self.events.asked})
+        record = record_for(path, self.options, [self.first], self.interfaces)
+        verbs: dict[str, control.Verb] = {"status": self.status, "events": self.events.asked}
+        server = control.ControlServer(path, verbs, record=record)
         await server.start()
         metrics = await metrics_for(self.options, lambda: self.status({}))
         watch = watch_for(self.options)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from vtl_tools.common.errors import NotRunningError, SpecError, VTLError
 from vtl_tools.common.host.broker import HandedFile, replace
-from vtl_tools.common.runtime import control
+from vtl_tools.common.runtime import control, discovery
 from vtl_tools.services.freeze import state
 from vtl_tools.services.freeze.freezer import LATE_S, Freezer
 from vtl_tools.services.freeze.report import report
@@ -92,10 +92,10 @@ def find(link: str | None) -> list[Path]:
     """
     if link is not None and "/" not in link and not control.path_for("vtl-freeze", link).exists():
         with suppress(NotRunningError):
-            for path in control.find("vtl-freeze", None):
+            for path in discovery.find("vtl-freeze", None):
                 if control.ask(path, "status")["freeze"]["vm"] == link:
                     return [path]
-    return control.find("vtl-freeze", link)
+    return discovery.find("vtl-freeze", link)
 
 
 def find_one(link: str | None) -> Path:
