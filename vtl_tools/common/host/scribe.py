@@ -178,8 +178,12 @@ def _be_scribe(target: Target, queues: list[OctetQueue], channel: socket.socket,
     os.setsid()
     for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE:  # it ends after the service
         signal.signal(number, signal.SIG_IGN)
+    target.fd = os.dup(target.fd)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):  # a reader of our standard error learns of the end of the service
+        os.dup2(nothing, fd)
     used = [fd for queue in queues for fd in queue.descriptors()]
-    close_all_but(2, target.fd, channel.fileno(), *used)
+    close_all_but(0, 1, 2, target.fd, channel.fileno(), *used)
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(target.process)
     try:
