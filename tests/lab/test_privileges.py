@@ -304,9 +304,9 @@ def from_roots_home(lab: Lab, host: Host, tool: str, *options: str | Path) -> It
     assert [line.rpartition("|")[2].strip() for line in imports(errors)[len(before) :]] == []
 
 
-def test_a_bridge_whose_modules_only_root_reads_goes_on_drawing_and_recording(lab: Lab, host: Host) -> None:
+def test_a_bridge_whose_modules_only_root_reads_goes_on_recording(lab: Lab, host: Host) -> None:
     capture = lab.dir / "seen.pcapng"
-    options = ("--iface", "vmnet1", "--iface", "eth0", "--watch", "--pcap", capture)
+    options = ("--iface", "vmnet1", "--iface", "eth0", "--pcap", capture)
     with from_roots_home(lab, host, "vtl-bridge", *options) as ask:
         lab.hosts[1].run("ping", "-c1", "-W1", "10.0.2.99", check=False)
         until(lambda: ask("status")["links"][0]["rx_frames"], "a frame")
@@ -319,7 +319,7 @@ def test_a_bridge_whose_modules_only_root_reads_goes_on_drawing_and_recording(la
 
 
 def test_workers_whose_modules_only_root_reads_go_on(lab: Lab, host: Host) -> None:
-    options = ("--iface", "vmnet1", "--iface", "eth0", "--workers", "2", "--watch")
+    options = ("--iface", "vmnet1", "--iface", "eth0", "--workers", "2")
     with from_roots_home(lab, host, "vtl-bridge", *options) as ask:
         assert ask("status")["workers"] == 2
 
@@ -462,14 +462,16 @@ def test_what_a_killed_service_leaves_is_removed(lab: Lab, host: Host) -> None:
     until(lambda: told(broker)["State"].startswith("Z"), "the broker to end; nobody reaps it here")
 
 
-def test_a_socket_that_nobody_serves_does_not_count_as_a_service(lab: Lab, host: Host) -> None:
+def test_a_socket_that_nobody_serves_does_not_count_as_a_service_that_runs(lab: Lab, host: Host) -> None:
     run = lab.dir / "run"
     run.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(run / "vtl-bridge-gone.sock"))
     environment = {**os.environ, "VTL_RUN": str(run)}
     done = host.run(BIN / "vtl-bridge", "status", env=environment, check=False)
-    assert (done.returncode, "no service runs here" in done.stderr) == (6, True)
+    assert (done.returncode, "\tdied\t" in done.stdout) == (7, True)
+    done = host.run(BIN / "vtl-bridge", "status", "--link", "eth9", env=environment, check=False)
+    assert (done.returncode, "no service answers" in done.stderr) == (6, True)
 
 
 # --- who may ask, and who is asked

@@ -49,6 +49,10 @@ class Stage:
         self.drops: Counter[str] = Counter()
         self.event: Callable[..., object] = lambda name, **fields: None
         """Tells an event: name, fields, and for one that traffic can cause `cause`, which repeats share."""
+        self.drain: Callable[[int], object] = lambda port: None
+        """Takes in the frames that wait at a port now; not to be called by on_batch()."""
+        self.occupant: Callable[[int], str] = lambda port: ""
+        """Returns who is behind a port's link now (Device.occupant)."""
         self.broadcast: Callable[[bytes], object] = lambda message: None
         """Sends a message to the other workers of the service, at most 64 octets; it may be lost."""
 
@@ -61,6 +65,9 @@ class Stage:
 
     def on_link(self, port: int, up: bool, now: float) -> None:
         """Note that a port's link lost its peer, or has it back."""
+
+    def on_occupant(self, port: int, occupant: str, now: float) -> None:
+        """Note who is behind a port's link (Device.occupant), at the start and after each change."""
 
     def settle(self, now: float) -> None:
         """Send the frames that the batches since the last call made possible."""

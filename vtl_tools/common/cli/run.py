@@ -1,5 +1,6 @@
 """From a command's options to a service that runs: links, guards, and one process or several."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,9 @@ def interfaces_of(links: "Sequence[Device]", form: str, service: str, vm_sides: 
         directions = (TO,) if link.silent else (FROM,) if link.unwritten else BOTH
         if link.interface:
             sides.append(Side(link.interface, directions if is_vm else None))
-    return Interfaces(service, forms[form], sides, links[0].interface if links else "")
+    attended = any(os.isatty(fd) for fd in (0, 1, 2))
+    sure = links[0].interface if links else ""
+    return Interfaces(service, forms[form], sides, sure, attended=attended)
 
 
 def run_service(
@@ -74,6 +77,10 @@ def run_service(
     from vtl_tools.common.runtime.runner import Runner
 
     privilege.account(options.user)  # a user that does not exist is an error before anything is changed
+    if options.watch:
+        from vtl_tools.common.runtime.watch import require_terminal
+
+        require_terminal(sys.stderr, f"leave it out, and use '{options.service} status --watch'")
     producers = 1 if workers == 1 else 1 + workers
     _log_as_service(options, producers)
     links = make_links(0)

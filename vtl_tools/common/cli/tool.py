@@ -4,17 +4,19 @@ Slow modules are imported where they are used, here and in every command: --help
 """
 
 import errno
+import io
 import json
 import logging
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
 
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.host import hang_up, log_lines
-from vtl_tools.common.text import printable
+from vtl_tools.common.text import printable, stamp
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 EPILOG: Final = "Links, shared options and exit statuses are explained in vtl-tools(7)."
@@ -41,6 +43,8 @@ class Tool(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and exit with a status that vtl-tools(7) documents."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks is no failure
         hang_up.hold()
         self._log = log_lines.install(str(self.name))
         kwargs["standalone_mode"] = False  # click passes errors and interrupts on
@@ -54,7 +58,7 @@ class Tool(click.Group):
         except click.Abort:
             sys.exit(130)
         except VTLError as e:
-            self._fail(str(e), e.exit_code)
+            self._fail(str(e), e.exit_code, lines=e.lines, details=e.details)
         except BrokenPipeError:
             # The reader of our output has gone, as in 'vtl-bridge status | head -1'.
             _discard_output()
@@ -72,11 +76,15 @@ class Tool(click.Group):
             raise error
         self._fail(f"internal error: {error!r}; run again with -vv and report it", 1)
 
-    def _fail(self, problem: str, exit_code: int) -> None:
+    def _fail(
+        self, problem: str, exit_code: int, *, lines: Sequence[str] = (), details: Mapping[str, object] = {}
+    ) -> None:
         if "--json" in sys.argv:
-            line = json.dumps({"event": "error", "error": problem, "exit": exit_code})
+            told = {"schema": "error/1", "time": stamp(), "tool": self.name, "event": "error"}
+            line = json.dumps({**told, "error": problem, "exit": exit_code, **details})
             log_lines.write_line(sys.stdout, line)
-        self._log.fail(printable(problem))
+        for each in lines or (problem,):
+            self._log.fail(printable(each))
         sys.exit(exit_code)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

@@ -42,6 +42,8 @@ class _Resource:
         self.path = Path(os.path.abspath(path))  # noqa: PTH100 - a symbolic link stays one
         self._channel: socket.socket | None = None
         self.room: socket.socket | None = None
+        self.word = 0
+        """The number that came with a request."""
         _resources.add(self)
 
     def _serve(self, fd: int) -> tuple[int, int]:
@@ -62,7 +64,7 @@ class _Resource:
         assert self.room is not None
         with contextlib.suppress(OSError):
             while True:
-                _, fd = _receive(self.room)
+                self.word, fd = _receive(self.room)
                 try:
                     code, made = self._serve(fd)
                 except OSError as e:
@@ -316,6 +318,10 @@ class OwnSocket(_Resource):
                 self.path.unlink()
                 _resources.discard(self)
 
+    def at_end(self) -> None:
+        """Do in the broker what is to be done when the service has ended, in whatever way."""
+        self.remove()
+
 
 def _raise(code: int) -> None:
     if code:
@@ -422,5 +428,5 @@ def _be_broker(lifeline: socket.socket, resources: list[_Resource], capabilities
         pass
     for resource in resources:
         if isinstance(resource, OwnSocket):
-            resource.remove()
+            resource.at_end()
     os._exit(0)

@@ -13,12 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 from vtl_tools.common.repeats import KINDS_MAX, Repeats
-from vtl_tools.common.text import printable
+from vtl_tools.common.text import printable, stamp
 
 _PRIORITIES: Final = (
     (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7),
@@ -78,7 +77,7 @@ class LogHandler(logging.Handler):
         """Write lines at once."""
         priority = next((number for least, number in _PRIORITIES if level >= least), 7)
         for line in text.splitlines():
-            start = f"<{priority}>" if self._is_journal else f"{_now()} " if self._has_stamps else ""
+            start = f"<{priority}>" if self._is_journal else f"{stamp()} " if self._has_stamps else ""
             write_line(sys.stderr, f"{start}{self.name}: {line}", is_service=self.is_service)
 
     def fail(self, problem: str) -> None:
@@ -113,10 +112,6 @@ def _kind(record: logging.LogRecord) -> Hashable:
     args: Any = record.args
     has_subject = str(record.msg).startswith("%s:") and isinstance(args, tuple)
     return getattr(record, "kind", None) or (record.name, record.msg, str(args[0]) if has_subject else "")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _is_file() -> bool:

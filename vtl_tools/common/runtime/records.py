@@ -46,7 +46,9 @@ class Records:
                 log.warning("%s: recording goes on", file)
             else:
                 log.info("%s: recording goes on there", file)
-            self.event("recording", cause=(what, "" if what == "next" else file), **told)
+            reason = {"reason": told["why"]} if "why" in told else {}
+            cause = what, "" if what == "next" else file
+            self.event("recording", cause=cause, what=what, file=file, **reason)
 
     def reopen(self) -> None:
         """Open the files by their names again that were renamed or removed."""

@@ -30,6 +30,7 @@ from vtl_tools.common.host.outlet import say
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.events import Events, Write
 from vtl_tools.common.runtime.records import Records
+from vtl_tools.common.runtime.run_record import RecordFile, record_of
 from vtl_tools.common.stage import Stage
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 
 TURN_S: Final = 0.002
 """Seconds that frames may keep the loop from its timers and clients."""
+
+DRAINED_MAX: Final = 2000
+"""Batches that are taken in at once so that nothing waits: as many as a receive buffer holds."""
 
 SPIN_S: Final = 100e-6
 """Seconds that an idle service polls before it sleeps: a wake-up costs both sides more than that."""
@@ -96,6 +100,7 @@ class Runner:
         self.exit_code = 0
         self._started = time.monotonic()
         self._up: list[bool] = []
+        self._occupants: dict[int, str] = {}
         self._polled = False
         self._alarm: asyncio.TimerHandle | None = None
         self._end: asyncio.Future[None] | None = None
@@ -126,9 +131,11 @@ class Runner:
             self.stage.out_pieces[port] = link.write_pieces
             self.stage.on_mtu(port, link.mtu)
         self.stage.event = self.event
+        self.stage.drain, self.stage.occupant = self._drain, lambda port: self.links[port].occupant()
         if self.interfaces:
             loop.add_reader(self.interfaces.fileno(), self._look_at_interfaces)
             self._tell_guards(self.interfaces.check())
+        self._look_at_occupants()
         server = self._control()
         await server.start()
         metrics = await metrics_for(self.options, self.status)
@@ -175,8 +182,14 @@ class Runner:
 
     def _tell_end(self) -> None:
         self.events.finish()
-        if self._end is not None and self._end.done() and self._end.exception() is None:
+        if self._end is None or not self._end.done():
+            return
+        error = self._end.exception()
+        if error is None:
             self.event("stats", status=self.status())
+        else:  # which the command prints
+            self.events.write = None
+            self.event("error", error=str(error), exit=getattr(error, "exit_code", 1))
 
     def _capabilities(self) -> set[int]:
         kept = {c for link in self.links for c in link.capabilities} | self.stage.capabilities
@@ -191,7 +204,10 @@ class Runner:
         if self.control_channel is not None:
             verbs["hang-up"] = self._hang_up
         path = self.options.control or control.path_for(self.options.service, self.links[0].spec)
-        return control.ControlServer(self.control_channel or path, verbs, self.stop)
+        if self.control_channel is not None:
+            return control.ControlServer(self.control_channel, verbs, self.stop)
+        record = record_for(path, self.options, [link.spec for link in self.links], self.interfaces)
+        return control.ControlServer(path, verbs, self.stop, record)
 
     def _hang_up(self, request: control.Result | None = None) -> control.Result:
         """Do what SIGHUP asks for: open files again, and what the stage adds."""
@@ -265,6 +281,7 @@ class Runner:
             self._up[port] = link.up
             if link.up:
                 self._tell_guards(self.interfaces.check() if self.interfaces else ())
+                self._look_at_occupants()
             elif not self.options.reconnect and link.losses:
                 self.fail(LinkLostError(f"{link.spec}: link lost; not waiting for it, as requested"))
             self.stage.on_link(port, link.up, now)
@@ -276,12 +293,28 @@ class Runner:
         assert self.interfaces is not None
         try:
             self._tell_guards(self.interfaces.poll())
+            self._look_at_occupants()
         except Exception as e:  # without a guard the guest would reach the host: end
             self.fail(e)
 
+    def _look_at_occupants(self) -> None:
+        for port, link in enumerate(self.links):
+            occupant = link.occupant()
+            if occupant and occupant != self._occupants.get(port):
+                self._occupants[port] = occupant
+                self.stage.on_occupant(port, occupant, time.monotonic())
+
+    def _drain(self, port: int) -> None:
+        """Process the frames that wait at a link: a full receive buffer at most, and not what follows."""
+        for _ in range(DRAINED_MAX):
+            batch = self.links[port].read()
+            if not batch.count:
+                break
+            self.stage.on_batch(port, batch, time.monotonic())
+
     def _tell_guards(self, raised: Sequence[tuple[str, str]]) -> None:
         for name, what in raised:
-            self.event("guard", interface=name, what=what)
+            self.event("guard", interface=name, reason=what)
 
     def _on_message(self, messages: socket.socket) -> None:
         with suppress(BlockingIOError):
@@ -313,7 +346,7 @@ class Runner:
             "service": self.options.service,
             "pid": os.getpid(),
             "uptime_s": round(now - self._started, 3),
-            "cpu": {"user": round(used.ru_utime, 3), "system": round(used.ru_stime, 3)},
+            "cpu_s": {"user": round(used.ru_utime, 3), "system": round(used.ru_stime, 3)},
             "links": [link.status() for link in self.links],
             "drops": dict(self.stage.drops),
             **(self.interfaces.status() if self.interfaces else {}),
@@ -349,6 +382,14 @@ def confine(capabilities: set[int], user: str | None) -> None:
     confinement.deny_calls(("bpf",) if privilege.BPF in capabilities else ())
 
 
+def record_for(
+    path: Path, options: Options, links: Sequence[str], interfaces: Interfaces | None
+) -> RecordFile:
+    """Return the record that tells of the service when it was killed. path: its control socket."""
+    forms = interfaces.forms() if interfaces else {}
+    return RecordFile(record_of(path), options.service, links, forms)
+
+
 def printing(options: Options) -> Write | None:
     """Return what prints events on standard output, if --json is given."""
     return partial(say, sys.stdout.fileno()) if options.json else None
@@ -360,7 +401,7 @@ def watch_for(options: Options) -> "Watch | None":
         return None
     from vtl_tools.common.runtime.watch import Watch
 
-    return Watch()
+    return Watch(sys.stderr)
 
 
 async def metrics_for(options: Options, status: Callable[[], Any]) -> "MetricsServer | None":

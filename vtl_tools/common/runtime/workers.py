@@ -25,7 +25,16 @@ from vtl_tools.common.host.outlet import say
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.events import LINE_MAX, Events
 from vtl_tools.common.runtime.records import Records
-from vtl_tools.common.runtime.runner import Options, Runner, confine, metrics_for, notify, printing, watch_for
+from vtl_tools.common.runtime.runner import (
+    Options,
+    Runner,
+    confine,
+    metrics_for,
+    notify,
+    printing,
+    record_for,
+    watch_for,
+)
 from vtl_tools.common.text import printable
 
 if TYPE_CHECKING:
@@ -158,7 +167,9 @@ class Workers:
             loop.add_reader(self.interfaces.fileno(), look)
             self._tell_guards(self.interfaces.check())
         path = self.options.control or control.path_for(self.options.service, self.first)
-        server = control.ControlServer(path, {"status": self.status, "events": self.events.asked})
+        record = record_for(path, self.options, [self.first], self.interfaces)
+        verbs: dict[str, control.Verb] = {"status": self.status, "events": self.events.asked}
+        server = control.ControlServer(path, verbs, record=record)
         await server.start()
         metrics = await metrics_for(self.options, lambda: self.status({}))
         watch = watch_for(self.options)
@@ -191,7 +202,7 @@ class Workers:
 
     def _tell_guards(self, raised: Sequence[tuple[str, str]]) -> None:
         for name, what in raised:
-            self.events.tell("guard", interface=name, what=what)
+            self.events.tell("guard", interface=name, reason=what)
 
     def _on_tale(self, number: int, tale: socket.socket) -> None:
         """Take some events of a worker; guards and clients have their turn between."""
@@ -269,13 +280,14 @@ def merge(answers: Sequence[Any]) -> Any:
         merged = {}
         for key in dict.fromkeys(key for answer in answers for key in answer):
             values = [answer[key] for answer in answers if key in answer]
-            merged[key] = min(values) if key.endswith("_s") else merge(values)
+            is_span = key.endswith("_s") and not isinstance(values[0], dict)
+            merged[key] = min(values) if is_span else merge(values)
         return merged
     if isinstance(first, list) and all(len(answer) == len(first) for answer in answers):
         return [merge(items) for items in zip(*answers, strict=True)]
     if isinstance(first, bool):
         return all(answers)
-    return sum(answers) if isinstance(first, int | float) else first
+    return round(sum(answers), 6) if isinstance(first, int | float) else first
 
 
 def _tell(sock: socket.socket, line: str) -> bool:

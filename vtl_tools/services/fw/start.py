@@ -14,6 +14,7 @@ from vtl_tools.common.runtime.runner import Options
 from vtl_tools.common.text import printable
 from vtl_tools.services.fw.files import full_name, load_rules
 from vtl_tools.services.fw.identity import Identity
+from vtl_tools.services.fw.roles import RESOLVER, of_role
 from vtl_tools.services.fw.rules_again import RulesAgain
 from vtl_tools.services.fw.saved_state import OCTETS_MAX, StateKeeper, recall
 from vtl_tools.services.fw.stage import Firewall
@@ -42,10 +43,12 @@ def make_stage(
     policy = load_rules(rules)
     if pcap_rules is None and any(rule.pcap for rule in policy.rules):
         log.warning("%s: a rule says pcap; give --pcap-rules to record its packets", rules)
+    if identity is None and any(rule.roles == of_role(RESOLVER) for rule in policy.rules):
+        log.warning("%s: with --spoofing no resolver is learned; write 'resolver ADDRESS'", rules)
     kept = None
     if pcap_rules is not None:
         kept = Recording("--pcap-rules", pcap_rules, [iface], options.captures.of_guest()).keep
-    stage = Firewall(policy, full_name(rules), identity=identity, kept=kept, flows_max=flows_max)
+    stage = Firewall(policy, full_name(rules), identity=identity, kept=kept, link=iface, flows_max=flows_max)
     stage.again = RulesAgain(stage.file)
     path = (options.control or path_for("vtl-fw", iface)).with_suffix(".state")
     stage.keeper = keeper(path, stage.tracker, identity, time.monotonic(), forget=forget)
