@@ -22,7 +22,10 @@ def reload(path: Path, rules: str | None, *, dry_run: bool) -> Answer:
 
     rules: the file; None: the one that the service was given last, by its start or by a reload.
     """
-    file = rules or str(control.ask(path, "status")["policy"]["named_file"])
+    file = rules
+    if file is None:
+        policy = control.ask(path, "status")["policy"]
+        file = str(policy.get("named_file", policy["file"]))
     if not file:
         raise SpecError("reload: the rules came from standard input; give --rules")
     reader, name = RuleReader(), full_name(file)
