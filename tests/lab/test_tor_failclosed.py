@@ -52,7 +52,7 @@ def test_killed_before_ready_and_in_the_middle_of_traffic_the_guest_is_cut_off(s
 
 @pytest.mark.parametrize("service", ["tor", "fw"])
 def test_killed_at_any_moment_of_its_start_and_its_work_nothing_leaks(service: str) -> None:
-    """bench/soak.py does this a thousand times."""
+    """bench/kill.py does this a thousand times."""
     with closing(Scene(service)) as scene:
         moments = Moments(scene, Random(1))
         for _ in range(8):
