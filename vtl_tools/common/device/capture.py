@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gzip
 import logging
 import os
 import stat
@@ -16,6 +17,7 @@ from vtl_tools.common.errors import DeviceError
 _ETHERNET: Final = 1  # LINKTYPE_ETHERNET
 INBOUND: Final = 1  # epb_flags of pcapng
 OUTBOUND: Final = 2
+_GZIP: Final = b"\x1f\x8b"
 _BUFFER: Final = 4096
 
 
@@ -84,7 +86,8 @@ class CaptureReader:
         except OSError as e:
             raise DeviceError(f"{spec}: {path}: {e.strerror}; name a file that can be read") from None
         try:
-            self._reader = utils.RawPcapReader(self._file)
+            is_zipped = self._file.peek(2)[:2] == _GZIP  # scapy before 2.6 looks only if it opens the file
+            self._reader = utils.RawPcapReader(gzip.GzipFile(fileobj=self._file) if is_zipped else self._file)
         except Exception as e:  # scapy's errors have no common base
             self.close()
             raise DeviceError(f"{spec}: {path}: {_one_line(e)}; name a pcap or pcapng file") from None
