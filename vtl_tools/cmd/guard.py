@@ -2,6 +2,7 @@
 
 import click
 
+from vtl_tools.common.cli.completion import LINK
 from vtl_tools.common.cli.options import json_option, verbose_option, version_option
 from vtl_tools.common.cli.output import print_json, print_table
 from vtl_tools.common.cli.tool import Tool
@@ -55,7 +56,7 @@ def list_(json: bool) -> None:
 
 
 @main.command("raise")
-@click.argument("iface")
+@click.argument("iface", type=LINK)
 def raise_(iface: str) -> None:
     """Raise a guard before a service starts. Until one does, the guest reaches nothing."""
     from vtl_tools.common.host.guard import Guard
@@ -65,7 +66,7 @@ def raise_(iface: str) -> None:
 
 
 @main.command("clear")
-@click.argument("iface")
+@click.argument("iface", type=LINK)
 def clear(iface: str) -> None:
     """Lift the guard of an interface: the host's network stack receives its frames again."""
     from vtl_tools.common.errors import VTLError
