@@ -17,6 +17,7 @@ from lab.netns import Lab
 from lab.user import NOBODY, as_user
 from lab.wait import PATIENCE_S, until
 from tests.cmd.tools import BIN
+from tests.schemas import validated
 from vtl_tools.common.runtime import control
 
 QEMU = ("--iface", "qemu:unix:{tmp}/a,server", "--iface", "qemu:unix:{tmp}/b,server")
@@ -124,8 +125,8 @@ def test_wrong_usage_is_one_line_too_and_status_2(tmp_path: Path, arguments: lis
 def test_an_error_is_an_event_under_json(tmp_path: Path, code: int, arguments: list[str]) -> None:
     (tmp_path / "file").touch()
     status, out, err = ran(tmp_path, *arguments, "--json")
-    event = json.loads(out)
-    assert event == {"event": "error", "error": event["error"], "exit": code}
+    event = validated(json.loads(out))
+    assert (event["tool"], event["event"], event["exit"]) == ("vtl-bridge", "error", code)
     assert status == code
     assert err.rstrip("\n").endswith(event["error"])
 

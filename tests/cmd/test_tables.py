@@ -36,7 +36,7 @@ def link_status(name: str) -> dict[str, Any]:
 
 def status_of(service: str, **parts: object) -> dict[str, Any]:
     return {
-        "service": service, "pid": 4242, "uptime_s": 5.5, "cpu": {"user": 1.0, "system": 2.0},
+        "service": service, "pid": 4242, "uptime_s": 5.5, "cpu_s": {"user": 1.0, "system": 2.0},
         "links": [link_status("vmnet1"), link_status(LINK)], "drops": {"denied": 70_004}, **parts,
     }  # fmt: skip
 
@@ -87,7 +87,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
             "connections": [
                 {
                     "vm": "[2001:db8:0:1:aaaa:bbbb:cccc:1]:40000", "peer": "[2001:db8:0:2::2]:443",
-                    "held_s": 70_050.0, "probes": NUMBER, "risks": ["closed", "user-timeout", "data-waits"],
+                    "held_s": 70_050.0, "probes": NUMBER, "not_held": "",
+                    "risks": ["closed", "user-timeout", "data-waits"],
                 }
             ]
         }

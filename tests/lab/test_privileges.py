@@ -79,8 +79,10 @@ def told(pid: int) -> dict[str, str]:
     return {name: " ".join(rest.split()) for name, _, rest in (line.partition(":") for line in lines)}
 
 
-def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def children(pid: int, name: str = "") -> list[int]:
+    """Children by name; without one, all but the writer of standard error, which pytest has in a file."""
+    found = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [one for one in found if (told(one)["Name"] == name if name else told(one)["Name"] != "vtl-log")]
 
 
 def check(pid: int, uid: int, capabilities: int) -> None:
@@ -114,6 +116,19 @@ def test_a_service_keeps_no_more_than_its_page_says(lab: Lab, host: Host, servic
         held = [str(fd.readlink()) for fd in Path(f"/proc/{broker}/fd").iterdir()]
         assert all(each.startswith("socket:") or each == errors for each in held)
         assert running.status()["pid"]
+
+
+def test_the_processes_that_write_records_have_few_rights(lab: Lab, host: Host) -> None:
+    records = ("--pcap", lab.dir / "seen.pcapng", "--log", lab.dir / "log")
+    with bridge(lab, host, "--iface", "vmnet1", "--iface", "eth0", *records) as running:
+        for name, file in ("vtl-capture", "seen.pcapng"), ("vtl-log", "log"):
+            (writer,) = children(running.process.pid, name)
+            check(writer, 0, DAC_OVERRIDE)
+            held = {str(fd.readlink()) for fd in Path(f"/proc/{writer}/fd").iterdir()}
+            errors = str(Path(f"/proc/{running.process.pid}/fd/2").readlink())
+            assert str(lab.dir / file) in held
+            rest = held - {errors, str(lab.dir / file)}
+            assert all(one.startswith(("socket:", "anon_inode:[eventfd]")) for one in rest)
 
 
 def test_each_worker_keeps_what_it_needs_to_open_its_interfaces(lab: Lab, host: Host) -> None:

@@ -54,9 +54,11 @@ EDGES = (
     "services.freeze.stage",
     "services.freeze.start",
     "services.freeze.verbs",
+    "services.fw.rules_again",
     "services.fw.selftest",
     "services.fw.stage",
     "services.fw.start",
+    "services.fw.transfer",
 )
 """Parts of these that do I/O."""
 IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "time"}

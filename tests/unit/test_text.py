@@ -48,7 +48,7 @@ def test_an_address_that_looks_like_markup_is_in_the_table_of_connections(text, 
 
 def status(name):
     return {
-        "service": name, "pid": 1, "uptime_s": 1.0, "cpu": {"user": 0.0, "system": 0.0},
+        "service": name, "pid": 1, "uptime_s": 1.0, "cpu_s": {"user": 0.0, "system": 0.0},
         "links": [{"link": name, "up": True, "rx_frames": 1, "tx_frames": 1, "rx_octets": 1, "tx_octets": 1,
                    "drops": {name: 1}}],
         "drops": {name: 1}, "details": {name: {name: name}}, name: {"x": 1.5},

@@ -6,6 +6,16 @@ class VTLError(Exception):
 
     exit_code = 1
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The lines that a user sees: one, or one for each of several errors."""
+        return (str(self),)
+
+    @property
+    def details(self) -> dict[str, object]:
+        """Members of the error as a JSON object, beside its message."""
+        return {}
+
 
 class SpecError(VTLError):
     """Invalid user input: 'qemu:': a link needs an address; see vtl-tools(7)."""

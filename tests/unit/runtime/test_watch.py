@@ -27,7 +27,7 @@ def status(frames=0):
     cpu = {"user": 0.0, "system": 0.0}
     stations = {f"station {i:02}": {"link": "vmnet1", "age_s": 1.5} for i in range(40)}
     return {
-        "service": "vtl-x", "pid": 7, "uptime_s": 1.0, "cpu": cpu, "links": [link], "drops": {},
+        "service": "vtl-x", "pid": 7, "uptime_s": 1.0, "cpu_s": cpu, "links": [link], "drops": {},
         "stations": stations,
     }  # fmt: skip
 

@@ -1,13 +1,18 @@
 """The common part of all verbs: asking running services, and `status`."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vtl_tools.common.cli.options import verb_options
+from vtl_tools.common.cli.output import echo, print_json
 from vtl_tools.common.cli.tool import Tool
+
+if TYPE_CHECKING:
+    from vtl_tools.common.cli.event_lines import Words
 
 
 def current_tool() -> click.Group:
@@ -45,3 +50,34 @@ def add_status(tool: Tool) -> None:
 
         service = str(tool.name)
         (watch_status if watch else print_status)(service, discovery.survey(service, link), json=json)
+
+
+def add_events(tool: Tool, words: "Callable[[], Words]" = dict) -> None:
+    """Add the verb `events` to a tool. words: returns what to say of the events of this service."""
+
+    @tool.command(name="events")
+    @verb_options
+    @click.option(
+        "--last",
+        type=click.IntRange(0, 1000),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Begin with the N events before now.",
+    )
+    def events(link: str | None, json: bool, last: int) -> None:
+        """Follow the events of running services until interrupted, or until the services end."""
+        from vtl_tools.common.cli.event_lines import exit_status, line_of
+        from vtl_tools.common.runtime.follow import follow
+
+        said, status = words(), 0
+        for event in follow(sockets_of(tool, link), last):
+            if event["event"] == "error":
+                status = max(status, exit_status(event))
+            if json:
+                print_json([event])
+            else:
+                echo(line_of(event, said))
+        if json:
+            echo(f"{tool.name}: the service ended", err=True)
+        sys.exit(status)

@@ -45,7 +45,9 @@ Result = dict[str, Any]
 
 
 class LineStream(Protocol):
-    """The result of a verb whose answer, an empty result, is followed by lines until either side ends."""
+    """The result of a verb whose answer, `result`, is followed by lines until either side ends."""
+
+    result: Result
 
     async def serve(self, sock: socket.socket) -> None:
         """Send lines on a non-blocking socket."""
@@ -262,7 +264,7 @@ class ControlServer:
                 return {"ok": True, "result": result}, None
             if isinstance(result, Awaitable):
                 return {"ok": True, "result": await result}, None
-            return {"ok": True, "result": {}}, result
+            return {"ok": True, "result": result.result}, result
         except VTLError as e:
             return {"ok": False, "error": str(e)}, None
 
@@ -356,16 +358,43 @@ def ask(
                 line = line[socket.send_fds(sock, [line], [upload.fd]) :]
             sock.sendall(line)
             line = answers.readline(ANSWER_MAX)
-    except PermissionError:
-        raise PermissionNeededError(f"{path}: not permitted to ask; run as {owner_of(path)}") from None
-    except (OSError, TimeoutError):
-        record = run_record.read(run_record.record_of(path))
-        if record is not None and not record.is_locked:
-            raise DiedError(record.obituary()) from None
-        raise NotRunningError(
-            f"{path}: no service answers; see which run with 'vtl-SERVICE status'"
-        ) from None
+    except OSError as e:  # also a time-out
+        raise _unheard(path, e) from None
     return result_of(line, path)
+
+
+def open_stream(path: Path, verb: str, **arguments: object) -> tuple[socket.socket, Result, bytes]:
+    """Ask for a verb whose answer goes on. Return the connection, the result, and octets that came behind it.
+
+    Raises as ask() does.
+    """
+    try:
+        sock = connect(path)
+        try:
+            _believe(path, sock)
+            sock.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+            octets = b""
+            while b"\n" not in octets and (more := sock.recv(LINE_MAX)) and len(octets) < ANSWER_MAX:
+                octets += more
+            line, _, rest = octets.partition(b"\n")
+            result = result_of(line, path)
+            sock.settimeout(None)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as e:
+        raise _unheard(path, e) from None
+    return sock, result, rest
+
+
+def _unheard(path: Path, error: OSError) -> VTLError:
+    """Return why a service was not heard, as an error for users."""
+    if isinstance(error, PermissionError):
+        return PermissionNeededError(f"{path}: not permitted to ask; run as {owner_of(path)}")
+    record = run_record.read(run_record.record_of(path))
+    if record is not None and not record.is_locked:
+        return DiedError(record.obituary())
+    return NotRunningError(f"{path}: no service answers; see which run with 'vtl-SERVICE status'")
 
 
 def owner_of(path: Path) -> str:

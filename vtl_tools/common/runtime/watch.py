@@ -13,7 +13,7 @@ from vtl_tools.common.table import Kind, Screen, Table, fitted, screen_of, whole
 Status = dict[str, Any]
 
 _UNITS: Final = ("", "k", "M", "G", "T")
-_HEAD: Final = ("schema", "service", "pid", "uptime_s", "cpu", "links", "drops")
+_HEAD: Final = ("schema", "service", "pid", "uptime_s", "cpu_s", "links", "drops")
 _ERASE: Final = "\r\x1b[J"
 _UP: Final = "\x1b[{}A"
 _DOWN: Final = "\x1b[{}B"
@@ -105,7 +105,7 @@ def draw(
     status: Status, before: dict[tuple[int, str], Status] | None = None, elapsed_s: float = 1.0
 ) -> list[Table]:
     """Return one service's status as tables, its links first; with `before`, rates instead of totals."""
-    cpu = status["cpu"]
+    cpu = status["cpu_s"]
     title = f"{status['service']}  pid {status['pid']}  up {status['uptime_s']:.0f} s  "
     title += f"cpu {cpu['user'] + cpu['system']:.1f} s"
     title += "".join(f"  {name} {whole(value)}" for name, value in _scalars(status))
@@ -155,7 +155,11 @@ def _details(name: str, rows: Status, status: Status) -> Table:
     title = f"{name} of {status['service']} {status['pid']}"
     first = next(iter(rows.values()))
     titles = list(first) if isinstance(first, dict) else [""]
-    cells = [[row.get(t, "") for t in titles] if isinstance(row, dict) else [row] for row in rows.values()]
+    is_table = isinstance(first, dict)
+    cells = [
+        [row.get(t, "") for t in titles] if is_table and isinstance(row, dict) else [row]
+        for row in rows.values()
+    ]
     columns = [(t, _kind([row[i] for row in cells if i < len(row)])) for i, t in enumerate(titles)]
     filled = [[key, *row, *[""] * (len(titles) - len(row))] for key, row in zip(rows, cells, strict=True)]
     return Table([("", Kind.NAME), *columns], filled, title)
@@ -173,7 +177,7 @@ def lines_of(status: Status) -> Iterator[str]:
     of the other parts.
     """
     who = f"{whole(status['service'])}\t{whole(status['pid'])}"
-    cpu = status["cpu"]
+    cpu = status["cpu_s"]
     told = {"uptime_s": status["uptime_s"], "cpu_s": round(cpu["user"] + cpu["system"], 3)}
     yield f"{who}\trunning\t{_pairs({**told, **dict(_scalars(status))})}"
     for link in status["links"]:

@@ -14,6 +14,7 @@ from vtl_tools.common.host.broker import HandedFile, replace
 from vtl_tools.common.runtime import control, discovery
 from vtl_tools.services.freeze import state
 from vtl_tools.services.freeze.freezer import LATE_S, Freezer
+from vtl_tools.services.freeze.holdings import HoldingsCount
 from vtl_tools.services.freeze.report import report
 from vtl_tools.services.freeze.stage import SAVED_AT_ONCE_S, Freeze
 
@@ -31,10 +32,11 @@ def verbs(stage: Freeze) -> dict[str, control.Verb]:
     def save_soon() -> None:
         asyncio.get_running_loop().call_later(SAVED_AT_ONCE_S, lambda: stage.save(clock()))
 
-    def start(_: Request) -> dict[str, object]:
+    async def start(_: Request) -> dict[str, object]:
         result = stage.start(clock())
         save_soon()
-        return result
+        await _ring_is_read(stage.freezer)
+        return {**result, **await _holdings(stage.freezer)}
 
     async def stop(_: Request) -> dict[str, object]:
         result = stage.stop(clock())
@@ -46,9 +48,7 @@ def verbs(stage: Freeze) -> dict[str, control.Verb]:
         return result
 
     async def export(_: Request) -> dict[str, object]:
-        freezer = stage.freezer
-        while freezer.frozen and clock() - freezer.frozen_at <= LATE_S:
-            await asyncio.sleep(0.01)  # captured segments of the VM may still arrive, and the state be stale
+        await _ring_is_read(stage.freezer)
         before = snapshot.written
         for _again in range(2):  # the first may be a write that began before this request
             while not snapshot.begin(clock()):
@@ -76,6 +76,19 @@ def verbs(stage: Freeze) -> dict[str, control.Verb]:
         "import": import_,
         "announce": lambda _: stage.announce(clock()),
     }
+
+
+async def _ring_is_read(freezer: Freezer) -> None:
+    """Wait until the last segments of a VM that is away have come from the ring, so that no number is old."""
+    while freezer.frozen and time.monotonic() - freezer.frozen_at <= LATE_S:
+        await asyncio.sleep(0.01)
+
+
+async def _holdings(freezer: Freezer) -> dict[str, object]:
+    count = HoldingsCount(freezer.table)
+    while count.step():
+        await asyncio.sleep(0)  # frames have their turn
+    return count.result()
 
 
 def _import_path(path: Path) -> Path:
