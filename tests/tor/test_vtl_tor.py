@@ -23,6 +23,7 @@ from lab.netns import Host, Lab
 from lab.tor import RELAYS, RELAYS_FOR_ONIONS, SITES, Tor, TorNetwork
 from lab.wait import PATIENCE_S, until
 from tests.running import BIN
+from tests.schemas import validated
 from tests.tor.torservice import Service, vtl_tor
 from vtl_tools.common.guest_net.addresses import GATEWAY_MAC
 
@@ -304,7 +305,7 @@ def test_flows_lists_what_is_carried_by_name(scene, service):
 def test_check_tells_whom_the_world_sees(scene):
     url = f"http://www.example:{OTHER_PORT}/"
     ran = scene.host.run(BIN / "vtl-tor", "check", *scene.socks(), "--url", url, "--json", timeout=90)
-    (result,) = [json.loads(line) for line in ran.stdout.splitlines()]
+    (result,) = [validated(json.loads(line)) for line in ran.stdout.splitlines()]
     assert result["is_tor"] is True
     assert result["seen"]["IP"] in EXITS
     ran = scene.host.run(BIN / "vtl-tor", "check", *scene.socks(), "--url", url, timeout=90)
@@ -354,7 +355,7 @@ def test_a_tor_of_our_own_is_started_watched_and_started_again(scene, own):
         assert socks.is_socket()
         (tor,) = processes(host, "tor")
         os.kill(tor, signal.SIGKILL)
-        service.wait_for("bootstrap", lambda event: "status -9" in event["what"])
+        service.wait_for("bootstrap", lambda event: "status -9" in event["step"])
         with pytest.raises(OSError, match="No route to host"):
             connect(guest, SITES[0])
         until(lambda: service.events[-1].get("percent") == 100, "the second tor", 60)
@@ -439,7 +440,7 @@ def test_tor_and_we_are_killed_while_a_guest_tries_all_it_can_and_the_host_sends
                     assert fetch(guest, SITES[0]) == b"hello"
                     for tor in processes(host, "tor"):
                         os.kill(tor, signal.SIGKILL)
-                    service.wait_for("bootstrap", lambda event: "status -9" in event["what"])
+                    service.wait_for("bootstrap", lambda event: "status -9" in event["step"])
                 time.sleep(when or 0.3)
                 service.kill()
             time.sleep(0.2)

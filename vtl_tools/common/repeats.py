@@ -11,6 +11,11 @@ KINDS_MAX: Final = 256
 """Kinds that are counted at once. A message of one more is told only if its kind comes again later."""
 
 
+def more(count: int, period_s: float) -> str:
+    """Return the number of repeats in words."""
+    return f"{count} more in {period_s:.0f} s"
+
+
 class Repeats(Generic[Kind]):
     """Messages by kind, in bounded memory. Times are in seconds, on a monotonic clock.
 
@@ -25,14 +30,28 @@ class Repeats(Generic[Kind]):
 
     def admit(self, kind: Kind, now: float) -> bool:
         """Return whether a message is the first of its kind in this period; else count it."""
-        if (known := self._kinds.get(kind)) is not None:
-            self._kinds[kind] = known[0], known[1] + 1
+        if self.repeat(kind):
             return False
         if len(self._kinds) >= self._most:
             self.untold += 1
             return False
         self._kinds[kind] = now + self.period_s, 0
         return True
+
+    def repeat(self, kind: Kind) -> bool:
+        """Count a message if one of its kind was told in this period; return whether it was."""
+        if (known := self._kinds.get(kind)) is None:
+            return False
+        self._kinds[kind] = known[0], known[1] + 1
+        return True
+
+    def count(self, kind: Kind, now: float) -> None:
+        """Count a message that is not to be told at once, even if it is the first of its kind."""
+        if self.admit(kind, now):
+            self.admit(kind, now)
+
+    def __len__(self) -> int:
+        return len(self._kinds)
 
     def due(self, now: float) -> Iterator[tuple[Kind, int]]:
         """Yield each kind whose period is over and had repeats, and how many. A new period of it begins."""

@@ -1,11 +1,8 @@
-"""Makes untrusted text safe to print on a terminal."""
+"""Makes untrusted text safe to print on a terminal, and writes times."""
 
 import unicodedata
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
+from datetime import UTC, datetime
+from typing import Final
 
 LENGTH_MAX: Final = 1000
 """Maximum characters shown of an untrusted text."""
@@ -27,15 +24,6 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def rich_text(value: object) -> "Text":
-    """Return a printable value for a table of rich, which reads no markup in it."""
-    from rich.text import Text  # here and below, as it takes a tenth of a second
-
-    return Text(printable(value))
-
-
-def rich_console(*, stderr: bool = False) -> "Console":
-    """Return a console of rich that prints text unchanged."""
-    from rich.console import Console
-
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+def stamp() -> str:
+    """Return the time as RFC 3339 writes it, in UTC with microseconds."""
+    return f"{datetime.now(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"

@@ -18,20 +18,21 @@ from vtl_tools.common.packet.vnet import F_NEEDS_CSUM, VNET
 from vtl_tools.common.rate_limit import TokenBucket
 from vtl_tools.common.runtime.control import Verb
 from vtl_tools.common.stage import Stage
-from vtl_tools.services.fw import answers, padding
+from vtl_tools.services.fw import answers, padding, transfer
 from vtl_tools.services.fw.files import STDIN
 from vtl_tools.services.fw.flow import Decision
 from vtl_tools.services.fw.identity import Identity
+from vtl_tools.services.fw.identity_report import IdentityReport
+from vtl_tools.services.fw.packet_log import PacketLog, Told, log_line
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.refusal import refusal
 from vtl_tools.services.fw.rule import IN, OUT, Rule, Verdict
+from vtl_tools.services.fw.rules_again import RulesAgain
 from vtl_tools.services.fw.saved_state import StateKeeper
 from vtl_tools.services.fw.tracker import Tracker
 
 ANSWERS_PER_S: Final = 1000.0
 """Resets and ICMP errors of `reject`, to each side (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f)."""
-LOGS_PER_S: Final = 100.0
-"""Of the packets of each side, so that a flood from one hides nothing of the other."""
 LISTED_MAX: Final = 1000
 """Rules of a status."""
 SWITCH_S: Final = 100e-6
@@ -50,7 +51,7 @@ class Firewall(Stage):
     """Two ports: what the policy allows goes from one to the other, what it rejects is answered.
 
     file: where the policy is from. identity: what the VM may send as; None: as it likes. kept: takes the
-    packets of rules that say `pcap`.
+    packets of rules that say `pcap`. link: the VM's, for messages.
     """
 
     def __init__(
@@ -60,12 +61,15 @@ class Firewall(Stage):
         *,
         identity: Identity | None = None,
         kept: Callable[[memoryview, float], object] | None = None,
+        link: str = "",
         flows_max: int = 131_072,
     ) -> None:
         super().__init__()
         self.tracker = Tracker(policy, flows_max=flows_max)
-        self.file, self.identity, self.kept = file, identity, kept
+        self.file, self.identity, self.kept, self.link = file, identity, kept, link
         self.keeper: StateKeeper | None = None
+        self.again: RulesAgain | None = None
+        """Reads the rules again at SIGHUP."""
         self.say: Callable[[str], object] | None = None
         """Takes a line for people for what a rule logs."""
         self.counts: dict[Rule, list[int]] = {}
@@ -78,10 +82,17 @@ class Firewall(Stage):
         self._directions = OUT, IN
         self._allow, self._reject = Verdict.ALLOW, Verdict.REJECT
         self._answers = TokenBucket(ANSWERS_PER_S), TokenBucket(ANSWERS_PER_S)
-        self._logs = TokenBucket(LOGS_PER_S), TokenBucket(LOGS_PER_S)
+        self._logs = PacketLog(OUT, self._tell), PacketLog(IN, self._tell)
         self._picked = Batch()
+        self._report: IdentityReport | None = None
+        self._is_quiet = False
         if identity is not None:
             identity.bindings.may_ask = self._lets_out
+            identity.replaced, identity.look = self._replaced, lambda: self.occupant(0)
+            self._report = IdentityReport(identity, link)
+            self._report.event = lambda name, **fields: self.event(name, **fields)
+            self.tracker.resolvers, self.tracker.dhcp_servers = identity.resolvers.known, identity.dhcp4.met
+            self.tracker.leased = identity.dhcp4.leased
 
     # --- frames
 
@@ -106,6 +117,8 @@ class Firewall(Stage):
             if check is not None and (why := check(frame, headers, now)):
                 self.drops[why] += 1
                 lost.append(i)
+                if self._report is not None:
+                    self._report.refused(why, now, quietly=self._is_quiet)
                 continue
             decision = decide(frame, headers, direction, now)
             if decision is before:
@@ -155,6 +168,8 @@ class Firewall(Stage):
         asked = self.identity if decision.frames and port == 0 else None
         if passes and asked is not None and (spoofed := asked.refuse(whole, now)):
             passes, why = False, spoofed
+            if self._report is not None:
+                self._report.refused(why, now, quietly=self._is_quiet)
         rule = decision.rule
         if rule is not None:
             octets = sum(map(len, decision.frames)) or len(frame) - VNET
@@ -178,15 +193,14 @@ class Firewall(Stage):
         """Do what a rule's `log` and `pcap` ask for."""
         if rule.pcap and self.kept is not None:
             self.kept(whole, now)
-        if not rule.log:
-            return
-        if not self._logs[port].take(now):
-            return
-        told = answers.logged(rule, decision, self._directions[port], whole)
-        told["suppressed"] = self._logs[port].waived()
-        self.event("log", **told)
+        if rule.log:
+            self._logs[port].note(rule, decision, whole, now)
+
+    def _tell(self, told: Told) -> None:
+        """Tell of a packet that a rule logs, or of its repeats."""
+        self.event("packet", **told)
         if self.say is not None:
-            self.say(answers.line(told))
+            self.say(log_line(told))
 
     def _answer(self, whole: memoryview, port: int, now: float) -> None:
         """Tell a packet's sender that it was rejected, as the host that it was for would.
@@ -209,6 +223,40 @@ class Firewall(Stage):
         """Return whether the rules let the VM send this, so that no frame of the service gets around them."""
         return self.tracker.lets_out(Packet.at(bytearray(frame)))
 
+    # --- another VM
+
+    def on_occupant(self, port: int, occupant: str, now: float) -> None:
+        """Note who is behind the VM's link. Frames that wait there are of the occupant before."""
+        if port or self.identity is None:
+            return
+        if self.identity.has_other(occupant):
+            self._is_quiet = True
+            self.drain(port)
+            self._is_quiet = False
+        self.identity.meet(occupant)
+
+    def _replaced(self, former: bytes, mac: bytes, now: float) -> None:
+        ended = self.tracker.end_all()
+        if self._report is not None:
+            self._report.replaced(former, mac, ended, now)
+        if self.keeper is not None:
+            self.keeper.begin(now)
+
+    def forget(self, request: dict[str, Any]) -> dict[str, object]:
+        """Discard what was learned of the VM, and its connections. Raises VTLError."""
+        if self.identity is None:
+            raise VTLError("forget: this service runs with --spoofing, and knows no identity")
+        self.drain(0)
+        before = self.identity.status()
+        learned = [of for of, how in self.identity.origins().items() if how != "option"]
+        self.identity.forget()
+        told: dict[str, object] = {"link": self.link, "mac": before["mac"], "addresses": learned}
+        told["ended"] = self.tracker.end_all()
+        if self.keeper is not None:
+            self.keeper.begin(time.monotonic())
+        self.event("identity", reason="forgotten", mac=before["mac"], ended=told["ended"])
+        return told
+
     # --- time
 
     def settle(self, now: float) -> None:
@@ -219,16 +267,26 @@ class Firewall(Stage):
 
     def deadline(self) -> float | None:
         """Return when the first of its parts is due."""
-        parts = (part.deadline() for part in (self.tracker, self.identity, self.keeper) if part is not None)
-        return min((when for when in parts if when is not None), default=None)
+        parts = self.tracker, self.identity, self._report, self.keeper, *self._logs
+        times = (part.deadline() for part in parts if part is not None)
+        return min((when for when in times if when is not None), default=None)
 
     def wake(self, now: float) -> None:
         """Let go what has ended."""
         self.tracker.wake(now)
         if self.identity is not None:
             self.identity.wake(now)
+        if self._report is not None:
+            self._report.wake(now)
         if self.keeper is not None:
             self.keeper.wake(now)
+        for packets in self._logs:
+            packets.wake(now)
+
+    def on_stop(self, now: float) -> None:
+        """Tell the repeats of packets that were logged."""
+        for packets in self._logs:
+            packets.finish(now)
 
     # --- what an operator asks
 
@@ -238,8 +296,13 @@ class Firewall(Stage):
         told: dict[str, object] = {"policy": {**policy, "named_file": self.named_file}}
         if self.identity is not None:
             told["identity"] = self.identity.status()
+        if self._report is not None:
+            told["refused"] = self._report.status(now)
         counts = sorted(self.counts.items(), key=lambda one: (one[0].place.file, one[0].place.line))
-        told["rules"] = {str(r): {"packets": n, "octets": o} for r, (n, o) in counts[:LISTED_MAX]}
+        told["rules"] = {
+            rule.key: {"text": rule.text, "packets": packets, "octets": octets}
+            for rule, (packets, octets) in counts[:LISTED_MAX]
+        }
         return told
 
     def verbs(self) -> dict[str, Verb]:
@@ -247,11 +310,21 @@ class Firewall(Stage):
         return {
             "flows": lambda request: answers.flows(self.tracker, request, time.monotonic()),
             "kill": partial(answers.kill, self.tracker),
-            "explain": lambda request: answers.explain(self.tracker, request, time.monotonic()),
+            "explain": lambda request: answers.explain(
+                self.tracker, self.identity, request, self.link, time.monotonic()
+            ),
+            "forget": self.forget,
             "reload": self.reload,
+            "export": lambda _: transfer.export(self.tracker, self.identity),
+            "import": lambda request: transfer.import_(self.tracker, self.identity, request.get("upload")),
         }
 
-    async def reload(self, request: dict[str, Any]) -> dict[str, object]:
+    def on_hang_up(self, now: float) -> None:
+        """Begin to reload the file of --rules."""
+        if self.again is not None:
+            self.again.begin(self)
+
+    async def reload(self, request: dict[str, Any]) -> dict[str, Any]:
         """Apply the rules that were uploaded, or return what that would end. Raises VTLError."""
         name, upload = request.get("file"), request.get("upload")
         if not isinstance(name, str) or upload is None:

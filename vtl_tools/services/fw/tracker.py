@@ -1,6 +1,6 @@
 """Packets in, decisions out. Reads no clock; `now` is in seconds, and only grows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
@@ -24,6 +24,7 @@ from vtl_tools.services.fw.flow import (
     Opening,
     Timeouts,
     flow_key,
+    protocol_of,
 )
 from vtl_tools.services.fw.fragments import FragmentReassembler
 from vtl_tools.services.fw.neighbours import NeighbourFilter
@@ -37,6 +38,8 @@ _TCP: Final = bytes((ip.TCP,))
 _UDP: Final = bytes((ip.UDP,))
 _OPENINGS_MAX: Final = 1024
 _RECENT_MAX: Final = 2048
+RECALLED_MAX: Final = 1 << 17
+"""Connections of another firewall that nothing was heard of yet; the oldest give way."""
 _SYN_OR_RST: Final = tcp.SYN | tcp.RST
 _ESTABLISHED: Final = State.ESTABLISHED  # a quarter of the time of looking it up in the Enum
 
@@ -58,9 +61,10 @@ class Tracker(Connections):
         self._recent_out: dict[bytes, Flow] = {}
         self._recent_in: dict[bytes, Flow] = {}
         """TCP connections by the parties of their last segments; one that ended has no ends."""
+        self._recalled: dict[bytes, tuple[Opening, float]] = {}
+        """Connections of before that nothing was heard of yet, and until when they are known."""
         self.vm_mac: Callable[[], bytes | None] = lambda: None
         """Returns the VM's Ethernet address; None: a frame for any address may be for the VM."""
-        self._recalled: dict[bytes, Opening] = {}
         self._recalled_until = 0.0
 
     # --- packets
@@ -145,7 +149,7 @@ class Tracker(Connections):
             or macs == [fields.src_mac, fields.dst_mac]
         ):
             return None
-        verdict, rule = self.policy.judge(direction, fields)
+        verdict, rule = self.consult(direction, fields)
         return None if verdict is Verdict.ALLOW else Decision(verdict, rule, "rule")
 
     def _further(self, flow: Flow, segment: TCP | None, direction: Direction, now: float) -> Decision | None:
@@ -160,6 +164,12 @@ class Tracker(Connections):
         if refused := tcp_flow.refuse(ends, direction, flow.initiator, segment):
             return denied(refused, flow.decision.rule)
         seen = tcp_flow.follow(ends, direction, segment)
+        if not seen.taken and direction is OUT and tcp_flow.is_guess(ends):
+            # A stranger may have been the first to be heard of it; the VM knows its numbers.
+            sure = tcp_flow.opened(segment, direction, join=True)
+            if sure is not None and not segment.flags & tcp.SYN:
+                flow.ends = sure
+                return self._followed(flow, sure, SegmentKind.ACK, now)
         if not seen.taken:
             retries = self._retries
             if (anew := retries.answered(flow, segment, direction)) is not None:
@@ -260,7 +270,7 @@ class Tracker(Connections):
 
     def _stateless(self, fields: Fields, direction: Direction, now: float) -> Decision:
         """Decide about a packet by itself: it is of no connection that could be followed."""
-        judgement = self.policy.judge(direction, fields)
+        judgement = self.consult(direction, fields)
         refused = self._refused(judgement, fields, direction, now)
         if refused:
             return denied(refused, judgement.rule)
@@ -274,7 +284,7 @@ class Tracker(Connections):
             return denied("other-station")
         if self._recalled and (decision := self._again(key, segment, direction, now)) is not None:
             return decision
-        judgement = self.policy.judge(direction, fields)
+        judgement = self.consult(direction, fields)
         if judgement.verdict is not Verdict.ALLOW:
             return Decision(judgement.verdict, judgement.rule, "rule")
         ends: Ends | None = None
@@ -310,8 +320,8 @@ class Tracker(Connections):
 
         The side that opened it is known, so that a reply counts as a reply; the windows are not known.
         """
-        opening = self._recalled.get(key)
-        if opening is None or now >= self._recalled_until:
+        opening, until = self._recalled.get(key, (None, 0.0))
+        if opening is None or now >= until:
             return None
         ends: Ends | None = None
         if segment is not None and (
@@ -320,7 +330,7 @@ class Tracker(Connections):
             return None
         del self._recalled[key]
         flow = Flow(key, _HELD, opening, ends)
-        verdict, rule = self.policy.judge(opening.initiator, Fields.first_of(flow))
+        verdict, rule = self.consult(opening.initiator, Fields.first_of(flow))
         if verdict is not Verdict.ALLOW:
             return None
         flow.decision = self._decision(rule)
@@ -330,6 +340,11 @@ class Tracker(Connections):
             return self._followed(flow, ends, SegmentKind.ACK, now)
         self._spoken(flow, direction, now)
         return flow.decision
+
+    def end_all(self) -> int:
+        """Forget all connections, also those of before a restart, and the fragments that wait."""
+        self._recalled, self.fragments = {}, FragmentReassembler()
+        return super().end_all()
 
     # --- time
 
@@ -350,9 +365,24 @@ class Tracker(Connections):
 
     # --- over a restart
 
-    def recall(self, openings: dict[bytes, Opening], until: float) -> None:
-        """Know connections of before, by their keys, until a time; each once something is heard of it."""
-        self._recalled, self._recalled_until = openings, until
+    def recall(self, openings: dict[bytes, Opening], until: float, until_tcp: float) -> None:
+        """Know connections of another firewall, by their keys, until a time; each once it is heard of.
+
+        The other is later: what is known here of the same connections is forgotten.
+        """
+        for key, opening in openings.items():
+            if (flow := self.flows.get(key)) is not None:
+                self.end(flow)
+            self._recalled[key] = opening, until_tcp if protocol_of(key) == ip.TCP else until
+        while len(self._recalled) > RECALLED_MAX:
+            del self._recalled[next(iter(self._recalled))]
+        self._recalled_until = max(self._recalled_until, until, until_tcp)
+
+    def unheard(self, now: float) -> Iterator[Flow]:
+        """Yield the connections of recall() that nothing was heard of yet."""
+        for key, (opening, until) in list(self._recalled.items()):
+            if now < until:
+                yield Flow(key, _HELD, opening, None)
 
 
 def _malformed(err: Malformed) -> Decision:

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.text import printable
@@ -23,9 +24,12 @@ class BootstrapProgress:
         """Show a step."""
         if percent == 100 and self._on_ready is not None:
             self._on_ready()
-        self._stage.event("bootstrap", percent=percent, what=step)
+        self._stage.event("bootstrap", percent=percent, step=step)
         if log.isEnabledFor(logging.INFO):  # a line for each step, among the other lines
             log.info("tor: %d %%: %s", percent, step)
         elif sys.stderr.isatty() and not self._quiet:
             end = "\n" if percent == 100 else "\r"
-            print(f"\x1b[Ktor: {percent:3d} % {printable(step, 60)}", end=end, file=sys.stderr, flush=True)
+            with suppress(OSError):  # the terminal was closed
+                print(
+                    f"\x1b[Ktor: {percent:3d} % {printable(step, 60)}", end=end, file=sys.stderr, flush=True
+                )
