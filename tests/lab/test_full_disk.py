@@ -77,12 +77,12 @@ def answers(where: Path) -> bool:
 
 
 def send_datagrams(host: Host, to: str, count: int = 300) -> None:
-    """Send to a closed port: what the rules deny, if they do."""
+    """Send to closed ports: packets that the rules deny and log, each by itself."""
     sock = host.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     with sock:
-        for _ in range(count):
+        for number in range(count):
             with suppress(ConnectionRefusedError):
-                sock.sendto(b"x", (to, 9))
+                sock.sendto(b"x", (to, 1000 + number))
 
 
 def recording(running: Bridge) -> Any:
@@ -113,7 +113,7 @@ def test_a_capture_on_a_full_disk_stops_by_itself_and_goes_on_when_there_is_room
     with bridge(lab, middle, *TWO, "--pcap", file) as running:
         assert passes(client, 100)
         told = wait_for_event(running, event="recording", what="stopped")
-        assert (told["file"], told["why"]) == (str(file), "No space left on device")
+        assert (told["file"], told["reason"]) == (str(file), "No space left on device")
         assert recording(running)["recording"] is False
         assert passes(client)
         disk.enlarge()
