@@ -71,6 +71,8 @@ def line(debian: CleanRoot) -> Iterator[None]:
             debian.run("ip", "link", "delete", near)
         for side in "vm", "net":
             debian.run("ip", "netns", "delete", side)
+        # systemd starts no unit with an interface that appears while the units still end.
+        until(lambda: not units_of_the_tap(debian), "the end of all units")
 
 
 @contextmanager
@@ -80,6 +82,12 @@ def enabled(debian: CleanRoot, unit: str) -> Iterator[None]:
         yield
     finally:
         debian.run("systemctl", "disable", unit)
+
+
+def units_of_the_tap(debian: CleanRoot) -> str:
+    """What systemd lists of the units that run, start or stop with vmnet1."""
+    states = "--state=active,activating,deactivating,reloading"
+    return debian.run("systemctl", "list-units", "--no-legend", states, "*vmnet1*")
 
 
 def is_active(debian: CleanRoot, unit: str) -> bool:
