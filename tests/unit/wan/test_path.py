@@ -9,7 +9,7 @@ from vtl_tools.common.packet import address, build
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK
 from vtl_tools.common.packet.vnet import NONE, VNET
-from vtl_tools.services.wan.path import OVERHEAD, Path, ecn_of, with_ce
+from vtl_tools.services.wan.path import OVERHEAD, WanPath, ecn_of, with_ce
 from vtl_tools.services.wan.settings import UNCHANGED, changed
 
 MACS = {"src_mac": address.mac("52:54:00:00:00:01"), "dst_mac": address.mac("52:54:00:00:00:02")}
@@ -17,15 +17,15 @@ ENDS4 = {"src": address.ip("10.0.0.1"), "dst": address.ip("10.0.0.2")}
 ENDS6 = {"src": address.ip("fd00::1"), "dst": address.ip("fd00::2")}
 
 
-def path(memory: int = 1 << 24, seed: int = 1, **changes: str) -> Path:
-    return Path(changed((UNCHANGED, UNCHANGED), changes)[0], Random(seed), memory)
+def path(memory: int = 1 << 24, seed: int = 1, **changes: str) -> WanPath:
+    return WanPath(changed((UNCHANGED, UNCHANGED), changes)[0], Random(seed), memory)
 
 
 def plain(number: int, octets: int = 60) -> bytes:
     return NONE + bytes(12) + b"\x88\xb5" + number.to_bytes(4, "big") + bytes(octets - 18)
 
 
-def push(into: Path, frames: list[bytes], now: float) -> None:
+def push(into: WanPath, frames: list[bytes], now: float) -> None:
     batch = Batch.of(frames)
     into.push(batch, batch.count, batch.octets, now)
 
@@ -34,7 +34,7 @@ def numbers(frames: list[bytes]) -> list[int]:
     return [int.from_bytes(frame[VNET + 14 : VNET + 18], "big") for frame in frames]
 
 
-def drain(of: Path, until: float = 1e9) -> list[int]:
+def drain(of: WanPath, until: float = 1e9) -> list[int]:
     found: list[int] = []
     while frames := of.pop(until):
         found += numbers(frames)

@@ -19,7 +19,7 @@ OVERHEAD: Final = 128
 _CE: Final = 3  # congestion experienced (RFC 3168 section 5)
 
 
-class Path:
+class WanPath:
     """Sans-IO: `now` is in seconds, on a monotonic clock. memory: octets that may wait.
 
     drops: frames by reason; they are counted in `total`, too. passed, octets: that came out. cut:

@@ -9,9 +9,9 @@ from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.handle import Handle
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.stage import Stage
-from vtl_tools.services.wan.path import Path
+from vtl_tools.services.wan.path import WanPath
 from vtl_tools.services.wan.settings import Both, changed, preset
-from vtl_tools.services.wan.timeline import Step, Timeline
+from vtl_tools.services.wan.timeline import Timeline, TimelineStep
 
 EARLY_S: Final = 100e-6
 """The timer wakes the process so much before a frame is due; it polls for the rest."""
@@ -29,13 +29,13 @@ class WideArea(Stage):
         settings: Both,
         rng: Random,
         memory: int = MEMORY,
-        steps: Iterable[Step] = (),
+        steps: Iterable[TimelineStep] = (),
         now: float | None = None,
     ) -> None:
         super().__init__()
         began = time.monotonic() if now is None else now
         self.settings = self._first = settings
-        self.paths = [Path(one, Random(rng.random()), memory, began, self.drops) for one in settings]
+        self.paths = [WanPath(one, Random(rng.random()), memory, began, self.drops) for one in settings]
         self.timeline = Timeline(steps, began)
         self.is_near = False
         """Whether frames were sent just now, or will be within EARLY_S: the runner is to poll meanwhile."""

@@ -10,7 +10,7 @@ from vtl_tools.common.errors import SpecError
 from vtl_tools.services.wan.bottleneck import read_trace
 from vtl_tools.services.wan.settings import UNCHANGED, Both, changed, preset
 from vtl_tools.services.wan.stage import WideArea
-from vtl_tools.services.wan.timeline import Step, read_timeline
+from vtl_tools.services.wan.timeline import TimelineStep, read_timeline
 
 _OCTETS_MAX: Final = 64 << 20
 
@@ -34,7 +34,7 @@ def make_stage(
     memory: int,
 ) -> WideArea:
     """Return the stage. Raises SpecError."""
-    steps: list[Step] = [] if timeline is None else read_timeline(_lines(timeline), str(timeline))
+    steps: list[TimelineStep] = [] if timeline is None else read_timeline(_lines(timeline), str(timeline))
     return WideArea(settings_of(name, changes, traces), Random(seed), memory, steps)
 
 

@@ -21,7 +21,7 @@ _PERIOD_MIN_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TimelineStep:
     """A line. at_s: since the start; every_s: then again, 0: once. outage_s: length of an outage.
 
     preset: its name, or ""; changes: settings by word.
@@ -34,9 +34,9 @@ class Step:
     changes: tuple[tuple[str, str], ...] = ()
 
 
-def read_timeline(lines: Iterable[str], name: str) -> list[Step]:
+def read_timeline(lines: Iterable[str], name: str) -> list[TimelineStep]:
     """Return the steps of a timeline. name: of the file, for messages. Raises SpecError."""
-    steps: list[Step] = []
+    steps: list[TimelineStep] = []
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].split()
         if not words:
@@ -50,7 +50,7 @@ def read_timeline(lines: Iterable[str], name: str) -> list[Step]:
     return steps
 
 
-def _step(words: list[str]) -> Step:
+def _step(words: list[str]) -> TimelineStep:
     if len(words) < 4 or words[0] not in ("at", "every") or len(words) % 2:
         raise SpecError(f"{' '.join(words)}: write 'at 30s outage 5s', or 'every 60s delay 20ms loss 1%'")
     when = duration(words[1])
@@ -58,21 +58,21 @@ def _step(words: list[str]) -> Step:
     if words[0] == "every" and when < _PERIOD_MIN_S:
         raise SpecError(f"every {words[1]}: write 10ms or more")
     if words[2] == "outage" and len(words) == 4:
-        return Step(when, every, outage_s=duration(words[3]))
+        return TimelineStep(when, every, outage_s=duration(words[3]))
     if words[2] == "preset" and len(words) == 4:
         preset(words[3])
-        return Step(when, every, preset=words[3])
+        return TimelineStep(when, every, preset=words[3])
     changes = tuple(zip(words[2::2], words[3::2], strict=True))
     if unknown := [word for word, _ in changes if word not in READ]:
         raise SpecError(f"{unknown[0]!r}: write outage, preset, or one of {', '.join(READ)}")
     changed((UNCHANGED, UNCHANGED), dict(changes))
-    return Step(when, every, changes=changes)
+    return TimelineStep(when, every, changes=changes)
 
 
 class Timeline:
     """The steps of a timeline that are still to come."""
 
-    def __init__(self, steps: Iterable[Step], began: float) -> None:
+    def __init__(self, steps: Iterable[TimelineStep], began: float) -> None:
         self._began = began
         self._to_come = [(step.at_s, number, step) for number, step in enumerate(steps)]
         heapq.heapify(self._to_come)
@@ -81,7 +81,7 @@ class Timeline:
         """Return when the next step is due; None: there is none."""
         return self._began + self._to_come[0][0] if self._to_come else None
 
-    def due(self, now: float) -> Iterator[Step]:
+    def due(self, now: float) -> Iterator[TimelineStep]:
         """Yield the steps that are due, in order. One that repeats and was missed is due once."""
         while self._to_come and self._began + self._to_come[0][0] <= now:
             at_s, number, step = heapq.heappop(self._to_come)
