@@ -176,7 +176,7 @@ def test_an_interface_that_is_deleted_and_comes_back_is_bridged_again(
         lab.veth(client, "eth0", middle, "vmnet1")
         client.addr("eth0", "10.9.0.1/24")
         told = own_fields(running.event())
-        assert told == {"event": "guard", "interface": "vmnet1", "what": "was created again"}
+        assert told == {"event": "guard", "interface": "vmnet1", "reason": "was created again"}
         assert own_fields(running.event()) == {"event": "link", "changed": "vmnet1", "up": True}
         until(lambda: reaches(client, "10.9.0.2"), "the link that came back")
         assert running.status()["links"][0]["losses"] == 1

@@ -89,7 +89,7 @@ def events(process: Running, kind: str) -> Iterator[dict[str, object]]:
 
 def raised_anew(process: Running, *, interface: str = "vmnet1") -> str:
     """Wait until a service tells that it raised its guard anew; return why."""
-    return next(str(e["what"]) for e in events(process, "guard") if e["interface"] == interface)
+    return next(str(e["reason"]) for e in events(process, "guard") if e["interface"] == interface)
 
 
 # --- a guest that makes its interface look like the way to the world

@@ -213,12 +213,12 @@ def test_a_process_that_ends_says_so_and_the_long_way_is_there(scene: Figure6) -
         stack.enter_context(bridge(scene.lab, scene["host2"], *joined, name="plain"))
         until(lambda: ttl(scene["vm1"], "10.2.0.5") == LONG, "the long way")
         seen = []
-        while not seen or seen[-1]["why"] != "given-up":
+        while not seen or seen[-1]["reason"] != "given-up":
             event = one.event()
             if event["event"] == "shortcut":
                 seen.append(event)
         assert seen[0]["state"] == "probing"
-        assert {"wanted", "answered", "bye"} <= {event["why"] for event in seen}
+        assert {"wanted", "answered", "bye"} <= {event["reason"] for event in seen}
 
 
 def test_who_is_not_allowed_or_has_not_the_key_goes_the_long_way(scene: Figure6) -> None:

@@ -354,7 +354,7 @@ def test_a_tor_of_our_own_is_started_watched_and_started_again(scene, own):
         assert socks.is_socket()
         (tor,) = processes(host, "tor")
         os.kill(tor, signal.SIGKILL)
-        service.wait_for("bootstrap", lambda event: "status -9" in event["what"])
+        service.wait_for("bootstrap", lambda event: "status -9" in event["step"])
         with pytest.raises(OSError, match="No route to host"):
             connect(guest, SITES[0])
         until(lambda: service.events[-1].get("percent") == 100, "the second tor", 60)
@@ -439,7 +439,7 @@ def test_tor_and_we_are_killed_while_a_guest_tries_all_it_can_and_the_host_sends
                     assert fetch(guest, SITES[0]) == b"hello"
                     for tor in processes(host, "tor"):
                         os.kill(tor, signal.SIGKILL)
-                    service.wait_for("bootstrap", lambda event: "status -9" in event["what"])
+                    service.wait_for("bootstrap", lambda event: "status -9" in event["step"])
                 time.sleep(when or 0.3)
                 service.kill()
             time.sleep(0.2)

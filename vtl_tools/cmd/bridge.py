@@ -9,7 +9,7 @@ import click
 from vtl_tools.common.cli.options import common_options, guard_option, iface_option
 from vtl_tools.common.cli.run import check_links, run_service
 from vtl_tools.common.cli.tool import Tool
-from vtl_tools.common.cli.verbs import add_status
+from vtl_tools.common.cli.verbs import add_events, add_status
 from vtl_tools.common.errors import SpecError
 
 if TYPE_CHECKING:
@@ -75,4 +75,5 @@ def _links(specs: Sequence[str], half_duplex: bool, workers: int, fanout: int) -
     return links
 
 
+add_events(main)
 add_status(main)

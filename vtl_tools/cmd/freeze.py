@@ -13,7 +13,7 @@ from vtl_tools.common.cli.output import print_json, print_table
 from vtl_tools.common.cli.parameters import MacParam
 from vtl_tools.common.cli.run import run_service
 from vtl_tools.common.cli.tool import Tool
-from vtl_tools.common.cli.verbs import add_status
+from vtl_tools.common.cli.verbs import add_events, add_status
 
 if TYPE_CHECKING:
     from vtl_tools.common.device.base import Device
@@ -70,7 +70,7 @@ def start(link: str | None, json: bool) -> None:
     """Answer the peers in the VM's place from now on: it is suspended."""
     for result in _ask("start", link):
         if json:
-            print_json([result])
+            print_json([result], "vtl-freeze.start/1")
         else:
             before = "frozen" if result["began"] else "was frozen already"
             click.echo(f"{before}: {result['connections']} connections", err=True)
@@ -82,7 +82,7 @@ def stop(link: str | None, json: bool) -> None:
     """Stop answering and open the peers' windows: the VM is back."""
     for result in _ask("stop", link):
         if json:
-            print_json([result])
+            print_json([result], "vtl-freeze.stop/1")
         else:
             click.echo(f"after {result['frozen_s']} s" if result["ended"] else "was not frozen", err=True)
 
@@ -93,7 +93,7 @@ def report(link: str | None, json: bool) -> None:
     """List the connections that are held: for how long, and what may still end them."""
     rows = [row for result in _ask("report", link) for row in result["connections"]]
     if json:
-        print_json(rows)
+        print_json(rows, "vtl-freeze.connection/1")
         return
     print_table(
         ("VM", "peer", "held", "probes", "risks"),
@@ -108,7 +108,7 @@ def announce(link: str | None, json: bool) -> None:
     """Announce the VM's location to the network, by gratuitous ARP, neighbour advertisements and RARP."""
     for result in _ask("announce", link):
         if json:
-            print_json([result])
+            print_json([result], "vtl-freeze.announce/1")
 
 
 @main.command()
@@ -124,7 +124,7 @@ def export(file: str, link: str | None, json: bool) -> None:
         return
     write_file(Path(file), text)
     if json:
-        print_json([{"file": file, "octets": len(text)}])
+        print_json([{"file": file, "octets": len(text)}], "vtl-freeze.export/1")
 
 
 @main.command("import")
@@ -143,10 +143,11 @@ def import_(file: str, link: str | None, json: bool) -> None:
     text = sys.stdin.buffer.read(OCTETS_MAX + 1) if file == "-" else read_file(file)
     result = import_state(path, text, name)
     if json:
-        print_json([result])
+        print_json([result], "vtl-freeze.import/1")
     else:
         away = "frozen" if result["frozen"] else "not frozen"
         click.echo(f"{result['connections']} connections, {away}", err=True)
 
 
+add_events(main)
 add_status(main)

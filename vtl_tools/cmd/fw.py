@@ -11,11 +11,12 @@ from vtl_tools.common.cli import options as opts
 from vtl_tools.common.cli.parameters import IPv4Param, MacParam, NetworkParam
 from vtl_tools.common.cli.run import links_of, run_service
 from vtl_tools.common.cli.tool import Tool
-from vtl_tools.common.cli.verbs import add_status
+from vtl_tools.common.cli.verbs import add_events, add_status
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
 
+    from vtl_tools.common.cli.event_lines import Words
     from vtl_tools.common.runtime.runner import Options
 
 
@@ -75,6 +76,13 @@ def main(
     run_service(make, links, options, guard=guard, vm_sides=1, verbs=Firewall.verbs)
 
 
+def _words() -> "Words":
+    from vtl_tools.services.fw.packet_log import words
+
+    return {"packet": words}
+
+
 for verb in VERBS:
     main.add_command(verb)
+add_events(main, _words)
 add_status(main)

@@ -28,7 +28,9 @@ def reload(link: str | None, rules: str | None, dry_run: bool, json: bool) -> No
 
     results = [client.reload(path, rules, dry_run=dry_run) for path in sockets_of(current_tool(), link)]
     summary = partial(client.reloaded, dry_run=dry_run)
-    print_results(results, json=json, lines=lambda result: result["names"], summary=summary)
+    print_results(
+        results, json=json, schema="vtl-fw.reload/1", lines=lambda one: one["names"], summary=summary
+    )
 
 
 @click.command()
@@ -48,7 +50,7 @@ def flows(link: str | None, rule: str | None, address: Any, limit: int, json: bo
     prefix = None if address is None else str(address)
     found, more = client.flows(sockets_of(current_tool(), link), limit, rule=rule, address=prefix)
     if json:
-        print_json(found)
+        print_json(found, "vtl-fw.flow/1")
     else:
         titles = ("connection", "state", "ends in", "rule")
         print_table(titles, map(client.flow_row, found), right=("ends in",))
@@ -90,7 +92,7 @@ def explain(packet: tuple[str, ...], rules: str | None, link: str | None, json: 
         results = ask_each(current_tool(), "explain", link, words=packet)
     else:
         results = iter([answers.explained(load_rules(rules), asked)])
-    print_results(results, json=json, lines=client.explanation)
+    print_results(results, json=json, schema="vtl-fw.explain/1", lines=client.explanation)
 
 
 @click.command()
@@ -106,7 +108,9 @@ def check(file: str, json: bool) -> None:
     warnings = [str(warning) for warning in (*policy.ruleset.remarks, *unreachable(policy))]
     result = {"file": file, "rules": len(policy.rules), "warnings": warnings}
     summary = f"{file}: {len(policy.rules)} rules, {len(warnings)} warnings"
-    print_results([result], json=json, lines=lambda _: warnings, summary=lambda _: summary)
+    print_results(
+        [result], json=json, schema="vtl-fw.check/1", lines=lambda _: warnings, summary=lambda _: summary
+    )
 
 
 @click.command()

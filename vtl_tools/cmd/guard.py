@@ -33,7 +33,8 @@ def list_(json: bool) -> None:
             [
                 {**asdict(g), "service": holder(g.name).service, "service_pid": holder(g.name).pid}
                 for g in found
-            ]
+            ],
+            "vtl-guard.guard/1",
         )
         return
     if not found:

@@ -8,7 +8,7 @@ from vtl_tools.common.cli.options import common_options, guard_option, iface_opt
 from vtl_tools.common.cli.parameters import MacParam, NeighbourParam, NetworkParam, SecretParam
 from vtl_tools.common.cli.run import links_of, run_service
 from vtl_tools.common.cli.tool import Tool
-from vtl_tools.common.cli.verbs import add_status
+from vtl_tools.common.cli.verbs import add_events, add_status
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
@@ -83,4 +83,5 @@ def main(
     run_service(make_stage, links, options, guard=guard, vm_sides=1)
 
 
+add_events(main)
 add_status(main)

@@ -14,7 +14,7 @@ from vtl_tools.common.cli.output import echo, print_json, print_table
 from vtl_tools.common.cli.parameters import ProxyParam, SubnetParam
 from vtl_tools.common.cli.run import run_service
 from vtl_tools.common.cli.tool import Tool
-from vtl_tools.common.cli.verbs import add_status, ask_each
+from vtl_tools.common.cli.verbs import add_events, add_status, ask_each
 from vtl_tools.common.errors import VTLError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def main(iface: str, guard: str, options: "Options", **settings: Any) -> None:
     from vtl_tools.services.tor.build import make_stage
 
     run_service(
-        lambda: make_stage(iface, options, partial(_show_exit, json=options.json), **settings),
+        lambda: make_stage(iface, options, partial(_show_exit, link=iface, json=options.json), **settings),
         lambda _: [open_device(iface, mark=MARK)],
         options,
         guard=guard,
@@ -100,9 +100,11 @@ def main(iface: str, guard: str, options: "Options", **settings: Any) -> None:
     )
 
 
-def _show_exit(seen: dict[str, object], *, json: bool) -> None:
+def _show_exit(seen: dict[str, object], *, link: str, json: bool) -> None:
+    from vtl_tools.common.runtime.events import made
+
     if json:
-        print_json([{"event": "exit", "seen": seen}])
+        print_json([made("vtl-tor", link, "exit", {"seen": seen})])
     else:
         echo(f"vtl-tor: the world sees {seen.get('IP', seen)}", err=True)
 
@@ -124,7 +126,7 @@ def flows(link: str | None, json: bool) -> None:
     """List the guest's connections: from, to, stage, state, age, and octets."""
     found = [flow for told in ask_each(main, "flows", link) for flow in told["flows"]]
     if json:
-        print_json(found)
+        print_json(found, "vtl-tor.flow/1")
         return
     counts = ("age", "up", "down", "waiting")
     rows = (
@@ -153,7 +155,7 @@ def check(socks: tuple[str, int] | str, url: str | None, json: bool) -> None:
         click.echo(f"{name}: {'is Tor' if is_tor else 'answers, and is not Tor'}")
     seen = exit_address(socks, url or CHECK_URL)
     if json:
-        print_json([{"socks": name, "is_tor": is_tor, "seen": seen}])
+        print_json([{"socks": name, "is_tor": is_tor, "seen": seen}], "vtl-tor.check/1")
     else:
         echo(f"the world sees {seen.get('IP', seen)}")
     if not is_tor:
@@ -188,4 +190,5 @@ def selftest(options: tuple[str, ...], json: bool) -> None:
         raise VTLError("selftest: traffic leaked; it is listed above")
 
 
+add_events(main)
 add_status(main)

@@ -11,6 +11,11 @@ KINDS_MAX: Final = 256
 """Kinds that are counted at once. A message of one more is told only if its kind comes again later."""
 
 
+def more(count: int, period_s: float) -> str:
+    """Return the number of repeats in words."""
+    return f"{count} more in {period_s:.0f} s"
+
+
 class Repeats(Generic[Kind]):
     """Messages by kind, in bounded memory. Times are in seconds, on a monotonic clock.
 
@@ -33,6 +38,17 @@ class Repeats(Generic[Kind]):
             return False
         self._kinds[kind] = now + self.period_s, 0
         return True
+
+    def count(self, kind: Kind, now: float) -> None:
+        """Count a message that is not to be told at once, even if it is the first of its kind."""
+        if self.admit(kind, now):
+            self.admit(kind, now)
+
+    def __contains__(self, kind: Kind) -> bool:
+        return kind in self._kinds
+
+    def __len__(self) -> int:
+        return len(self._kinds)
 
     def due(self, now: float) -> Iterator[tuple[Kind, int]]:
         """Yield each kind whose period is over and had repeats, and how many. A new period of it begins."""

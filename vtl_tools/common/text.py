@@ -1,6 +1,7 @@
-"""Makes untrusted text safe to print on a terminal."""
+"""Makes untrusted text safe to print on a terminal, and writes times."""
 
 import unicodedata
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ def printable(value: object, length_max: int = LENGTH_MAX) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
+
+
+def stamp() -> str:
+    """Return the time as RFC 3339 writes it, in UTC with microseconds."""
+    return f"{datetime.now(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def rich_text(value: object) -> "Text":

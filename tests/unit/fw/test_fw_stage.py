@@ -20,6 +20,7 @@ from vtl_tools.common.runtime.sealed_file import SealedFile
 from vtl_tools.services.fw import answers, question
 from vtl_tools.services.fw.files import SentReader, pack
 from vtl_tools.services.fw.identity import Identity
+from vtl_tools.services.fw.packet_log import KINDS_MAX
 from vtl_tools.services.fw.parser import FILES_MAX
 from vtl_tools.services.fw.stage import Firewall
 
@@ -162,17 +163,60 @@ def test_rules_are_counted_and_those_that_say_so_logged():
     rows = service.stage.status(1000.0)["rules"]
     assert rows == {"fw.rules:3: allow out udp port 53 log": {"packets": 3, "octets": 3 * 43}}
     ((name, fields),) = service.events
-    assert name == "log"
-    assert (fields["rule"], fields["verdict"], fields["dport"]) == ("fw.rules:3", "allow", 53)
+    assert name == "packet"
+    assert fields == {
+        "rule": "fw.rules:3", "direction": "out", "verdict": "allow", "reason": "new",
+        "src_mac": "52:54:00:00:00:01", "dst_mac": "52:54:00:00:00:02", "ethertype": "0x0800",
+        "src": "10.0.0.5", "dst": "192.0.2.1", "protocol": "udp", "sport": 5000, "dport": 53,
+    }  # fmt: skip
 
 
-def test_log_lines_are_bounded_and_say_what_was_left_out():
-    service = Service("deny any log")
-    for _ in range(4):
-        service.say(0, *[udp(OUT, 5000, 99)] * 64)
+def test_a_packet_that_comes_again_and_again_is_logged_once_a_minute_with_the_number():
+    service, lines = Service("deny any log"), []
+    service.stage.say = lines.append
+    for port in range(5000, 5005):
+        service.say(0, *[udp(OUT, port, 99)] * 64)
+    assert len(service.events) == 1
+    assert service.stage.deadline() == 1060.0
+    service.stage.wake(1060.0)
+    (_, first), (_, folded) = service.events
+    assert (folded["repeats"], folded["period_s"]) == (5 * 64 - 1, 60.0)
+    shared = ("rule", "direction", "verdict", "reason", "protocol", "src", "dst", "dport")
+    assert {key: folded[key] for key in shared} == {key: first[key] for key in shared}
+    line = "deny out udp 10.0.0.5{} 192.0.2.1:99 by fw.rules:1"
+    assert lines == [line.format(":5000"), f"{line.format('')} (319 more in 60 s)"]
+
+
+def test_a_guest_that_sends_to_ever_new_ports_is_logged_at_a_rate_and_the_others_by_their_number():
+    service, lines = Service("deny any log"), []
+    service.stage.say = lines.append
+    for start in range(0, 256, 64):
+        service.say(0, *[udp(OUT, 5000, port) for port in range(start, start + 64)])
     assert len(service.events) == 100
-    service.say(0, udp(OUT, 5000, 99), now=1001.0)
-    assert service.events[-1][1]["suppressed"] == 156
+    service.stage.wake(1060.0)
+    assert len(service.events) == 101
+    assert service.events[-1][1] == {
+        "rule": "fw.rules:1", "direction": "out", "verdict": "deny", "reason": "rule", "protocol": "udp",
+        "repeats": 156, "period_s": 60.0,
+    }  # fmt: skip
+    assert lines[-1] == "deny out udp packets that are not told one by one by fw.rules:1 (156 more in 60 s)"
+
+
+def test_the_log_of_a_flood_of_kinds_is_bounded_and_counts_each_packet():
+    service = Service("deny any log")
+    total = 0
+    for second in range(59):
+        for half in range(2):
+            ports = range((total := total + 64) - 64, total)
+            service.say(0, *[udp(OUT, 5000, port % 60_000) for port in ports], now=1000.0 + second + half / 2)
+    others = bytes(40), build.icmp_echo(**ends(OUT), identifier=7, sequence=1)
+    service.say(0, *others, now=1059.0)
+    total += len(others)
+    shown = len(service.events)
+    assert shown <= KINDS_MAX + 1
+    service.stage.on_stop(1059.5)
+    folded = sum(told["repeats"] for _, told in service.events[shown:])
+    assert shown + folded == total
 
 
 def test_a_flood_of_strangers_hides_nothing_of_the_vm_from_the_log():
@@ -461,13 +505,3 @@ def test_a_line_of_the_log_says_what_explain_takes(frame, line):
     assert lines == [f"{line} by fw.rules:1"]
     told = service.verbs["explain"]({"words": line.split()[1:]})
     assert (told["verdict"], told["rule"]) == ("deny", "fw.rules:1: deny any log")
-
-
-def test_a_line_of_the_log_says_how_many_are_not_there():
-    service, lines = Service("deny any log"), []
-    service.stage.say = lines.append
-    for _ in range(4):
-        service.say(0, *[udp(OUT, 5000, 99)] * 64)
-    service.say(0, udp(OUT, 5000, 99), now=1001.0)
-    assert len(lines) == 101
-    assert lines[-1].endswith("by fw.rules:1 (156 before it not shown)")

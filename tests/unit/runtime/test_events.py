@@ -138,6 +138,18 @@ def test_repeats_of_a_cause_are_told_by_their_number(monkeypatch):
     )
 
 
+def test_a_flood_of_causes_is_counted_as_one(monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(module.time, "monotonic", lambda: 100.0)
+    events = Events("vtl-subnet", "vmnet1", lambda line: lines.append(line) or True)
+    for number in range(1000):
+        events.tell("shortcut", cause=number, number=number)
+    shown = len(lines)
+    events.tell_repeats(100.0 + PERIOD_S)
+    told = json.loads(lines[-1])
+    assert (told["event"], told["repeats"], "number" in told) == ("shortcut", 1000 - shown, False)
+
+
 def test_a_reader_of_standard_output_that_is_slow_is_told_of_its_loss():
     room, lines = [True], []
 

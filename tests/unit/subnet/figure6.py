@@ -38,7 +38,7 @@ class Site:
         vm = VM(mac, networks, learns=options.get("key") is None)
         self.stage = Subnet(vm, nonce=Random(self.number).randbytes, **options)
         self.stage.out = [self._to_vm, self._to_default, self._to_direct]
-        self.stage.event = lambda name, **fields: self.events.append((name, fields))
+        self.stage.event = lambda name, cause, **fields: self.events.append((name, fields))
         for port in FROM_VM, DEFAULT, DIRECT:
             self.stage.on_mtu(port, 1500)
         self.dead = False

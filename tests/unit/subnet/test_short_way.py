@@ -29,7 +29,7 @@ def test_two_vms_that_talk_soon_do_it_by_the_lan(world):
         assert only_then(way, "l", "s")
         assert way.count("s") > 30
     assert one.state(other) == other.state(one) == "up"
-    changes = [(e["state"], e["was"], e["why"]) for name, e in one.events]
+    changes = [(e["state"], e["was"], e["reason"]) for name, e in one.events]
     assert changes == [("probing", "candidate", "wanted"), ("up", "probing", "answered")]
 
 
@@ -70,7 +70,7 @@ def test_a_shortcut_that_nobody_uses_is_given_up_and_comes_back(world):
     world.chat(2.0)
     world.run(40.0)
     assert one.state(other) == "candidate"
-    assert [e["why"] for _, e in one.events][-1] == "idle"
+    assert [e["reason"] for _, e in one.events][-1] == "idle"
     assert only_then(world.chat(2.0)[0], "l", "s")
 
 
@@ -184,7 +184,7 @@ def test_a_process_that_dies_is_left_within_a_second_and_found_again(world):
         one.send(other)
         world.run(0.05)
     assert one.state(other) == "holding"
-    assert one.events[-1][1]["why"] == "silent"
+    assert one.events[-1][1]["reason"] == "silent"
     other.restart()
     world.talk()
     world.chat(12.0)
@@ -200,8 +200,8 @@ def test_a_process_that_ends_says_so(world):
     assert one.state(other) is None
     ends = {"address": "10.2.0.5", "peer": address.format_mac(other.mac)}
     assert [event for _, event in one.events[-2:]] == [
-        {**ends, "state": "holding", "was": "up", "why": "bye"},
-        {**ends, "state": "candidate", "was": "holding", "why": "given-up"},
+        {**ends, "state": "holding", "was": "up", "reason": "bye"},
+        {**ends, "state": "candidate", "was": "holding", "reason": "given-up"},
     ]
 
 
@@ -214,7 +214,7 @@ def test_a_peer_that_gives_an_address_up_is_held_to_it(world):
     one.send(other)
     world.run(0.3)
     assert one.state(other) is None
-    assert one.events[-1][1]["why"] == "given-up"
+    assert one.events[-1][1]["reason"] == "given-up"
     world.chat(8.0)
     assert one.state(other) == "up"
 
@@ -226,7 +226,7 @@ def test_a_link_that_goes_down_is_left_at_once(world):
     one.send(other)
     world.run(0.1)
     assert other.ways() == "l"
-    assert one.events[-1][1]["why"] == "link-down"
+    assert one.events[-1][1]["reason"] == "link-down"
 
 
 def test_a_way_that_comes_and_goes_is_left_alone_for_longer_each_time(world):

@@ -30,12 +30,13 @@ def print_results(
     results: Iterable[Any],
     *,
     json: bool,
+    schema: str,
     lines: Callable[[Any], Iterable[str]],
     summary: Callable[[Any], str] | None = None,
 ) -> None:
-    """Print results as JSON, or of each the lines, and a summary on standard error."""
+    """Print results as JSON of a schema, or of each the lines, and a summary on standard error."""
     if json:
-        print_json(results)
+        print_json(results, schema)
         return
     for result in results:
         for line in lines(result):
@@ -44,7 +45,11 @@ def print_results(
             echo(summary(result), err=True)
 
 
-def print_json(results: Iterable[object]) -> None:
-    """Print results on standard output, one object a line."""
+def print_json(results: Iterable[Any], schema: str | None = None) -> None:
+    """Print results on standard output, one object a line. schema: of those that do not name theirs.
+
+    docs/schemas/ describes each.
+    """
     for result in results:
-        print(json.dumps(result), flush=True)
+        told = result if schema is None else {"schema": schema, **result}
+        print(json.dumps(told), flush=True)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.text import printable
+from vtl_tools.common.text import printable, stamp
 
 EPILOG: Final = "Links, shared options and exit statuses are explained in vtl-tools(7)."
 
@@ -76,6 +76,7 @@ class Tool(click.Group):
 
     def _fail(self, problem: str, exit_code: int) -> None:
         if "--json" in sys.argv:
-            print(json.dumps({"event": "error", "error": problem, "exit": exit_code}), flush=True)
+            told = {"schema": "error/1", "time": stamp(), "tool": self.name, "event": "error"}
+            print(json.dumps({**told, "error": problem, "exit": exit_code}), flush=True)
         click.echo(f"{self.name}: {printable(problem)}", err=True)
         sys.exit(exit_code)

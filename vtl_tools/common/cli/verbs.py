@@ -1,16 +1,20 @@
 """The common part of all verbs: asking running services, and `status`."""
 
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vtl_tools.common.cli.options import verb_options
-from vtl_tools.common.cli.output import print_json
+from vtl_tools.common.cli.output import echo, print_json
 from vtl_tools.common.cli.tool import Tool
 from vtl_tools.common.text import rich_console
+
+if TYPE_CHECKING:
+    from vtl_tools.common.cli.event_lines import Words
 
 
 def current_tool() -> click.Group:
@@ -56,6 +60,36 @@ def add_status(tool: Tool) -> None:
 
         for result in results:
             rich_console().print(*draw(result), sep="\n")
+
+
+def add_events(tool: Tool, words: "Callable[[], Words]" = dict) -> None:
+    """Add the verb `events` to a tool. words: returns what to say of the events of this service."""
+
+    @tool.command(name="events")
+    @verb_options
+    @click.option(
+        "--last",
+        type=click.IntRange(0, 1000),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Begin with the N events before now.",
+    )
+    def events(link: str | None, json: bool, last: int) -> None:
+        """Follow the events of running services until interrupted, or until the services end."""
+        from vtl_tools.common.cli.event_lines import line_of
+        from vtl_tools.common.runtime.follow import follow
+
+        said, status = words(), 0
+        for event in follow(sockets_of(tool, link), last):
+            status = max(status, int(event["exit"])) if event["event"] == "error" else status
+            if json:
+                print_json([event])
+            else:
+                echo(line_of(event, said))
+        if json:
+            echo(f"{tool.name}: the service ended", err=True)
+        sys.exit(status)
 
 
 def _watch(paths: Sequence[Path]) -> None:

@@ -40,7 +40,9 @@ Result = dict[str, Any]
 
 
 class LineStream(Protocol):
-    """The result of a verb whose answer, an empty result, is followed by lines until either side ends."""
+    """The result of a verb whose answer, `result`, is followed by lines until either side ends."""
+
+    result: Result
 
     async def serve(self, sock: socket.socket) -> None:
         """Send lines on a non-blocking socket."""
@@ -245,7 +247,7 @@ class ControlServer:
                 return {"ok": True, "result": result}, None
             if isinstance(result, Awaitable):
                 return {"ok": True, "result": await result}, None
-            return {"ok": True, "result": {}}, result
+            return {"ok": True, "result": result.result}, result
         except VTLError as e:
             return {"ok": False, "error": str(e)}, None
 
@@ -343,6 +345,34 @@ def ask(
             f"{path}: no service answers; see which run with 'vtl-SERVICE status'"
         ) from None
     return result_of(line, path)
+
+
+def open_stream(path: Path, verb: str, **arguments: object) -> tuple[socket.socket, Result, bytes]:
+    """Ask for a verb whose answer goes on. Return the connection, the result, and octets that came behind it.
+
+    Raises as ask() does.
+    """
+    try:
+        sock = _connect(path)
+        try:
+            _believe(path, sock)
+            sock.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+            octets = b""
+            while b"\n" not in octets and (more := sock.recv(LINE_MAX)) and len(octets) < ANSWER_MAX:
+                octets += more
+            line, _, rest = octets.partition(b"\n")
+            result = result_of(line, path)
+            sock.settimeout(None)
+        except BaseException:
+            sock.close()
+            raise
+    except PermissionError:
+        raise PermissionNeededError(f"{path}: not permitted to ask; run as the service's user") from None
+    except (OSError, TimeoutError):
+        raise NotRunningError(
+            f"{path}: no service answers; see which run with 'vtl-SERVICE status'"
+        ) from None
+    return sock, result, rest
 
 
 def result_of(line: bytes, path: Path) -> Result:

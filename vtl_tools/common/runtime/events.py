@@ -14,11 +14,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.repeats import Repeats
+from vtl_tools.common.text import stamp
 
 Event = dict[str, Any]
 Write = Callable[[str], bool]
@@ -37,10 +37,9 @@ LINE_MAX: Final = 1 << 15
 """Octets of the longest event that one process of a service tells another."""
 
 
-def stamp(seconds: float | None = None) -> str:
-    """Return a time as RFC 3339 writes it, in UTC. seconds: since the epoch; None: now."""
-    told = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
-    return f"{told.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+def made(service: str, link: str, name: str, fields: Event) -> Event:
+    """Return an event as it is told. link: the first of the service."""
+    return {"schema": SCHEMA, "time": stamp(), "service": service, "link": link, "event": name, **fields}
 
 
 class Events:
@@ -54,6 +53,7 @@ class Events:
         self._history: deque[bytes] = deque(maxlen=HISTORY_MAX)
         self._repeats: Repeats[tuple[str, Hashable]] = Repeats()
         self._up: dict[str, object] = {}
+        self._together: Repeats[str] = Repeats()
         self._last: dict[tuple[str, Hashable], Event] = {}  # of the kinds that had repeats
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -61,7 +61,8 @@ class Events:
         """Tell an event.
 
         cause: of events that traffic can cause. The first of a cause is told at once; the others of a minute
-        become one event of that name, with the fields of the last, `repeats` and `period_s`.
+        become one event of that name, with the fields of the last, `repeats` and `period_s`. If there are too
+        many causes, those of the others become one event without fields.
         """
         if cause is not None and self._is_repeated((name, cause), fields):
             return
@@ -84,8 +85,7 @@ class Events:
         self._emit({**event, "worker": worker})
 
     def _made(self, name: str, fields: Event) -> Event:
-        start = {"schema": SCHEMA, "time": stamp(), "service": self.service, "link": self.link}
-        return {**start, "event": name, **fields}
+        return made(self.service, self.link, name, fields)
 
     def _emit(self, event: Event) -> None:
         line = json.dumps(event, default=str)
@@ -115,12 +115,13 @@ class Events:
             return False
         if self._repeats.untold == untold:
             self._last[kind] = fields
-            self._rearm()
+        else:
+            self._together.count(kind[0], now)
+        self._rearm()
         return True
 
     def _rearm(self) -> None:
-        due = self._repeats.deadline()
-        if self._alarm is not None or due is None:
+        if self._alarm is not None or (due := self._repeats.deadline()) is None:
             return
         with suppress(RuntimeError):  # no loop runs yet, or any more
             self._alarm = asyncio.get_running_loop().call_at(due, self._wake)
@@ -133,8 +134,13 @@ class Events:
     def tell_repeats(self, now: float) -> None:
         """Tell the repeats of each cause whose minute is over at `now`."""
         for kind, count in self._repeats.due(now):
-            told = {**self._last.pop(kind), "repeats": count, "period_s": self._repeats.period_s}
-            self._emit(self._made(kind[0], told))
+            self._tell_repeats(kind[0], self._last.pop(kind), count)
+        for name, count in self._together.due(now):
+            self._tell_repeats(name, {}, count)
+
+    def _tell_repeats(self, name: str, fields: Event, count: int) -> None:
+        told = {**fields, "repeats": count, "period_s": self._repeats.period_s}
+        self._emit(self._made(name, told))
 
     def finish(self) -> None:
         """Tell the repeats that are not told yet: the service ends."""
@@ -161,6 +167,7 @@ class Follower:
 
     def __init__(self, events: Events) -> None:
         self._events = events
+        self.result = {"service": events.service, "link": events.link}
         self._waiting = bytearray()
         self.lost = 0
         self._sock: socket.socket | None = None

@@ -179,8 +179,14 @@ class Runner:
 
     def _tell_end(self) -> None:
         self.events.finish()
-        if self._end is not None and self._end.done() and self._end.exception() is None:
+        if self._end is None or not self._end.done():
+            return
+        error = self._end.exception()
+        if error is None:
             self.event("stats", status=self.status())
+        else:  # which the command prints
+            self.events.write = None
+            self.event("error", error=str(error), exit=getattr(error, "exit_code", 1))
 
     def _capabilities(self) -> set[int]:
         kept = {c for link in self.links for c in link.capabilities} | self.stage.capabilities
@@ -273,7 +279,7 @@ class Runner:
 
     def _tell_guards(self, raised: Sequence[tuple[str, str]]) -> None:
         for name, what in raised:
-            self.event("guard", interface=name, what=what)
+            self.event("guard", interface=name, reason=what)
 
     def _on_message(self, messages: socket.socket) -> None:
         with suppress(BlockingIOError):

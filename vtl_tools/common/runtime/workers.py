@@ -177,7 +177,7 @@ class Workers:
 
     def _tell_guards(self, raised: Sequence[tuple[str, str]]) -> None:
         for name, what in raised:
-            self.events.tell("guard", interface=name, what=what)
+            self.events.tell("guard", interface=name, reason=what)
 
     def _on_tale(self, number: int, tale: socket.socket) -> None:
         """Take some events of a worker; guards and clients have their turn between."""

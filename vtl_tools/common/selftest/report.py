@@ -16,10 +16,11 @@ def print_json(results: Iterable[TrialResult]) -> bool:
     done = []
     for result in results:
         done.append(result)
-        print(json.dumps(result.as_json()), flush=True)
+        print(json.dumps({"schema": "selftest.class/1", **result.as_json()}), flush=True)
     leaked = sum(result.leaked for result in done)
     held = all(result.verdict == "held" for result in done)
     total = {
+        "schema": "selftest.total/1",
         "classes": len(done),
         "sent": sum(result.sent for result in done),
         "leaked": leaked,

@@ -6,17 +6,15 @@ from posixpath import basename
 from typing import Any, Final
 
 from vtl_tools.common.errors import SpecError, VTLError
-from vtl_tools.common.packet.view import Buffer
 from vtl_tools.common.runtime.sealed_file import SealedFile
 from vtl_tools.services.fw import question
-from vtl_tools.services.fw.describe import as_words, describe
 from vtl_tools.services.fw.explain import explain as steps_to
 from vtl_tools.services.fw.files import PACKED_MAX, SentReader
-from vtl_tools.services.fw.flow import Decision, Flow
+from vtl_tools.services.fw.flow import Flow
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.question import PacketQuery
-from vtl_tools.services.fw.rule import BUILT_IN, Direction, Rule
+from vtl_tools.services.fw.rule import BUILT_IN
 from vtl_tools.services.fw.tracker import Tracker
 
 LISTED_MAX: Final = 1000
@@ -41,17 +39,6 @@ def status(tracker: Tracker, file: str) -> Answer:
         "flows_max": tracker.flows.flows_max,
         "evicted": tracker.flows.evicted,
         "fragmented": len(tracker.fragments),
-    }
-
-
-def logged(rule: Rule, decision: Decision, direction: Direction, frame: Buffer) -> Answer:
-    """Return the log entry of a packet that a rule judged."""
-    return {
-        "rule": f"{rule.place.file}:{rule.place.line}",
-        "verdict": decision.verdict.value if decision.verdict is not None else "",
-        "why": decision.why,
-        "direction": direction.value,
-        **describe(frame),
     }
 
 
@@ -141,13 +128,6 @@ def explained(policy: Policy, asked: PacketQuery) -> Answer:
     found = steps_to(policy, asked.direction, asked.fields())
     steps = [[str(step.rule), step.why] for step in found.steps[:LISTED_MAX]]
     return {"verdict": found.judgement.verdict.value, "rule": str(found.judgement.rule), "steps": steps}
-
-
-def line(told: Answer) -> str:
-    """Return a log entry as one line of text."""
-    hidden = f" ({told['suppressed']} before it not shown)" if told["suppressed"] else ""
-    why = "" if told["why"] in ("rule", "new") else f", {told['why']}"
-    return f"{told['verdict']} {told['direction']} {as_words(told)} by {told['rule']}{why}{hidden}"
 
 
 def reloaded(tracker: Tracker, policy: Policy, ended: list[Flow]) -> Answer:

@@ -22,7 +22,7 @@ def describe(frame: Buffer) -> dict[str, object]:
             told["vlan"] = pkt.vlans[0].vid
         if (net := pkt.ip) is not None:
             told |= {"src": format_ip(net.src), "dst": format_ip(net.dst)}
-            told["protocol"] = NAMES.get(net.protocol, net.protocol)
+            told["protocol"] = NAMES.get(net.protocol, str(net.protocol))
         inner = pkt.transport
         if isinstance(inner, TCP | UDP):
             told |= {"sport": inner.sport, "dport": inner.dport}
@@ -34,17 +34,20 @@ def describe(frame: Buffer) -> dict[str, object]:
 
 
 def as_words(told: Mapping[str, object]) -> str:
-    """Return the result of describe() as one line, in the words that question.read() accepts."""
+    """Return the result of describe() as one line, in the words that question.read() accepts.
+
+    Repeats of a packet have no source port.
+    """
     at = f" vlan {told['vlan']}" if "vlan" in told else ""
     if "protocol" not in told:
         macs = f"from mac {told.get('src_mac')} to mac {told.get('dst_mac')}"
         return f"ethertype {told.get('ethertype')} {macs}{at}"
-    ends = [str(told["src"]), str(told["dst"])]
-    if "sport" in told:
-        ports = told["sport"], told["dport"]
-        ends = [
-            f"[{end}]:{port}" if ":" in end else f"{end}:{port}"
-            for end, port in zip(ends, ports, strict=True)
-        ]
-    message = f" type {told['type']} code {told['code']}" if "type" in told else ""
+    ends = _end(told["src"], told.get("sport")), _end(told["dst"], told.get("dport"))
+    message = f" type {told['type']} code {told.get('code', 0)}" if "type" in told else ""
     return f"{told['protocol']} {ends[0]} {ends[1]}{message}{at}"
+
+
+def _end(address: object, port: object) -> str:
+    if port is None:
+        return str(address)
+    return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"

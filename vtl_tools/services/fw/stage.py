@@ -21,6 +21,7 @@ from vtl_tools.common.stage import Stage
 from vtl_tools.services.fw import answers, padding
 from vtl_tools.services.fw.flow import Decision
 from vtl_tools.services.fw.identity import Identity
+from vtl_tools.services.fw.packet_log import PacketLog, Told, log_line
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.refusal import refusal
 from vtl_tools.services.fw.rule import IN, OUT, Rule, Verdict
@@ -29,8 +30,6 @@ from vtl_tools.services.fw.tracker import Tracker
 
 ANSWERS_PER_S: Final = 1000.0
 """Resets and ICMP errors of `reject`, to each side (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f)."""
-LOGS_PER_S: Final = 100.0
-"""Of the packets of each side, so that a flood from one hides nothing of the other."""
 LISTED_MAX: Final = 1000
 """Rules of a status."""
 SWITCH_S: Final = 100e-6
@@ -68,7 +67,7 @@ class Firewall(Stage):
         self._directions = OUT, IN
         self._allow, self._reject = Verdict.ALLOW, Verdict.REJECT
         self._answers = TokenBucket(ANSWERS_PER_S), TokenBucket(ANSWERS_PER_S)
-        self._logs = TokenBucket(LOGS_PER_S), TokenBucket(LOGS_PER_S)
+        self._logs = PacketLog(OUT, self._tell), PacketLog(IN, self._tell)
         self._picked = Batch()
         if identity is not None:
             identity.bindings.may_ask = self._lets_out
@@ -166,15 +165,14 @@ class Firewall(Stage):
         """Do what a rule's `log` and `pcap` ask for."""
         if rule.pcap and self.kept is not None:
             self.kept(whole, now)
-        if not rule.log:
-            return
-        if not self._logs[port].take(now):
-            return
-        told = answers.logged(rule, decision, self._directions[port], whole)
-        told["suppressed"] = self._logs[port].waived()
-        self.event("log", **told)
+        if rule.log:
+            self._logs[port].note(rule, decision, whole, now)
+
+    def _tell(self, told: Told) -> None:
+        """Tell of a packet that a rule logs, or of its repeats."""
+        self.event("packet", **told)
         if self.say is not None:
-            self.say(answers.line(told))
+            self.say(log_line(told))
 
     def _answer(self, whole: memoryview, port: int, now: float) -> None:
         """Tell a packet's sender that it was rejected, as the host that it was for would."""
@@ -196,7 +194,8 @@ class Firewall(Stage):
 
     def deadline(self) -> float | None:
         """Return when the first of its parts is due."""
-        parts = (part.deadline() for part in (self.tracker, self.identity, self.keeper) if part is not None)
+        timed = (self.tracker, self.identity, self.keeper, *self._logs)
+        parts = (part.deadline() for part in timed if part is not None)
         return min((when for when in parts if when is not None), default=None)
 
     def wake(self, now: float) -> None:
@@ -206,6 +205,13 @@ class Firewall(Stage):
             self.identity.wake(now)
         if self.keeper is not None:
             self.keeper.wake(now)
+        for packets in self._logs:
+            packets.wake(now)
+
+    def on_stop(self, now: float) -> None:
+        """Tell the repeats of packets that were logged."""
+        for packets in self._logs:
+            packets.finish(now)
 
     # --- what an operator asks
 

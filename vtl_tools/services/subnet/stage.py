@@ -219,7 +219,9 @@ class Subnet(Stage):
     def _told(self, shortcut: Shortcut, state: PeerState, was: PeerState, why: str) -> None:
         mine, mac = address.format_ip(shortcut.address), address.format_mac(shortcut.peer.mac)
         log.debug("%s: %s, was %s: %s", mine, state.value, was.value, why)
-        self.event("shortcut", address=mine, peer=mac, state=state.value, was=was.value, why=why)
+        cause = mine, mac, state, why
+        told = {"address": mine, "peer": mac, "state": state.value, "was": was.value, "reason": why}
+        self.event("shortcut", cause=cause, **told)
 
     def status(self, now: float) -> dict[str, object]:
         """Return the VM's addresses, its shortcuts, and the traffic that took them."""

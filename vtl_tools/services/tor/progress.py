@@ -23,7 +23,7 @@ class BootstrapProgress:
         """Show a step."""
         if percent == 100 and self._on_ready is not None:
             self._on_ready()
-        self._stage.event("bootstrap", percent=percent, what=step)
+        self._stage.event("bootstrap", percent=percent, step=step)
         if log.isEnabledFor(logging.INFO):  # a line for each step, among the other lines
             log.info("tor: %d %%: %s", percent, step)
         elif sys.stderr.isatty() and not self._quiet:
