@@ -21,7 +21,9 @@ def schema(name: str) -> dict[str, Any]:
 
 @cache
 def _validator(name: str) -> Draft202012Validator:
-    files = {path.name: Resource.from_contents(json.loads(path.read_text())) for path in FOLDER.glob("*.json")}
+    files = {
+        path.name: Resource.from_contents(json.loads(path.read_text())) for path in FOLDER.glob("*.json")
+    }
     return Draft202012Validator(schema(name), registry=Registry().with_resources(files.items()))
 
 
@@ -37,8 +39,6 @@ def validated(told: dict[str, Any]) -> dict[str, Any]:
     assert name in names(), f"no schema {name}: {told}"
     constant = schema(name)["properties"]["schema"]["const"]
     assert constant == f"{name}/{version}", f"{told['schema']} is printed, {constant} is described"
-    faults = [
-        f"{fault.json_path}: {fault.message}" for fault in _validator(name).iter_errors(told)
-    ]
+    faults = [f"{fault.json_path}: {fault.message}" for fault in _validator(name).iter_errors(told)]
     assert not faults, f"{faults} in {json.dumps(told)}"
     return told

@@ -144,7 +144,16 @@ def freezer(found: Printed, line: Line) -> None:
     middle.addr("eth0", "10.9.0.3/24")
     state = found.lab.dir / "freeze.state"
     with bridge(
-        found.lab, middle, "--iface", "eth0", "--state", state, "--vm", "web", service="vtl-freeze", name="freeze"
+        found.lab,
+        middle,
+        "--iface",
+        "eth0",
+        "--state",
+        state,
+        "--vm",
+        "web",
+        service="vtl-freeze",
+        name="freeze",
     ) as running:
         link, exported = ("--link", running.socket), found.lab.dir / "exported"
         with server.call(partial(socket.create_server, ("10.9.0.2", 22))) as listener:

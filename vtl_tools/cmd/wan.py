@@ -12,7 +12,7 @@ from vtl_tools.common.cli.output import echo, print_json
 from vtl_tools.common.cli.run import links_of, run_service
 from vtl_tools.common.cli.selftest import program_of
 from vtl_tools.common.cli.tool import Tool
-from vtl_tools.common.cli.verbs import add_status, ask_each, current_tool
+from vtl_tools.common.cli.verbs import add_events, add_status, ask_each, current_tool
 from vtl_tools.common.errors import VTLError
 
 if TYPE_CHECKING:
@@ -154,3 +154,4 @@ def verify(preset: str | None, changes: dict[str, str], frames: int, per_second:
 
 
 add_status(main)
+add_events(main)
