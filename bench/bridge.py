@@ -67,7 +67,7 @@ def frames(scene: Scene, rounds: int, seconds: float) -> dict[str, float]:
             rate = flood()
             after = bridge.status()
             passed = after["links"][0]["rx_frames"] - before["links"][0]["rx_frames"]
-            user_us.append((after["cpu"]["user"] - before["cpu"]["user"]) * 1e6 / passed)
+            user_us.append((after["cpu_s"]["user"] - before["cpu_s"]["user"]) * 1e6 / passed)
             return rate
 
     theirs, rates = alternate(rounds, kernel, ours)

@@ -125,9 +125,9 @@ class Bench:
 
         def watched() -> float:
             with self.running() as service:
-                before, frames = service.status()["cpu"]["user"], self._frames()
+                before, frames = service.status()["cpu_s"]["user"], self._frames()
                 speed = self.scene.tcp(seconds)
-                costs.append((service.status()["cpu"]["user"] - before) / (self._frames() - frames) * 1e6)
+                costs.append((service.status()["cpu_s"]["user"] - before) / (self._frames() - frames) * 1e6)
             return speed
 
         with self.scene.kernel():

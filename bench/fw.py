@@ -138,7 +138,7 @@ class Firewall:
         frames = sum(
             b["rx_frames"] - a["rx_frames"] for a, b in zip(before["links"], after["links"], strict=True)
         )
-        return after["cpu"]["user"] - before["cpu"]["user"], frames
+        return after["cpu_s"]["user"] - before["cpu_s"]["user"], frames
 
     def resident(self) -> int:
         """Return the octets of memory that the service has."""

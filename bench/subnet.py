@@ -137,7 +137,7 @@ class Cost:
         before = service.status()
         yield
         after = service.status()
-        user_s, system_s = (after["cpu"][kind] - before["cpu"][kind] for kind in ("user", "system"))
+        user_s, system_s = (after["cpu_s"][kind] - before["cpu_s"][kind] for kind in ("user", "system"))
         self.user_s += user_s
         self.cpu_s += user_s + system_s
         self.frames += after["links"][0]["rx_frames"] - before["links"][0]["rx_frames"]

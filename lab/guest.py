@@ -128,14 +128,9 @@ class Guest:
 
     def _command(self, image: Path, archive: Path, fds: list[int]) -> list[str]:
         machine = self.machine
-        accel = os.environ.get("VTL_GUEST_ACCEL", "tcg")  # kvm where it works
-        append = f"console=ttyS0 panic=-1 cryptomgr.notests apparmor=0 {machine.append}"
-        command = ["-name", self.name, "-accel", accel, "-cpu", "max", "-smp", str(machine.smp)]
-        command += ["-m", machine.mem, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-        command += ["-kernel", str(image), "-initrd", str(archive), "-append", append]
-        command += ["-serial", f"file:{self.log}"]
-        command += ["-chardev", f"socket,id=agent,fd={fds[0]}", "-device", "virtio-serial-pci"]
-        command += ["-device", "virtserialport,chardev=agent"]
+        command = ["-name", self.name, "-smp", str(machine.smp), "-m", machine.mem]
+        command += boot_arguments(image, archive, self.log, machine.append)
+        command += ["-chardev", f"socket,id=agent,fd={fds[0]}"]
         command += ["-chardev", f"socket,id=qmp,fd={fds[1]}", "-mon", "chardev=qmp,mode=control"]
         command += ["-qmp", f"unix:{self.qmp_socket},server=on,wait=off"]
         return [*command, *self._nics(), *machine.args]
@@ -267,6 +262,25 @@ class Guest:
         if self._run is None:
             raise LabError(f"guest {self.name}: does not run")
         return self._run
+
+
+def machine_arguments(log: Path) -> list[str]:
+    """Return QEMU's arguments for any machine that is to boot the lab's guest.
+
+    The machine needs memory, and the character device "agent" for Agent. log: the file for its boot log.
+    """
+    kernel = guest_kernel()
+    return boot_arguments(kernel.image, initramfs(kernel), log)
+
+
+def boot_arguments(image: Path, archive: Path, log: Path, append: str = "") -> list[str]:
+    """Return QEMU's arguments that boot an archive, and connect its shell to the character device "agent"."""
+    accel = os.environ.get("VTL_GUEST_ACCEL", "tcg")  # kvm where it works
+    kernel_line = f"console=ttyS0 panic=-1 cryptomgr.notests apparmor=0 {append}"
+    command = ["-accel", accel, "-cpu", "max", "-nodefaults", "-no-user-config", "-display", "none"]
+    command += ["-no-reboot", "-kernel", str(image), "-initrd", str(archive), "-append", kernel_line]
+    command += ["-serial", f"file:{log}"]
+    return [*command, "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent"]
 
 
 def _group(user: str | int) -> int:

@@ -134,12 +134,18 @@ class Lab:
 
 
 def _start_init() -> subprocess.Popen[bytes]:
-    """Start the first process of a new PID namespace. It ends with its standard input, hence with us."""
+    """Start the first process of a new PID namespace. It ends with its standard input, hence with us.
+
+    A shell that waits for another program also reaps the daemons of the lab that end.
+    """
 
     def start() -> subprocess.Popen[bytes]:
         namespaces.unshare(namespaces.CLONE_NEWPID)
         return subprocess.Popen(
-            ["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+            ["sh", "-c", "cat; exit"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
         )
 
     with ThreadPoolExecutor(1) as thread:  # its children are in there, ours are not

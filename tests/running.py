@@ -12,6 +12,7 @@ from typing import Any
 from lab.netns import Host, Lab
 from lab.user import as_user
 from lab.wait import PATIENCE_S
+from tests.schemas import validated
 from vtl_tools.common.runtime import control
 
 BIN = Path(sys.executable).parent
@@ -33,11 +34,10 @@ class Bridge:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, f"the service ended: {self.process.wait()}"
-        event: dict[str, Any] = json.loads(line)
-        return event
+        return validated(json.loads(line))
 
     def status(self) -> dict[str, Any]:
-        return control.ask(self.socket, "status")
+        return validated(control.ask(self.socket, "status"))
 
     def drops(self) -> dict[str, int]:
         status = self.status()

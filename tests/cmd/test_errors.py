@@ -17,6 +17,7 @@ from lab.netns import Lab
 from lab.user import NOBODY, as_user
 from lab.wait import PATIENCE_S, until
 from tests.cmd.tools import BIN
+from tests.schemas import validated
 from vtl_tools.common.runtime import control
 
 QEMU = ("--iface", "qemu:unix:{tmp}/a,server", "--iface", "qemu:unix:{tmp}/b,server")
@@ -30,12 +31,12 @@ def tmp_path() -> Iterator[Path]:
 
 
 @contextmanager
-def bridge(tmp: Path, *arguments: str, stderr: int = subprocess.PIPE) -> Iterator["subprocess.Popen[str]"]:
+def bridge(tmp: Path, *arguments: str, stdout: int = subprocess.PIPE) -> Iterator["subprocess.Popen[str]"]:
     """Run vtl-bridge, until killed; its control sockets are in tmp unless it is told otherwise."""
     words = [word.format(tmp=tmp) for word in arguments]
-    environment = {**os.environ, "VTL_RUN": str(tmp)}
+    environment = {**os.environ, "VTL_RUN": str(tmp), "TERM": "xterm"}
     command, pipe = [BIN / "vtl-bridge", *words], subprocess.PIPE
-    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=stderr, text=True) as process:
+    with subprocess.Popen(command, env=environment, stdout=stdout, stderr=pipe, text=True) as process:
         try:
             yield process
         finally:
@@ -124,8 +125,8 @@ def test_wrong_usage_is_one_line_too_and_status_2(tmp_path: Path, arguments: lis
 def test_an_error_is_an_event_under_json(tmp_path: Path, code: int, arguments: list[str]) -> None:
     (tmp_path / "file").touch()
     status, out, err = ran(tmp_path, *arguments, "--json")
-    event = json.loads(out)
-    assert event == {"event": "error", "error": event["error"], "exit": code}
+    event = validated(json.loads(out))
+    assert (event["tool"], event["event"], event["exit"]) == ("vtl-bridge", "error", code)
     assert status == code
     assert err.rstrip("\n").endswith(event["error"])
 
@@ -147,6 +148,22 @@ def test_a_reader_that_leaves_is_no_error_to_speak_of(tmp_path: Path) -> None:
         environment = {**os.environ, "VTL_RUN": str(tmp_path)}
         done = subprocess.run(shell, env=environment, capture_output=True, text=True, check=True)
         assert done.stderr == ""
+
+
+def test_results_for_a_full_disk_are_an_error_in_one_line(tmp_path: Path) -> None:
+    rules = tmp_path / "rules"
+    rules.write_text("allow any\n")
+    for tool, *words in ("vtl-fw", "check", "--json", str(rules)), ("vtl-bridge", "--help"):
+        with Path("/dev/full").open("w") as full:
+            ran = subprocess.run(
+                [BIN / tool, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        assert ran.returncode == 1
+        problem = "standard output: No space left on device; free space on its file system"
+        assert ran.stderr == f"{tool}: {problem}\n"
+        with Path("/dev/full").open("w") as full:
+            ran = subprocess.run([BIN / tool, "no-verb"], stderr=full, check=False)
+        assert ran.returncode == 2
 
 
 @pytest.mark.lab
@@ -207,8 +224,10 @@ def test_what_a_killed_service_left_is_replaced(tmp_path: Path) -> None:
             os.kill(broker, signal.SIGKILL)
         first.kill()
         first.wait()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "vtl-bridge-x.sock"]
-    assert ran(tmp_path, "status")[0] == 6
+    left = ["a", "b", "vtl-bridge-x.run", "vtl-bridge-x.sock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    status, out, _ = ran(tmp_path, "status")
+    assert (status, out.split("\t")[:3]) == (7, ["vtl-bridge", str(first.pid), "died"])
     with service(tmp_path, *where) as second:
         assert alive(tmp_path)
         second.terminate()
@@ -347,7 +366,7 @@ def resident_octets(pid: int) -> int:
 
 def test_status_watch_that_is_interrupted_ends_with_130(tmp_path: Path) -> None:
     terminal, its_end = pty.openpty()
-    with service(tmp_path), bridge(tmp_path, "status", "--watch", stderr=its_end) as watching:
+    with service(tmp_path), bridge(tmp_path, "status", "--watch", stdout=its_end) as watching:
         assert os.read(terminal, 1)  # it draws
         watching.send_signal(signal.SIGINT)
         assert watching.wait(PATIENCE_S) == 130

@@ -102,9 +102,10 @@ def test_a_service_that_is_killed_is_told_of_by_the_one_who_follows(folder: Path
         running.kill()
         out, _ = reader.communicate(timeout=PATIENCE_S)
         last = json.loads(out.splitlines()[-1])
-        assert (last["event"], last["exit"]) == ("error", 6)
+        assert last["event"] == "error"
+        assert last["exit"] in (6, 7), "it does not answer, or its record says that it died"
         assert last["service"] == "vtl-bridge"
-        assert reader.returncode == 6
+        assert reader.returncode == last["exit"]
 
 
 def test_followers_that_do_not_read_leave_room_for_those_who_ask(folder: Path) -> None:

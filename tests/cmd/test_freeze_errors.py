@@ -90,7 +90,8 @@ def test_start_twice_and_stop_without_start_say_so(tmp_path: Path) -> None:
         said = [ran(tmp_path, verb, "--link", "a") for verb in ("stop", "start", "start", "stop")]
     assert [status for status, _, _ in said] == [0] * 4
     lines = [err for _, _, err in said]
-    assert lines[:3] == ["was not frozen\n", "frozen: 0 connections\n", "was frozen already: 0 connections\n"]
+    held = "0 of 0 connections held\n"
+    assert lines[:3] == ["was not frozen\n", f"frozen: {held}", f"was frozen already: {held}"]
     assert lines[3].startswith("after ")
 
 
@@ -109,7 +110,14 @@ def test_a_state_goes_from_service_to_service(tmp_path: Path) -> None:
             after["connections"][0].pop(timed)
         assert after["connections"] == before["connections"]
         out = ran(tmp_path, "report", "--link", "a", "--json")[1]
-        assert json.loads(out)["risks"] == ["data-waits"]
+        told = json.loads(out)
+        assert (told["risks"], told["not_held"]) == (["data-waits"], "unsure")
+        told = json.loads(ran(tmp_path, "start", "--link", "a", "--json")[1])
+        assert (told["connections"], told["can_hold"], told["cannot_hold"]) == (1, 0, {"unsure": 1})
+        said = ran(tmp_path, "start", "--link", "a")[2]
+        assert said.startswith(
+            "was frozen already: 0 of 1 connections held\nnot held: 1 unsure: the VM's last"
+        )
         assert ran(tmp_path, "import", tmp_path / "out.json")[::2] == (
             2, "vtl-freeze: several services run here; choose one with --link\n"
         )  # fmt: skip

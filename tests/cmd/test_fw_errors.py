@@ -23,6 +23,7 @@ from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.sealed_file import SEALS, SealedFile
 from vtl_tools.services.fw.files import PACKED_MAX, pack
 from vtl_tools.services.fw.parser import DEPTH_MAX, FILES_MAX
+from vtl_tools.services.fw.position import ERRORS_MAX
 
 MEMORY = 512 << 20
 """Octets of address space that a command may have."""
@@ -54,10 +55,11 @@ def fw(tmp: Path, *arguments: str | Path, stdin: int = subprocess.DEVNULL, code:
 
 
 def check(tmp: Path, file: str | Path, *, stdin: int = subprocess.DEVNULL) -> str:
-    """What is wrong with a rule file, in one line."""
+    """What is wrong with a rule file, a line for each error."""
     out, err = fw(tmp, "check", file, stdin=stdin)
-    assert (out, err.count("\n")) == ("", 1)
-    assert len(err) < 1000
+    assert out == ""
+    assert 1 <= err.count("\n") <= ERRORS_MAX + 1
+    assert all(line.isprintable() and len(line) < 1000 for line in err.splitlines())
     return err
 
 
@@ -176,10 +178,10 @@ def test_a_firewall_with_a_wrong_file_does_not_start(tmp_path: Path) -> None:
     path = write(tmp_path, "allow out any\ndeny in\nalow out\n")
     links = ("--iface", f"qemu:unix:{tmp_path}/a,server", "--uplink", f"qemu:unix:{tmp_path}/b,server")
     _, err = fw(tmp_path, *links, "--rules", path)
-    assert (
-        err
-        == f"vtl-fw: {path}:3:1: expected a rule (allow, deny or reject), 'set' or 'include', not 'alow'\n"
+    expected = (
+        "expected a rule (allow, deny or reject), 'set' or 'include', not 'alow'; did you mean 'allow'?"
     )
+    assert err == f"vtl-fw: {path}:3:1: {expected}\n"
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -192,7 +194,7 @@ def test_a_firewall_with_a_wrong_file_does_not_start(tmp_path: Path) -> None:
         ),
         (("--dhcp-server", "::1"), "'::1': not the IPv4 address of a host"),
         (("--dhcp-server", "255.255.255.255"), "not the IPv4 address of a host"),
-        (("--dhcp-server", "10.0.0.1", "--spoofing"), "leave --mac, --address and --dhcp-server out"),
+        (("--dhcp-server", "10.0.0.1", "--spoofing"), "leave --mac, --address, --dhcp-server and --vm out"),
     ],
 )
 def test_a_dhcp_server_is_a_host_that_the_vm_asks(
@@ -460,7 +462,7 @@ def test_a_service_that_was_taken_over_is_sent_rules_and_no_other_file(tmp_path:
                 break
             with taken:
                 heard.append(json.loads(taken.recv(1 << 16))["verb"])
-                answer = {"ok": True, "result": {"policy": {"file": str(secret)}}}
+                answer = {"ok": True, "result": {"policy": {"named_file": str(secret)}}}
                 taken.sendall(json.dumps(answer).encode() + b"\n")
             if client.poll() is None:
                 listener.settimeout(2)
@@ -468,3 +470,27 @@ def test_a_service_that_was_taken_over_is_sent_rules_and_no_other_file(tmp_path:
     assert heard == ["status"]
     assert client.returncode != 0
     assert str(secret) in err
+
+
+def test_what_a_service_knows_goes_to_another_by_a_file_and_what_is_no_export_is_one_line(
+    service: Service, tmp_path: Path
+) -> None:
+    def ran(*words: str | Path) -> tuple[int, str, str]:
+        command = [BIN / "vtl-fw", *words, "--link", service.path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+        return done.returncode, done.stdout, done.stderr
+
+    file, wrong = tmp_path / "vm.state", tmp_path / "wrong"
+    assert ran("export", file) == (0, "", "")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.read_text().startswith("vtl-fw 2 moved\nmac ")
+    assert ran("export") == (0, file.read_text(), "")
+    assert ran("import", file) == (0, "", "0 connections; the VM is known\n")
+    answer = json.loads(ran("import", file, "--json")[1])
+    assert (answer["connections"], answer["identity"]) == (0, True)
+    wrong.write_text("vtl-fw 2 moved\nflow x\n")
+    assert ran("import", wrong) == (
+        1, "", "vtl-fw: import: 'flow x': not what vtl-fw writes; export the state again\n"
+    )  # fmt: skip
+    assert ran("export", tmp_path / "no" / "x")[0] == 1
+    assert ran("import", tmp_path / "none")[0] == 2

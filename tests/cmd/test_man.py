@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.cmd.tools import KEPT, ROOT, SERVICES, TOOLS, arguments, command, options
+from tests.schemas import schema
 from vtl_tools.common.cli.options import common_options
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
-from vtl_tools.common.errors import VTLError
+from vtl_tools.common.errors import DiedError, VTLError
 from vtl_tools.common.guest_net.guest_network import KINDS
 from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.freeze.holdings import OBSTACLES
 from vtl_tools.services.freeze.report import RISKS
 from vtl_tools.services.freeze.stage import Freeze
 from vtl_tools.services.fw import lexer, parser, sets
@@ -22,6 +24,7 @@ from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.keywords import KEYWORDS
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
+from vtl_tools.services.fw.service_names import SERVICE_PORTS
 from vtl_tools.services.fw.stage import Firewall
 from vtl_tools.services.subnet.path_cache import PROTOCOL
 from vtl_tools.services.subnet.peer import Discovery, PeerState
@@ -37,10 +40,11 @@ SOURCES = sorted((ROOT / "vtl_tools").rglob("*.py"))
 
 
 ORDER = (
-    "NAME", "SYNOPSIS", "DESCRIPTION", "LINKS", "OPTIONS", "VERBS", "CONTROL SOCKET", "JSON OUTPUT", "RULES",
-    "RISKS", "SETS AND INCLUDES", "ERRORS IN A RULE FILE", "GRAMMAR", "ICMP TYPES", "TIMELINE", "STATUS", "LOG", "MEMORY",
-    "EVENTS", "DROPS", "SIGNALS", "ENVIRONMENT", "FILES", "EXIT STATUS", "EXAMPLES", "PRIVILEGES", "SECURITY",
-    "SEE ALSO", "CAVEATS",
+    "NAME", "SYNOPSIS", "DESCRIPTION", "LINKS", "OPTIONS", "VERBS", "CONTROL SOCKET", "TABLES",
+    "JSON OUTPUT", "RULES",
+    "RISKS", "GUEST BASICS", "SETS AND INCLUDES", "ERRORS IN A RULE FILE", "GRAMMAR", "ICMP TYPES",
+    "SERVICES", "TIMELINE", "STATUS", "LOG", "MEMORY", "EVENTS", "DROPS", "SIGNALS", "ENVIRONMENT", "FILES",
+    "EXIT STATUS", "EXAMPLES", "PRIVILEGES", "SECURITY", "SEE ALSO", "CAVEATS",
 )  # fmt: skip
 
 
@@ -127,7 +131,7 @@ def codes(text: str) -> set[int]:
 
 
 def test_exit_statuses_are_named() -> None:
-    family = {VTLError, *VTLError.__subclasses__()}
+    family = {VTLError, *VTLError.__subclasses__(), DiedError}
     known = {error.exit_code for error in family} | {0, 130}
     assert codes(OVERVIEW.read_text()) == known
     for tool in TOOLS:
@@ -222,6 +226,7 @@ def test_vtl_freezes_page_explains_its_status_risks_and_reasons() -> None:
         for key in value:
             assert re.search(rf"^\.Cm {key}\b", section(text, "STATUS"), re.M), key
     assert items(section(text, "RISKS")) == list(RISKS)
+    assert items(section(text, "Connections that are not held")) == list(OBSTACLES)
     source = (ROOT / "vtl_tools/services/freeze/freezer.py").read_text()
     reasons = dict.fromkeys(re.findall(r'self\.unanswered\["([\w-]+)"\]', source))
     assert sorted(items(section(text, "DROPS"))) == sorted(reasons)
@@ -252,10 +257,20 @@ def test_the_examples_of_rules_are_right() -> None:
         assert not ruleset.remarks
 
 
+def test_the_page_has_the_rules_of_guest_basics_and_all_names_of_ports() -> None:
+    text = RULES.read_text()
+    policy = "allow guest-basics\ndeny any\n"
+    basics = [rule.text for rule in parse("x", lambda name, octets: policy.encode()).rules[:-1]]
+    assert literal(section(text, "GUEST BASICS")) == ["\n".join(basics) + "\n"]
+    assert "\n".join(basics) in (ROOT / "docs/fw.md").read_text()
+    shown = re.findall(r"Cm (\S+) Ta (\d+)", section(text, "SERVICES"))
+    assert {name: int(port) for name, port in shown} == SERVICE_PORTS
+
+
 def test_every_word_and_every_bound_of_a_rule_is_on_the_page() -> None:
     text = RULES.read_text()
     explained = set(re.findall(r"^\.(?:It )?Cm ([^\n]+)", text[: text.index(".Sh GRAMMAR")], re.M))
-    assert KEYWORDS - {"set"} <= {word for line in explained for word in re.findall(r"[a-z][a-z0-9]*", line)}
+    assert KEYWORDS - {"set"} <= {word for line in explained for word in re.findall(r"[a-z][a-z0-9-]*", line)}
     errors = section(text, "ERRORS IN A RULE FILE")
     assert f"{parser.OCTETS_MAX >> 20} MiB" in errors
     for bound in parser.RULES_MAX, parser.LINES_MAX, lexer.LINE_MAX, sets.ITEMS_MAX, parser.DEPTH_MAX:
@@ -298,18 +313,14 @@ def test_every_reason_and_every_why_of_vtl_subnet_is_explained() -> None:
 
 def test_every_event_and_every_member_of_a_status_is_explained() -> None:
     text = section(OVERVIEW.read_text(), "JSON OUTPUT")
-    events = {
-        word
-        for path in SOURCES
-        for pair in re.findall(r'\.(?:event|tell|_made)\("(\w+)"|"event": "(\w+)"', path.read_text())
-        for word in pair
-        if word
-    }
+    events = set(schema("event")["properties"]["event"]["enum"])
+    calls = {word for path in SOURCES for word in re.findall(r'\.(?:event|tell)\("(\w+)"', path.read_text())}
+    assert calls <= events
     of_events, _, of_status = text.partition("A status, as")
     assert set(items(of_events)) == events
     source = (ROOT / "vtl_tools/common/runtime/runner.py").read_text()
     members = re.findall(r'^            "(\w+)": ', source[source.index("def status") :], re.M)
-    assert set(items(of_status)) - {"guards", "stations", "workers"} == set(members)
+    assert set(items(of_status)) - {"guards", "recordings", "stations", "workers"} == set(members)
 
 
 def test_every_variable_of_the_environment_is_explained() -> None:

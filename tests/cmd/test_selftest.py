@@ -11,6 +11,7 @@ import pytest
 from lab.netns import Lab
 from lab.user import NOBODY, as_user
 from tests.cmd.tools import BIN
+from tests.schemas import validated
 from vtl_tools.common.selftest import situations, traffic
 from vtl_tools.common.selftest.result import TrialResult
 from vtl_tools.services.fw.selftest import attacks as fw_attacks
@@ -30,7 +31,7 @@ def selftest(
     ran = subprocess.run(
         [BIN / tool, "selftest", "--json", "--", *options], capture_output=True, text=True, check=False
     )
-    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    lines = [validated(json.loads(line)) for line in ran.stdout.splitlines()]
     found = {str(line["class"]): line for line in lines if "class" in line}
     return ran.returncode, found, next((line for line in lines if "classes" in line), {})
 

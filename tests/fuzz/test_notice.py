@@ -83,7 +83,7 @@ FAULTS = {
     "a new rule ends nothing": ("firewall", Tracker, "replace", lambda *args: ()),
     "the last rule judges": ("rules", RuleTable, "judge", lambda table, fields: table._caught),
     "an answer is no object": ("control", control, "result_of", lambda line, path: []),
-    "what was learned is not told": ("state", memory, "_identity_lines", lambda learned: ()),
+    "what was learned is not told": ("state", memory, "_identity_lines", lambda learned, shift: ()),
     "a state is not what was kept": (
         "state", state, "_told", changed(state._told, lambda it: {**it, "vm_window": it["vm_window"] ^ 1}),
     ),

@@ -19,12 +19,12 @@ DOCTOR = (Path(sys.executable).parent / "vtl-doctor", "--json")
 
 def findings(run: "subprocess.CompletedProcess[str]") -> dict[str, dict[str, Any]]:
     told = [json.loads(line) for line in run.stdout.splitlines()]
-    return {one["name"]: one for one in told if one["schema"] == "doctor.finding/1"}
+    return {one["name"]: one for one in told if one["schema"] == "vtl-doctor.finding/1"}
 
 
 def uses(run: "subprocess.CompletedProcess[str]") -> dict[tuple[str, str], dict[str, Any]]:
     told = [json.loads(line) for line in run.stdout.splitlines()]
-    return {(one["tool"], one["use"]): one for one in told if one["schema"] == "doctor.use/1"}
+    return {(one["tool"], one["use"]): one for one in told if one["schema"] == "vtl-doctor.use/1"}
 
 
 def hide(host: Host, path: str) -> None:

@@ -6,19 +6,17 @@ peers give up after seconds, in the place of a quarter of an hour (tcp_retries2)
 
 import os
 import signal
-import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from lab.netns import Host, Lab
 from lab.wait import PATIENCE_S, until
+from tests.held import IMPATIENT, PATIENT, Flow, ask_five_times, be, idle, state_of
 from tests.running import BIN, Bridge, bridge
 from vtl_tools.common.runtime import control
 
@@ -27,9 +25,6 @@ pytestmark = pytest.mark.lab
 VM4, VM6 = "10.9.0.2", "fd09::2"
 GIVES_UP_S = 4.0
 """What tcp_retries2=3 comes to is about 3 s: 0.2, 0.4, 0.8 and 1.6 after a last transmission."""
-PATIENT, IMPATIENT = 15, 3
-"""tcp_retries2, read by the kernel at each timeout. A peer is impatient only while the service answers it,
-and not while the service starts, which takes seconds on a busy machine."""
 CUT = """
 table netdev cut {
   chain both { type filter hook ingress devices = { left, right } priority 0; policy drop; }
@@ -52,11 +47,6 @@ def scene(lab: Lab) -> Scene:
     return vm, cable, host
 
 
-def be(host: Host, retries: int) -> None:
-    """Make the peers on a host PATIENT or IMPATIENT, all at once."""
-    host.sysctl("net.ipv4.tcp_retries2", retries)
-
-
 @contextmanager
 def freezing(lab: Lab, host: Host, *arguments: str) -> Iterator[Bridge]:
     links = ("--iface", "vnet0", "--state", lab.dir / "freeze.state")
@@ -74,62 +64,6 @@ def mend(cable: Host) -> None:
     cable.run("nft", "delete table netdev cut")
 
 
-class Flow:
-    """A connection between a socket in the VM and one of its peer; octets from source to sink."""
-
-    def __init__(self, vm: Host, host: Host, address: str, *, download: bool) -> None:
-        with vm.call(partial(socket.create_server, (address, 0), family=_family(address))) as server:
-            port = server.getsockname()[1]
-            self.peer = host.call(partial(socket.create_connection, (address, port)))
-            self.vm, _ = server.accept()
-        self.source, self.sink = (self.peer, self.vm) if download else (self.vm, self.peer)
-        self.data, self.got = os.urandom(1 << 16), bytearray()
-        self.sent = 0
-        self.error: OSError | None = None
-        self.ends = threading.Event()
-        self._threads = [threading.Thread(target=each) for each in (self._send, self._receive)]
-        for thread in self._threads:
-            thread.start()
-
-    def _send(self) -> None:
-        try:
-            while not self.ends.is_set():
-                at = self.sent % len(self.data)
-                self.sent += self.source.send(self.data[at : at + 20_000])
-                time.sleep(0.001)
-            self.source.shutdown(socket.SHUT_WR)
-        except OSError as e:
-            self.error = e
-
-    def _receive(self) -> None:
-        try:
-            while octets := self.sink.recv(1 << 16):
-                self.got += octets
-        except OSError as e:
-            self.error = e
-
-    def is_whole(self) -> bool:
-        """Come to the end, and tell whether all that was sent was received, once and in order."""
-        self.ends.set()
-        for thread in self._threads:
-            thread.join(PATIENCE_S)
-        whole = self.data * (len(self.got) // len(self.data) + 1)
-        return len(self.got) == self.sent and whole.startswith(self.got)
-
-    def close(self) -> None:
-        self.ends.set()
-        for end in self.vm, self.peer:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-        for thread in self._threads:
-            thread.join(PATIENCE_S)
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
 @pytest.fixture
 def flows(scene: Scene) -> Iterator[list[Flow]]:
     """A download and an upload of the VM, over both versions of IP."""
@@ -142,29 +76,6 @@ def flows(scene: Scene) -> Iterator[list[Flow]]:
         yield made
 
 
-def idle(vm: Host, host: Host) -> tuple[socket.socket, socket.socket]:
-    """A connection without data, whose peer asks each second whether the VM is there."""
-    with vm.call(partial(socket.create_server, (VM4, 0))) as server:
-        peer = host.call(partial(socket.create_connection, server.getsockname()))
-        end, _ = server.accept()
-    for option, value in (
-        (socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 100),
-    ):  # fmt: skip
-        peer.setsockopt(socket.IPPROTO_TCP, option, value)
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return peer, end
-
-
-def ask_five_times(peer: socket.socket) -> None:
-    """Let an idle peer give up when five of its questions were not answered."""
-    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
-
-
-def state_of(peer: socket.socket) -> int:
-    """The TCP state of a socket: 1 is ESTABLISHED."""
-    return peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-
-
 def held(running: Bridge) -> dict[str, object]:
     freeze: dict[str, object] = running.status()["freeze"]
     return freeze
@@ -172,7 +83,7 @@ def held(running: Bridge) -> dict[str, object]:
 
 def test_without_it_connections_end(scene: Scene, flows: list[Flow]) -> None:
     vm, cable, host = scene
-    peer, end = idle(vm, host)
+    peer, end = idle(vm, host, VM4)
     with peer, end:
         cut(cable)
         be(host, IMPATIENT)
@@ -184,7 +95,7 @@ def test_without_it_connections_end(scene: Scene, flows: list[Flow]) -> None:
 
 def test_with_it_they_go_on(lab: Lab, scene: Scene, flows: list[Flow]) -> None:
     vm, cable, host = scene
-    peer, end = idle(vm, host)
+    peer, end = idle(vm, host, VM4)
     with peer, end, freezing(lab, host) as running:
         until(lambda: held(running)["connections"] == 5 or None, "the connections to be known")
         cut(cable)

@@ -68,6 +68,33 @@ def connect(host: Host, address: str, port: int) -> socket.socket:
     return host.call(partial(socket.create_connection, (address, port), 1.0))
 
 
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [("reject any", ()), ("allow any", ()), ("reject any", ("--spoofing",))],
+    ids=["rejecting", "allowing", "rejecting for a router"],
+)
+def test_a_connection_of_the_host_on_the_shared_uplink_is_neither_reset_nor_shown_to_the_vm(
+    lab: Lab, scene: Scene, text: str, options: tuple[str, ...]
+) -> None:
+    client, middle, server = scene
+    middle.addr("eth0", "10.9.0.3/24")
+    with listen(server, 82) as listener, firewall(lab, middle, *options, text=text) as running:
+        reaches(client, "10.9.0.2")  # so that the Ethernet address of the VM is known
+        wire = client.wire()
+        before = sum(running.drops().values())
+        with connect(middle, "10.9.0.2", 82) as ours, listener.accept()[0] as theirs:
+            for number in range(20):
+                theirs.sendall(bytes([number]))
+                assert ours.recv(1) == bytes([number])
+                ours.sendall(bytes([number]))
+                assert theirs.recv(1) == bytes([number])
+            until(lambda: sum(running.drops().values()) >= before + 20, "the firewall's look at each segment")
+            theirs.sendall(b"end")
+            assert ours.recv(3) == b"end"
+        assert options or running.drops()["other-station"] >= 20
+        assert not [frame for frame in wire.read() if socket.inet_aton("10.9.0.3") in frame[26:34]]
+
+
 def test_rules_decide_and_answers_need_none(lab: Lab, scene: Scene) -> None:
     client, middle, server = scene
     web, ssh = listen(server, 80), listen(client, 22)
@@ -97,7 +124,7 @@ def test_rules_decide_and_answers_need_none(lab: Lab, scene: Scene) -> None:
         assert (event["event"], event["verdict"], event["rule"][-2:]) == ("packet", "deny", ":7")
         assert running.drops()["rule"] > 0
         counts = running.status()["rules"]
-        assert any(rule.endswith("port 22") and row["packets"] > 10 for rule, row in counts.items())
+        assert any(row["text"].endswith("port 22") and row["packets"] > 10 for row in counts.values())
 
 
 def test_a_reload_ends_what_it_does_not_allow_and_spares_the_rest(lab: Lab, scene: Scene) -> None:
@@ -198,7 +225,7 @@ def test_rules_come_by_a_pipe_and_wrong_ones_start_nothing(lab: Lab, scene: Scen
             _, err = process.communicate(timeout=PATIENCE_S)
             assert process.returncode == 2
             guarded, said = err.splitlines()
-            assert guarded == "vtl-fw: vmnet1: stays guarded; clear it with 'vtl-guard clear vmnet1'"
+            assert "vtl-fw: vmnet1: stays guarded, and its guest cut off; " in guarded
             assert said.startswith("vtl-fw: <stdin>:2:20: expected a")
     assert not reaches(client, "10.9.0.2")
 
@@ -216,12 +243,18 @@ def test_what_rules_log_is_told_on_standard_error_and_nobody_need_read_it(lab: L
         sender.sendto(b"x", ("10.9.0.2", 99))
         assert process.stderr is not None
         line = "vtl-fw: deny out udp 10.9.0.1:5000 10.9.0.2:99 by "
-        while not (said := process.stderr.readline()).startswith(line):
+        while line not in (said := process.stderr.readline()):
             assert said, "the service ended"
         for port in range(1000, 3000):
             sender.sendto(b"x", ("10.9.0.2", port))
     assert reaches(client, "10.9.0.2")
-    process.terminate()
+    follower = (BIN / "vtl-fw", "events", "--last", "1000", "--link", lab.dir / "l.sock")
+    with middle.popen(*follower, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        assert re.match(r"\S+Z vmnet1 (packet: deny out udp|ready: process) ", reader.stdout.readline())
+        process.terminate()
+        *_, last = reader.stdout
+        assert "vmnet1 stats: the service ended; vmnet1 received" in last
     _, rest = process.communicate(timeout=PATIENCE_S)
     assert rest.count("vtl-fw: deny out udp 10.9.0.1:5000 10.9.0.2:") >= 50
     assert re.search(r"deny out udp packets that are not told one by one by \S+ \(\d+ more in 60 s\)", rest)

@@ -187,7 +187,7 @@ def test_a_guest_releases_no_lease_of_another(scene: Scene) -> None:
         assert scene.leased()[victims] == VICTIM_MAC
         scene.vm_client.say("release", ("server_id", SERVER), ciaddr=own, src=own, dst=SERVER)
         until(lambda: own not in scene.leased(), "the release of its own")
-        assert running.status()["identity"]["addresses"] == ""
+        assert running.status()["identity"]["addresses"] == []
 
 
 def test_a_guest_empties_no_pool(scene: Scene) -> None:
@@ -218,7 +218,7 @@ def test_a_udp_peer_gives_the_guest_no_address(scene: Scene) -> None:
         own = None
         while own is None:
             own = scene.vm_client.lease()
-        assert running.status()["identity"]["addresses"] == own
+        assert running.status()["identity"]["addresses"] == [own]
         for sport in 67, 53:
             for yiaddr in "10.9.0.77", own:
                 frame = Ether(src=MAC, dst=VICTIM_MAC) / IP(src=own, dst=peer)
@@ -234,7 +234,7 @@ def test_a_udp_peer_gives_the_guest_no_address(scene: Scene) -> None:
         other = Ether(src=MAC, dst=VICTIM_MAC) / IP(src="10.9.0.77", dst=peer)
         scene.vm_client.sock.send(bytes(other / UDP(sport=1, dport=53)))
         until(lambda: running.drops().get("spoofed-address"), "the refusal")
-        assert running.status()["identity"]["addresses"] == own
+        assert running.status()["identity"]["addresses"] == [own]
 
 
 def test_only_the_named_server_leases(scene: Scene) -> None:
@@ -244,4 +244,4 @@ def test_only_the_named_server_leases(scene: Scene) -> None:
             until(
                 lambda: scene.vm_client.lease(patience_s=SILENCE_S) is not None, "dnsmasq"
             )  # the answer passes by the rules
-            assert (running.status()["identity"]["addresses"] != "") == leases
+            assert (running.status()["identity"]["addresses"] != []) == leases

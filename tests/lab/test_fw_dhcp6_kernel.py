@@ -30,7 +30,7 @@ from vtl_tools.common.packet import address
 pytestmark = [pytest.mark.lab]
 
 MAC, VICTIM_MAC = "52:54:00:aa:00:01", "52:54:00:bb:00:02"
-RULES = "allow out udp port 547\nallow in udp from fe80::/10 source port 547 port 546\ndeny any\n"
+RULES = "allow guest-basics\ndeny any\n"
 
 
 class Client:

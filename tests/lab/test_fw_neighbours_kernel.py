@@ -205,7 +205,7 @@ def two(lab: Lab) -> Two:
 
 
 def owned(running: Bridge) -> list[str]:
-    return str(running.status()["identity"]["addresses"]).split(", ")
+    return list(running.status()["identity"]["addresses"])
 
 
 def reach(host: Host, source: str) -> Callable[[], bool]:

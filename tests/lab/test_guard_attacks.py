@@ -132,7 +132,8 @@ def test_a_link_to_the_world_is_not_cut_off_unasked(lab: Lab, scene: Scene) -> N
     said = refused(lab, host, "vtl-bridge", "--iface", "vmnet1", "--iface", "eth0")
     assert said == (
         "vtl-bridge: eth0: carries the host's default route, and a guard would cut the host off; "
-        "name it as --uplink eth0, or remove the route where a VM is behind it\n"
+        "name it as --uplink eth0, remove the route by 'ip -4 route del default dev eth0' where a VM is "
+        "behind it, or give --guard off\n"
     )
     assert listed(host) == []
     with service(lab, host, *BRIDGE):
@@ -420,7 +421,7 @@ def test_the_guest_is_let_out_until_the_proxy_answers(lab: Lab, scene: Scene) ->
         asked.close()
         _, said = process.communicate()
     assert process.returncode == 1
-    assert said.splitlines()[0] == ("vtl-tor: vmnet1: stays guarded; clear it with 'vtl-guard clear vmnet1'")
+    assert "vtl-tor: vmnet1: stays guarded, and its guest cut off; " in said.splitlines()[0]
     assert not reaches(guest, "10.1.0.1")
 
 

@@ -17,12 +17,12 @@ from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.interface_sides import NetworkSide, VMSide
 from vtl_tools.common.device.ring import SNAP, Ring
 from vtl_tools.common.errors import DeviceError
+from vtl_tools.common.host.guard import MARK
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import FIN, SYN
 from vtl_tools.common.packet.vnet import VNET
 
 pytestmark = pytest.mark.lab
-MARK = 0x1234
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ class Heard:
     def __init__(self, host, name="vnet0"):
         self.frames, self.host = [], host
         with host.enter():
-            self.ring = Ring(name, self.take, mark=MARK)
+            self.ring = Ring(name, self.take)
 
     def take(self, frame, from_vm, now):
         self.frames.append((bytes(frame), from_vm))
@@ -128,6 +128,27 @@ def test_a_ring_hears_within_a_vlan_tag(scene):
     heard.ring.close()
 
 
+def test_what_an_inline_service_forwards_is_heard_and_what_we_inject_is_not(scene):
+    _, host = scene
+    heard = Heard(host)
+    theirs, ours = tcp(b"x" * 50, flags=0), tcp(b"y" * 50, flags=0)
+    with (
+        host.enter(),
+        PacketDevice("vnet0", mark=MARK) as inline,
+        VMSide("vnet0", mark=MARK) as inner,
+        NetworkSide("vnet0", mark=MARK) as outer,
+    ):
+        for side in inner, outer:
+            side.listen(True)
+        assert outer.write(Batch.of([ours])) == 1
+        assert octets(inline.read()) == [ours[VNET:]]
+        assert inline.write(Batch.of([theirs])) == 1
+        assert octets(outer.read()) == [theirs[VNET:]]
+        assert not octets(inner.read())
+    assert [(frame[VNET:], from_vm) for frame, from_vm in heard.poll()] == [(theirs[VNET:], False)]
+    heard.ring.close()
+
+
 def test_a_ring_survives_that_its_interface_is_made_anew(lab, scene):
     vm, host = scene
     heard = Heard(host)
@@ -149,7 +170,7 @@ def test_a_ring_survives_that_its_interface_is_made_anew(lab, scene):
 def test_a_missing_interface_is_one_line(lab):
     host = lab.host("host")
     with host.enter(), pytest.raises(DeviceError, match="no such network interface"):
-        Ring("vnet0", print, mark=MARK)
+        Ring("vnet0", print)
 
 
 def test_both_sides_hear_only_when_asked_and_only_their_own(scene):

@@ -528,9 +528,9 @@ def test_those_that_wait_cost_no_time(world, version):
     far.shutdown(socket.SHUT_WR)
     fill(full)
     fill(flood)
-    before, start = world.status()["cpu"], time.monotonic()
+    before, start = world.status()["cpu_s"], time.monotonic()
     time.sleep(1.5)
-    after, seconds = world.status()["cpu"], time.monotonic() - start
+    after, seconds = world.status()["cpu_s"], time.monotonic() - start
     assert sum(after.values()) - sum(before.values()) < 0.1 * seconds
     for pair in pairs:
         for sock in pair:

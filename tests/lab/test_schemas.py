@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import subprocess
 from collections import defaultdict
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from lab.netns import Host, Lab
 from lab.scenes import Line, line_of_three
 from lab.wait import PATIENCE_S, until
-from tests.cmd.tools import TOOLS, command, options
+from tests.cmd.tools import SERVICES, TOOLS, command, options
+from tests.proxy import proxy
 from tests.running import BIN, Bridge, bridge
 from tests.schemas import names, schema, validated
 
@@ -31,9 +34,11 @@ deny any log
 ELSEWHERE = {
     "shortcut": "tests/lab/test_subnet.py",
     "bootstrap": "tests/tor/torservice.py",
-    "exit": "tests/tor/torservice.py",
-    "left": "tests/vm/test_freeze_guest.py",
-    "speaks": "tests/lab/test_freeze.py",
+    "left": "tests/unit/freeze/test_freeze_stage.py",
+    "speaks": "tests/unit/freeze/test_freeze_stage.py",
+    "error": "tests/cmd/test_errors.py",
+    "holds": "tests/unit/freeze/test_freeze_stage.py",
+    "recording": "tests/lab/test_full_disk.py",
     "lost": "tests/unit/runtime/test_events.py",
     "selftest": "tests/cmd/test_selftest.py",
 }
@@ -47,10 +52,10 @@ class Printed:
         self.lab = lab
         self.of: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
 
-    def run(self, host: Host, tool: str, *words: object, status: int = 0) -> list[dict[str, Any]]:
-        """Run a verb with --json; its objects."""
+    def run(self, host: Host, tool: str, *words: object, status: int | None = 0) -> list[dict[str, Any]]:
+        """Run a verb with --json; its objects. status: None: any."""
         done = host.run(BIN / tool, *map(str, words), "--json", check=False)
-        assert done.returncode == status, done.stderr
+        assert status in (None, done.returncode), done.stderr
         told = [json.loads(line) for line in done.stdout.splitlines()]
         assert told, f"{tool} {words} prints nothing"
         self.of[tool, str(words[0]) if words else ""] += told
@@ -68,7 +73,7 @@ def printed() -> Iterator[Printed]:
     with Lab() as lab:
         found = Printed(lab)
         line = line_of_three(lab)
-        for part in firewall, others, switch, freezer, tor:
+        for part in firewall, others, dead, switch, freezer, tor:
             part(found, line)
         yield found
 
@@ -78,11 +83,12 @@ def firewall(found: Printed, line: Line) -> None:
     client, middle, server = line
     rules, wrong = found.lab.dir / "fw.rules", found.lab.dir / "wrong.rules"
     rules.write_text(RULES)
+    exported = found.lab.dir / "exported.fw"
     wrong.write_text("allow out tcp prot 80\ndeny anny\n")
     links = ("--iface", "vmnet1", "--uplink", "eth0", "--rules", rules, "--address", "10.9.0.1")
     with ExitStack() as stack:
         running = stack.enter_context(
-            bridge(found.lab, middle, *links, "--guard", "process", service="vtl-fw", name="fw")
+            bridge(found.lab, middle, *links, "--guard", "keep", service="vtl-fw", name="fw")
         )
         link = ("--link", running.socket)
         follower = middle.popen(
@@ -93,24 +99,30 @@ def firewall(found: Printed, line: Line) -> None:
                 with client.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
                     for _ in range(3):
                         sender.sendto(b"x", ("10.9.0.2", 99))
+                client.addr("eth0", "10.9.0.7/24")  # which is not the VM's
+                client.run("ping", "-c1", "-W1", "-I", "10.9.0.7", "10.9.0.2", check=False)
                 client.run("ping", "-c1", "-q", "10.9.0.2")
                 until(lambda: running.status()["rules"], "the packets that rules judge")
                 for words in (
                     ["status", *link], ["flows", *link],
-                    ["explain", *link, *"out tcp 10.9.0.1:7 10.9.0.2:80".split()],
+                    ["explain", *link, *["out", "tcp", "10.9.0.1:7", "10.9.0.2:80"]],
                     ["explain", *link, *f"out tcp 10.9.0.1:{near.getsockname()[1]} 10.9.0.2:80".split()],
-                    ["explain", *link, *"out udp 10.9.0.1:7 10.9.0.2:53".split()],
-                    ["explain", *link, *"out udp 10.9.0.7:7 10.9.0.2:53".split()],
-                    ["explain", "--rules", rules, *"out arp".split()],
+                    ["explain", *link, *["out", "udp", "10.9.0.1:7", "10.9.0.2:53"]],
+                    ["explain", *link, *["out", "udp", "10.9.0.7:7", "10.9.0.2:53"]],
+                    ["explain", "--rules", rules, *["out", "arp"]],
                     ["reload", *link, "--dry-run"], ["reload", *link], ["check", rules],
+                    ["check", "--expand", rules], ["export", exported, *link], ["import", exported, *link],
+                    ["forget", *link],
                 ):  # fmt: skip
                     found.run(middle, "vtl-fw", *words)
         found.run(middle, "vtl-fw", "check", wrong, status=2)
         found.run(middle, "vtl-guard", "list")
-        middle.run("nft", "flush", "ruleset", check=False)
+        running.process.send_signal(signal.SIGHUP)
+        middle.run("nft", "flush", "ruleset")
         middle.run("ip", "link", "set", "eth0", "down")
         middle.run("ip", "link", "set", "eth0", "up")
         until(lambda: running.status()["links"][1]["up"], "the link")
+    middle.run(BIN / "vtl-guard", "clear", "vmnet1")
     found.ended(running)
     out, _ = follower.communicate(timeout=PATIENCE_S)
     found.of["vtl-fw", "events"] += map(json.loads, out.splitlines())
@@ -118,20 +130,33 @@ def firewall(found: Printed, line: Line) -> None:
 
 def others(found: Printed, line: Line) -> None:
     """What needs no service, and vtl-subnet."""
-    found.run(line.middle, "vtl-doctor", status=1)
+    found.run(line.middle, "vtl-doctor", status=None)
     with bridge(
-        found.lab, line.middle, "--iface", "vmnet1", "--default", "eth0", "--direct",
-        f"dgram:unix:{found.lab.dir}/x:unix:{found.lab.dir}/y", "--allow", "10.0.0.0/8",
-        service="vtl-subnet", name="subnet",
+        found.lab, line.middle, "--iface", "vmnet1", "--default", "eth0", "--direct", "tap:lan0",
+        "--allow", "10.0.0.0/8", service="vtl-subnet", name="subnet",
     ) as running:  # fmt: skip
         found.run(line.middle, "vtl-subnet", "status", "--link", running.socket)
     found.ended(running)
 
 
+def dead(found: Printed, line: Line) -> None:
+    """vtl-bridge, after it was killed."""
+    where = found.lab.dir / "dead.sock"
+    links = ("--iface", "tap:t0", "--iface", "tap:t1", "--control", where, "--json")
+    process = line.middle.popen(BIN / "vtl-bridge", *links, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert validated(json.loads(process.stdout.readline()))["event"] == "ready"
+    process.kill()
+    process.wait(PATIENCE_S)
+    (told,) = found.run(line.middle, "vtl-bridge", "status", "--link", where, status=None)
+    assert told["schema"] == "absent/1"
+
+
 def switch(found: Printed, line: Line) -> None:
     """vtl-bridge as a switch of two workers."""
     found.lab.veth(found.lab.host("third"), "eth0", line.middle, "vmnet2")
-    links = ("--iface", "vmnet1", "--iface", "vmnet2", "--uplink", "eth0", "--workers", "2")
+    pcap = ("--pcap", found.lab.dir / "seen.pcapng")
+    links = ("--iface", "vmnet1", "--iface", "vmnet2", "--uplink", "eth0", "--workers", "2", *pcap)
     with bridge(found.lab, line.middle, *links, name="switch") as running:
         line.client.run("ping", "-c1", "-q", "10.9.0.2")
         found.run(line.middle, "vtl-bridge", "status", "--link", running.socket)
@@ -160,22 +185,65 @@ def freezer(found: Printed, line: Line) -> None:
             with middle.call(partial(socket.create_connection, ("10.9.0.2", 22))), listener.accept()[0]:
                 until(lambda: running.status()["freeze"]["connections"], "the connection")
                 for words in (
-                    ["start"], ["status"], ["report"], ["announce"], ["export", exported], ["import", exported],
-                    ["stop"],
+                    ["start"], ["status"], ["report"], ["announce"], ["export", exported],
+                    ["import", exported], ["stop"],
                 ):  # fmt: skip
                     found.run(middle, "vtl-freeze", *words, *link)
     found.ended(running)
 
 
 def tor(found: Printed, line: Line) -> None:
-    """vtl-tor with a proxy that is none, and a connection that it opens."""
-    middle = line.middle
-    arguments = ("--iface", "vmnet1", "--no-check", "--dhcp", "--socks", "127.0.0.1:9")
-    with bridge(found.lab, middle, *arguments, service="vtl-tor", name="tor") as running:
-        found.run(middle, "vtl-tor", "status", "--link", running.socket)
+    """vtl-tor with a proxy that is not Tor, and a connection through it."""
+    client, middle, _ = line
+    client.run("ip", "route", "add", "192.0.2.0/24", "dev", "eth0")
+    seen = b'HTTP/1.0 200 OK\r\n\r\n{"IP": "192.0.2.9", "IsTor": false}'
+    with proxy(found.lab.dir / "proxy", b"\5\0", b"\5\0\0\1\0\0\0\0\0\0", seen) as socks:
+        url = ("--socks", socks, "--url", "http://check.example/")
+        found.run(middle, "vtl-tor", "check", *url, status=1)
+        arguments = ("--iface", "vmnet1", "--isolate", "none", "--guard", "process", *url)
+        with bridge(found.lab, middle, *arguments, service="vtl-tor", name="tor") as running:
+            assert running.event()["event"] == "ready"  # after the address that the world sees
+            with client.call(socket.socket) as near:
+                near.setblocking(False)
+                near.connect_ex(("192.0.2.77", 80))
+                until(lambda: running.status()["connections"], "the connection")
+                for verb in "status", "flows":
+                    found.run(middle, "vtl-tor", verb, "--link", running.socket)
     found.ended(running)
 
 
 def test_every_object_is_as_its_schema_says(printed: Printed) -> None:
     for told in (one for each in printed.of.values() for one in each):
         validated(told)
+
+
+def test_every_command_that_prints_json_was_run(printed: Printed) -> None:
+    able = {
+        (tool, verb) for tool in TOOLS for verb in command(tool).commands if "--json" in options(tool, verb)
+    }
+    able |= {(tool, "") for tool in TOOLS if "--json" in options(tool)}
+    assert not {one for one in able if one[1] not in ELSEWHERE and one[1] != "events"} - set(printed.of)
+    assert ("vtl-fw", "events") in printed.of
+
+
+def test_every_schema_has_its_object_and_every_object_its_schema() -> None:
+    """The names that the sources have, and the files."""
+    sources = [path.read_text() for path in (ROOT / "vtl_tools").rglob("*.py")]
+    named = {name for text in sources for name in re.findall(r'"([a-z][a-z.-]*)/[0-9]+"', text)}
+    assert any('.status/1"' in text for text in sources)
+    assert named | {f"{tool}.status" for tool in SERVICES} == names()
+
+
+def test_every_event_is_printed_by_a_test(printed: Printed) -> None:
+    seen = {one["event"] for each in printed.of.values() for one in each if one["schema"] == "event/1"}
+    assert set(schema("event")["properties"]["event"]["enum"]) - set(ELSEWHERE) <= seen
+    for file in ELSEWHERE.values():
+        text = (ROOT / file).read_text()
+        assert "validated(" in text or "tests.running" in text, f"{file} validates nothing"
+
+
+def test_every_schema_is_sound_and_says_what_it_describes() -> None:
+    for name in names():
+        Draft202012Validator.check_schema(schema(name))
+        assert schema(name)["title"] == schema(name)["properties"]["schema"]["const"]
+        assert schema(name)["description"]

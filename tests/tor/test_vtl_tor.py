@@ -23,6 +23,7 @@ from lab.netns import Host, Lab
 from lab.tor import RELAYS, RELAYS_FOR_ONIONS, SITES, Tor, TorNetwork
 from lab.wait import PATIENCE_S, until
 from tests.running import BIN
+from tests.schemas import validated
 from tests.tor.torservice import Service, vtl_tor
 from vtl_tools.common.guest_net.addresses import GATEWAY_MAC
 
@@ -304,7 +305,7 @@ def test_flows_lists_what_is_carried_by_name(scene, service):
 def test_check_tells_whom_the_world_sees(scene):
     url = f"http://www.example:{OTHER_PORT}/"
     ran = scene.host.run(BIN / "vtl-tor", "check", *scene.socks(), "--url", url, "--json", timeout=90)
-    (result,) = [json.loads(line) for line in ran.stdout.splitlines()]
+    (result,) = [validated(json.loads(line)) for line in ran.stdout.splitlines()]
     assert result["is_tor"] is True
     assert result["seen"]["IP"] in EXITS
     ran = scene.host.run(BIN / "vtl-tor", "check", *scene.socks(), "--url", url, timeout=90)

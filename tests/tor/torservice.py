@@ -12,6 +12,7 @@ from typing import Any
 from lab.netns import Host, Lab
 from lab.wait import PATIENCE_S, until
 from tests.running import BIN
+from tests.schemas import validated
 from vtl_tools.common.runtime import control
 
 _NUMBERS = itertools.count()
@@ -39,7 +40,7 @@ class Service:
             return next((e for e in self.events if e["event"] == name and condition(e)), None)
 
         until(lambda: found() is not None, f"{name} of vtl-tor: {self.said()}", 60)
-        return found()
+        return validated(found() or {})
 
     def said(self) -> str:
         return self.errors.read_text()
@@ -53,7 +54,7 @@ class Service:
         return control.ask(self.socket, verb)
 
     def status(self) -> Any:
-        return self.ask("status")
+        return validated(self.ask("status"))
 
     def kill(self) -> None:
         """As the kernel would, when memory is short."""

@@ -1,6 +1,5 @@
 """Text of others' making reaches the terminal as text: no escape, no markup, no line of its own."""
 
-import io
 import json
 import logging
 import socket
@@ -14,7 +13,8 @@ from vtl_tools.common.cli import output
 from vtl_tools.common.cli.tool import Tool
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.runtime import watch
-from vtl_tools.common.text import LENGTH_MAX, printable, rich_console
+from vtl_tools.common.table import Screen, fitted
+from vtl_tools.common.text import LENGTH_MAX, printable
 from vtl_tools.services.tor import proxy_check
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\nvtl-tor: all is well\u202egpj.exe\u2028\ud800"
@@ -34,25 +34,21 @@ def test_what_is_visible_stays_as_it_is():
     assert len(printable("x" * (LENGTH_MAX + 1000))) == LENGTH_MAX + 3
 
 
-def drawn(*parts):
-    console = rich_console()
-    console.file, console.width = io.StringIO(), 200
-    console.print(*parts)
-    return console.file.getvalue()
+def drawn(*tables):
+    return "\n".join(line for table in tables for line in fitted(table, Screen(400, 50)))
 
 
 @pytest.mark.parametrize(
     "text", ["[abcd::1]:443", "[red]x[/red]", "[/]", ":smile:", "[link=http://x]y[/link]"]
 )
-def test_an_address_that_looks_like_markup_is_in_the_table_of_connections(text, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_an_address_that_looks_like_markup_is_in_the_table_of_connections(text, capsys):
     output.print_table(("from", "to"), [(text, "x")])
     assert text in capsys.readouterr().out
 
 
 def status(name):
     return {
-        "service": name, "pid": 1, "uptime_s": 1.0, "cpu": {"user": 0.0, "system": 0.0},
+        "service": name, "pid": 1, "uptime_s": 1.0, "cpu_s": {"user": 0.0, "system": 0.0},
         "links": [{"link": name, "up": True, "rx_frames": 1, "tx_frames": 1, "rx_octets": 1, "tx_octets": 1,
                    "drops": {name: 1}}],
         "drops": {name: 1}, "details": {name: {name: name}}, name: {"x": 1.5},
@@ -62,7 +58,11 @@ def status(name):
 def test_no_part_of_a_status_is_obeyed():
     for name in "[abcd::1]", "[/]":
         assert drawn(*watch.draw(status(name))).count(name) >= 7
+        assert "\n".join(watch.lines_of(status(name))).count(name) >= 7
     assert "\x1b" not in drawn(*watch.draw(status(HOSTILE)))
+    lines = list(watch.lines_of(status(HOSTILE)))
+    assert len(lines) == 5
+    assert all(line.replace("\t", "").isprintable() for line in lines)
 
 
 def test_an_error_and_a_log_line_are_one_line_and_no_escape(capsys, monkeypatch):

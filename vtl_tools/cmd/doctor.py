@@ -40,7 +40,7 @@ def main(tools: tuple[str, ...], json: bool) -> None:
 
         print_json(
             {
-                "schema": "doctor.use/1",
+                "schema": "vtl-doctor.use/1",
                 "tool": tool,
                 "use": use.name,
                 "main": use.main,
@@ -49,7 +49,7 @@ def main(tools: tuple[str, ...], json: bool) -> None:
             }
             for tool, use, state, lacks in uses
         )
-        print_json({"schema": "doctor.finding/1", **asdict(finding)} for finding in findings)
+        print_json({"schema": "vtl-doctor.finding/1", **asdict(finding)} for finding in findings)
     else:
         for tool in chosen:
             own = [(use, state, lacks) for of, use, state, lacks in uses if of == tool]

@@ -68,12 +68,14 @@ def _ask(verb: str, link: str | None) -> Iterator[dict[str, Any]]:
 @verb_options
 def start(link: str | None, json: bool) -> None:
     """Answer the peers in the VM's place from now on: it is suspended."""
+    from vtl_tools.services.freeze.holdings import lines
+
     for result in _ask("start", link):
         if json:
             print_json([result], "vtl-freeze.start/1")
         else:
             before = "frozen" if result["began"] else "was frozen already"
-            click.echo(f"{before}: {result['connections']} connections", err=True)
+            click.echo(f"{before}: " + "\n".join(lines(result)), err=True)
 
 
 @main.command()
@@ -91,14 +93,17 @@ def stop(link: str | None, json: bool) -> None:
 @verb_options
 def report(link: str | None, json: bool) -> None:
     """List the connections that are held: for how long, and what may still end them."""
+    from vtl_tools.services.freeze.report import report_row
+
     rows = [row for result in _ask("report", link) for row in result["connections"]]
     if json:
         print_json(rows, "vtl-freeze.connection/1")
         return
     print_table(
-        ("VM", "peer", "held", "probes", "risks"),
-        ((r["vm"], r["peer"], f"{r['held_s']:.0f} s", str(r["probes"]), ", ".join(r["risks"])) for r in rows),
+        ("VM", "peer", "held", "probes", "not held", "risks"),
+        map(report_row, rows),
         right=("held", "probes"),
+        names=("VM", "peer"),
     )
 
 

@@ -8,6 +8,7 @@ import click
 
 from vtl_tools.cmd.fw_verbs import VERBS, rules_option
 from vtl_tools.common.cli import options as opts
+from vtl_tools.common.cli.completion import LINK
 from vtl_tools.common.cli.parameters import IPv4Param, MacParam, NetworkParam
 from vtl_tools.common.cli.run import links_of, run_service
 from vtl_tools.common.cli.tool import Tool
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.group("vtl-fw", cls=Tool)
 @opts.iface_option()
-@click.option("--uplink", "-u", metavar="LINK", help="The link to the network.")
+@click.option("--uplink", "-u", type=LINK, metavar="LINK", help="The link to the network.")
 @rules_option
 @click.option("--mac", type=MacParam(), metavar="MAC", help="The VM's Ethernet address.  [default: learned]")
 @click.option(
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 @click.option("--spoofing", is_flag=True, help="Let the VM send from any address.")
 @click.option("--forget", is_flag=True, help="Discard the learned identity (use after replacing the VM).")
 @click.option(
+    "--vm", type=click.Choice(["fixed", "reappearing"]), default="fixed", show_default=True,
+    help="Whether another VM may take the place of the first when the host creates its interface again.",
+)  # fmt: skip
+@click.option(
     "--flows", type=click.IntRange(16, 1 << 22), default=131_072, show_default=True, metavar="N",
     help="Size of the connection table.",
 )  # fmt: skip
@@ -47,7 +52,7 @@ if TYPE_CHECKING:
 def main(
     iface: str, uplink: str, rules: str, mac: bytes | None,
     address: "tuple[IPv4Network | IPv6Network, ...]", servers: tuple[bytes, ...], spoofing: bool,
-    forget: bool, flows: int, pcap_rules: Path | None, guard: str, options: "Options",
+    forget: bool, vm: str, flows: int, pcap_rules: Path | None, guard: str, options: "Options",
 ) -> None:  # fmt: skip
     """Forward between a VM and its network the packets that the rules allow, and no others.
 
@@ -60,16 +65,21 @@ def main(
         (uplink, "--uplink", "the link to its network"),
         (rules, "--rules", "the rule file"),
     )
-    if spoofing and (mac or address or servers):
+    follows = vm == "reappearing"
+    if spoofing and (mac or address or servers or follows):
         raise click.UsageError(
-            "--spoofing allows every address: leave --mac, --address and --dhcp-server out"
+            "--spoofing allows every address: leave --mac, --address, --dhcp-server and --vm out"
+        )
+    if follows and ":" in iface and not iface.startswith(("qemu:unix:", "libpcap:")):
+        raise click.UsageError(
+            f"--vm reappearing: nothing tells when another VM is behind {iface}: use 'vtl-fw forget' instead"
         )
     links = links_of(iface, uplink)
     from vtl_tools.services.fw.identity import Identity
     from vtl_tools.services.fw.stage import Firewall
     from vtl_tools.services.fw.start import make_stage
 
-    identity = None if spoofing else Identity(mac, address, servers)
+    identity = None if spoofing else Identity(mac, address, servers, follows=follows)
     make = partial(
         make_stage, iface, rules, identity, options, forget=forget, flows_max=flows, pcap_rules=pcap_rules
     )

@@ -133,11 +133,11 @@ def flows(link: str | None, json: bool) -> None:
         (
             f"{flow['from']} {flow['from_port']}", f"{flow['name'] or flow['to']} {flow['to_port']}",
             flow["stage"], flow["state"],
-            f"{flow['age_s']:.0f} s", *(f"{flow[key]:,}" for key in ("octets_up", "octets_down", "held")),
+            f"{flow['age_s']:.0f} s", *(flow[key] for key in ("octets_up", "octets_down", "held")),
         )
         for flow in found
     )  # fmt: skip
-    print_table(("from", "to", "stage", "state", *counts), rows, right=counts)
+    print_table(("from", "to", "stage", "state", *counts), rows, right=counts, names=("from", "to"))
 
 
 @main.command()

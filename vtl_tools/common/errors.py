@@ -6,6 +6,16 @@ class VTLError(Exception):
 
     exit_code = 1
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The lines that a user sees: one, or one for each of several errors."""
+        return (str(self),)
+
+    @property
+    def details(self) -> dict[str, object]:
+        """Members of the error as a JSON object, beside its message."""
+        return {}
+
 
 class SpecError(VTLError):
     """Invalid user input: 'qemu:': a link needs an address; see vtl-tools(7)."""
@@ -35,6 +45,12 @@ class NotRunningError(VTLError):
     """No service answers on the control socket."""
 
     exit_code = 6
+
+
+class DiedError(NotRunningError):
+    """The service was killed, or died without a word: its record tells."""
+
+    exit_code = 7
 
 
 class Malformed(ValueError):  # noqa: N818 - it names a packet's state, and never reaches a user

@@ -30,8 +30,7 @@ class Repeats(Generic[Kind]):
 
     def admit(self, kind: Kind, now: float) -> bool:
         """Return whether a message is the first of its kind in this period; else count it."""
-        if (known := self._kinds.get(kind)) is not None:
-            self._kinds[kind] = known[0], known[1] + 1
+        if self.repeat(kind):
             return False
         if len(self._kinds) >= self._most:
             self.untold += 1
@@ -39,13 +38,17 @@ class Repeats(Generic[Kind]):
         self._kinds[kind] = now + self.period_s, 0
         return True
 
+    def repeat(self, kind: Kind) -> bool:
+        """Count a message if one of its kind was told in this period; return whether it was."""
+        if (known := self._kinds.get(kind)) is None:
+            return False
+        self._kinds[kind] = known[0], known[1] + 1
+        return True
+
     def count(self, kind: Kind, now: float) -> None:
         """Count a message that is not to be told at once, even if it is the first of its kind."""
         if self.admit(kind, now):
             self.admit(kind, now)
-
-    def __contains__(self, kind: Kind) -> bool:
-        return kind in self._kinds
 
     def __len__(self) -> int:
         return len(self._kinds)

@@ -49,6 +49,10 @@ class Stage:
         self.drops: Counter[str] = Counter()
         self.event: Callable[..., object] = lambda name, **fields: None
         """Tells an event: name, fields, and for one that traffic can cause `cause`, which repeats share."""
+        self.drain: Callable[[int], object] = lambda port: None
+        """Takes in the frames that wait at a port now; not to be called by on_batch()."""
+        self.occupant: Callable[[int], str] = lambda port: ""
+        """Returns who is behind a port's link now (Device.occupant)."""
         self.broadcast: Callable[[bytes], object] = lambda message: None
         """Sends a message to the other workers of the service, at most 64 octets; it may be lost."""
 
@@ -62,6 +66,9 @@ class Stage:
     def on_link(self, port: int, up: bool, now: float) -> None:
         """Note that a port's link lost its peer, or has it back."""
 
+    def on_occupant(self, port: int, occupant: str, now: float) -> None:
+        """Note who is behind a port's link (Device.occupant), at the start and after each change."""
+
     def settle(self, now: float) -> None:
         """Send the frames that the batches since the last call made possible."""
 
@@ -74,6 +81,9 @@ class Stage:
 
     def on_message(self, message: bytes, now: float) -> None:
         """Process a message of another worker."""
+
+    def on_hang_up(self, now: float) -> None:
+        """Read what an operator may have changed: SIGHUP."""
 
     def on_stop(self, now: float) -> None:
         """Send last frames: the service ends, and its links are still open."""

@@ -2,11 +2,7 @@
 
 import unicodedata
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
+from typing import Final
 
 LENGTH_MAX: Final = 1000
 """Maximum characters shown of an untrusted text."""
@@ -31,17 +27,3 @@ def _escaped(character: str) -> str:
 def stamp() -> str:
     """Return the time as RFC 3339 writes it, in UTC with microseconds."""
     return f"{datetime.now(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
-
-
-def rich_text(value: object) -> "Text":
-    """Return a printable value for a table of rich, which reads no markup in it."""
-    from rich.text import Text  # here and below, as it takes a tenth of a second
-
-    return Text(printable(value))
-
-
-def rich_console(*, stderr: bool = False) -> "Console":
-    """Return a console of rich that prints text unchanged."""
-    from rich.console import Console
-
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)

@@ -1,8 +1,8 @@
 """Rule files, as text from anybody, and what is compiled from them.
 
-Checked: RuleError in one line with a place that exists, and nothing else; the calls that a file costs are
-bounded; the compiled policy judges packets as a slow reader of the rules does, one after the other; the quick
-way of gather() finds the files that the parser asks for.
+Checked: RuleFileError and nothing else, with a line for each error, in order, at places that exist; the calls
+that a file and its lines cost are bounded; the compiled policy judges packets as a slow reader
+of the rules does, one after the other; the quick way of gather() finds the files that the parser asks for.
 """
 
 import re
@@ -17,7 +17,7 @@ from vtl_tools.services.fw.fields import Fields
 from vtl_tools.services.fw.keywords import KEYWORDS
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
-from vtl_tools.services.fw.position import RuleError
+from vtl_tools.services.fw.position import ERRORS_MAX, RuleFileError
 from vtl_tools.services.fw.rule import IN, OUT, STACKED, UNTAGGED, Direction, Rule, Ruleset, Verdict
 
 ROOT = Path(__file__).parents[3]
@@ -26,7 +26,8 @@ CALLS_MAX = 400_000
 WORDS = [word.encode() for word in sorted(KEYWORDS)]
 WORDS += [b"allow out tcp from 10.0.0.0/8 to @a port 80, 443\n", b"set a = {1.2.3.4}\n", b"\ndeny any\n",
           b"0x86dd", b'include "two"\n', b"limit 10/s", b"vlan 7", b"from mac 02:00:00:00:00:01",
-          b"10.0.0.1-10.0.0.9"]  # fmt: skip
+          b"10.0.0.1-10.0.0.9", b"https", b"@resolvers", b"@dhcp-servers", b"10/min", b"--dport",
+          b"drop", b"22/tcp", b"!="]  # fmt: skip
 
 
 def slow(rules: Ruleset, direction: Direction, fields: Fields) -> tuple[Verdict, Rule | None]:
@@ -34,7 +35,23 @@ def slow(rules: Ruleset, direction: Direction, fields: Fields) -> tuple[Verdict,
     for rule in rules.rules:
         if direction in rule.directions and matches(rule, fields):
             return rule.verdict, rule
-    return (Verdict.ALLOW, None) if fields.is_neighbour else (Verdict.DENY, None)
+    if not fields.is_neighbour:
+        return Verdict.DENY, None
+    if fields.vlan == UNTAGGED or any(
+        rule.verdict is Verdict.ALLOW and within(rule.vlan, fields.vlan) for rule in rules.rules
+    ):
+        return Verdict.ALLOW, None
+    mine = [rule for rule in rules.rules if direction in rule.directions]
+    last = next((at for at, rule in enumerate(mine) if rule.is_catch_all and rule.vlan is None), len(mine))
+    if last == len(mine) or any(map(names_neighbours, mine[last:])):
+        return Verdict.DENY, None
+    return mine[last].verdict, mine[last]
+
+
+def names_neighbours(rule: Rule) -> bool:
+    return (ether.ARP, None) in rule.protocols or (
+        (ether.IPV6, ip.ICMPV6) in rule.protocols and rule.icmp is not None
+    )
 
 
 def matches(rule: Rule, fields: Fields) -> bool:
@@ -58,7 +75,7 @@ def matches(rule: Rule, fields: Fields) -> bool:
         return False
     if fields.icmp >= 0 and not within(rule.icmp, fields.icmp):
         return False
-    if not within(rule.vlan, fields.vlan):
+    if not within(rule.vlan, fields.vlan) or not within(rule.roles, fields.roles):
         return False
     macs = ((rule.src_mac, fields.src_mac), (rule.dst_mac, fields.dst_mac))
     return all(wanted is None or mac in wanted for wanted, mac in macs)
@@ -102,6 +119,26 @@ def packet(take: Octets) -> Fields:
     return Fields(ethertype, take.pick((47, 50, 132)), src, dst, vlan=vlan, **macs)
 
 
+def wrong(err: RuleFileError, files: dict[str, bytes]) -> None:
+    """Check what a user sees of a file with errors."""
+    with at_most(CALLS_MAX):
+        lines = err.lines
+    assert len(err.errors) == ERRORS_MAX or not err.left_out
+    assert len(lines) == len(err.errors) + bool(err.left_out)
+    assert str(err) == lines[0]
+    places = [error.place for error in err.errors]
+    assert len(set(places)) == len(places) <= ERRORS_MAX
+    for name in files:
+        mine = [(place.line, place.column) for place in places if place.file == name]
+        assert mine == sorted(mine)
+    for line, place in zip(lines, places, strict=False):
+        assert place.file in files
+        assert 1 <= place.line <= files[place.file].count(b"\n") + 2
+        assert place.column >= 1
+        assert line.startswith(f"{place.file}:{place.line}:{place.column}: ")
+        assert line.isprintable(), "what the file has reaches the terminal"
+
+
 def one(data: bytes) -> None:
     take = Octets(data)
     text, other = take.blob(), take.blob()
@@ -116,14 +153,8 @@ def one(data: bytes) -> None:
         with at_most(CALLS_MAX):
             rules = parse("rules", read)
             policy = Policy(rules)
-    except RuleError as err:
-        where = err.place
-        assert where.file in files
-        assert 1 <= where.line <= files[where.file].count(b"\n") + 2
-        assert where.column >= 1
-        first = str(err).splitlines()[0]
-        assert re.match(rf"{where.file}:{where.line}:", first)
-        assert first.isprintable(), "what the file has reaches the terminal"
+    except RuleFileError as err:
+        wrong(err, files)
         return
     assert set(rules.files) <= set(files)
     with at_most(CALLS_MAX):
@@ -131,6 +162,7 @@ def one(data: bytes) -> None:
     assert all(str(remark) for remark in remarks)
     for _ in range(6):
         direction, fields = take.pick((IN, OUT)), packet(take)
+        fields.roles = take.number() % 8
         verdict, rule = policy.judge(direction, fields)
         expected, by = slow(rules, direction, fields)
         assert (verdict, rule if rule in rules.rules else None) == (expected, by), (
@@ -151,6 +183,10 @@ def seeds() -> list[bytes]:
         "allow out arp\nallow icmp6 type neighbor-solicit\nallow out vlan 5 tcp from mac 02:00:00:00:00:01\n"
         "allow out ethertype 0x88cc\nallow protocol 47 pcap\nallow in max 5 tcp port 22\ndeny any # end\n",
         "allow\n",
+        "allow guest-basics\nallow guest-basics resolver 10.0.0.1, @a\nallow in udp asked\ndeny any\n",
+        "set @a = {\n10.0.0.1/8\nhtp, 80\n!\nallow out to @a\n\x1b[2J\n\"\ndrop in\nallow tcp 22/tcp\n",
+        "alow\n" * 30, 'alow\ninclude "two"\ninclude "two"\nallow in tcp prot htpps\ndeny any',
+        "deny out to @resolvers\nallow any",
         "deny any\nallow any\n", "allow out tcp port 99999\n", "\ufeffdeny any\n", "deny \x1b[31m\n",
     )  # fmt: skip
     told = (ROOT / "docs/fw.md").read_text()

@@ -27,16 +27,16 @@ KEPT_MAX = 1024
 BOOT, NOW = "boot", 1000.0
 POLICY = policy("allow\n")
 WORDS = [word.encode() for word in (
-    "mac ", "lease ", "client ", "server ", "duid ", "ia ", "lease6 ", "prefix ", "claim ", "other ", "flow ",
-    "vtl-fw 1 boot\n", " vlan 5", "out tcp 10.0.0.5:40000 1.2.3.4:443", "null", "true", '"connections": [',
-    '"hosts"', '"macs"',
+    "mac ", "lease ", "client ", "server ", "duid ", "ia ", "lease6 ", "prefix ", "claim ", "flow ",
+    "resolver ", "vtl-fw 1 boot\n", " vlan 5", "out tcp 10.0.0.5:40000 1.2.3.4:443", "null", "true",
+    '"connections": [', '"hosts"', '"macs"',
 )]  # fmt: skip
 
 
 LATER = (
     "client ff52540001", "server 10.0.0.1 10.0.0.1", "lease 10.0.0.5 86400.0", "ia 3 5", "claim 2001:db8::5",
     "duid 00030001525400000001", "lease6 20010db8000000000000000000000009 90000.0",
-    "prefix 2001:db8::/64 90000.0",
+    "prefix 2001:db8::/64 90000.0", "resolver 10.0.0.53 86400.0", "resolver fe80::1 90000.0",
 )  # fmt: skip
 """Lines of a second version of the text."""
 
@@ -66,9 +66,9 @@ def firewall(text: str) -> None:
         if isinstance(kept := getattr(identity.learned(), field.name), list | dict):
             assert len(kept) <= KEPT_MAX, field.name
     identity.wake(NOW + 1)  # what ends so soon could be rounded away
-    once, again = told(tracker, identity), Identity()
-    assert memory.recall(once, BOOT, Tracker(POLICY), again, NOW)
-    assert told(Tracker(POLICY), again) == once, "what is told is not what was taken"
+    once, again, later = told(tracker, identity), Identity(), Tracker(POLICY)
+    assert memory.recall(once, BOOT, later, again, NOW)
+    assert told(later, again) == once, "what is told is not what was taken"
     for field in fields(Learned):
         kept, taken = (getattr(one.learned(), field.name) for one in (identity, again))
         assert (kept is None) == (taken is None), field.name

@@ -5,16 +5,19 @@ import gzip
 import logging
 import os
 import warnings
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+from lab.wait import until
 from tests.unit.device.helpers import ether, octets, plain, read_all, ready, tcp
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.batch import SLOTS, Batch
-from vtl_tools.common.device.capture import CaptureWriter
 from vtl_tools.common.device.memory import pair
 from vtl_tools.common.device.pcap import PcapDevice
 from vtl_tools.common.device.record import Record
+from vtl_tools.common.device.recording import CaptureLimits, Recording
 from vtl_tools.common.errors import DeviceError
 
 with warnings.catch_warnings():
@@ -40,7 +43,7 @@ def capture(path, frames=FRAMES, kind=RawPcapWriter, start=100.0, step=0.5, link
 
 def records(path):
     """What scapy reads in a pcapng file."""
-    with RawPcapNgReader(path) as reader:
+    with closing(RawPcapNgReader(path)) as reader:
         return list(reader)
 
 
@@ -150,18 +153,21 @@ def test_a_capture_that_is_cut_anywhere_gives_the_frames_before(tmp_path, kind):
         assert all(frame == FRAMES[n][: len(frame)] for n, frame in enumerate(got))
 
 
+def recording(path, links=("eth0",), **limits):
+    return Recording("--pcap", Path(path), links, CaptureLimits(**limits))
+
+
 def test_both_directions_of_several_links_go_to_one_file(tmp_path):
     path = str(tmp_path / "out")
-    writer = CaptureWriter("--pcap", path)
+    writer = recording(path, ["memory:left", "memory:other"])
     a, a_far = pair(offload=True)
     b, b_far = pair()
     with (
-        Record(a, writer, clock=lambda: 7.25) as left,
-        Record(b, writer, clock=lambda: 8.5) as right,
+        Record(a, writer, 0, clock=lambda: 7.25) as left,
+        Record(b, writer, 1, clock=lambda: 8.5) as right,
         a_far,
         b_far,
     ):
-        b.spec = "memory:other"
         super_segment = tcp(b"x" * 3000, gso_size=1000)
         a_far.write(Batch.of([plain(1), super_segment]))
         batch = left.read()
@@ -190,24 +196,18 @@ def test_both_directions_of_several_links_go_to_one_file(tmp_path):
     ] * 2 + [7.25]
 
 
-def test_a_recording_of_its_own_ends_with_its_device(tmp_path):
-    path = str(tmp_path / "out")
-    inner, far = pair()
-    with Record(inner, path) as device, far:
-        far.write(Batch.of([plain(1)]))
-        assert octets(device.read()) == [ether(1)]
-        assert device.status() == inner.status()
-    with PcapDevice("pcap:x", path) as again:
-        assert replay(again) == [ether(1)]
-
-
-def test_a_recording_is_flushed_while_it_runs(tmp_path):
+def test_a_recording_is_written_while_it_runs(tmp_path):
     path = tmp_path / "out"
     inner, far = pair()
-    with Record(inner, str(path)) as device, far:
-        for _ in range(2):
-            device.write(Batch.of([plain(1, 1500)] * SLOTS))
-        assert path.stat().st_size > CaptureWriter.FLUSH_OCTETS
+    written = recording(path)
+    with Record(inner, written, 0) as device, far:
+        device.write(Batch.of([plain(1)]))
+        until(lambda: ether(1) in path.read_bytes(), "the frame")
+        assert [data for data, _ in records(str(path))] == [ether(1)]
+        assert device.status() == inner.status()
+    written.close()
+    with PcapDevice("pcap:x", str(path)) as again:
+        assert replay(again) == [ether(1)]
 
 
 def test_scapy_says_nothing_of_damaged_captures(tmp_path, caplog):
@@ -228,7 +228,7 @@ def test_a_capture_is_its_owners_only_whatever_the_umask(tmp_path):
     before = os.umask(0)
     try:
         for path in tmp_path / "new", old:
-            CaptureWriter("--pcap", str(path)).close()
+            recording(path, overwrite=True).close()
             assert path.stat().st_mode & 0o777 == 0o600
             assert path.stat().st_size < 100_000
     finally:
@@ -254,7 +254,7 @@ def test_a_link_that_another_put_there_is_not_written_through(tmp_path, how):
     else:
         path.symlink_to(tmp_path / "made")
     with pytest.raises(DeviceError, match="name a file that can be written"):
-        CaptureWriter("--pcap", str(path))
+        recording(path)
     assert (tmp_path / "precious").read_text() == "kept"
     assert not (tmp_path / "made").exists()
 
@@ -269,7 +269,7 @@ def test_a_file_of_another_user_gets_no_frames(tmp_path, kind):
         os.mkfifo(path, 0o666)
     os.chown(path, 60001, 60001)
     with pytest.raises(DeviceError, match="another user's file"):
-        CaptureWriter("--pcap", str(path))
+        recording(path)
     assert kind == "pipe" or path.read_text() == "theirs"
 
 
@@ -277,5 +277,5 @@ def test_an_own_link_in_an_own_directory_is_followed(tmp_path):
     tmp_path.chmod(0o755)
     (tmp_path / "target").touch()
     (tmp_path / "link").symlink_to("target")
-    CaptureWriter("--pcap", str(tmp_path / "link")).close()
+    recording(tmp_path / "link").close()
     assert (tmp_path / "target").stat().st_mode & 0o777 == 0o600

@@ -4,14 +4,16 @@ import pytest
 from freeze_talk import PEER_MAC, VM_MAC, Talk
 
 from lab.wait import until
+from tests.schemas import validated
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.packet.address import BROADCAST
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.runtime.events import made
 from vtl_tools.common.runtime.snapshot import Snapshot
 from vtl_tools.services.freeze import stage as stand_in
 from vtl_tools.services.freeze import state
-from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.freeze.freezer import LATE_S, Freezer
 from vtl_tools.services.freeze.stage import Freeze
 
 
@@ -39,7 +41,9 @@ def plugged(**options):
             (port, Packet.at(bytearray(frame)).eth.dst) for frame in batch
         )
     talk.events = []
-    stage.event = lambda name, **fields: talk.events.append(name)
+    stage.event = lambda name, **fields: talk.events.append(
+        validated(made("vtl-freeze", "vnet0", name, fields))["event"]
+    )
     return stage, talk
 
 
@@ -74,6 +78,23 @@ def test_on_another_link_the_vms_address_tells_its_frames():
     assert len(talk.out) == 1
     assert talk.events == ["frozen", "speaks"]
     assert stage.status(2.0)["freeze"]["speaks"]
+
+
+def test_how_many_are_held_is_told_once_the_ring_was_read():
+    stage, talk = plugged()
+    stage.event = lambda name, **fields: talk.events.append((name, fields))
+    stage.start(1.0)
+    assert [name for name, _ in talk.events] == ["frozen"]
+    stage.wake(stage.deadline())
+    stage.wake(1.0 + 3 * LATE_S)
+    fields = {"vm": "web", "connections": 1, "can_hold": 1, "cannot_hold": {}}
+    assert talk.events[1:] == [("holds", fields)]
+    stage.wake(2.0)
+    stage.stop(3.0)
+    stage.start(4.0)
+    stage.stop(4.0)
+    stage.wake(5.0)
+    assert [name for name, _ in talk.events[2:]] == ["thawed", "frozen", "thawed"]
 
 
 def test_a_mac_that_was_given_outlasts_an_import():

@@ -44,7 +44,7 @@ def test_a_lease_is_the_vms_until_it_ends(guest):
     assert not has(guest, VM)
     guest.observe(ack(), 10.0)
     assert has(guest, VM, 11.0)
-    assert guest.status()["addresses"] == "10.0.0.5"
+    assert guest.status()["addresses"] == ["10.0.0.5"]
     assert guest.deadline() == 610.0
     lease(guest, 300.0)
     guest.wake(610.0)

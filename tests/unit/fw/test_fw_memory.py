@@ -2,6 +2,7 @@
 
 import os
 import stat
+import threading
 from ipaddress import ip_network
 
 import pytest
@@ -23,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtl_tools.common.guest_net import dhcp_wire
+from vtl_tools.common.host import broker
 from vtl_tools.common.host.broker import StateFile
 from vtl_tools.common.packet import address, nd
 from vtl_tools.services.fw import dhcp6
@@ -194,6 +196,26 @@ def test_the_file_is_its_owners_and_replaced_as_a_whole(tmp_path):
     path.chmod(0o620)
     with pytest.raises(PermissionError, match="our own file"):
         StateFile(path, 10).read()
+
+
+def test_a_disk_that_hangs_holds_up_no_service_that_has_no_broker(tmp_path, monkeypatch):
+    file, may_write, replace = StateFile(tmp_path / "x.state", 10), threading.Event(), broker.replace
+
+    def hang(path, pieces, *, sync):
+        may_write.wait()
+        replace(path, pieces, sync=sync)
+
+    monkeypatch.setattr(broker, "replace", hang)
+    assert file.begin("one")
+    assert not file.begin("two")
+    may_write.set()
+    assert file.finish()
+    assert file.read() == b"one"
+    assert StateFile(tmp_path / "no" / "x.state", 10).finish()
+    lost = StateFile(tmp_path / "no" / "x.state", 10)
+    assert lost.begin("one")
+    with pytest.raises(FileNotFoundError):
+        lost.finish()
 
 
 def test_no_link_and_no_pipe_is_read_in_its_place(tmp_path):

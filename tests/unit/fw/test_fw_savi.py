@@ -277,8 +277,8 @@ class Switch:
 
     def has(self, station, octets):
         """Say whether the others hear what comes from an address."""
-        frame = segment(octets, PEER6, src_mac=station.mac)
         others = [other for other in self.stations if other is not station]
+        frame = segment(octets, PEER6, src_mac=station.mac, dst_mac=others[0].mac)
         before = [other.heard.count(bytes(frame)) for other in others]
         self.say(station, frame)
         return [other.heard.count(bytes(frame)) for other in others] > before

@@ -89,12 +89,40 @@ def test_answers_pass_without_a_rule_and_strangers_do_not():
 
 def test_reject_resets_tcp_towards_its_sender():
     service = Service()
+    service.say(0, udp(OUT, 5000, 53))  # so that the VM's Ethernet address is known
     passed, answers = service.say(1, segment(IN, "S", 0, vm=23))
     assert passed == []
     (answer,) = map(Packet.at, map(bytearray, answers))
     assert answer.is_rst
     assert answer.verify()
     assert (answer.ip.src, answer.ip.dst, answer.eth.dst) == (VM, PEER, PEER_MAC)
+
+
+def test_a_frame_for_another_machine_that_a_switch_flooded_is_not_answered_in_its_name():
+    identity = Identity()
+    service = Service(identity=identity)
+    assert service.say(1, segment(IN, "S", 0, vm=23)) == ([], [])  # the VM is not known yet
+    service.say(0, segment(OUT, "S", 0))
+    assert identity.mac == VM_MAC
+    assert service.say(1, segment(IN, ".", 5, 5, vm=23, dst_mac=b"\2\0\0\0\0\7")) == ([], [])
+    assert len(service.say(1, segment(IN, "S", 0, vm=23))[1]) == 1
+
+
+def test_a_connection_of_another_station_is_not_reset():
+    """On a shared uplink, such as of the host itself, or of another VM."""
+    service = Service()
+    service.say(0, udp(OUT, 5000, 53))
+    assert service.say(1, segment(IN, "S", 0, vm=23, dst_mac=b"\x02\0\0\0\0\x09")) == ([], [])
+    assert service.stage.drops == {"rule": 1}
+
+
+def test_a_frame_for_another_station_is_of_no_connection_and_uses_up_no_limit():
+    service = Service("allow in tcp limit 1/h\ndeny any\n", identity=Identity(mac=VM_MAC))
+    for port in range(5000, 5010):
+        assert service.say(1, segment(IN, "S", 0, vm=port, dst_mac=b"\x02\0\0\0\0\x09")) == ([], [])
+    assert service.stage.drops == {"other-station": 10}
+    assert not len(service.stage.tracker.flows)
+    assert service.say(1, segment(IN, "S", 0, vm=22))[0]
 
 
 @pytest.mark.parametrize("six", [False, True])
@@ -161,7 +189,8 @@ def test_rules_are_counted_and_those_that_say_so_logged():
     service = Service()
     service.say(0, *[udp(OUT, 5000, 53)] * 3)
     rows = service.stage.status(1000.0)["rules"]
-    assert rows == {"fw.rules:3: allow out udp port 53 log": {"packets": 3, "octets": 3 * 43}}
+    text = "allow out udp port 53 log"
+    assert rows == {"fw.rules:3": {"text": text, "packets": 3, "octets": 3 * 43}}
     ((name, fields),) = service.events
     assert name == "packet"
     assert fields == {
@@ -185,6 +214,16 @@ def test_a_packet_that_comes_again_and_again_is_logged_once_a_minute_with_the_nu
     assert {key: folded[key] for key in shared} == {key: first[key] for key in shared}
     line = "deny out udp 10.0.0.5{} 192.0.2.1:99 by fw.rules:1"
     assert lines == [line.format(":5000"), f"{line.format('')} (319 more in 60 s)"]
+
+
+def test_a_connection_beyond_a_limit_is_logged_as_denied():
+    service = Service("allow out udp port 53 limit 1/s log\ndeny any")
+    service.say(0, udp(OUT, 5000, 53), udp(OUT, 5001, 53), udp(OUT, 5002, 53))
+    assert [(told["verdict"], told["reason"]) for _, told in service.events] == [
+        ("allow", "new"), ("deny", "limit-rate"),
+    ]  # fmt: skip
+    service.stage.on_stop(1001.0)
+    assert (service.events[-1][1]["verdict"], service.events[-1][1]["repeats"]) == ("deny", 1)
 
 
 def test_a_guest_that_sends_to_ever_new_ports_is_logged_at_a_rate_and_the_others_by_their_number():
@@ -236,9 +275,9 @@ def test_pcap_keeps_what_a_rule_judged():
     assert kept == [bytes(frame)]
 
 
-def upload(stage, text, **more):
-    with SealedFile.of(pack({"new.rules": text.encode()})) as sealed:
-        return asyncio.run(stage.reload({"upload": sealed, "file": "new.rules", **more}))
+def upload(stage, text, file="new.rules", **more):
+    with SealedFile.of(pack({file: text.encode()})) as sealed:
+        return asyncio.run(stage.reload({"upload": sealed, "file": file, **more}))
 
 
 def test_reload_ends_what_is_not_allowed_any_more_and_a_dry_run_nothing():
@@ -267,7 +306,7 @@ def test_flows_are_named_killed_and_explained():
     assert flow["rule"] == "fw.rules:2"
     words = flow["flow"].split()
     told = service.verbs["explain"]({"words": words})
-    assert told["rule"] == "fw.rules:2: allow out tcp port 80"
+    assert (told["rule"], told["text"]) == ("fw.rules:2", "allow out tcp port 80")
     assert told["known"] == flow["flow"]
     assert service.verbs["kill"]({"words": words}) == {"flow": flow["flow"]}
     with pytest.raises(VTLError, match="no such connection"):
@@ -353,6 +392,14 @@ def test_only_a_lease_that_passes_is_learned(text, learns):
     assert bool(service.say(1, udp(IN, 67, 68, given.encode(), dst=b"\xff" * 4))[0]) is learns
     assert bool(service.say(0, segment(OUT, "S", 0))[0]) is learns
     assert service.stage.drops["spoofed-address"] == (not learns)
+
+
+def test_a_reload_from_standard_input_leaves_the_file_for_the_next_reload():
+    service = Service()
+    for file, named in ("other.rules", "other.rules"), ("<stdin>", "other.rules"):
+        upload(service.stage, "allow\n", file)
+        told = service.stage.status(0)["policy"]
+        assert (told["file"], told["named_file"]) == (file, named)
 
 
 def test_of_two_reloads_at_once_the_second_is_refused():
@@ -463,12 +510,12 @@ deny any
     ],
 )
 def test_explain_takes_what_is_on_the_wire_too(words, line):
-    assert Service(LINK).verbs["explain"]({"words": words.split()})["rule"].startswith(f"fw.rules:{line}: ")
+    assert Service(LINK).verbs["explain"]({"words": words.split()})["rule"] == f"fw.rules:{line}"
 
 
 def test_neighbour_discovery_is_explained_as_it_is_judged():
     told = Service(LINK).verbs["explain"]({"words": ["out", "icmp", "fe80::1", "fe80::2", "type", "136"]})
-    assert told["rule"] == "(built in):0: allow ARP and neighbour discovery"
+    assert (told["rule"], told["text"]) == ("(built in):1", "allow ARP and neighbour discovery")
 
 
 def test_explain_tells_what_limits_leave():
@@ -504,4 +551,4 @@ def test_a_line_of_the_log_says_what_explain_takes(frame, line):
     service.say(0, frame)
     assert lines == [f"{line} by fw.rules:1"]
     told = service.verbs["explain"]({"words": line.split()[1:]})
-    assert (told["verdict"], told["rule"]) == ("deny", "fw.rules:1: deny any log")
+    assert (told["verdict"], told["rule"]) == ("deny", "fw.rules:1")

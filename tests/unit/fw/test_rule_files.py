@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from vtl_tools.services.fw import parser
 from vtl_tools.services.fw.files import RuleReader
-from vtl_tools.services.fw.keywords import ICMP6_TYPES, ICMP_TYPES, KEYWORDS, MARKS
+from vtl_tools.services.fw.keywords import ICMP6_TYPES, ICMP_TYPES, KEYWORDS, MARKS, UNITS
 from vtl_tools.services.fw.position import RuleError
+from vtl_tools.services.fw.roles import SETS
 from vtl_tools.services.fw.rule import ConnectionLimit, Rate
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs/fw.md").read_text()
@@ -32,7 +33,8 @@ def last(text):
 
 def test_the_grammar_has_the_words_of_the_lexer_and_no_others():
     terminals = set(re.findall(r'"([^"\s]+)"', re.sub(r"\(\*.*?\*\)", "", GRAMMAR, flags=re.S)))
-    assert terminals - {"/", "-", "."} - {"s", "m", "h"} - {"@", "0x", ":"} == KEYWORDS | MARKS
+    assert terminals - {"/", "-", "."} - set(UNITS) - {"@", "0x", ":"} - set(SETS) == KEYWORDS | MARKS
+    assert set(UNITS) | set(SETS) <= terminals
 
 
 def test_every_name_in_the_grammar_is_defined_there():
@@ -97,11 +99,14 @@ def test_an_include_is_found_beside_the_file_that_names_it():
 
 AN_ADDRESS = "expected an IP address, a prefix or a range"
 A_PORT = "expected a port (0 to 65535), a range or a set of them, not"
+A_CLAUSE = "expected a clause such as 'from', 'to', 'port' or 'log', or the end of the line, not"
 TCP_OR_UDP = "expected 'tcp' or 'udp' before ports, and no other protocol"
 
 
 WRONG = {
-    "alow out tcp": "1:1: expected a rule (allow, deny or reject), 'set' or 'include', not 'alow'",
+    "alow out tcp": (
+        "1:1: expected a rule (allow, deny or reject), 'set' or 'include', not 'alow'; did you mean 'allow'?"
+    ),
     "allow out tcp to 10.0.0.1/8": (
         f"1:18: {AN_ADDRESS}: 10.0.0.1/8 has host bits set: write 10.0.0.0/8, or 10.0.0.1"
     ),
@@ -112,8 +117,10 @@ WRONG = {
     "allow out to 10.0.0.010": f"1:14: {AN_ADDRESS}: 10.0.0.010 is no IP address",
     "allow out to fe80::1%eth0": f"1:14: {AN_ADDRESS}: fe80::1%eth0 is no IP address",
     "allow out to 10.0.0.9-10.0.0.1": f"1:14: {AN_ADDRESS}: 10.0.0.9-10.0.0.1 ends before it begins",
-    "allow out to example.com": f"1:14: {AN_ADDRESS}: example.com is no IP address",
-    "allow out tcp port http": f"1:20: {A_PORT} 'http'",
+    "allow out to example.com": (
+        f"1:14: {AN_ADDRESS}: example.com is no IP address; names are not looked up: write addresses"
+    ),
+    "allow out tcp port htt": f"1:20: {A_PORT} 'htt'; did you mean 'http'?",
     "allow out tcp port 65536": "1:20: expected a port (0 to 65535), not 65536",
     "allow out tcp port 90-80": "1:20: expected a range from the lower number to the higher, not 90-80",
     "allow out tcp port": f"1:19: {A_PORT} the end of the line",
@@ -127,7 +134,7 @@ WRONG = {
         "1:28: expected a name: a number means one type in icmp and another in icmp6"
     ),
     "allow out icmp type neighbour-solicitation": (
-        "1:21: expected an ICMP type, by name or number, not 'neighbour-solicitation'"
+        "1:21: expected 'icmp6' before the type neighbour-solicitation, which only that has"
     ),
     "allow out from 10.0.0.1 to ::1": (
         "1:25: expected an IPv4 address, as 'from' is IPv4's; here are only IPv6 addresses"
@@ -148,20 +155,18 @@ WRONG = {
     "set @a = 80\nallow from @a": f"2:12: {AN_ADDRESS} or a set of them; @a holds a number or a range",
     "set @a = 4096\nallow vlan @a": "2:12: expected a VLAN (0 to 4095), not 4096",
     "allow tcp limit 0/s": "1:17: expected a rate of 1 to 1000000, not '0/s'",
-    "allow tcp limit 10": "1:19: expected 'connections', not the end of the line",
+    "allow tcp limit 10": "1:19: expected 'connections', or a rate such as 10/s, not the end of the line",
     "deny tcp limit 10/s": "1:10: expected a limit in a rule that allows only",
     "allow tcp log log": "1:15: expected one 'log' in a rule, not two",
     "allow tcp from 1.1.1.1 from 1.1.1.2": "1:24: expected one 'from' in a rule, not two",
-    "allow tcp 80": (
-        "1:11: expected a clause such as 'from', 'to', 'port' or 'log', or the end of the line, not '80'"
-    ),
+    "allow tcp 80": f"1:11: {A_CLAUSE} '80'; write 'port 80'",
     "allow in tcp source 80": "1:21: expected 'port', not '80'",
     "allow protocol 256": "1:16: expected the number of an IP protocol (0 to 255), not '256'",
     "allow ethertype 0x5dc": "1:17: expected an ethertype (1536 to 65535), not '0x5dc'",
     "allow tcp port " + "9" * 5000: (
         "1:16: expected a smaller number, not '9999999999999999999999999999999999999999...'"
     ),
-    "allow ;": "1:7: expected a word or a value, not ';'",
+    "allow ;": f"1:7: {A_CLAUSE} ';'; a rule is one line without an end mark",
     'include "x': "1:9: expected a closing quote, not '\"'",
     "include x": "1:9: expected a file name in \"quotes\", not 'x'",
     'include "gone"': "1:9: expected a file that can be read: gone: No such file or directory",

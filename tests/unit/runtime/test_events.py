@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.schemas import validated
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.repeats import PERIOD_S
 from vtl_tools.common.runtime import events as module
@@ -82,6 +83,7 @@ def test_a_slow_follower_loses_events_and_is_told_how_many():
             while not got.endswith(b"\n") or read(got)[-1].get("number") != told + 1:
                 got += await asyncio.wait_for(loop.sock_recv(theirs, 1 << 20), 20)
             *first, lost, last = read(got)
+            validated(lost)
             assert (lost["event"], lost["count"]) == ("lost", more)
             assert [e["number"] for e in first] == list(range(1, told - more + 1))
             assert last["number"] == told + 1
@@ -136,6 +138,18 @@ def test_repeats_of_a_cause_are_told_by_their_number(monkeypatch):
         12,
         PERIOD_S,
     )
+
+
+def test_causes_of_the_past_leave_their_room_to_others(monkeypatch):
+    lines: list[str] = []
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    events = Events("vtl-subnet", "vmnet1", lambda line: lines.append(line) or True)
+    for minute in range(3):
+        now[0] = 100.0 + minute * PERIOD_S
+        for number in range(200):
+            events.tell("shortcut", cause=(minute, number))
+    assert len(lines) == 600
 
 
 def test_a_flood_of_causes_is_counted_as_one(monkeypatch):

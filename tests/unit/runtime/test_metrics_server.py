@@ -20,7 +20,7 @@ STATUS: dict[str, Any] = {
     "service": "vtl-fw",
     "pid": 7,
     "uptime_s": 12.5,
-    "cpu": {"user": 1.5, "system": 0.5},
+    "cpu_s": {"user": 1.5, "system": 0.5},
     "links": [LINK],
     "drops": {"denied": 4},
     "guards": {"vmnet1": {"form": "kept", "raised_anew": 1}},

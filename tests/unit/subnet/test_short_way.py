@@ -377,7 +377,7 @@ def test_status_tells_what_was_spared(world):
     world.chat(4.0)
     status = one.stage.status(world.now)
     row = status["shortcuts"]["10.2.0.5"]
-    assert status["vm"] == {"mac": address.format_mac(one.mac), "addresses": "10.1.0.5"}
+    assert status["vm"] == {"mac": address.format_mac(one.mac), "addresses": ["10.1.0.5"]}
     assert (row["state"], row["found"], row["peer"]) == ("up", "announced", address.format_mac(other.mac))
     row = status["traffic"]["10.2.0.5"]
     frames = row["tx_frames"] + row["rx_frames"]

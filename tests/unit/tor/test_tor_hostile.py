@@ -12,10 +12,12 @@ from random import Random
 
 import pytest
 
+from lab.wait import until
 from vtl_tools.common.device.batch import SLOTS, Batch
-from vtl_tools.common.device.capped_capture import CappedCapture
 from vtl_tools.common.device.capture import quiet_scapy
+from vtl_tools.common.device.recording import CaptureLimits, Recording
 from vtl_tools.common.guest_net import guest_network as surroundings
+from vtl_tools.common.host import scribe
 from vtl_tools.common.packet import build
 from vtl_tools.common.packet.address import ip
 from vtl_tools.common.packet.packet import Packet
@@ -301,12 +303,16 @@ def test_a_number_at_a_names_end_is_not_asked_for(either):
         assert answer.payload[3] & 15 == 3, name
 
 
-def test_a_full_disk_ends_the_record_of_drops_and_nothing_else(tmp_path, caplog):
-    kept = CappedCapture("--pcap-dropped", Path("/dev/full"), "vmnet1")
-    bench = Bench(tmp_path, on_drop=kept)
+def test_a_full_disk_ends_the_record_of_drops_and_nothing_else(tmp_path):
+    kept = Recording("--pcap-dropped", Path("/dev/full"), ["vmnet1"], CaptureLimits())
+    (writer,) = scribe.live()
+    bench = Bench(tmp_path, on_drop=kept.keep)
     for _ in range(200):
         bench.push([bytes(1400)] * 8)
-    assert sum("--pcap-dropped" in line for line in caplog.messages) == 1
+    told = until(writer.poll, "the writer")
+    assert [(one["what"], one["why"]) for one in told] == [("stopped", "No space left on device")]
+    assert kept.status()["recording"] is False
+    assert sum(bench.stage.drops.values()) == 1600
     kept.close()
     bench.close()
 

@@ -26,6 +26,12 @@ def line_of(event: Event, words: Words) -> str:
     return f"{event.get('time', '')} {event.get('link', '')} {name}: {told}"
 
 
+def exit_status(event: Event) -> int:
+    """Return the exit status of the service that an `error` tells of."""
+    said = event.get("exit")
+    return said if isinstance(said, int) and 0 < said < 256 else 1
+
+
 def _members(fields: Event) -> str:
     return ", ".join(f"{key} {_value(value)}" for key, value in fields.items())
 

@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from vtl_tools.common.cli.completion import LINK, RUNNING
 from vtl_tools.common.cli.parameters import MetricsParam
 
 P = ParamSpec("P")
@@ -25,7 +26,10 @@ def _set_verbosity(context: click.Context, parameter: click.Parameter, count: in
 json_option = click.option("--json", is_flag=True, help="Print JSON, one object a line.")
 
 link_option = click.option(
-    "--link", metavar="LINK", help="First link or control socket of the running service.  [default: all]"
+    "--link",
+    type=RUNNING,
+    metavar="LINK",
+    help="First link or control socket of the running service.  [default: all]",
 )
 
 verbose_option = click.option(
@@ -44,6 +48,22 @@ _RUN_OPTIONS = (
     click.option("--watch", is_flag=True, help="Draw a live table on the terminal."),
     json_option,
     click.option("--pcap", type=FILE, metavar="FILE", help="Record all frames received and sent (pcapng)."),
+    click.option(
+        "--pcap-size",
+        type=click.IntRange(1, 1 << 20),
+        metavar="MIB",
+        help="Begin another capture file before one is larger.  [default: no limit]",
+    ),
+    click.option(
+        "--pcap-files",
+        type=click.IntRange(2, 1000),
+        metavar="N",
+        help="With --pcap-size: keep the newest N files of this run.  [default: all]",
+    ),
+    click.option("--pcap-overwrite", is_flag=True, help="Overwrite a capture file that is there already."),
+    click.option(
+        "--log", type=FILE, metavar="FILE", help="Append messages to a file, not to standard error."
+    ),
     click.option("--control", type=FILE, metavar="PATH", help="Path of the control socket."),
     click.option(
         "--metrics",
@@ -83,6 +103,10 @@ def common_options(function: Callable[P, R]) -> Callable[P, R]:
         json: bool,
         watch: bool,
         pcap: Path | None,
+        pcap_size: int | None,
+        pcap_files: int | None,
+        pcap_overwrite: bool,
+        log: Path | None,
         control: Path | None,
         metrics: tuple[str, int] | str | None,
         reconnect: bool,
@@ -93,6 +117,7 @@ def common_options(function: Callable[P, R]) -> Callable[P, R]:
         context = click.get_current_context()
         if context.invoked_subcommand is not None:
             return None  # type: ignore[return-value] # a verb follows
+        from vtl_tools.common.device.recording import CaptureLimits
         from vtl_tools.common.runtime.runner import SPIN_S, Options
 
         kwargs["options"] = Options(
@@ -100,6 +125,8 @@ def common_options(function: Callable[P, R]) -> Callable[P, R]:
             json=json,
             watch=watch,
             pcap=pcap,
+            captures=CaptureLimits((pcap_size or 0) << 20, pcap_files or 0, pcap_overwrite),
+            log=log,
             control=control,
             metrics=metrics,
             reconnect=reconnect,
@@ -147,6 +174,7 @@ def iface_option(*, multiple: bool = False) -> Callable[[Callable[P, R]], Callab
     return click.option(
         "--iface",
         "-i",
+        type=LINK,
         metavar="LINK",
         multiple=multiple,
         help="A link: an interface's name, tap:, qemu:, dgram:, vxlan:, channel:, pcap: or libpcap:.",

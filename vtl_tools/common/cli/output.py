@@ -1,12 +1,14 @@
 """The output of a command: lines, tables and JSON."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
 
-from vtl_tools.common.text import printable, rich_console, rich_text
+from vtl_tools.common.table import Kind, Table, fitted, plain, screen_of
+from vtl_tools.common.text import printable
 
 
 def echo(line: str, *, err: bool = False) -> None:
@@ -14,16 +16,26 @@ def echo(line: str, *, err: bool = False) -> None:
     click.echo(printable(line), err=err)
 
 
-def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """Print a table on standard output. right: titles of columns of numbers."""
-    from rich.table import Table
+def print_table(
+    titles: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    right: Sequence[str] = (),
+    names: Sequence[str] = (),
+) -> None:
+    """Print a table on standard output: fitted to a terminal, else a line for each row, and no titles.
 
-    table = Table()
-    for title in titles:
-        table.add_column(title, justify="right" if title in right else "left")
-    for row in rows:
-        table.add_row(*map(rich_text, row))
-    rich_console().print(table)
+    right: titles of columns of numbers; names: of columns whose ends matter, such as connections.
+    """
+    kinds = {**dict.fromkeys(right, Kind.NUMBER), **dict.fromkeys(names, Kind.NAME)}
+    show(Table([(title, kinds.get(title, Kind.TEXT)) for title in titles], list(rows)))
+
+
+def show(*tables: Table) -> None:
+    """Print tables on standard output."""
+    screen = screen_of(sys.stdout)
+    for table in tables:
+        for line in plain(table) if screen is None else fitted(table, screen):
+            click.echo(line)
 
 
 def print_results(

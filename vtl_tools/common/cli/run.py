@@ -1,13 +1,15 @@
 """From a command's options to a service that runs: links, guards, and one process or several."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vtl_tools.common.errors import SpecError
+from vtl_tools.common.errors import DeviceError, SpecError
 
 if TYPE_CHECKING:
     from vtl_tools.common.device.base import Device
+    from vtl_tools.common.device.recording import Recording
     from vtl_tools.common.host.interfaces import Interfaces
     from vtl_tools.common.runtime import control
     from vtl_tools.common.runtime.runner import Options
@@ -48,7 +50,9 @@ def interfaces_of(links: "Sequence[Device]", form: str, service: str, vm_sides: 
         directions = (TO,) if link.silent else (FROM,) if link.unwritten else BOTH
         if link.interface:
             sides.append(Side(link.interface, directions if is_vm else None))
-    return Interfaces(service, forms[form], sides, links[0].interface if links else "")
+    attended = any(os.isatty(fd) for fd in (0, 1, 2))
+    sure = links[0].interface if links else ""
+    return Interfaces(service, forms[form], sides, sure, attended=attended)
 
 
 def run_service(
@@ -73,21 +77,45 @@ def run_service(
     from vtl_tools.common.runtime.runner import Runner
 
     privilege.account(options.user)  # a user that does not exist is an error before anything is changed
-    if workers > 1 and options.pcap is not None:
-        raise SpecError("--pcap: several workers cannot write one file; record with --workers 1")
+    if options.watch:
+        from vtl_tools.common.runtime.watch import require_terminal
+
+        require_terminal(sys.stderr, f"leave it out, and use '{options.service} status --watch'")
+    producers = 1 if workers == 1 else 1 + workers
+    _log_as_service(options, producers)
     links = make_links(0)
     with interfaces_of(() if watches else links, guard, options.service, vm_sides) as interfaces:
+        recording = _recording(links, options, producers)
         if workers == 1:
             stage = make_stage()
             own_verbs = {} if verbs is None else verbs(stage)
-            sys.exit(Runner(stage, links, options, interfaces, own_verbs).run())
+            runner = Runner(stage, links, options, interfaces, own_verbs, recording=recording)
+            sys.exit(runner.run())
         from vtl_tools.common.runtime.workers import Workers
 
         def make(number: int) -> Runner:
             from dataclasses import replace
 
             own = replace(options, watch=False, json=False, metrics=None)
-            return Runner(make_stage(), make_links(group.fanout), own)
+            return Runner(make_stage(), make_links(group.fanout), own, recording=recording)
 
         group = Workers(workers, make, options, interfaces, links[0].spec)
         sys.exit(group.run())
+
+
+def _log_as_service(options: "Options", producers: int) -> None:
+    from vtl_tools.common.host import log_lines
+
+    try:
+        log_lines.serve(producers, log_file=options.log, prints_events=options.json)
+    except OSError as e:
+        raise DeviceError(f"--log: {options.log}: {e.strerror}; name a file that can be written") from None
+
+
+def _recording(links: "Sequence[Device]", options: "Options", producers: int) -> "Recording | None":
+    """Return what records the frames of the links, if --pcap is given. Raises DeviceError."""
+    if options.pcap is None:
+        return None
+    from vtl_tools.common.device.recording import Recording
+
+    return Recording("--pcap", options.pcap, [link.spec for link in links], options.captures, producers)

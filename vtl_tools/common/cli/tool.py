@@ -3,30 +3,23 @@
 Slow modules are imported where they are used, here and in every command: --help takes a tenth of a second.
 """
 
+import errno
+import io
 import json
 import logging
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
 
 from vtl_tools.common.errors import VTLError
+from vtl_tools.common.host import hang_up, log_lines
 from vtl_tools.common.text import printable, stamp
 
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 EPILOG: Final = "Links, shared options and exit statuses are explained in vtl-tools(7)."
-
-
-class _LogLine(logging.Formatter):
-    """Formats a record as one printable line, as it may quote text from outside."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """Return the record's line."""
-        return printable(super().formatMessage(record))
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - likewise
-        """Return the traceback, indented."""
-        return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).splitlines())
 
 
 class Tool(click.Group):
@@ -50,9 +43,10 @@ class Tool(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and exit with a status that vtl-tools(7) documents."""
-        logging.basicConfig(level=logging.WARNING)
-        for handler in logging.getLogger().handlers:
-            handler.setFormatter(_LogLine(f"{self.name}: %(message)s"))
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks is no failure
+        hang_up.hold()
+        self._log = log_lines.install(str(self.name))
         kwargs["standalone_mode"] = False  # click passes errors and interrupts on
         try:
             sys.exit(super().main(*args, **kwargs))
@@ -64,19 +58,41 @@ class Tool(click.Group):
         except click.Abort:
             sys.exit(130)
         except VTLError as e:
-            self._fail(str(e), e.exit_code)
+            self._fail(str(e), e.exit_code, lines=e.lines, details=e.details)
         except BrokenPipeError:
             # The reader of our output has gone, as in 'vtl-bridge status | head -1'.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard_output()
             sys.exit(1)
+        except OSError as e:
+            if e.errno not in _NO_ROOM or logging.getLogger().isEnabledFor(logging.DEBUG):
+                self._fail_internally(e)
+            _discard_output()
+            self._fail(f"standard output: {e.strerror}; free space on its file system", 1)
         except Exception as e:
-            if logging.getLogger().isEnabledFor(logging.DEBUG):
-                raise
-            self._fail(f"internal error: {e!r}; run again with -vv and report it", 1)
+            self._fail_internally(e)
 
-    def _fail(self, problem: str, exit_code: int) -> None:
+    def _fail_internally(self, error: Exception) -> None:
+        if logging.getLogger().isEnabledFor(logging.DEBUG):
+            raise error
+        self._fail(f"internal error: {error!r}; run again with -vv and report it", 1)
+
+    def _fail(
+        self, problem: str, exit_code: int, *, lines: Sequence[str] = (), details: Mapping[str, object] = {}
+    ) -> None:
         if "--json" in sys.argv:
             told = {"schema": "error/1", "time": stamp(), "tool": self.name, "event": "error"}
-            print(json.dumps({**told, "error": problem, "exit": exit_code}), flush=True)
-        click.echo(f"{self.name}: {printable(problem)}", err=True)
+            line = json.dumps({**told, "error": problem, "exit": exit_code, **details})
+            log_lines.write_line(sys.stdout, line)
+        for each in lines or (problem,):
+            self._log.fail(printable(each))
         sys.exit(exit_code)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find a verb. It ends by SIGHUP, unlike a service."""
+        hang_up.release()
+        return super().resolve_command(ctx, args)
+
+
+def _discard_output() -> None:
+    """Let Python's last flush succeed, as its error would change the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,8 +1,7 @@
 """The common part of all verbs: asking running services, and `status`."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ import click
 from vtl_tools.common.cli.options import verb_options
 from vtl_tools.common.cli.output import echo, print_json
 from vtl_tools.common.cli.tool import Tool
-from vtl_tools.common.text import rich_console
 
 if TYPE_CHECKING:
     from vtl_tools.common.cli.event_lines import Words
@@ -26,9 +24,9 @@ def current_tool() -> click.Group:
 
 def sockets_of(tool: click.Group, link: str | None) -> list[Path]:
     """Return the control sockets of a tool's running services: the one on `link`, or all."""
-    from vtl_tools.common.runtime import control
+    from vtl_tools.common.runtime import discovery
 
-    return control.find(str(tool.name), link)
+    return discovery.find(str(tool.name), link)
 
 
 def ask_each(tool: click.Group, verb: str, link: str | None, **arguments: Any) -> Iterator[Any]:
@@ -46,20 +44,12 @@ def add_status(tool: Tool) -> None:
     @verb_options
     @click.option("--watch", is_flag=True, help="Draw a live table until interrupted.")
     def status(link: str | None, json: bool, watch: bool) -> None:
-        """Show running services: their links, frame counts, and drops by reason."""
-        from vtl_tools.common.runtime import control
+        """Show the services: their links, frame counts, drops by reason, and which died."""
+        from vtl_tools.common.cli.status import print_status, watch_status
+        from vtl_tools.common.runtime import discovery
 
-        paths = sockets_of(tool, link)
-        if watch:
-            _watch(paths)
-        results = (control.ask(path, "status") for path in paths)
-        if json:
-            print_json(results)
-            return
-        from vtl_tools.common.runtime.watch import draw
-
-        for result in results:
-            rich_console().print(*draw(result), sep="\n")
+        service = str(tool.name)
+        (watch_status if watch else print_status)(service, discovery.survey(service, link), json=json)
 
 
 def add_events(tool: Tool, words: "Callable[[], Words]" = dict) -> None:
@@ -77,12 +67,13 @@ def add_events(tool: Tool, words: "Callable[[], Words]" = dict) -> None:
     )
     def events(link: str | None, json: bool, last: int) -> None:
         """Follow the events of running services until interrupted, or until the services end."""
-        from vtl_tools.common.cli.event_lines import line_of
+        from vtl_tools.common.cli.event_lines import exit_status, line_of
         from vtl_tools.common.runtime.follow import follow
 
         said, status = words(), 0
         for event in follow(sockets_of(tool, link), last):
-            status = max(status, int(event["exit"])) if event["event"] == "error" else status
+            if event["event"] == "error":
+                status = max(status, exit_status(event))
             if json:
                 print_json([event])
             else:
@@ -90,13 +81,3 @@ def add_events(tool: Tool, words: "Callable[[], Words]" = dict) -> None:
         if json:
             echo(f"{tool.name}: the service ended", err=True)
         sys.exit(status)
-
-
-def _watch(paths: Sequence[Path]) -> None:
-    from vtl_tools.common.runtime import control
-    from vtl_tools.common.runtime.watch import Watch
-
-    with Watch() as watch:
-        while True:
-            watch.show([control.ask(path, "status") for path in paths])
-            time.sleep(watch.period_s)

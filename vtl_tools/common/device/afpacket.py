@@ -264,6 +264,10 @@ class PacketDevice(Device):
             return Drop.LINK_DOWN, False
         return Drop.TOO_BIG if code == errno.EMSGSIZE else Drop.REFUSED, True
 
+    def occupant(self) -> str:
+        """Return who is behind the interface; see interface.occupant()."""
+        return interface.occupant(self._index)
+
     def status(self) -> dict[str, object]:
         """Return what --json prints of the link."""
         if self._sock is not None:

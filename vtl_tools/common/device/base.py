@@ -92,6 +92,13 @@ class Device(ABC):
         """Return a descriptor that is readable when read() has something to do. It never changes."""
         return self.handle.fileno()
 
+    def occupant(self) -> str:
+        """Return a text that changes once the host has put another VM behind the link; "": nothing tells.
+
+        A guest must not be able to change it.
+        """
+        return ""
+
     def signal(self, wanted: bool) -> None:  # noqa: B027 - most links have nothing to spare
         """Enable or disable wake-ups by fileno(); a reader that does not wait saves the link this work."""
 

@@ -16,6 +16,9 @@ from vtl_tools.common.packet.view import Buffer
 
 ALL: Final = 0xFFFF_FFFF
 """Number of octets that a filter returns to keep a whole frame."""
+INJECTED: Final = 0x56544D
+"""SO_MARK of injected frames. It differs from the guard's, which every service gives to what it sends: what
+an inline service forwards to the VM must be heard."""
 
 _SO_ATTACH_FILTER: Final = 26
 _INSTRUCTION: Final = struct.Struct("=HBBI")  # code, jump if true, jump if false, k
@@ -76,8 +79,18 @@ def _tagged_or_not(steps: Callable[[int], list[Step]]) -> list[Step]:
     ]
 
 
-def segment_filter(mark: int, snap: int, one_in: int = 1) -> bytes:
-    """Return a filter that keeps `snap` octets of TCP segments of both directions, without our mark.
+def _not_injected(outgoing: str) -> list[Step]:
+    """Jump to a label for a packet that leaves, and drop one that we injected, which can only arrive."""
+    return [
+        (_LD_B, _PKTTYPE),
+        (_JEQ, _OUTGOING, outgoing, ""),
+        (_LD_W, _MARK),
+        (_JEQ, INJECTED, "drop", ""),
+    ]
+
+
+def segment_filter(snap: int, one_in: int = 1) -> bytes:
+    """Return a filter that keeps `snap` octets of TCP segments of both directions, unless we injected them.
 
     one_in: sample one in so many of the segments without SYN, FIN or RST, at random.
     """
@@ -101,14 +114,25 @@ def segment_filter(mark: int, snap: int, one_in: int = 1) -> bytes:
         ]
 
     sample: list[Step] = ["sample", (_LD_W, _RANDOM), (_MOD, max(one_in, 1)), (_JEQ, 0, "keep", "drop")]
-    ours: list[Step] = [(_LD_W, _MARK), (_JEQ, mark, "drop", "")]
-    return assemble([*ours, *_tagged_or_not(steps), *sample, "keep", (_RET, snap), "drop", (_RET, 0)])
+    return assemble(
+        [
+            *_not_injected("parse"),
+            "parse",
+            *_tagged_or_not(steps),
+            *sample,
+            "keep",
+            (_RET, snap),
+            "drop",
+            (_RET, 0),
+        ]
+    )
 
 
-def conversation_filter(mark: int, *, outgoing: bool) -> bytes:
-    """Return a filter that keeps whole TCP, ARP and ICMPv6 packets of one direction, without our mark.
+def conversation_filter(*, outgoing: bool) -> bytes:
+    """Return a filter that keeps whole TCP, ARP and ICMPv6 packets of one direction.
 
-    outgoing: packets that the host sends on the interface; else packets that arrive there.
+    outgoing: packets that the host sends on the interface; else packets that arrive there, unless we injected
+    them.
     """
 
     def steps(tag: int) -> list[Step]:
@@ -124,14 +148,10 @@ def conversation_filter(mark: int, *, outgoing: bool) -> bytes:
             (_JEQ, ip.ICMPV6, "keep", "drop"),
         ]
 
-    where = ("", "drop") if outgoing else ("drop", "")
-    ours: list[Step] = [
-        (_LD_W, _MARK),
-        (_JEQ, mark, "drop", ""),
-        (_LD_B, _PKTTYPE),
-        (_JEQ, _OUTGOING, *where),
-    ]
-    return assemble([*ours, *_tagged_or_not(steps), "keep", (_RET, ALL), "drop", (_RET, 0)])
+    side: list[Step] = [(_LD_B, _PKTTYPE), (_JEQ, _OUTGOING, "", "drop")]
+    if not outgoing:
+        side = _not_injected("drop")
+    return assemble([*side, *_tagged_or_not(steps), "keep", (_RET, ALL), "drop", (_RET, 0)])
 
 
 # --- injection of frames into the host's stack
@@ -176,7 +196,7 @@ class Injector:
         self._ctx = ctypes.create_string_buffer(_CTX.size)
         self._run = ctypes.create_string_buffer(_RUN.size)
 
-    def send(self, frame: Buffer, index: int, mark: int) -> bool:
+    def send(self, frame: Buffer, index: int) -> bool:
         """Let interface `index` receive an Ethernet frame. Return whether it did. Raises OSError.
 
         frame: without virtio_net_hdr, with complete checksums; about 3,500 octets at most.
@@ -184,7 +204,7 @@ class Injector:
         octets = bytes(frame)
         held = ctypes.c_char_p(octets)
         where = ctypes.cast(held, ctypes.c_void_p).value
-        _CTX.pack_into(self._ctx, 0, mark, index)
+        _CTX.pack_into(self._ctx, 0, INJECTED, index)
         ctx = ctypes.addressof(self._ctx)
         _RUN.pack_into(self._run, 0, self._fd, 0, len(octets), 0, where, 0, 1, 0, _CTX.size, 0, ctx, 0)
         _bpf(_PROG_TEST_RUN, self._run)

@@ -57,7 +57,7 @@ class VMSide(PacketDevice):
         return sock
 
     def _attach(self, sock: socket.socket) -> None:
-        heard = bpf.conversation_filter(self.mark, outgoing=self._outgoing)
+        heard = bpf.conversation_filter(outgoing=self._outgoing)
         bpf.attach(sock, heard if self.receive else bpf.NOTHING)
 
 
@@ -92,7 +92,7 @@ class NetworkSide(VMSide):
         for plain in self._plain(batch):
             for frame in plain:
                 try:
-                    sent = self._injector.send(frame[VNET:], self._index, self.mark)
+                    sent = self._injector.send(frame[VNET:], self._index)
                 except OSError as e:
                     if e.errno not in (errno.EINVAL, errno.ENOMEM):
                         self.went_down(os.strerror(e.errno or 0))

@@ -18,7 +18,7 @@ from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.capture import quiet_scapy
 from vtl_tools.common.device.plain import ETHERNET, Plain
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
-from vtl_tools.common.host import privilege
+from vtl_tools.common.host import interface, privilege
 from vtl_tools.common.packet.vnet import VNET
 
 _ETHERNET: Final = 1  # DLT_EN10MB
@@ -120,6 +120,10 @@ class LibpcapDevice(Device):
         if index != self._index:
             return "the interface was deleted and created again"
         return "" if flags & _IFF_UP else "the interface is down"
+
+    def occupant(self) -> str:
+        """Return who is behind the interface; see interface.occupant()."""
+        return interface.occupant(self._index)
 
     def _lose(self, why: str) -> None:
         self.handle.forget(self._socket.fileno())

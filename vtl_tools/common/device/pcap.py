@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from vtl_tools.common.device.base import Device, Drop
 from vtl_tools.common.device.batch import FRAME_MAX, Batch
-from vtl_tools.common.device.capture import OUTBOUND, CaptureReader, CaptureWriter
+from vtl_tools.common.device.capture import CaptureReader
+from vtl_tools.common.device.pcapng import OUTBOUND
 from vtl_tools.common.device.plain import ETHERNET, Plain
+from vtl_tools.common.device.recording import CaptureLimits, Recording
 from vtl_tools.common.packet.vnet import VNET
 
 
@@ -33,13 +36,13 @@ class PcapDevice(Device):
         self._reader: CaptureReader | None = None
         self._next: tuple[float, bytes] | None = None
         self._origin = 0.0  # our clock at the capture's time 0
-        self._writer: CaptureWriter | None = None
+        self._writer: Recording | None = None
 
     def connect(self) -> None:
         """Open both files."""
         reader = self._reader = CaptureReader(self.spec, self._path)
         if self._write:
-            self._writer = CaptureWriter(self.spec, self._write)
+            self._writer = Recording(self.spec, Path(self._write), [self.spec], CaptureLimits())
         self._next = next(reader, None)
         if self._next and self._speed:
             self._origin = self._clock() - self._next[0] / self._speed
@@ -74,7 +77,7 @@ class PcapDevice(Device):
 
     def _record(self, batch: Batch) -> int:
         if self._writer:
-            self._writer.write(self.spec, (frame[VNET:] for frame in batch), OUTBOUND, time.time())
+            self._writer.write(0, (frame[VNET:] for frame in batch), OUTBOUND, time.time())
         return self.sent(batch)
 
     def close(self) -> None:

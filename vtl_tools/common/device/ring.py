@@ -47,14 +47,12 @@ _TAG: Final = struct.Struct("!HH")
 class Ring:
     """Captures an interface for a service (a stage.Source).
 
-    Reopens it after it was deleted and created again.
-
-    mark: SO_MARK of our own frames, which are not captured.
+    Reopens it after it was deleted and created again. Injected frames are not captured.
     """
 
-    def __init__(self, name: str, on_segment: OnSegment, *, mark: int) -> None:
+    def __init__(self, name: str, on_segment: OnSegment) -> None:
         """Open the ring. Raises DeviceError, PermissionNeededError."""
-        self.name, self.on_segment, self.mark = name, on_segment, mark
+        self.name, self.on_segment = name, on_segment
         self.frames = self.missed = 0
         self._one_in = 1
         self._next = 0
@@ -88,7 +86,7 @@ class Ring:
     def sample(self, one_in: int) -> None:
         """Capture one in so many segments, at random, and all with SYN, FIN or RST."""
         self._one_in = one_in
-        bpf.attach(self._sock, bpf.segment_filter(self.mark, SNAP, one_in))
+        bpf.attach(self._sock, bpf.segment_filter(SNAP, one_in))
 
     def poll(self, now: float) -> bool:
         """Hand on the frames of the next block. Return whether there was one."""

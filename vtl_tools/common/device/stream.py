@@ -63,6 +63,10 @@ class StreamDevice(Device):
         self._take_frames(batch)
         return self.received(batch)
 
+    def occupant(self) -> str:
+        """Return the process at the other end of a unix socket; see SocketPeer.process()."""
+        return self._peer.process()
+
     def _fill(self, sock: socket.socket) -> bool:
         """Receive once; return whether something came."""
         if self._at == self._end:

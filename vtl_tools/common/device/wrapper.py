@@ -59,6 +59,10 @@ class Wrapper(Device):
         """Return the inner link's descriptor."""
         return self.device.fileno()
 
+    def occupant(self) -> str:
+        """Return the inner link's occupant."""
+        return self.device.occupant()
+
     def signal(self, wanted: bool) -> None:
         """Enable or disable wake-ups of the inner link."""
         self.device.signal(wanted)

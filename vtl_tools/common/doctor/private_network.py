@@ -51,7 +51,7 @@ def _guard() -> None:
 
 def _ebpf() -> None:
     injector = Injector()
-    injector.send(bytearray(60), socket.if_nametoindex("lo"), 1)
+    injector.send(bytearray(60), socket.if_nametoindex("lo"))
     injector.close()
 
 

@@ -23,7 +23,6 @@ LINUX_FOLLOWS: Final = (6, 16)
 
 _MODULES: Final = {
     "click": "click",
-    "rich": "rich",
     "scapy": "scapy",
     "dnspython": "dns",
     "PySocks": "socks",

@@ -18,16 +18,20 @@ import socket
 import stat
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 from weakref import WeakSet
 
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.host import confinement, privilege
+from vtl_tools.common.host.process import close_all_but
+from vtl_tools.common.host.temporary_file import memory_file, new_beside
 
 PATIENCE_S: Final = 5.0
 """Seconds that the broker has to answer while the service waits."""
+READ_S: Final = 60.0
+"""Seconds that it has to read files while frames go on."""
 DAC_OVERRIDE: Final = 1  # CAP_DAC_OVERRIDE: other users' sockets, and files in other users' directories
 
 
@@ -38,6 +42,8 @@ class _Resource:
         self.path = Path(os.path.abspath(path))  # noqa: PTH100 - a symbolic link stays one
         self._channel: socket.socket | None = None
         self.room: socket.socket | None = None
+        self.word = 0
+        """The number that came with a request."""
         _resources.add(self)
 
     def _serve(self, fd: int) -> tuple[int, int]:
@@ -58,7 +64,7 @@ class _Resource:
         assert self.room is not None
         with contextlib.suppress(OSError):
             while True:
-                _, fd = _receive(self.room)
+                self.word, fd = _receive(self.room)
                 try:
                     code, made = self._serve(fd)
                 except OSError as e:
@@ -92,6 +98,8 @@ class StateFile(_Resource):
         super().__init__(path)
         self._most = most
         self._owed = False
+        self._writer: threading.Thread | None = None
+        self._failure: OSError | None = None
 
     def read(self) -> bytes | None:
         """Return its octets; None: there is no such file.
@@ -110,10 +118,11 @@ class StateFile(_Resource):
     def replace(self, pieces: Iterable[str], *, sync: bool = True) -> None:
         """Replace the file and wait for completion. sync: until it is on the disk. Raises OSError."""
         if self._channel is None:
+            self._settle_own(None)
             replace(self.path, pieces, sync=sync)
             return
         self._settle(None)
-        with _memory(pieces) as fd:
+        with memory_file(pieces) as fd:
             _raise(self._ask(fd, None)[0])
 
     def begin(self, text: str) -> bool:
@@ -122,11 +131,14 @@ class StateFile(_Resource):
         Raises OSError of the previous one.
         """
         if self._channel is None:
-            replace(self.path, [text], sync=False)
+            if not self._settle_own(0.0):
+                return False
+            self._writer = threading.Thread(target=self._replace, args=(text,), daemon=True)
+            self._writer.start()
             return True
         if not self._settle(0.0):
             return False
-        with _memory([text]) as fd:
+        with memory_file([text]) as fd:
             self._channel.settimeout(0.0)
             _send(self._channel, 0, fd)
             self._owed = True
@@ -134,7 +146,25 @@ class StateFile(_Resource):
 
     def finish(self) -> bool:
         """Wait for the completion of begin(). Raises its OSError."""
-        return self._settle(PATIENCE_S)
+        return self._settle(PATIENCE_S) if self._channel is not None else self._settle_own(PATIENCE_S)
+
+    def _replace(self, text: str) -> None:
+        try:
+            replace(self.path, [text], sync=False)
+        except OSError as e:
+            self._failure = e
+
+    def _settle_own(self, patience_s: float | None) -> bool:
+        """Likewise where this process does the work, in a thread, as a slow disk must not delay frames."""
+        if self._writer is not None:
+            self._writer.join(patience_s)
+            if self._writer.is_alive():
+                return False
+            self._writer = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        return True
 
     def _settle(self, patience_s: float | None) -> bool:
         """Collect the result of begin(). False: it is not complete. Raises OSError."""
@@ -153,7 +183,7 @@ class StateFile(_Resource):
     def _serve(self, fd: int) -> tuple[int, int]:
         if fd < 0 or not stat.S_ISREG(os.fstat(fd).st_mode) or os.fstat(fd).st_size > self._most:
             return errno.EINVAL, -1
-        with _new(self.path) as (beside, target):
+        with new_beside(self.path) as (beside, target):
             at, left = 0, os.fstat(fd).st_size
             while left and (copied := os.sendfile(target, fd, at, left)):
                 at, left = at + copied, left - copied
@@ -186,6 +216,38 @@ class HandedFile(_Resource):
 
     def _serve(self, fd: int) -> tuple[int, int]:
         return 0, self._open()
+
+
+class ReadAgain(_Resource):
+    """Files that the service reads again and again. make: reads them, and returns a descriptor of all in
+    memory.
+
+    It is chosen before the start, so that the service gets the content of no other file.
+    """
+
+    def __init__(self, path: Path | str, make: Callable[[], int]) -> None:
+        super().__init__(path)
+        self._make = make
+        self._owed = 0
+
+    def read(self) -> int:
+        """Return a descriptor of the content now. Waits up to READ_S. Raises OSError."""
+        if self._channel is None:
+            return self._make()
+        self._channel.settimeout(READ_S)
+        _send(self._channel, 0, -1)
+        self._owed += 1
+        code = fd = -1
+        while self._owed:  # the answers to requests that took too long come first
+            if fd >= 0:
+                os.close(fd)
+            code, fd = _receive(self._channel)
+            self._owed -= 1
+        _raise(code)
+        return fd
+
+    def _serve(self, fd: int) -> tuple[int, int]:
+        return 0, self._make()
 
 
 class DeviceFile(_Resource):
@@ -256,6 +318,10 @@ class OwnSocket(_Resource):
                 self.path.unlink()
                 _resources.discard(self)
 
+    def at_end(self) -> None:
+        """Do in the broker what is to be done when the service has ended, in whatever way."""
+        self.remove()
+
 
 def _raise(code: int) -> None:
     if code:
@@ -267,38 +333,12 @@ def _raise(code: int) -> None:
 
 def replace(path: Path, pieces: Iterable[str], *, sync: bool = True) -> None:
     """Replace a file as a whole, readable by its owner only. Raises OSError."""
-    with _new(path) as (beside, fd), os.fdopen(os.dup(fd), "w", encoding="utf-8") as file:
+    with new_beside(path) as (beside, fd), os.fdopen(os.dup(fd), "w", encoding="utf-8") as file:
         file.writelines(pieces)
         file.flush()
         if sync:
             os.fsync(fd)
         beside.replace(path)
-
-
-@contextlib.contextmanager
-def _new(path: Path) -> Iterator[tuple[Path, int]]:
-    """Create a temporary file beside another, in a directory that no other user can redirect."""
-    beside = path.with_name(f"{path.name}.new")
-    beside.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(beside, flags, 0o600)
-    try:
-        os.fchmod(fd, 0o600)  # regardless of the umask
-        yield beside, fd
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def _memory(pieces: Iterable[str]) -> Iterator[int]:
-    """Yield the descriptor of a memory file that holds the text."""
-    fd = os.memfd_create("state", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(os.dup(fd), "w", encoding="utf-8") as file:
-            file.writelines(pieces)
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def open_private(path: Path) -> int:
@@ -366,15 +406,8 @@ def _be_broker(lifeline: socket.socket, resources: list[_Resource], capabilities
     os.setsid()
     for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:  # the broker ends after the service
         signal.signal(number, signal.SIG_IGN)
-    kept = {
-        2,
-        lifeline.fileno(),
-        *(resource.room.fileno() for resource in resources if resource.room is not None),
-    }
-    last = -1
-    for fd in [*sorted(kept), os.sysconf("SC_OPEN_MAX")]:  # so that links and guards end with the service
-        os.closerange(last + 1, fd)
-        last = fd
+    rooms = (resource.room.fileno() for resource in resources if resource.room is not None)
+    close_all_but(2, lifeline.fileno(), *rooms)
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text("vtl-broker")
     privilege.keep_only(capabilities)
@@ -395,5 +428,5 @@ def _be_broker(lifeline: socket.socket, resources: list[_Resource], capabilities
         pass
     for resource in resources:
         if isinstance(resource, OwnSocket):
-            resource.remove()
+            resource.at_end()
     os._exit(0)

@@ -14,6 +14,7 @@ name, and read back.
 
 import os
 import re
+import time
 from dataclasses import dataclass, replace
 from typing import Final, Literal, Self
 
@@ -32,7 +33,7 @@ _OWNED: Final = "vtl_pid"
 _RULES: Final = """
 add table netdev {table} {flags}
 delete table netdev {table}
-add table netdev {table} {flags}
+add table netdev {table} {options}
 add chain netdev {table} from_guest {{ type filter hook ingress device "{name}" priority -500; policy drop; }}
 add rule netdev {table} from_guest counter drop
 add chain netdev {table} to_guest {{ type filter hook egress device "{name}" priority -500; policy drop; }}
@@ -65,16 +66,21 @@ class GuardStatus:
     in_force: bool
     fault: str
     """Why the guard is not in force."""
+    raised_by: str = ""
+    """The service or command that raised it."""
+    raised_at: str = ""
+    """When, in UTC (RFC 3339)."""
 
 
 class Guard:
     """A guard on one interface. Raise it before the link is opened, so that there is no gap.
 
-    given: any name of the interface. name: its real name, once the guard is up.
+    given: any name of the interface. name: its real name, once the guard is up. by: who raises it.
     """
 
-    def __init__(self, given: str, form: Form = "process") -> None:
+    def __init__(self, given: str, form: Form = "process", by: str = "vtl") -> None:
         self.given = self.name = given
+        self._comment = f"{by} {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}"
         self.form = form
         self.raised_anew = 0
         self._prefix = f"{_OWNED}{os.getpid()}_" if form == "process" else _KEPT
@@ -136,8 +142,9 @@ class Guard:
         if set(name) & set('"*\\'):
             raise DeviceError(f"{name}: nft does not accept this name; rename the interface")
         flags = "{ flags owner; }" if self.form == "process" else ""
+        options = f'{{ {"flags owner; " if flags else ""}comment "{self._comment}"; }}'
         before, self._table = self._table, self._prefix + encode(name)
-        rules = _RULES.format(table=self._table, flags=flags, name=name, mark=MARK)
+        rules = _RULES.format(table=self._table, flags=flags, options=options, name=name, mark=MARK)
         if self.form == "process" and before not in ("", self._table):
             rules += f"delete table netdev {before}\n"
         for tries in range(_TRIES, 0, -1):
@@ -222,6 +229,7 @@ def list_guards() -> list[GuardStatus]:
         chains = _chains(body)
         # Before Linux 6.16 a chain stays with its interface and is listed by its new name.
         name = _device(chains.get("from_guest", [])) or decode(match[2] or match[3])
+        comment = re.search(r'^\tcomment "(\S+) (\S+)"$', body, re.M)
         fault = _fault(body, name) if interface.is_real(name) else "no interface of this name"
         found.append(
             GuardStatus(
@@ -233,6 +241,8 @@ def list_guards() -> list[GuardStatus]:
                 table=table,
                 in_force=not fault,
                 fault=fault,
+                raised_by=comment[1] if comment else "",
+                raised_at=comment[2] if comment else "",
             )
         )
     return _joined(found)

@@ -16,6 +16,7 @@ from typing import Final, Self
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.host import interface, lock
 from vtl_tools.common.host.guard import Form, Guard
+from vtl_tools.common.host.routes import default_routes
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class _Held:
         self.given = side.given
         self.index, self.name = interface.find(side.given)
         wanted: list[Form] = ["process", "kept"] if form == "kept" else [] if form is None else [form]
-        self.guards = [] if side.directions is None else [Guard(side.given, each) for each in wanted]
+        self.guards = [] if side.directions is None else [Guard(side.given, each, service) for each in wanted]
         self.lock = lock.Lock(service, side.directions, keeps=bool(self.guards) and form == "kept")
 
     def take(self, patience_s: float = 0.0) -> None:
@@ -73,10 +74,20 @@ class Interfaces:
     """Context manager: while it is open, this service owns the interfaces. Open their links within it.
 
     form: of the guards of VMs' interfaces; None for none. sure: an interface that is guarded even if the
-    host's default route leads there, since a guest can cause such a route.
+    host's default route leads there, since a guest can cause such a route; but not where the service is
+    attended, by a person who starts it at a terminal and may be cut off.
     """
 
-    def __init__(self, service: str, form: Form | None, sides: Sequence[Side], sure: str = "") -> None:
+    def __init__(
+        self,
+        service: str,
+        form: Form | None,
+        sides: Sequence[Side],
+        sure: str = "",
+        *,
+        attended: bool = False,
+    ) -> None:
+        self._attended = attended
         self._service, self._form, self._wanted, self._sure = service, form, sides, sure
         self._sides: list[_Held] = []
         self._stack = ExitStack()
@@ -115,19 +126,26 @@ class Interfaces:
                 stack.callback(self._leave, guard)
                 guard.up()
             if side.guards:
-                for family in interface.default_routes(side.name):
+                for family, device in default_routes(side.name):
                     log.warning(
                         "%s: the guard cuts off the host's default route through this interface; "
-                        "remove it with 'ip %s route del default dev %s'", side.name, family, side.name,
+                        "remove it with 'ip %s route del default dev %s'", side.name, family, device,
                     )  # fmt: skip
 
     def _refuse_uplinks_as_vms(self) -> None:
-        """Refuse to guard an interface that is probably the host's own uplink."""
+        """Refuse to guard an interface that is probably the host's own uplink.
+
+        A guest can cause a route by its interface, also where a service is restarted: without a person who
+        reads the refusal, the first interface is guarded all the same.
+        """
         for side in self._sides:
-            if side.guards and side.given != self._sure and interface.default_routes(side.name):
+            is_sure = side.given == self._sure and not self._attended
+            if side.guards and not is_sure and (routes := default_routes(side.name)):
+                remedies = " and ".join(f"'ip {family} route del default dev {on}'" for family, on in routes)
                 raise SpecError(
                     f"{side.given}: carries the host's default route, and a guard would cut the host off; "
-                    f"name it as --uplink {side.given}, or remove the route where a VM is behind it"
+                    f"name it as --uplink {side.given}, remove the route by {remedies} where a VM is behind "
+                    "it, or give --guard off"
                 )
 
     def _watching(self) -> ExitStack:
@@ -154,7 +172,10 @@ class Interfaces:
         is_up = bool(guard.index)
         guard.down()
         if guard.form == "kept" and is_up:
-            log.warning("%s: stays guarded; clear it with 'vtl-guard clear %s'", guard.name, guard.name)
+            log.warning(
+                "%s: stays guarded, and its guest cut off; start a service again, or give the interface back "
+                "with 'vtl-guard clear %s'", guard.name, guard.name,
+            )  # fmt: skip
 
     def __exit__(self, *exc: object) -> None:
         """Release the locks, and the guards that are not kept."""
@@ -198,6 +219,10 @@ class Interfaces:
                 log.warning("%s: %s; the guard was raised again", name, happened)
                 found.append((name, happened))
         return found
+
+    def forms(self) -> dict[str, str]:
+        """Return the form of the guard of each interface that has one."""
+        return {side.guards[-1].name: side.guards[-1].form for side in self._sides if side.guards}
 
     def status(self) -> dict[str, object]:
         """Return the guards' part of a service's status."""

@@ -1,5 +1,6 @@
-"""Ends a child process."""
+"""Child processes: what they keep of their parent, and how they end."""
 
+import os
 import subprocess
 
 
@@ -11,3 +12,12 @@ def end(process: "subprocess.Popen[bytes]", patience_s: float) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def close_all_but(*kept: int) -> None:
+    """Close all other descriptors of this process, a child, so that links and guards end with its parent."""
+    last = -1
+    for fd in [*sorted(set(kept)), os.sysconf("SC_OPEN_MAX")]:
+        if fd > last + 1:  # closerange(0, 0) would close all
+            os.closerange(last + 1, fd)
+        last = fd

@@ -8,6 +8,7 @@ finds it in the request as `upload`, a SealedFile.
 import asyncio
 import json
 import os
+import pwd
 import re
 import socket
 import stat
@@ -18,8 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from vtl_tools.common.errors import NotRunningError, PermissionNeededError, VTLError
+from vtl_tools.common.errors import DiedError, NotRunningError, PermissionNeededError, VTLError
 from vtl_tools.common.host import broker
+from vtl_tools.common.runtime import run_record
 from vtl_tools.common.runtime.sealed_file import SealedFile
 
 LINE_MAX: Final = 1 << 16
@@ -35,6 +37,9 @@ PATIENCE_S: Final = 10.0
 """How long a client may take to read its answer, or a service to give one."""
 _PAUSE_S: Final = 1.0
 """How long no client is accepted after the process ran out of descriptors."""
+
+ROOTS: Final = Path("/run/vtl")
+"""The directory of the control sockets of root's services."""
 
 Result = dict[str, Any]
 
@@ -61,7 +66,7 @@ def directory() -> Path:
     if chosen := os.environ.get("VTL_RUN"):
         return Path(chosen)
     if os.geteuid() == 0:
-        return Path("/run/vtl")
+        return ROOTS
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "vtl"
     return Path(f"/tmp/vtl-{os.geteuid()}")  # noqa: S108 - its owner and mode are checked
@@ -145,7 +150,7 @@ class ControlServer:
     """Answers verbs on one control socket. Clients are few, slow ones are dropped.
 
     where: a path to listen on, or a socket that is connected to the only client; on_end: called when that
-    client has gone.
+    client has gone. record: kept while it listens.
     """
 
     def __init__(
@@ -153,11 +158,13 @@ class ControlServer:
         where: Path | socket.socket,
         verbs: dict[str, Verb],
         on_end: Callable[[], object] = lambda: None,
+        record: run_record.RecordFile | None = None,
     ) -> None:
-        self.where, self.verbs, self._on_end = where, verbs, on_end
+        self.where, self.verbs, self._on_end, self._record = where, verbs, on_end, record
         self._owner = os.geteuid()
         self._listener: socket.socket | None = None
         self._file: broker.OwnSocket | None = None
+        self._alarm: asyncio.TimerHandle | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -169,7 +176,14 @@ class ControlServer:
         self._listener = listen_on(self.where, "--control")
         self._listener.setblocking(False)
         self._file = broker.OwnSocket(self.where)
+        if self._record is not None:
+            self._record.begin()
+            self._beat(self._record)
         self._listen()
+
+    def _beat(self, record: run_record.RecordFile) -> None:
+        record.beat()
+        self._alarm = asyncio.get_running_loop().call_later(run_record.BEAT_S, self._beat, record)
 
     def _listen(self) -> None:
         if self._listener is not None:
@@ -183,6 +197,9 @@ class ControlServer:
             self._listener = None
             assert self._file is not None
             self._file.remove()
+        if self._record is not None and self._alarm is not None:
+            self._alarm.cancel()
+            self._record.end()
         for task in self._clients:
             task.cancel()
 
@@ -265,7 +282,8 @@ def listen_on(path: Path, option: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.parent == directory():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Others may see root's services, though not ask them: 'status' tells them why it says no more.
+            path.parent.mkdir(mode=0o755 if path.parent == ROOTS else 0o700, parents=True, exist_ok=True)
         found = path.parent.stat()
         if found.st_uid not in (0, os.geteuid()) or (
             found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
@@ -274,7 +292,7 @@ def listen_on(path: Path, option: str) -> socket.socket:
                 f"{path.parent}: other users may write there; set VTL_RUN to a directory of your own"
             )
         with suppress(FileNotFoundError, ConnectionRefusedError):
-            _connect(path).close()
+            connect(path).close()
             raise VTLError(f"{path}: a service already runs there; stop it, or choose another with {option}")
         with suppress(FileNotFoundError):
             if not stat.S_ISSOCK(path.lstat().st_mode):
@@ -295,7 +313,8 @@ def listen_on(path: Path, option: str) -> socket.socket:
     return sock
 
 
-def _connect(path: Path) -> socket.socket:
+def connect(path: Path) -> socket.socket:
+    """Return a socket that is connected to a service. Raises OSError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(PATIENCE_S)
@@ -327,10 +346,11 @@ def ask(
     """Ask a running service; return its result.
 
     patience_s: how long the answer may take. upload: goes along, and stays the caller's. Raises
-    NotRunningError, PermissionNeededError, or VTLError with the service's message.
+    NotRunningError (DiedError if its record tells of its death), PermissionNeededError, or VTLError with the
+    service's message.
     """
     try:
-        with _connect(path) as sock, sock.makefile("rb") as answers:
+        with connect(path) as sock, sock.makefile("rb") as answers:
             _believe(path, sock)
             sock.settimeout(patience_s)
             line = json.dumps({"verb": verb, **arguments}).encode() + b"\n"
@@ -338,12 +358,8 @@ def ask(
                 line = line[socket.send_fds(sock, [line], [upload.fd]) :]
             sock.sendall(line)
             line = answers.readline(ANSWER_MAX)
-    except PermissionError:
-        raise PermissionNeededError(f"{path}: not permitted to ask; run as the service's user") from None
-    except (OSError, TimeoutError):
-        raise NotRunningError(
-            f"{path}: no service answers; see which run with 'vtl-SERVICE status'"
-        ) from None
+    except OSError as e:  # also a time-out
+        raise _unheard(path, e) from None
     return result_of(line, path)
 
 
@@ -353,7 +369,7 @@ def open_stream(path: Path, verb: str, **arguments: object) -> tuple[socket.sock
     Raises as ask() does.
     """
     try:
-        sock = _connect(path)
+        sock = connect(path)
         try:
             _believe(path, sock)
             sock.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
@@ -366,13 +382,31 @@ def open_stream(path: Path, verb: str, **arguments: object) -> tuple[socket.sock
         except BaseException:
             sock.close()
             raise
-    except PermissionError:
-        raise PermissionNeededError(f"{path}: not permitted to ask; run as the service's user") from None
-    except (OSError, TimeoutError):
-        raise NotRunningError(
-            f"{path}: no service answers; see which run with 'vtl-SERVICE status'"
-        ) from None
+    except OSError as e:
+        raise _unheard(path, e) from None
     return sock, result, rest
+
+
+def _unheard(path: Path, error: OSError) -> VTLError:
+    """Return why a service was not heard, as an error for users."""
+    if isinstance(error, PermissionError):
+        return PermissionNeededError(f"{path}: not permitted to ask; run as {owner_of(path)}")
+    record = run_record.read(run_record.record_of(path))
+    if record is not None and not record.is_locked:
+        return DiedError(record.obituary())
+    return NotRunningError(f"{path}: no service answers; see which run with 'vtl-SERVICE status'")
+
+
+def owner_of(path: Path) -> str:
+    """Return the user whose service has, or had, a control socket."""
+    record = run_record.record_of(path)
+    try:
+        uid = (path if path.exists() else record).lstat().st_uid
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+    except OSError:
+        return "the service's user"
 
 
 def result_of(line: bytes, path: Path) -> Result:
@@ -390,29 +424,3 @@ def result_of(line: bytes, path: Path) -> Result:
         raise VTLError(str(said))
     result: Result = said
     return result
-
-
-def _is_dead(path: Path) -> bool:
-    """Return whether no service listens: it was killed together with its broker."""
-    try:
-        _connect(path).close()
-    except ConnectionRefusedError:
-        return True
-    except OSError:  # which ask() reports
-        pass
-    return False
-
-
-def find(service: str, spec: str | None) -> list[Path]:
-    """Return the control sockets of a service: the one on link `spec`, or all.
-
-    spec may also be the path of a control socket.
-    """
-    if spec is not None:
-        if spec.endswith(".sock") and "/" in spec:
-            return [Path(spec)]
-        return [path_for(service, spec)]
-    found = [path for path in sorted(directory().glob(f"{service}-*.sock")) if not _is_dead(path)]
-    if not found:
-        raise NotRunningError("no service runs here; start one, or give its control socket by --link")
-    return found

@@ -33,6 +33,7 @@ QUEUE_OCTETS_MAX: Final = 1 << 18
 """Octets that wait for a follower."""
 HUNG_S: Final = 60.0
 """How long a follower may take nothing while octets wait for it."""
+_LINKS_MAX: Final = 1024
 LINE_MAX: Final = 1 << 15
 """Octets of the longest event that one process of a service tells another."""
 
@@ -79,10 +80,10 @@ class Events:
             return
         if name == "link":  # each worker has all links
             link, up = str(event.get("changed")), event.get("up")
-            if self._up.get(link, True) == up:
+            if self._up.get(link, True) == up or len(self._up) >= _LINKS_MAX:
                 return
             self._up[link] = up
-        self._emit({**event, "worker": worker})
+        self._emit({**event, "service": self.service, "link": self.link, "worker": worker})
 
     def _made(self, name: str, fields: Event) -> Event:
         return made(self.service, self.link, name, fields)
@@ -111,6 +112,8 @@ class Events:
 
     def _is_repeated(self, kind: tuple[str, Hashable], fields: Event) -> bool:
         now, untold = time.monotonic(), self._repeats.untold
+        if (due := self._repeats.deadline()) is not None and due <= now:
+            self.tell_repeats(now)
         if self._repeats.admit(kind, now):
             return False
         if self._repeats.untold == untold:

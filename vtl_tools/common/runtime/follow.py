@@ -3,15 +3,17 @@
 import json
 import select
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from vtl_tools.common.errors import VTLError
+from vtl_tools.common.errors import NotRunningError, VTLError
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.events import Event, made
 
 _OCTETS = 1 << 16
+_PATIENCE_S = 1.0
 LAST_WORDS = ("stats", "error")
 """The events after which a service ends."""
 
@@ -76,10 +78,19 @@ class _Stream:
 
     def end(self) -> Event:
         """Return an event that tells why the stream ended without a last one."""
-        try:
-            control.ask(self.path, "status")
-            why: VTLError = VTLError("it dropped this reader, which did not read; follow it again")
-        except VTLError as e:
-            why = e
+        why = _why(self.path)
+        until = time.monotonic() + _PATIENCE_S
+        while type(why) is NotRunningError and time.monotonic() < until:
+            time.sleep(_PATIENCE_S / 20)  # it may end a moment later than its stream
+            why = _why(self.path)
         service, link = str(self._told.get("service")), str(self._told.get("link"))
         return made(service, link, "error", {"error": str(why), "exit": why.exit_code})
+
+
+def _why(path: Path) -> VTLError:
+    """Return why a service sends no more."""
+    try:
+        control.ask(path, "status")
+    except VTLError as e:
+        return e
+    return VTLError("it dropped this reader, which did not read; follow it again")

@@ -41,7 +41,7 @@ Where = tuple[str, int] | str
 """(host, port), or the path of a unix socket."""
 Status = dict[str, Any]
 
-_HANDLED: Final = {"cpu", "drops", "guards", "links", "pid", "rules", "schema", "service", "uptime_s"}
+_HANDLED: Final = {"cpu_s", "drops", "guards", "links", "pid", "rules", "schema", "service", "uptime_s"}
 """Members of a status that have families of their own, or none."""
 
 
@@ -138,7 +138,7 @@ def families(status: Status) -> Iterator[Metric]:
     yield about
     yield GaugeMetricFamily("vtl_uptime_seconds", "Time since the start", status["uptime_s"])
     yield _counter(
-        "vtl_cpu_seconds", "Processor time", ("mode",), {(k,): v for k, v in status["cpu"].items()}
+        "vtl_cpu_seconds", "Processor time", ("mode",), {(k,): v for k, v in status["cpu_s"].items()}
     )
     yield from _links(status["links"])
     dropped = {(reason,): n for reason, n in status["drops"].items()}

@@ -9,7 +9,6 @@ import gc
 import logging
 import os
 import resource
-import select
 import signal
 import socket
 import sys
@@ -22,11 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vtl_tools.common.device.base import Device
+from vtl_tools.common.device.record import Record
+from vtl_tools.common.device.recording import CaptureLimits, Recording
 from vtl_tools.common.errors import LinkLostError
 from vtl_tools.common.host import broker, confinement, privilege
 from vtl_tools.common.host.interfaces import Interfaces
+from vtl_tools.common.host.outlet import say
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.events import Events, Write
+from vtl_tools.common.runtime.records import Records
+from vtl_tools.common.runtime.run_record import RecordFile, record_of
 from vtl_tools.common.stage import Stage
 
 if TYPE_CHECKING:
@@ -38,15 +42,15 @@ log = logging.getLogger(__name__)
 TURN_S: Final = 0.002
 """Seconds that frames may keep the loop from its timers and clients."""
 
+DRAINED_MAX: Final = 2000
+"""Batches that are taken in at once so that nothing waits: as many as a receive buffer holds."""
+
 SPIN_S: Final = 100e-6
 """Seconds that an idle service polls before it sleeps: a wake-up costs both sides more than that."""
 
 GC_THRESHOLD: Final = (100_000, 50, 1000)
 """Threshold of Python's cyclic garbage collector: high. Reference counts free a service's objects, and a scan
 of the objects of many connections would delay frames."""
-
-PATIENCE_S: Final = 0.05
-"""Seconds that a reader of our events may delay the service."""
 
 
 @dataclass
@@ -57,6 +61,9 @@ class Options:
     json: bool = False
     watch: bool = False
     pcap: Path | None = None
+    captures: CaptureLimits = field(default_factory=CaptureLimits)
+    log: Path | None = None
+    """The file of the log; None: standard error."""
     control: Path | None = None
     metrics: tuple[str, int] | str | None = None
     """Where Prometheus is answered: (host, port), or the path of a unix socket."""
@@ -84,11 +91,16 @@ class Runner:
     messages: socket.socket | None = None
     """In a worker: the socket on which it receives the messages of the others."""
 
+    recording: Recording | None = None
+    """Records the frames of all links. Its owner closes it."""
+
     def __post_init__(self) -> None:
         self.events = Events(self.options.service, self.links[0].spec, printing(self.options))
+        self.records = Records(self.event)
         self.exit_code = 0
         self._started = time.monotonic()
         self._up: list[bool] = []
+        self._occupants: dict[int, str] = {}
         self._polled = False
         self._alarm: asyncio.TimerHandle | None = None
         self._end: asyncio.Future[None] | None = None
@@ -99,24 +111,13 @@ class Runner:
         Raises VTLError if a link cannot be opened, or is lost while `options.reconnect` is false.
         """
         with ExitStack() as stack:
-            links = self._links(stack)
-            for link in links:
+            if (recording := self.recording) is not None:
+                self.links = [Record(link, recording, number) for number, link in enumerate(self.links)]
+            for link in self.links:
                 stack.enter_context(link)
-            self.links = links
             with suppress(KeyboardInterrupt):
                 asyncio.run(self._main())
         return self.exit_code
-
-    def _links(self, stack: ExitStack) -> list[Device]:
-        """Return the links, each within a recorder if --pcap is given."""
-        if self.options.pcap is None:
-            return list(self.links)
-        from vtl_tools.common.device.capture import CaptureWriter
-        from vtl_tools.common.device.record import Record
-
-        writer = CaptureWriter("--pcap", str(self.options.pcap))
-        stack.callback(writer.close)
-        return [Record(link, writer) for link in self.links]
 
     async def _main(self) -> None:
         loop = asyncio.get_running_loop()
@@ -124,14 +125,17 @@ class Runner:
         self._end = loop.create_future()
         loop.add_signal_handler(signal.SIGTERM, self.stop, 0)
         loop.add_signal_handler(signal.SIGINT, self.stop, 130)
+        self.records.watch(loop, self._hang_up)
         for port, link in enumerate(self.links):
             self.stage.out[port] = _output(link)
             self.stage.out_pieces[port] = link.write_pieces
             self.stage.on_mtu(port, link.mtu)
         self.stage.event = self.event
+        self.stage.drain, self.stage.occupant = self._drain, lambda port: self.links[port].occupant()
         if self.interfaces:
             loop.add_reader(self.interfaces.fileno(), self._look_at_interfaces)
             self._tell_guards(self.interfaces.check())
+        self._look_at_occupants()
         server = self._control()
         await server.start()
         metrics = await metrics_for(self.options, self.status)
@@ -147,11 +151,10 @@ class Runner:
         watching = asyncio.ensure_future(self._watch(watch)) if watch is not None else None
         self.event("ready", pid=os.getpid(), links=[link.spec for link in self.links])
         notify("READY=1")
+        self.records.is_ready()
         if sys.stderr.isatty() and not (self.options.json or self.options.watch or self.control_channel):
             joined = " - ".join(link.spec for link in self.links)
-            print(
-                f"{joined}: running; '{self.options.service} status' tells more, ^C ends it", file=sys.stderr
-            )
+            say(2, f"{joined}: running; '{self.options.service} status' tells more, ^C ends it")
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
@@ -198,8 +201,23 @@ class Runner:
             "events": self.events.asked,
             **self.verbs,
         }
+        if self.control_channel is not None:
+            verbs["hang-up"] = self._hang_up
         path = self.options.control or control.path_for(self.options.service, self.links[0].spec)
-        return control.ControlServer(self.control_channel or path, verbs, self.stop)
+        if self.control_channel is not None:
+            return control.ControlServer(self.control_channel, verbs, self.stop)
+        record = record_for(path, self.options, [link.spec for link in self.links], self.interfaces)
+        return control.ControlServer(path, verbs, self.stop, record)
+
+    def _hang_up(self, request: control.Result | None = None) -> control.Result:
+        """Do what SIGHUP asks for: open files again, and what the stage adds."""
+        if self.control_channel is None:  # else the first process has done it
+            self.records.reopen()
+        try:
+            self.stage.on_hang_up(self._loop.time())
+        except Exception:  # our own bug, and no reason to end
+            log.exception("SIGHUP")
+        return {}
 
     def stop(self, exit_code: int = 0) -> None:
         """Let run() return exit_code."""
@@ -263,6 +281,7 @@ class Runner:
             self._up[port] = link.up
             if link.up:
                 self._tell_guards(self.interfaces.check() if self.interfaces else ())
+                self._look_at_occupants()
             elif not self.options.reconnect and link.losses:
                 self.fail(LinkLostError(f"{link.spec}: link lost; not waiting for it, as requested"))
             self.stage.on_link(port, link.up, now)
@@ -274,8 +293,24 @@ class Runner:
         assert self.interfaces is not None
         try:
             self._tell_guards(self.interfaces.poll())
+            self._look_at_occupants()
         except Exception as e:  # without a guard the guest would reach the host: end
             self.fail(e)
+
+    def _look_at_occupants(self) -> None:
+        for port, link in enumerate(self.links):
+            occupant = link.occupant()
+            if occupant and occupant != self._occupants.get(port):
+                self._occupants[port] = occupant
+                self.stage.on_occupant(port, occupant, time.monotonic())
+
+    def _drain(self, port: int) -> None:
+        """Process the frames that wait at a link: a full receive buffer at most, and not what follows."""
+        for _ in range(DRAINED_MAX):
+            batch = self.links[port].read()
+            if not batch.count:
+                break
+            self.stage.on_batch(port, batch, time.monotonic())
 
     def _tell_guards(self, raised: Sequence[tuple[str, str]]) -> None:
         for name, what in raised:
@@ -311,10 +346,11 @@ class Runner:
             "service": self.options.service,
             "pid": os.getpid(),
             "uptime_s": round(now - self._started, 3),
-            "cpu": {"user": round(used.ru_utime, 3), "system": round(used.ru_stime, 3)},
+            "cpu_s": {"user": round(used.ru_utime, 3), "system": round(used.ru_stime, 3)},
             "links": [link.status() for link in self.links],
             "drops": dict(self.stage.drops),
             **(self.interfaces.status() if self.interfaces else {}),
+            **self.records.status(),
             **self.stage.status(now),
         }
 
@@ -346,6 +382,14 @@ def confine(capabilities: set[int], user: str | None) -> None:
     confinement.deny_calls(("bpf",) if privilege.BPF in capabilities else ())
 
 
+def record_for(
+    path: Path, options: Options, links: Sequence[str], interfaces: Interfaces | None
+) -> RecordFile:
+    """Return the record that tells of the service when it was killed. path: its control socket."""
+    forms = interfaces.forms() if interfaces else {}
+    return RecordFile(record_of(path), options.service, links, forms)
+
+
 def printing(options: Options) -> Write | None:
     """Return what prints events on standard output, if --json is given."""
     return partial(say, sys.stdout.fileno()) if options.json else None
@@ -357,7 +401,7 @@ def watch_for(options: Options) -> "Watch | None":
         return None
     from vtl_tools.common.runtime.watch import Watch
 
-    return Watch()
+    return Watch(sys.stderr)
 
 
 async def metrics_for(options: Options, status: Callable[[], Any]) -> "MetricsServer | None":
@@ -374,24 +418,6 @@ async def metrics_for(options: Options, status: Callable[[], Any]) -> "MetricsSe
 def _output(link: Device) -> Any:
     write = link.write
     return lambda batch, now: write(batch)
-
-
-def say(fd: int, line: str, patience_s: float = PATIENCE_S) -> bool:
-    """Print a line, unless the reader is stuck: a reader that stops must not stop frames.
-
-    Returns whether it was printed. patience_s: seconds that a reader has for each PIPE_BUF octets.
-    """
-    octets = line.encode() + b"\n"
-    room = select.poll()
-    room.register(fd, select.POLLOUT)
-    for start in range(0, len(octets), select.PIPE_BUF):
-        if not room.poll(patience_s * 1000):
-            return False
-        try:
-            os.write(fd, octets[start : start + select.PIPE_BUF])
-        except BrokenPipeError:
-            return False
-    return True
 
 
 def notify(state: str) -> None:

@@ -42,6 +42,11 @@ class SealedFile:
             raise VTLError(f"upload: at most {most >> 20} MiB; send less")
         return os.pread(self.fd, size, 0)
 
+    def release(self) -> int:
+        """Return the descriptor, which becomes the caller's."""
+        fd, self.fd = self.fd, -1
+        return fd
+
     def close(self) -> None:
         """Close the descriptor. Idempotent."""
         if self.fd >= 0:

@@ -19,11 +19,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.host import privilege
+from vtl_tools.common.host import privilege, scribe
 from vtl_tools.common.host.interfaces import Interfaces
+from vtl_tools.common.host.outlet import say
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.events import LINE_MAX, Events
-from vtl_tools.common.runtime.runner import Options, Runner, confine, metrics_for, notify, printing, watch_for
+from vtl_tools.common.runtime.records import Records
+from vtl_tools.common.runtime.runner import (
+    Options,
+    Runner,
+    confine,
+    metrics_for,
+    notify,
+    printing,
+    record_for,
+    watch_for,
+)
 from vtl_tools.common.text import printable
 
 if TYPE_CHECKING:
@@ -52,6 +63,7 @@ class Workers:
         self._buses = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(count)]
         self._tales = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(count)]
         self.events = Events(options.service, first, printing(options))
+        self.records = Records(self.events.tell)
         self._streams: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         self._owed: Counter[int] = Counter()
         self._busy = asyncio.Lock()
@@ -94,7 +106,7 @@ class Workers:
                 sock.close()
             code = self._work(number, theirs)
         except VTLError as e:
-            print(printable(f"{self.options.service}: {e}"), file=sys.stderr)
+            say(2, printable(f"{self.options.service}: {e}"))
             code = e.exit_code
         except BaseException:
             log.exception("worker %d", number)
@@ -102,6 +114,7 @@ class Workers:
             os._exit(code)
 
     def _work(self, number: int, control_channel: socket.socket) -> int:
+        scribe.become(number + 1)
         runner = self.make(number)
         runner.control_channel, runner.messages = control_channel, self._buses[number][0]
         others = [bus[1] for i, bus in enumerate(self._buses) if i != number]
@@ -135,6 +148,7 @@ class Workers:
 
         loop.add_signal_handler(signal.SIGTERM, on_signal, 0)
         loop.add_signal_handler(signal.SIGINT, on_signal, 130)
+        self.records.watch(loop, self._hang_up)
         for pid, sock in children.items():
             self._streams[pid] = await asyncio.open_connection(sock=sock, limit=control.ANSWER_MAX)
             pidfd = os.pidfd_open(pid)
@@ -153,7 +167,9 @@ class Workers:
             loop.add_reader(self.interfaces.fileno(), look)
             self._tell_guards(self.interfaces.check())
         path = self.options.control or control.path_for(self.options.service, self.first)
-        server = control.ControlServer(path, {"status": self.status, "events": self.events.asked})
+        record = record_for(path, self.options, [self.first], self.interfaces)
+        verbs: dict[str, control.Verb] = {"status": self.status, "events": self.events.asked}
+        server = control.ControlServer(path, verbs, record=record)
         await server.start()
         metrics = await metrics_for(self.options, lambda: self.status({}))
         watch = watch_for(self.options)
@@ -174,6 +190,15 @@ class Workers:
             server.close()
             if metrics is not None:
                 metrics.close()
+
+    def _hang_up(self) -> None:
+        self.records.reopen()
+        self._passing_on = asyncio.ensure_future(self._pass_on())
+
+    async def _pass_on(self) -> None:
+        async with self._busy:
+            with suppress(VTLError):  # a worker that ends ends the service
+                await ask_all(self._streams, self._owed, verb="hang-up")
 
     def _tell_guards(self, raised: Sequence[tuple[str, str]]) -> None:
         for name, what in raised:
@@ -200,6 +225,7 @@ class Workers:
             links = [link["link"] for link in ready.result()["links"]]
             self.events.tell("ready", pid=os.getpid(), links=links)
             notify("READY=1")
+            self.records.is_ready()
         for task in (ready, stopped):
             task.cancel()
 
@@ -209,6 +235,10 @@ class Workers:
             answers = await ask_all(self._streams, self._owed)
         total: control.Result = merge(answers)
         total.update(self.interfaces.status())
+        for merged, own in zip(
+            total.get("recordings", ()), self.records.status().get("recordings", ()), strict=True
+        ):
+            merged.update(file=own["file"], recording=own["recording"])
         total.update(pid=os.getpid(), workers=self.count, uptime_s=round(time.monotonic() - self._started, 3))
         return total
 
@@ -217,13 +247,14 @@ async def ask_all(
     streams: Mapping[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]],
     owed: Counter[int],
     patience_s: float = control.PATIENCE_S,
+    verb: str = "status",
 ) -> list[Any]:
-    """Ask workers, by process, for their status; return their answers. Raises VTLError.
+    """Ask workers, by process, by a verb; return their answers. Raises VTLError.
 
     owed: how many answers each worker owes. Answers to earlier requests come first and are outdated.
     """
     for pid, (_, writer) in streams.items():
-        writer.write(b'{"verb": "status"}\n')
+        writer.write(json.dumps({"verb": verb}).encode() + b"\n")
         owed[pid] += 1
     answers = []
     for pid, (reader, _) in streams.items():
@@ -249,13 +280,14 @@ def merge(answers: Sequence[Any]) -> Any:
         merged = {}
         for key in dict.fromkeys(key for answer in answers for key in answer):
             values = [answer[key] for answer in answers if key in answer]
-            merged[key] = min(values) if key.endswith("_s") else merge(values)
+            is_span = key.endswith("_s") and not isinstance(values[0], dict)
+            merged[key] = min(values) if is_span else merge(values)
         return merged
     if isinstance(first, list) and all(len(answer) == len(first) for answer in answers):
         return [merge(items) for items in zip(*answers, strict=True)]
     if isinstance(first, bool):
         return all(answers)
-    return sum(answers) if isinstance(first, int | float) else first
+    return round(sum(answers), 6) if isinstance(first, int | float) else first
 
 
 def _tell(sock: socket.socket, line: str) -> bool:

@@ -1,14 +1,12 @@
 """Prints the results of a self-test, as a table or as JSON."""
 
 import json
+import sys
 from collections.abc import Iterable
 
-from rich.table import Table
-
 from vtl_tools.common.selftest.result import TrialResult
-from vtl_tools.common.text import printable, rich_console
-
-_ASKED_MAX = 3
+from vtl_tools.common.table import RED, Kind, Table, cut, fitted, plain, screen_of, styled
+from vtl_tools.common.text import printable
 
 
 def print_json(results: Iterable[TrialResult]) -> bool:
@@ -32,26 +30,34 @@ def print_json(results: Iterable[TrialResult]) -> bool:
 
 def print_table(results: Iterable[TrialResult], *, has_proxy: bool = True) -> bool:
     """Print a table when all is done, with the leaks below it. Return whether nothing leaked."""
-    console, done = rich_console(), list[TrialResult]()
-    with console.status("starting a service between a guest and a host of our own") as status:
-        for result in results:
-            done.append(result)
-            status.update(f"{len(done)} kinds of traffic, the last: {result.kind}")
-    table = Table()
-    titles = ["traffic", "sent", "answered by", "the proxy was asked to", "leaked", "verdict"]
-    for title in titles if has_proxy else [*titles[:3], *titles[4:]]:
-        is_number = title in ("sent", "leaked")
-        table.add_column(title, justify="right" if is_number else "left", no_wrap=title != "answered by")
-    for result in done:
-        answered = ", ".join(f"{kind} {count}" for kind, count in result.answered.most_common())
-        asked = [printable(each) for each in result.asked[:_ASKED_MAX]]
-        asked += [f"and {len(result.asked) - _ASKED_MAX} more"] if len(result.asked) > _ASKED_MAX else []
-        row = [result.kind, str(result.sent + result.calls), answered or "nothing"]
-        row += ["\n".join(asked)] if has_proxy else []
-        style = None if result.verdict == "held" else "red"
-        table.add_row(*row, str(result.leaked), result.verdict, style=style)
-    console.print(table)
+    done: list[TrialResult] = []
+    _tell("starting a service between a guest and a host of our own")
+    for result in results:
+        done.append(result)
+        _tell(f"{len(done)} kinds of traffic, the last: {result.kind}")
+    _tell("")
+    columns = [
+        ("traffic", Kind.NAME), ("sent", Kind.NUMBER), ("leaked", Kind.NUMBER), ("verdict", Kind.TEXT),
+        ("answered by", Kind.LIST), *([("the proxy was asked to", Kind.LIST)] if has_proxy else []),
+    ]  # fmt: skip
+    table = Table(columns, [_row(result, has_proxy=has_proxy) for result in done])
+    screen = screen_of(sys.stdout)
+    for line in plain(table) if screen is None else fitted(table, screen):
+        print(line)
     for result in done:
         for leak in result.leaks:
-            console.print(f"{result.kind}: {printable(leak)}", style="red", soft_wrap=True)
+            line = f"{result.kind}: {printable(leak)}"
+            print(line if screen is None else styled(line, RED, screen))
     return all(result.verdict == "held" for result in done)
+
+
+def _row(result: TrialResult, *, has_proxy: bool) -> list[object]:
+    row = [result.kind, result.sent + result.calls, result.leaked, result.verdict]
+    row.append(", ".join(f"{kind} {count}" for kind, count in result.answered.most_common()) or "nothing")
+    return [*row, ", ".join(result.asked)] if has_proxy else row
+
+
+def _tell(progress: str) -> None:
+    """Show the progress on a terminal, in one line of standard error."""
+    if (screen := screen_of(sys.stderr)) is not None and screen.has_colours:
+        print(f"\r\x1b[K{cut(progress, screen.columns - 1)}", end="", file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ from vtl_tools.common.packet import address
 from vtl_tools.services.freeze.connection import PEER_FIN, RAISED, USER_TIMEOUT, VM_FIN, HeldConnection
 from vtl_tools.services.freeze.freezer import Freezer
 from vtl_tools.services.freeze.headers import address_size
+from vtl_tools.services.freeze.holdings import obstacle
 
 ROWS_MAX: Final = 10_000
 _OFTEN: Final = 30
@@ -40,11 +41,20 @@ def report(freezer: Freezer, now: float) -> dict[str, Any]:
     """Return the status of the connections, answered ones first; up to a maximum."""
     touched = list(freezer.touched.values())
     rest = [one for one in freezer.table if one.key not in freezer.touched]
-    rows = [_row(one, now) for one in (*touched, *rest[: max(0, ROWS_MAX - len(touched))])[:ROWS_MAX]]
+    rows = [
+        _row(one, obstacle(freezer.table, one), now)
+        for one in (*touched, *rest[: max(0, ROWS_MAX - len(touched))])[:ROWS_MAX]
+    ]
     return {"frozen": freezer.frozen, "all": len(touched) + len(rest), "connections": rows}
 
 
-def _row(connection: HeldConnection, now: float) -> dict[str, Any]:
+def report_row(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return a row of the report as cells."""
+    held, probes = f"{row['held_s']:.0f} s", str(row["probes"])
+    return row["vm"], row["peer"], held, probes, row["not_held"] or "", ", ".join(row["risks"])
+
+
+def _row(connection: HeldConnection, not_held: str, now: float) -> dict[str, Any]:
     key = connection.key
     size = address_size(key)
     return {
@@ -54,6 +64,7 @@ def _row(connection: HeldConnection, now: float) -> dict[str, Any]:
         "idle_s": round(now - connection.seen, 3),
         "probes": connection.probes,
         "kept_octets": connection.held_octets,
+        "not_held": not_held or None,
         "risks": risks(connection),
     }
 

@@ -6,8 +6,9 @@ from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.stage import Stage
 from vtl_tools.services.freeze import answers, state
-from vtl_tools.services.freeze.freezer import Freezer
+from vtl_tools.services.freeze.freezer import LATE_S, Freezer
 from vtl_tools.services.freeze.guest_state import GuestFollower
+from vtl_tools.services.freeze.holdings import HoldingsCount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,6 +58,8 @@ class Freeze(Stage):
         self._save_at, self._saving_since, self._save_cost_s = 0.0, 0.0, 0.0
         self._soon: float | None = None
         self._told_of_vm = False
+        self._count: HoldingsCount | None = None
+        self._count_at: float | None = None
         self.qemu = GuestFollower(self)
         self.monitor: Monitor | None = None
         self._gaps = False
@@ -126,7 +129,7 @@ class Freeze(Stage):
     def deadline(self) -> float | None:
         """Return when wake() is due."""
         look_at = self._looked_at if self.freezer.thawing else self._looked_at + LOOK_S
-        return look_at if self._soon is None else min(look_at, self._soon)
+        return min(due for due in (look_at, self._soon, self._count_at) if due is not None)
 
     def wake(self, now: float) -> None:
         """Continue thawing, adapt the sample rate, and write the state if it is due."""
@@ -135,6 +138,8 @@ class Freeze(Stage):
         if self._soon is not None and now >= self._soon:
             self._soon = None
             self.save(now)
+        if self._count_at is not None and now >= self._count_at:
+            self._count_holdings(now)
         if now - self._looked_at < LOOK_S:
             return
         self._sample(now)
@@ -145,6 +150,15 @@ class Freeze(Stage):
             self._save_cost_s, self._saving_since = now - self._saving_since, 0.0
         if now >= self._save_at and not self._saving_since and self._saved != self._seen_so_far():
             self.save(now)
+
+    def _count_holdings(self, now: float) -> None:
+        """Report how many connections are held, once the ring has handed over what it had."""
+        self._count = self._count or HoldingsCount(self.freezer.table)
+        if self._count.step():
+            self._count_at = now
+            return
+        self.event("holds", vm=self.vm, **self._count.result())
+        self._count = self._count_at = None
 
     def save(self, now: float) -> None:
         """Start to write the state."""
@@ -187,6 +201,7 @@ class Freeze(Stage):
         """Stop answering, since the VM is on another host, and be ready to export the state to it."""
         self.freezer.hand_over(now)
         self.listen(False)
+        self._count = self._count_at = None
         self._soon = now + SAVED_AT_ONCE_S
         self.event("left", vm=self.vm, connections=len(self.freezer.table))
 
@@ -196,6 +211,7 @@ class Freeze(Stage):
         if began:
             self.listen(True)
             self._told_of_vm, self._soon = False, now + SAVED_AT_ONCE_S
+            self._count, self._count_at = None, now + 2 * LATE_S
             self.event("frozen", vm=self.vm, connections=len(self.freezer.table))
         return {"vm": self.vm, "began": began, "connections": len(self.freezer.table)}
 
@@ -205,6 +221,7 @@ class Freeze(Stage):
         for_s, ended = now - freezer.frozen_at, freezer.stop(now)
         if ended:
             self.listen(False)
+            self._count = self._count_at = None
             freezer.thaw()
             self.settle(now)
             self._soon = now + SAVED_AT_ONCE_S

@@ -54,7 +54,7 @@ def make_stage(
     """
     freezer = Freezer(any_mac=mac is None)
     overlay = is_overlay(iface)
-    ring = None if overlay else Ring(iface, freezer.overhear, mark=MARK)
+    ring = None if overlay else Ring(iface, freezer.overhear)
     path = state or path_for("vtl-freeze", iface).with_suffix(".state")
     if state is None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from vtl_tools.common.errors import NotRunningError, SpecError, VTLError
 from vtl_tools.common.host.broker import HandedFile, replace
-from vtl_tools.common.runtime import control
+from vtl_tools.common.runtime import control, discovery
 from vtl_tools.services.freeze import state
 from vtl_tools.services.freeze.freezer import LATE_S, Freezer
+from vtl_tools.services.freeze.holdings import HoldingsCount
 from vtl_tools.services.freeze.report import report
 from vtl_tools.services.freeze.stage import SAVED_AT_ONCE_S, Freeze
 
@@ -31,10 +32,11 @@ def verbs(stage: Freeze) -> dict[str, control.Verb]:
     def save_soon() -> None:
         asyncio.get_running_loop().call_later(SAVED_AT_ONCE_S, lambda: stage.save(clock()))
 
-    def start(_: Request) -> dict[str, object]:
+    async def start(_: Request) -> dict[str, object]:
         result = stage.start(clock())
         save_soon()
-        return result
+        await _ring_is_read(stage.freezer)
+        return {**result, **await _holdings(stage.freezer)}
 
     async def stop(_: Request) -> dict[str, object]:
         result = stage.stop(clock())
@@ -46,9 +48,7 @@ def verbs(stage: Freeze) -> dict[str, control.Verb]:
         return result
 
     async def export(_: Request) -> dict[str, object]:
-        freezer = stage.freezer
-        while freezer.frozen and clock() - freezer.frozen_at <= LATE_S:
-            await asyncio.sleep(0.01)  # captured segments of the VM may still arrive, and the state be stale
+        await _ring_is_read(stage.freezer)
         before = snapshot.written
         for _again in range(2):  # the first may be a write that began before this request
             while not snapshot.begin(clock()):
@@ -78,6 +78,19 @@ def verbs(stage: Freeze) -> dict[str, control.Verb]:
     }
 
 
+async def _ring_is_read(freezer: Freezer) -> None:
+    """Wait until the last segments of a VM that is away have come from the ring, so that no number is old."""
+    while freezer.frozen and time.monotonic() - freezer.frozen_at <= LATE_S:
+        await asyncio.sleep(0.01)
+
+
+async def _holdings(freezer: Freezer) -> dict[str, object]:
+    count = HoldingsCount(freezer.table)
+    while count.step():
+        await asyncio.sleep(0)  # frames have their turn
+    return count.result()
+
+
 def _import_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.import")
 
@@ -92,10 +105,10 @@ def find(link: str | None) -> list[Path]:
     """
     if link is not None and "/" not in link and not control.path_for("vtl-freeze", link).exists():
         with suppress(NotRunningError):
-            for path in control.find("vtl-freeze", None):
+            for path in discovery.find("vtl-freeze", None):
                 if control.ask(path, "status")["freeze"]["vm"] == link:
                     return [path]
-    return control.find("vtl-freeze", link)
+    return discovery.find("vtl-freeze", link)
 
 
 def find_one(link: str | None) -> Path:

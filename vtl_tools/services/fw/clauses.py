@@ -1,20 +1,25 @@
 """Parses one rule: action, direction, the conditions on a packet, limits and logging."""
 
-from typing import Final
+from itertools import chain
+from typing import Final, NoReturn
 
 from vtl_tools.common.packet import ether, ip
+from vtl_tools.services.fw import roles
 from vtl_tools.services.fw.cursor import Cursor
 from vtl_tools.services.fw.keywords import ICMP6_TYPES, ICMP_TYPES, PROTOCOLS, UNITS, Protocol
 from vtl_tools.services.fw.lexer import END, Token, TokenKind
 from vtl_tools.services.fw.position import RulePosition, RuleWarning
 from vtl_tools.services.fw.rule import IN, OUT, UNTAGGED, ConnectionLimit, Rate, Rule, Verdict
+from vtl_tools.services.fw.service_names import SERVICE_PORTS
 from vtl_tools.services.fw.sets import Sets
-from vtl_tools.services.fw.values import Addresses, Ranges, ranges
+from vtl_tools.services.fw.values import Addresses, Ranges, is_address, ranges
 
 ACTIONS: Final = {verdict.value: verdict for verdict in Verdict}
 _DIRECTIONS: Final = {"in": (IN,), "out": (OUT,)}
-_PORTS: Final = ((None, ip.TCP), (None, ip.UDP))
+_PORTED: Final = frozenset(((None, ip.TCP), (None, ip.UDP)))
 _ICMP: Final[Protocol] = (ether.IPV4, ip.ICMP)
+_BOTH, _NEITHER = frozenset((4, 6)), frozenset[int]()
+_VERSIONS: Final = {ether.IPV4: frozenset((4,)), ether.IPV6: frozenset((6,))}
 _ICMP6: Final[Protocol] = (ether.IPV6, ip.ICMPV6)
 
 ICMP6: Final = 1 << 16
@@ -32,27 +37,30 @@ def take_rule(cursor: Cursor, sets: Sets) -> tuple[Rule, list[RuleWarning]]:
 class _Clauses:
     """A rule being parsed. Each kind of clause may occur once, in any order."""
 
+    _direction: str | None = None
+    _protocols: tuple[Protocol, ...] = ()
+    _src: Addresses | None = None
+    _dst: Addresses | None = None
+    _src_mac: frozenset[bytes] | None = None
+    _dst_mac: frozenset[bytes] | None = None
+    _sport: Ranges | None = None
+    _dport: Ranges | None = None
+    _types: list[tuple[int, int]] | None = None
+    _vlan: Ranges | None = None
+    _role: int | None = None
+    _rate: Rate | None = None
+    _cap: ConnectionLimit | None = None
+
     def __init__(self, cursor: Cursor, sets: Sets) -> None:
         self._cursor = cursor
         self._sets = sets
         self._seen: dict[str, Token] = {}
-        self._protocols: tuple[Protocol, ...] = ()
-        self._src: Addresses | None = None
-        self._dst: Addresses | None = None
-        self._src_mac: frozenset[bytes] | None = None
-        self._dst_mac: frozenset[bytes] | None = None
-        self._sport: Ranges | None = None
-        self._dport: Ranges | None = None
-        self._types: list[tuple[int, int]] | None = None
-        self._vlan: Ranges | None = None
-        self._rate: Rate | None = None
-        self._cap: ConnectionLimit | None = None
 
     def take(self) -> tuple[Rule, list[RuleWarning]]:
         cursor = self._cursor
         place, text = cursor.place, cursor.text
         verdict = ACTIONS[cursor.next().text]
-        direction = cursor.one_of(_DIRECTIONS)
+        self._direction = direction = cursor.one_of(_DIRECTIONS)
         if not cursor.accept("any"):
             self._take_protocols()
         while cursor.token.kind is not END:
@@ -64,6 +72,7 @@ class _Clauses:
             place, text, verdict, _DIRECTIONS[direction] if direction else (OUT, IN), self._protocols,
             self._src, self._dst, self._sport, self._dport, icmp, self._src_mac, self._dst_mac, self._vlan,
             "log" in self._seen, "pcap" in self._seen, self._rate, self._cap,
+            self._roles(),
         )  # fmt: skip
         return rule, self._remarks(place)
 
@@ -78,7 +87,7 @@ class _Clauses:
             elif cursor.accept("ethertype"):
                 found.append((cursor.number("an ethertype", 0x0600, 0xFFFF), None))
             elif found:
-                cursor.fail("another protocol")
+                cursor.fail("another protocol", words=PROTOCOLS)
             else:
                 return
             if not cursor.accept(","):
@@ -91,7 +100,7 @@ class _Clauses:
         name = token.text
         take = _TAKE.get(name) if token.kind is TokenKind.WORD else None
         if take is None:
-            cursor.fail("a clause such as 'from', 'to', 'port' or 'log', or the end of the line", token)
+            self._misplaced(token)
         if cursor.token.text == "mac" and name in ("from", "to"):
             name += " mac"
         elif name == "limit":
@@ -102,6 +111,24 @@ class _Clauses:
         self._seen[name] = token
         take(self)
 
+    def _misplaced(self, token: Token) -> NoReturn:
+        """Raise RuleError about a token that begins no clause."""
+        expected = "a clause such as 'from', 'to', 'port' or 'log', or the end of the line"
+        if token.kind is TokenKind.SET:
+            problem = f"expected 'from', 'to' or 'port' before '{token.text}'"
+            self._cursor.refuse(f"{problem}{', or a comma' if self._seen else ''}", token.column)
+        if (word := _CLAUSE_OF.get(token.kind)) and (word != "to" or is_address(token.text)):
+            word = "from" if word == "to" and self._direction == "in" else word
+            problem = f"expected {expected}, not '{token.text}'; write '{word} {token.text}'"
+            after = ", or a comma before it" if self._seen else ""
+            self._cursor.refuse(f"{problem}{after}", token.column)
+        if token.kind is TokenKind.WORD and token.text == "guest-basics":
+            self._cursor.refuse("expected 'allow guest-basics' alone in its line", token.column)
+        if token.kind is TokenKind.WORD and token.text in (*PROTOCOLS, *_DIRECTIONS, "any"):
+            problem = f"expected '{token.text}' before the clauses, as in 'allow out tcp port 80'"
+            self._cursor.refuse(problem, token.column)
+        self._cursor.fail(expected, token, _WORDS)
+
     def _from(self) -> None:
         if self._cursor.accept("mac"):
             self._src_mac = self._sets.macs(self._cursor)
@@ -111,15 +138,20 @@ class _Clauses:
     def _to(self) -> None:
         if self._cursor.accept("mac"):
             self._dst_mac = self._sets.macs(self._cursor)
+        elif self._cursor.token.text in roles.SETS:
+            name = self._cursor.next().text
+            self._role = roles.SETS[name]
+            if self._cursor.token.text == ",":
+                self._cursor.refuse(f"expected {name} alone: put other addresses into a rule of their own")
         elif not self._cursor.accept("any"):
             self._dst = self._sets.addresses(self._cursor)
 
     def _source(self) -> None:
         self._cursor.expect("port")
-        self._sport = self._sets.numbers(self._cursor, "a port", 0xFFFF)
+        self._sport = self._sets.numbers(self._cursor, "a port", 0xFFFF, SERVICE_PORTS)
 
     def _port(self) -> None:
-        self._dport = self._sets.numbers(self._cursor, "a port", 0xFFFF)
+        self._dport = self._sets.numbers(self._cursor, "a port", 0xFFFF, SERVICE_PORTS)
 
     def _type(self) -> None:
         """Parse ICMP types. A name applies to each IP version of the rule; a number requires one version."""
@@ -147,9 +179,15 @@ class _Clauses:
                 ]
                 return  # it consumed the commas as well
             else:
-                cursor.fail("an ICMP type, by name or number")
+                self._no_type(token, tables)
             if not cursor.accept(","):
                 return
+
+    def _no_type(self, token: Token, tables: list[dict[str, int]]) -> NoReturn:
+        if token.text in ICMP_TYPES or token.text in ICMP6_TYPES:
+            name = "icmp6" if tables[0] is ICMP_TYPES else "icmp"
+            self._cursor.refuse(f"expected '{name}' before the type {token.text}, which only that has")
+        self._cursor.fail("an ICMP type, by name or number", words=[*chain(*tables)])
 
     def _code(self) -> None:
         cursor = self._cursor
@@ -180,11 +218,12 @@ class _Clauses:
         token = cursor.token
         if token.kind is TokenKind.NUMBER:
             count = cursor.number("a number of connections", 1, COUNT_MAX)
-            cursor.expect("connections")
+            if not cursor.accept("connections"):
+                cursor.fail(f"'connections', or a rate such as {count}/s")
             self._cap = ConnectionLimit(count, self._per_source())
             return
         if token.kind is not TokenKind.RATE:
-            cursor.fail("a rate such as 10/s, or a number of connections")
+            cursor.fail("a rate such as 10/s, 10/min or 10/hour, or a number of connections")
         number, _, unit = token.text.partition("/")
         count = cursor.value(Token(TokenKind.NUMBER, number, token.column), "a lower rate")
         if not 1 <= count <= COUNT_MAX:
@@ -205,10 +244,9 @@ class _Clauses:
     def _check(self, verdict: Verdict) -> Ranges | None:
         """Reject conditions that no packet can meet. Return the ICMP types."""
         cursor = self._cursor
-        for name in "port", "source":
-            token = self._seen.get(name)
-            if token and not (self._protocols and all(p in _PORTS for p in self._protocols)):
-                cursor.refuse("expected 'tcp' or 'udp' before ports, and no other protocol", token.column)
+        token = self._seen.get("port") or self._seen.get("source")
+        if token and not (self._protocols and _PORTED.issuperset(self._protocols)):
+            cursor.refuse("expected 'tcp' or 'udp' before ports, and no other protocol", token.column)
         if verdict is not Verdict.ALLOW:
             for name in "limit of connections", "limit of the rate":
                 if name in self._seen:
@@ -219,14 +257,24 @@ class _Clauses:
         # from the first code of a range's first type to the last of its last, unless codes were given
         return ranges(self._types if "code" in self._seen else [(a, b | 0xFF) for a, b in self._types])
 
+    def _roles(self) -> Ranges | None:
+        """Return the roles. Reject a rule whose packets cannot have them, by direction or protocol."""
+        cursor = self._cursor
+        if "asked" in self._seen and (self._direction != "in" or self._protocols != ((None, ip.UDP),)):
+            cursor.refuse("expected 'in udp' before 'asked'", self._seen["asked"].column)
+        if self._role is not None and self._direction != "out":
+            cursor.refuse("expected 'out' before a set of what the VM may send to", self._seen["to"].column)
+        role = roles.ASKED if "asked" in self._seen else self._role
+        return None if role is None else roles.of_role(role)
+
     def _check_versions(self) -> None:
         """Reject a rule that mixes IP versions. An empty set is of both."""
         if self._src is None and self._dst is None:
             return
-        last, versions = "the protocol", {4, 6}
+        last, versions = "the protocol", _BOTH
         if self._protocols:
-            versions = set().union(*(_versions(protocol) for protocol in self._protocols))
-        if not all(_versions(protocol) for protocol in self._protocols):
+            versions = _NEITHER.union(*map(_versions, self._protocols))
+        if not all(map(_versions, self._protocols)):
             token = self._seen.get("from") or self._seen["to"]
             self._cursor.refuse("expected IP before addresses, not another ethertype", token.column)
         for name, side in ("from", self._src), ("to", self._dst):
@@ -259,7 +307,17 @@ _TAKE: Final = {
     "limit": _Clauses._limit,
     "log": _Clauses._flag,
     "pcap": _Clauses._flag,
+    "asked": _Clauses._flag,
 }
+_WORDS: Final = (*_TAKE, *PROTOCOLS, *_DIRECTIONS, "any")
+_CLAUSE_OF: Final = {
+    TokenKind.NUMBER: "port",
+    TokenKind.RANGE: "port",
+    TokenKind.ADDRESS: "to",
+    TokenKind.MAC: "from mac",
+    TokenKind.RATE: "limit",
+}
+"""The clause that a value is likely to be meant for."""
 
 
 def _first(protocol: Protocol, kind: int) -> int:
@@ -267,8 +325,5 @@ def _first(protocol: Protocol, kind: int) -> int:
     return (ICMP6 if protocol == _ICMP6 else 0) | kind << 8
 
 
-def _versions(protocol: Protocol) -> set[int]:
-    ethertype, _ = protocol
-    if ethertype is None:
-        return {4, 6}
-    return {4} if ethertype == ether.IPV4 else {6} if ethertype == ether.IPV6 else set()
+def _versions(protocol: Protocol) -> frozenset[int]:
+    return _BOTH if protocol[0] is None else _VERSIONS.get(protocol[0], _NEITHER)

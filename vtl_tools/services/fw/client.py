@@ -5,25 +5,37 @@ from pathlib import Path
 from typing import Any, Final
 
 from vtl_tools.common.errors import SpecError, VTLError
+from vtl_tools.common.host.broker import replace
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.sealed_file import SealedFile
 from vtl_tools.services.fw import question
-from vtl_tools.services.fw.files import STDIN, RuleReader, full_name, load_rules, log_warnings, pack
+from vtl_tools.services.fw.files import RuleReader, full_name, load_rules, log_warnings, pack
 from vtl_tools.services.fw.parser import parse
 
 Answer = dict[str, Any]
 
+TRANSFER_S: Final = 60.0
+"""How long a service may take to write or read what it knows while it forwards frames."""
 RELOAD_S: Final = 120.0
 """How long a service may take to compile the largest rule file while it forwards frames."""
+
+
+def _named_file(path: Path) -> str:
+    """Return the rule file that a service was given; "": standard input. Raises VTLError."""
+    policy = control.ask(path, "status").get("policy")
+    name = policy.get("named_file") if isinstance(policy, dict) else None
+    if not isinstance(name, str):
+        raise VTLError(f"{path}: its answer names no rule file; give --rules")
+    return name
 
 
 def reload(path: Path, rules: str | None, *, dry_run: bool) -> Answer:
     """Send rule files to a service, and return its answer. Raises VTLError.
 
-    rules: the file; None: the one that the service has now.
+    rules: the file; None: the one that the service was given last, by its start or by a reload.
     """
-    file = rules or str(control.ask(path, "status")["policy"]["file"])
-    if file == STDIN and not rules:
+    file = rules or _named_file(path)
+    if not file:
         raise SpecError("reload: the rules came from standard input; give --rules")
     reader, name = RuleReader(), full_name(file)
     if not rules:
@@ -37,7 +49,7 @@ def reload(path: Path, rules: str | None, *, dry_run: bool) -> Answer:
     except VTLError:
         load_rules(name, reader)  # if the file is at fault, this error has the line
         raise
-    log_warnings(file, answer["warnings"])
+    log_warnings(file, ["{file}:{line}:{column}: {problem}".format(**one) for one in answer["warnings"]])
     return answer
 
 
@@ -61,6 +73,19 @@ def flows(
     return found, more
 
 
+def forget(paths: Sequence[Path]) -> list[Answer]:
+    """Let a service forget its VM. Raises VTLError, also if there are several services."""
+    if len(paths) > 1:
+        raise SpecError("forget: several services run, and each would cut off its VM; choose one by --link")
+    return [control.ask(path, "forget") for path in paths]
+
+
+def forgotten(answer: Answer) -> str:
+    """Return the line that sums up what a service forgot."""
+    mac, addresses = answer["mac"] or "no Ethernet address", ", ".join(answer["addresses"]) or "no IP address"
+    return f"{answer['link']}: forgot {mac}, {addresses}; {answer['ended']} connections ended"
+
+
 def kill(paths: Sequence[Path], words: Sequence[str]) -> None:
     """End a connection at each service that has it. Raises VTLError if none has it."""
     question.read(words)
@@ -72,6 +97,39 @@ def kill(paths: Sequence[Path], words: Sequence[str]) -> None:
             refusals.append(e)
     if len(refusals) == len(paths):
         raise refusals[0]
+
+
+def only_one(paths: Sequence[Path]) -> Path:
+    """Return the one control socket. Raises SpecError if there are several."""
+    path, *others = paths
+    if others:
+        raise SpecError("several services run here; choose one with --link")
+    return path
+
+
+def export_state(path: Path) -> Answer:
+    """Return what a service knows of its VM: the text as `state`, and counts. Raises VTLError."""
+    return control.ask(path, "export", patience_s=TRANSFER_S)
+
+
+def write_state(file: str, text: str) -> None:
+    """Replace a file as a whole, with mode 0600. Raises VTLError."""
+    try:
+        replace(Path(file), [text])
+    except OSError as e:
+        raise VTLError(f"{file}: {e.strerror}; name a file that can be written") from None
+
+
+def import_state(path: Path, octets: bytes) -> Answer:
+    """Have a service take up what another knew of the VM, and return its answer. Raises VTLError."""
+    with SealedFile.of([octets]) as upload:
+        return control.ask(path, "import", patience_s=TRANSFER_S, upload=upload)
+
+
+def imported(answer: Answer) -> str:
+    """Return the line that sums up an import."""
+    vm = "the VM is known" if answer["identity"] else "the identity of the VM was not taken"
+    return f"{answer['connections']} connections; {vm}"
 
 
 def reloaded(answer: Answer, *, dry_run: bool) -> str:
@@ -87,12 +145,24 @@ def flow_row(flow: Answer) -> Sequence[str]:
     return flow["flow"], " ".join(flow["states"] or ()), f"{flow['ends_in_s']:.0f} s", flow["rule"]
 
 
+def is_allowed(answer: Answer) -> bool:
+    """Return whether an answer to `explain` is that the packet passes."""
+    return bool(answer["verdict"] == "allow")
+
+
 def explanation(answer: Answer) -> Iterator[str]:
     """Yield the lines of an answer to `explain`."""
-    for rule, why in answer["steps"]:
-        yield rule
-        yield f"    {why}"
-    yield answer["rule"]
+    identity = answer.get("identity")
+    if identity and identity["verdict"] == "deny":
+        yield f"deny: {identity['text']}"
+        yield f"    {identity['reason']}: {identity['remedy']}"
+        return
+    if identity:
+        yield f"identity: {identity['text']}"
+    for step in answer["steps"]:
+        yield f"{step['rule']}: {step['text']}"
+        yield f"    {step['why']}"
+    yield f"{answer['rule']}: {answer['text']}"
     yield f"    matches: {answer['verdict']}"
     for limited, left in answer.get("left", {}).items():
         name = "connections" if limited == "connections" else "new ones"

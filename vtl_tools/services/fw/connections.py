@@ -1,14 +1,24 @@
 """The policy in force, and the connections that it has let through. `now` is in seconds, and only grows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
+from typing import Final
 
+from vtl_tools.common.packet import address, ip
+from vtl_tools.common.packet.packet import PORTS
+from vtl_tools.services.fw import roles
 from vtl_tools.services.fw.fields import Fields
-from vtl_tools.services.fw.flow import Decision, Flow, Timeouts
+from vtl_tools.services.fw.flow import Decision, Flow, Timeouts, flow_key
 from vtl_tools.services.fw.limits import RuleLimits
 from vtl_tools.services.fw.pending_replies import PendingReplies
 from vtl_tools.services.fw.policy import Judgement, Policy
-from vtl_tools.services.fw.rule import Direction, Rule, Verdict
+from vtl_tools.services.fw.rule import OUT, Direction, Rule, Verdict
 from vtl_tools.services.fw.table import FlowTable
+
+_ASKED: Final = {
+    (67, 68): (address.ip("255.255.255.255"), PORTS.pack(68, 67)),
+    (547, 546): (address.ip("ff02::1:2"), PORTS.pack(546, 547)),
+}
+"""The group that a VM asks for a lease, and the ports of its request, by the ports of the answer."""
 
 
 class Connections:
@@ -29,7 +39,38 @@ class Connections:
         """Whether each packet has to be judged by all that rules ask, also one of a known connection."""
         self._unjudged: list[Flow] = []
         self._known: dict[Rule, Decision] = {}
+        self.resolvers: Container[bytes] = ()
+        self.dhcp_servers: Container[bytes] = ()
+        """Hosts that the network has named to the VM."""
+        self.leased: Callable[[], bytes | None] = lambda: None
+        """Returns the VM's IPv4 address by DHCP."""
         self._retries = PendingReplies()
+
+    # --- what a rule may ask for that is in no packet
+
+    def consult(self, direction: Direction, fields: Fields, policy: Policy | None = None) -> Judgement:
+        """Return the judgement of a policy, by default of the one in force."""
+        policy = policy or self.policy
+        if policy.asks_roles:
+            fields.roles = self.roles(direction, fields)
+        return policy.judge(direction, fields)
+
+    def roles(self, direction: Direction, fields: Fields) -> int:
+        """Return the roles of a packet (roles.py)."""
+        if direction is OUT:
+            resolver = roles.RESOLVER if fields.dst in self.resolvers else 0
+            return resolver | (roles.DHCP_SERVER if fields.dst in self.dhcp_servers else 0)
+        asked = _ASKED.get((fields.sport, fields.dport)) if fields.protocol == ip.UDP else None
+        if asked is None or len(asked[0]) != len(fields.src):
+            return 0
+        group, ports = asked
+        requests = [(fields.dst, group)]
+        if len(group) == 4:
+            requests.append((bytes(4), group))
+            if (own := self.leased()) is not None:  # a refusal is sent to all (RFC 2131 section 4.3.2)
+                requests += (own, group), (own, fields.src)
+        keys = [flow_key(OUT, ip.UDP, src, dst, ports, fields.vlan, OUT) for src, dst in requests]
+        return roles.ASKED if any(self._find(key) is not None for key in keys) else 0
 
     # --- what begins and ends
 
@@ -37,6 +78,13 @@ class Connections:
         """Forget a connection that is known: its next packet is judged as a first one."""
         self.flows.remove(flow)
         self._closed(flow)
+
+    def end_all(self) -> int:
+        """Forget all connections that are known; return how many. The rates of the rules go on."""
+        count = len(self.flows)
+        for flow in self.flows:
+            self.end(flow)
+        return count
 
     def _add(self, flow: Flow, rule: Rule, until: float, now: float) -> None:
         if (victim := self.flows.add(flow, until, now)) is not None:
@@ -84,7 +132,7 @@ class Connections:
         for flow in self.flows:
             allowed = (
                 flow.share is None
-                or policy.judge(flow.initiator, Fields.first_of(flow)).verdict is Verdict.ALLOW
+                or self.consult(flow.initiator, Fields.first_of(flow), policy).verdict is Verdict.ALLOW
             )
             yield None if allowed else flow
 
@@ -114,7 +162,7 @@ class Connections:
             return False
         if flow.share is None or (decision.rule is not None and self._known.get(decision.rule) is decision):
             return True
-        verdict, rule = self.policy.judge(flow.initiator, Fields.first_of(flow))
+        verdict, rule = self.consult(flow.initiator, Fields.first_of(flow))
         if verdict is Verdict.ALLOW:
             flow.decision = self._decision(rule)
             self._limits.opened(rule, flow.source)

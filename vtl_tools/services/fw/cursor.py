@@ -1,12 +1,17 @@
 """Cursor of the rule parser: moves token by token, and raises errors that name the expected token."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final, NoReturn
 
+from vtl_tools.common.text import printable
 from vtl_tools.services.fw.lexer import END, MARK, WORD, RuleSource, Token, TokenKind
-from vtl_tools.services.fw.position import RulePosition
+from vtl_tools.services.fw.position import LimitError, RulePosition
+from vtl_tools.services.fw.remedies import remedy
 
 _DIGITS_MAX: Final = 10
+_SHOWN_MAX: Final = 40
+_NOTHING: Final = Token(END, "", 1)
 
 
 class Cursor:
@@ -40,15 +45,31 @@ class Cursor:
             self.token = self._tokens[self._at]
         return token
 
-    def next_line(self) -> bool:
-        """Move to the start of the next line. Return whether there is one."""
-        if self.line >= len(self.source.lines):
-            return False
+    @property
+    def is_at_end(self) -> bool:
+        """Whether this is the last line of the file."""
+        return self.line >= len(self.source.lines)
+
+    def next_line(self) -> None:
+        """Move to the start of the next line. Raises RuleError."""
         self.line += 1
+        self._tokens, self._at = [_NOTHING], 0
+        self.token = _NOTHING  # if the line is no text, after which the next one is taken
         self._tokens = self.source.tokens(self.line)
-        self._at = 0
         self.token = self._tokens[0]
-        return True
+
+    def is_before(self, text: str) -> bool:
+        """Return whether this word follows the next token."""
+        return self._at + 1 < len(self._tokens) and self._tokens[self._at + 1].text == text
+
+    def starts_line(self) -> bool:
+        """Return whether the next token is the first of its line."""
+        return self._at == 0
+
+    def next_item(self) -> None:
+        """Move to the end of the line, or to the next closing brace in it."""
+        while self.token.kind is not END and self.token.text != "}":
+            self.next()
 
     def accept(self, text: str) -> bool:
         """Move past this word or mark if it is next. Return whether it was."""
@@ -87,13 +108,30 @@ class Cursor:
         except ValueError:
             self.fail(what, token)
 
-    def fail(self, expected: str, token: Token | None = None) -> NoReturn:
-        """Raise RuleError: another token was expected than this one (by default the next)."""
+    def fail(
+        self,
+        expected: str,
+        token: Token | None = None,
+        words: Iterable[str] = (),
+        advice: Callable[[str], str] | None = None,
+    ) -> NoReturn:
+        """Raise RuleError: another token was expected than this one (by default the next).
+
+        words: those that may stand there, of which the closest is suggested. advice: returns what to suggest.
+        """
         token = token or self.token
-        shown = token.text if len(token.text) <= 40 else f"{token.text[:40]}..."
-        found = token.kind.value if token.kind is END else f"'{shown}'"
-        raise self.source.error(self.line, token.column, f"expected {expected}, not {found}")
+        if token.kind is END:
+            raise self.source.error(self.line, token.column, f"expected {expected}, not {token.kind.value}")
+        shown = printable(token.text, _SHOWN_MAX)
+        if not shown.isprintable():  # as a space that does not break
+            shown = shown.encode("unicode_escape").decode()
+        suggest = partial(advice or partial(remedy, words=words), token.text)
+        raise self.source.error(self.line, token.column, f"expected {expected}, not '{shown}'", suggest)
 
     def refuse(self, problem: str, column: int | None = None) -> NoReturn:
         """Raise RuleError about the next token, or about another column of its line."""
         raise self.source.error(self.line, self.token.column if column is None else column, problem)
+
+    def exceed(self, problem: str) -> NoReturn:
+        """Raise LimitError: there is too much of something from here on."""
+        raise LimitError(self.place, problem, self.source.lines[self.line - 1])

@@ -22,6 +22,7 @@ from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.udp import UDP
 from vtl_tools.common.packet.view import Buffer
 from vtl_tools.common.rate_limit import TokenBucket
+from vtl_tools.services.fw.resolvers import Resolvers
 
 LEASE_S: Final = 3600.0
 """Lease time in seconds of an acknowledgement without one, which RFC 2131 table 3 requires."""
@@ -81,6 +82,7 @@ class DHCPv4Snooper:
         """The first client identifier that is not derived from the VM's Ethernet address."""
         self.met: OrderedDict[bytes, bytes] = OrderedDict()
         """Servers by identifier, and the source of their answers: themselves, or a relay."""
+        self.resolvers = Resolvers()
         self._own, self._owns, self._is_learned = own, owns, is_learned
         self._servers = frozenset(servers)
         self._pending: OrderedDict[int, _Pending] = OrderedDict()
@@ -175,13 +177,22 @@ class DHCPv4Snooper:
             self.let_go()
         elif message.kind == dhcp_wire.ACK and asked.may_lease and (by_link or message.yiaddr == held):
             self._leased(message, now)
+        elif message.kind == dhcp_wire.ACK and asked.may_lease and self._owns(message.yiaddr):
+            self._named(message, now)  # of an address that the user gave
 
     def _leased(self, message: DHCPMessage, now: float) -> None:
-        if not self._is_learned or not address.is_single_host(message.yiaddr):
+        if not address.is_single_host(message.yiaddr):
             return
+        until = self._named(message, now)
+        if self._is_learned:
+            self.take(VMLease(message.yiaddr, until))
+
+    def _named(self, message: DHCPMessage, now: float) -> float:
+        """Learn the resolvers of a lease. Return when it ends."""
         seconds = message.options.get(dhcp_wire.LEASE_TIME, b"")
-        duration_s = int.from_bytes(seconds, "big") if len(seconds) == 4 else LEASE_S
-        self.take(VMLease(message.yiaddr, now + duration_s))
+        until = now + (int.from_bytes(seconds, "big") if len(seconds) == 4 else LEASE_S)
+        self.resolvers.name(message.options.get(dhcp_wire.DNS, b""), 4, until)
+        return until
 
     def take(self, lease: VMLease) -> None:
         """Set the lease, instead of an earlier one."""
@@ -189,11 +200,21 @@ class DHCPv4Snooper:
         self.lease = lease
         self._own.add(lease.address)
 
+    def leased(self) -> bytes | None:
+        """Return the leased address."""
+        return None if self.lease is None else self.lease.address
+
     def let_go(self) -> None:
         """Remove the lease."""
         if self.lease is not None:
             self._own.discard(self.lease.address)
         self.lease = None
+
+    def forget(self) -> None:
+        """Forget the VM: its lease, what it asked and the name it asked by. Its rates stay."""
+        self.let_go()
+        self.client_id = None
+        self._pending.clear()
 
     def meet(self, server: bytes, source: bytes) -> None:
         """Record a server that the link confirms."""

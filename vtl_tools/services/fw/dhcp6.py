@@ -15,6 +15,7 @@ from vtl_tools.common.packet.udp import UDP
 from vtl_tools.common.packet.view import Buffer
 from vtl_tools.common.rate_limit import TokenBucket
 from vtl_tools.services.fw.dhcp4 import MESSAGES_AT_ONCE, MESSAGES_PER_S, PENDING_MAX, PENDING_S
+from vtl_tools.services.fw.resolvers import Resolvers
 
 CLIENT_PORT: Final = 546
 SERVER_PORT: Final = 547
@@ -30,6 +31,9 @@ SOLICIT, REQUEST, CONFIRM, RENEW, REBIND, REPLY, RELEASE, DECLINE, INFORMATION =
 _ASKED: Final = frozenset((SOLICIT, REQUEST, CONFIRM, RENEW, REBIND, RELEASE, DECLINE, INFORMATION))
 _GIVING_BACK: Final = (RELEASE, DECLINE)
 
+_DNS: Final = 23  # RFC 3646
+REFRESH_S: Final = 86_400
+"""Seconds that what a server says counts, if no lease says otherwise (section 21.23)."""
 _CLIENT_ID, _IA_NA, _IA_TA, _IAADDR, _IA_PD, _IAPREFIX = 1, 3, 4, 5, 25, 26
 _RELAYED: Final = frozenset((9, 18, 37, 38))  # only relays write these
 _IAS: Final = {_IA_NA: 16, _IA_TA: 8, _IA_PD: 16}
@@ -49,6 +53,7 @@ class DHCPv6Message:
     ias: list[IA] = field(default_factory=list)
     leased: list[tuple[bytes, int]] = field(default_factory=list)
     is_relayed: bool = False
+    resolvers: bytes = b""
 
     @classmethod
     def at(cls, data: Buffer) -> Self:
@@ -65,6 +70,8 @@ class DHCPv6Message:
                     raise Malformed("dhcp6.ia", at)
                 made.ias.append((code, int.from_bytes(data[at : at + 4], "big")))
                 made.leased += _leases(data, inner, end)
+            elif code == _DNS:
+                made.resolvers = bytes(data[at:end])
             elif code in _RELAYED:
                 made.is_relayed = True
         return made
@@ -73,7 +80,8 @@ class DHCPv6Message:
 class DHCPv6Snooper:
     """Judges the DHCPv6 messages of one VM. The caller judges their source address."""
 
-    def __init__(self) -> None:
+    def __init__(self, resolvers: Resolvers | None = None) -> None:
+        self.resolvers = Resolvers() if resolvers is None else resolvers
         self.duid: bytes | None = None
         """The first DUID that the VM used."""
         self.ias: dict[IA, None] = {}
@@ -125,6 +133,8 @@ class DHCPv6Snooper:
         for lease, valid_s in message.leased:
             self.leases[lease] = now + valid_s
             self.leases.move_to_end(lease)
+        lasts_s = max((valid_s for _, valid_s in message.leased), default=REFRESH_S)
+        self.resolvers.name(message.resolvers, 16, now + lasts_s)
         for lease in list(self.leases)[:-LEASES_MAX]:
             self.leases[lease] = now
 
@@ -138,6 +148,13 @@ class DHCPv6Snooper:
         for lease in over:
             del self.leases[lease]
         return over
+
+    def forget(self) -> None:
+        """Forget the VM: its leases, what it asked and the names it asked by. Its rate stays."""
+        self.duid = None
+        self.ias.clear()
+        self.leases.clear()
+        self._pending.clear()
 
     def is_leased(self, octets: bytes, now: float) -> bool:
         """Return whether an address is leased to the VM."""

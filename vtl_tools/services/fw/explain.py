@@ -1,5 +1,6 @@
 """Explains for an operator which rule judges a packet and why, and finds rules that are never reached."""
 
+from itertools import groupby
 from typing import Final, NamedTuple
 
 from vtl_tools.common.packet import ether, ip
@@ -8,6 +9,7 @@ from vtl_tools.services.fw.clauses import ICMP6
 from vtl_tools.services.fw.fields import NONE, Fields
 from vtl_tools.services.fw.policy import Judgement, Policy, RuleTable
 from vtl_tools.services.fw.position import RuleWarning
+from vtl_tools.services.fw.roles import MEANINGS
 from vtl_tools.services.fw.rule import IN, OUT, STACKED, UNTAGGED, Direction, Rule
 from vtl_tools.services.fw.values import Addresses, Ranges, holds, ranges_cover
 
@@ -101,6 +103,8 @@ def _network(rule: Rule, fields: Fields) -> str | None:
     for name, numbers, port in ports:
         if numbers is not None and not holds(numbers, port):
             return f"the {name} {port} is not among its ports" if port != NONE else "asks for ports"
+    if rule.roles is not None and not holds(rule.roles, fields.roles):
+        return MEANINGS[rule.roles[0][0]]
     return None
 
 
@@ -122,7 +126,8 @@ def _short(text: str) -> str:
 def unreachable(policy: Policy) -> list[RuleWarning]:
     """Return a warning for each rule that is never reached, as an earlier one matches all its packets.
 
-    Does not find a rule that several earlier ones cover only together.
+    A preset has a warning if none of its rules is reached. A rule that earlier ones cover only together has
+    none.
     """
     out: dict[Rule, RuleWarning] = {}
     for direction in OUT, IN:
@@ -136,7 +141,8 @@ def unreachable(policy: Policy) -> list[RuleWarning]:
                 out[rule] = RuleWarning(rule.place, f"is never reached: {where} matches all that it does")
             else:
                 out.pop(rule, None)
-    return list(out.values())
+    statements = (list(rules) for _, rules in groupby(policy.rules, key=lambda rule: rule.place))
+    return [out[rules[0]] for rules in statements if all(rule in out for rule in rules)]
 
 
 def _covering(table: RuleTable, bit: int, rule: Rule) -> Rule | None:
@@ -176,13 +182,15 @@ def _sample(rule: Rule) -> Fields | None:
         return otherwise if numbers is None else numbers[0][0]
 
     ported, message = number in (ip.TCP, ip.UDP), number in (ip.ICMP, ip.ICMPV6)
-    return Fields(
+    made = Fields(
         kind, NONE if number is None else number, first(rule.src), first(rule.dst),
         lowest(rule.sport, 0) if ported else NONE, lowest(rule.dport, 0) if ported else NONE,
         lowest(rule.icmp, ICMP6 if octets == 16 else 0) if message else NONE,
         min(rule.src_mac or (bytes(6),)), min(rule.dst_mac or (bytes(6),)), lowest(rule.vlan, UNTAGGED),
         kind == ether.ARP,
     )  # fmt: skip
+    made.roles = lowest(rule.roles, 0)
+    return made
 
 
 def _covers(wide: Rule, narrow: Rule) -> bool:
@@ -199,6 +207,7 @@ def _covers(wide: Rule, narrow: Rule) -> bool:
         (wide.dport, narrow.dport),
         (wide.icmp, narrow.icmp),
         (wide.vlan, narrow.vlan),
+        (wide.roles, narrow.roles),
     )
     macs = (wide.src_mac, narrow.src_mac), (wide.dst_mac, narrow.dst_mac)
     return (

@@ -24,13 +24,14 @@ class Fields:
     """src, dst: 4 or 16 octets; empty if this is not IP. protocol: IP's; NONE if this is not IP.
 
     sport, dport: of TCP and UDP. icmp: as Rule.icmp. vlan: one number, UNTAGGED or STACKED.
+    roles: bits of roles.py, which the tracker sets when a rule asks for them.
     is_neighbour: whether this is ARP, or neighbour discovery that a host would accept (RFC 4861 6.1, 7.1);
     from the VM, whether it also stays on the link (neighbours.py).
     """
 
     __slots__ = (
-        "dport", "dst", "dst_mac", "ethertype", "icmp", "is_neighbour", "protocol", "sport", "src", "src_mac",
-        "vlan",
+        "dport", "dst", "dst_mac", "ethertype", "icmp", "is_neighbour", "protocol", "roles", "sport", "src",
+        "src_mac", "vlan",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +59,7 @@ class Fields:
         self.dst_mac = dst_mac
         self.vlan = vlan
         self.is_neighbour = is_neighbour
+        self.roles = 0
 
     @classmethod
     def plain(cls, frame: Buffer, protocol: int, parties: bytes) -> "Fields":

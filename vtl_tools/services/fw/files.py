@@ -105,12 +105,12 @@ def full_name(file: str) -> str:
 def load_rules(file: str, reader: RuleReader | None = None, *, warn: bool = True) -> Policy:
     """Return the policy of a file, and log its warnings. Raises RuleError.
 
-    On a terminal, the line at fault is printed too.
+    On a terminal, the line at fault is printed too, if there is one error.
     """
     try:
         policy = (reader or RuleReader()).load(file)
     except RuleError as e:
-        if e.text and sys.stderr.isatty():
+        if e.text and len(e.lines) == 1 and sys.stderr.isatty():
             print(e.excerpt, file=sys.stderr)
         raise
     if warn:
@@ -121,6 +121,6 @@ def load_rules(file: str, reader: RuleReader | None = None, *, warn: bool = True
 def log_warnings(file: str, warnings: Sequence[object]) -> None:
     """Log the warnings about a file, WARNINGS_SHOWN at most."""
     for warning in warnings[:WARNINGS_SHOWN]:
-        log.warning("%s", warning)
+        log.warning("%s", warning, extra={"kind": str(warning)})  # none is another's repeat
     if len(warnings) > WARNINGS_SHOWN:
         log.warning("%s: %d more warnings; see 'vtl-fw check'", file, len(warnings) - WARNINGS_SHOWN)

@@ -117,7 +117,7 @@ class Flow:
     @property
     def protocol(self) -> int:
         """The IP protocol number."""
-        return self.key[2 * _address_octets(self.key) + 4]
+        return protocol_of(self.key)
 
     @property
     def source(self) -> bytes:
@@ -159,6 +159,11 @@ def flow_key(
     if protocol in (ip.ICMP, ip.ICMPV6):
         key += b"o" if initiator is OUT else b"i"
     return key if vlan == UNTAGGED else key + vlan.to_bytes(2, "big")
+
+
+def protocol_of(key: bytes) -> int:
+    """Return the IP protocol number of a key."""
+    return key[2 * _address_octets(key) + 4]
 
 
 def _address_octets(key: bytes) -> int:

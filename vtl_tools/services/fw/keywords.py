@@ -6,14 +6,19 @@ from vtl_tools.common.packet import ether, ip
 
 KEYWORDS: Final = frozenset(
     (
-        "allow", "any", "arp", "burst", "code", "connections", "deny", "empty", "ethertype", "from", "icmp",
-        "icmp6", "in", "include", "ip", "ip6", "limit", "log", "mac", "none", "out", "pcap", "per", "port",
-        "protocol", "reject", "set", "source", "tcp", "to", "type", "udp", "vlan",
+        "allow", "any", "arp", "asked", "burst", "code", "connections", "deny", "empty", "ethertype", "from",
+        "guest-basics", "icmp", "icmp6", "in", "include", "ip", "ip6", "limit", "log", "mac", "none", "out",
+        "pcap", "per", "port", "protocol", "reject", "resolver", "set", "source", "tcp", "to", "type", "udp",
+        "vlan",
     )
 )  # fmt: skip
 MARKS: Final = frozenset(",={}")
 
-UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
+UNITS: Final = {
+    "s": 1.0, "sec": 1.0, "second": 1.0,
+    "m": 60.0, "min": 60.0, "minute": 60.0,
+    "h": 3600.0, "hour": 3600.0,
+}  # fmt: skip
 """Time units of a rate, in seconds."""
 
 Protocol = tuple[int | None, int | None]

@@ -6,7 +6,7 @@ together, by rule and protocol.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from vtl_tools.common.packet import quick
 from vtl_tools.common.packet.address import format_ip
@@ -16,29 +16,26 @@ from vtl_tools.common.repeats import Repeats, more
 from vtl_tools.services.fw.describe import as_words, describe
 from vtl_tools.services.fw.flow import Decision
 from vtl_tools.services.fw.question import NAMES
-from vtl_tools.services.fw.rule import Direction, Rule
+from vtl_tools.services.fw.rule import Direction, Rule, Verdict
 
 LOGS_PER_S: Final = 100.0
 """Packets of one side that are told one by one."""
 KINDS_MAX: Final = 2048
 """Kinds of one side that are counted one by one."""
+LIMITS: Final = ("limit-rate", "limit-connections")
+"""Reasons for which a packet is denied although its rule allows it."""
 OTHER: Final = "other"
 """The protocol of kinds that are counted together, if it is neither TCP nor UDP."""
 
 Told = dict[str, object]
 
 
-class _Kind(NamedTuple):
-    """The common part of packets that are told once.
-
-    flow: source, destination and destination port as on the wire, or the members of an event; empty: all.
-    """
-
-    rule: Rule
-    verdict: str
-    reason: str
-    protocol: str
-    flow: bytes | tuple[tuple[str, object], ...] = b""
+Flow = bytes | tuple[tuple[str, object], ...]
+"""Source, destination and destination port as on the wire, or members of an event."""
+_Each = tuple[Rule, str, int, Flow]
+"""A kind: the rule, the reason, the protocol, the flow."""
+_Some = tuple[Rule, str, str]
+"""Kinds that are counted together: the rule, the reason, the protocol's name."""
 
 
 class PacketLog:
@@ -47,59 +44,64 @@ class PacketLog:
     def __init__(self, direction: Direction, tell: Callable[[Told], object]) -> None:
         self._direction, self._tell = direction.value, tell
         self._bucket = TokenBucket(LOGS_PER_S)
-        self._each: Repeats[_Kind] = Repeats(most=KINDS_MAX)
-        self._together: Repeats[_Kind] = Repeats(most=KINDS_MAX)
+        self._each: Repeats[_Each] = Repeats(most=KINDS_MAX)
+        self._together: Repeats[_Some] = Repeats(most=KINDS_MAX)
 
     def note(self, rule: Rule, decision: Decision, frame: Buffer, now: float) -> None:
         """Take a packet that a rule judged, and tell it unless its kind is known."""
-        verdict = "" if decision.verdict is None else decision.verdict.value
-        every = _Kind(rule, verdict, decision.why, OTHER)
-        headers, told = quick.read(frame), None
+        why, headers, told = decision.why, quick.read(frame), None
         if headers is not None:
-            parties = headers[2]
-            every = every._replace(protocol=NAMES[headers[1]])
-            kind = every._replace(flow=parties[:-4] + parties[-2:])
-            is_told_of = kind in self._each or self._bucket.take(now)
-        elif is_told_of := self._bucket.take(now):
+            protocol, parties = headers[1], headers[2]
+            kind: _Each = rule, why, protocol, parties[:-4] + parties[-2:]
+            if self._each.repeat(kind):
+                return
+            is_told = len(self._each) < KINDS_MAX and self._bucket.take(now)
+        elif is_told := len(self._each) < KINDS_MAX and self._bucket.take(now):
             told = describe(frame)
-            shared = tuple((key, value) for key, value in told.items() if key not in ("sport", "code"))
-            kind = every._replace(flow=shared)
-        if not is_told_of or (len(self._each) >= KINDS_MAX and kind not in self._each):
-            self._together.count(every, now)
+            shared = ((key, value) for key, value in told.items() if key not in ("sport", "code"))
+            kind = rule, why, 0, tuple(shared)
+        if not is_told:
+            name = OTHER if headers is None else NAMES[headers[1]]
+            self._together.count((rule, why, name), now)
         elif self._each.admit(kind, now):
-            self._tell(self._members(kind) | (told or describe(frame)))
+            self._tell(self._judged(rule, why) | (told or describe(frame)))
 
-    def _members(self, kind: _Kind) -> Told:
-        place, flow = kind.rule.place, kind.flow
-        told: Told = {
-            "rule": f"{place.file}:{place.line}",
-            "direction": self._direction,
-            "verdict": kind.verdict,
-            "reason": kind.reason,
-        }
-        if isinstance(flow, tuple):
-            return told | dict(flow)
-        told["protocol"] = kind.protocol
-        if flow:
-            half = len(flow) // 2 - 1
-            told |= {"src": format_ip(flow[:half]), "dst": format_ip(flow[half:-2])}
-            told["dport"] = int.from_bytes(flow[-2:], "big")
-        return told
+    def _judged(self, rule: Rule, why: str) -> Told:
+        verdict = Verdict.DENY if why in LIMITS else rule.verdict
+        return {
+            "rule": rule.key, "direction": self._direction, "verdict": verdict.value, "reason": why,
+        }  # fmt: skip
 
     def deadline(self) -> float | None:
         """Return when repeats are due."""
-        due = (repeats.deadline() for repeats in (self._each, self._together))
+        due = self._each.deadline(), self._together.deadline()
         return min((when for when in due if when is not None), default=None)
 
     def wake(self, now: float) -> None:
         """Tell the repeats of each kind whose minute is over."""
-        for repeats in self._each, self._together:
-            for kind, count in repeats.due(now):
-                self._tell({**self._members(kind), "repeats": count, "period_s": repeats.period_s})
+        for (rule, why, protocol, flow), count in self._each.due(now):
+            self._tell_repeats(self._judged(rule, why) | _members(protocol, flow), count)
+        for (rule, why, name), count in self._together.due(now):
+            self._tell_repeats({**self._judged(rule, why), "protocol": name}, count)
+
+    def _tell_repeats(self, told: Told, count: int) -> None:
+        self._tell({**told, "repeats": count, "period_s": self._each.period_s})
 
     def finish(self, now: float) -> None:
         """Tell the repeats that are not told yet."""
         self.wake(now + self._each.period_s)
+
+
+def _members(protocol: int, flow: Flow) -> Told:
+    if isinstance(flow, tuple):
+        return dict(flow)
+    half = len(flow) // 2 - 1
+    return {
+        "protocol": NAMES[protocol],
+        "src": format_ip(flow[:half]),
+        "dst": format_ip(flow[half:-2]),
+        "dport": int.from_bytes(flow[-2:], "big"),
+    }
 
 
 def words(told: Mapping[str, Any]) -> str:

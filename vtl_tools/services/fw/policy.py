@@ -32,12 +32,13 @@ class Judgement(NamedTuple):
 class Policy:
     """All rules of a file, compiled. Immutable: a changed file gives a new policy.
 
-    asks_macs: whether any rule tests Ethernet addresses.
+    asks_macs, asks_roles: whether any rule tests Ethernet addresses or roles.
     """
 
     def __init__(self, ruleset: Ruleset) -> None:
         self.ruleset = ruleset
         self.asks_macs = any(rule.src_mac is not None or rule.dst_mac is not None for rule in ruleset.rules)
+        self.asks_roles = any(rule.roles is not None for rule in ruleset.rules)
         vlans = _allowed_vlans(ruleset.rules)
         self._out = RuleTable([rule for rule in ruleset.rules if OUT in rule.directions], vlans)
         self._in = RuleTable([rule for rule in ruleset.rules if IN in rule.directions], vlans)
@@ -78,7 +79,7 @@ class RuleTable:
 
     __slots__ = (
         "_caught", "_dport", "_dst", "_dst_mac", "_icmp", "_judgements", "_kinds", "_last", "_naming",
-        "_sport", "_src", "_src_mac", "_untagged", "_vlan", "_vlans", "rules",
+        "_roles", "_sport", "_src", "_src_mac", "_untagged", "_vlan", "_vlans", "rules",
     )  # fmt: skip
 
     def __init__(self, rules: Sequence[Rule], vlans: Ranges) -> None:
@@ -100,6 +101,7 @@ class RuleTable:
         self._src_mac = _mac_map(rules, lambda rule: rule.src_mac)
         self._dst_mac = _mac_map(rules, lambda rule: rule.dst_mac)
         self._vlan = _number_map(rules, lambda rule: rule.vlan)
+        self._roles = _number_map(rules, lambda rule: rule.roles)
         self._untagged = -1 if self._vlan is None else self._vlan[UNTAGGED]
 
     def judge(self, fields: Fields) -> Judgement:
@@ -133,6 +135,8 @@ class RuleTable:
                 found &= self._icmp[fields.icmp]
         if self._vlan is not None:
             found &= self._untagged if fields.vlan == UNTAGGED else self._vlan[fields.vlan]
+        if self._roles is not None:
+            found &= self._roles[fields.roles]
         if self._src_mac is not None:
             found &= self._src_mac[fields.src_mac]
         if self._dst_mac is not None:

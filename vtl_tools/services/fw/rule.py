@@ -61,7 +61,8 @@ class Rule:
     """A line with a verdict. None: not tested; an empty value matches nothing.
 
     protocols: any one of them; empty for any. icmp: ranges of type << 8 | code. vlan: with UNTAGGED and
-    STACKED; None for all frames, tagged or not. rate, cap: connections beyond them are denied.
+    STACKED; None for all frames, tagged or not. rate, cap: connections beyond them are denied. roles: values
+    of Fields.roles. part: its number among the rules of a preset; 0: it is a line of its own.
     """
 
     place: RulePosition
@@ -81,16 +82,24 @@ class Rule:
     pcap: bool = False
     rate: Rate | None = None
     cap: ConnectionLimit | None = None
+    roles: Ranges | None = None
+    part: int = 0
 
     @property
     def is_catch_all(self) -> bool:
         """Whether the rule tests nothing but the direction."""
-        asked = (self.src, self.dst, self.sport, self.dport, self.icmp, self.src_mac, self.dst_mac)
+        ends = (self.src, self.dst, self.sport, self.dport, self.src_mac, self.dst_mac)
+        asked = (*ends, self.icmp, self.roles)
         bare = self.vlan is None or self.vlan == ((UNTAGGED, UNTAGGED),)
         return not self.protocols and bare and all(value is None for value in asked)
 
+    @property
+    def key(self) -> str:
+        """FILE:LINE, by which all output names the rule; FILE:LINE.PART if it is one of a preset."""
+        return f"{self.place.file}:{self.place.line}{f'.{self.part}' if self.part else ''}"
+
     def __str__(self) -> str:
-        return f"{self.place.file}:{self.place.line}: {self.text}"
+        return f"{self.key}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,5 +116,7 @@ BUILT_IN: Final = RulePosition("(built in)", 0, 0)
 NO_RULE: Final = Rule(BUILT_IN, "deny any", Verdict.DENY, (IN, OUT))
 """The rule for packets that no rule of a file matches, such as of a VLAN that none names."""
 
-NEIGHBOURS: Final = Rule(BUILT_IN, "allow ARP and neighbour discovery", Verdict.ALLOW, (IN, OUT))
+NEIGHBOURS: Final = Rule(
+    RulePosition("(built in)", 1, 0), "allow ARP and neighbour discovery", Verdict.ALLOW, (IN, OUT)
+)
 """The rule for ARP and neighbour discovery unless a rule names them: nothing works without them."""

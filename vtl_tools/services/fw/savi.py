@@ -110,6 +110,17 @@ class Bindings:
         if octets in self.valid and not self._is_of_link(octets, now):
             self._give_up(octets)
 
+    def forget(self) -> None:
+        """Forget the VM's addresses, also those that are being tested."""
+        for octets in list(self.valid):
+            self._give_up(octets)
+        self._tentative.clear()
+        self._outbox.clear()
+
+    def is_tentative(self, octets: bytes) -> bool:
+        """Return whether an address is being tested, and may become the VM's."""
+        return octets in self._tentative
+
     def _give_up(self, octets: bytes) -> None:
         del self.valid[octets]
         self._testing.pop(octets, None)

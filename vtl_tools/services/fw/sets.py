@@ -1,11 +1,16 @@
 """Parses lists of addresses, Ethernet addresses and numbers, and the named sets of them."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from vtl_tools.common.packet.address import mac
+from vtl_tools.services.fw import roles
 from vtl_tools.services.fw.cursor import Cursor
 from vtl_tools.services.fw.lexer import END, Token, TokenKind
+from vtl_tools.services.fw.position import RuleError
+from vtl_tools.services.fw.remedies import for_address
+from vtl_tools.services.fw.service_names import SERVICE_PORTS
 from vtl_tools.services.fw.values import Addresses, Ranges, Span, parse_addresses, ranges
 
 ITEMS_MAX: Final = 500_000
@@ -41,10 +46,21 @@ class NamedSet:
 EMPTY: Final = NamedSet("", Addresses((), ()), frozenset(), ())
 
 
-class Sets:
-    """The sets defined so far, and the total number of items."""
+_ANY: Final = ("any", "all", "*")
+_NO_NAMES: Final[Mapping[str, int]] = {}
+_STATEMENTS: Final = frozenset(("allow", "deny", "reject", "set", "include"))
 
-    def __init__(self) -> None:
+
+class Sets:
+    """The sets defined so far, and the total number of items.
+
+    report: takes an error in one line of a set in braces; the lines after it are parsed all the same.
+    is_incomplete: whether sets may be missing because of another error; an unknown set is then none.
+    """
+
+    def __init__(self, report: Callable[[RuleError], object]) -> None:
+        self._report = report
+        self.is_incomplete = False
         self._sets: dict[str, NamedSet] = {}
         self._defining = ""
         self._items = 0
@@ -53,21 +69,30 @@ class Sets:
         """Parse `@name = ...`, after the word set. Raises RuleError."""
         name = cursor.token.text
         if cursor.token.kind is not TokenKind.SET:
-            cursor.fail("the set's name, such as @admins")
+            advice = f"; write '@{name}'" if cursor.token.kind is TokenKind.NAME else ""
+            cursor.fail("the set's name, such as @admins", advice=lambda _: advice)
         if name in self._sets:
             cursor.refuse(f"{name} is defined already; a set has one definition")
+        if name in roles.SETS:
+            cursor.refuse(f"{name} is built in: choose another name")
         cursor.next()
-        cursor.expect("=")
         self._defining = name
+        found = EMPTY
+        try:
+            cursor.expect("=")
+            found = self._definition(cursor)
+        finally:  # a set with an error is one, so that rules with it have none
+            self._sets[name] = found
+            self._defining = ""
+
+    def _definition(self, cursor: Cursor) -> NamedSet:
         if cursor.accept("empty"):
-            self._sets[name] = EMPTY
-        elif cursor.accept("{"):
-            self._sets[name] = self._braced(cursor)
-        else:
-            if cursor.token.kind is END:
-                cursor.fail("what is in the set, or 'empty', which matches nothing")
-            self._sets[name] = _List(self, "").all(cursor)
-        self._defining = ""
+            return EMPTY
+        if cursor.accept("{"):
+            return self._braced(cursor)
+        if cursor.token.kind is END:
+            cursor.fail("what is in the set, or 'empty', which matches nothing")
+        return _List(self, "", names=SERVICE_PORTS).all(cursor)
 
     def addresses(self, cursor: Cursor) -> Addresses:
         """Parse a list of addresses and sets of them. Rules that name a single set share one object."""
@@ -77,10 +102,11 @@ class Sets:
         """Parse a list of Ethernet addresses and sets of them."""
         return _List(self, MAC).all(cursor).macs
 
-    def numbers(self, cursor: Cursor, what: str, high: int) -> Ranges:
-        """Parse a list of numbers up to high, ranges, and sets of them."""
+    def numbers(self, cursor: Cursor, what: str, high: int, names: Mapping[str, int] = _NO_NAMES) -> Ranges:
+        """Parse a list of numbers up to high, ranges, and sets of them. names: words for some numbers."""
         column = cursor.token.column
-        found = _List(self, NUMBER, f"{what} (0 to {high}), a range or a set of them").all(cursor).numbers
+        expected = f"{what} (0 to {high}), a range or a set of them"
+        found = _List(self, NUMBER, expected, names).all(cursor).numbers
         if found and found[-1][1] > high:
             cursor.refuse(f"expected {what} (0 to {high}), not {found[-1][1]}", column)
         return found
@@ -90,7 +116,11 @@ class Sets:
         name = cursor.token.text
         if name == self._defining:
             cursor.refuse(f"expected another set, as {name} cannot hold itself")
+        if name in roles.SETS:
+            cursor.refuse(f"expected another set: {name} stands alone behind 'to'")
         if (found := self._sets.get(name)) is None:
+            if self.is_incomplete:
+                return EMPTY
             cursor.refuse(f"expected a set that is defined above; {name} is not")
         return found
 
@@ -98,20 +128,29 @@ class Sets:
         """Count items. Raises RuleError if the total is too large."""
         self._items += items
         if self._items > ITEMS_MAX:
-            cursor.refuse(f"expected at most {ITEMS_MAX} items in all sets and lists together")
+            cursor.exceed(f"expected at most {ITEMS_MAX} items in all sets and lists together")
 
     def _braced(self, cursor: Cursor) -> NamedSet:
-        items = _List(self, "")
+        items = _List(self, "", names=SERVICE_PORTS)
         some = False
         while not cursor.accept("}"):
-            if cursor.token.kind is END:
-                if not cursor.next_line():
-                    cursor.fail("'}'")
-                continue
-            items.one(cursor)
-            some = True
-            if cursor.token.kind is not END and cursor.token.text != "}":
-                cursor.expect(",")
+            if cursor.token.kind is END and cursor.is_at_end:
+                cursor.fail("'}'")
+            if cursor.token.text in _STATEMENTS and cursor.starts_line():
+                cursor.fail("an item of the set, or '}' at its end")
+            some |= cursor.token.kind is not END
+            try:
+                if cursor.token.kind is END:
+                    cursor.next_line()
+                    continue
+                items.one(cursor)
+                if cursor.token.kind is not END and cursor.token.text != "}":
+                    cursor.expect(",")
+            except RuleError as error:
+                if error.is_fatal:
+                    raise
+                self._report(error)
+                cursor.next_item()
         if not some:
             cursor.refuse("expected items in the braces; a set that is to match nothing is '= empty'")
         return items.made()
@@ -120,10 +159,13 @@ class Sets:
 class _List:
     """Items of one kind. The first item decides the kind unless it is given."""
 
-    def __init__(self, sets: Sets, kind: str, expected: str = "") -> None:
+    def __init__(
+        self, sets: Sets, kind: str, expected: str = "", names: Mapping[str, int] = _NO_NAMES
+    ) -> None:
         self._sets = sets
         self._kind = kind
         self._expected = expected
+        self._names = names
         self._spans: list[Span] = []
         self._macs: set[bytes] = set()
         self._numbers: list[tuple[int, int]] = []
@@ -146,20 +188,35 @@ class _List:
             self._set(cursor)
             return
         kind = _OF_KIND.get(token.kind)
+        if kind is None and token.text in self._names:
+            kind = NUMBER
         if kind is None or (self._kind and kind != self._kind):
-            cursor.fail(self._expected or (f"{self._kind} or a set of them" if self._kind else "an item"))
+            expected = self._expected or (f"{self._kind} or a set of them" if self._kind else "an item")
+            if self._kind == ADDRESS:
+                cursor.fail(expected, advice=for_address)
+            if token.text in _ANY:
+                shown = f"not '{token.text}'; leave the clause out, so that it tests nothing"
+                cursor.refuse(f"expected {expected}, {shown}")
+            cursor.fail(expected, words=self._names)
         self._kind = kind
         self._sets.count(cursor, 1)
         if kind is ADDRESS:
             try:
                 self._spans.append(parse_addresses(token.text))
             except ValueError as err:
-                cursor.refuse(f"expected {ADDRESS}: {str(err)[:200]}")
+                cursor.refuse(f"expected {ADDRESS}: {str(err)[:200]}{for_address(token.text)}")
         elif kind is MAC:
             self._macs.add(mac(token.text))
         else:
-            self._numbers.append(_range(cursor, token))
+            self._numbers.append(self._range(cursor, token))
         cursor.next()
+
+    def _range(self, cursor: Cursor, token: Token) -> tuple[int, int]:
+        if token.kind is TokenKind.RANGE:
+            return _between(cursor, token)
+        named = self._names.get(token.text)
+        number = cursor.value(token, "a smaller number") if named is None else named
+        return number, number
 
     def made(self) -> NamedSet:
         """Return the parsed items."""
@@ -179,10 +236,11 @@ class _List:
         return found
 
 
-def _range(cursor: Cursor, token: Token) -> tuple[int, int]:
+def _between(cursor: Cursor, token: Token) -> tuple[int, int]:
     low, _, high = token.text.partition("-")
-    first = cursor.value(Token(TokenKind.NUMBER, low, token.column), "a smaller number")
-    last = cursor.value(Token(TokenKind.NUMBER, high, token.column), "a smaller number") if high else first
+    first, last = (
+        cursor.value(Token(TokenKind.NUMBER, text, token.column), "a smaller number") for text in (low, high)
+    )
     if first > last:
         cursor.refuse(f"expected a range from the lower number to the higher, not {token.text}")
     return first, last

@@ -2,19 +2,20 @@
 
 import atexit
 import logging
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from vtl_tools.common.device.capped_capture import CappedCapture
-from vtl_tools.common.host import broker
+from vtl_tools.common.device.recording import Recording
+from vtl_tools.common.host import broker, log_lines
 from vtl_tools.common.runtime.control import path_for
-from vtl_tools.common.runtime.runner import Options, say
+from vtl_tools.common.runtime.runner import Options
 from vtl_tools.common.text import printable
 from vtl_tools.services.fw.files import full_name, load_rules
 from vtl_tools.services.fw.identity import Identity
+from vtl_tools.services.fw.roles import RESOLVER, of_role
+from vtl_tools.services.fw.rules_again import RulesAgain
 from vtl_tools.services.fw.saved_state import OCTETS_MAX, StateKeeper, recall
 from vtl_tools.services.fw.stage import Firewall
 from vtl_tools.services.fw.tracker import Tracker
@@ -42,12 +43,17 @@ def make_stage(
     policy = load_rules(rules)
     if pcap_rules is None and any(rule.pcap for rule in policy.rules):
         log.warning("%s: a rule says pcap; give --pcap-rules to record its packets", rules)
-    recorded = None if pcap_rules is None else CappedCapture("--pcap-rules", pcap_rules, iface)
-    stage = Firewall(policy, full_name(rules), identity=identity, kept=recorded, flows_max=flows_max)
+    if identity is None and any(rule.roles == of_role(RESOLVER) for rule in policy.rules):
+        log.warning("%s: with --spoofing no resolver is learned; write 'resolver ADDRESS'", rules)
+    kept = None
+    if pcap_rules is not None:
+        kept = Recording("--pcap-rules", pcap_rules, [iface], options.captures.of_guest()).keep
+    stage = Firewall(policy, full_name(rules), identity=identity, kept=kept, link=iface, flows_max=flows_max)
+    stage.again = RulesAgain(stage.file)
     path = (options.control or path_for("vtl-fw", iface)).with_suffix(".state")
     stage.keeper = keeper(path, stage.tracker, identity, time.monotonic(), forget=forget)
-    if not (options.json or options.watch):
-        stage.say = lambda line: say(sys.stderr.fileno(), printable(f"vtl-fw: {line}"), 0.0)
+    if options.log is not None or not (options.json or options.watch):
+        stage.say = lambda line: log_lines.tell(printable(line))
     return stage
 
 

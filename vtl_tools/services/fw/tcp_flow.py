@@ -41,6 +41,11 @@ def opened(segment: TCP, direction: Direction, *, join: bool) -> Ends | None:
     return (tx, rx) if direction is OUT else (rx, tx)
 
 
+def is_guess(ends: Ends) -> bool:
+    """Return whether a connection was joined by a segment to the VM, which has not confirmed its numbers."""
+    return ends[0].iss is None and not ends[0].heard
+
+
 def follow(ends: Ends, direction: Direction, segment: TCP) -> SegmentKind:
     """Follow a segment of a connection, and return its kind."""
     tx, rx = ends if direction is OUT else (ends[1], ends[0])

@@ -1,5 +1,6 @@
 """Packets in, decisions out. Reads no clock; `now` is in seconds, and only grows."""
 
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
@@ -23,6 +24,7 @@ from vtl_tools.services.fw.flow import (
     Opening,
     Timeouts,
     flow_key,
+    protocol_of,
 )
 from vtl_tools.services.fw.fragments import FragmentReassembler
 from vtl_tools.services.fw.neighbours import NeighbourFilter
@@ -36,6 +38,8 @@ _TCP: Final = bytes((ip.TCP,))
 _UDP: Final = bytes((ip.UDP,))
 _OPENINGS_MAX: Final = 1024
 _RECENT_MAX: Final = 2048
+RECALLED_MAX: Final = 1 << 17
+"""Connections of another firewall that nothing was heard of yet; the oldest give way."""
 _SYN_OR_RST: Final = tcp.SYN | tcp.RST
 _ESTABLISHED: Final = State.ESTABLISHED  # a quarter of the time of looking it up in the Enum
 
@@ -57,7 +61,10 @@ class Tracker(Connections):
         self._recent_out: dict[bytes, Flow] = {}
         self._recent_in: dict[bytes, Flow] = {}
         """TCP connections by the parties of their last segments; one that ended has no ends."""
-        self._recalled: dict[bytes, Opening] = {}
+        self._recalled: dict[bytes, tuple[Opening, float]] = {}
+        """Connections of before that nothing was heard of yet, and until when they are known."""
+        self.vm_mac: Callable[[], bytes | None] = lambda: None
+        """Returns the VM's Ethernet address; None: a frame for any address may be for the VM."""
         self._recalled_until = 0.0
 
     # --- packets
@@ -104,8 +111,8 @@ class Tracker(Connections):
             if net.is_fragment:
                 return self._fragment(pkt, direction, now)
         fields = Fields.of(pkt, self._neighbours if direction is OUT else None)
-        if fields.is_neighbour and direction is not OUT and any(fields.src):
-            self._neighbours.observe(fields.src)
+        if direction is not OUT and self._is_elsewhere(fields):
+            return denied("other-station")
         if fields.is_neighbour or not fields.src or fields.vlan == STACKED:
             return self._stateless(fields, direction, now)
         ports, initiator = b"\0\0\0\0", direction
@@ -142,7 +149,7 @@ class Tracker(Connections):
             or macs == [fields.src_mac, fields.dst_mac]
         ):
             return None
-        verdict, rule = self.policy.judge(direction, fields)
+        verdict, rule = self.consult(direction, fields)
         return None if verdict is Verdict.ALLOW else Decision(verdict, rule, "rule")
 
     def _further(self, flow: Flow, segment: TCP | None, direction: Direction, now: float) -> Decision | None:
@@ -157,6 +164,12 @@ class Tracker(Connections):
         if refused := tcp_flow.refuse(ends, direction, flow.initiator, segment):
             return denied(refused, flow.decision.rule)
         seen = tcp_flow.follow(ends, direction, segment)
+        if not seen.taken and direction is OUT and tcp_flow.is_guess(ends):
+            # A stranger may have been the first to be heard of it; the VM knows its numbers.
+            sure = tcp_flow.opened(segment, direction, join=True)
+            if sure is not None and not segment.flags & tcp.SYN:
+                flow.ends = sure
+                return self._followed(flow, sure, SegmentKind.ACK, now)
         if not seen.taken:
             retries = self._retries
             if (anew := retries.answered(flow, segment, direction)) is not None:
@@ -257,7 +270,7 @@ class Tracker(Connections):
 
     def _stateless(self, fields: Fields, direction: Direction, now: float) -> Decision:
         """Decide about a packet by itself: it is of no connection that could be followed."""
-        judgement = self.policy.judge(direction, fields)
+        judgement = self.consult(direction, fields)
         refused = self._refused(judgement, fields, direction, now)
         if refused:
             return denied(refused, judgement.rule)
@@ -267,9 +280,11 @@ class Tracker(Connections):
         self, key: bytes, segment: TCP | None, fields: Fields, direction: Direction, now: float
     ) -> Decision:
         """Decide about a packet that may begin a connection."""
+        if direction is not OUT and self._is_elsewhere(fields):
+            return denied("other-station")
         if self._recalled and (decision := self._again(key, segment, direction, now)) is not None:
             return decision
-        judgement = self.policy.judge(direction, fields)
+        judgement = self.consult(direction, fields)
         if judgement.verdict is not Verdict.ALLOW:
             return Decision(judgement.verdict, judgement.rule, "rule")
         ends: Ends | None = None
@@ -286,13 +301,27 @@ class Tracker(Connections):
         self._add(flow, judgement.rule, now + self._silence(flow), now)
         return Decision(Verdict.ALLOW, judgement.rule, "new")
 
+    def _is_elsewhere(self, fields: Fields) -> bool:
+        """Return whether a packet of the network is for another station of it, such as this host itself.
+
+        ARP and neighbour discovery are everywhere: they tell the identity who else has an address.
+        """
+        if fields.is_neighbour:
+            if any(fields.src):
+                self._neighbours.observe(fields.src)
+            return False
+        if fields.dst_mac[0] & 1:
+            return False
+        mac = self.vm_mac()
+        return mac is not None and fields.dst_mac != mac
+
     def _again(self, key: bytes, segment: TCP | None, direction: Direction, now: float) -> Decision | None:
         """Decide about a packet of a connection from before a restart; None if no allowed one matches.
 
         The side that opened it is known, so that a reply counts as a reply; the windows are not known.
         """
-        opening = self._recalled.get(key)
-        if opening is None or now >= self._recalled_until:
+        opening, until = self._recalled.get(key, (None, 0.0))
+        if opening is None or now >= until:
             return None
         ends: Ends | None = None
         if segment is not None and (
@@ -301,7 +330,7 @@ class Tracker(Connections):
             return None
         del self._recalled[key]
         flow = Flow(key, _HELD, opening, ends)
-        verdict, rule = self.policy.judge(opening.initiator, Fields.first_of(flow))
+        verdict, rule = self.consult(opening.initiator, Fields.first_of(flow))
         if verdict is not Verdict.ALLOW:
             return None
         flow.decision = self._decision(rule)
@@ -311,6 +340,11 @@ class Tracker(Connections):
             return self._followed(flow, ends, SegmentKind.ACK, now)
         self._spoken(flow, direction, now)
         return flow.decision
+
+    def end_all(self) -> int:
+        """Forget all connections, also those of before a restart, and the fragments that wait."""
+        self._recalled, self.fragments = {}, FragmentReassembler()
+        return super().end_all()
 
     # --- time
 
@@ -331,9 +365,24 @@ class Tracker(Connections):
 
     # --- over a restart
 
-    def recall(self, openings: dict[bytes, Opening], until: float) -> None:
-        """Know connections of before, by their keys, until a time; each once something is heard of it."""
-        self._recalled, self._recalled_until = openings, until
+    def recall(self, openings: dict[bytes, Opening], until: float, until_tcp: float) -> None:
+        """Know connections of another firewall, by their keys, until a time; each once it is heard of.
+
+        The other is later: what is known here of the same connections is forgotten.
+        """
+        for key, opening in openings.items():
+            if (flow := self.flows.get(key)) is not None:
+                self.end(flow)
+            self._recalled[key] = opening, until_tcp if protocol_of(key) == ip.TCP else until
+        while len(self._recalled) > RECALLED_MAX:
+            del self._recalled[next(iter(self._recalled))]
+        self._recalled_until = max(self._recalled_until, until, until_tcp)
+
+    def unheard(self, now: float) -> Iterator[Flow]:
+        """Yield the connections of recall() that nothing was heard of yet."""
+        for key, (opening, until) in list(self._recalled.items()):
+            if now < until:
+                yield Flow(key, _HELD, opening, None)
 
 
 def _malformed(err: Malformed) -> Decision:

@@ -16,6 +16,7 @@ Ranges = tuple[tuple[int, int], ...]
 """Ranges of numbers, first and last inclusive."""
 
 _BITS: Final = {4: 32, 16: 128}
+_MASKS: Final = {format_ip((0xFFFF_FFFF << 32 - n & 0xFFFF_FFFF).to_bytes(4, "big")): n for n in range(33)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,10 +134,21 @@ def parse_addresses(text: str) -> Span:
     return address, address
 
 
+def is_address(text: str) -> bool:
+    """Return whether parse_addresses() takes a text."""
+    try:
+        parse_addresses(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _prefix(text: str) -> Span:
     head, _, tail = text.partition("/")
     address = parse_address(head)
     bits = len(address) * 8
+    if (length := _MASKS.get(tail)) is not None and bits == 32:
+        raise ValueError(f"/{tail} is a mask: write {head}/{length}")
     if not tail.isdecimal() or len(tail) > 3 or int(tail) > bits or (tail[0] == "0" and tail != "0"):
         raise ValueError(f"/{tail} is not a prefix length: use 0 to {bits}")
     host = (1 << bits - int(tail)) - 1

@@ -15,7 +15,7 @@ def report(peers: Peers, now: float, listed_max: int) -> dict[str, object]:
     return {
         "vm": {
             "mac": "" if vm.mac is None else address.format_mac(vm.mac),
-            "addresses": ", ".join(map(address.format_ip, vm.addresses)),
+            "addresses": [address.format_ip(one) for one in vm.addresses],
         },
         "spared": {
             "frames": spared[0],
@@ -44,6 +44,6 @@ def _shortcut(one: Shortcut, now: float) -> dict[str, object]:
         "found": peer.found.value,
         "state": one.state.value,
         "since_s": round(now - peer.since, 1),
-        "rtt_ms": round(peer.rtt_s * 1e3, 3),
+        "rtt_s": round(peer.rtt_s, 6),
         "losses": peer.losses,
     }

@@ -5,7 +5,7 @@ from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from vtl_tools.common.device.capped_capture import CappedCapture
+from vtl_tools.common.device.recording import Recording
 from vtl_tools.common.relay.budget import RelayLimits
 from vtl_tools.common.runtime.control import path_for
 from vtl_tools.common.runtime.runner import Options
@@ -60,6 +60,9 @@ def make_stage(
     store = None
     if dns == "map":
         store = open_store(state, options.control or path_for("vtl-tor", iface))
+    dropped = None
+    if pcap_dropped is not None:
+        dropped = Recording("--pcap-dropped", pcap_dropped, [iface], options.captures.of_guest())
     stage = Tor(
         proxy,
         pipelined=is_tor,
@@ -75,7 +78,7 @@ def make_stage(
         ),
         process=process,
         store=store,
-        on_drop=None if pcap_dropped is None else CappedCapture("--pcap-dropped", pcap_dropped, iface),
+        on_drop=None if dropped is None else dropped.keep,
     )
     if process is not None:
         ask = None if url is None else partial(show_exit_address_later, process.door, url, show_exit)

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.text import printable
@@ -28,4 +29,7 @@ class BootstrapProgress:
             log.info("tor: %d %%: %s", percent, step)
         elif sys.stderr.isatty() and not self._quiet:
             end = "\n" if percent == 100 else "\r"
-            print(f"\x1b[Ktor: {percent:3d} % {printable(step, 60)}", end=end, file=sys.stderr, flush=True)
+            with suppress(OSError):  # the terminal was closed
+                print(
+                    f"\x1b[Ktor: {percent:3d} % {printable(step, 60)}", end=end, file=sys.stderr, flush=True
+                )

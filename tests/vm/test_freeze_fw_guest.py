@@ -1,0 +1,61 @@
+"""A real guest under vtl-fw and vtl-freeze at once is stopped, and moved; its connections go on.
+
+The firewall of the other host has never heard of the guest. The rules of both hosts reset what is in no
+connection that they know.
+"""
+
+import pytest
+
+from lab.netns import Lab
+from lab.wait import until
+from tests.vm.moving import GUEST, GUEST6, MAC, PEER, PEER6, Work, World
+
+pytestmark = [pytest.mark.vm]
+
+RULES = f"""
+allow out udp port 67
+allow in udp from {PEER} source port 67 port 68
+allow out tcp to {PEER}, {PEER6} port 7, 22, 80
+reject
+"""
+
+
+@pytest.fixture(scope="module")
+def world():
+    with Lab() as lab:
+        yield World(lab, rules=RULES)
+
+
+def never_refused(side):
+    """Whether a firewall never took a segment of the guest or its peer for a stranger's."""
+    drops = side.firewall()["drops"]
+    return not [why for why in drops if why.startswith(("tcp-", "spoofed-"))]
+
+
+def test_moved_while_stopped_to_a_firewall_that_has_never_heard_of_it(world):
+    world.await_guest()
+    with world.here.vtl_freeze() as before, world.there.vtl_freeze() as after, Work(world) as work:
+        world.guest.qmp("stop")
+        until(lambda: before.status()["frozen"], "the service to answer for the guest")
+        world.outlast()
+        assert before.status()["answered"] > 3
+        world.migrate()
+        identity = after.firewall()["identity"]
+        assert identity["mac"] == MAC
+        assert {GUEST, GUEST6} < set(identity["addresses"].split(", "))
+        assert f"{MAC} dev {after.name} " in world.lan.run("bridge", "fdb").stdout
+        world.outlast()
+        assert after.status()["answered"] > 3
+        world.guest.qmp("cont")
+        work.goes_on()
+        assert never_refused(before)
+        assert never_refused(after)
+
+
+def test_moved_back_while_running(world):
+    world.await_guest()
+    with world.here.vtl_freeze(), world.there.vtl_freeze() as after, Work(world) as work:
+        world.migrate()
+        assert not after.status()["frozen"]
+        work.goes_on()
+        assert never_refused(after)
