@@ -115,7 +115,7 @@ def set_(link: str | None, json: bool, preset: str | None, changes: dict[str, st
         raise click.UsageError("give a setting, such as --delay 100ms, or --preset")
     results = list(ask_each(current_tool(), "set", link, changes=changes, preset=preset))
     if json:
-        print_json(results)
+        print_json(results, "vtl-wan.set/1")
 
 
 @main.command()
@@ -146,7 +146,7 @@ def verify(preset: str | None, changes: dict[str, str], frames: int, per_second:
     for one in measure(program_of("vtl-wan"), words, settings_of(preset, changes), frames, per_second):
         all_kept &= one.kept
         if json:
-            print_json([{"schema": "wan.verify/1", **asdict(one)}])
+            print_json([asdict(one)], "vtl-wan.verify/1")
             continue
         echo(one.line())
     if not all_kept:

@@ -43,7 +43,7 @@ class Measured:
     way: str
     quantity: str
     wanted: float
-    seen: float
+    seen: float | None
     unit: str
     kept: bool
     p99_error_us: float | None = None
@@ -52,6 +52,8 @@ class Measured:
         """Return the measurement as a line."""
         high = "" if self.p99_error_us is None else f"; p99 of the error {self.p99_error_us:,.0f} us"
         verdict = "kept" if self.kept else "NOT KEPT"
+        if self.seen is None:
+            return f"{self.way}: {self.quantity}: no frame came: {verdict}"
         seen = f"set {self.wanted:.6g}, seen {self.seen:.6g} {self.unit}{high}"
         return f"{self.way}: {self.quantity}: {seen}: {verdict}"
 
@@ -179,7 +181,7 @@ def _judged(way: str, path: PathSettings, delays: Mapping[int, float], frames: i
             way, "delay", wanted_s * 1e3, (wanted_s + middle) * 1e3, "ms", kept, round(high * 1e6, 1)
         )
     else:
-        yield Measured(way, "delay", wanted_s * 1e3, math.inf, "ms", kept=False)
+        yield Measured(way, "delay", wanted_s * 1e3, None, "ms", kept=False)
     lost, expected = 1 - len(delays) / frames, mean_loss(path)
     runs = 1 / path.to_good if path.to_bad else 1.0
     deviation = math.sqrt(max(expected * (1 - expected), 1e-9) * (2 * runs - 1) / frames)
