@@ -73,7 +73,7 @@ def printed() -> Iterator[Printed]:
     with Lab() as lab:
         found = Printed(lab)
         line = line_of_three(lab)
-        for part in firewall, others, dead, switch, freezer, tor:
+        for part in firewall, others, dead, switch, wide_area, freezer, tor:
             part(found, line)
         yield found
 
@@ -161,6 +161,20 @@ def switch(found: Printed, line: Line) -> None:
         line.client.run("ping", "-c1", "-q", "10.9.0.2")
         found.run(line.middle, "vtl-bridge", "status", "--link", running.socket)
     found.ended(running)
+
+
+def wide_area(found: Printed, line: Line) -> None:
+    """vtl-wan, whose settings change, and what it measures of itself."""
+    timeline = found.lab.dir / "timeline"
+    timeline.write_text("at 0s outage 1ms\n")
+    links = ("--iface", "vmnet1", "--uplink", "eth0", "--preset", "lan", "--timeline", timeline)
+    with bridge(found.lab, line.middle, *links, service="vtl-wan", name="wan") as running:
+        line.client.run("ping", "-c1", "-q", "10.9.0.2")
+        for words in ["set", "--delay", "1ms"], ["status"]:
+            found.run(line.middle, "vtl-wan", *words, "--link", running.socket)
+    found.ended(running)
+    short = ("--frames", "200", "--per-second", "1000")
+    found.run(line.middle, "vtl-wan", "verify", "--delay", "1ms", *short, status=None)
 
 
 def freezer(found: Printed, line: Line) -> None:
