@@ -15,6 +15,8 @@ _SECTION: Final = 0x0A0D0D0A
 _INTERFACE: Final = 1
 _PACKET: Final = 6
 _SMALLEST: Final = 12
+_LARGEST: Final = 1 << 17
+"""Octets that no block exceeds: the largest frame has 64 KiB."""
 _MAGIC: Final = 0x1A2B3C4D
 _ETHERNET: Final = 1  # LINKTYPE_ETHERNET
 _NAME, _APPLICATION, _FLAGS = 2, 4, 2  # if_name, shb_userappl, epb_flags
@@ -83,12 +85,12 @@ def put_frames(
 def whole_blocks(queue: OctetQueue, octets: int) -> int:
     """Return the size of the blocks that are whole within the first octets of those that wait.
 
-    Octets that are no blocks, from a service that was taken over, count as one.
+    Octets that are no blocks, from a service that was taken over, count as one: the writer goes on with them.
     """
     end = 0
     while end < octets:
         length = queue.word(end + 4)
-        if length < _SMALLEST or length & 3:
+        if not _SMALLEST <= length <= _LARGEST or length & 3:
             return octets
         if length > octets - end:
             break
