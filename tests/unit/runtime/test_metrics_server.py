@@ -1,6 +1,8 @@
 """--metrics: what Prometheus is told, and what clients of its port get away with."""
 
 import asyncio
+import select
+import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from lab.wait import PATIENCE_S
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.runtime import metrics
 from vtl_tools.common.runtime.metrics import CLIENTS_MAX, REQUEST_MAX, MetricsServer
@@ -137,7 +140,7 @@ def test_a_request_without_end_is_cut_off(tmp_path: Path) -> None:
 def test_clients_that_say_nothing_neither_pile_up_nor_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(metrics, "PATIENCE_S", 1.0)
 
     async def talk(_: MetricsServer) -> str:
         silent = [await asyncio.open_unix_connection(tmp_path / "m") for _ in range(CLIENTS_MAX)]
@@ -151,6 +154,33 @@ def test_clients_that_say_nothing_neither_pile_up_nor_stay(
         return (await fetch(tmp_path / "m"))[0]
 
     assert asked(tmp_path / "m", talk) == "HTTP/1.1 200 OK"
+
+
+def test_a_client_that_does_not_read_the_last_of_its_answer_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "PATIENCE_S", 0.2)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    room = ours.send(bytes(1 << 23))  # of the kernel, for one client
+    ours.close()
+    theirs.close()
+
+    def status() -> dict[str, Any]:
+        raise VTLError("x" * (room + 30_000))
+
+    async def talk(_: MetricsServer) -> bool:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(tmp_path / "m"))
+            sock.sendall(GET)
+            end = select.poll()
+            end.register(sock, select.POLLHUP)
+            async with asyncio.timeout(PATIENCE_S):
+                while not end.poll(0):
+                    await asyncio.sleep(0.01)
+        return True
+
+    assert asked(tmp_path / "m", talk, status)
 
 
 def test_an_address_that_is_taken_is_one_line() -> None:

@@ -80,6 +80,7 @@ class MetricsServer:
         self._clients.add(writer)
         try:
             if len(self._clients) <= CLIENTS_MAX:
+                writer.transport.set_write_buffer_limits(0)  # so that drain() waits for all to be read
                 async with asyncio.timeout(PATIENCE_S):
                     writer.write(await self._answer(await reader.readuntil(b"\r\n\r\n")))
                     await writer.drain()
