@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.host import outlet
+from vtl_tools.common.host.log_lines import LogHandler
 from vtl_tools.common.packet import address, build, icmp, ip, nd
 from vtl_tools.common.packet.address import format_ip, format_mac
 from vtl_tools.common.packet.vnet import NONE
@@ -236,6 +238,26 @@ def test_one_line_and_one_event_a_minute_and_cause(caplog):
         ]
         assert [fields["repeats"] for _, fields in told.events[2:]] == [99, 49]
     assert told.stage.drops == {"spoofed-address": 100, "spoofed-mac": 50}
+
+
+def test_no_cause_hides_another_in_the_log_of_a_service(monkeypatch):
+    lines = []
+    monkeypatch.setattr(outlet, "say", lambda fd, line: lines.append(line.partition("vtl-fw: ")[2]))
+    handler, logger = LogHandler("vtl-fw"), logging.getLogger("vtl_tools.services.fw.identity_report")
+    handler.serve()
+    logger.addHandler(handler)
+    try:
+        told = Told(learned())
+        for _ in range(3):
+            told.say(segment(NOBODY), segment(VM, src_mac=NEXT_MAC), now=5.0)
+        told.stage.wake(65.0)
+    finally:
+        logger.removeHandler(handler)
+    assert [line.split(": ")[1] for line in lines[:2]] == ["spoofed-address", "spoofed-mac"]
+    assert lines[2:] == [
+        "vmnet1: spoofed-address: 2 more in 60 s",
+        "vmnet1: spoofed-mac: 2 more in 60 s",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from vtl_tools.common.repeats import KINDS_MAX, Repeats
+from vtl_tools.common.repeats import KINDS_MAX, Repeats, more
 from vtl_tools.common.text import printable, stamp
 
 _PRIORITIES: Final = (
     (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7),
 )  # fmt: skip
 """syslog's priorities (sd-daemon(3)) of log levels."""
+ALWAYS: Final = {"is_always_told": True}
+"""The `extra` of a message that is not folded here, as its own code folds it or an operator asked for it."""
 
 
 class LogHandler(logging.Handler):
@@ -55,7 +57,8 @@ class LogHandler(logging.Handler):
         """Write a record, or count it. Never raises."""
         with suppress(Exception):
             text = self._text(record)
-            if not self.is_service or record.levelno < logging.WARNING:
+            is_always_told = record.levelno < logging.WARNING or getattr(record, "is_always_told", False)
+            if not self.is_service or is_always_told:
                 self.tell(text, record.levelno)
                 return
             now, kind = self._clock(), _kind(record)
@@ -92,7 +95,7 @@ class LogHandler(logging.Handler):
         self._is_armed = False
         for kind, count in self._repeats.due(self._clock()):
             level, text = self._texts.get(kind, (logging.WARNING, "a message"))
-            self.tell(f"{text} ({count} more in {self._repeats.period_s:.0f} s)", level)
+            self.tell(f"{text} ({more(count, self._repeats.period_s)})", level)
         if self._repeats.deadline() is None or len(self._texts) > 2 * KINDS_MAX:
             self._texts.clear()
         self._arm()
@@ -111,7 +114,7 @@ class LogHandler(logging.Handler):
 def _kind(record: logging.LogRecord) -> Hashable:
     args: Any = record.args
     has_subject = str(record.msg).startswith("%s:") and isinstance(args, tuple)
-    return getattr(record, "kind", None) or (record.name, record.msg, str(args[0]) if has_subject else "")
+    return record.name, record.msg, str(args[0]) if has_subject else ""
 
 
 def _is_file() -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from vtl_tools.common.errors import VTLError
+from vtl_tools.common.host import log_lines
 from vtl_tools.services.fw.parser import FILES_MAX, OCTETS_MAX, included, parse
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.position import RuleError
@@ -121,6 +122,6 @@ def load_rules(file: str, reader: RuleReader | None = None, *, warn: bool = True
 def log_warnings(file: str, warnings: Sequence[object]) -> None:
     """Log the warnings about a file, WARNINGS_SHOWN at most."""
     for warning in warnings[:WARNINGS_SHOWN]:
-        log.warning("%s", warning, extra={"kind": str(warning)})  # none is another's repeat
+        log.warning("%s", warning, extra=log_lines.ALWAYS)
     if len(warnings) > WARNINGS_SHOWN:
         log.warning("%s: %d more warnings; see 'vtl-fw check'", file, len(warnings) - WARNINGS_SHOWN)

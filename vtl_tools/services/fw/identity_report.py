@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
+from vtl_tools.common.host import log_lines
 from vtl_tools.common.packet import address
-from vtl_tools.common.repeats import Repeats
+from vtl_tools.common.repeats import Repeats, more
 from vtl_tools.services.fw.identity import Identity
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ class IdentityReport:
             if cause in self._last:
                 self._tell(cause, self._last[cause][0], count)
             else:
-                log.warning("%s: the VM was replaced %d more times in 60 s", self.link, count)
+                again = more(count, self._repeats.period_s)
+                self._warn("a VM took the place of another: %s", again)
                 self.event("identity", reason=cause, repeats=count, period_s=self._repeats.period_s)
 
     def replaced(self, former: bytes, mac: bytes, ended: int, now: float) -> None:
@@ -70,9 +72,9 @@ class IdentityReport:
         names = address.format_mac(former), address.format_mac(mac)
         if not self._repeats.admit("replaced", now):
             return
-        log.warning(
-            "%s: a VM with the Ethernet address %s took the place of %s; what was learned is forgotten",
-            self.link, names[1], names[0],
+        self._warn(
+            "a VM with the Ethernet address %s took the place of %s; what was learned is forgotten",
+            names[1], names[0],
         )  # fmt: skip
         self.event("identity", reason="replaced", former=names[0], mac=names[1], ended=ended)
 
@@ -87,11 +89,14 @@ class IdentityReport:
             "remedy": remedy(self.identity, cause, refused, self.link),
         }
         if repeats:
-            log.warning("%s: %s: %d more in 60 s", self.link, cause, repeats)
+            self._warn("%s: %s", cause, more(repeats, self._repeats.period_s))
             told |= {"repeats": repeats, "period_s": self._repeats.period_s}
         else:
-            log.warning("%s: %s: %s; %s", self.link, cause, told["text"], told["remedy"])
+            self._warn("%s: %s; %s", cause, told["text"], told["remedy"])
         self.event("identity", **told)
+
+    def _warn(self, text: str, *arguments: object) -> None:
+        log.warning(f"%s: {text}", self.link, *arguments, extra=log_lines.ALWAYS)
 
     def status(self, now: float) -> dict[str, object]:
         """Return what was refused: how often, and the last."""
@@ -118,8 +123,8 @@ def format_any(octets: bytes) -> str:
 def known(identity: Identity) -> str:
     """Return the VM's IP addresses, each with what gave it, as the end of a sentence."""
     found = [f"{of} by {how}" for of, how in identity.origins().items()]
-    more = f" and {len(found) - LISTED_MAX} more" if len(found) > LISTED_MAX else ""
-    return f"it has {', '.join(found[:LISTED_MAX])}{more}" if found else "it has none yet"
+    rest = f" and {len(found) - LISTED_MAX} more" if len(found) > LISTED_MAX else ""
+    return f"it has {', '.join(found[:LISTED_MAX])}{rest}" if found else "it has none yet"
 
 
 def problem(identity: Identity, cause: str, refused: bytes) -> str:
