@@ -14,6 +14,7 @@ import pytest
 
 from lab.wait import PATIENCE_S
 from tests.cmd.tools import BIN
+from vtl_tools.common.cli.event_lines import line_of
 from vtl_tools.common.runtime.events import FOLLOWERS_MAX
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
@@ -132,3 +133,9 @@ def test_where_no_service_runs_events_says_so(tool: str, folder: Path) -> None:
     done = subprocess.run([BIN / tool, "events"], capture_output=True, text=True, env=environment(folder))
     assert done.returncode == 6
     assert done.stderr.startswith(f"{tool}: no service runs here")
+
+
+def test_an_event_that_no_service_of_this_version_tells_is_a_line_all_the_same() -> None:
+    for odd in {"repeats": {}, "period_s": "long"}, {"repeats": 2}, {"links": 7}:
+        line = line_of({"event": "ready", "time": "now", "link": "vmnet1", **odd}, {})
+        assert line.startswith("now vmnet1 ready: ")

@@ -64,6 +64,18 @@ def test_a_sign_of_life_changes_nothing_but_the_time(path):
     record.beat()
 
 
+def test_a_sign_of_life_is_not_that_of_a_file_that_another_user_links_to(path):
+    record = RecordFile(path, "vtl-x", [], {})
+    record.begin()
+    victim = path.with_name("victim")
+    victim.touch()
+    os.utime(victim, (1000, 1000))
+    path.unlink()
+    path.symlink_to(victim)
+    record.beat()
+    assert victim.stat().st_mtime == 1000
+
+
 def test_a_record_that_another_user_could_have_written_is_not_believed(path):
     record = RecordFile(path, "vtl-x", ["vmnet1"], {})
     record.begin()

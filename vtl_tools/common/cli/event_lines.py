@@ -19,10 +19,10 @@ def line_of(event: Event, words: Words) -> str:
     said = words.get(name) or _WORDS.get(name)
     try:
         told = said(event) if said is not None else _members(own)
+        if "repeats" in event:
+            told = f"{told} ({more(event['repeats'], event['period_s'])})"
     except (KeyError, TypeError, ValueError, AttributeError):  # of a service of another version
         told = _members(own)
-    if "repeats" in event and "period_s" in event:
-        told = f"{told} ({more(event['repeats'], event['period_s'])})"
     return f"{event.get('time', '')} {event.get('link', '')} {name}: {told}"
 
 

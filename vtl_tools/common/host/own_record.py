@@ -17,7 +17,7 @@ class OwnRecord(broker.OwnSocket):
         """Set the file's time of change to now, soon and without waiting."""
         with contextlib.suppress(OSError):
             if self._channel is None:
-                os.utime(self.path)
+                self._stamp()
             else:
                 self._settle(0.0)
                 self._request(0)
@@ -51,5 +51,9 @@ class OwnRecord(broker.OwnSocket):
         if self.word == self._REMOVE:
             super().remove()
         else:
-            os.utime(self.path)
+            self._stamp()
         return 0, -1
+
+    def _stamp(self) -> None:
+        """Set the time of change, but not of a file to which another user has linked the name since."""
+        os.utime(self.path, follow_symlinks=False)

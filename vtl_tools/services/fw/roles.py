@@ -26,4 +26,4 @@ MEANINGS: Final = {
 
 def of_role(role: int) -> Ranges:
     """Return the values of Fields.roles that contain a role."""
-    return ranges((value, value) for value in range(RESOLVER | DHCP_SERVER | ASKED + 1) if value & role)
+    return ranges((value, value) for value in range((RESOLVER | DHCP_SERVER | ASKED) + 1) if value & role)

@@ -62,7 +62,7 @@ class RulesAgain:
                 with SealedFile(fd) as upload:
                     told = await stage.reload({"file": self.file, "upload": upload})
             except (VTLError, OSError) as e:
-                why = e.strerror if isinstance(e, OSError) else str(e)
+                why = (e.strerror if isinstance(e, OSError) else None) or str(e)  # a time-out has no strerror
                 log.warning("%s: not reloaded: %s; %s", self.file, why, _KEPT)
                 stage.event("reload", file=self.file, error=why)
                 continue
