@@ -24,6 +24,10 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def stamp() -> str:
-    """Return the time as RFC 3339 writes it, in UTC with microseconds."""
-    return f"{datetime.now(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+def stamp(seconds: float | None = None, *, exact: bool = True) -> str:
+    """Return a time as RFC 3339 writes it, in UTC: to the microsecond, or unless `exact` to the second.
+
+    seconds: since 1970; None: now.
+    """
+    when = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return f"{when.replace(tzinfo=None).isoformat(timespec='microseconds' if exact else 'seconds')}Z"

@@ -11,9 +11,10 @@ from vtl_tools.common.cli.output import echo, print_json
 from vtl_tools.common.errors import DiedError, NotRunningError, PermissionNeededError, VTLError
 from vtl_tools.common.runtime import control, discovery
 from vtl_tools.common.runtime.discovery import Found
-from vtl_tools.common.runtime.run_record import record_of, rfc3339
+from vtl_tools.common.runtime.run_record import record_of
 from vtl_tools.common.runtime.watch import Watch, draw, lines_of, require_terminal
 from vtl_tools.common.table import Kind, Table, fitted, plain, screen_of, whole
+from vtl_tools.common.text import stamp
 
 Status = dict[str, Any]
 Absent = tuple[Found, VTLError]
@@ -96,7 +97,7 @@ def _row(service: str, one: Found) -> tuple[object, ...]:
         return service, "-", one.socket.name, one.state, "-", "-"
     links = " ".join(record.links)
     cut_off = ", ".join(record.cut_off()) if one.state == "died" else ""
-    return service, str(record.pid), links, one.state, rfc3339(record.alive), cut_off or "-"
+    return service, str(record.pid), links, one.state, stamp(record.alive, exact=False), cut_off or "-"
 
 
 def _notes(service: str, absent: Iterable[Absent]) -> Table:
@@ -140,8 +141,8 @@ def _object(service: str, one: Found, error: VTLError) -> Status:
         "control": str(one.socket),
         "pid": None if record is None else record.pid,
         "links": [] if record is None else list(record.links),
-        "started": None if record is None else rfc3339(record.started, exact=True),
-        "last_alive": None if record is None else rfc3339(record.alive, exact=True),
+        "started": None if record is None else stamp(record.started),
+        "last_alive": None if record is None else stamp(record.alive),
         "cut_off": record.cut_off() if record is not None and one.state == "died" else [],
         "remedies": record.remedies() if record is not None and one.state == "died" else [],
         "error": str(error),

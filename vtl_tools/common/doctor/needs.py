@@ -17,7 +17,7 @@ class Use:
 _INTERFACE: Final = ("CAP_NET_RAW", "CAP_NET_ADMIN", "packet sockets", "guard")
 _OF_ALL: Final = (
     Use("start", ("Python", "Linux", "click"), main=True),
-    Use("--pcap, pcap:", ("scapy",)),
+    Use("pcap:", ("scapy",)),
     Use("tap:", ("CAP_NET_ADMIN", "tap")),
     Use("libpcap:", ("CAP_NET_RAW", "scapy", "libpcap")),
     Use("--metrics", ("prometheus_client",)),

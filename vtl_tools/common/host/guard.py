@@ -14,13 +14,13 @@ name, and read back.
 
 import os
 import re
-import time
 from dataclasses import dataclass, replace
 from typing import Final, Literal, Self
 
 from vtl_tools.common.errors import DeviceError, PermissionNeededError, VTLError
 from vtl_tools.common.host import interface
 from vtl_tools.common.host.nft import NFT, decode, encode
+from vtl_tools.common.text import stamp
 
 MARK: Final = 0x56544C  # "VTL"
 """SO_MARK of the frames that a guarded interface may send."""
@@ -80,7 +80,7 @@ class Guard:
 
     def __init__(self, given: str, form: Form = "process", by: str = "vtl") -> None:
         self.given = self.name = given
-        self._comment = f"{by} {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}"
+        self._comment = f"{by} {stamp(exact=False)}"
         self.form = form
         self.raised_anew = 0
         self._prefix = f"{_OWNED}{os.getpid()}_" if form == "process" else _KEPT

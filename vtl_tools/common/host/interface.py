@@ -4,21 +4,14 @@ An index stays the same while an interface exists; names change.
 """
 
 import socket
-import struct
-from collections.abc import Iterator
+import sys
 from typing import Final
 
 from vtl_tools.common.errors import DeviceError
+from vtl_tools.common.host import netlink
 
-# linux/rtnetlink.h, linux/if_link.h
-_RTM_GETLINK: Final = 18
-_RTM_NEWLINK: Final = 16
-_NLM_F_REQUEST: Final = 1
-_HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
-_LINK: Final = struct.Struct("=BxHiII")  # struct ifinfomsg
-_LINKINFO, _CARRIER_UP_COUNT, _INFO_KIND = 18, 47, 1
+_CARRIER_UP_COUNT: Final = 47  # IFLA_CARRIER_UP_COUNT
 _ETHERNET: Final = 1  # ARPHRD_ETHER
-_RECEIVE_OCTETS: Final = 1 << 17
 
 
 def find(given: str) -> tuple[int, str]:
@@ -66,36 +59,12 @@ def occupant(index: int) -> str:
     it: its carrier comes up then, and goes only with the program that had it open. No guest has a part in it.
     Every other carrier may be the guest's: root in a container takes that of its veth down and up.
     """
-    found = _ask(index)
-    if found is None:
+    told = next(netlink.ask(netlink.GETLINK, netlink.LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0)), None)
+    if told is None:
         return ""
-    kind, attributes = found
-    info = dict(_attributes(attributes.get(_LINKINFO, b"")))
-    is_tap = kind == _ETHERNET and info.get(_INFO_KIND, b"").rstrip(b"\0") == b"tun"
-    opened = int.from_bytes(attributes.get(_CARRIER_UP_COUNT, b""), "little") if is_tap else 0
+    _, kind, *_ = netlink.LINK.unpack_from(told)
+    attributes = dict(netlink.attributes(told[netlink.LINK.size :]))
+    info = dict(netlink.attributes(attributes.get(netlink.LINKINFO, b"")))
+    is_tap = kind == _ETHERNET and info.get(netlink.INFO_KIND, b"").rstrip(b"\0") == b"tun"
+    opened = int.from_bytes(attributes.get(_CARRIER_UP_COUNT, b""), sys.byteorder) if is_tap else 0
     return f"interface {index} {opened}"
-
-
-def _ask(index: int) -> tuple[int, dict[int, bytes]] | None:
-    """Return the hardware type and the attributes of an interface (rtnetlink(7)); None: it does not exist."""
-    asked = _LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0)
-    with socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-    ) as sock:
-        sock.send(_HEADER.pack(_HEADER.size + len(asked), _RTM_GETLINK, _NLM_F_REQUEST, 1, 0) + asked)
-        told = sock.recv(_RECEIVE_OCTETS, socket.MSG_DONTWAIT)  # the kernel answers within send()
-    _, answer, *_ = _HEADER.unpack_from(told)
-    if answer != _RTM_NEWLINK:
-        return None
-    _, kind, *_ = _LINK.unpack_from(told, _HEADER.size)
-    return kind, dict(_attributes(told[_HEADER.size + _LINK.size :]))
-
-
-def _attributes(octets: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield attributes of netlink by type."""
-    while len(octets) >= 4:
-        size, kind = struct.unpack_from("=HH", octets)
-        if size < 4:
-            return
-        yield kind, octets[4:size]
-        octets = octets[(size + 3) & ~3 :]

@@ -10,21 +10,16 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Final, Literal, NamedTuple
 
+from vtl_tools.common.host import netlink
+
 Family = Literal["-4", "-6"]
 """A version of IP, as an option of ip(8)."""
 
-_HEADER: Final = struct.Struct("IHHII")  # struct nlmsghdr
-_ATTRIBUTE: Final = struct.Struct("HH")
-_HOP: Final = struct.Struct("HBBi")  # struct rtnexthop
-_DUMP: Final = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
-_DONE: Final = 3
-_GETLINK, _GETROUTE = 18, 26
-_LINK_SIZE, _ROUTE_SIZE = 16, 12  # struct ifinfomsg, struct rtmsg
-_NAME, _LINK, _MASTER, _LINKINFO, _PARENT_DEVICE = 3, 5, 10, 18, 56  # IFLA_...
-_KIND: Final = 1  # IFLA_INFO_KIND
+_HOP: Final = struct.Struct("=HBBi")  # struct rtnexthop
+_ROUTE_SIZE: Final = 12  # struct rtmsg
+_NAME, _LINK, _MASTER, _PARENT_DEVICE = 3, 5, 10, 56  # IFLA_...
 _OIF, _MULTIPATH = 4, 9  # RTA_...
 _UNICAST: Final = 1
-_NESTED: Final = 0x3FFF
 _ABOVE: Final = ("vlan", "macvlan", "macvtap", "ipvlan")
 """Kinds of interfaces that send by the one that IFLA_LINK names. A veth names its peer so."""
 
@@ -76,10 +71,10 @@ def above(links: Iterable[LinkEntry], name: str) -> dict[int, str]:
 
 
 def _links() -> Iterator[LinkEntry]:
-    for body in _dump(_GETLINK, bytes(_LINK_SIZE)):
-        (index,) = struct.unpack_from("i", body, 4)
-        told = dict(_attributes(body[_LINK_SIZE:]))
-        kind = dict(_attributes(told.get(_LINKINFO, b""))).get(_KIND, b"")
+    for body in netlink.ask(netlink.GETLINK, bytes(netlink.LINK.size), netlink.ALL):
+        _, _, index, _, _ = netlink.LINK.unpack_from(body)
+        told = dict(netlink.attributes(body[netlink.LINK.size :]))
+        kind = dict(netlink.attributes(told.get(netlink.LINKINFO, b""))).get(netlink.INFO_KIND, b"")
         kind_text, name = (os.fsdecode(octets.rstrip(b"\0")) for octets in (kind, told.get(_NAME, b"")))
         below, master = (int.from_bytes(told.get(each, b""), sys.byteorder) for each in (_LINK, _MASTER))
         yield LinkEntry(index, name, kind_text, below, master, _PARENT_DEVICE in told)
@@ -87,36 +82,13 @@ def _links() -> Iterator[LinkEntry]:
 
 def _default_hops(family: int) -> Iterator[int]:
     """Yield the index of the interface of each default route."""
-    for body in _dump(_GETROUTE, bytes([family]) + bytes(_ROUTE_SIZE - 1)):
+    for body in netlink.ask(netlink.GETROUTE, bytes([family]) + bytes(_ROUTE_SIZE - 1), netlink.ALL):
         if body[1] or body[7] != _UNICAST:  # it has a destination, or is unreachable or the like
             continue
-        for kind, value in _attributes(body[_ROUTE_SIZE:]):
+        for kind, value in netlink.attributes(body[_ROUTE_SIZE:]):
             if kind == _OIF:
                 yield int.from_bytes(value, sys.byteorder)
             while kind == _MULTIPATH and len(value) >= _HOP.size:
                 size, _, _, index = _HOP.unpack_from(value)
                 yield index
-                value = value[max(size + 3 & ~3, _HOP.size) :]
-
-
-def _attributes(octets: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(octets) >= _ATTRIBUTE.size:
-        size, kind = _ATTRIBUTE.unpack_from(octets)
-        yield kind & _NESTED, octets[_ATTRIBUTE.size : size]
-        octets = octets[max(size + 3 & ~3, _ATTRIBUTE.size) :]
-
-
-def _dump(kind: int, request: bytes) -> Iterator[bytes]:
-    """Yield the body of each message that answers a request for all. Raises OSError."""
-    with socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-    ) as sock:
-        sock.send(_HEADER.pack(_HEADER.size + len(request), kind, _DUMP, 1, 0) + request)
-        while True:
-            octets = sock.recv(1 << 20)
-            while len(octets) >= _HEADER.size:
-                size, answer, *_ = _HEADER.unpack_from(octets)
-                if answer <= _DONE:  # the end, or an error
-                    return
-                yield octets[_HEADER.size : size]
-                octets = octets[size + 3 & ~3 :]
+                value = value[max((size + 3) & ~3, _HOP.size) :]

@@ -17,12 +17,12 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from vtl_tools.common.host import broker
 from vtl_tools.common.host.own_record import OwnRecord
+from vtl_tools.common.text import stamp
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +76,10 @@ class RunRecord:
     def obituary(self) -> str:
         """Return one line on a service that was killed: since when, what it means, what to do."""
         again, *back = self.remedies()
+        when = stamp(self.alive, exact=False)
         giving_back = "".join(f", or run '{command}'" for command in back)
         return (
-            f"{self.subject()}: {self.service} (process {self.pid}) died after {rfc3339(self.alive)}; "
+            f"{self.subject()}: {self.service} (process {self.pid}) died after {when}; "
             f"{self.fate()}; start it again with '{again}'{giving_back}"
         )
 
@@ -165,12 +166,6 @@ def unit_of(cgroups: str) -> str:
 def network_namespace() -> int:
     """Return the inode of this thread's network namespace."""
     return Path("/proc/thread-self/ns/net").stat().st_ino
-
-
-def rfc3339(seconds: float, *, exact: bool = False) -> str:
-    """Return a time since the epoch in UTC, to the second; exact: to the microsecond, as in JSON."""
-    when = datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
-    return f"{when.isoformat(timespec='microseconds' if exact else 'seconds')}Z"
 
 
 def record_of(control_socket: Path) -> Path:
