@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cmd.tools import ROOT
+from tests.cmd.tools import ROOT, SERVICES
 
 HOOK = ROOT / "contrib/libvirt/vtl-services"
 XML = """<?xml version="1.0"?>
@@ -125,6 +125,22 @@ def test_past_the_firewall_by_an_interface_without_a_tap(libvirt: Libvirt) -> No
     assert ran.returncode == 1
     assert "interface of type direct has no tap" in ran.stderr
     assert libvirt.calls() == []
+
+
+def test_a_service_that_there_is_not_lets_no_guest_start_without_it(libvirt: Libvirt) -> None:
+    for service in SERVICES:
+        libvirt.has(service.removeprefix("vtl-"), "")
+    libvirt.has("fw~", "")
+    assert libvirt.tells("start begin -").returncode == 0
+    assert {line.split("@")[0] for line in libvirt.calls()} == {f"start {service}" for service in SERVICES}
+    assert libvirt.calls() == []
+    libvirt.has("firewall", "")
+    ran = libvirt.tells("start begin -")
+    assert ran.returncode == 1
+    assert "web/firewall: no such service; the services are bridge, " in ran.stderr
+    assert libvirt.calls() == []
+    assert libvirt.tells("stopped end -").returncode == 0
+    assert len(libvirt.calls()) == len(SERVICES)
 
 
 @pytest.mark.parametrize("guest", ["db", ".", "..", "../vm/web"])
