@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from vtl_tools.common.runtime import discovery, run_record
-from vtl_tools.common.runtime.run_record import RecordFile, read, record_of
+from vtl_tools.common.runtime.run_record import RunRecordFile, read, record_of
 
 HOLD = """
 import sys
 from pathlib import Path
-from vtl_tools.common.runtime.run_record import RecordFile
-record = RecordFile(Path(sys.argv[1]), "vtl-x", ["vmnet1", "eth0"], {"vmnet1": "kept"})
+from vtl_tools.common.runtime.run_record import RunRecordFile
+record = RunRecordFile(Path(sys.argv[1]), "vtl-x", ["vmnet1", "eth0"], {"vmnet1": "kept"})
 record.begin()
 print("begun", flush=True)
 sys.stdin.read()
@@ -47,7 +47,7 @@ def test_a_record_lives_as_long_as_its_process(path):
 
 
 def test_a_sign_of_life_changes_nothing_but_the_time(path):
-    record = RecordFile(path, "vtl-x", [], {})
+    record = RunRecordFile(path, "vtl-x", [], {})
     record.begin()
     before = path.read_bytes()
     os.utime(path, (1000, 1000))
@@ -65,7 +65,7 @@ def test_a_sign_of_life_changes_nothing_but_the_time(path):
 
 
 def test_a_sign_of_life_is_not_that_of_a_file_that_another_user_links_to(path):
-    record = RecordFile(path, "vtl-x", [], {})
+    record = RunRecordFile(path, "vtl-x", [], {})
     record.begin()
     victim = path.with_name("victim")
     victim.touch()
@@ -77,7 +77,7 @@ def test_a_sign_of_life_is_not_that_of_a_file_that_another_user_links_to(path):
 
 
 def test_a_record_that_another_user_could_have_written_is_not_believed(path):
-    record = RecordFile(path, "vtl-x", ["vmnet1"], {})
+    record = RunRecordFile(path, "vtl-x", ["vmnet1"], {})
     record.begin()
     assert read(path) is not None
     path.chmod(0o622)
@@ -97,11 +97,11 @@ def test_a_file_that_is_no_record_is_ignored(path, text):
 
 def test_a_record_replaces_that_of_a_dead_process_and_a_failure_to_write_it_ends_nothing(path, caplog):
     path.write_text("x" * 10_000)
-    record = RecordFile(path, "vtl-x", [], {})
+    record = RunRecordFile(path, "vtl-x", [], {})
     record.begin()
     assert json.loads(path.read_text())["service"] == "vtl-x"
     record.end()
-    lost = RecordFile(path.parent / "nowhere" / "x.run", "vtl-x", [], {})
+    lost = RunRecordFile(path.parent / "nowhere" / "x.run", "vtl-x", [], {})
     lost.begin()
     lost.beat()
     lost.end()
@@ -111,7 +111,7 @@ def test_a_record_replaces_that_of_a_dead_process_and_a_failure_to_write_it_ends
 def test_the_remedy_is_what_started_the_service(path, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/vtl-x", "--rules", "web rules"])
     monkeypatch.chdir(tmp_path)
-    record = RecordFile(path, "vtl-x", [], {})
+    record = RunRecordFile(path, "vtl-x", [], {})
     record.begin()
     assert read(path).remedies() == ["vtl-x --rules 'web rules'"]
     monkeypatch.chdir("/")

@@ -158,7 +158,7 @@ class ControlServer:
         where: Path | socket.socket,
         verbs: dict[str, Verb],
         on_end: Callable[[], object] = lambda: None,
-        record: run_record.RecordFile | None = None,
+        record: run_record.RunRecordFile | None = None,
     ) -> None:
         self.where, self.verbs, self._on_end, self._record = where, verbs, on_end, record
         self._owner = os.geteuid()
@@ -181,7 +181,7 @@ class ControlServer:
             self._beat(self._record)
         self._listen()
 
-    def _beat(self, record: run_record.RecordFile) -> None:
+    def _beat(self, record: run_record.RunRecordFile) -> None:
         record.beat()
         self._alarm = asyncio.get_running_loop().call_later(run_record.BEAT_S, self._beat, record)
 

@@ -88,7 +88,7 @@ class RunRecord:
         return self.links[0] if self.links else self.service
 
 
-class RecordFile:
+class RunRecordFile:
     """The record of this process. Without it the service runs as well, so that no failure ends it."""
 
     def __init__(self, path: Path, service: str, links: Sequence[str], guards: Mapping[str, str]) -> None:

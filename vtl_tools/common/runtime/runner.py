@@ -30,7 +30,7 @@ from vtl_tools.common.host.outlet import say
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.events import Events, Write
 from vtl_tools.common.runtime.records import Records
-from vtl_tools.common.runtime.run_record import RecordFile, record_of
+from vtl_tools.common.runtime.run_record import RunRecordFile, record_of
 from vtl_tools.common.stage import Stage
 
 if TYPE_CHECKING:
@@ -384,10 +384,10 @@ def confine(capabilities: set[int], user: str | None) -> None:
 
 def record_for(
     path: Path, options: Options, links: Sequence[str], interfaces: Interfaces | None
-) -> RecordFile:
+) -> RunRecordFile:
     """Return the record that tells of the service when it was killed. path: its control socket."""
     forms = interfaces.forms() if interfaces else {}
-    return RecordFile(record_of(path), options.service, links, forms)
+    return RunRecordFile(record_of(path), options.service, links, forms)
 
 
 def printing(options: Options) -> Write | None:

@@ -22,7 +22,6 @@ from vtl_tools.services.fw.selftest.scene import Firewalled
 
 _TESTED_S: Final = 1.5
 """Seconds that a service takes to bind or remove an address (RFC 6620 section 3.3)."""
-_ARP_OCTETS: Final = 42
 FRAME_OCTETS: Final = 60
 """The shortest frame that a card sends."""
 
