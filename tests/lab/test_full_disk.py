@@ -113,7 +113,7 @@ def test_a_capture_on_a_full_disk_stops_by_itself_and_goes_on_when_there_is_room
     with bridge(lab, middle, *TWO, "--pcap", file) as running:
         assert passes(client, 100)
         told = wait_for_event(running, event="recording", what="stopped")
-        assert (told["file"], told["why"]) == (str(file), "No space left on device")
+        assert (told["file"], told["reason"]) == (str(file), "No space left on device")
         assert recording(running)["recording"] is False
         assert passes(client)
         disk.enlarge()
