@@ -242,6 +242,35 @@ def test_a_service_whose_live_table_would_go_into_a_pipe_says_so_before_it_does_
     assert not (run / "q").exists()
 
 
+REPORT = """
+from collections import Counter
+from vtl_tools.common.selftest.report import print_table
+from vtl_tools.common.selftest.result import TrialResult
+asked = ["resolve a-long-name.example", *(f"connect 192.0.2.{i}:443" for i in range(20))]
+name = "TCP to the world, by IPv6 and a hop-by-hop header"
+held = TrialResult(name, 70_060, 1, 1, Counter(rst=70_061), asked)
+leaked = TrialResult("DNS", 70_062, leaked=70_063, leaks=["to 192.0.2.1: " + "x" * 100])
+print_table([held, leaked])
+"""
+
+
+def test_the_report_of_a_selftest_fits_and_names_each_leak_in_full(run: Path) -> None:
+    command: list[str | Path] = [sys.executable, "-c", REPORT]
+    for columns in 60, 80, 200:
+        status, said = on_terminal(columns, command, environment(run))
+        table, leak = STYLE.sub("", said.rpartition("\x1b[K")[2]).rstrip().rsplit("\n", 1)
+        assert (status, leak) == (0, f"DNS: to 192.0.2.1: {'x' * 100}")
+        assert all(width_of(line) <= columns for line in table.splitlines())
+        for text in "70,061", "70,062", "70,063", "held", "leaked":
+            assert text in table
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(run))
+    assert done.stderr == ""
+    first, second, leak = done.stdout.splitlines()
+    assert first.split("\t")[1:5] == ["70061", "0", "held", "rst 70061"]
+    assert first.endswith("connect 192.0.2.19:443")
+    assert second.split("\t")[:4] == ["DNS", "70062", "70063", "leaked"]
+
+
 def test_a_terminal_without_an_ellipsis_shows_another_character(run: Path) -> None:
     words = environment(run, PYTHONIOENCODING="latin-1")
     status, said = on_terminal(60, [BIN / "vtl-fw", "flows"], words)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -17,7 +18,7 @@ from lab.scenes import line_of_three, routed_guest
 from lab.user import NOBODY, as_root_alone, as_user
 from lab.wait import PATIENCE_S, until
 from tests.running import BIN
-from tests.terminal import terminal
+from tests.terminal import STYLE, terminal
 
 pytestmark = pytest.mark.lab
 
@@ -105,6 +106,13 @@ def test_after_kill_9_nobody_said_which_interface_is_cut_off(lab: Lab, scene: Sc
     (row,) = host.run(BIN / "vtl-guard", "list").stdout.splitlines()
     assert row.split("\t")[:4] == ["vmnet1", "in force", "vtl-guard clear vmnet1", "none"]
     assert row.split("\t")[6].startswith("vtl-fw 20")
+
+    with terminal(60) as screen:
+        process = host.popen(BIN / "vtl-guard", "list", stdin=screen.theirs, stdout=screen.theirs)
+        said = screen.rest()
+        assert process.wait(PATIENCE_S) == 0
+    assert not screen.too_wide
+    assert re.search(r"^vmnet1 +in force ", STYLE.sub("", said), re.M)
 
     host.run("chmod", "0700", RUN)
     process = start(host, *firewall(lab))  # the first remedy
