@@ -150,6 +150,22 @@ def test_a_reader_that_leaves_is_no_error_to_speak_of(tmp_path: Path) -> None:
         assert done.stderr == ""
 
 
+def test_results_for_a_full_disk_are_an_error_in_one_line(tmp_path: Path) -> None:
+    rules = tmp_path / "rules"
+    rules.write_text("allow any\n")
+    for tool, *words in ("vtl-fw", "check", "--json", str(rules)), ("vtl-bridge", "--help"):
+        with Path("/dev/full").open("w") as full:
+            ran = subprocess.run(
+                [BIN / tool, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        assert ran.returncode == 1
+        problem = "standard output: No space left on device; free space on its file system"
+        assert ran.stderr == f"{tool}: {problem}\n"
+        with Path("/dev/full").open("w") as full:
+            ran = subprocess.run([BIN / tool, "no-verb"], stderr=full, check=False)
+        assert ran.returncode == 2
+
+
 @pytest.mark.lab
 def test_what_is_not_permitted_has_a_status_of_its_own(lab: Lab) -> None:
     host = lab.host("host")

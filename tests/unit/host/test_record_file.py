@@ -167,6 +167,21 @@ def test_what_was_put_is_written_even_if_the_service_is_killed(tmp_path):
     until(lambda: path.read_text().splitlines() == [str(n) for n in range(1000)], "all lines")
 
 
+def test_a_file_that_cannot_be_created_again_is_tried_until_it_can(tmp_path):
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    scribe = Scribe(LogFile(directory / "log"), 1 << 12)
+    directory.rename(tmp_path / "old")
+    scribe.reopen()
+    assert [one["what"] for one in until(scribe.poll, "a failure")] == ["stopped"]
+    scribe.put(b"meanwhile\n")
+    (tmp_path / "old").rename(directory)
+    assert [one["what"] for one in until(scribe.poll, "success")] == ["resumed"]
+    scribe.put(b"later\n")
+    assert scribe.close()
+    assert (directory / "log").read_text() == "meanwhile\nlater\n"
+
+
 def test_a_process_that_was_killed_is_told_once_and_costs_records_only(tmp_path):
     scribe = Scribe(LogFile(tmp_path / "log"), 1 << 12)
     os.kill(scribe._pid, 9)

@@ -54,8 +54,9 @@ class Recording:
                 size_max=limits.size, files_max=limits.files, overwrite=limits.overwrite,
             )  # fmt: skip
         except FileExistsError:
+            remedy = "give --pcap-overwrite" if option.startswith("--") else "remove it"
             raise DeviceError(
-                f"{option}: {path}: there is a file already; name another, or give --pcap-overwrite"
+                f"{option}: {path}: there is a file already; name another, or {remedy}"
             ) from None
         except OSError as e:
             remedy = "start its reader first" if e.errno == errno.ENXIO else "name a file that can be written"
@@ -64,7 +65,7 @@ class Recording:
         self._scribe.status = self.status
 
     def write(self, link: int, frames: Iterable[memoryview], direction: int, now: float) -> None:
-        """Record Ethernet frames of a link, by its number, unless there is no room. now: since 1970."""
+        """Record Ethernet frames of a link, by its number, unless there is no room. now: s since 1970."""
         queue = self._scribe.queue
         if queue is None:
             return

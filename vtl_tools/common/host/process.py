@@ -18,5 +18,6 @@ def close_all_but(*kept: int) -> None:
     """Close all other descriptors of this process, a child, so that links and guards end with its parent."""
     last = -1
     for fd in [*sorted(set(kept)), os.sysconf("SC_OPEN_MAX")]:
-        os.closerange(last + 1, fd)
+        if fd > last + 1:  # closerange(0, 0) would close all
+            os.closerange(last + 1, fd)
         last = fd

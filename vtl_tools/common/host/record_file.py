@@ -120,8 +120,6 @@ class CaptureFiles(Target):
         """Write records that wait in a queue, in the next file if this one is full."""
         if not self._is_file:
             return self._write_stream(queue)
-        if self.fd < 0:
-            self._next()
         self.begin()
         octets = min(queue.waiting, _AT_ONCE)
         if self._size_max and octets > self._size_max - self._size:
@@ -158,8 +156,10 @@ class CaptureFiles(Target):
         return True
 
     def begin(self) -> None:
-        """Write the header of a new file."""
-        if self._size or not self._is_file or self.fd < 0:
+        """Write the header of a new file. If there is no file, begin the next."""
+        if self.fd < 0:
+            self._next()
+        if self._size or not self._is_file:
             return
         done = os.write(self.fd, self._header)
         if done < len(self._header):

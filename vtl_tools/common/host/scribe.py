@@ -39,7 +39,7 @@ _REOPEN: Final = b"reopen"
 class Scribe:
     """The service's end. producers: processes of the service that write, each with a queue of so many octets.
 
-    is_writing: whether the last write succeeded. state messages arrive at fileno(), see poll().
+    is_writing: whether the last write succeeded, as far as poll() has told.
     """
 
     def __init__(self, target: Target, octets: int, producers: int = 1, pause_s: float = PAUSE_S) -> None:
@@ -50,9 +50,11 @@ class Scribe:
         self._queues = [OctetQueue(octets) for _ in range(producers)]
         self.queue: OctetQueue | None = self._queues[0]
         """The queue of this process; None in a process that is none of the producers."""
+        self.is_own = True
+        """Whether this process is the first of the service, which poll() is for."""
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._channel.setblocking(False)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         self._pid = os.fork()
         if not self._pid:
             try:
@@ -60,12 +62,15 @@ class Scribe:
             finally:
                 os._exit(1)
         theirs.close()
+        self._channel.recv(1)  # it has its rights by now; if it has ended, poll() tells
+        self._channel.setblocking(False)
         if target.places:
             os.close(target.fd)
         _live.append(self)
 
     def become(self, number: int) -> None:
         """Use the queue of a producer by its number, in a process that was forked."""
+        self.is_own = False
         self.queue = self._queues[number]
 
     def put(self, octets: bytes) -> bool:
@@ -178,8 +183,12 @@ def _be_scribe(target: Target, queues: list[OctetQueue], channel: socket.socket,
     os.setsid()
     for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE:  # it ends after the service
         signal.signal(number, signal.SIG_IGN)
+    target.fd = os.dup(target.fd)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):  # a reader of our standard error learns of the end of the service
+        os.dup2(nothing, fd)
     used = [fd for queue in queues for fd in queue.descriptors()]
-    close_all_but(2, target.fd, channel.fileno(), *used)
+    close_all_but(0, 1, 2, target.fd, channel.fileno(), *used)
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(target.process)
     try:
@@ -189,6 +198,7 @@ def _be_scribe(target: Target, queues: list[OctetQueue], channel: socket.socket,
         confinement.deny_calls()
     except VTLError:
         pass  # an old kernel: the service says so
+    channel.send(b"1")
     _Writer(target, queues, channel, pause_s).run()
     os._exit(0)
 
@@ -198,7 +208,7 @@ class _Writer:
         self, target: Target, queues: list[OctetQueue], channel: socket.socket, pause_s: float
     ) -> None:
         self._target, self._queues, self._channel, self._pause_s = target, queues, channel, pause_s
-        self._has_ended = self._is_full = self._has_failed = False
+        self._has_ended = self._is_full = self._has_failed = self._must_reopen = False
         self._retry_s, self._retry_at, self._resumed_at = RETRY_S / 2, 0.0, -RETRY_MAX_S
         channel.setblocking(False)
 
@@ -243,15 +253,27 @@ class _Writer:
         if not octets:
             self._has_ended = True
             return
-        self._retry_at = 0.0
-        self._try(self._reopen)
+        self._retry_at, self._must_reopen = 0.0, True
 
-    def _reopen(self) -> None:
-        self._target.reopen()
+    def _restore(self) -> None:
+        """Have a file again, after a failure or when it shall be opened by its name."""
+        if self._must_reopen:
+            self._target.reopen()
+            self._must_reopen = False
         self._target.begin()
+        if not any(queue.waiting for queue in self._queues):
+            self._note_success()
+
+    def _note_success(self) -> None:
+        if self._has_failed:
+            self._has_failed = False
+            self._resumed_at = time.monotonic()
+            self._tell("resumed")
 
     def _write_all(self) -> None:
         """Write all that waits, or as much as there is room for."""
+        if (self._has_failed or self._must_reopen) and not self._try(self._restore):
+            return
         self._is_full = False
         for queue in self._queues:
             while (queue.waiting or self._target.owes) and not self._is_full:
@@ -260,10 +282,8 @@ class _Writer:
 
     def _step(self, queue: OctetQueue) -> None:
         self._is_full = not self._target.write(queue)
-        if self._has_failed and not self._is_full:
-            self._has_failed = False
-            self._resumed_at = time.monotonic()
-            self._tell("resumed")
+        if not self._is_full:
+            self._note_success()
 
     def _try(self, step: Callable[[], object]) -> bool:
         before = self._target.name

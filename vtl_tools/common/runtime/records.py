@@ -21,7 +21,8 @@ class Records:
         """Begin. on_hang_up: called for each SIGHUP; one that arrived earlier counts."""
         self._loop = loop
         for one in scribe.live():
-            loop.add_reader(one.fileno(), self._look, one)
+            if one.is_own:
+                loop.add_reader(one.fileno(), self._look, one)
         if (handler := log_lines.handler()) is not None:
             handler.call_at = loop.call_at
         loop.add_signal_handler(signal.SIGHUP, on_hang_up)

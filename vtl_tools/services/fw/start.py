@@ -52,7 +52,7 @@ def make_stage(
     stage.again = RulesAgain(stage.file)
     path = (options.control or path_for("vtl-fw", iface)).with_suffix(".state")
     stage.keeper = keeper(path, stage.tracker, identity, time.monotonic(), forget=forget)
-    if not (options.json or options.watch):
+    if options.log is not None or not (options.json or options.watch):
         stage.say = lambda line: log_lines.tell(printable(line))
     return stage
 
