@@ -77,12 +77,12 @@ def answers(where: Path) -> bool:
 
 
 def send_datagrams(host: Host, to: str, count: int = 300) -> None:
-    """Send to a closed port: what the rules deny, if they do."""
+    """Send to closed ports: what the rules deny, if they do, and log one by one."""
     sock = host.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     with sock:
-        for _ in range(count):
+        for number in range(count):
             with suppress(ConnectionRefusedError):
-                sock.sendto(b"x", (to, 9))
+                sock.sendto(b"x", (to, 1000 + number))
 
 
 def recording(running: Bridge) -> Any:
