@@ -5,7 +5,7 @@ PY   := $(VENV)/bin/python
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS := 60
 
-.PHONY: help setup demo check test fuzz bench lint clean
+.PHONY: help setup demo check test fuzz bench deb lint clean
 
 help:
 	@echo "make setup   install what is missing (Debian packages, Python packages in $(VENV))"
@@ -14,6 +14,7 @@ help:
 	@echo "make test    run every test (needs root, boots guests)"
 	@echo "make fuzz    fuzz every parser of foreign octets for a minute (FUZZ_SECONDS=60)"
 	@echo "make bench   run the quick benchmarks"
+	@echo "make deb     build the Debian package dist/vtl-tools_VERSION_all.deb"
 	@echo "make lint    ruff and mypy --strict"
 
 setup:
@@ -41,6 +42,9 @@ bench: setup
 	$(PY) bench/relay.py --quick --json
 	$(PY) bench/freeze.py --quick --json
 	$(PY) bench/subnet.py --quick --json
+
+deb: setup
+	@tools/deb
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -462,7 +462,7 @@ def test_a_service_that_was_taken_over_is_sent_rules_and_no_other_file(tmp_path:
                 break
             with taken:
                 heard.append(json.loads(taken.recv(1 << 16))["verb"])
-                answer = {"ok": True, "result": {"policy": {"file": str(secret)}}}
+                answer = {"ok": True, "result": {"policy": {"named_file": str(secret)}}}
                 taken.sendall(json.dumps(answer).encode() + b"\n")
             if client.poll() is None:
                 listener.settimeout(2)

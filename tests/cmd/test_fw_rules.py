@@ -74,7 +74,8 @@ def test_check_shows_the_rules_that_a_preset_stands_for(tmp_path: Path) -> None:
     lines = fw("check", "--expand", path)[0].splitlines()
     assert lines[-1] == f"{path}:4: deny any"
     assert f"{path}:1.8: allow out tcp, udp to 10.0.0.1 port 53" in lines
-    assert json.loads(fw("check", "--expand", "--json", path)[0])["expanded"] == lines
+    expanded = json.loads(fw("check", "--expand", "--json", path)[0])["expanded"]
+    assert [f"{one['rule']}: {one['text']}" for one in expanded] == lines
     plain = write(tmp_path, "".join(line.partition(": ")[2] + "\n" for line in lines))
     again = fw("check", "--expand", plain)[0].splitlines()
     assert [line.partition(": ")[2] for line in again] == [line.partition(": ")[2] for line in lines]

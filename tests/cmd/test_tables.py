@@ -87,7 +87,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
             "connections": [
                 {
                     "vm": "[2001:db8:0:1:aaaa:bbbb:cccc:1]:40000", "peer": "[2001:db8:0:2::2]:443",
-                    "held_s": 70_050.0, "probes": NUMBER, "risks": ["closed", "user-timeout", "data-waits"],
+                    "held_s": 70_050.0, "probes": NUMBER, "not_held": "",
+                    "risks": ["closed", "user-timeout", "data-waits"],
                 }
             ]
         }

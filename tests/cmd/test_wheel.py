@@ -27,11 +27,10 @@ def run(*command: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this tree, built from a copy of it with the environment's own setuptools."""
+    """The wheel of this tree, built by way of a source archive with the environment's own setuptools."""
     where = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT, where / "tree", ignore=shutil.ignore_patterns(*NOT_SOURCES))
-    build = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", where, where / "tree")
-    run(*build)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", where, where / "tree")
     (found,) = where.glob("*.whl")
     return found
 
@@ -64,5 +63,14 @@ def test_an_empty_environment_with_the_wheel_runs_every_executable(wheel: Path, 
         assert (home / f"share/man/man1/{tool}.1").read_text() == (ROOT / f"man/{tool}.1").read_text()
     for page in "vtl-fw.5", "vtl-tools.7":
         assert (home / f"share/man/man{page[-1]}" / page).read_text() == (ROOT / "man" / page).read_text()
+    installed = {str(path.relative_to(home)) for path in home.rglob("*")}
+    for tool in TOOLS:
+        assert f"share/bash-completion/completions/{tool}" in installed
+        assert f"share/zsh/site-functions/_{tool}" in installed
+        assert f"share/fish/vendor_completions.d/{tool}.fish" in installed
+    for unit in (ROOT / "contrib/systemd").iterdir():
+        assert f"lib/systemd/system/{unit.name}" in installed
+    assert "lib/sysusers.d/vtl-tools.conf" in installed
+    assert os.access(home / "share/vtl-tools/libvirt/vtl-services", os.X_OK)
     where = run(home / "bin/python", "-c", "import vtl_tools; print(vtl_tools.__file__)")
     assert where.startswith(str(home))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vtl_tools.common.cli.completion import LINK
 from vtl_tools.common.cli.options import common_options, guard_option, iface_option
 from vtl_tools.common.cli.run import check_links, run_service
 from vtl_tools.common.cli.tool import Tool
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 @click.group("vtl-bridge", cls=Tool)
 @iface_option(multiple=True)
-@click.option("--uplink", "-u", metavar="LINK", help="A link to a network that the host also uses.")
+@click.option(
+    "--uplink", "-u", type=LINK, metavar="LINK", help="A link to a network that the host also uses."
+)
 @click.option("--half-duplex", is_flag=True, help="Carry frames from the first link to the second only.")
 @click.option(
     "--workers",

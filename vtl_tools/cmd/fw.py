@@ -8,6 +8,7 @@ import click
 
 from vtl_tools.cmd.fw_verbs import VERBS, rules_option
 from vtl_tools.common.cli import options as opts
+from vtl_tools.common.cli.completion import LINK
 from vtl_tools.common.cli.parameters import IPv4Param, MacParam, NetworkParam
 from vtl_tools.common.cli.run import links_of, run_service
 from vtl_tools.common.cli.tool import Tool
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.group("vtl-fw", cls=Tool)
 @opts.iface_option()
-@click.option("--uplink", "-u", metavar="LINK", help="The link to the network.")
+@click.option("--uplink", "-u", type=LINK, metavar="LINK", help="The link to the network.")
 @rules_option
 @click.option("--mac", type=MacParam(), metavar="MAC", help="The VM's Ethernet address.  [default: learned]")
 @click.option(

@@ -6,12 +6,13 @@ from typing import Any, BinaryIO, Final
 import click
 
 from vtl_tools.common.cli import options as opts
+from vtl_tools.common.cli.completion import RULES
 from vtl_tools.common.cli.output import print_json, print_results, print_table
 from vtl_tools.common.cli.parameters import NetworkParam
 from vtl_tools.common.cli.selftest import program_of, run_selftest
 from vtl_tools.common.cli.verbs import ask_each, current_tool, sockets_of
 
-rules_option = click.option("--rules", metavar="FILE", help="The rule file; - is standard input.")
+rules_option = click.option("--rules", type=RULES, metavar="FILE", help="The rule file; - is standard input.")
 words_argument = click.argument("packet", nargs=-1, required=True)
 
 
@@ -117,7 +118,7 @@ def explain(
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", type=RULES)
 @click.option("--expand", is_flag=True, help="Print all rules, also those that a preset stands for.")
 @opts.json_option
 @opts.verbose_option

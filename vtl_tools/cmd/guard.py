@@ -2,6 +2,7 @@
 
 import click
 
+from vtl_tools.common.cli.completion import LINK
 from vtl_tools.common.cli.options import json_option, verbose_option, version_option
 from vtl_tools.common.cli.output import print_json, print_table
 from vtl_tools.common.cli.tool import Tool
@@ -58,7 +59,7 @@ def list_(json: bool) -> None:
 
 
 @main.command("raise")
-@click.argument("iface")
+@click.argument("iface", type=LINK)
 @click.option("--force", is_flag=True, help="Also where the host's default route is cut off.")
 def raise_(iface: str, force: bool) -> None:
     """Raise a guard before a service starts. Until one does, the guest reaches nothing."""
@@ -81,7 +82,7 @@ def raise_(iface: str, force: bool) -> None:
 
 
 @main.command("clear")
-@click.argument("iface")
+@click.argument("iface", type=LINK)
 def clear(iface: str) -> None:
     """Lift the guard of an interface: the host's network stack receives its frames again."""
     from vtl_tools.common.errors import VTLError

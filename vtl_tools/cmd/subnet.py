@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vtl_tools.common.cli.completion import LINK
 from vtl_tools.common.cli.options import common_options, guard_option, iface_option, require
 from vtl_tools.common.cli.parameters import MacParam, NeighbourParam, NetworkParam, SecretParam
 from vtl_tools.common.cli.run import links_of, run_service
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 @click.group("vtl-subnet", cls=Tool)
 @iface_option()
-@click.option("--default", "-u", metavar="LINK", help="The link to the VM's network.")
-@click.option("--direct", "-d", metavar="LINK", help="The link to the LAN that the VMs share.")
+@click.option("--default", "-u", type=LINK, metavar="LINK", help="The link to the VM's network.")
+@click.option("--direct", "-d", type=LINK, metavar="LINK", help="The link to the LAN that the VMs share.")
 @click.option(
     "--allow",
     type=NetworkParam(),

@@ -5,6 +5,7 @@ import gzip
 import logging
 import os
 import warnings
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def capture(path, frames=FRAMES, kind=RawPcapWriter, start=100.0, step=0.5, link
 
 def records(path):
     """What scapy reads in a pcapng file."""
-    with RawPcapNgReader(path) as reader:
+    with closing(RawPcapNgReader(path)) as reader:
         return list(reader)
 
 

@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from vtl_tools.common.cli.completion import LINK, RUNNING
 from vtl_tools.common.cli.parameters import MetricsParam
 
 P = ParamSpec("P")
@@ -25,7 +26,10 @@ def _set_verbosity(context: click.Context, parameter: click.Parameter, count: in
 json_option = click.option("--json", is_flag=True, help="Print JSON, one object a line.")
 
 link_option = click.option(
-    "--link", metavar="LINK", help="First link or control socket of the running service.  [default: all]"
+    "--link",
+    type=RUNNING,
+    metavar="LINK",
+    help="First link or control socket of the running service.  [default: all]",
 )
 
 verbose_option = click.option(
@@ -170,6 +174,7 @@ def iface_option(*, multiple: bool = False) -> Callable[[Callable[P, R]], Callab
     return click.option(
         "--iface",
         "-i",
+        type=LINK,
         metavar="LINK",
         multiple=multiple,
         help="A link: an interface's name, tap:, qemu:, dgram:, vxlan:, channel:, pcap: or libpcap:.",

@@ -4,11 +4,16 @@ import logging
 import stat
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from vtl_tools.common.packet import address
+
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # a class without parameters before click 8.3
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +29,7 @@ NOT_FOR_GUESTS: Final = {
 """Networks that a guest's subnet may not overlap, and what they are for."""
 
 
-class ProxyParam(click.ParamType[Any]):
+class ProxyParam(ParamType):
     """HOST:PORT, or unix:PATH."""
 
     name = "proxy"
@@ -51,7 +56,7 @@ class MetricsParam(ProxyParam):
     example = "127.0.0.1:9437"
 
 
-class SubnetParam(click.ParamType[Any]):
+class SubnetParam(ParamType):
     """An IPv4 network whose addresses can be leased."""
 
     name = "subnet"
@@ -72,7 +77,7 @@ class SubnetParam(click.ParamType[Any]):
         return network
 
 
-class NetworkParam(click.ParamType[Any]):
+class NetworkParam(ParamType):
     """An address or a prefix, of either version of IP."""
 
     name = "network"
@@ -87,7 +92,7 @@ class NetworkParam(click.ParamType[Any]):
             self.fail(f"{e}; write 192.0.2.5 or 2001:db8::/64", param, ctx)
 
 
-class IPv4Param(click.ParamType[Any]):
+class IPv4Param(ParamType):
     """The IPv4 address of a host, as octets."""
 
     name = "address"
@@ -107,7 +112,7 @@ class IPv4Param(click.ParamType[Any]):
         return octets
 
 
-class MacParam(click.ParamType[Any]):
+class MacParam(ParamType):
     """The Ethernet address of a machine, as octets."""
 
     name = "mac"
@@ -129,7 +134,7 @@ class MacParam(click.ParamType[Any]):
         return octets
 
 
-class NeighbourParam(click.ParamType[Any]):
+class NeighbourParam(ParamType):
     """IP=MAC."""
 
     name = "neighbour"
@@ -152,7 +157,7 @@ class NeighbourParam(click.ParamType[Any]):
         return octets, mac
 
 
-class SecretParam(click.ParamType[Any]):
+class SecretParam(ParamType):
     """A file with a key. The value is its octets, without white space at both ends."""
 
     name = "secret"

@@ -1,6 +1,7 @@
 """Reader of capture files. Uses scapy, imported only when a file is opened."""
 
 import contextlib
+import gzip
 import logging
 import struct
 import warnings
@@ -10,6 +11,7 @@ from typing import Any, Final, Self
 from vtl_tools.common.errors import DeviceError
 
 _ETHERNET: Final = 1  # LINKTYPE_ETHERNET
+_GZIP: Final = b"\x1f\x8b"
 
 
 @contextlib.contextmanager
@@ -41,7 +43,8 @@ class CaptureReader:
         except OSError as e:
             raise DeviceError(f"{spec}: {path}: {e.strerror}; name a file that can be read") from None
         try:
-            self._reader = utils.RawPcapReader(self._file)
+            is_zipped = self._file.peek(2)[:2] == _GZIP  # scapy before 2.6 looks only if it opens the file
+            self._reader = utils.RawPcapReader(gzip.GzipFile(fileobj=self._file) if is_zipped else self._file)
         except Exception as e:  # scapy's errors have no common base
             self.close()
             raise DeviceError(f"{spec}: {path}: {_one_line(e)}; name a pcap or pcapng file") from None

@@ -2,17 +2,17 @@
 
 import struct
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 import dns.exception
 import dns.flags
 import dns.message
 import dns.name
-import dns.opcode
 import dns.rcode
 import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
+import dns.renderer
 import dns.reversename
 import dns.rrset
 from dns.rcode import Rcode
@@ -25,8 +25,24 @@ from dns.rdtypes.IN.AAAA import AAAA
 
 from vtl_tools.common.packet import address
 
-# Import at once: a query must not cause imports, whose files the service's user may not be able to read.
-_load_all_types: Callable[[], None] = dns.rdata.load_all_types
+
+def _no_import(name: str) -> NoReturn:
+    raise ImportError(name)
+
+
+def _load_all_types() -> None:
+    """Import at once: a query must cause no import, as the user of the service may not be able to read it."""
+    load: Callable[[], None] | None = getattr(dns.rdata, "load_all_types", None)
+    if load is not None:
+        load()
+        return
+    get_rdata_class: Callable[[int, int], object] = dns.rdata.get_rdata_class  # dnspython before 2.4
+    for rdclass in dns.rdataclass.IN, dns.rdataclass.CH:
+        for rdtype in RdataType:
+            get_rdata_class(rdclass, rdtype)
+    setattr(dns.rdata, "import_module", _no_import)  # noqa: B010 - mypy knows the versions after
+
+
 _load_all_types()
 _classes: dict[tuple[int, int], type[dns.rdata.Rdata]] = dns.rdata._rdata_classes  # type: ignore[assignment]
 _known: Final = dict(_classes)
@@ -54,10 +70,13 @@ NO_EDNS: Final = -1
 
 _HEADER: Final = struct.Struct("!HHHHHH")  # ID, flags, QDCOUNT ANCOUNT NSCOUNT ARCOUNT
 
+_OPCODE: Final = 0x7800  # of the flags; QUERY is 0
+_OPT_OCTETS: Final = 11  # of an OPT record without options (RFC 6891 section 6.1.2)
 _IN: Final = dns.rdataclass.IN
 _FORM: Final = Rcode.FORMERR
 _MNAME, _RNAME = dns.name.from_text("localhost."), dns.name.from_text("nobody.invalid.")
-_HINFO: Final[Callable[..., dns.rdata.Rdata]] = HINFO  # their constructors have no types
+_Renderer: Final[Callable[..., Any]] = dns.renderer.Renderer
+_HINFO: Final[Callable[..., dns.rdata.Rdata]] = HINFO  # these have no types
 _PTR: Final[Callable[..., dns.rdata.Rdata]] = PTR
 _SOA: Final[Callable[..., dns.rdata.Rdata]] = SOA
 _RFC_8482: Final = _HINFO(_IN, RdataType.HINFO, b"RFC8482", b"")
@@ -84,7 +103,6 @@ class DNSQuery(NamedTuple):
 
     id: int
     flags: int
-    opcode: dns.opcode.Opcode
     questions: tuple[DNSQuestion, ...]
     edns: int
     edns_flags: int
@@ -116,9 +134,9 @@ def read(message: bytes, *, stream: bool) -> DNSQuery | None:
     number, flags, qdcount, ancount, nscount, arcount = _HEADER.unpack_from(message)
     if flags & dns.flags.QR:
         return None
-    opcode, limit = dns.opcode.from_flags(flags), STREAM_MAX if stream else UDP_MAX
-    query = DNSQuery(number, flags, opcode, (), NO_EDNS, 0, limit, _FORM)
-    if opcode != dns.opcode.QUERY:
+    limit = STREAM_MAX if stream else UDP_MAX
+    query = DNSQuery(number, flags, (), NO_EDNS, 0, limit, _FORM)
+    if flags & _OPCODE:  # other than QUERY
         return query._replace(error=Rcode.NOTIMP)
     records = ancount + nscount + arcount
     if len(message) > QUERY_MAX or not 1 <= qdcount <= QUESTIONS_MAX or records > RECORDS_MAX:
@@ -133,7 +151,7 @@ def read(message: bytes, *, stream: bool) -> DNSQuery | None:
     if found.edns >= 0 and not stream:
         limit = max(UDP_MAX, min(found.payload, EDNS_MAX))
     error = Rcode.BADVERS if found.edns > 0 else Rcode.NOERROR  # RFC 6891 section 6.1.3
-    return DNSQuery(number, flags, opcode, questions, found.edns, found.ednsflags, limit, error)
+    return DNSQuery(number, flags, questions, found.edns, found.ednsflags, limit, error)
 
 
 def render(query: DNSQuery, results: Iterable[tuple[DNSQuestion, DNSResult]]) -> bytes:
@@ -141,23 +159,31 @@ def render(query: DNSQuery, results: Iterable[tuple[DNSQuestion, DNSResult]]) ->
 
     A message has one code: SERVFAIL if any question has it, then REFUSED, and NXDOMAIN only if all have it.
     """
-    answer = dns.message.QueryMessage(id=query.id)
-    answer.flags = dns.flags.QR | dns.flags.RA | query.flags & (dns.flags.RD | dns.flags.CD)
-    answer.set_opcode(query.opcode)
-    if query.edns != NO_EDNS:
-        answer.use_edns(0, query.edns_flags & dns.flags.DO, EDNS_MAX)
-    codes = set()
-    for question in query.questions:
-        answer.question.append(dns.rrset.RRset(question.name, _class(question), _type(question)))
-    for question, result in results:
-        codes.add(result.rcode)
-        if result.rdata:
-            answer.answer.append(dns.rrset.from_rdata_list(question.name, result.ttl, result.rdata))
-        elif result.rcode in (Rcode.NOERROR, Rcode.NXDOMAIN):
-            answer.authority.append(_soa(question, result))
-    answer.set_rcode(query.error or _code(codes))
-    # want_shuffle: by default dnspython randomizes the order of records.
-    return answer.to_wire(max_size=query.limit, prefer_truncation=True, want_shuffle=False)
+    given = list(results)
+    code, high_bits = dns.rcode.to_flags(query.error or _code({result.rcode for _, result in given}))
+    flags = dns.flags.QR | dns.flags.RA | query.flags & (dns.flags.RD | dns.flags.CD | _OPCODE) | code
+    has_edns = query.edns != NO_EDNS
+    # The message class has truncation since dnspython 2.4 only.
+    answer = _Renderer(query.id, flags, query.limit - _OPT_OCTETS * has_edns)
+    try:
+        for question in query.questions:
+            answer.add_question(question.name, _type(question), _class(question))
+        for question, result in given:
+            if result.rdata:
+                records = dns.rrset.from_rdata_list(question.name, result.ttl, result.rdata)
+                # want_shuffle: by default dnspython randomizes the order of records.
+                answer.add_rrset(dns.renderer.ANSWER, records, want_shuffle=False)
+        for question, result in given:
+            if not result.rdata and result.rcode in (Rcode.NOERROR, Rcode.NXDOMAIN):
+                answer.add_rrset(dns.renderer.AUTHORITY, _soa(question, result))
+    except dns.exception.TooBig:
+        answer.flags |= dns.flags.TC
+    answer.max_size = query.limit
+    if has_edns:
+        answer.add_edns(0, query.edns_flags & dns.flags.DO | high_bits, EDNS_MAX)
+    answer.write_header()
+    octets: bytes = answer.get_wire()
+    return octets
 
 
 def addresses(rdtype: int, found: Iterable[bytes], ttl: int) -> DNSResult:

@@ -20,12 +20,21 @@ RELOAD_S: Final = 120.0
 """How long a service may take to compile the largest rule file while it forwards frames."""
 
 
+def _named_file(path: Path) -> str:
+    """Return the rule file that a service was given; "": standard input. Raises VTLError."""
+    policy = control.ask(path, "status").get("policy")
+    name = policy.get("named_file") if isinstance(policy, dict) else None
+    if not isinstance(name, str):
+        raise VTLError(f"{path}: its answer names no rule file; give --rules")
+    return name
+
+
 def reload(path: Path, rules: str | None, *, dry_run: bool) -> Answer:
     """Send rule files to a service, and return its answer. Raises VTLError.
 
     rules: the file; None: the one that the service was given last, by its start or by a reload.
     """
-    file = rules or str(control.ask(path, "status")["policy"]["named_file"])
+    file = rules or _named_file(path)
     if not file:
         raise SpecError("reload: the rules came from standard input; give --rules")
     reader, name = RuleReader(), full_name(file)

@@ -35,7 +35,7 @@ async def export(tracker: Tracker, identity: Identity | None) -> Answer:
     for number, line in enumerate(
         saved_state.lines(tracker, identity, time.monotonic(), RECALLED_MAX, _shift())
     ):
-        if line:
+        if line and not line.startswith("occupant "):  # that is of the link here
             text.append(line)
         if number % AT_ONCE == 0:
             await asyncio.sleep(0)
