@@ -60,7 +60,7 @@ class RunRecord:
 
     def remedies(self) -> list[str]:
         """Return the commands that start the service again, and that give its interfaces back."""
-        elsewhere = self.directory not in ("/", str(Path.cwd()))
+        elsewhere = self.directory not in ("", "/", _directory())
         words = shlex.join(self.command)
         again = f"cd {shlex.quote(self.directory)} && {words}" if elsewhere else words
         back = [f"vtl-guard clear {shlex.quote(name)}" for name in self.cut_off()]
@@ -92,16 +92,14 @@ class RecordFile:
 
     def __init__(self, path: Path, service: str, links: Sequence[str], guards: Mapping[str, str]) -> None:
         self.path = path
-        self._told = {
+        self._told: dict[str, object] = {
             "service": service,
             "pid": os.getpid(),
             "started": time.time(),
             "links": list(links),
             "guards": dict(guards),
             "command": [service, *sys.argv[1:]],
-            "namespace": network_namespace(),
-            "directory": str(Path.cwd()),
-            "unit": unit_of(Path("/proc/self/cgroup").read_text()),
+            "directory": _directory(),
         }
         self._fd = -1
         self._file: OwnRecord | None = None
@@ -113,6 +111,8 @@ class RecordFile:
         guest injects into the service must not be able to change it.
         """
         try:
+            self._told["namespace"] = network_namespace()
+            self._told["unit"] = unit_of(Path("/proc/self/cgroup").read_text())
             with suppress(FileNotFoundError):
                 self.path.unlink()
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -146,6 +146,14 @@ class RecordFile:
 
 def _lock(kind: int) -> bytes:
     return _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
+
+
+def _directory() -> str:
+    """Return the working directory; "" if it was removed."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return ""
 
 
 def unit_of(cgroups: str) -> str:
