@@ -2,12 +2,13 @@
 
 usage: soak.py [--minutes N] [--seed N] [--json] [bridge | fw | freeze | subnet | tor ...]
 
-Each service has a network of its own, with TCP connections through it that last as long as the soak; vtl-
-tor has short ones. One fault after another befalls each: SIGKILL, an interface set down, or deleted and
-created again, a full disk, a clock that steps, clients of the control socket that hang; a VM that is away,
-a path that is cut. After each fault all connections must carry again, byte for byte; nothing may pass that
-the rules deny, nor anything of a guarded interface reach the host's stack, also while no service runs; and
-no service's resident memory may grow. Exit status 1: a promise was broken.
+Each service has a network of its own, with TCP connections through it that last as long as the soak;
+vtl- tor has short ones. One fault after another befalls each: SIGKILL, an interface set down, or
+deleted and created again, a full disk, SIGHUP, a clock that steps, clients of the control socket that
+hang; a VM that is away, a path that is cut. After each fault all connections must carry again, byte for
+byte; nothing may pass that the rules deny, nor anything of a guarded interface reach the host's stack,
+also while no service runs; and no service's resident memory may grow. Exit status 1: a promise was
+broken.
 """
 
 import argparse

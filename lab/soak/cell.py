@@ -64,6 +64,7 @@ class Cell:
             "disk full": self.fill,
             "clock stepped": self.step,
             "hung clients": self.hang,
+            "SIGHUP": self.hang_up,
         }
         self.befell: Counter[str] = Counter()
         self.broken: list[str] = []
@@ -86,7 +87,10 @@ class Cell:
 
     def start(self) -> None:
         """Start the service, and wait until it answers."""
-        command = [BIN / self.service, *self.command(), "--json", "--control", self.control]
+        capture = self.disk / f"{self.service}.pcapng"
+        records = ["--pcap", capture, "--pcap-size", "1", "--pcap-files", "2", "--pcap-overwrite"]
+        records += ["--log", self.disk / f"{self.service}.log"]
+        command = [BIN / self.service, *self.command(), *records, "--json", "--control", self.control]
         environment = {**os.environ, "LD_PRELOAD": str(self._preload), "SOAK_CLOCK": str(self.clock)}
         self.process = self.middle.popen(
             "sh",
@@ -115,11 +119,11 @@ class Cell:
 
     def said(self) -> str:
         """Return the last of what the service has printed on standard error."""
-        path = self.disk / f"{self.service}.err"
-        try:
-            return self.middle.call(path.read_text)[-600:]
-        except OSError:
-            return "nothing"
+        said = ""
+        for name in f"{self.service}.err", f"{self.service}.log":
+            with contextlib.suppress(OSError):
+                said += self.middle.call((self.disk / name).read_text)[-600:]
+        return said or "nothing"
 
     def kill(self) -> None:
         """Kill the service, and all processes of its session, by SIGKILL."""
@@ -168,9 +172,18 @@ class Cell:
         time.sleep(self.rng.uniform(1.0, 4.0))
         self.middle.call(ballast.unlink)
 
+    def hang_up(self) -> None:
+        """Ask for the files to be opened again, after they were renamed."""
+        log = self.disk / f"{self.service}.log"
+        with contextlib.suppress(FileNotFoundError):
+            self.middle.call(log.rename, log.with_suffix(".1"))
+        assert self.process is not None
+        os.kill(self.process.pid, signal.SIGHUP)
+
     def step(self) -> None:
         """Step the clock that the service reads, by up to a day in either direction."""
-        self.clock.write_bytes(struct.pack("=q", self.rng.choice((-86400, -3600, -5, 5, 3600, 86400))))
+        with self.clock.open("r+b") as file:  # not emptied first: the service maps it
+            file.write(struct.pack("=q", self.rng.choice((-86400, -3600, -5, 5, 3600, 86400))))
         time.sleep(self.rng.uniform(0.5, 2.0))
 
     def hang(self) -> None:

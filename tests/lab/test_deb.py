@@ -143,7 +143,7 @@ def test_a_service_starts_in_its_sandbox_with_the_interface_and_ends_with_it(
     with enabled(debian, unit):
         with line(debian):
             until(lambda: is_active(debian, unit), f"the start of {unit}")
-            assert f"{service}  pid " in debian.run(service, "status")
+            assert f'"service": "{service}"' in debian.run(service, "status", "--json")
             assert ("vmnet1" in debian.run("vtl-guard", "list")) is (service in INLINE)
             if service in FORWARDING:
                 until(lambda: reaches(debian), "the network")

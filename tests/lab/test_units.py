@@ -31,7 +31,7 @@ def settings(unit: str) -> Iterator[tuple[str, str]]:
 
 def words_of(unit: str, key: str) -> list[str]:
     """A command line of a unit as systemd passes it."""
-    (line,) = re.findall(rf"^{key}=-?(.*)$", unit, re.M)
+    (line,) = re.findall(rf"^{key}=[-+]?(.*)$", unit, re.M)
     known = dict(settings(unit))
     words = []
     for word in line.replace("%I", "vmnet1").split():
