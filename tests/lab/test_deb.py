@@ -156,6 +156,10 @@ def test_a_service_starts_in_its_sandbox_with_the_interface_and_ends_with_it(
             assert ("vmnet1" in debian.run("vtl-guard", "list")) is (service in INLINE)
             if service in FORWARDING:
                 until(lambda: reaches(debian), "the network")
+            pid = debian.run("systemctl", "show", "--property=MainPID", unit)
+            debian.run("systemctl", "reload", unit)
+            assert f'"service": "{service}"' in debian.run(service, "status", "--json")
+            assert debian.run("systemctl", "show", "--property=MainPID", unit) == pid
         until(lambda: not is_active(debian, unit), f"the end of {unit}")
 
 

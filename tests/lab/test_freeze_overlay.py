@@ -6,7 +6,8 @@ import pytest
 
 from lab.netns import Host, Lab
 from lab.wait import until
-from tests.lab.test_freeze import GIVES_UP_S, IMPATIENT, PATIENT, VM4, Flow, be, cut, held, mend, vtl_freeze
+from tests.held import IMPATIENT, PATIENT, Flow, be
+from tests.lab.test_freeze import GIVES_UP_S, VM4, cut, held, mend, vtl_freeze
 from tests.running import bridge
 from vtl_tools.common.runtime import control
 

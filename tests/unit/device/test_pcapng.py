@@ -41,7 +41,7 @@ SENT = st.tuples(st.integers(0, 1), st.sampled_from([INBOUND, OUTBOUND]), st.bin
 NAME = st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=1)
 
 
-@given(st.lists(SENT), st.tuples(NAME, NAME), st.integers(0, 1 << 40))
+@given(st.lists(SENT), st.tuples(NAME, NAME), st.integers(0, 1 << 33))
 def test_scapy_reads_the_frames_that_we_write(frames, names, now):
     queue = OctetQueue(1 << 16)
     for link, direction, data in frames:

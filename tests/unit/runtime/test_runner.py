@@ -54,8 +54,12 @@ def meanwhile(function, *arguments) -> threading.Thread:
 
 
 def wait_for(path) -> None:
+    """Wait until a service answers: its socket exists a moment before that."""
     until = time.monotonic() + 10
-    while not path.exists() and time.monotonic() < until:
+    while time.monotonic() < until:
+        with socket.socket(socket.AF_UNIX) as sock:
+            if sock.connect_ex(str(path)) == 0:
+                return
         time.sleep(0.005)
 
 
