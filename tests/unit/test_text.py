@@ -1,5 +1,6 @@
 """Text of others' making reaches the terminal as text: no escape, no markup, no line of its own."""
 
+import importlib
 import json
 import logging
 import socket
@@ -12,7 +13,7 @@ import pytest
 from vtl_tools.common.cli import output
 from vtl_tools.common.cli.tool import Tool
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.runtime import watch
+from vtl_tools.common.runtime import control, watch
 from vtl_tools.common.table import Screen, fitted
 from vtl_tools.common.text import LENGTH_MAX, printable
 from vtl_tools.services.tor import proxy_check
@@ -84,6 +85,42 @@ def test_an_error_and_a_log_line_are_one_line_and_no_escape(capsys, monkeypatch)
     assert "\x1b" not in out + err
     assert "\nvtl-tor: all is well" not in out + err
     assert len(out.splitlines()) == 1
+
+
+# --- what a service that was taken over may answer
+
+FROZEN = {"began": True, "can_hold": HOSTILE, "connections": HOSTILE, "cannot_hold": {HOSTILE: HOSTILE}}
+KEPT = {
+    "state": f"vtl-fw 2 moved\n{HOSTILE}", "connections": HOSTILE, "identity": HOSTILE, "link": HOSTILE,
+    "mac": HOSTILE, "addresses": [HOSTILE], "ended": HOSTILE,
+}  # fmt: skip
+WHY = {
+    "verdict": HOSTILE, "rule": HOSTILE, "text": HOSTILE,
+    "steps": [dict.fromkeys(("rule", "text", "why"), HOSTILE)],
+    "identity": {"verdict": "deny", "reason": HOSTILE, "text": HOSTILE, "remedy": HOSTILE}, "known": HOSTILE,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tool", "words", "answer"),
+    [
+        ("freeze", ["start"], FROZEN),
+        ("freeze", ["stop"], {"ended": True, "frozen_s": HOSTILE}),
+        ("fw", ["export"], KEPT),
+        ("fw", ["forget"], KEPT),
+        ("fw", ["explain", "out", "tcp", "10.0.0.5:1", "10.0.0.6:2"], WHY),
+    ],
+)
+def test_the_answer_of_a_service_that_was_taken_over_is_no_escape(tool, words, answer, capsys, monkeypatch):
+    monkeypatch.setattr(control, "ask", lambda *_, **__: answer)
+    command = importlib.import_module(f"vtl_tools.cmd.{tool}").main
+    with suppress(SystemExit):
+        command.main([*words, "--link", "/nowhere/x.sock"])
+    out, err = capsys.readouterr()
+    assert out + err
+    assert "internal error" not in out + err
+    assert all(line.isprintable() for line in (out + err).split("\n"))
+    assert "\nvtl-tor: all is well" not in out + err
 
 
 # --- what an exit relay's web service may answer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vtl_tools.common.cli.options import FILE, common_options, iface_option, verb_options
-from vtl_tools.common.cli.output import print_json, print_table
+from vtl_tools.common.cli.output import echo, print_json, print_table
 from vtl_tools.common.cli.parameters import MacParam
 from vtl_tools.common.cli.run import run_service
 from vtl_tools.common.cli.tool import Tool
@@ -75,7 +75,9 @@ def start(link: str | None, json: bool) -> None:
             print_json([result], "vtl-freeze.start/1")
         else:
             before = "frozen" if result["began"] else "was frozen already"
-            click.echo(f"{before}: " + "\n".join(lines(result)), err=True)
+            first, *others = lines(result)
+            for line in f"{before}: {first}", *others:
+                echo(line, err=True)
 
 
 @main.command()
@@ -86,7 +88,7 @@ def stop(link: str | None, json: bool) -> None:
         if json:
             print_json([result], "vtl-freeze.stop/1")
         else:
-            click.echo(f"after {result['frozen_s']} s" if result["ended"] else "was not frozen", err=True)
+            echo(f"after {result['frozen_s']} s" if result["ended"] else "was not frozen", err=True)
 
 
 @main.command()
@@ -151,7 +153,7 @@ def import_(file: str, link: str | None, json: bool) -> None:
         print_json([result], "vtl-freeze.import/1")
     else:
         away = "frozen" if result["frozen"] else "not frozen"
-        click.echo(f"{result['connections']} connections, {away}", err=True)
+        echo(f"{result['connections']} connections, {away}", err=True)
 
 
 add_events(main)

@@ -109,7 +109,11 @@ def only_one(paths: Sequence[Path]) -> Path:
 
 def export_state(path: Path) -> Answer:
     """Return what a service knows of its VM: the text as `state`, and counts. Raises VTLError."""
-    return control.ask(path, "export", patience_s=TRANSFER_S)
+    answer = control.ask(path, "export", patience_s=TRANSFER_S)
+    state = answer.get("state")
+    if not isinstance(state, str) or not state.isascii() or not state.replace("\n", "").isprintable():
+        raise VTLError(f"{path}: its answer is no state; the service is not to be trusted")
+    return answer
 
 
 def write_state(file: str, text: str) -> None:
