@@ -3,12 +3,11 @@
 usage: soak.py [--minutes N] [--seed N] [--json] [bridge | fw | freeze | subnet | tor ...]
 
 Each service has a network of its own, with TCP connections through it that last as long as the soak;
-vtl- tor has short ones. One fault after another befalls each: SIGKILL, an interface set down, or
-deleted and created again, a full disk, SIGHUP, a clock that steps, clients of the control socket that
-hang; a VM that is away, a path that is cut. After each fault all connections must carry again, byte for
-byte; nothing may pass that the rules deny, nor anything of a guarded interface reach the host's stack,
-also while no service runs; and no service's resident memory may grow. Exit status 1: a promise was
-broken.
+vtl-tor has short ones. One fault after another befalls each: SIGKILL, an interface set down, or deleted and
+created again, a full disk, SIGHUP, a clock that steps, clients of the control socket that hang; a VM that is
+away, a path that is cut. After each fault all connections must carry again, byte for byte. Nothing may pass
+that the rules deny, and nothing of a guarded interface may reach the host's stack, also while no service
+runs. No service's resident memory may grow. Exit status 1: a promise was broken.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from lab.soak.cell import Cell
 from lab.soak.cells import CELLS
 
 GROWTH_MAX_KIB = 8 << 10
-"""What the resident memory of a service may grow by after its first half minute."""
+"""Growth of the resident memory of a service that is allowed after its first half minute."""
 CALM_S = 45.0
 """How long no fault befalls a cell at the end, so that growth is seen in one life of the service, too."""
 

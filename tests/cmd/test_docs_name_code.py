@@ -36,3 +36,24 @@ def test_the_path_of_a_frame_names_functions_that_are_there() -> None:
         or (owner and f"class {owner}" not in (ROOT / "vtl_tools" / path).read_text())
     ]
     assert not missing
+
+
+def test_every_form_of_output_and_every_unit_is_listed() -> None:
+    listed = (ROOT / "docs/schemas/README.md").read_text()
+    schemas = {path.name for path in (ROOT / "docs/schemas").glob("*.json")}
+    assert not {name for name in schemas - {"common.json"} if f"]({name})" not in listed}
+    deploying = (ROOT / "docs/deploy.md").read_text()
+    units = {path.name for path in (ROOT / "contrib/systemd").iterdir()}
+    assert not {unit for unit in units if f"| `{unit.replace('@', '@vmnet1')}` |" not in deploying}
+
+
+def test_every_source_file_that_a_page_names_exists() -> None:
+    roots = [ROOT, ROOT / "vtl_tools", ROOT / "vtl_tools/common"]
+    named = {
+        (page.name, path)
+        for page in (*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
+        for path in re.findall(r"`([\w.]+/[\w./-]+\.(?:py|md|json))`", page.read_text())
+        if "NAME" not in path
+    }
+    assert len(named) > 50
+    assert not {(page, path) for page, path in named if not any((root / path).exists() for root in roots)}
