@@ -28,13 +28,22 @@ class Bridge:
 
     def __init__(self, lab: Lab, process: subprocess.Popen[str], socket: Path) -> None:
         self.lab, self.process, self.socket = lab, process, socket
+        self.events: list[dict[str, Any]] = []
         self.ready = self.event()
 
     def event(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, f"the service ended: {self.process.wait()}"
-        return validated(json.loads(line))
+        self.events.append(validated(json.loads(line)))
+        return self.events[-1]
+
+    def wait_for(self, name: str, **members: object) -> dict[str, Any]:
+        """The next event of a name that has these members."""
+        expected = {"event": name, **members}
+        while not expected.items() <= (event := self.event()).items():
+            pass
+        return event
 
     def status(self) -> dict[str, Any]:
         return validated(control.ask(self.socket, "status"))

@@ -89,13 +89,6 @@ def recording(running: Bridge) -> Any:
     return running.status()["recordings"][0]
 
 
-def wait_for_event(running: Bridge, **members: object) -> dict[str, Any]:
-    while True:
-        event = running.event()
-        if members.items() <= event.items():
-            return event
-
-
 def frames_in(*files: Path) -> int:
     shown = [subprocess.run(["tcpdump", "-nr", file], capture_output=True, check=True) for file in files]
     return sum(one.stdout.count(b"ICMP echo") for one in shown)
@@ -112,12 +105,12 @@ def test_a_capture_on_a_full_disk_stops_by_itself_and_goes_on_when_there_is_room
     file = disk.path / "seen.pcapng"
     with bridge(lab, middle, *TWO, "--pcap", file) as running:
         assert passes(client, 100)
-        told = wait_for_event(running, event="recording", what="stopped")
+        told = running.wait_for("recording", what="stopped")
         assert (told["file"], told["reason"]) == (str(file), "No space left on device")
         assert recording(running)["recording"] is False
         assert passes(client)
         disk.enlarge()
-        wait_for_event(running, event="recording", what="resumed")
+        running.wait_for("recording", what="resumed")
         assert recording(running)["recording"] is True
         assert passes(client)
     middle.run("cp", file, lab.dir)
@@ -132,7 +125,7 @@ def test_a_capture_that_finds_no_room_at_all_is_no_reason_not_to_start(lab: Lab,
     disk.fill()
     with bridge(lab, middle, *TWO, "--pcap", disk.path / "seen.pcapng") as running:
         assert passes(client)
-        wait_for_event(running, event="recording", what="stopped")
+        running.wait_for("recording", what="stopped")
         assert passes(client)
 
 

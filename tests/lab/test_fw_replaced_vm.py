@@ -4,7 +4,6 @@ A VM here is whoever holds the host-only interface, and sends frames from an Eth
 """
 
 import fcntl
-import json
 import os
 import signal
 import struct
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pytest
 from scapy.layers.inet import IP, UDP
@@ -23,9 +22,8 @@ from scapy.layers.l2 import Ether
 
 from lab.netns import Host, Lab
 from lab.wait import PATIENCE_S, until
-from tests.running import BIN
+from tests.running import BIN, Bridge
 from vtl_tools.common.packet.vnet import NONE
-from vtl_tools.common.runtime import control
 
 pytestmark = [pytest.mark.lab]
 
@@ -109,28 +107,15 @@ for line in sys.stdin:
         self.process.wait()
 
 
-class Firewall:
-    """A running vtl-fw: its events, and the lines that it warned in."""
+class Firewall(Bridge):
+    """A running vtl-fw, and the lines that it warned in."""
 
-    def __init__(self, process: "subprocess.Popen[str]", socket: Path, warnings: Path) -> None:
-        self.process, self.socket, self._warnings = process, socket, warnings
-        self.events: list[dict[str, Any]] = []
-        self.until_event("ready")
-
-    def until_event(self, name: str, **fields: str) -> dict[str, Any]:
-        """The next event of a name that has these fields."""
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
-            self.events.append(event := json.loads(line))
-            if event["event"] == name and fields.items() <= event.items():
-                return event
-        raise AssertionError(f"the service ended: {self.process.wait()} {self.warnings()}")
+    def __init__(self, lab: Lab, process: "subprocess.Popen[str]", socket: Path, warnings: Path) -> None:
+        self._warnings = warnings
+        super().__init__(lab, process, socket)
 
     def warnings(self) -> list[str]:
         return self._warnings.read_text().splitlines()
-
-    def status(self) -> dict[str, Any]:
-        return control.ask(self.socket, "status")
 
     def refused(self) -> int:
         return int(self.status()["drops"].get("spoofed-mac", 0))
@@ -156,7 +141,7 @@ class Scene:
                 BIN / "vtl-fw", *links, *arguments, *["--forget"] * forget, "--guard", "process", "--json",
                 "--control", socket, stdout=subprocess.PIPE, stderr=stderr, text=True,
             )  # fmt: skip
-        yield Firewall(process, socket, warnings)
+        yield Firewall(self.lab, process, socket, warnings)
         process.terminate()
         assert process.wait(PATIENCE_S) == 0, warnings.read_text()
 
@@ -212,11 +197,11 @@ def test_a_recreated_vm_is_cut_off_and_the_operator_is_told(scene: Scene) -> Non
         with closing(AtTap(scene.middle, "vmnet1")) as vm:
             scene.gets_out(vm, OLD)
         anew(scene)
-        running.until_event("link", up=True)
+        running.wait_for("link", up=True)
         with closing(AtTap(scene.middle, "vmnet1")) as vm:
             for _ in range(20):
                 scene.is_refused(vm, NEW, running)
-            told = running.until_event("identity")
+            told = running.wait_for("identity")
             assert (told["reason"], told["refused"], told["mac"]) == ("spoofed-mac", NEW, OLD)
             lines = [line for line in running.warnings() if "spoofed-mac" in line]
             assert len(lines) == 1
@@ -226,7 +211,7 @@ def test_a_recreated_vm_is_cut_off_and_the_operator_is_told(scene: Scene) -> Non
             assert (refused["refused"], refused["last_refused"]) == (20, NEW)
             ran = scene.middle.run(BIN / "vtl-fw", "forget", "--link", running.socket)
             assert f"forgot {OLD}, no IP address" in ran.stderr, "its address was given, and still holds"
-            assert running.until_event("identity", reason="forgotten")["mac"] == OLD
+            assert running.wait_for("identity", reason="forgotten")["mac"] == OLD
             scene.gets_out(vm, NEW)
             scene.is_refused(vm, OLD, running)
             whys = [event["reason"] for event in running.events if event["event"] == "identity"]
@@ -241,7 +226,7 @@ def test_a_tap_that_is_deleted_and_created_again_has_another_vm(scene: Scene) ->
         anew(scene)
         with closing(AtTap(scene.middle, "vmnet1")) as vm:
             scene.gets_out(vm, NEW)
-            told = running.until_event("identity", reason="replaced")
+            told = running.wait_for("identity", reason="replaced")
             assert (told["former"], told["mac"]) == (OLD, NEW)
             scene.is_refused(vm, OLD, running)
             scene.is_refused(vm, NEWER, running)
@@ -291,7 +276,7 @@ def test_what_root_in_a_guest_can_do_to_its_link_makes_it_no_other_vm(scene: Sce
             scene.gets_out(vm, OLD)
             for state in "down", "up":
                 scene.middle.run("ip", "link", "set", "dev", "vmnet1", state)
-                running.until_event("link", up=state == "up")
+                running.wait_for("link", up=state == "up")
             scene.gets_out(vm, OLD)
             scene.is_refused(vm, NEW, running)
     container = scene.lab.host("container", ipv6=False)
@@ -303,7 +288,7 @@ def test_what_root_in_a_guest_can_do_to_its_link_makes_it_no_other_vm(scene: Sce
         container.run("ip", "link", "set", "dev", "eth0", "address", NEW)
         scene.is_refused(AtVeth(container), NEW, running)
         container.run("ip", "link", "del", "eth0")
-        running.until_event("link", up=False)
+        running.wait_for("link", up=False)
         scene.lab.veth(container, "eth0", scene.middle, "vmnet1")  # only the host can
         scene.gets_out(AtVeth(container), NEW)
     container.run("ip", "link", "del", "eth0")
@@ -338,11 +323,11 @@ def test_another_process_at_a_socket_is_another_vm_and_a_new_connection_is_not(s
         with closing(AtSocket(scene.middle, path)) as vm:
             scene.gets_out(vm, OLD)
             vm.connect()
-            running.until_event("link", up=False)
-            running.until_event("link", up=True)
+            running.wait_for("link", up=False)
+            running.wait_for("link", up=True)
             scene.is_refused(vm, NEW, running)
             scene.gets_out(vm, OLD)
-        running.until_event("link", up=False)
+        running.wait_for("link", up=False)
         with closing(AtSocket(scene.middle, path)) as vm:
             scene.gets_out(vm, NEW)
             scene.is_refused(vm, OLD, running)

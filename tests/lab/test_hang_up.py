@@ -133,30 +133,24 @@ def test_a_firewall_reads_the_rules_again_that_only_root_may_read(lab: Lab, scen
         fresh.write_text("allow any\n")
         fresh.rename(more)
         hang_up(running)
-        told = wait_for_reload(running)
+        told = running.wait_for("reload")
         assert (told["rules"], told["file"]) == (1, str(rules))
         assert passes(client)
 
         more.write_text("allow nothing\n")
         hang_up(running)
-        told = wait_for_reload(running)
+        told = running.wait_for("reload")
         assert "more:1" in told["error"]
         until(lambda: "rules of before stay in force" in (lab.dir / "log").read_text(), "a warning")
         assert passes(client)
 
         more.unlink()
         hang_up(running)
-        assert "more" in wait_for_reload(running)["error"]
+        assert "more" in running.wait_for("reload")["error"]
         more.write_text("deny any\n")
         hang_up(running)
-        assert wait_for_reload(running)["ended"] >= 1
+        assert running.wait_for("reload")["ended"] >= 1
         assert running.status()["policy"]["file"] == str(rules)
-
-
-def wait_for_reload(running: Bridge) -> dict[str, object]:
-    while (event := running.event())["event"] != "reload":
-        pass
-    return event
 
 
 def test_rules_of_standard_input_stay_with_a_warning(lab: Lab, scene: Line) -> None:

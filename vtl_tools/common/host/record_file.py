@@ -100,7 +100,7 @@ class CaptureFiles(Target):
         self._path = Path(os.path.abspath(path))  # noqa: PTH100 - likewise
         self._header, self._whole = header, whole
         self._size_max, self._files_max, self._overwrite = size_max, files_max, overwrite
-        self._made: deque[tuple[Path, tuple[int, int]]] = deque()
+        self._made: deque[tuple[Path, tuple[int, int]]] = deque(maxlen=None if files_max else 1)
         self._number = 1
         self._size = 0
         super().__init__(-1, str(path))
