@@ -1,6 +1,6 @@
 """All services under traffic for an hour, and all that befalls them: is anything lost that was promised?
 
-usage: soak.py [--minutes N] [--seed N] [--json] [bridge | fw | freeze | subnet | tor ...]
+usage: soak.py [--minutes N] [--seed N] [--json] [bridge | fw | freeze | subnet | tor | wan ...]
 
 Each service has a network of its own, with TCP connections through it that last as long as the soak;
 vtl-tor has short ones. One fault after another befalls each: SIGKILL, an interface set down, or deleted and

@@ -90,6 +90,16 @@ class BridgeCell(Line):
         return ["--iface", "vmnet1", "--uplink", "eth0", "--guard", "keep"]
 
 
+class WideAreaCell(Line):
+    """vtl-wan: frames are late or lost, and connections bear it."""
+
+    service = "vtl-wan"
+
+    def command(self) -> list[str]:
+        path = ["--delay", "5ms", "--jitter", "1ms", "--loss", "0.1%", "--rate", "50mbit"]
+        return ["--iface", "vmnet1", "--uplink", "eth0", "--guard", "keep", *path]
+
+
 class FirewallCell(Line):
     """vtl-fw: connections that the rules allow go on, and a datagram that they deny never arrives."""
 
@@ -321,4 +331,5 @@ CELLS: Final[dict[str, type[Cell]]] = {
     "freeze": FreezeCell,
     "subnet": SubnetCell,
     "tor": TorCell,
+    "wan": WideAreaCell,
 }

@@ -380,9 +380,12 @@ class Tracker(Connections):
 
     def unheard(self, now: float) -> Iterator[Flow]:
         """Yield the connections of recall() that nothing was heard of yet."""
-        for key, (opening, until) in list(self._recalled.items()):
-            if now < until:
+        for key in list(self._recalled):  # others may be heard of between two steps
+            opening, until = self._recalled.get(key, (None, 0.0))
+            if opening is not None and now < until:
                 yield Flow(key, _HELD, opening, None)
+            else:
+                self._recalled.pop(key, None)
 
 
 def _malformed(err: Malformed) -> Decision:
