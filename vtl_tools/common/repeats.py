@@ -66,4 +66,6 @@ class Repeats(Generic[Kind]):
 
     def deadline(self) -> float | None:
         """Return when due() has something to yield or to forget; None: never."""
-        return next((end for end, _ in self._kinds.values()), None)
+        for end, _ in self._kinds.values():  # a service asks in each turn, and a generator takes longer
+            return end
+        return None

@@ -74,8 +74,8 @@ class PacketLog:
 
     def deadline(self) -> float | None:
         """Return when repeats are due."""
-        due = self._each.deadline(), self._together.deadline()
-        return min((when for when in due if when is not None), default=None)
+        each, some = self._each.deadline(), self._together.deadline()
+        return each if some is None or (each is not None and each < some) else some
 
     def wake(self, now: float) -> None:
         """Tell the repeats of each kind whose minute is over."""

@@ -267,9 +267,13 @@ class Firewall(Stage):
 
     def deadline(self) -> float | None:
         """Return when the first of its parts is due."""
-        parts = self.tracker, self.identity, self._report, self.keeper, *self._logs
-        times = (part.deadline() for part in parts if part is not None)
-        return min((when for when in times if when is not None), default=None)
+        first: float | None = None
+        for part in (self.tracker, self.identity, self._report, self.keeper, *self._logs):
+            if part is None or (due := part.deadline()) is None:
+                continue
+            if first is None or due < first:
+                first = due
+        return first
 
     def wake(self, now: float) -> None:
         """Let go what has ended."""
