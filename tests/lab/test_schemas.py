@@ -65,7 +65,7 @@ class Printed:
         """Take the last events of a service that ends."""
         assert running.process.stdout is not None
         told = [json.loads(line) for line in running.process.stdout]
-        self.of[told[-1]["service"], ""] += [running.ready, *told]
+        self.of[told[-1]["service"], ""] += [*running.events, *told]
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,8 @@ def wide_area(found: Printed, line: Line) -> None:
     timeline.write_text("at 0s outage 1ms\n")
     links = ("--iface", "vmnet1", "--uplink", "eth0", "--preset", "lan", "--timeline", timeline)
     with bridge(found.lab, line.middle, *links, service="vtl-wan", name="wan") as running:
-        line.client.run("ping", "-c1", "-q", "10.9.0.2")
+        running.wait_for("outage")
+        until(lambda: not line.client.run("ping", "-c1", "10.9.0.2", check=False).returncode, "the network")
         for words in ["set", "--delay", "1ms"], ["status"]:
             found.run(line.middle, "vtl-wan", *words, "--link", running.socket)
     found.ended(running)

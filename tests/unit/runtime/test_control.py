@@ -56,6 +56,23 @@ def connected(path):
         yield sock
 
 
+@pytest.mark.parametrize("turns", range(6))
+def test_a_client_that_connects_as_the_service_ends_leaves_no_descriptor(path, turns):
+    async def end_with_a_client():
+        server = control.ControlServer(path, {})
+        await server.start()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            server.close()
+            await asyncio.sleep(0)
+
+    before = descriptors()
+    asyncio.run(end_with_a_client())
+    assert descriptors() == before
+
+
 def test_a_file_goes_along_with_its_own_request_only(path):
     def client():
         with SealedFile.of([b"a" * 100_000, b"b"]) as upload:

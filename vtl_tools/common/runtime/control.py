@@ -221,9 +221,11 @@ class ControlServer:
             sock.close()
 
     def _begin(self, sock: socket.socket, idle_s: float | None) -> "asyncio.Task[None]":
-        task = asyncio.create_task(self._serve(_Channel(sock), idle_s))
+        channel = _Channel(sock)
+        task = asyncio.create_task(self._serve(channel, idle_s))
         self._clients.add(task)
         task.add_done_callback(self._clients.discard)
+        task.add_done_callback(lambda _: channel.close())  # also if it was cancelled before it began
         return task
 
     async def _serve(self, channel: _Channel, idle_s: float | None) -> None:
@@ -247,7 +249,6 @@ class ControlServer:
         finally:
             if stream is not None:
                 stream.close()
-            channel.close()
 
     async def reply(self, line: bytes, upload: SealedFile | None = None) -> tuple[Result, LineStream | None]:
         """Return the answer to one request line, and the stream that follows. An error becomes an answer."""
