@@ -16,7 +16,7 @@ _RTM_NEWLINK: Final = 16
 _NLM_F_REQUEST: Final = 1
 _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _LINK: Final = struct.Struct("=BxHiII")  # struct ifinfomsg
-_LINKINFO, _CARRIER_UP_COUNT, _INFO_KIND = 18, 47, 1
+_ADDRESS, _LINKINFO, _CARRIER_UP_COUNT, _INFO_KIND = 1, 18, 47, 1
 _ETHERNET: Final = 1  # ARPHRD_ETHER
 _RECEIVE_OCTETS: Final = 1 << 17
 
@@ -70,10 +70,25 @@ def occupant(index: int) -> str:
     if found is None:
         return ""
     kind, attributes = found
-    info = dict(_attributes(attributes.get(_LINKINFO, b"")))
-    is_tap = kind == _ETHERNET and info.get(_INFO_KIND, b"").rstrip(b"\0") == b"tun"
+    is_tap = kind == _ETHERNET and _driver(attributes) == b"tun"
     opened = int.from_bytes(attributes.get(_CARRIER_UP_COUNT, b""), "little") if is_tap else 0
     return f"interface {index} {opened}"
+
+
+def mac_of(index: int) -> bytes:
+    """Return the Ethernet address of an interface; b"" if there is no such interface."""
+    found = _ask(index)
+    return found[1].get(_ADDRESS, b"") if found else b""
+
+
+def is_macvlan(index: int) -> bool:
+    """Return whether an interface is a macvlan. In passthru mode, all its frames are of type PACKET_HOST."""
+    found = _ask(index)
+    return found is not None and _driver(found[1]) in (b"macvlan", b"macvtap")
+
+
+def _driver(attributes: dict[int, bytes]) -> bytes:
+    return dict(_attributes(attributes.get(_LINKINFO, b""))).get(_INFO_KIND, b"").rstrip(b"\0")
 
 
 def _ask(index: int) -> tuple[int, dict[int, bytes]] | None:
