@@ -203,22 +203,24 @@ def test_the_live_table_fits_the_screen_also_when_that_becomes_smaller(run: Path
             pictures = 0
 
             def drawn() -> bool:
-                return screen.said.count("\x1b[J") >= pictures + 2
+                """Whether two pictures were begun since then, and the last is complete."""
+                whole = [line for line in screen.seen() if line]
+                return screen.said.count("\x1b[J") >= pictures + 2 and "more lines" in whole[-1]
 
-            screen.until(drawn)
-            assert screen.top == 0, "it scrolled"
-            seen = screen.seen()
-            assert any(re.match(r"vmnet1 +up", line) for line in seen)
-            assert "more lines" in "\n".join(seen)
-            assert len([line for line in seen if line]) <= 23
-            pictures = screen.said.count("\x1b[J")
-            screen.resize(60, 12)
-            screen.until(drawn)
-            seen = [line for line in screen.seen() if line]
-            assert "more lines" in seen[-1]
-            assert len(seen) <= 11
-            process.send_signal(signal.SIGINT)
-            assert process.wait(PATIENCE_S) == 130
+            try:
+                screen.until(drawn)
+                assert screen.top == 0, "it scrolled"
+                seen = screen.seen()
+                assert any(re.match(r"vmnet1 +up", line) for line in seen)
+                assert len([line for line in seen if line]) <= 23
+                pictures = screen.said.count("\x1b[J")
+                screen.resize(60, 12)
+                screen.until(drawn)
+                assert len([line for line in screen.seen() if line]) <= 11
+                process.send_signal(signal.SIGINT)
+                assert process.wait(PATIENCE_S) == 130
+            finally:
+                process.kill()
         assert not screen.too_wide
 
 

@@ -83,7 +83,11 @@ def main(
     make = partial(
         make_stage, iface, rules, identity, options, forget=forget, flows_max=flows, pcap_rules=pcap_rules
     )
-    run_service(make, links, options, guard=guard, vm_sides=1, verbs=Firewall.verbs)
+    # An address that the firewall learns may be the uplink's own, so that all frames have to be looked at.
+    run_service(
+        make, links, options, guard=guard, vm_sides=1, shares_uplinks=mac is not None, vm_mac=mac,
+        verbs=Firewall.verbs,
+    )  # fmt: skip
 
 
 def _words() -> "Words":

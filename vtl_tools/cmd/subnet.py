@@ -81,7 +81,7 @@ def main(
         return Subnet(vm, nonce=token_bytes, allow=allow, given=dict(peer), key=key)
 
     # The other links are not guarded, as the host commonly uses them too.
-    run_service(make_stage, links, options, guard=guard, vm_sides=1)
+    run_service(make_stage, links, options, guard=guard, vm_sides=1, vm_mac=mac)
 
 
 add_events(main)

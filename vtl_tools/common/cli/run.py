@@ -64,14 +64,17 @@ def run_service(
     vm_sides: int | None = None,
     watches: bool = False,
     workers: int = 1,
+    shares_uplinks: bool = True,
+    vm_mac: bytes | None = None,
     verbs: "Callable[[Any], dict[str, control.Verb]] | None" = None,
 ) -> None:
     """Run a service until it ends, and exit.
 
     make_stage: called when the guards are in force; it may wait and raise VTLError. make_links: returns links
     that are not open yet, for a fanout number (0: one process receives all flows). vm_sides: see
-    interfaces_of(). watches: the service is a watcher and not inline, so it takes no lock. verbs: returns the
-    verbs of the stage beside `status`, by name.
+    interfaces_of(). watches: the service is a watcher and not inline, so it takes no lock. shares_uplinks:
+    leave frames for an uplink's own Ethernet address to the host, unless it is vm_mac, the VM's. verbs:
+    returns the verbs of the stage beside `status`, by name.
     """
     from vtl_tools.common.host import privilege
     from vtl_tools.common.runtime.runner import Runner
@@ -83,7 +86,14 @@ def run_service(
         require_terminal(sys.stderr, f"leave it out, and use '{options.service} status --watch'")
     producers = 1 if workers == 1 else 1 + workers
     _log_as_service(options, producers)
-    links = make_links(0)
+
+    def make_own_links(fanout: int) -> "list[Device]":
+        links = make_links(fanout)
+        for link in links[len(links) if vm_sides is None else vm_sides :]:
+            link.shared, link.vm_mac = shares_uplinks, vm_mac or b""
+        return links
+
+    links = make_own_links(0)
     with interfaces_of(() if watches else links, guard, options.service, vm_sides) as interfaces:
         recording = _recording(links, options, producers)
         if workers == 1:
@@ -97,7 +107,7 @@ def run_service(
             from dataclasses import replace
 
             own = replace(options, watch=False, json=False, metrics=None)
-            return Runner(make_stage(), make_links(group.fanout), own, recording=recording)
+            return Runner(make_stage(), make_own_links(group.fanout), own, recording=recording)
 
         group = Workers(workers, make, options, interfaces, links[0].spec)
         sys.exit(group.run())

@@ -2,18 +2,21 @@
 
 import errno
 import fcntl
+import logging
 import os
 import socket
 import struct
 from collections.abc import Sequence
 from typing import Final
 
-from vtl_tools.common.device import mmsg
+from vtl_tools.common.device import bpf, mmsg
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch, BorrowedBatch, Pieces
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.host import interface, privilege
 from vtl_tools.common.packet import vnet
+
+log = logging.getLogger(__name__)
 
 _SOL_PACKET: Final = 263
 _ADD_MEMBERSHIP: Final = 1
@@ -33,6 +36,8 @@ _IFF_UP: Final = 1
 
 BUFFER: Final = 32 << 20
 """Octets of socket buffer per direction: a burst waits in the kernel while another link is served."""
+_SOURCES_BATCHES: Final = 1000
+"""Batches after the opening of a shared interface that are searched for a VM with its Ethernet address."""
 
 # struct cmsghdr, then struct tpacket_auxdata: status, len, snaplen (u32), mac, net, vlan_tci, vlan_tpid.
 _CONTROL: Final = 40
@@ -62,6 +67,8 @@ class PacketDevice(Device):
         self._index = 0
         self._sock: socket.socket | None = None
         self._fd = -1
+        self._own_mac = b""
+        self._sources_left = 0
         # Receiving has its own mmsghdr array, with room for the auxiliary data, over the batch's iovecs.
         # The batch's own array has none, so that received frames can be sent as they are.
         rx_address, self._rx = mmsg.words(mmsg.WORDS * SLOTS)
@@ -111,6 +118,8 @@ class PacketDevice(Device):
 
     def _bind(self, index: int) -> None:
         assert self._sock is not None
+        if self.receive:
+            self._filter(index)
         self._sock.bind((socket.if_indextoname(index), _ETH_P_ALL if self.receive else 0))
         self._sock.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, struct.pack("iHH8s", index, _MR_PROMISC, 0, b""))
         if self.fanout and self.receive:
@@ -122,6 +131,17 @@ class PacketDevice(Device):
         else:
             self.up = True  # so that went_down() logs it
             self.went_down("the interface is down")
+
+    def _filter(self, index: int) -> None:
+        """Leave out frames that the host sends, since a fanout group hears them, and those for the host."""
+        assert self._sock is not None
+        if self.shared:
+            self._own_mac = interface.mac_of(index)
+            own = self._own_mac if interface.is_macvlan(index) else b""
+            bpf.attach(self._sock, bpf.incoming_filter(shared=True, own=own, vm=self.vm_mac))
+            self._sources_left = 0 if self._own_mac == self.vm_mac else _SOURCES_BATCHES
+        elif self.fanout:
+            bpf.attach(self._sock, bpf.incoming_filter(shared=False))
 
     def _ask(self, request: int) -> bytes:
         assert self._sock is not None
@@ -209,8 +229,20 @@ class PacketDevice(Device):
         count = batch.count
         if not self.up:
             return self.refused(batch, Drop.LINK_DOWN)
+        if self._sources_left:
+            self._check_sources(batch)
         done = mmsg.sendmmsg(self._fd, batch.msgs_pointer, count, mmsg.MSG_DONTWAIT)
         return self.sent(batch) if done == count else self._write_rest(batch, done)
+
+    def _check_sources(self, batch: Batch) -> None:
+        """Warn of a VM that has the interface's own Ethernet address: what is for that is the host's."""
+        self._sources_left -= 1
+        if any(frame[vnet.VNET + 6 : vnet.VNET + 12] == self._own_mac for frame in batch):
+            self._sources_left = 0
+            log.warning(
+                "%s: a VM sends from the interface's own Ethernet address, and frames for that are left to "
+                "the host; give the VM an address of its own, or see 'Uplinks' in vtl-tools(7)", self.spec,
+            )  # fmt: skip
 
     def write_pieces(self, frames: Sequence[Pieces]) -> int:
         """Send frames in pieces, which the kernel joins. Frames of one piece go out by one call."""

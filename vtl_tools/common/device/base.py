@@ -53,6 +53,10 @@ class Device(ABC):
     """Whether the link was opened for writing only."""
     unwritten: bool = False
     """Whether the link is for reading only."""
+    shared: bool = False
+    """Whether the host uses the interface, too: frames for its own Ethernet address are not received."""
+    vm_mac: bytes = b""
+    """Ethernet address that a VM is known to have, also on a shared interface; b"" for none."""
     capabilities: frozenset[int] = frozenset()
     """Capabilities that the process needs to reopen the link."""
 

@@ -30,7 +30,7 @@ _MOD: Final = 0x94
 _JEQ, _JSET = 0x15, 0x45
 _RET: Final = 0x06
 _PKTTYPE, _MARK, _RANDOM = 0xFFFF_F004, 0xFFFF_F014, 0xFFFF_F038  # SKF_AD_OFF and what is there
-_OUTGOING: Final = 4
+_HOST, _OUTGOING = 0, 4  # linux/if_packet.h
 _FRAGMENT: Final = 0x1FFF
 
 Step = tuple[int, int] | tuple[int, int, str, str] | str
@@ -64,6 +64,36 @@ def attach(sock: socket.socket, program: bytes) -> None:
 
 
 NOTHING: Final = assemble([(_RET, 0)])
+
+
+def incoming_filter(*, shared: bool, own: bytes = b"", vm: bytes = b"") -> bytes:
+    """Return a filter that keeps whole frames that an interface receives, and not those that are sent there.
+
+    shared: drop frames for the host's own Ethernet address. own: this address, for an interface whose packet
+    types do not tell. vm: an address to which all frames are kept, since a VM has it.
+    """
+
+    def if_for(mac: bytes, then: str, otherwise: str) -> list[Step]:
+        head, tail = int.from_bytes(mac[:4]), int.from_bytes(mac[4:])
+        return [(_LD_W, 0), (_JEQ, head, "", otherwise), (_LD_H, 4), (_JEQ, tail, then, otherwise)]
+
+    for_host: list[Step] = [
+        (_JEQ, _HOST, "", "keep"),
+        *(if_for(vm, "keep", "for another") if vm else []),
+        "for another",
+        *(if_for(own, "drop", "keep") if own else []),
+    ]
+    return assemble(
+        [
+            (_LD_B, _PKTTYPE),
+            (_JEQ, _OUTGOING, "drop", "" if shared else "keep"),
+            *(for_host if shared else []),
+            "drop",
+            (_RET, 0),
+            "keep",
+            (_RET, ALL),
+        ]
+    )
 
 
 def _tagged_or_not(steps: Callable[[int], list[Step]]) -> list[Step]:

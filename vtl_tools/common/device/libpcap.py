@@ -2,8 +2,9 @@
 
 It is slower than afpacket.py and has libpcap's limits: a system call or two and a copy per frame; frames
 may arrive up to 0.1 s late (its buffer's timeout); frames that the host itself sends on the interface are
-seen too; and there is no virtio_net_hdr, so that an interface with offloads shows super-segments and
-incomplete checksums. On Linux, switch these off by 'ethtool -K NAME tso off gso off gro off tx off'.
+seen too, unless it is shared; and there is no virtio_net_hdr, so that an interface with offloads shows
+super-segments and incomplete checksums. On Linux, switch these off by
+'ethtool -K NAME tso off gso off gro off tx off'.
 """
 
 import errno
@@ -70,6 +71,13 @@ class LibpcapDevice(Device):
             if link.pcap_fd.datalink() != _ETHERNET:
                 raise DeviceError(f"{self.spec}: its frames are not Ethernet; choose another interface")
             link.pcap_fd.setnonblock(True)
+            index = socket.if_nametoindex(self.name)
+            if self.shared:  # libpcap also filters what has arrived before the kernel does
+                if not (own := interface.mac_of(index)):
+                    raise DeviceError(f"{self.spec}: was deleted; create it and start again")
+                link.pcap_fd.setfilter(
+                    "inbound" if own == self.vm_mac else f"inbound and not ether dst {own.hex(':')}"
+                )
             if self.mark:
                 with socket.socket(fileno=os.dup(link.fileno())) as sock:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.mark)
@@ -77,7 +85,7 @@ class LibpcapDevice(Device):
         except BaseException:
             link.close()
             raise
-        self._socket, self._index = link, socket.if_nametoindex(self.name)
+        self._socket, self._index = link, index
         self.went_up()
 
     def read(self) -> Batch:

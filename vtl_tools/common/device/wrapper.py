@@ -29,6 +29,8 @@ class Wrapper(Device):
     mark = _inner("mark")
     silent = _inner("silent")
     unwritten = _inner("unwritten")
+    shared = _inner("shared")
+    vm_mac = _inner("vm_mac")
     capabilities = _inner("capabilities")
     up = _inner("up")
     losses = _inner("losses")

@@ -10,7 +10,7 @@ from typing import Final
 from vtl_tools.common.errors import DeviceError
 from vtl_tools.common.host import netlink
 
-_CARRIER_UP_COUNT: Final = 47  # IFLA_CARRIER_UP_COUNT
+_ADDRESS, _CARRIER_UP_COUNT = 1, 47  # IFLA_ADDRESS, IFLA_CARRIER_UP_COUNT
 _ETHERNET: Final = 1  # ARPHRD_ETHER
 
 
@@ -59,12 +59,37 @@ def occupant(index: int) -> str:
     it: its carrier comes up then, and goes only with the program that had it open. No guest has a part in it.
     Every other carrier may be the guest's: root in a container takes that of its veth down and up.
     """
-    told = next(netlink.ask(netlink.GETLINK, netlink.LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0)), None)
-    if told is None:
+    found = _ask(index)
+    if found is None:
         return ""
-    _, kind, *_ = netlink.LINK.unpack_from(told)
-    attributes = dict(netlink.attributes(told[netlink.LINK.size :]))
-    info = dict(netlink.attributes(attributes.get(netlink.LINKINFO, b"")))
-    is_tap = kind == _ETHERNET and info.get(netlink.INFO_KIND, b"").rstrip(b"\0") == b"tun"
+    kind, attributes = found
+    is_tap = kind == _ETHERNET and _driver(attributes) == b"tun"
     opened = int.from_bytes(attributes.get(_CARRIER_UP_COUNT, b""), sys.byteorder) if is_tap else 0
     return f"interface {index} {opened}"
+
+
+def mac_of(index: int) -> bytes:
+    """Return the Ethernet address of an interface; b"" if there is no such interface."""
+    found = _ask(index)
+    return found[1].get(_ADDRESS, b"") if found else b""
+
+
+def is_macvlan(index: int) -> bool:
+    """Return whether an interface is a macvlan. In passthru mode, all its frames are of type PACKET_HOST."""
+    found = _ask(index)
+    return found is not None and _driver(found[1]) in (b"macvlan", b"macvtap")
+
+
+def _driver(attributes: dict[int, bytes]) -> bytes:
+    info = dict(netlink.attributes(attributes.get(netlink.LINKINFO, b"")))
+    return info.get(netlink.INFO_KIND, b"").rstrip(b"\0")
+
+
+def _ask(index: int) -> tuple[int, dict[int, bytes]] | None:
+    """Return the hardware type and the attributes of an interface (rtnetlink(7)); None: it does not exist."""
+    asked = netlink.LINK.pack(socket.AF_UNSPEC, 0, index, 0, 0)
+    told = next(netlink.ask(netlink.GETLINK, asked), None)
+    if told is None:
+        return None
+    _, kind, *_ = netlink.LINK.unpack_from(told)
+    return kind, dict(netlink.attributes(told[netlink.LINK.size :]))
