@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -24,23 +26,42 @@ SITUATIONS = {situation.name for situation in situations.ALL}
 CARRIED = {"tcp", "names", "dns over tcp", "dot, doh", "stun over tcp"}
 
 
-def selftest(
-    *options: str, tool: str = "vtl-tor"
-) -> tuple[int, dict[str, dict[str, object]], dict[str, object]]:
-    """Run it: its exit status, the result of each kind of traffic, and that of all."""
+OTHER = ("--dhcp", "--dns", "resolve", "--isolate", "conn")
+LENIENT = "any.rules"
+RUNS = (
+    ("vtl-fw",), ("vtl-fw", "--spoofing", "--rules", LENIENT),
+    ("vtl-tor",), ("vtl-tor", *OTHER), ("vtl-tor", "--guard", "off"),
+)  # fmt: skip
+AT_ONCE = 3
+"""They wait for most of their time, each in networks of its own."""
+
+Ran = tuple[int, dict[str, dict[str, object]], dict[str, object]]
+Runs = dict[tuple[str, ...], Future[Ran]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """The selftests that the tests look at, by executable and options. All have begun, or wait for others."""
+    place = tmp_path_factory.mktemp("rules")
+    (place / LENIENT).write_text("allow any\n")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {words: pool.submit(selftest, place, *words) for words in RUNS}
+
+
+def selftest(place: Path, tool: str, *options: str) -> Ran:
+    """Run one in a directory: its exit status, the result of each kind of traffic, and that of all."""
     ran = subprocess.run(
-        [BIN / tool, "selftest", "--json", "--", *options], capture_output=True, text=True, check=False
-    )
+        [BIN / tool, "selftest", "--json", "--", *options],
+        capture_output=True, text=True, check=False, cwd=place,
+    )  # fmt: skip
     lines = [validated(json.loads(line)) for line in ran.stdout.splitlines()]
     found = {str(line["class"]): line for line in lines if "class" in line}
     return ran.returncode, found, next((line for line in lines if "classes" in line), {})
 
 
-@pytest.mark.parametrize(
-    "options", [(), ("--dhcp", "--dns", "resolve", "--isolate", "conn")], ids=["default", "other"]
-)
-def test_nothing_leaks_and_what_is_to_be_carried_is(options: tuple[str, ...]) -> None:
-    status, found, total = selftest(*options)
+@pytest.mark.parametrize("options", [(), OTHER], ids=["default", "other"])
+def test_nothing_leaks_and_what_is_to_be_carried_is(runs: Runs, options: tuple[str, ...]) -> None:
+    status, found, total = runs["vtl-tor", *options].result()
     assert {name: line["leaks"] for name, line in found.items() if line["leaked"]} == {}
     assert set(found) == {kind.name for kind in traffic.KINDS} | SITUATIONS | {"afterwards"}
     assert {name for name, line in found.items() if line["carried"]} == CARRIED
@@ -62,8 +83,8 @@ HARMLESS = {
 }  # fmt: skip
 
 
-def test_without_a_guard_it_sees_the_host_leak() -> None:
-    status, found, total = selftest("--guard", "off")
+def test_without_a_guard_it_sees_the_host_leak(runs: Runs) -> None:
+    status, found, total = runs["vtl-tor", "--guard", "off"].result()
     assert status == 1
     assert total["held"] is False
     leaked = {name for name, line in found.items() if line["leaked"]}
@@ -98,8 +119,8 @@ def test_it_has_a_proxy_of_its_own() -> None:
 # --- vtl-fw
 
 
-def test_nothing_gets_around_vtl_fw() -> None:
-    status, found, total = selftest(tool="vtl-fw")
+def test_nothing_gets_around_vtl_fw(runs: Runs) -> None:
+    status, found, total = runs["vtl-fw",].result()
     assert {name: line["leaks"] for name, line in found.items() if line["leaked"]} == {}
     assert {name for name, line in found.items() if line["verdict"] == "not carried"} == set()
     assert set(found) == {name for name, _ in fw_attacks.ATTACKS} | SITUATIONS | {"afterwards"}
@@ -116,10 +137,10 @@ SPOOFED = {
 """What the identity holds back, whatever the rules."""
 
 
-def test_with_lenient_rules_and_no_identity_it_sees_the_guest_be_another(tmp_path: Path) -> None:
-    rules = tmp_path / "any.rules"
-    rules.write_text("allow any\n")
-    status, found, total = selftest("--spoofing", "--rules", str(rules), tool="vtl-fw")
+def test_with_lenient_rules_and_no_identity_it_sees_the_guest_be_another(
+    runs: Runs,
+) -> None:
+    status, found, total = runs["vtl-fw", "--spoofing", "--rules", LENIENT].result()
     assert status == 1
     assert total["held"] is False
     assert {name for name, line in found.items() if line["leaked"]} >= {*SPOOFED, "strangers", "udp"}
