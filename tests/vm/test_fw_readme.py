@@ -79,7 +79,7 @@ def test_the_guest_gets_a_lease_resolves_a_name_and_fetches_a_page(
     lease = guest.lease()
     assert lease["dns"] == RESOLVER
     assert guest.sh("timeout 30 wget -qO- http://web.test/", check=True).out == HELLO
-    assert running.status()["identity"]["addresses"].startswith(lease["ip"])
+    assert lease["ip"] in running.status()["identity"]["addresses"]
 
 
 def test_the_guest_has_an_ipv6_address_a_resolver_and_the_page_by_it(
@@ -95,7 +95,7 @@ def test_the_guest_has_an_ipv6_address_a_resolver_and_the_page_by_it(
 
 def test_no_other_resolver_and_no_other_network_is_reached(scene: tuple[Scene, Guest, Bridge]) -> None:
     made, guest, running = scene
-    guest.lease()
+    own = guest.lease()["ip"]
     assert shell(guest, f"nslookup web.test {RESOLVER}")
     assert made.resolves(made.server, ANOTHER_RESOLVER)
     assert not shell(guest, f"timeout 3 nslookup web.test {ANOTHER_RESOLVER}")
@@ -104,7 +104,7 @@ def test_no_other_resolver_and_no_other_network_is_reached(scene: tuple[Scene, G
     assert running.drops()["rule"] > 0
     where = ("--link", str(running.socket))
     for resolver, status in (RESOLVER, 0), (ANOTHER_RESOLVER, 1):
-        words = ("out", "udp", "10.0.0.100:5353", f"{resolver}:53")
+        words = ("out", "udp", f"{own}:5353", f"{resolver}:53")
         ran = subprocess.run(
             [BIN / "vtl-fw", "explain", "--exit-code", *where, *words],
             capture_output=True, text=True, check=False,
