@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,7 @@ def test_a_hang_up_during_the_start_ends_no_service(lab: Lab, scene: Line) -> No
         until(lambda: handles_hang_up(process) or process.poll() is not None, "the handler")  # noqa: B023
         while not where.exists() and process.poll() is None:
             process.send_signal(signal.SIGHUP)
+            time.sleep(0.005)  # thousands would wait in a line, each with a reload of its own
         until(lambda: "pid" in status(where) or process.poll() is not None, "the service")  # noqa: B023
         for _ in range(3):
             process.send_signal(signal.SIGHUP)
