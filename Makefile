@@ -42,6 +42,7 @@ bench: setup
 	$(PY) bench/relay.py --quick --json
 	$(PY) bench/freeze.py --quick --json
 	$(PY) bench/subnet.py --quick --json
+	$(PY) bench/wan.py --quick --json
 
 deb: setup
 	@tools/deb
