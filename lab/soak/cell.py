@@ -250,13 +250,13 @@ class Cell:
             self.middle.run("nft", "-f", "-", input=OBSERVER % self.guarded)
 
     def measure(self) -> None:
-        """Note the resident memory of the service's process."""
+        """Note the resident memory of the service's process, without the queues that it shares with writers."""
         assert self.process is not None
         try:
             text = Path(f"/proc/{self.process.pid}/status").read_text()
         except OSError:
             return
-        found = re.search(r"VmRSS:\s+(\d+) kB", text)
+        found = re.search(r"RssAnon:\s+(\d+) kB", text)
         if found is None or time.monotonic() - self._ready_at < SETTLED_S:
             return
         now = int(found[1])

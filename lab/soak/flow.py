@@ -69,7 +69,6 @@ class Flow:
             self._ends.append(listener.accept()[0])
         for end in self._ends:
             end.settimeout(None)
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 600_000)
         self.ways = [Way(f"{name} up", *self._ends), Way(f"{name} down", *reversed(self._ends))]
 
     @property
