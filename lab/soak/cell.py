@@ -250,7 +250,7 @@ class Cell:
             self.middle.run("nft", "-f", "-", input=OBSERVER % self.guarded)
 
     def measure(self) -> None:
-        """Note the resident memory of the service's process, without the queues that it shares with writers."""
+        """Note the resident memory of the service's process, without the queues shared with writers."""
         assert self.process is not None
         try:
             text = Path(f"/proc/{self.process.pid}/status").read_text()
