@@ -28,7 +28,7 @@ def _validator(name: str) -> Draft202012Validator:
 
 
 def names() -> set[str]:
-    """What has a schema."""
+    """The names of all outputs that have a schema."""
     return {path.stem for path in FOLDER.glob("*.json")} - {SHARED}
 
 

@@ -55,7 +55,7 @@ def fw(tmp: Path, *arguments: str | Path, stdin: int = subprocess.DEVNULL, code:
 
 
 def check(tmp: Path, file: str | Path, *, stdin: int = subprocess.DEVNULL) -> str:
-    """What is wrong with a rule file, a line for each error."""
+    """The errors of a rule file, a line each."""
     out, err = fw(tmp, "check", file, stdin=stdin)
     assert out == ""
     assert 1 <= err.count("\n") <= ERRORS_MAX + 1

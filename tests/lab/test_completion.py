@@ -1,4 +1,4 @@
-"""What a user gets at TAB in a real bash, zsh and fish, from the files that the package installs."""
+"""Completion at TAB in a real bash, zsh and fish, by the files that the package installs."""
 
 import os
 import pty
@@ -28,7 +28,7 @@ TYPED = {
     "vtl-fw status --link tap": "vtl-fw status --link tap7 ",
     "vtl-bridge --iface qemu:unix:/run/vm1 --half": "vtl-bridge --iface qemu:unix:/run/vm1 --half-duplex ",
 }
-"""What is typed before TAB, and the line then."""
+"""The words typed before TAB, and the line after it."""
 SHELLS = {
     "bash": (["bash", "--norc", "--noprofile", "-i"], ". /usr/share/bash-completion/bash_completion"),
     "zsh": (["zsh", "-f", "-i"], "fpath=($PWD/zsh $fpath); autoload -Uz compinit; compinit -u -D"),

@@ -86,7 +86,7 @@ def enabled(debian: CleanRoot, unit: str) -> Iterator[None]:
 
 
 def units_of_the_tap(debian: CleanRoot) -> str:
-    """What systemd lists of the units that run, start or stop with vmnet1."""
+    """The units that run, start or stop with vmnet1, as systemd lists them."""
     states = "--state=active,activating,deactivating,reloading"
     return debian.run("systemctl", "list-units", "--no-legend", states, "*vmnet1*")
 

@@ -38,7 +38,7 @@ RULES = """
 allow in tcp from 10.9.0.2, fd09::2
 reject
 """
-"""What the VM sends passes as a reply only: a firewall that lost a connection resets it at once."""
+"""Packets of the VM pass as replies only: a firewall that lost a connection resets it at once."""
 VM = "10.9.0.1", "fd09::1"
 ALLOW = "--allow", "10.0.0.0/8", "--allow", "fd00::/8"
 GONE = "10.8.0.9"

@@ -1,4 +1,4 @@
-"""What the commands print as JSON, run for real, is as docs/schemas says."""
+"""The JSON of all commands, run for real, is as docs/schemas says."""
 
 import json
 import re
@@ -42,7 +42,7 @@ ELSEWHERE = {
     "lost": "tests/unit/runtime/test_events.py",
     "selftest": "tests/cmd/test_selftest.py",
 }
-"""What is printed in other tests, which validate it, too."""
+"""Outputs of other tests, which validate them, too."""
 
 
 class Printed:
@@ -129,7 +129,7 @@ def firewall(found: Printed, line: Line) -> None:
 
 
 def others(found: Printed, line: Line) -> None:
-    """What needs no service, and vtl-subnet."""
+    """Verbs that need no service, and vtl-subnet."""
     found.run(line.middle, "vtl-doctor", status=None)
     with bridge(
         found.lab, line.middle, "--iface", "vmnet1", "--default", "eth0", "--direct", "tap:lan0",

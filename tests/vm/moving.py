@@ -38,7 +38,7 @@ REMOTE = """
 while read -r line; do echo "heard $line"; [ "$line" = bye ] && break; done
 kill $!
 """
-"""What ssh runs: it says something all the time, and answers."""
+"""The program that ssh runs: it says something all the time, and answers."""
 
 
 class Side:
@@ -222,7 +222,7 @@ class World:
 
 
 class Work:
-    """What goes on between the guest and its peer: a session, a download, and a connection that is idle."""
+    """Traffic between the guest and its peer: a session, a download, and a connection that is idle."""
 
     def __init__(self, world):
         self.world = world

@@ -1,4 +1,4 @@
-"""What an operator is told of the VM's identity: `explain` tells what happens to frames; few warnings do."""
+"""The identity as an operator sees it: `explain` says what happens to frames; the warnings are few."""
 
 import logging
 from ipaddress import ip_network

@@ -94,9 +94,9 @@ def _loss(text: str) -> Change:
 def _queue(text: str) -> Change:
     """A size or a duration."""
     try:
-        return {"queue_s": duration(text) if text.rstrip().endswith("s") else 0.0, "queue_octets": 0} | (
-            {} if text.rstrip().endswith("s") else {"queue_octets": size(text)}
-        )
+        if text.rstrip().endswith("s"):
+            return {"queue_s": duration(text), "queue_octets": 0}
+        return {"queue_s": 0.0, "queue_octets": size(text)}
     except SpecError:
         raise SpecError(f"{text!r}: not a queue; write a duration or a size, such as 100ms or 64kb") from None
 

@@ -34,7 +34,7 @@ class WideArea(Stage):
     ) -> None:
         super().__init__()
         began = time.monotonic() if now is None else now
-        self.settings = self._first = settings
+        self.settings = settings
         self.paths = [WanPath(one, Random(rng.random()), memory, began, self.drops) for one in settings]
         self.timeline = Timeline(steps, began)
         self.is_near = False
