@@ -44,14 +44,11 @@ def settings_options(function: Callable[P, R]) -> Callable[P, R]:
         kwargs["changes"] = {name: text for name, text in given.items() if text is not None}
         return function(*args, **kwargs)
 
-    wrapped: Any = collect
-    wrapped.__doc__, wrapped.__name__ = function.__doc__, function.__name__
-    wrapped.__click_params__ = getattr(function, "__click_params__", [])
-    for name, (metavar, text) in reversed(_SETTINGS.items()):
-        wrapped = click.option(f"--{name}", metavar=metavar, help=text)(wrapped)
-    wrapped = click.option("--preset", metavar="NAME", help="A typical path, such as lan, 4g, geo.")(wrapped)
-    result: Callable[P, R] = wrapped
-    return result
+    preset = click.option("--preset", metavar="NAME", help="A typical path, such as lan, 4g, geo.")
+    settings = (
+        click.option(f"--{name}", metavar=metavar, help=text) for name, (metavar, text) in _SETTINGS.items()
+    )
+    return opts.in_place_of(function, collect, (preset, *settings))
 
 
 @click.group("vtl-wan", cls=Tool)

@@ -1,7 +1,7 @@
 """Options that several commands have, each declared once."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -135,11 +135,18 @@ def common_options(function: Callable[P, R]) -> Callable[P, R]:
         )
         return function(*args, **kwargs)
 
+    return in_place_of(function, collect, _RUN_OPTIONS)
+
+
+def in_place_of(
+    function: Callable[P, R], collect: Callable[..., R], options: Iterable[Callable[[Any], Any]]
+) -> Callable[P, R]:
+    """Return `collect` with the name and the options of a command's function, and further options before."""
     wrapped: Any = collect
     wrapped.__doc__ = function.__doc__
     wrapped.__name__ = function.__name__
     wrapped.__click_params__ = getattr(function, "__click_params__", [])
-    for option in reversed(_RUN_OPTIONS):
+    for option in reversed(list(options)):
         wrapped = option(wrapped)
     result: Callable[P, R] = wrapped
     return result
