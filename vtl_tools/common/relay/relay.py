@@ -166,7 +166,7 @@ class Relay(Stage):
         else:
             if past is not None:
                 self._remove(past, now)
-            self._open(path, segment, syn_alone(frame), now)
+            self._open(path, segment, syn_alone(frame), past, now)
 
     def _passes_guard(self, segment: Segment, frame: memoryview, now: float) -> bool:
         """Tell whether a SYN is accepted in a SYN flood; challenge its sender, if that is the verdict."""
@@ -178,8 +178,10 @@ class Relay(Stage):
                 self._send([(challenge,)], now)
         return verdict is SynVerdict.ACCEPT
 
-    def _open(self, path: Path, segment: Segment, syn: bytes, now: float) -> None:
+    def _open(self, path: Path, segment: Segment, syn: bytes, past: RelayFlow | None, now: float) -> None:
         endpoint = Endpoint(path, self._secret, now, self.config)
+        if past is not None:
+            endpoint.follow(past.endpoint)
         endpoint.listen()
         endpoint.arrive(segment, now)
         try:

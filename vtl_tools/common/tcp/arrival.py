@@ -12,6 +12,7 @@ from vtl_tools.common.tcp.wire import Segment
 _HALF: Final = 0x8000_0000
 _STAMP_OUTDATED_S: Final = 24 * 86_400.0  # RFC 7323 section 5.5
 _MAX_STALE: Final = 1 << 30
+_BOTH_CLOSED: Final = frozenset((State.CLOSING, State.LAST_ACK, State.TIME_WAIT))
 
 
 def arrive(tcb: TCB, segment: Segment, now: float) -> None:
@@ -108,7 +109,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     scaled = segment.window if segment.flags & SYN else segment.window << snd.shift
     snd.wnd, snd.max_wnd = scaled, max(snd.max_wnd, scaled)
     snd.wl1, snd.wl2 = tcb.rcv.position(segment.seq), ack
-    tcb.sent_at = now
+    tcb.sent_at, tcb.before = now, None
     tcb.become(State.ESTABLISHED)
     if snd.fin is not None:  # the user closed before the handshake was complete
         tcb.become(State.FIN_WAIT_1)
@@ -129,8 +130,10 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     if flags & RST:
         if seq != rcv.nxt:
             _challenge(tcb, SegmentDrop.UNSURE_RESET, now)
-        elif tcb.state in (State.CLOSING, State.LAST_ACK, State.TIME_WAIT):
+        elif tcb.state in _BOTH_CLOSED and tcb.snd.una >= tcb.snd.queue.tail:
             tcb.end(Ended.CLOSED)
+        elif tcb.before is not None:
+            tcb.wait_again(now)
         else:
             refused = tcb.state is State.SYN_RECEIVED and not tcb.passive
             tcb.end(Ended.REFUSED if refused else Ended.RESET)
@@ -209,6 +212,11 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
             _stale(tcb, segment, SegmentDrop.OLD_TIMESTAMP, now)
             return False
 
+    if flags & RST:  # RFC 5961 section 3.2: only its number counts, and RCV.NXT with any window
+        if rcv.nxt <= seq < rcv.edge or seq == rcv.nxt:
+            return True
+        tcb.drops[SegmentDrop.OUT_OF_WINDOW] += 1
+        return False
     length = segment.length + (flags & FIN) + (flags >> 1 & 1)
     # As in Linux, an empty segment right after the window is acceptable: the peer used up the window.
     # With a window of zero, data at RCV.NXT is not accepted, but its ACK is (3.10.7.4).
@@ -216,8 +224,6 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         return True
     if flags & SYN:
         _unexpected_syn(tcb, segment, seq, now)
-    elif flags & RST:
-        tcb.drops[SegmentDrop.OUT_OF_WINDOW] += 1
     else:
         if seq < rcv.nxt and segment.length and seq + segment.length > rcv.nxt - _MAX_STALE:
             rcv.dsack = (seq, min(seq + segment.length, rcv.nxt))
@@ -352,8 +358,11 @@ def _text(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     rcv = tcb.rcv
     before = rcv.nxt
     gap = rcv.has_gap
+    rcv.dsack = None
     if not rcv.take(seq, segment.data):
         tcb.drops[SegmentDrop.FULL] += 1
+    if not tcb.snd.sack:
+        rcv.dsack = None
     tcb.ack_due_octets += rcv.nxt - before
     if (
         gap

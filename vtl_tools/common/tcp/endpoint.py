@@ -7,7 +7,7 @@ from typing import Any, Final
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.tcp import arrival, output
 from vtl_tools.common.tcp.config import Config
-from vtl_tools.common.tcp.isn import initial_numbers
+from vtl_tools.common.tcp.isn import initial_numbers, number_after
 from vtl_tools.common.tcp.queue import Octets
 from vtl_tools.common.tcp.sack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Piece
@@ -102,10 +102,24 @@ class Endpoint(TCB):
         self._open(State.SYN_SENT)
         self.syn_due = True
 
-    def listen(self) -> None:
-        """Open passively. A SYN sets `asked`; it is answered after accept() or refuse()."""
+    def listen(self, *, after: TCB | None = None) -> None:
+        """Open passively. A SYN sets `asked`; it is answered after accept() or refuse().
+
+        after: the connection to follow(). If the SYN proves to be an old duplicate, that is if a reset answers
+        our SYN-ACK, the state is TIME-WAIT again (3.6.1, MAY-2).
+        """
         self._open(State.LISTEN)
         self.passive = True
+        if after is not None:
+            self.follow(after)
+            self.before = after
+
+    def follow(self, before: TCB) -> None:
+        """Begin above all numbers of a connection of this path that a SYN ended in TIME-WAIT.
+
+        Call this before transmit(). The earlier endpoint must not be used any more.
+        """
+        self.snd.iss = number_after(self.snd.iss, before.snd.snd_nxt)
 
     def _open(self, state: State) -> None:
         if self.state is not State.CLOSED or self.ended is not None:

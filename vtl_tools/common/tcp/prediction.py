@@ -40,7 +40,8 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
         or tcb.rtt.backoffs
         or tcb.probe is not None
         or rcv.fin is not None
-        or rcv.has_gap
+        or rcv.early.starts
+        or rcv.dsack is not None
     ):
         return False
     if tcb.timestamps:

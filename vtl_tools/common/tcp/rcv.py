@@ -21,8 +21,8 @@ class Receiver:
     """RCV.* of one connection. nxt: RCV.NXT. edge: right edge of the largest window offered.
 
     shift: Rcv.Wind.Shift. mss: estimate of the peer's segment size. fin: position of the peer's FIN, once it
-    has come, in order or not. readable: octets in order. early: octets after a gap. dsack: a range received
-    twice, not reported yet. up: RCV.UP, the end of urgent data.
+    has come, in order or not. readable: octets in order. early: octets after a gap. dsack: the first range
+    that the latest segment repeated, not reported yet. up: RCV.UP, the end of urgent data.
     """
 
     __slots__ = (
@@ -202,6 +202,13 @@ class Receiver:
 
     # --- segments
 
+    def repeated(self, left: int, right: int) -> None:
+        """Record that the latest segment repeats a range: the first contiguous one (RFC 2883 section 4.2)."""
+        if self.dsack is None:
+            self.dsack = left, right
+        elif self.dsack[1] == left:
+            self.dsack = self.dsack[0], right
+
     def take(self, start: int, data: memoryview) -> bool:
         """Accept data whose first octet is at start, trimmed to the new part within the offered window.
 
@@ -210,7 +217,7 @@ class Receiver:
         """
         end = start + len(data)
         if start < self.nxt:
-            self.dsack = (start, min(end, self.nxt))
+            self.repeated(start, min(end, self.nxt))
             data = data[self.nxt - start :]
             start = self.nxt
         limit = self.edge if self.fin is None else min(self.edge, self.fin)
@@ -221,7 +228,8 @@ class Receiver:
             return True
         if start > self.nxt:
             kept, again = self.early.add(start, end, data)
-            self.dsack = again or self.dsack
+            if again is not None:
+                self.repeated(*again)
             return kept
         if self.early.starts:
             self._join(start, end, data)
@@ -238,7 +246,7 @@ class Receiver:
                 self._append(data[nxt - start : at - start])
             nxt = at + len(piece)
             if at < end:
-                self.dsack = (at, min(nxt, end))
+                self.repeated(at, min(nxt, end))
             self._append(piece)
             end = max(end, nxt)
         if nxt < start + len(data):

@@ -26,8 +26,8 @@ class TCB:
     """The variables of a connection and its timers, each a time or NEVER.
 
     syn_pending: a SYN has come, and waits for accept() or refuse(). syn_due: a SYN is to be sent, for the
-    first time or again. ack_now: an acknowledgement is due. reset_due: a reset is due. out: frames to send at
-    once. ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: time since which nothing
+    first time or again. ack_now: an acknowledgement is due. reset_due: a reset is due. before: the connection
+    in TIME-WAIT from which a SYN took over, until the handshake is complete. out: frames to send at once. ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: time since which nothing
     was acknowledged although data is outstanding; None if none is. timed: a position and its sending time,
     for an RTT sample. reorder_at: time at which data missing below sacked ranges is considered lost. head_at:
     time when SND.UNA was retransmitted or last advanced; head_mark: SND.NXT at that time. probe: end of the
@@ -39,6 +39,7 @@ class TCB:
         "_challenges",
         "ack_due_octets",
         "ack_now",
+        "before",
         "config",
         "delayed_at",
         "drops",
@@ -90,6 +91,7 @@ class TCB:
             False
         )
         self.reset_due = False
+        self.before: TCB | None = None
         self.out: list[Pieces] = []
         self.drops: defaultdict[SegmentDrop, int] = defaultdict(int)
         self.ts_offset = ts_offset
@@ -133,6 +135,17 @@ class TCB:
             self.retransmit_at = self.persist_at = self.reorder_at = NEVER
             self.stalled_since = None
         self.time_wait_at = now + self.config.time_wait_s
+
+    def wait_again(self, now: float) -> None:
+        """Return to TIME-WAIT of the connection before: the SYN that ended it was an old duplicate."""
+        old, self.before = self.before, None
+        assert old is not None
+        old.rcv.forget()
+        self.snd, self.rcv, self.timestamps, self.last_ack = old.snd, old.rcv, old.timestamps, old.last_ack
+        self.ts_recent, self.ts_recent_at, self.ts_offset = old.ts_recent, old.ts_recent_at, old.ts_offset
+        self.syn_pending = self.syn_due = self.ack_now = False
+        self.timed = None
+        self.wait(now)
 
     def tsval(self, now: float) -> int:
         """Return the timestamp clock: milliseconds (RFC 7323 section 5.4)."""
