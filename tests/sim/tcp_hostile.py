@@ -161,7 +161,7 @@ class Hostile(RuleBasedStateMachine):
     def mss(self):
         """The largest segment that it may send."""
         header, default = (40, 536) if len(self.path.local) == 4 else (60, 1220)
-        offered = default if self.offers["mss"] is None else max(self.offers["mss"], 64)
+        offered = max(self.offers["mss"] or default, 64)
         ours = min(self.config.mss or 65535, self.config.mtu - header)
         return max(min(offered, ours) - 12 * self.stamped, 32)
 
@@ -192,7 +192,9 @@ class Hostile(RuleBasedStateMachine):
             self.syn_shift = said.window_scale
             assert length == 0
             self.sent = max(self.sent, 1)
-            if flags & tcp.ACK:
+            if not flags & tcp.ACK:
+                self.edge = 1 + said.window
+            else:
                 assert said.ack == (self.irs + 1) % 2**32
                 self.acked, self.edge = 1, max(self.edge, 1 + said.window)
                 assert said.window <= self.config.receive_buffer
@@ -311,19 +313,22 @@ class Hostile(RuleBasedStateMachine):
         if len(encoded) > 40:
             options.pop("sack", None)
             encoded = tcp.encode_options(**options)
-        path = self.path
+        path, first = self.path, seq + 1 if syn else seq
         frame = build.tcp(
             src_mac=path.remote_mac, dst_mac=path.local_mac, src=path.remote, dst=path.local,
             sport=path.remote_port, dport=path.local_port, seq=(self.irs + seq) % 2**32,
-            ack=(self.iss + ack) % 2**32, flags=bits, window=win, payload=octets(PATTERN, seq, seq + length),
+            ack=(self.iss + ack) % 2**32, flags=bits, window=win, payload=octets(PATTERN, first, first + length),
             options=encoded, urgent=urgent,
         )  # fmt: skip
         if damage is not None:
             frame = damage(frame)
         else:
             self.reckon(bits, signed(seq), signed(ack), length, win, tsval, urgent)
+        before = self.tcp.state
         self.tcp.receive(frame, self.now)
         frame[:] = bytes(len(frame))  # it was borrowed
+        if before is State.SYN_RECEIVED and self.tcp.state is State.LISTEN:
+            self.reset_model()
         if self.tcp.asked:
             self.tcp.accept()
         self.hear(bits)
@@ -333,12 +338,19 @@ class Hostile(RuleBasedStateMachine):
         state = self.tcp.state
         if state in UNSYNCHRONIZED:
             self.reckon_opening(state, bits, seq, ack, win, tsval)
+            if bits & tcp.SYN and bits & tcp.ACK and state is State.SYN_SENT and ack == 1:
+                self.may_take(bits, 1, ack, length, win, tsval)
+                if bits & tcp.URG:
+                    self.up_may = max(self.up_may, 1 + urgent)
             return
         if bits & (tcp.SYN | tcp.RST) or not bits & tcp.ACK:
             if bits & tcp.SYN and bits & tcp.ACK and state is State.SYN_RECEIVED and seq == 0 and ack == 1:
                 self.una_may = 1  # both ends open at once
                 self.right_may = max(self.right_may, 1 + win)
                 self.right_now = None
+                self.may_take(bits, 1, ack, length, win, tsval)
+                if bits & tcp.URG:
+                    self.up_may = max(self.up_may, 1 + urgent)
             return
         end = seq + length + bool(bits & tcp.FIN)
         stale = self.stamped and (
@@ -365,7 +377,7 @@ class Hostile(RuleBasedStateMachine):
             self.newest = tsval
 
     def reckon_opening(self, state, bits, seq, ack, win, tsval):
-        if state is State.CLOSED or not bits & tcp.SYN or bits & (tcp.RST | tcp.FIN):
+        if state is State.CLOSED or not bits & tcp.SYN or bits & tcp.RST:
             return
         if bits & tcp.ACK and (state is State.LISTEN or ack != 1):
             return

@@ -182,7 +182,7 @@ class Relay(Stage):
         endpoint = Endpoint(path, self._secret, now, self.config)
         if past is not None:
             endpoint.follow(past.endpoint)
-        endpoint.listen()
+        endpoint.listen(once=True)
         endpoint.arrive(segment, now)
         try:
             connector = self.dial(path)

@@ -3,7 +3,7 @@
 from typing import Final
 
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
-from vtl_tools.common.tcp.output import agree, reset
+from vtl_tools.common.tcp.output import agree, reset, syn_window
 from vtl_tools.common.tcp.prediction import predicted
 from vtl_tools.common.tcp.state import ON_FIN, ON_FIN_ACKED, TAKES_DATA, Ended, SegmentDrop, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
@@ -46,7 +46,7 @@ def _listen(tcb: TCB, segment: Segment, now: float) -> None:
     elif flags & ACK:  # second, check for an ACK
         tcb.drops[SegmentDrop.NOT_OPEN] += 1
         reset(tcb, segment)
-    elif flags & SYN and not flags & FIN:  # third, check for a SYN
+    elif flags & SYN:  # third, check for a SYN
         _begin(tcb, segment, now)
         tcb.syn_pending = True
         tcb.become(State.SYN_RECEIVED)
@@ -70,13 +70,15 @@ def _syn_sent(tcb: TCB, segment: Segment, now: float) -> None:
         else:
             tcb.drops[SegmentDrop.UNSURE_RESET] += 1
         return
-    if not flags & SYN or flags & FIN:  # fourth, check the SYN bit
+    if not flags & SYN:  # fourth, check the SYN bit
         tcb.drops[SegmentDrop.NOT_OPEN] += 1
         return
     _begin(tcb, segment, now)
     if ack:
+        tcb.rcv.has_offered(syn_window(tcb))
         _established(tcb, segment, ack, now)
         tcb.ack_now = True
+        _content(tcb, segment, 1, now)
     else:  # simultaneous open: our SYN is sent again, with an ACK
         tcb.become(State.SYN_RECEIVED)
         tcb.syn_due = True
@@ -85,7 +87,7 @@ def _syn_sent(tcb: TCB, segment: Segment, now: float) -> None:
 def _begin(tcb: TCB, syn: Segment, now: float) -> None:
     """Record the peer's sequence number and options.
 
-    Data on a SYN is ignored, so that the peer retransmits it.
+    Data and a FIN on a SYN without an ACK are ignored, so that the peer retransmits them.
     """
     tcb.rcv.start(syn.seq)
     agree(tcb, syn)
@@ -134,6 +136,8 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
             tcb.end(Ended.CLOSED)
         elif tcb.before is not None:
             tcb.wait_again(now)
+        elif tcb.state is State.SYN_RECEIVED and tcb.passive and not tcb.once and tcb.snd.fin is None:
+            tcb.listen_again()
         else:
             refused = tcb.state is State.SYN_RECEIVED and not tcb.passive
             tcb.end(Ended.REFUSED if refused else Ended.RESET)
@@ -154,6 +158,13 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     if tcb.timestamps and segment.stamps is not None and seq <= tcb.last_ack:
         tcb.ts_recent, tcb.ts_recent_at = segment.stamps[0], now
 
+    _content(tcb, segment, seq, now)
+
+
+def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
+    """Process what the segment carries. seq: position of the first octet of data."""
+    rcv, flags = tcb.rcv, segment.flags
+
     # sixth, check the URG bit
     _urgent(tcb, segment, seq)
 
@@ -169,9 +180,10 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
             tcb.ack_now = True
     if rcv.fin is not None and tcb.state in ON_FIN and rcv.finish():
         _finished(tcb, now)
-    elif tcb.state is State.TIME_WAIT and flags & FIN:
+    elif tcb.state is State.TIME_WAIT and (length or flags & FIN):
         tcb.ack_now = True
-        tcb.wait(now)  # its acknowledgement was lost
+        if flags & FIN:
+            tcb.wait(now)  # its acknowledgement was lost
 
 
 def _finished(tcb: TCB, now: float) -> None:
@@ -251,18 +263,27 @@ def _challenge(tcb: TCB, reason: SegmentDrop, now: float) -> None:
 
 
 def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
-    if tcb.state is State.SYN_RECEIVED and seq == 0:  # the peer's SYN again
-        if tcb.syn_pending:
-            tcb.drops[SegmentDrop.HELD] += 1
+    """Process a SYN in a state other than LISTEN and SYN-SENT (fourth step)."""
+    if tcb.state is State.SYN_RECEIVED:
+        has_ack = segment.flags & ACK
+        if not tcb.passive:
+            if seq == 0 and has_ack and tcb.snd.position(segment.ack) == 1:
+                _established(tcb, segment, 1, now)  # simultaneous open: this answers our SYN
+                tcb.ack_now = True
+                _content(tcb, segment, 1, now)
+                return
+        elif seq == 0 and not has_ack:  # the peer's SYN again
+            if tcb.syn_pending:
+                tcb.drops[SegmentDrop.HELD] += 1
+            else:
+                tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
+                if tcb.may_challenge(now):
+                    tcb.syn_due = True  # our answer was lost
             return
-        if segment.flags & ACK and tcb.snd.position(segment.ack) == 1 and not tcb.passive:
-            _established(tcb, segment, 1, now)  # simultaneous open: this answers our SYN
-            tcb.ack_now = True
+        elif tcb.rcv.nxt <= seq < tcb.rcv.edge and not (tcb.once or tcb.snd.fin is not None):
+            tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
+            tcb.listen_again()
             return
-        tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
-        if tcb.may_challenge(now):
-            tcb.syn_due = True  # our answer was lost
-        return
     _challenge(tcb, SegmentDrop.UNEXPECTED_SYN, now)
 
 
@@ -270,13 +291,17 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     """Fifth step. Return whether to continue with the segment."""
     snd = tcb.snd
     ack = snd.position(segment.ack)
-    if tcb.state is State.SYN_RECEIVED:
+    if snd.una == 0:  # SYN-RECEIVED, or FIN-WAIT-1 if our FIN followed our SYN
         if tcb.syn_pending or not 0 < ack <= snd.nxt:
             tcb.drops[SegmentDrop.BAD_ACK] += 1
             reset(tcb, segment)
             return False
-        _established(tcb, segment, ack, now)
-        return True
+        _established(tcb, segment, 1, now)
+        if snd.nxt > 1:
+            tcb.stalled_since = now
+            tcb.arm(now)
+        if ack == 1:
+            return True
     if ack > snd.max or ack < snd.una - snd.max_wnd:  # RFC 5961 section 5.2
         _challenge(tcb, SegmentDrop.BAD_ACK, now)
         return False
@@ -364,11 +389,13 @@ def _text(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     if not tcb.snd.sack:
         rcv.dsack = None
     tcb.ack_due_octets += rcv.nxt - before
+    if segment.length > rcv.full:
+        rcv.full = min(segment.length, rcv.mss)
     if (
         gap
         or rcv.has_gap
         or rcv.nxt - before < segment.length
-        or tcb.ack_due_octets >= 2 * rcv.mss
+        or tcb.ack_due_octets > rcv.full
         or not tcb.config.delayed_ack_s
     ):
         tcb.ack_now = True

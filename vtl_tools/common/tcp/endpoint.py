@@ -22,6 +22,8 @@ _ABORT_IS_TOLD = frozenset(  # 3.10.5
     (State.SYN_RECEIVED, State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT)
 )
 
+_OPENING = frozenset((State.SYN_SENT, State.SYN_RECEIVED))
+
 
 @dataclass(frozen=True, slots=True)
 class ConnectionInfo:
@@ -96,20 +98,25 @@ class Endpoint(TCB):
     # --- opening
 
     def connect(self) -> None:
-        """Open actively: the next transmit() returns the SYN."""
+        """Open actively, also from LISTEN: the next transmit() returns the SYN."""
         if not self.path.is_unicast:
             raise ValueError("not an address of a single host")  # MUST-46
-        self._open(State.SYN_SENT)
+        if self.state is State.LISTEN:  # 3.10.1
+            self.passive = False
+            self.become(State.SYN_SENT)
+        else:
+            self._open(State.SYN_SENT)
         self.syn_due = True
 
-    def listen(self, *, after: TCB | None = None) -> None:
+    def listen(self, *, once: bool = False, after: TCB | None = None) -> None:
         """Open passively. A SYN sets `asked`; it is answered after accept() or refuse().
 
+        If the handshake fails by a reset, the state is LISTEN again (3.10.7.4); once: it is CLOSED then.
         after: the connection to follow(). If the SYN proves to be an old duplicate, that is if a reset answers
         our SYN-ACK, the state is TIME-WAIT again (3.6.1, MAY-2).
         """
         self._open(State.LISTEN)
-        self.passive = True
+        self.passive, self.once = True, once
         if after is not None:
             self.follow(after)
             self.before = after
@@ -222,8 +229,11 @@ class Endpoint(TCB):
 
     def _retransmit(self, now: float) -> None:
         snd = self.snd
-        if self.state in (State.SYN_SENT, State.SYN_RECEIVED):
+        if snd.una == 0:  # our SYN, whether or not a FIN followed it
             self.rtt.back_off()
+            if self.state not in _OPENING:
+                self.out.append(output.synchronize(self, now))
+                return
             self.syn_due, self.retransmit_at = True, NEVER
             return
         if self.probe_is_next:
@@ -352,6 +362,8 @@ class Endpoint(TCB):
         """
         if not self._may_write():
             raise ValueError(f"the connection is {self.state.value}: not writable")
+        if self.state is State.LISTEN:  # 3.10.2
+            self.connect()
         taken, snd = self.snd.write(data), self.snd
         if urgent and taken:
             if not snd.is_urgent and self.state in SENDS_DATA:
@@ -378,19 +390,25 @@ class Endpoint(TCB):
         return self.rcv.read(octets)
 
     def close(self) -> None:
-        """Close our direction: a FIN follows the written data. The peer's data can still be read."""
-        if self.snd.fin is not None or self.state is State.CLOSED:
+        """Close our direction: a FIN follows the written data. The peer's data can still be read.
+
+        Before the peer's SYN has come, it ends the connection, and discards written data (3.10.4).
+        """
+        snd = self.snd
+        if snd.fin is not None or self.state is State.CLOSED:
+            if self.state is State.CLOSED and self.ended is None:
+                raise ValueError("the connection does not exist")
             return
         if self.state in (State.LISTEN, State.SYN_SENT):
-            if self.state is State.LISTEN or not self.snd.queue.tail > self.snd.queue.head:
-                self.end(Ended.CLOSED)  # 3.10.4
-                return
-        elif self.syn_pending:
+            self.end(Ended.CLOSED)
+            return
+        if self.syn_pending:
             self.refuse()
             return
-        self.snd.close()
-        if self.state is not State.SYN_RECEIVED and self.state in ON_CLOSE:
-            self.become(ON_CLOSE[self.state])
+        snd.close()
+        if self.state is State.SYN_RECEIVED and (snd.nxt == 0 or snd.fin > 1):
+            return  # the FIN waits for the handshake: our SYN was not sent yet, or data is before it
+        self.become(ON_CLOSE[self.state])
 
     def abort(self) -> None:
         """Reset the connection, and discard written and received data."""
@@ -400,6 +418,8 @@ class Endpoint(TCB):
             if self.state in _ABORT_IS_TOLD:
                 self.reset_due = True
             self.end(Ended.ABORTED)
+        elif self.ended is None:
+            raise ValueError("the connection does not exist")
 
     def forget(self) -> None:
         """Discard written and received data, once it is no longer needed."""

@@ -21,6 +21,11 @@ def our_mss(tcb: TCB) -> int:
     return fits if tcb.config.mss is None else min(tcb.config.mss, fits)
 
 
+def syn_window(tcb: TCB) -> int:
+    """Return the window that our SYN offers, which is never scaled."""
+    return min(tcb.config.receive_buffer, 0xFFFF)
+
+
 def agree(tcb: TCB, syn: Segment) -> None:
     """Apply the options of both SYNs: an option is in force only if both offered it (RFC 7323, RFC 2018)."""
     config, snd, rcv = tcb.config, tcb.snd, tcb.rcv
@@ -31,9 +36,10 @@ def agree(tcb: TCB, syn: Segment) -> None:
         snd.shift, rcv.shift = min(syn.window_scale, 14), config.window_scale
     default = _SEGMENT_MIN if len(tcb.path.local) == 4 else 1220
     options = 12 if tcb.timestamps else 0
-    theirs = max(syn.mss if syn.mss is not None else default, 64)
+    theirs = max(syn.mss or default, 64)  # as in Linux, a size of zero is none
     snd.start(max(min(theirs, our_mss(tcb)) - options, 32))
     rcv.mss = our_mss(tcb) - options
+    rcv.full = min(rcv.full, rcv.mss)
 
 
 def acknowledge(tcb: TCB, now: float) -> Pieces:
@@ -59,6 +65,12 @@ def frame(
     tcb.last_ack = rcv.nxt
     tcb.segments_out += 1
     options = _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
+    if blocks is None and rcv.early.starts and snd.sack:  # SACK wherever it is permitted (RFC 2018 section 3)
+        blocks = (
+            rcv.blocks()[: min(3 if options else 4, (snd.mss - length - 4) // 8)]
+            if length < snd.mss
+            else None
+        )
     if blocks:
         options += encode_options(sack=blocks)
     urgent = 0
@@ -81,7 +93,7 @@ def frame(
 def synchronize(tcb: TCB, now: float) -> Pieces:
     """Return our SYN, with an ACK if the peer's SYN has arrived."""
     config, snd, rcv = tcb.config, tcb.snd, tcb.rcv
-    answers = tcb.state is State.SYN_RECEIVED
+    answers = tcb.state is not State.SYN_SENT
     stamps = tcb.timestamps if answers else config.timestamps
     scales = config.window_scaling and (tcb.peer_scales or not answers)
     options = encode_options(
@@ -95,15 +107,15 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
     tcb.segments_out += 1
     if snd.nxt == 0:
         tcb.timed = (1, now)
+        snd.nxt = snd.max = 1
     else:
         tcb.timed = None
         snd.retransmits += 1
-    snd.nxt = snd.max = 1
     if tcb.stalled_since is None:
         tcb.stalled_since = now
     tcb.retransmit_at = now + tcb.rtt.timeout_s
     flags, ack = (SYN | ACK, rcv.rcv_nxt) if answers else (SYN, 0)
-    window = rcv.window(0) if answers else min(config.receive_buffer, 0xFFFF)
+    window = rcv.window(0) if answers else syn_window(tcb)
     return tcb.framer.frame(snd.iss, ack, flags, window, options)
 
 
@@ -133,8 +145,8 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
 
 
 def reset(tcb: TCB, segment: Segment) -> None:
-    """Answer a segment of no connection by a reset (3.10.7.1); never a reset."""
-    if segment.flags & RST:
+    """Answer a segment of no connection by a reset (3.10.7.1); never a reset, nor what many hosts got."""
+    if segment.flags & RST or not tcb.path.is_unicast:
         return
     if segment.flags & ACK:
         seq, ack, flags = segment.ack, 0, RST

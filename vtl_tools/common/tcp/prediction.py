@@ -69,7 +69,9 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
     if length:
         rcv.take_next(segment.data, length)
         tcb.ack_due_octets += length
-        if tcb.ack_due_octets >= 2 * rcv.mss or not tcb.config.delayed_ack_s:
+        if length > rcv.full:
+            rcv.full = length if length < rcv.mss else rcv.mss
+        if tcb.ack_due_octets > rcv.full or not tcb.config.delayed_ack_s:
             tcb.ack_now = True
         elif tcb.delayed_at == NEVER:
             tcb.delayed_at = now + tcb.config.delayed_ack_s

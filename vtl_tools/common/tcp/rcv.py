@@ -20,14 +20,15 @@ _GATHERED_MAX: Final = 16384
 class Receiver:
     """RCV.* of one connection. nxt: RCV.NXT. edge: right edge of the largest window offered.
 
-    shift: Rcv.Wind.Shift. mss: estimate of the peer's segment size. fin: position of the peer's FIN, once it
+    shift: Rcv.Wind.Shift. mss: the largest segment that we take. full: the largest that came: with more than
+    that an acknowledgement is due at once. fin: position of the peer's FIN, once it
     has come, in order or not. readable: octets in order. early: octets after a gap. dsack: the first range
     that the latest segment repeated, not reported yet. up: RCV.UP, the end of urgent data.
     """
 
     __slots__ = (
-        "_buffer", "_meant", "_tail", "_told", "_used", "borrowed", "dsack", "early", "edge", "fin", "irs",
-        "mss", "nxt", "queue", "readable", "received", "shift", "up",
+        "_buffer", "_meant", "_tail", "_told", "_used", "borrowed", "dsack", "early", "edge", "fin", "full",
+        "irs", "mss", "nxt", "queue", "readable", "received", "shift", "up",
     )  # fmt: skip
 
     def __init__(self, config: Config) -> None:
@@ -37,7 +38,7 @@ class Receiver:
         self.edge = 0
         self.up = 0
         self.shift = 0
-        self.mss = 536
+        self.mss = self.full = 536
         self.fin: int | None = None
         self.queue: deque[Octets] = deque()
         self.borrowed = 0  # pieces at the queue's end that are views of frames
@@ -60,6 +61,10 @@ class Receiver:
     def start(self, irs: int) -> None:
         """Start with the peer's SYN, which is at position 0."""
         self.irs, self.nxt, self.edge, self._meant = irs, 1, 1, 1
+
+    def has_offered(self, octets: int) -> None:
+        """Record the window of our SYN, which was sent before the peer's."""
+        self.edge = self._meant = self.nxt + octets
 
     # --- numbers
 

@@ -27,7 +27,8 @@ class TCB:
 
     syn_pending: a SYN has come, and waits for accept() or refuse(). syn_due: a SYN is to be sent, for the
     first time or again. ack_now: an acknowledgement is due. reset_due: a reset is due. before: the connection
-    in TIME-WAIT from which a SYN took over, until the handshake is complete. out: frames to send at once. ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: time since which nothing
+    in TIME-WAIT from which a SYN took over, until the handshake is complete. once: a passive opening that
+    fails ends the endpoint. out: frames to send at once. ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: time since which nothing
     was acknowledged although data is outstanding; None if none is. timed: a position and its sending time,
     for an RTT sample. reorder_at: time at which data missing below sacked ranges is considered lost. head_at:
     time when SND.UNA was retransmitted or last advanced; head_mark: SND.NXT at that time. probe: end of the
@@ -50,6 +51,7 @@ class TCB:
         "heard_at",
         "keep_alives",
         "last_ack",
+        "once",
         "out",
         "passive",
         "path",
@@ -82,14 +84,12 @@ class TCB:
     def __init__(self, path: Path, config: Config, iss: int, ts_offset: int) -> None:
         self.path, self.config = path, config
         self.framer = Framer(path, config.ttl, config.dscp)
-        self.snd = Sender(config, iss)
-        self.rcv = Receiver(config)
-        self.rtt = RTTEstimator(config.rto_min_s, config.rto_max_s)
+        self._begin(iss)
         self.state = State.CLOSED
         self.ended: Ended | None = None
-        self.passive = self.peer_scales = self.syn_pending = self.syn_due = self.ack_now = self.timestamps = (
-            False
-        )
+        self.passive = self.once = self.peer_scales = self.syn_pending = self.syn_due = self.ack_now = (
+            self.timestamps
+        ) = False
         self.reset_due = False
         self.before: TCB | None = None
         self.out: list[Pieces] = []
@@ -109,6 +109,23 @@ class TCB:
         self.ack_due_octets = 0
         self.segments_in = self.segments_out = 0
         self._challenged, self._challenges = 0.0, 0
+
+    def _begin(self, iss: int) -> None:
+        config = self.config
+        self.snd = Sender(config, iss)
+        self.rcv = Receiver(config)
+        self.rtt = RTTEstimator(config.rto_min_s, config.rto_max_s)
+
+    def listen_again(self) -> None:
+        """Return from SYN-RECEIVED to LISTEN: the peer's SYN was not meant (3.10.7.4).
+
+        Our numbers begin at the same ISS: nothing but the SYN-ACK had one.
+        """
+        self._begin(self.snd.iss)
+        self.syn_pending = self.syn_due = self.ack_now = self.timestamps = self.peer_scales = False
+        self.retransmit_at, self.stalled_since, self.timed = NEVER, None, None
+        self.ts_recent = self.last_ack = 0
+        self.become(State.LISTEN)
 
     def become(self, state: State) -> None:
         """Change the state. No other code changes it."""
