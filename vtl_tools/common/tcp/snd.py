@@ -7,7 +7,8 @@ is at 0, data begins at 1. seq() converts a position to 32 bits, and position() 
 from typing import Final, NamedTuple
 
 from vtl_tools.common.tcp.config import Config
-from vtl_tools.common.tcp.congestion import NewReno
+from vtl_tools.common.tcp.congestion.base import Congestion, Sample
+from vtl_tools.common.tcp.congestion.choice import CONTROLS
 from vtl_tools.common.tcp.queue import Octets, SendQueue
 from vtl_tools.common.tcp.sack import DUP_THRESH, Scoreboard
 
@@ -70,7 +71,7 @@ class Sender:
         self.mss = 536
         self.queue = SendQueue()
         self.board = Scoreboard()
-        self.cc = NewReno(self.mss, config.initial_window)
+        self.cc: Congestion = CONTROLS[config.congestion](self.mss, config.initial_window)
         self.fin: int | None = None
         self.sack = False
         self.recover: int | None = None
@@ -146,7 +147,7 @@ class Sender:
     def start(self, mss: int) -> None:
         """Start with the segment size that the SYNs agreed on."""
         self.mss = mss
-        self.cc = NewReno(mss, self.config.initial_window)
+        self.cc = CONTROLS[self.config.congestion](mss, self.config.initial_window)
 
     def pipe(self) -> int:
         """Return the octets in the network (RFC 6675 section 4, SetPipe)."""
