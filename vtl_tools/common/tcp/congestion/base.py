@@ -17,7 +17,8 @@ class Sample:
     now: arrival. delivered: newly acknowledged or SACKed. lost: newly considered lost. before: in flight
     before the acknowledgement; in_flight: after it, lost data excluded. limited: the window, and not the user
     or the peer, has limited the sender in the last round trip. una, nxt: positions SND.UNA and SND.NXT after
-    it; advanced: SND.UNA has moved. rtt_s: of the data newly delivered that was sent last; None if only retransmissions were delivered.
+    it; advanced: SND.UNA has moved. rtt_s: of the data newly delivered that was sent last; None if only
+    retransmissions were delivered.
 
     The rest is the rate sample (draft-cheng-iccrg-delivery-rate-estimation), for a control that `samples`:
     rate: delivery rate, 0.0 if unknown. interval_s: time over which it was taken. app_limited: the user had
@@ -26,8 +27,8 @@ class Sample:
     """
 
     __slots__ = (
-        "advanced", "app_limited", "before", "delivered", "in_flight", "interval_s", "limited", "lost", "lost_since", "now",
-        "nxt", "prior", "rate", "rtt_s", "total", "tx_in_flight", "una",
+        "advanced", "app_limited", "before", "delivered", "in_flight", "interval_s", "limited", "lost",
+        "lost_since", "now", "nxt", "prior", "rate", "rtt_s", "total", "tx_in_flight", "una",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -73,18 +74,26 @@ class Congestion(ABC):
         """Leave recovery: all data in flight at its start is acknowledged."""
 
     @abstractmethod
-    def timed_out(self, now: float, flight: int, *, again: bool) -> None:
-        """Process a retransmission timeout. again: of the same data as the last (RFC 5681 section 3.1)."""
+    def timed_out(self, now: float, in_flight: int, flight: int, *, again: bool) -> None:
+        """Process a retransmission timeout. in_flight, flight: as in lost().
+
+        again: of the same data as the last (RFC 5681 section 3.1).
+        """
 
     @abstractmethod
     def undo(self) -> None:
         """Revert the last reduction: nothing was lost."""
 
+    @abstractmethod
     def marked(self, now: float, in_flight: int, flight: int) -> None:
         """Process the echo of a congestion mark, once a round trip (RFC 3168 section 6.1.2)."""
 
+    @abstractmethod
     def sent(self, now: float, octets: int, in_flight: int, *, app_limited: bool) -> None:
-        """Record that octets leave. in_flight: before them."""
+        """Record that octets leave. in_flight: before them.
+
+        Called in recovery, and always for a control that `samples`.
+        """
 
     def idle(self, now: float) -> None:
         """Restart after an RTO without sending (RFC 5681 section 4.1)."""

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 
-from vtl_tools.common.tcp.congestion.base import UNLIMITED, Congestion, Sample
+from vtl_tools.common.tcp.congestion.base import Congestion, Sample
 
 
 class LossBased(Congestion):
@@ -33,10 +33,11 @@ class LossBased(Congestion):
         """Grow, or follow PRR in recovery.
 
         A window that was not used up does not grow, as it says nothing about the path (RFC 7661 in spirit).
+        Nor does a window while data only arrives out of order (RFC 5681 section 3.2).
         """
         if self._recovering:
             self._reduce_proportionally(sample)
-        elif sample.limited:
+        elif sample.limited and sample.advanced:
             octets = sample.delivered
             if self.cwnd < self.ssthresh:
                 octets = self.slow_start(octets, sample)
@@ -73,7 +74,8 @@ class LossBased(Congestion):
 
     def _reduce(self, flight: int, now: float) -> None:
         self._before = self.cwnd, self.ssthresh
-        self.ssthresh = max(self.reduced(flight, now), 2 * self.smss)
+        # Data of limited transmit is beyond cwnd, and does not count (RFC 5681 section 3.2).
+        self.ssthresh = max(self.reduced(min(flight, self.cwnd), now), 2 * self.smss)
 
     def lost(self, now: float, in_flight: int, flight: int) -> None:
         """Reduce ssthresh at once, and the window in the course of a round trip."""
@@ -88,12 +90,12 @@ class LossBased(Congestion):
             self._recovering = False
             self.cwnd = self.ssthresh
 
-    def timed_out(self, now: float, flight: int, *, again: bool) -> None:
+    def timed_out(self, now: float, in_flight: int, flight: int, *, again: bool) -> None:
         """Reduce the window to one segment, and ssthresh once for the same data (RFC 5681 section 3.1)."""
         self._recovering = False
         if not again:
             self._reduce(flight, now)
-        self.cwnd = self.smss
+        self.cwnd = in_flight + self.smss
 
     def marked(self, now: float, in_flight: int, flight: int) -> None:
         """Reduce the window as for a loss, without a retransmission."""
