@@ -182,7 +182,7 @@ class Endpoint(TCB):
         """Return when wake() is due; None: never, unless another call comes first."""
         due = min(
             self.retransmit_at, self.reorder_at, self.persist_at, self.delayed_at, self.time_wait_at,
-            self._give_up_at(), self._keep_alive_at(), self._silent_at(),
+            self.paced_at, self._give_up_at(), self._keep_alive_at(), self._silent_at(),
         )  # fmt: skip
         return None if due == NEVER else due
 
@@ -200,6 +200,8 @@ class Endpoint(TCB):
             self.delayed_at, self.ack_now = NEVER, True
         if now >= self.persist_at:
             self._persist(now)
+        if now >= self.paced_at:
+            self.paced_at = NEVER
         if now >= self.reorder_at:
             acks.reordering_is_over(self, now)
         if now >= self.retransmit_at:

@@ -239,7 +239,11 @@ class Sender:
 
         While data is urgent it is one, since a super-segment has one urgent pointer for all.
         """
-        most = 0 if self.up > self.una else min(self.config.super_segment, _SEGMENTS_MAX * self.mss)
+        most = (
+            0
+            if self.up > self.una
+            else min(self.config.super_segment, _SEGMENTS_MAX * self.mss, self.cc.quantum)
+        )
         whole = (octets if octets < most else most) // self.mss * self.mss
         return whole or self.mss
 
