@@ -317,8 +317,8 @@ class Hostile(RuleBasedStateMachine):
         frame = build.tcp(
             src_mac=path.remote_mac, dst_mac=path.local_mac, src=path.remote, dst=path.local,
             sport=path.remote_port, dport=path.local_port, seq=(self.irs + seq) % 2**32,
-            ack=(self.iss + ack) % 2**32, flags=bits, window=win, payload=octets(PATTERN, first, first + length),
-            options=encoded, urgent=urgent,
+            ack=(self.iss + ack) % 2**32, flags=bits, window=win, options=encoded, urgent=urgent,
+            payload=octets(PATTERN, first, first + length),
         )  # fmt: skip
         if damage is not None:
             frame = damage(frame)

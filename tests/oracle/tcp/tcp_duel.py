@@ -1,8 +1,8 @@
-"""Plays the same conversation against the kernel's TCP and our endpoint, and notes what each says at each step.
+"""Plays a conversation against the kernel's TCP and against our endpoint, and notes what each answers.
 
-A conversation is a list of steps: `connect`, `listen`, `write N`, `read N`, `shutdown` (our close()), `abort`,
-`wait S`, or a segment of the peer as in tests/unit/tcp/script.py: `S. 0:0(0) ack 1 win 9 <mss 1000>`. All
-conversations with the kernel run side by side, on one TUN interface in a namespace, by the real clock.
+A step is a call (`connect`, `listen`, `write N`, `read N`, `shutdown`: our close(), `abort`), `wait S`,
+or a segment of the peer as in tests/unit/tcp/script.py: `S. 0:0(0) ack 1 win 9 <mss 1000>`. All conversations
+with the kernel run side by side, on one TUN interface in a namespace, by the real clock.
 """
 
 import os

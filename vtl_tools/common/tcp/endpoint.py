@@ -1,15 +1,15 @@
 """The TCP endpoint (RFC 9293), without I/O, clock or randomness: the interface for user and driver."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.tcp import arrival, output
+from vtl_tools.common.tcp import acks, arrival, output
 from vtl_tools.common.tcp.config import Config
+from vtl_tools.common.tcp.info import ConnectionInfo, describe
 from vtl_tools.common.tcp.isn import initial_numbers, number_after
 from vtl_tools.common.tcp.queue import Octets
-from vtl_tools.common.tcp.sack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, SENDS_DATA, Ended, SegmentDrop, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
@@ -23,53 +23,6 @@ _ABORT_IS_TOLD = frozenset(  # 3.10.5
 )
 
 _OPENING = frozenset((State.SYN_SENT, State.SYN_RECEIVED))
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionInfo:
-    """The state of a connection, like TCP_INFO. Octets and seconds.
-
-    rto_s: doubled for each timeout in a row, which backoffs counts. phase: open, disorder, recovery or loss.
-    lost: considered lost, and not retransmitted yet. reordering: segments that must overtake another before
-    it is considered lost. retransmits: segments or super-segments, in all. due_s: time of wake(); None:
-    never.
-    """
-
-    state: State
-    mss: int
-    rtt_s: float | None
-    rttvar_s: float
-    rto_s: float
-    cwnd: int
-    ssthresh: int
-    unacked: int
-    unsent: int
-    sacked: int
-    lost: int
-    reordering: int
-    phase: str
-    backoffs: int
-    retransmits: int
-    sent: int
-    received: int
-    readable: int
-    snd_wnd: int
-    rcv_wnd: int
-    snd_wscale: int
-    rcv_wscale: int
-    rcv_mss: int
-    sack: bool
-    timestamps: bool
-    segments_in: int
-    segments_out: int
-    out_of_order: int
-    drops: dict[SegmentDrop, int]
-    due_s: float | None
-
-    @property
-    def cwnd_segments(self) -> int:
-        """The congestion window in whole segments."""
-        return self.cwnd // self.mss
 
 
 class Endpoint(TCB):
@@ -112,8 +65,8 @@ class Endpoint(TCB):
         """Open passively. A SYN sets `asked`; it is answered after accept() or refuse().
 
         If the handshake fails by a reset, the state is LISTEN again (3.10.7.4); once: it is CLOSED then.
-        after: the connection to follow(). If the SYN proves to be an old duplicate, that is if a reset answers
-        our SYN-ACK, the state is TIME-WAIT again (3.6.1, MAY-2).
+        after: the connection to follow(). If the SYN proves to be an old duplicate, that is if a reset
+        answers our SYN-ACK, the state is TIME-WAIT again (3.6.1, MAY-2).
         """
         self._open(State.LISTEN)
         self.passive, self.once = True, once
@@ -203,7 +156,7 @@ class Endpoint(TCB):
         """Return when wake() is due; None: never, unless another call comes first."""
         due = min(
             self.retransmit_at, self.reorder_at, self.persist_at, self.delayed_at, self.time_wait_at,
-            self._give_up_at(), self._keep_alive_at(), self._silent_at(),
+            self.paced_at, self._give_up_at(), self._keep_alive_at(), self._silent_at(),
         )  # fmt: skip
         return None if due == NEVER else due
 
@@ -221,9 +174,10 @@ class Endpoint(TCB):
             self.delayed_at, self.ack_now = NEVER, True
         if now >= self.persist_at:
             self._persist(now)
+        if now >= self.paced_at:
+            self.paced_at = NEVER
         if now >= self.reorder_at:
-            self.reorder_at = NEVER
-            self.snd.reordering_is_over()
+            acks.reordering_is_over(self, now)
         if now >= self.retransmit_at:
             self._retransmit(now)
 
@@ -252,7 +206,7 @@ class Endpoint(TCB):
             piece = Piece(snd.una, snd.una if fin else end, fin, True)
             self.out.append(output.send_piece(self, piece, now))
         else:
-            snd.timed_out()
+            acks.timed_out(self, now)
         self.arm(now)
 
     def _persist(self, now: float) -> None:
@@ -406,7 +360,7 @@ class Endpoint(TCB):
             self.refuse()
             return
         snd.close()
-        if self.state is State.SYN_RECEIVED and (snd.nxt == 0 or snd.fin > 1):
+        if self.state is State.SYN_RECEIVED and (snd.nxt == 0 or snd.queue.tail > 1):
             return  # the FIN waits for the handshake: our SYN was not sent yet, or data is before it
         self.become(ON_CLOSE[self.state])
 
@@ -442,20 +396,9 @@ class Endpoint(TCB):
         least = 576 if len(self.path.local) == 4 else 1280
         mss = max(octets, least) - framer.overhead - options
         if mss < snd.mss:
-            snd.mss = snd.cc.smss = mss
+            snd.mss = mss
+            snd.cc.resize(mss)
 
     def info(self) -> ConnectionInfo:
         """Return the state of the connection, as TCP_INFO does."""
-        snd, rcv = self.snd, self.rcv
-        return ConnectionInfo(
-            state=self.state, mss=snd.mss, rtt_s=self.rtt.srtt_s, rttvar_s=self.rtt.rttvar_s,
-            rto_s=self.rtt.timeout_s, backoffs=self.rtt.backoffs,
-            cwnd=snd.cc.cwnd, ssthresh=snd.cc.ssthresh, unacked=snd.flight, unsent=max(0, snd.unsent),
-            sacked=snd.board.sacked, lost=snd.lost, reordering=DUP_THRESH, phase=snd.phase,
-            retransmits=snd.retransmits, sent=snd.max, received=rcv.received,
-            readable=rcv.readable, snd_wnd=snd.wnd, rcv_wnd=rcv.wnd, snd_wscale=snd.shift,
-            rcv_wscale=rcv.shift, rcv_mss=rcv.mss,
-            sack=snd.sack, timestamps=self.timestamps, segments_in=self.segments_in,
-            segments_out=self.segments_out, out_of_order=len(rcv.early.starts), drops=dict(self.drops),
-            due_s=self.deadline(),
-        )  # fmt: skip
+        return describe(self, self.deadline())
