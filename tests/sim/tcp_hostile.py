@@ -313,7 +313,7 @@ class Hostile(RuleBasedStateMachine):
         if len(encoded) > 40:
             options.pop("sack", None)
             encoded = tcp.encode_options(**options)
-        path, first = self.path, seq + 1 if syn else seq
+        path, first = self.path, 1 if syn else seq
         frame = build.tcp(
             src_mac=path.remote_mac, dst_mac=path.local_mac, src=path.remote, dst=path.local,
             sport=path.remote_port, dport=path.local_port, seq=(self.irs + seq) % 2**32,

@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 import time
+from contextlib import suppress
 from fcntl import ioctl
 
 from lab.host import Host
@@ -161,6 +162,7 @@ class KernelEnd(End):
         if self.sock is None and self.listener is not None:
             try:
                 self.sock, _ = self.listener.accept()
+                self.sock.setblocking(False)
             except OSError:
                 return None
         return self.sock
@@ -178,7 +180,8 @@ class KernelEnd(End):
             elif word == "write":
                 sock.send(bytes(int(argument)))
             elif word == "read":
-                sock.recv(int(argument))
+                with suppress(BlockingIOError):
+                    sock.recv(int(argument))
             elif word == "shutdown":
                 (sock or self.listener).shutdown(socket.SHUT_WR)
             elif word == "abort":

@@ -223,6 +223,7 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
             and not flags & (RST | SYN)
             and now - tcb.ts_recent_at < _STAMP_OUTDATED_S
         ):
+            _repeats(tcb, segment, seq)
             _stale(tcb, segment, SegmentDrop.OLD_TIMESTAMP, now)
             return False
 
@@ -239,12 +240,18 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     if flags & SYN:
         _unexpected_syn(tcb, segment, seq, now)
     else:
-        if seq < rcv.nxt and segment.length and seq + segment.length > rcv.nxt - _MAX_STALE:
-            rcv.dsack = (seq, min(seq + segment.length, rcv.nxt))
+        _repeats(tcb, segment, seq)
         _stale(tcb, segment, SegmentDrop.OUT_OF_WINDOW, now)
         if tcb.state is State.TIME_WAIT and flags & FIN and seq + length == rcv.nxt:
             tcb.wait(now)
     return False
+
+
+def _repeats(tcb: TCB, segment: Segment, seq: int) -> None:
+    """Have the acknowledgement of a segment that is dropped tell which received data it repeats (RFC 2883)."""
+    nxt, end = tcb.rcv.nxt, seq + segment.length
+    if seq < nxt and segment.length and end > nxt - _MAX_STALE and tcb.snd.sack:
+        tcb.rcv.dsack = (seq, min(end, nxt))
 
 
 def _stale(tcb: TCB, segment: Segment, reason: SegmentDrop, now: float) -> None:

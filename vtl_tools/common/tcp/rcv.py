@@ -97,7 +97,7 @@ class Receiver:
     @property
     def has_news(self) -> bool:
         """Whether blocks() has something to report."""
-        return bool(self.early.starts) or self.dsack is not None
+        return self.has_gap or self.dsack is not None
 
     # --- the window
 
@@ -280,7 +280,11 @@ class Receiver:
 
     def blocks(self) -> list[tuple[int, int]]:
         """Return SACK blocks as sequence numbers: a duplicate (RFC 2883), then the latest first."""
-        runs = self.early.runs()
+        runs, fin = self.early.runs(), self.fin
+        if fin is not None and self.nxt < fin:  # it has a number, and is kept (RFC 2018 section 3)
+            runs = [(left, right + 1 if right == fin else right) for left, right in runs]
+            if self.early.end < fin:
+                runs.insert(0, (fin, fin + 1))
         if self.dsack is not None:
             runs = [self.dsack, *runs]
             self.dsack = None

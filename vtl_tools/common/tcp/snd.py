@@ -129,13 +129,16 @@ class Sender:
         """Whether urgent data is not acknowledged yet."""
         return self.up > self.una
 
-    def write(self, data: Octets) -> int:
-        """Queue as many octets as there is room for. Return their number."""
+    def write(self, data: Octets, *, more: bool = False, eor: bool = False) -> int:
+        """Queue as many octets as there is room for. Return their number. See Endpoint.write()."""
         room = self.room
         if len(data) > room:
-            data = memoryview(data)[:room]
+            data, eor = memoryview(data)[:room], False
         if data:
             self.queue.append(data)
+        self.more = more
+        if eor and (not self.records or self.records[-1] < self.queue.tail):
+            self.records.append(self.queue.tail)
         return len(data)
 
     def close(self) -> None:
@@ -186,6 +189,8 @@ class Sender:
         if hole is None:
             return None
         start, end = hole
+        if self.records:
+            end = min(end, self._record_end(start))
         size = min(end - start, self.una + max(self.wnd, 1) - start)  # a zero window is probed by an octet
         if size <= 0 or room < min(size, self.mss):
             return None
@@ -199,17 +204,22 @@ class Sender:
         window = self.una + self.wnd - self.nxt
         room = self.cc.cwnd - pipe
         data = self.queue.tail - self.nxt
+        within = False
+        if self.records:
+            within = self._record_end(self.nxt) < self.queue.tail
+            data = self._record_end(self.nxt) - self.nxt
         if data <= 0:  # a FIN alone needs room in the window, but is not delayed as data
             return self._piece(self.nxt, self.nxt + 1, again=False) if window > 0 else None
         if window <= 0 or room < min(self.mss, data):
             return None
         size = min(data, window, self._whole(room))
-        if size < data or not (self.config.no_delay or self.fin is not None or self.up > self.nxt):
+        at_once = self.config.no_delay or self.fin is not None or self.up > self.nxt or within
+        if size < data or self.more or not at_once:
             # 3.8.6.2.1: (1) full segments, (2) all data if nothing is in flight, (3) half of the window
             whole = size // self.mss * self.mss
             if size == data:
-                if not (self.nxt == self.una or (whole and whole == size)):
-                    size = whole  # Nagle: the rest waits for an ACK
+                if self.more or not (at_once or self.nxt == self.una):
+                    size = whole  # the rest waits for an ACK (Nagle), or for more
             elif size % self.mss:
                 size = whole or (size if 2 * size >= self.max_wnd else 0)
             if not size:
@@ -220,19 +230,25 @@ class Sender:
         """Return the data that fits, however little (3.8.6.2.1 (4)), or an octet to probe a zero window."""
         if self.recover is not None or self.flight:
             return None
-        size = min(self.queue.tail - self.nxt, max(self.wnd, 1), self.mss)
+        size = min(self._record_end(self.nxt) - self.nxt, max(self.wnd, 1), self.mss)
         if size > 0:
             return self._piece(self.nxt, self.nxt + size, again=False)
         return self._piece(self.nxt, self.nxt + 1, again=False) if self.unsent > 0 else None
 
     def tail(self) -> Piece | None:
         """Return a tail loss probe (RFC 8985 section 7.3): new data, else the last segment again."""
-        data_end = self.queue.tail
-        size = min(data_end - self.nxt, self.una + self.wnd - self.nxt, self.mss)
+        size = min(self._record_end(self.nxt) - self.nxt, self.una + self.wnd - self.nxt, self.mss)
         if size > 0:
             return self._piece(self.nxt, self.nxt + size, again=False)
-        start = max(self.una, self.nxt - self.mss)
+        start = max(self.una, self.nxt - self.mss, *(end for end in self.records if end < self.nxt))
         return self._piece(start, self.nxt, again=True) if start < self.nxt else None
+
+    def _record_end(self, position: int) -> int:
+        """Return the end of the record at a position: no segment holds data of two (write(eor=True))."""
+        records = self.records
+        while records and records[0] <= self.una:
+            records.popleft()
+        return next((end for end in records if end > position), self.queue.tail)
 
     def _whole(self, octets: int) -> int:
         """Return how much of this room one frame may use: whole segments, and at least one.
