@@ -106,6 +106,7 @@ class Hostile(RuleBasedStateMachine):
         self.must_nxt = 1  # what must have been taken, in order
         self.took_at = self.now  # when that grew last
         self.read_octets = self.written = 0
+        self.records = set()  # ends of records
         self.acked = 0  # the highest ACK that the endpoint sent; 0: none
         self.edge = 0  # the right edge of the window that it offered
         self.sent = 0  # behind the highest that it sent
@@ -234,9 +235,12 @@ class Hostile(RuleBasedStateMachine):
             assert self.config.sack
             assert self.offers["sack_permitted"]
             assert left < right
-            assert any(a <= left and right <= b for a, b in self.came.ranges) or right <= self.acked, (
-                "a SACK of what did not come"
-            )
+            data = right - (right - 1 in self.fins)  # a FIN that waits for data before it is told, too
+            assert (
+                data == left
+                or data <= self.acked
+                or any(a <= left and data <= b for a, b in self.came.ranges)
+            ), "a SACK of what did not come"
         assert (said.timestamps is not None) == self.stamped, "timestamps on all segments or none"
         if self.stamped:
             echo = said.timestamps[1]
@@ -250,6 +254,7 @@ class Hostile(RuleBasedStateMachine):
         assert start >= self.una_must or keep_alive, "what was acknowledged is sent again"
         assert start <= max(self.sent, self.una_may), "octets left out"
         assert data == octets(OURS, start, end), "other octets than were written"
+        assert not any(start < each < end for each in self.records), "data of two records"
         assert end - 1 <= self.written + (self.closed and not data), "octets that nobody wrote"
         if fin:
             assert self.closed
@@ -436,16 +441,20 @@ class Hostile(RuleBasedStateMachine):
 
     # --- what the user does
 
-    @rule(size=st.sampled_from([0, 1, 400, 5000, 120_000]), urgent=st.sampled_from([False, False, True]))
-    def write(self, size, urgent):
+    @rule(size=st.sampled_from([0, 1, 400, 5000, 120_000]), urgent=st.sampled_from([False, False, True]),
+          more=st.sampled_from([False, False, True]), eor=st.sampled_from([False, False, True]))  # fmt: skip
+    def write(self, size, urgent, more, eor):
         room = self.tcp.writable
+        data = octets(OURS, 1 + self.written, 1 + self.written + size)
         try:
-            took = self.tcp.write(octets(OURS, 1 + self.written, 1 + self.written + size), urgent=urgent)
+            took = self.tcp.write(data, urgent=urgent, more=more, eor=eor)
         except ValueError:
             assert room == 0
             return
         assert took == min(size, room)
         self.written += took
+        if eor and took == size:
+            self.records.add(1 + self.written)
         if urgent and took:
             self.up = 1 + self.written
         self.hear()

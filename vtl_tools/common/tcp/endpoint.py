@@ -321,17 +321,21 @@ class Endpoint(TCB):
     def _may_write(self) -> bool:
         return self.state in MAY_WRITE and self.snd.fin is None
 
-    def write(self, data: Octets, *, urgent: bool = False) -> int:
+    def write(self, data: Octets, *, urgent: bool = False, more: bool = False, eor: bool = False) -> int:
         """Queue octets; return how many were accepted, perhaps none. Large pieces are held by reference.
 
         The caller must not change data until it is acknowledged. urgent: all data up to the end of the
-        accepted part is urgent (3.8.5), and the peer learns this even while its window is zero.
+        accepted part is urgent (3.8.5), and the peer learns this even while its window is zero. more: more
+        will be written soon: less than a full segment waits for it, or for the RTO (MSG_MORE); a write
+        without it, even of nothing, sends the rest. eor: if all of it was accepted, data written later does
+        not share a segment with it (MSG_EOR).
         """
         if not self._may_write():
             raise ValueError(f"the connection is {self.state.value}: not writable")
         if self.state is State.LISTEN:  # 3.10.2
             self.connect()
-        taken, snd = self.snd.write(data), self.snd
+        snd = self.snd
+        taken = snd.write(data, more=more and not urgent, eor=eor)
         if urgent and taken:
             if not snd.is_urgent and self.state in SENDS_DATA:
                 self.ack_now = True  # sent with the data, if that may be sent

@@ -238,7 +238,7 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
         snd.recover is None
         and snd.fin is None
         and snd.up <= snd.una
-        and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples)
+        and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples or snd.more or snd.records)
     )
     if not ordinary or _stream(tcb, frames, now):
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:

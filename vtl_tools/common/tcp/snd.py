@@ -4,6 +4,7 @@ Numbers are *positions*: octets counted from the ISS, which never wrap, so they 
 is at 0, data begins at 1. seq() converts a position to 32 bits, and position() converts back.
 """
 
+from bisect import bisect_left, bisect_right
 from typing import Final, NamedTuple
 
 from vtl_tools.common.tcp.config import Config
@@ -50,11 +51,11 @@ class Sender:
     """
 
     __slots__ = (
-        "cc", "config", "cwr_due", "delivered", "delivered_at", "dup_acks", "fin", "first_at", "frto", "iss",
-        "limited", "loss", "max", "max_wnd", "measured_to", "missing", "most", "mss", "new_first", "nxt",
-        "queue", "rack", "recover", "recovered", "reduced_to", "repaired", "repaired_ms", "retransmits",
-        "runs", "sack", "shift", "starved_to", "una", "undo_from", "up", "used_to", "wl1", "wl2",
-        "wnd",
+        "cc", "config", "cwr_due", "delivered", "delivered_at", "dup_acks", "fin", "first_at",
+        "frto", "iss", "limited", "loss", "max", "max_wnd", "measured_to", "missing", "more",
+        "most", "mss", "new_first", "nxt", "queue", "rack", "records", "recover", "recovered",
+        "reduced_to", "repaired", "repaired_ms", "retransmits", "runs", "sack", "shift",
+        "starved_to", "una", "undo_from", "up", "used_to", "wl1", "wl2", "wnd",
     )  # fmt: skip
 
     def __init__(self, config: Config, iss: int) -> None:
@@ -64,6 +65,8 @@ class Sender:
         self.wnd = self.max_wnd = self.wl1 = self.wl2 = self.shift = 0
         self.mss = 536
         self.queue = SendQueue()
+        self.more = False  # the user announced more data: a part of a segment waits for it
+        self.records: list[int] = []  # ends of records: no segment holds data of two
         self.runs = Flight()
         self.rack = Rack()
         self.cc: Congestion = CONTROLS[config.congestion](self.mss, config.initial_window)
@@ -143,6 +146,7 @@ class Sender:
     def close(self) -> None:
         """Queue a FIN after the written data."""
         self.fin = self.queue.tail
+        self.more = False
 
     # --- the next segment
 
@@ -239,15 +243,18 @@ class Sender:
         size = min(self._record_end(self.nxt) - self.nxt, self.una + self.wnd - self.nxt, self.mss)
         if size > 0:
             return self._piece(self.nxt, self.nxt + size, again=False)
-        start = max(self.una, self.nxt - self.mss, *(end for end in self.records if end < self.nxt))
+        start = max(self.una, self.nxt - self.mss)
+        if at := bisect_left(self.records, self.nxt):
+            start = max(start, self.records[at - 1])
         return self._piece(start, self.nxt, again=True) if start < self.nxt else None
 
     def _record_end(self, position: int) -> int:
         """Return the end of the record at a position: no segment holds data of two (write(eor=True))."""
         records = self.records
-        while records and records[0] <= self.una:
-            records.popleft()
-        return next((end for end in records if end > position), self.queue.tail)
+        if records and records[0] <= self.una:
+            del records[: bisect_right(records, self.una)]
+        at = bisect_right(records, position)
+        return records[at] if at < len(records) else self.queue.tail
 
     def _whole(self, octets: int) -> int:
         """Return how much of this room one frame may use: whole segments, and at least one.
