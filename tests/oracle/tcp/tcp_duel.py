@@ -20,6 +20,7 @@ from vtl_tools.common.packet.offload import segment
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
+from vtl_tools.common.tcp.state import Ended, SegmentDrop
 from vtl_tools.common.tcp.wire import Path
 
 LETTERS = {"F": tcp.FIN, "S": tcp.SYN, "R": tcp.RST, "P": tcp.PSH, ".": tcp.ACK, "U": tcp.URG}
@@ -117,6 +118,10 @@ class OurEnd(End):
             self.attempt(getattr(self.tcp, word))
         else:
             self.tcp.receive(self.frame(step), self.now)
+            if self.tcp.ended is Ended.CLOSED and self.tcp.drops[SegmentDrop.SUPERSEDED]:
+                old, self.tcp = self.tcp, Endpoint(self.path, b"secret", self.now, self.tcp.config)
+                self.tcp.listen(after=old)
+                self.tcp.receive(self.frame(step), self.now)
             if self.tcp.asked:
                 self.tcp.accept()
         self.pump()
@@ -229,7 +234,7 @@ class Kernel:
             if pkt.tcp is not None and pkt.tcp.sport in ends:
                 ends[pkt.tcp.sport].hear(pkt)
 
-    def play(self, conversations, version=4, options=()):
+    def play(self, conversations, version=4, options=(), settle_s=SETTLE_S):
         """Return what the kernel says at each step of each conversation."""
         with self.host.enter():
             ends = [KernelEnd(self.played + number, version, options) for number in range(len(conversations))]
@@ -243,7 +248,7 @@ class Kernel:
                         end.do(steps[turn], self.send)
                         if steps[turn].startswith("wait "):
                             waits = max(waits, float(steps[turn].split()[1]))
-                self.hear(ports, waits + SETTLE_S)
+                self.hear(ports, waits + settle_s)
                 for end, steps, answer in zip(ends, conversations, answers, strict=True):
                     if turn < len(steps):
                         answer.append(end.said)

@@ -28,23 +28,23 @@ def test_our_numbers_begin_above_those_of_the_connection_before(time_wait):
     old, peer = time_wait
     assert old.info().sent == 2
     reopened(peer)
-    answer = peer.expect("S.", seq=2 + 0x1_0000, ack=6)
-    peer.inject(".", 6, ack=3 + 0x1_0000)
+    answer = peer.expect("S.", seq=2 + 0x1_0001, ack=6)
+    peer.inject(".", 6, ack=3 + 0x1_0001)
     assert peer.tcp.state is State.ESTABLISHED
-    assert answer.seq == (ISS + 2 + 0x1_0000) % 2**32
+    assert answer.seq == (ISS + 2 + 0x1_0001) % 2**32
 
 
 def test_a_number_of_the_clock_that_is_above_is_kept():
-    assert number_after(2**31 + 6 + 0x1_0000, 5) == 5 + 0x1_0000, "half of all numbers are below"
+    assert number_after(2**31 + 6 + 0x1_0001, 5) == 5 + 0x1_0001, "half of all numbers are below"
     assert number_after(0x2_0000, 5) == 0x2_0000
-    assert number_after(0x1_0000, 2**32 - 5) == 0x1_0000
-    assert number_after(2**32 - 6, 2**32 - 5) == 0x1_0000 - 5
+    assert number_after(0x1_0001, 2**32 - 5) == 0x1_0001
+    assert number_after(2**32 - 6, 2**32 - 5) == 0x1_0001 - 5
 
 
 def test_the_syn_of_an_old_duplicate_returns_to_time_wait(time_wait):
     _, peer = time_wait
     reopened(peer)
-    peer.expect("S.", seq=2 + 0x1_0000, ack=6)
+    peer.expect("S.", seq=2 + 0x1_0001, ack=6)
     peer.inject("R", 6)
     assert peer.tcp.state is State.TIME_WAIT
     peer.inject("F.", 1, ack=2)  # of the connection before, once more
@@ -56,8 +56,8 @@ def test_the_syn_of_an_old_duplicate_returns_to_time_wait(time_wait):
 def test_once_open_a_reset_is_a_reset(time_wait):
     _, peer = time_wait
     reopened(peer)
-    peer.expect("S.", seq=2 + 0x1_0000, ack=6)
-    peer.inject(".", 6, ack=3 + 0x1_0000)
+    peer.expect("S.", seq=2 + 0x1_0001, ack=6)
+    peer.inject(".", 6, ack=3 + 0x1_0001)
     peer.inject("R", 6)
     assert peer.tcp.ended is Ended.RESET
 

@@ -121,7 +121,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
 
 def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     """3.10.7.4: the other states."""
-    rcv, flags = tcb.rcv, segment.flags
+    rcv, flags, state = tcb.rcv, segment.flags, tcb.state
     seq = rcv.position(segment.seq)
 
     # first, check the sequence number; RFC 7323 section 5.3 puts PAWS before that
@@ -160,7 +160,12 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     if tcb.timestamps and segment.stamps is not None and seq <= tcb.last_ack:
         tcb.ts_recent, tcb.ts_recent_at = segment.stamps[0], now
 
-    _content(tcb, segment, seq, now)
+    if state is not State.TIME_WAIT:
+        _content(tcb, segment, seq, now)
+    elif segment.length or flags & FIN:
+        tcb.ack_now = True
+        if flags & FIN:
+            tcb.wait(now)  # its acknowledgement was lost
 
 
 def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
@@ -182,10 +187,6 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
             tcb.ack_now = True
     if rcv.fin is not None and tcb.state in ON_FIN and rcv.finish():
         _finished(tcb, now)
-    elif tcb.state is State.TIME_WAIT and (length or flags & FIN):
-        tcb.ack_now = True
-        if flags & FIN:
-            tcb.wait(now)  # its acknowledgement was lost
 
 
 def _finished(tcb: TCB, now: float) -> None:

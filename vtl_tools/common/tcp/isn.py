@@ -10,7 +10,7 @@ _TICK_S: Final = 4e-6  # RFC 9293 section 3.4.1: M is a timer of 4 microseconds
 _MASK: Final = 0xFFFF_FFFF
 _PORTS: Final = struct.Struct("!HH")
 _HALF: Final = 0x8000_0000
-_APART: Final = 0x1_0000
+_APART: Final = 0x1_0001
 """Numbers between a connection and the one after it, for segments that were sent and never counted."""
 _NUMBERS: Final = struct.Struct("!II")
 
