@@ -4,7 +4,7 @@ from typing import Final
 
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
 from vtl_tools.common.tcp.acks import acknowledged
-from vtl_tools.common.tcp.output import agree, reset, syn_window
+from vtl_tools.common.tcp.output import agree, reset, stamps, syn_window
 from vtl_tools.common.tcp.prediction import predicted
 from vtl_tools.common.tcp.state import ON_FIN, ON_FIN_ACKED, TAKES_DATA, Ended, SegmentDrop, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
@@ -304,7 +304,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     if snd.una == 0:  # SYN-RECEIVED, or FIN-WAIT-1 if our FIN followed our SYN
         if tcb.syn_pending or not 0 < ack <= snd.nxt:
             tcb.drops[SegmentDrop.BAD_ACK] += 1
-            reset(tcb, segment)
+            reset(tcb, segment, stamps(tcb, now))
             return False
         _established(tcb, segment, 1, now)
         if snd.nxt > 1:

@@ -142,7 +142,12 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
     return frame(tcb, start, flags, now, data, end - start)
 
 
-def reset(tcb: TCB, segment: Segment) -> None:
+def stamps(tcb: TCB, now: float) -> bytes:
+    """Return the timestamps option, if it is in force."""
+    return _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
+
+
+def reset(tcb: TCB, segment: Segment, options: bytes = b"") -> None:
     """Answer a segment of no connection by a reset (3.10.7.1); never a reset, nor what many hosts got."""
     if segment.flags & RST or not tcb.path.is_unicast:
         return
@@ -152,14 +157,14 @@ def reset(tcb: TCB, segment: Segment) -> None:
         length = segment.length + (segment.flags & FIN) + (segment.flags >> 1 & 1)
         seq, ack, flags = 0, (segment.seq + length) & 0xFFFF_FFFF, RST | ACK
     tcb.segments_out += 1
-    tcb.out.append(tcb.framer.frame(seq, ack, flags, 0, b""))
+    tcb.out.append(tcb.framer.frame(seq, ack, flags, 0, options))
 
 
 def abort(tcb: TCB, now: float) -> Pieces:
     """Return a reset of a connection that the peer knows (3.10.5)."""
     tcb.reset_due = False
     tcb.segments_out += 1
-    options = _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
+    options = stamps(tcb, now)
     return tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, RST | ACK, 0, options)
 
 
