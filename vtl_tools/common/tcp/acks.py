@@ -56,14 +56,19 @@ def advance(tcb: TCB, ack: int, now: float) -> None:
 def acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate: bool) -> None:
     """Process an acceptable ACK, with its SACK blocks. duplicate: as defined in RFC 5681 section 2."""
     snd = tcb.snd
-    sample, runs = _SAMPLE, snd.runs
-    una = snd.una
-    if segment.sack is None and snd.recover is None and tcb.probe is None and not runs.sacked:
-        if una < ack <= snd.nxt and not (snd.dup_acks or tcb.rtt.backoffs):
+    if segment.sack is None and snd.recover is None and tcb.probe is None and not snd.runs.sacked:
+        if snd.una < ack <= snd.nxt and not (snd.dup_acks or tcb.rtt.backoffs):
             advance(tcb, ack, now)
             return
-        if ack == una and not duplicate:
+        if ack == snd.una and not duplicate:
             return
+    _acknowledged(tcb, segment, ack, now, duplicate=duplicate)
+
+
+def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate: bool) -> None:
+    snd = tcb.snd
+    sample, runs = _SAMPLE, snd.runs
+    una = snd.una
     sample.before, sample.now, sample.lost = snd.pipe(), now, 0
     sample.advanced = advanced = ack > una
     fresh = []

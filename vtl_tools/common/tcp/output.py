@@ -11,7 +11,7 @@ from vtl_tools.common.tcp.wire import Pieces, Segment
 
 _STAMPS: Final = struct.Struct("!III")
 _STAMPS_ALONE: Final = 0x0101_080A
-_LATE_S: Final = 0.002
+_LATE_S: Final = 0.01
 """How much of what a late driver did not send in time it may send at once."""
 _SEGMENT_MIN: Final = 536  # RFC 9293 MUST-15, IPv4; 1220 over IPv6
 _URGENT_MAX: Final = 0xFFFF  # if SND.UP is further ahead, later segments announce the rest
@@ -135,7 +135,7 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
             flags |= PSH  # MUST-61: the end of the written data
     snd.sent(piece, now)
     tcb.sent_at = now
-    if tcb.retransmit_at == NEVER:
+    if tcb.retransmit_at == NEVER or (again and start == snd.una):
         tcb.arm(now)
     elif tcb.probe_is_next and not again:
         tcb.arm_probe(now)

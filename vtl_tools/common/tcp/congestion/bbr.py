@@ -108,7 +108,7 @@ class Bbr(Congestion):
         """BBRUpdateOnACK."""
         model = self.model
         probing = self.phase in _PROBING
-        model.update(sample, self.cwnd, startup=not self.filled, probing=probing)
+        model.update(sample, self.cwnd, self.smss, startup=not self.filled, probing=probing)
         if model.round_start:
             self._rounds_since_probe += 1
         if not self.filled:
@@ -130,11 +130,12 @@ class Bbr(Congestion):
         self._set_cwnd(sample)
 
     def lost(self, now: float, in_flight: int, flight: int) -> None:
-        """BBROnEnterFastRecovery: conserve packets for a round trip."""
+        """BBROnEnterFastRecovery: conserve packets for a round trip, if there is a queue."""
         self._save_cwnd()
         self._recovering = True
-        self.cwnd = in_flight + self.smss
-        self._conserve_to = self.model.delivered
+        if self.model.has_queue:
+            self.cwnd = in_flight + self.smss
+            self._conserve_to = self.model.delivered
 
     def timed_out(self, now: float, in_flight: int, flight: int, *, again: bool) -> None:
         """BBROnEnterRTO."""
@@ -277,7 +278,7 @@ class Bbr(Congestion):
                     model.advance_max_bw()
         if sample.prior < 0:
             return
-        if model.is_too_high(sample):
+        if model.is_too_high(sample, self.smss):
             if self._samples_probe:
                 self._samples_probe = False
                 if not sample.app_limited:
@@ -380,7 +381,7 @@ class Bbr(Congestion):
         if self._conserve_to and self._recovering:
             self.cwnd = max(self.cwnd, sample.in_flight + max(sample.delivered, smss))
         elif self.filled:
-            if sample.lost and self._recovering:
+            if sample.lost and self._recovering and model.has_queue:
                 self.cwnd = max(self.cwnd - sample.lost, smss)
             self.cwnd = min(self.cwnd + sample.delivered, most)
         elif self.cwnd < most or model.delivered < self.initial * smss:
