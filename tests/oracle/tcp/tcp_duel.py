@@ -234,7 +234,7 @@ class Kernel:
             if pkt.tcp is not None and pkt.tcp.sport in ends:
                 ends[pkt.tcp.sport].hear(pkt)
 
-    def play(self, conversations, version=4, options=(), settle_s=SETTLE_S):
+    def play(self, conversations, version=4, options=()):
         """Return what the kernel says at each step of each conversation."""
         with self.host.enter():
             ends = [KernelEnd(self.played + number, version, options) for number in range(len(conversations))]
@@ -248,7 +248,7 @@ class Kernel:
                         end.do(steps[turn], self.send)
                         if steps[turn].startswith("wait "):
                             waits = max(waits, float(steps[turn].split()[1]))
-                self.hear(ports, waits + settle_s)
+                self.hear(ports, waits + SETTLE_S)
                 for end, steps, answer in zip(ends, conversations, answers, strict=True):
                     if turn < len(steps):
                         answer.append(end.said)

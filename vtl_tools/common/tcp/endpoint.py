@@ -13,7 +13,7 @@ from vtl_tools.common.tcp.queue import Octets
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, SENDS_DATA, Ended, SegmentDrop, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Path, Segment, is_intact, parse
+from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Framer, Path, Segment, is_intact, parse
 
 DEFAULT: Final = Config()
 _R1: Final = 3  # retransmissions (RFC 9293 section 3.8.3, SHLD-10)
@@ -405,6 +405,8 @@ class Endpoint(TCB):
         self.config = self.snd.config = config = replace(self.config, **changes)
         self.rcv.resize(config.receive_buffer)
         self.rtt.limit(config.rto_min_s, config.rto_max_s)
+        if "ttl" in changes or "dscp" in changes:
+            self.framer = Framer(self.path, config.ttl, config.dscp)
 
     def path_mtu(self, octets: int) -> None:
         """Limit packets to this size from now on (RFC 1191, RFC 8201), after an ICMP error."""

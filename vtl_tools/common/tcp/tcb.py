@@ -27,9 +27,10 @@ class TCB:
     syn_pending: a SYN has come, and waits for accept() or refuse(). syn_due: a SYN is to be sent, for the
     first time or again. ack_now: an acknowledgement is due. reset_due: a reset is due. before: the connection
     in TIME-WAIT from which a SYN took over, until the handshake is complete. once: a passive opening that
-    fails ends the endpoint. out: frames to send at once. ts_recent: TS.Recent. last_ack: Last.ACK.sent, a
-    position. stalled_since: time since which nothing was acknowledged although data is outstanding; None if
-    none is. timed: the position after the SYN and its sending time, for an RTT sample. retransmit_at: of the
+    fails ends the endpoint. out: frames to send at once. ecn: both ends notify of congestion (RFC 3168);
+    echo_due: a mark is echoed until the peer answers it by CWR. ts_recent: TS.Recent. last_ack:
+    Last.ACK.sent, a position. stalled_since: time since which nothing was acknowledged although data is
+    outstanding; None if none is. timed: the position after the SYN and its sending time, for an RTT sample. retransmit_at: of the
     RTO, or of a tail loss probe before it (probe_is_next); rto_at: of the RTO. reorder_at: time at which data
     missing below SACKed ranges is considered lost. pace_at: time from which the pacing rate lets the next
     segment leave; paced_at: the same while one waits for it. probe: end of the data in flight when the tail
@@ -45,6 +46,8 @@ class TCB:
         "config",
         "delayed_at",
         "drops",
+        "echo_due",
+        "ecn",
         "ended",
         "framer",
         "heard_at",
@@ -92,7 +95,7 @@ class TCB:
         self.passive = self.once = self.peer_scales = self.syn_pending = self.syn_due = self.ack_now = (
             self.timestamps
         ) = False
-        self.reset_due = False
+        self.reset_due = self.ecn = self.echo_due = False
         self.before: TCB | None = None
         self.out: list[Pieces] = []
         self.drops: defaultdict[SegmentDrop, int] = defaultdict(int)
@@ -126,6 +129,7 @@ class TCB:
         """
         self._begin(self.snd.iss)
         self.syn_pending = self.syn_due = self.ack_now = self.timestamps = self.peer_scales = False
+        self.ecn = self.echo_due = False
         self.retransmit_at = self.rto_at = NEVER
         self.stalled_since = self.timed = None
         self.ts_recent = self.last_ack = 0
