@@ -193,7 +193,7 @@ class Sender:
             return None
         start, end = hole
         if self.records:
-            end = min(end, self._record_end(start))
+            end = min(end, self._record_end(start, end))
         size = min(end - start, self.una + max(self.wnd, 1) - start)  # a zero window is probed by an octet
         if size <= 0 or room < min(size, self.mss):
             return None
@@ -209,8 +209,8 @@ class Sender:
         data = self.queue.tail - self.nxt
         within = False
         if self.records:
-            within = self._record_end(self.nxt) < self.queue.tail
-            data = self._record_end(self.nxt) - self.nxt
+            end = self._record_end(self.nxt, self.queue.tail)
+            within, data = end < self.queue.tail, end - self.nxt
         if data <= 0:  # a FIN alone needs room in the window, but is not delayed as data
             return self._piece(self.nxt, self.nxt + 1, again=False) if window > 0 else None
         if window <= 0 or room < min(self.mss, data):
@@ -233,14 +233,15 @@ class Sender:
         """Return the data that fits, however little (3.8.6.2.1 (4)), or an octet to probe a zero window."""
         if self.recover is not None or self.flight:
             return None
-        size = min(self._record_end(self.nxt) - self.nxt, max(self.wnd, 1), self.mss)
+        size = min(self._record_end(self.nxt, self.queue.tail) - self.nxt, max(self.wnd, 1), self.mss)
         if size > 0:
             return self._piece(self.nxt, self.nxt + size, again=False)
         return self._piece(self.nxt, self.nxt + 1, again=False) if self.unsent > 0 else None
 
     def tail(self) -> Piece | None:
         """Return a tail loss probe (RFC 8985 section 7.3): new data, else the last segment again."""
-        size = min(self._record_end(self.nxt) - self.nxt, self.una + self.wnd - self.nxt, self.mss)
+        end = self._record_end(self.nxt, self.queue.tail)
+        size = min(end - self.nxt, self.una + self.wnd - self.nxt, self.mss)
         if size > 0:
             return self._piece(self.nxt, self.nxt + size, again=False)
         start = max(self.una, self.nxt - self.mss)
@@ -248,13 +249,13 @@ class Sender:
             start = max(start, self.records[at - 1])
         return self._piece(start, self.nxt, again=True) if start < self.nxt else None
 
-    def _record_end(self, position: int) -> int:
-        """Return the end of the record at a position: no segment holds data of two (write(eor=True))."""
+    def _record_end(self, position: int, end: int) -> int:
+        """Return the end of the record at a position, where one ends behind it; otherwise end."""
         records = self.records
         if records and records[0] <= self.una:
             del records[: bisect_right(records, self.una)]
         at = bisect_right(records, position)
-        return records[at] if at < len(records) else self.queue.tail
+        return records[at] if at < len(records) else end
 
     def _whole(self, octets: int) -> int:
         """Return how much of this room one frame may use: whole segments, and at least one.

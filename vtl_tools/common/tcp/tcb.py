@@ -30,11 +30,11 @@ class TCB:
     fails ends the endpoint. out: frames to send at once. ecn: both ends notify of congestion (RFC 3168);
     echo_due: a mark is echoed until the peer answers it by CWR. ts_recent: TS.Recent. last_ack:
     Last.ACK.sent, a position. stalled_since: time since which nothing was acknowledged although data is
-    outstanding; None if none is. timed: the position after the SYN and its sending time, for an RTT sample. retransmit_at: of the
-    RTO, or of a tail loss probe before it (probe_is_next); rto_at: of the RTO. reorder_at: time at which data
-    missing below SACKed ranges is considered lost. pace_at: time from which the pacing rate lets the next
-    segment leave; paced_at: the same while one waits for it. probe: end of the data in flight when the tail
-    was probed, and whether the probe was a retransmission.
+    outstanding; None if none is. timed: the position after the SYN and its sending time, for an RTT sample.
+    retransmit_at: of the RTO, or of a tail loss probe before it (probe_is_next); rto_at: of the RTO.
+    reorder_at: time at which data missing below SACKed ranges is considered lost. pace_at: time from which
+    the pacing rate lets the next segment leave; paced_at: the same while one waits for it. probe: end of the
+    data in flight when the tail was probed, and whether the probe was a retransmission.
     """
 
     __slots__ = (
