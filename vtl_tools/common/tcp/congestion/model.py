@@ -30,9 +30,8 @@ class Model:
         "_delivered_in_round", "_excessive", "_extra", "_extra_at", "_extra_delivered", "_extra_round",
         "_last_rtt_s", "_loss_in_round", "_loss_round_end", "_lost_in_round", "_max_bw", "_min_rtt_at",
         "_probe_rtt_at", "_probe_rtt_min_s", "_round_end", "_round_rtt_s", "bw", "bw_latest", "bw_lo",
-        "delivered", "loss_share",
-        "inflight_hi", "inflight_latest", "inflight_lo", "is_probe_rtt_due", "loss_events",
-        "loss_round_start", "min_rtt_s", "round_start", "rounds",
+        "delivered", "inflight_hi", "inflight_latest", "inflight_lo", "is_probe_rtt_due", "loss_events",
+        "loss_round_start", "loss_share", "min_rtt_s", "round_start", "rounds",
     )  # fmt: skip
 
     def __init__(self) -> None:
