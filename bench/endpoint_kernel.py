@@ -97,9 +97,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round, and fewer cells")
     parser.add_argument("--json", action="store_true", help="a row of JSON per cell")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--congestion", nargs="*", default=["cubic", "bbr"])
+    parser.add_argument("--rtt", nargs="*", type=float, default=ROUND_TRIPS_MS, metavar="MS")
+    parser.add_argument("--loss", nargs="*", default=LOSSES, metavar="PERCENT")
+    parser.add_argument("--congestion", nargs="*", default=["cubic", "bbr"], metavar="NAME")
     asked = parser.parse_args()
-    trips, losses, rounds = ROUND_TRIPS_MS, LOSSES, asked.rounds
+    trips, losses, rounds = asked.rtt, asked.loss, asked.rounds
     if asked.quick:
         trips, losses, rounds = (10, 100), ("0%", "1%"), 1
     with Lab() as lab:

@@ -5,8 +5,9 @@ flight at most. The names are the draft's, in model.py and here.
 
 One departure: loss without a queue. The draft takes more than 2 % of loss in a round as a full buffer. Here
 that holds only while the round trip shows a queue; otherwise the limit is 10 %, and less loss than the limit
-does not lower the short-term bounds. A radio link that loses 5 % is thus used, as by version 1, and a
-shallow buffer, which loses a fifth of what probes beyond it, is still respected.
+does not lower the short-term bounds, and is made up for by the pacing rate. A radio link that loses 5 % is
+thus used, as by version 1, and a shallow buffer, which loses a fifth of what probes beyond it, is still
+respected.
 """
 
 from enum import Enum, auto
@@ -364,7 +365,7 @@ class Bbr(Congestion):
         return max(high - max(self.smss, int(_HEADROOM * high)), _PIPE_MIN * self.smss)
 
     def _set_pacing_rate(self) -> None:
-        rate = _GAINS[self.phase][0] * self.model.bw * (1 - _MARGIN)
+        rate = _GAINS[self.phase][0] * self.model.bw * (1 - _MARGIN) / (1 - self.model.loss_share)
         if rate and (self.filled or self.pacing_rate is None or rate > self.pacing_rate):
             self.pacing_rate = rate
             self._set_quantum()

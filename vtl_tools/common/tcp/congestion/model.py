@@ -13,6 +13,7 @@ _LOSS_WITHOUT_QUEUE: Final = 0.1
 _FEW: Final = 2  # segments lost in a round trip that tell nothing
 _QUEUE: Final = 1.5  # a round trip of so much more than the minimum shows one
 _QUEUE_S: Final = 0.004
+_SMOOTH: Final = 0.125
 _NONE: Final = float("inf")
 
 
@@ -21,16 +22,16 @@ class Model:
 
     bw: bandwidth to use. max_bw, min_rtt_s: the long-term estimates. bw_lo, inflight_lo: short-term bounds;
     inflight_hi: the long-term one. round_start, loss_round_start: this acknowledgement begins a round trip.
-    loss_events: acknowledgements of this round that told of loss.
+    loss_events: acknowledgements of this round that told of loss. loss_share: share of the octets sent that
+    is lost without a queue, smoothed.
     """
 
     __slots__ = (
         "_delivered_in_round", "_excessive", "_extra", "_extra_at", "_extra_delivered", "_extra_round",
         "_last_rtt_s", "_loss_in_round", "_loss_round_end", "_lost_in_round", "_max_bw", "_min_rtt_at",
         "_probe_rtt_at", "_probe_rtt_min_s", "_round_end", "_round_rtt_s", "bw", "bw_latest", "bw_lo",
-        "delivered",
-        "inflight_hi", "inflight_latest", "inflight_lo", "is_probe_rtt_due", "loss_events",
-        "loss_round_start", "min_rtt_s", "round_start", "rounds",
+        "delivered", "inflight_hi", "inflight_latest", "inflight_lo", "is_probe_rtt_due", "loss_events",
+        "loss_round_start", "loss_share", "min_rtt_s", "round_start", "rounds",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -48,6 +49,7 @@ class Model:
         self.round_start = self.loss_round_start = False
         self._loss_in_round = self._excessive = False
         self._lost_in_round = self._delivered_in_round = self.loss_events = 0
+        self.loss_share = 0.0
         self._round_rtt_s = _NONE
         self._last_rtt_s = 0.0
         self._extra = [0, 0]
@@ -126,8 +128,13 @@ class Model:
                 self._lost_in_round > total * self._limit(self._round_rtt_s) + _FEW * smss
                 or self._round_rtt_s == _NONE
             )
-            if self._excessive and not probing:
-                self._lower_bounds(cwnd)
+            if self._excessive:
+                self.loss_share = 0.0
+                if not probing:
+                    self._lower_bounds(cwnd)
+            elif total:
+                share = self._lost_in_round / total if not self.has_queue else 0.0
+                self.loss_share += _SMOOTH * (share - self.loss_share)
         self._aggregate(sample, cwnd, startup=startup)
         self._bound()
 
