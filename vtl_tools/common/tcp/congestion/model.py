@@ -17,7 +17,7 @@ _SMOOTH: Final = 0.125
 _NONE: Final = float("inf")
 
 
-class Model:
+class PathModel:
     """Octets, seconds, and octets a second. The names are the draft's.
 
     bw: bandwidth to use. max_bw, min_rtt_s: the long-term estimates. bw_lo, inflight_lo: short-term bounds;
