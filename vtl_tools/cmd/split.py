@@ -1,11 +1,13 @@
 """vtl-split: end each TCP connection of a guest here, and continue it as a second one. Paper section 3.3."""
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vtl_tools.common.cli import options as opts
+from vtl_tools.common.cli.flows import add_flows
 from vtl_tools.common.cli.parameters import OpeningParam, RateParam, ResolverParam, SubnetParam
 from vtl_tools.common.cli.run import links_of, run_service
 from vtl_tools.common.cli.tool import Tool
@@ -67,8 +69,12 @@ def main(iface: str, guard: str, options: "Options", **settings: Any) -> None:
     opts.require((iface, "--iface", "the interface that the guest is behind"))
     from vtl_tools.services.split.start import make_stage
 
-    run_service(partial(make_stage, **settings), links_of(iface), options, guard=guard)
+    run_service(
+        partial(make_stage, **settings), links_of(iface), options, guard=guard,
+        verbs=lambda stage: {"flows": lambda _: {"flows": stage.list_flows(time.monotonic())}},
+    )  # fmt: skip
 
 
+add_flows(main)
 add_events(main)
 add_status(main)

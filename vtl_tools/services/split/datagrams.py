@@ -232,7 +232,7 @@ class Datagrams:
                 if code == errno.EMSGSIZE:
                     return True  # which has just been reported
         self.counts["unsent"] += len(pieces)
-        told = socket_errors.of_errno(code, len(peer.local) == 16)
+        told = socket_errors.of_errno(code, mapping.ipv6)
         if told is not None:
             octets = b"".join(pieces)[: derive.ERROR4_MAX]
             self._tell(mapping, peer, SocketError(*told, None, ("", 0), octets), now)
@@ -342,6 +342,12 @@ class Datagrams:
         told; those of the destination from the address by which the guest knows it.
         """
         ipv6, offender = len(peer.local) == 16, error.offender
+        if ipv6 != mapping.ipv6:
+            error = error._replace(
+                kind=icmp.V6_UNREACHABLE if ipv6 else icmp.UNREACHABLE,
+                code=icmp.V6_PORT_UNREACHABLE if ipv6 else icmp.PORT_UNREACHABLE,
+                rest=0,
+            )
         if offender is None or len(offender) != len(peer.local):
             src = self._router(ipv6)
         elif offender == peer.sender[2:]:

@@ -52,26 +52,28 @@ class Peer:
 class DatagramMapping:
     """Base of the mappings. guest, port: the endpoint; the identifier of an echo counts as its port.
 
-    macs: the gateway's Ethernet address, as the guest has it, and the guest's. peers: by sender, for what
+    macs: the gateway's Ethernet address, as the guest has it, and the guest's. ipv6: of the socket, which is
+    not the guest's version where its DNS server is known by the other one. peers: by sender, for what
     may come in: RFC 4787 section 5, address-dependent filtering. hosts: how many peers an address has. keys:
     of its peers.
     used_at: time of the last datagram. segments: whether the kernel cuts large datagrams for this socket.
     """
 
     __slots__ = (
-        "guest", "hosts", "key", "keys", "macs", "peers", "port", "segments", "sock", "traits", "used_at",
+        "guest", "hosts", "ipv6", "key", "keys", "macs", "peers", "port", "segments", "sock", "traits",
+        "used_at",
     )  # fmt: skip
 
-    def __init__(self, key: bytes, macs: bytes, guest: bytes, port: int, now: float) -> None:
-        self.key, self.macs, self.guest, self.port = key, macs, guest, port
+    def __init__(self, key: bytes, macs: bytes, guest: bytes, port: int, ipv6: bool, now: float) -> None:
+        self.key, self.macs, self.guest, self.port, self.ipv6 = key, macs, guest, port, ipv6
         self.peers: dict[bytes, Peer] = {}
         self.keys: set[bytes] = set()
         self.hosts: Counter[bytes] = Counter()
         self.traits: Traits = UNKNOWN
         self.used_at = now
         self.segments = True
-        self.sock = self._open(socket.AF_INET if len(guest) == 4 else socket.AF_INET6)
-        if len(guest) == 4:
+        self.sock = self._open(socket.AF_INET6 if ipv6 else socket.AF_INET)
+        if not ipv6:
             self.sock.setsockopt(socket.SOL_IP, IP_RECVERR, 1)
         else:
             self.sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -93,7 +95,7 @@ class DatagramMapping:
         ttl, tos, whole = traits
         was_ttl, was_tos, was_whole = self.traits
         sock = self.sock
-        if len(self.guest) == 4:
+        if not self.ipv6:
             level, names = socket.SOL_IP, (socket.IP_TTL, socket.IP_TOS, _IP_MTU_DISCOVER)
         else:
             names = (socket.IPV6_UNICAST_HOPS, socket.IPV6_TCLASS, _IPV6_MTU_DISCOVER)
@@ -185,8 +187,8 @@ class EchoMapping(DatagramMapping):
 
     __slots__ = ()
 
-    def __init__(self, key: bytes, macs: bytes, guest: bytes, port: int, now: float) -> None:
-        super().__init__(key, macs, guest, port, now)
+    def __init__(self, key: bytes, macs: bytes, guest: bytes, port: int, ipv6: bool, now: float) -> None:
+        super().__init__(key, macs, guest, port, ipv6, now)
         self.segments = False
 
     def _open(self, family: int) -> socket.socket:

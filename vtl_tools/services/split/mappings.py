@@ -68,7 +68,7 @@ class MappingTable:
         if isinstance(address, Reason):
             return address
         if peer is None:
-            mapping = self._mapping(kind, key, parties, size, dport, now, register)
+            mapping = self._mapping(kind, key, parties, len(address) > 2, now, register)
             peer = Peer(mapping, address, sender_of(address[0], address[1]), dst, dport)
             if len(self._peers) >= PEERS_MAX:
                 self._forget(*next(iter(self._peers.items())))
@@ -84,18 +84,18 @@ class MappingTable:
         kind: type[DatagramMapping],
         key: bytes,
         parties: bytes,
-        size: int,
-        dport: int,
+        ipv6: bool,
         now: float,
         register: Callable[[DatagramMapping], object],
     ) -> DatagramMapping:
-        own = kind.__name__.encode() + key[:12] + parties[:size] + parties[-4:-2]
-        is_brief = dport == DNS_PORT or kind is EchoMapping
+        size, port, dport = (len(parties) - 4) // 2, parties[-4:-2], parties[-2:]
+        own = kind.__name__.encode() + key[:12] + parties[:size] + port + bytes((ipv6,))
+        is_brief = int.from_bytes(dport, "big") == DNS_PORT or kind is EchoMapping
         mapping = self._lasting.get(own) or self._brief.get(own)
         if mapping is None:
             if len(self) >= MAPPINGS_MAX:
                 self.close(next(iter((self._brief or self._lasting).values())))
-            mapping = kind(own, key[:12], parties[:size], int.from_bytes(parties[-4:-2], "big"), now)
+            mapping = kind(own, key[:12], parties[:size], int.from_bytes(port, "big"), ipv6, now)
             register(mapping)
             (self._brief if is_brief else self._lasting)[own] = mapping
         elif not is_brief and own in self._brief:
