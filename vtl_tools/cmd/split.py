@@ -75,6 +75,6 @@ def main(iface: str, guard: str, options: "Options", **settings: Any) -> None:
     )  # fmt: skip
 
 
-add_flows(main)
+add_flows(main, "vtl-split.flow/1")
 add_events(main)
 add_status(main)
