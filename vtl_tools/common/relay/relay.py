@@ -264,6 +264,7 @@ class Relay(Stage):
                 self.budget.failed += 1
                 flow.endpoint.abort()
                 self._transmit(flow, now)
+                self._flush(now)
             self._remove(flow, now)
 
     def _schedule(self, flow: RelayFlow) -> None:
