@@ -10,6 +10,7 @@ from vtl_tools.common.packet import derive, icmp, quick, vnet
 from vtl_tools.common.packet.fragment import fragments
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.quick import Headers
+from vtl_tools.common.packet.supersegment import UDP_MAX_SEGMENTS
 from vtl_tools.common.packet.view import U16
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.rate_limit import TokenBucket
@@ -162,6 +163,9 @@ class Datagrams:
             return
         traits = (ttl - 1, *traits[1:])
         size = vnet.HEADER.unpack_from(frame)[3] if frame[1] == vnet.GSO_UDP_L4 else 0
+        if size and len(payload) > size * UDP_MAX_SEGMENTS:
+            self._drop(frame, "malformed", now)
+            return
         run = self._runs.get(key)
         if run is not None:
             if (
