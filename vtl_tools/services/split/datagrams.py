@@ -156,7 +156,7 @@ class Datagrams:
         if isinstance(peer, Reason):
             self._refuse(frame, peer, now)
             return
-        if self._network.is_ours(peer.local):
+        if peer.is_router:
             ttl = _TTL + 1
         if ttl <= 1:
             self._exceed(frame, now)
@@ -285,6 +285,8 @@ class Datagrams:
         self._poller.close(mapping.sock)
 
     def _on_event(self, mapping: DatagramMapping, events: int, now: float) -> None:
+        if events & FAILED:
+            mapping.failed = True
         if events & (READABLE | FAILED):
             self._ready[mapping.key] = mapping
 
@@ -299,8 +301,9 @@ class Datagrams:
             return
         for key in list(self._ready)[:_TURN]:
             mapping = self._ready.pop(key)
-            is_more = self._report(mapping, now)
-            if self._receive(mapping, now) or is_more:
+            if mapping.failed:
+                mapping.failed = self._report(mapping, now)
+            if self._receive(mapping, now) or mapping.failed:
                 self._ready[key] = mapping
 
     def _receive(self, mapping: DatagramMapping, now: float) -> bool:
