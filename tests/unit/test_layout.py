@@ -22,6 +22,7 @@ RANK = {
     "packet": 1,
     "socks": 1,
     "table": 1,
+    "units": 1,
     "guest_net": 2,
     "model": 2,
     "tcp": 2,
@@ -65,7 +66,7 @@ IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "ti
 LINES_MAX = 450
 COMMAND_LINES_MAX = 200
 SEQUENCE_NUMBERS = ("_nxt", "_una", "_seq")
-LOOSE = {"errors", "rate_limit", "repeats", "socks", "stage", "table", "text"}
+LOOSE = {"errors", "rate_limit", "repeats", "socks", "stage", "table", "text", "units"}
 """The only modules of common/ that are in no package of it."""
 
 

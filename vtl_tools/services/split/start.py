@@ -1,0 +1,50 @@
+"""Makes the stage of vtl-split without an uplink from its options."""
+
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final
+
+from vtl_tools.common.guest_net.addresses import GuestAddresses
+from vtl_tools.common.host.open_files import raise_limit
+from vtl_tools.common.host.own_addresses import OwnAddresses
+from vtl_tools.common.relay.budget import RelayLimits
+from vtl_tools.services.split.destinations import Destinations, OpenedNetwork
+from vtl_tools.services.split.mappings import MAPPINGS_MAX
+from vtl_tools.services.split.resolver import HostResolver
+from vtl_tools.services.split.stage import SplitBySockets
+from vtl_tools.services.split.tuning import Tuning
+
+_RESERVED: Final = MAPPINGS_MAX + 2048
+"""Descriptors for everything but connections."""
+
+
+def make_stage(
+    *,
+    congestion: str | None,
+    early_ack: bool,
+    bandwidth: float,
+    buffers: int,
+    allow: Sequence[tuple[IPv4Network | IPv6Network, int]],
+    dns: str | None,
+    dhcp: bool,
+    subnet: IPv4Network | None,
+    connections: int,
+    memory: int,
+    idle: int,
+) -> SplitBySockets:
+    """Return the stage; see vtl-split(1) for the options. Raises SpecError."""
+    network, most = GuestAddresses.of_subnet(subnet), raise_limit(_RESERVED)
+    openings = [OpenedNetwork(each, port) for each, port in allow]
+    return SplitBySockets(
+        Destinations(network, OwnAddresses(), HostResolver(dns), openings),
+        Tuning(congestion, bandwidth, buffers << 20),
+        network=network,
+        dhcp=dhcp,
+        early_ack=early_ack,
+        mappings=min(MAPPINGS_MAX, most // 2),
+        limits=RelayLimits(
+            connections=min(connections, most),
+            memory=memory << 19,  # RelayLimits.most is twice that
+            idle_s=idle,
+        ),
+    )
