@@ -22,6 +22,7 @@ from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayBudget, RelayLimits
 from vtl_tools.common.relay.connector import Connector
 from vtl_tools.common.relay.flow import FlowOutcome, RelayFlow
+from vtl_tools.common.relay.frame_queue import FrameQueue
 from vtl_tools.common.relay.frames import is_broken, path_back, syn_alone
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.relay.syn_flood import SynFloodGuard, SynVerdict
@@ -35,8 +36,6 @@ from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
 
 _ETHERTYPE: Final = VNET + 12
 _IP: Final = (0x08, 0x86)  # the first octets of IPv4's and IPv6's Ethertypes; a tag's is 0x81, 0x88 or 0x91
-_JOINED: Final = 2048
-"""Octets of data below which a frame is copied together, and sent along with those of other flows."""
 _TICK_S: Final = 0.01
 """Resolution of a flow's timer: it is armed again when this has passed, not at every frame."""
 _READ_AGAIN_MAX: Final = 64
@@ -95,7 +94,7 @@ class Relay(Stage):
         self.flows: dict[bytes, RelayFlow] = {}
         self.budget = RelayBudget(limits)
         self.timers = FlowTimers(self.flows)
-        self._outbox: list[Pieces] = []
+        self._outbox = FrameQueue(self._send)
         self.syn_guard, self._guarded_at = SynFloodGuard(secret), limits.half_open // 2
         self._scheduled: list[RelayFlow] = []
         self._readable: dict[bytes, RelayFlow] = {}
@@ -249,7 +248,7 @@ class Relay(Stage):
             if flow.armed_at > flow.retry_at:
                 self.timers.arm(flow, flow.retry_at)
         elif outcome is FlowOutcome.ABORTED:
-            self._transmit(flow, now)
+            self._outbox.transmit(flow.endpoint, now)
             self._remove(flow, now)
         elif isinstance(outcome, Reason):
             self._refuse(flow.syn, outcome, now)
@@ -260,23 +259,6 @@ class Relay(Stage):
         if not flow.scheduled:
             flow.scheduled = True
             self._scheduled.append(flow)
-
-    def _transmit(self, flow: RelayFlow, now: float) -> None:
-        """Send what a flow's endpoint has for the guest."""
-        for pieces in flow.endpoint.transmit_pieces(now):
-            if len(pieces) == 1:
-                self._outbox.append(pieces)
-            elif len(pieces) == 2 and len(pieces[1]) < _JOINED:
-                self._outbox.append((b"".join(pieces),))
-            else:
-                self._flush(now)
-                self._send((pieces,), now)
-
-    def _flush(self, now: float) -> None:
-        """Send the frames of many flows with one system call."""
-        if self._outbox:
-            self._send(self._outbox, now)
-            self._outbox = []
 
     def _remove(self, flow: RelayFlow, now: float) -> None:
         if self.flows.get(flow.key) is not flow:
@@ -317,7 +299,7 @@ class Relay(Stage):
                 continue
             endpoint = flow.endpoint
             flow.carry()
-            self._transmit(flow, now)
+            self._outbox.transmit(flow.endpoint, now)
             endpoint.own()
             if flow.may_read and flow.can_read_more:
                 self._readable[flow.key] = flow
@@ -332,7 +314,7 @@ class Relay(Stage):
                 self.timers.arm(flow, now + _TICK_S)
         if budget.is_exceeded:
             self._evict(now)
-        self._flush(now)
+        self._outbox.flush(now)
 
     def _evict(self, now: float) -> None:
         """Reset the flows with the most buffered octets, several at once so that it is worth the sorting."""
@@ -359,7 +341,7 @@ class Relay(Stage):
         for flow in list(self.flows.values()):
             flow.endpoint.abort()
             self._act(flow, FlowOutcome.ABORTED, now)
-        self._flush(now)
+        self._outbox.flush(now)
 
     def close(self) -> None:
         """Close the streams that are left, and the descriptor."""
