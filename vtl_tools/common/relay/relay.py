@@ -65,6 +65,7 @@ class Relay(Stage):
     are dropped. on_drop: gets those frames. on_non_tcp: gets frames that are no TCP segments; they are
     dropped, if it is not given. Frames are borrowed by both. on_end: gets each flow that ends. poller: where
     streams are registered; its own, if not given. has_more: tells whether internal streams wait for settle().
+    early_ack: answer a SYN at once, and reset the connection if its stream cannot be opened.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Relay(Stage):
         on_end: Callable[[RelayFlow, float], object] | None = None,
         poller: Poller | None = None,
         has_more: Callable[[], bool] = lambda: False,
+        early_ack: bool = False,
     ) -> None:
         super().__init__(ports=1)
         self.dial, self.config, self.limits, self._secret = dial, config, limits, secret
@@ -88,6 +90,7 @@ class Relay(Stage):
         if drops is not None:
             self.drops = drops
         self._on_drop, self._on_end, self._has_more = on_drop, on_end, has_more
+        self._early_ack = early_ack
         self._on_non_tcp = on_non_tcp or self._drop_non_tcp
         self.poller = poller or Poller()
         self.sources = [self]
@@ -202,6 +205,9 @@ class Relay(Stage):
         budget.opened += 1
         self.timers.arm(flow, flow.deadline())
         self._act(flow, flow.connect(0, now), now)
+        if self._early_ack and flow.connector is not None:
+            endpoint.accept()
+            self._schedule(flow)
 
     def _refuse(self, syn: bytes, reason: Reason, now: float) -> None:
         """Answer a SYN: by a reset if the target refused, else by an ICMP error."""
@@ -251,7 +257,12 @@ class Relay(Stage):
             self._outbox.transmit(flow.endpoint, now)
             self._remove(flow, now)
         elif isinstance(outcome, Reason):
-            self._refuse(flow.syn, outcome, now)
+            if flow.endpoint.asked:
+                self._refuse(flow.syn, outcome, now)
+            else:  # its SYN was answered early
+                self.budget.failed += 1
+                flow.endpoint.abort()
+                self._transmit(flow, now)
             self._remove(flow, now)
 
     def _schedule(self, flow: RelayFlow) -> None:
