@@ -7,7 +7,7 @@ from vtl_tools.common.guest_net.addresses import GuestAddresses
 from vtl_tools.common.host.open_files import raise_limit
 from vtl_tools.common.host.own_addresses import OwnAddresses
 from vtl_tools.common.relay.budget import RelayLimits
-from vtl_tools.services.split.destinations import Destinations, Opening
+from vtl_tools.services.split.destinations import Destinations, OpenedNetwork
 from vtl_tools.services.split.resolver import HostResolver
 from vtl_tools.services.split.stage import SplitBySockets
 from vtl_tools.services.split.tuning import Tuning
@@ -29,7 +29,7 @@ def make_stage(
 ) -> SplitBySockets:
     """Return the stage; see vtl-split(1) for the options. Raises SpecError."""
     network = GuestAddresses.of_subnet(subnet)
-    openings = [Opening(each, port) for each, port in allow]
+    openings = [OpenedNetwork(each, port) for each, port in allow]
     return SplitBySockets(
         Destinations(network, OwnAddresses(), HostResolver(dns), openings),
         Tuning(congestion, bandwidth, buffers << 20),
