@@ -2,12 +2,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from vtl_tools.common.device.batch import Batch, Pieces
+from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import ip, quick
 from vtl_tools.common.packet.packet import Packet
@@ -50,11 +49,15 @@ class Side:
             limits=limits,
             send=send,
             drops=self.drops,
-            has_more=lambda: self.active.has_more,
-            early_ack=stage.early_ack,
+            has_more=lambda: stage.other(port).active.has_more,
+            early_ack=stage.early_ack and port == 0,
         )
         self.active = ActiveEndpoints(
-            send, stage.secret, config=config, drops=self.drops, is_full=lambda: self.relay.budget.is_full
+            send,
+            stage.secret,
+            config=config,
+            drops=self.drops,
+            is_full=lambda: stage.other(port).relay.budget.is_full,
         )
 
     def take(self, frame: memoryview, now: float) -> bool:
@@ -94,6 +97,8 @@ class Side:
         return True
 
     def _dial(self, path: Path) -> Connector | Reason:
+        if path.remote_mac[0] & 1:  # nobody can send from there
+            return Reason.PROHIBITED
         return self._stage.other(self._port).active.connector(_turned(path), self._stage.now)
 
 
@@ -104,7 +109,7 @@ class SplitByUplink(Stage):
     of it. All that is not TCP passes, and so does what has a VLAN tag.
 
     congestion: name of the congestion control of both endpoints of a connection. limits: of each direction of
-    opening. early_ack: answer a SYN at once, and not when the far side has answered.
+    opening. early_ack: answer the guest's SYN at once, and not when the far side has answered.
     """
 
     def __init__(
