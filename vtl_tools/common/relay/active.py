@@ -44,6 +44,8 @@ _ORPHANED_MAX: Final = 64 << 20
 """Octets that these may buffer, all together."""
 _FIN_WAIT_2_S: Final = 60.0
 """Time that the peer of such a connection may be silent before it closes, as in Linux."""
+_UNSENT_MIN: Final = 1 << 19
+"""Octets that may wait to be sent, where the congestion window is smaller."""
 _OPENING: Final = (State.CLOSED, State.SYN_SENT, State.SYN_RECEIVED)
 
 _REASONS: Final = {
@@ -107,7 +109,7 @@ class ActiveStream(InternalStream):
         endpoint, taken = self.endpoint, 0
         if endpoint.ended is not None:
             raise self._error(errno.EPIPE)
-        room = endpoint.writable
+        room = self._room()
         for piece in pieces:
             part = piece if len(piece) <= room else memoryview(piece)[:room]
             if part:
@@ -141,6 +143,13 @@ class ActiveStream(InternalStream):
         endpoint.skip(size)
         self._endpoints.schedule(self)
         return size
+
+    def _room(self) -> int:
+        """Return the octets that are taken now: a window of them may wait, the rest with the owner."""
+        endpoint = self.endpoint
+        waiting = endpoint.unsent
+        window = max(endpoint.snd.cc.cwnd, _UNSENT_MIN)
+        return min(endpoint.writable, max(window - waiting, 0))
 
     def _error(self, otherwise: int) -> OSError:
         code = _ERRORS.get(self.endpoint.ended or Ended.CLOSED, otherwise)
@@ -182,7 +191,7 @@ class ActiveStream(InternalStream):
         events = select.EPOLLIN if rcv.readable else 0
         if rcv.fin is not None and rcv.nxt > rcv.fin:
             events = select.EPOLLIN | select.EPOLLRDHUP
-        if self._starved and endpoint.writable * 3 < endpoint.config.send_buffer:
+        if self._starved and self._room() < min(_UNSENT_MIN, endpoint.config.send_buffer) // 2:
             return events
         self._starved = False
         return events | WRITABLE

@@ -186,13 +186,16 @@ class SplitByUplink(Stage):
         return [flow for side in self._sides for flow in side.relay.list_flows(now)]
 
     def status(self, now: float) -> dict[str, object]:
-        """Return the settings, and the connections and counters by the side that opens."""
-        guest, network = self._sides
-        return {
-            "split": {"congestion": self.congestion, "early_ack": self.early_ack},
-            "from_guest": {**guest.relay.status(now), "far": network.active.status()},
-            "from_network": {**network.relay.status(now), "far": guest.active.status()},
-        }
+        """Return the settings, and the connections and counters of each direction of opening."""
+        split: dict[str, object] = {"congestion": self.congestion, "early_ack": self.early_ack}
+        guest, network = (self._opened(port, now) for port in (0, 1))
+        return {"split": split, **guest, "from_network": network}
+
+    def _opened(self, port: int, now: float) -> dict[str, object]:
+        """Return the status of connections that are opened from a port."""
+        carried = self._sides[port].relay.status(now)
+        connections = carried.pop("connections")
+        return {"connections": connections, "carried": carried, "far": self.other(port).active.status()}
 
 
 def _turned(path: Path) -> Path:
