@@ -63,10 +63,8 @@ class Bench:
     def run(self) -> Service:
         """Start the service, which knows nothing."""
         self.count += 1
-        name = f"freeze-{self.count}"
-        state = self.scene.run_dir / f"{name}.state"
-        arguments = ("--iface", "vmnet1", "--state", state)
-        return Service(self.scene, name, "vtl-freeze", arguments)
+        state = self.lab.dir / f"freeze-{self.count}.state"
+        return Service(self.lab, self.host, "vtl-freeze", "--iface", "vmnet1", "--state", state).ready()
 
     @contextmanager
     def running(self) -> Iterator[Service]:
@@ -87,7 +85,7 @@ class Bench:
         for name in "near", "vmnet1":
             host.run("ip", "link", "set", "dev", name, "master", "br0")
         links = ("--iface", "far", "--iface", "eth0")
-        with self.scene.vtl(*links, "--delay", f"{DELAY_S}s", name="slow", service="vtl-wan"):
+        with self.scene.vtl(*links, "--delay", f"{DELAY_S}s", service="vtl-wan"):
             self.scene.reach()
             pings = self.vm.run("ping", "-q", "-c5", "-i0.3", SERVER).stdout
             yield float(pings.rpartition("= ")[2].split("/")[1]) / 1000
