@@ -363,8 +363,9 @@ class ActiveEndpoints:
             if endpoint.ended is not None:
                 self._remove(stream)
                 continue
-            if stream.armed_at > now + _TICK_S:
-                self._timers.arm(stream, now + _TICK_S)
+            due = min(endpoint.paced_at, now + _TICK_S)
+            if stream.armed_at > due:
+                self._timers.arm(stream, due)
             if now >= endpoint.tune_at:
                 tune(endpoint, now, may_grow=not self._is_full())
             if stream.orphaned >= 0:

@@ -108,8 +108,7 @@ class SplitByUplink(Stage):
     It does so from the client's own addresses, also the Ethernet address, so that neither end sees anything
     of it. All that is not TCP passes, and so does what has a VLAN tag.
 
-    congestion: name of the congestion control of both endpoints of a connection. limits: of each direction of
-    opening. early_ack: answer the guest's SYN at once, and not when the far side has answered.
+    congestion: name of the congestion control towards the network. limits: of each direction of opening. early_ack: answer the guest's SYN at once, and not when the far side has answered.
     """
 
     def __init__(
@@ -117,7 +116,7 @@ class SplitByUplink(Stage):
         *,
         limits: RelayLimits = DEFAULT_LIMITS,
         early_ack: bool = False,
-        congestion: str = "newreno",
+        congestion: str = "bbr",
     ) -> None:
         super().__init__()
         self.secret, self.early_ack, self.congestion = os.urandom(32), early_ack, congestion
@@ -126,7 +125,7 @@ class SplitByUplink(Stage):
         from_network = replace(limits, half_open=min(limits.half_open, _HALF_OPEN))
         self._sides = (
             Side(self, 0, replace(RELAYED, buffer_max=most), limits),
-            Side(self, 1, replace(ACTIVE, buffer_max=most), from_network),
+            Side(self, 1, replace(ACTIVE, buffer_max=most, congestion=congestion), from_network),
         )
         self._picked = Batch()
         self.sources = [side.relay for side in self._sides]
