@@ -27,7 +27,7 @@ _OF_SOCKETS = ("bandwidth", "buffers", "allow", "dns", "dhcp", "subnet")
     help="Continue connections on this link, from the guest's own address, in place of sockets.",
 )  # fmt: skip
 @click.option(
-    "--congestion", type=click.Choice(["bbr", "cubic"]),
+    "--congestion", type=click.Choice(["bbr", "cubic", "newreno"]),
     help="Congestion control of the second connection.  [default: bbr if the host has it]",
 )  # fmt: skip
 @click.option("--early-ack", is_flag=True, help="Answer a SYN at once, not when the far side has answered.")

@@ -108,7 +108,8 @@ class SplitByUplink(Stage):
     It does so from the client's own addresses, also the Ethernet address, so that neither end sees anything
     of it. All that is not TCP passes, and so does what has a VLAN tag.
 
-    congestion: name of the congestion control towards the network. limits: of each direction of opening. early_ack: answer the guest's SYN at once, and not when the far side has answered.
+    congestion: name of the congestion control towards the network. limits: of each direction of opening.
+    early_ack: answer the guest's SYN at once, and not when the far side has answered.
     """
 
     def __init__(
