@@ -1,5 +1,6 @@
 """vtl-split --uplink between real kernels: neither end sees anything of it, and all else passes."""
 
+import json
 import socket
 import struct
 import threading
@@ -11,7 +12,9 @@ import pytest
 from lab.netns import Host, Lab
 from lab.scenes import line_of_three
 from lab.wait import PATIENCE_S, until
+from tests.cmd.tools import BIN
 from tests.running import Bridge, bridge
+from tests.schemas import validated
 
 pytestmark = pytest.mark.lab
 
@@ -92,6 +95,11 @@ def exchange(near: socket.socket, far: socket.socket, content: bytes = CONTENT) 
     answering.join()
 
 
+def listing(middle: Host, running: Bridge) -> list[str]:
+    told = middle.run(BIN / "vtl-split", "flows", "--json", "--link", str(running.socket))
+    return told.stdout.splitlines()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_connections_of_both_directions_show_the_addresses_of_their_ends(
     lab: Lab, ends: Ends, family: socket.AddressFamily
@@ -103,6 +111,9 @@ def test_connections_of_both_directions_show_the_addresses_of_their_ends(
             near, far = ends.pair(one, other, address)
             assert (far.getpeername()[0], near.getpeername()[0]) == (peer, address)
             assert far.getpeername()[1] == near.getsockname()[1]
+            listed = [json.loads(line) for line in listing(middle, running)]
+            assert [(flow["from"], flow["to"]) for flow in map(validated, listed)][-1] == (peer, address)
+            assert listed[-1]["far"]["state"] == "ESTABLISHED"
             exchange(near, far)
         command = ["ip", "neigh", "show", ours]
         assert client.mac("eth0") in server.run(*command).stdout
@@ -244,8 +255,6 @@ def test_a_service_that_ends_resets_both_ends(lab: Lab, ends: Ends) -> None:
 
 @pytest.mark.parametrize("option", [("--dns", "192.0.2.1"), ("--bandwidth", "1gbit"), ("--no-dhcp",)])
 def test_options_of_sockets_are_refused(lab: Lab, option: tuple[str, ...]) -> None:
-    from tests.cmd.tools import BIN
-
     host = lab.host("host")
     ran = host.run(BIN / "vtl-split", *TWO, *option, check=False)
     assert ran.returncode == 2

@@ -6,7 +6,7 @@ from random import Random
 
 from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.packet import address
+from vtl_tools.common.packet import address, build
 from vtl_tools.common.packet.offload import segment
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.tcp.config import Config
@@ -51,6 +51,12 @@ class Between:
         self.refuses = False
         self.lose = lambda side, pkt: side == 1 and self.rng.random() < loss
         self.wire, self.order = [], count()
+        announcement = build.arp(
+            src_mac=MACS[0], dst_mac=b"\xff" * 6, sha=MACS[0], spa=bytes(4), tpa=address.ip("10.0.0.2")
+        )
+        self.inject(0, announcement)  # a guest speaks before anybody can connect to it
+        self.wire.clear()
+        self.heard[1].clear()
 
     def out(self, side, batch):
         for frame in batch:

@@ -198,6 +198,52 @@ def ends(side, version=4):
 
 
 @pytest.mark.parametrize("side", SIDES)
+def test_segments_between_others_pass_and_are_not_answered(between, side):
+    where = ends(side, between.version) | {"dst_mac": b"\x02\0\0\0\0\x77"}
+    if side == 0:  # to another station behind the first link
+        between.inject(0, build.udp(**ends(0) | {"src_mac": where["dst_mac"]}, sport=1, dport=2, payload=b""))
+    between.heard[1].clear()
+    for flags in tcp.SYN, tcp.ACK:
+        frame = bytes(build.tcp(**where, sport=1, dport=2, flags=flags))
+        between.inject(side, frame)
+        assert between.heard[1 - side].pop() == frame
+        assert between.heard == ([], [])
+    assert between.flows == [{}] * 4
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("kind", [19, 29])
+def test_signed_segments_pass(between, side, kind):
+    signed = tcp.SYN, tcp.SYN | tcp.ACK, tcp.ACK, tcp.RST
+    for flags in signed:
+        options = bytes((1, 1, kind, 18)) + bytes(16)
+        frame = bytes(
+            build.tcp(**ends(side, between.version), sport=1, dport=2, flags=flags, options=options)
+        )
+        between.inject(side, frame)
+        assert between.heard[1 - side].pop() == frame
+        assert between.heard == ([], [])
+
+
+def test_the_far_segments_have_the_time_to_live_and_dscp_of_the_guests(between):
+    syn = Packet.at(build.tcp(**ends(0, between.version), sport=1, dport=2, flags=tcp.SYN))
+    syn.ip.ttl, syn.ip.dscp = 255, 46
+    between.inject(0, syn.buf)
+    (far,) = packets(between.heard[1])
+    assert (far.ip.ttl, far.ip.dscp) == (255, 46)
+
+
+def test_a_connection_follows_the_guest_to_another_router(between):
+    one, two = between.establish()
+    router = b"\x02\0\0\0\0\x55"
+    one.readdress(remote_mac=router)
+    one.write(b"by another way")
+    between.run(lambda: two.readable == 14)
+    assert packets(between.heard[1])[-1].eth.dst == router
+    assert packets(between.heard[0])[-1].eth.src == router
+
+
+@pytest.mark.parametrize("side", SIDES)
 def test_segments_of_no_connection_are_reset_and_go_no_further(between, side):
     where = ends(side, between.version)
     stranger = build.tcp(**where, sport=1, dport=2, seq=7, ack=9, flags=tcp.ACK, payload=b"x")
@@ -332,9 +378,9 @@ def test_connections_that_are_being_opened_from_the_network_are_few():
 def test_buffers_grow_for_the_path(between):
     one, two = between.establish(config=Config(receive_buffer=1 << 24, send_buffer=1 << 24))
     two.configure(receive_buffer=1 << 25)
-    far = next(iter(between.stage.other(0).active.streams.values())).endpoint
+    far = next(iter(between.stage.sides[1].active.streams.values())).endpoint
     assert far.config.send_buffer == 1 << 20
-    says = bytes(30_000_000)
+    says = bytes(12_000_000)
     assert carry(between, one, two, says, b"")[1] == says
     assert far.config.send_buffer > 2 << 20
 

@@ -266,14 +266,14 @@ class ActiveEndpoints:
         """Send packets that the link carries, on connections that open from now on."""
         self.config = replace(self.config, mtu=max(octets, MTU_MIN))
 
-    def connector(self, path: Path, now: float) -> ActiveConnector:
+    def connector(self, path: Path, now: float, config: Config | None = None) -> ActiveConnector:
         """Return what opens a connection. path.local: the address, port and MAC that we speak for.
 
-        Raises ValueError for an address that is not of one host.
+        config: in place of the usual one. Raises ValueError for an address that is not of one host.
         """
         if not path.is_unicast:
             raise ValueError("not an address of a single host")
-        endpoint = Endpoint(path, self._secret, now, self.config)
+        endpoint = Endpoint(path, self._secret, now, config or self.config)
         return ActiveConnector(self, ActiveStream(self, endpoint))
 
     # --- what streams and connectors call

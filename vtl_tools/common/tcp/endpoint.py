@@ -13,7 +13,7 @@ from vtl_tools.common.tcp.rack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, SENDS_DATA, Ended, SegmentDrop, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Path, Segment, is_intact, parse
+from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Framer, Path, Segment, is_intact, parse
 
 DEFAULT: Final = Config()
 _R1: Final = 3  # retransmissions (RFC 9293 section 3.8.3, SHLD-10)
@@ -411,6 +411,14 @@ class Endpoint(TCB):
         if mss < snd.mss:
             snd.mss = mss
             snd.cc.resize(mss)
+
+    def readdress(self, *, local_mac: bytes | None = None, remote_mac: bytes | None = None) -> None:
+        """Use other Ethernet addresses from now on."""
+        path = self.path
+        self.path = path._replace(
+            local_mac=local_mac or path.local_mac, remote_mac=remote_mac or path.remote_mac
+        )
+        self.framer = Framer(self.path, self.config.ttl, self.config.dscp)
 
     def info(self) -> ConnectionInfo:
         """Return the state of the connection, as TCP_INFO does."""
