@@ -1,10 +1,11 @@
 """One of the two links of vtl-split with an uplink: which frames are ours, and who gets them."""
 
 from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from vtl_tools.common.device.batch import Pieces
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import ip, quick
 from vtl_tools.common.packet.packet import Packet
@@ -18,9 +19,6 @@ from vtl_tools.common.relay.relay import Relay
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
-
-if TYPE_CHECKING:
-    from vtl_tools.services.split.uplink import SplitByUplink
 
 _IPV4, _IPV6 = b"\x08\x00", b"\x86\xdd"
 _DST, _SRC = slice(VNET, VNET + 6), slice(VNET + 6, VNET + 12)
@@ -50,35 +48,46 @@ class Stations:
                 self._known.popitem(last=False)
 
 
-class Side:
+class SplitSide:
     """relay: of the connections that come in at this link. active: of those that leave by it.
 
-    Each connection is in the relay of one side, and in the active endpoints of the other.
+    Each connection is in the relay of one side, and in the active endpoints of the other. faces_guest: this
+    is the first link. stations: of the first link, for both sides. other: the other side; set by the owner.
     """
 
+    other: "SplitSide"
+
     def __init__(
-        self, stage: "SplitByUplink", port: int, secret: bytes, config: Config, limits: RelayLimits
+        self,
+        send: Callable[[Sequence[Pieces], float], object],
+        secret: bytes,
+        *,
+        faces_guest: bool,
+        stations: Stations,
+        drops: Counter[str],
+        config: Config,
+        limits: RelayLimits,
+        early_ack: bool,
     ) -> None:
-        self._stage, self._port = stage, port
-        self.drops: Counter[str] = stage.drops
+        self._faces_guest, self._stations, self._drops = faces_guest, stations, drops
+        self._now = 0.0
         self._syn: memoryview | None = None
-        send = partial(stage.send, port)
         self.relay = Relay(
             self._dial,
             secret,
             config=config,
             limits=limits,
             send=send,
-            drops=self.drops,
-            has_more=lambda: stage.sides[1 - port].active.has_more,
-            early_ack=stage.early_ack and port == 0,
+            drops=drops,
+            has_more=lambda: self.other.active.has_more,
+            early_ack=early_ack,
         )
         self.active = ActiveEndpoints(
             send,
             secret,
             config=config,
-            drops=self.drops,
-            is_full=lambda: stage.sides[1 - port].relay.budget.is_full,
+            drops=drops,
+            is_full=lambda: self.other.relay.budget.is_full,
         )
 
     def take(self, frame: memoryview, now: float) -> bool:
@@ -93,7 +102,7 @@ class Side:
                 return self._take_segment(segment, frame, now)
             return self._take_other(frame, kind == _IPV4, now)
         except Malformed:
-            self.drops["malformed"] += 1
+            self._drops["malformed"] += 1
             return True
 
     def _take_segment(self, segment: Segment, frame: memoryview, now: float) -> bool:
@@ -104,8 +113,8 @@ class Side:
             self._learn(frame)
             if self._is_elsewhere(frame) or is_signed(frame):
                 return False
-            self._syn = frame
-        elif not self._port and frame[_DST] != flow.endpoint.path.local_mac:
+            self._syn, self._now = frame, now
+        elif self._faces_guest and frame[_DST] != flow.endpoint.path.local_mac:
             self._follow(flow, frame)
         self.relay.on_segment(segment, frame, now)
         return True
@@ -118,15 +127,15 @@ class Side:
         flow.stream.endpoint.readdress(remote_mac=router)
 
     def _learn(self, frame: memoryview) -> None:
-        if not self._port:
-            self._stage.stations.learn(bytes(frame[_SRC]))
+        if self._faces_guest:
+            self._stations.learn(bytes(frame[_SRC]))
 
     def _is_elsewhere(self, frame: memoryview) -> bool:
         """Tell whether a frame is between two others, and here since a switch has flooded it.
 
         A frame from the network is for a station behind the first link. A frame from there is for another.
         """
-        return (bytes(frame[_DST]) in self._stage.stations) != (self._port == 1)
+        return (bytes(frame[_DST]) in self._stations) == self._faces_guest
 
     def _take_other(self, frame: memoryview, is4: bool, now: float) -> bool:
         """Take an IP packet if it is a part of a segment, or an error about one."""
@@ -138,7 +147,7 @@ class Side:
         if net.protocol == ip.TCP:
             if self._is_elsewhere(frame):
                 return False
-            self.drops["fragment"] += 1
+            self._drops["fragment"] += 1
             return True
         if net.protocol != (ip.ICMP if is4 else ip.ICMPV6):
             return False
@@ -146,9 +155,9 @@ class Side:
         if error is None or self._is_elsewhere(frame):
             return False
         if not frame[0] & 3 and not is_intact(frame):
-            self.drops["checksum"] += 1
+            self._drops["checksum"] += 1
         elif not (self.active.on_error(error, now) or self.relay.on_error(error, now)):
-            self.drops["icmp-no-connection"] += 1
+            self._drops["icmp-no-connection"] += 1
         return True
 
     def _dial(self, path: Path) -> ActiveConnector | Reason:
@@ -158,9 +167,8 @@ class Side:
         assert self._syn is not None
         net = Packet.at(self._syn).ip
         assert net is not None
-        far = self._stage.sides[1 - self._port].active
-        config = replace(far.config, ttl=net.ttl, dscp=net.dscp)
-        return far.connector(turned(path), self._stage.now, config)
+        far = self.other.active
+        return far.connector(turned(path), self._now, replace(far.config, ttl=net.ttl, dscp=net.dscp))
 
     def list_flows(self, now: float) -> list[dict[str, object]]:
         """Return the status of each connection that came in here, and of its far half."""
@@ -173,8 +181,8 @@ class Side:
     def status(self, now: float) -> dict[str, object]:
         """Return the numbers of the connections that came in here."""
         carried = self.relay.status(now)
-        far = self._stage.sides[1 - self._port].active.status()
-        return {"connections": carried.pop("connections"), "carried": carried, "far": far}
+        connections, far = carried.pop("connections"), self.other.active.status()
+        return {"connections": connections, "carried": carried, "far": far}
 
 
 def is_signed(frame: memoryview) -> bool:

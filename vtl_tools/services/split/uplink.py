@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from vtl_tools.common.device.batch import Batch
@@ -9,7 +10,7 @@ from vtl_tools.common.relay.active import ACTIVE
 from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayLimits
 from vtl_tools.common.relay.relay import RELAYED
 from vtl_tools.common.stage import Stage
-from vtl_tools.services.split.side import Side, Stations
+from vtl_tools.services.split.side import SplitSide, Stations
 
 BUFFER_MAX: Final = 64 << 20
 """Octets up to which a buffer grows: a gigabit a second over half a second."""
@@ -32,15 +33,24 @@ class SplitByUplink(Stage):
     ) -> None:
         super().__init__()
         self.early_ack, self.congestion = early_ack, congestion
-        self.now = 0.0
-        self.stations = Stations()
-        secret = os.urandom(32)
         most = min(BUFFER_MAX, limits.memory // 2)
-        from_network = replace(limits, half_open=min(limits.half_open, _HALF_OPEN))
-        self.sides = (
-            Side(self, 0, secret, replace(RELAYED, buffer_max=most), limits),
-            Side(self, 1, secret, replace(ACTIVE, buffer_max=most, congestion=congestion), from_network),
+        make = partial(SplitSide, secret=os.urandom(32), stations=Stations(), drops=self.drops)
+        guest = make(
+            partial(self.send, 0),
+            faces_guest=True,
+            config=replace(RELAYED, buffer_max=most),
+            limits=limits,
+            early_ack=early_ack,
         )
+        network = make(
+            partial(self.send, 1),
+            faces_guest=False,
+            config=replace(ACTIVE, buffer_max=most, congestion=congestion),
+            limits=replace(limits, half_open=min(limits.half_open, _HALF_OPEN)),
+            early_ack=False,
+        )
+        guest.other, network.other = network, guest
+        self.sides = guest, network
         self._picked = Batch()
         self.sources = [side.relay for side in self.sides]
 
@@ -52,7 +62,6 @@ class SplitByUplink(Stage):
 
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
         """Take the segments, and pass on the rest."""
-        self.now = now
         take = self.sides[port].take
         passing = [i for i, frame in enumerate(batch) if not take(frame, now)]
         if passing:
