@@ -123,7 +123,7 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
             flags |= PSH  # MUST-61: the end of the written data
     snd.sent(piece, now)
     tcb.sent_at = now
-    if tcb.retransmit_at == NEVER:
+    if tcb.retransmit_at == NEVER or (again and start == snd.una):
         tcb.arm(now)
     elif tcb.probe_is_next and not again:
         tcb.arm_probe(now)
