@@ -32,7 +32,8 @@ class TCB:
     (probe_is_next); rto_at: of the RTO. reorder_at: time at which data missing below SACKed ranges is
     considered lost. pace_at: time from which the pacing rate lets the next segment leave; paced_at: the same
     while one waits for it. probe: end of the data in flight when the tail was probed, and whether the probe
-    was a retransmission. tune_at: when tune() is due; tuned: octets that the user had read at its last call.
+    was a retransmission. tune_at: when tune() is due; tuned: octets that the user had read at its last call,
+    and its time.
     """
 
     __slots__ = (
@@ -111,7 +112,7 @@ class TCB:
         self.timed: tuple[int, float] | None = None
         self.ack_due_octets = 0
         self.tune_at = NEVER if config.buffer_max is None else 0.0
-        self.tuned = 0
+        self.tuned = 0, 0.0
         self.segments_in = self.segments_out = 0
         self._challenged, self._challenges = 0.0, 0
 
