@@ -10,6 +10,7 @@ from vtl_tools.common.packet import derive, icmp, quick, vnet
 from vtl_tools.common.packet.fragment import fragments
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.quick import Headers
+from vtl_tools.common.packet.supersegment import UDP_MAX_SEGMENTS
 from vtl_tools.common.packet.view import U16
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.rate_limit import TokenBucket
@@ -23,7 +24,7 @@ from vtl_tools.services.split.destinations import Destinations
 from vtl_tools.services.split.mapping import (
     DatagramMapping,
     EchoMapping,
-    Peer,
+    MappingPeer,
     Traits,
     UDPMapping,
     echo_request,
@@ -58,7 +59,7 @@ class _Run:
 
     __slots__ = ("octets", "peer", "pieces", "size", "traits")
 
-    def __init__(self, peer: Peer, traits: Traits, piece: memoryview | bytes, size: int) -> None:
+    def __init__(self, peer: MappingPeer, traits: Traits, piece: memoryview | bytes, size: int) -> None:
         self.peer, self.traits, self.pieces = peer, traits, [piece]
         self.size, self.octets = size, len(piece)
 
@@ -155,13 +156,16 @@ class Datagrams:
         if isinstance(peer, Reason):
             self._refuse(frame, peer, now)
             return
-        if self._network.is_ours(peer.local):
+        if peer.is_router:
             ttl = _TTL + 1
         if ttl <= 1:
             self._exceed(frame, now)
             return
         traits = (ttl - 1, *traits[1:])
         size = vnet.HEADER.unpack_from(frame)[3] if frame[1] == vnet.GSO_UDP_L4 else 0
+        if size and len(payload) > size * UDP_MAX_SEGMENTS:
+            self._drop(frame, "malformed", now)
+            return
         run = self._runs.get(key)
         if run is not None:
             if (
@@ -281,6 +285,8 @@ class Datagrams:
         self._poller.close(mapping.sock)
 
     def _on_event(self, mapping: DatagramMapping, events: int, now: float) -> None:
+        if events & FAILED:
+            mapping.failed = True
         if events & (READABLE | FAILED):
             self._ready[mapping.key] = mapping
 
@@ -295,8 +301,9 @@ class Datagrams:
             return
         for key in list(self._ready)[:_TURN]:
             mapping = self._ready.pop(key)
-            is_more = self._report(mapping, now)
-            if self._receive(mapping, now) or is_more:
+            if mapping.failed:
+                mapping.failed = self._report(mapping, now)
+            if self._receive(mapping, now) or mapping.failed:
                 self._ready[key] = mapping
 
     def _receive(self, mapping: DatagramMapping, now: float) -> bool:
@@ -337,7 +344,7 @@ class Datagrams:
                 self._tell(mapping, peer, found, now)
         return True
 
-    def _tell(self, mapping: DatagramMapping, peer: Peer, error: SocketError, now: float) -> None:
+    def _tell(self, mapping: DatagramMapping, peer: MappingPeer, error: SocketError, now: float) -> None:
         """Pass an error on. Those of this host come from the guest's router, so that none of its addresses is
         told; those of the destination from the address by which the guest knows it.
         """
