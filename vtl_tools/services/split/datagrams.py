@@ -1,6 +1,7 @@
 """UDP and ICMP echo of the guest, through sockets of the host: there, back, and the errors."""
 
 import errno
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
@@ -147,12 +148,15 @@ class Datagrams:
         ttl = traits[0]
         try:
             peer = self.table.find(key, kind, parties, now, self._register)
-        except PermissionError:
-            self._on_no_ping()
-            peer = Reason.PROHIBITED
-        except OSError:
-            self._drop(frame, "no-descriptor", now)
-            return
+        except OSError as e:
+            if kind is EchoMapping and e.errno in (errno.EACCES, errno.EPERM):
+                self._on_no_ping()
+                peer = Reason.PROHIBITED
+            elif e.errno == errno.EAFNOSUPPORT:
+                peer = Reason.NET_UNREACHABLE
+            else:
+                self._drop(frame, "no-descriptor", now)
+                return
         if isinstance(peer, Reason):
             self._refuse(frame, peer, now)
             return
@@ -199,7 +203,7 @@ class Datagrams:
         if count == 1:
             self._send_out(run, pieces, (), now)
             return
-        cut = [(_SOL_UDP, _UDP_SEGMENT, run.size.to_bytes(2, "little"))]
+        cut = [(_SOL_UDP, _UDP_SEGMENT, run.size.to_bytes(2, sys.byteorder))]
         if mapping.segments and self._send_out(run, pieces, cut, now):
             return
         mapping.segments = False
