@@ -105,6 +105,17 @@ def test_half_closes_cross(between):
     between.run(lambda: one.at_eof)
 
 
+def test_a_port_is_used_again_at_once(between):
+    for _ in range(3):
+        one, two = between.establish()
+        two.close()  # so that the guest's end of the relay waits, and takes a new SYN all the same
+        between.run(lambda one=one: one.at_eof)
+        assert carry(between, one, two, b"question", b"") == (b"", b"question")
+        between.run(lambda one=one: one.state in (State.TIME_WAIT, State.CLOSED))
+        for ends_of_side in between.ends:
+            ends_of_side.clear()
+
+
 def test_resets_cross(between):
     for resetting, reset in (0, 1), (1, 0):
         ends = between.establish(port=50000 + resetting)
