@@ -418,6 +418,14 @@ class Endpoint(TCB):
             snd.mss = mss
             snd.cc.resize(mss)
 
+    def readdress(self, *, local_mac: bytes | None = None, remote_mac: bytes | None = None) -> None:
+        """Use other Ethernet addresses from now on."""
+        path = self.path
+        self.path = path._replace(
+            local_mac=local_mac or path.local_mac, remote_mac=remote_mac or path.remote_mac
+        )
+        self.framer = Framer(self.path, self.config.ttl, self.config.dscp)
+
     def info(self) -> ConnectionInfo:
         """Return the state of the connection, as TCP_INFO does."""
         return describe(self, self.deadline())

@@ -35,6 +35,7 @@ class TCB:
     reorder_at: time at which data missing below SACKed ranges is considered lost. pace_at: time from which
     the pacing rate lets the next segment leave; paced_at: the same while one waits for it. probe: end of the
     data in flight when the tail was probed, and whether the probe was a retransmission.
+    tune_at: when tune() is due; tuned: octets that the user had read at its last call, and its time.
     """
 
     __slots__ = (
@@ -84,6 +85,8 @@ class TCB:
         "ts_offset",
         "ts_recent",
         "ts_recent_at",
+        "tune_at",
+        "tuned",
     )  # fmt: skip
 
     def __init__(self, path: Path, config: Config, iss: int, ts_offset: int) -> None:
@@ -113,6 +116,8 @@ class TCB:
         self.stalled_since: float | None = None
         self.timed: tuple[int, float] | None = None
         self.ack_due_octets = 0
+        self.tune_at = NEVER if config.buffer_max is None else 0.0
+        self.tuned = 0, 0.0
         self.segments_in = self.segments_out = 0
         self._challenged, self._challenges = 0.0, 0
 

@@ -1,4 +1,4 @@
-"""Makes the stage of vtl-split without an uplink from its options."""
+"""Makes the stages of vtl-split from its options."""
 
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
@@ -13,6 +13,7 @@ from vtl_tools.services.split.mappings import MAPPINGS_MAX
 from vtl_tools.services.split.resolver import HostResolver
 from vtl_tools.services.split.stage import SplitBySockets
 from vtl_tools.services.split.tuning import Tuning
+from vtl_tools.services.split.uplink import SplitByUplink
 
 _RESERVED: Final = MAPPINGS_MAX + 2048
 """Descriptors for everything but connections."""
@@ -42,9 +43,19 @@ def make_stage(
         dhcp=dhcp,
         early_ack=early_ack,
         mappings=min(MAPPINGS_MAX, most // 2),
-        limits=RelayLimits(
-            connections=min(connections, most),
-            memory=memory << 19,  # RelayLimits.most is twice that
-            idle_s=idle,
-        ),
+        limits=_limits(min(connections, most), memory << 20, idle),
     )
+
+
+def make_uplink_stage(
+    *, congestion: str | None, early_ack: bool, connections: int, memory: int, idle: int
+) -> SplitByUplink:
+    """Return the stage with an uplink; see vtl-split(1) for the options."""
+    memory <<= 19  # for each direction of opening
+    limits = _limits(connections, memory, idle)
+    return SplitByUplink(limits=limits, early_ack=early_ack, congestion=congestion or "bbr")
+
+
+def _limits(connections: int, memory: int, idle: int) -> RelayLimits:
+    """Return limits, of which RelayLimits.most is about so many octets of memory."""
+    return RelayLimits(connections=connections, memory=memory // 2, idle_s=idle)
