@@ -14,7 +14,7 @@ from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.view import U16
-from vtl_tools.services.fw.rule import IN, OUT, Direction
+from vtl_tools.common.rules.rule import IN, OUT, Direction
 from vtl_tools.services.fw.source_shares import SourceShare, SourceShares
 
 TIMEOUT_S: Final = 30.0
