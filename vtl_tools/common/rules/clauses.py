@@ -95,12 +95,14 @@ class _Clauses:
             cursor.refuse("expected 'tcp' or no protocol: the connections are TCP's", place.column)
         self._protocols = (_TCP,)
         while cursor.token.kind is not END:
-            if cursor.token.text in ("dst", "src") and cursor.is_before("port"):
-                if (token := cursor.next()).text == "src":
-                    self._seen["source"] = token
-                    self._source()
-                    continue
-            self._clause()
+            token = cursor.token
+            if token.text in ("dst", "src") and cursor.is_before("port"):
+                cursor.next()
+            if token.text == "src" and cursor.token.text == "port":
+                self._seen["source"] = token
+                self._source()
+            else:
+                self._clause()
         for name in "log", "pcap", "asked", "limit of the rate", "limit of connections":
             if name in self._seen:
                 cursor.refuse("expected only what chooses connections", self._seen[name].column)
