@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.tcp import arrival, output
+from vtl_tools.common.tcp import acks, arrival, output
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.isn import initial_numbers
 from vtl_tools.common.tcp.queue import Octets
-from vtl_tools.common.tcp.sack import DUP_THRESH
+from vtl_tools.common.tcp.rack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, SENDS_DATA, Ended, SegmentDrop, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
@@ -201,8 +201,7 @@ class Endpoint(TCB):
         if now >= self.persist_at:
             self._persist(now)
         if now >= self.reorder_at:
-            self.reorder_at = NEVER
-            self.snd.reordering_is_over()
+            acks.reordering_is_over(self, now)
         if now >= self.retransmit_at:
             self._retransmit(now)
 
@@ -228,7 +227,7 @@ class Endpoint(TCB):
             piece = Piece(snd.una, snd.una if fin else end, fin, True)
             self.out.append(output.send_piece(self, piece, now))
         else:
-            snd.timed_out()
+            acks.timed_out(self, now)
         self.arm(now)
 
     def _persist(self, now: float) -> None:
@@ -408,7 +407,8 @@ class Endpoint(TCB):
         least = 576 if len(self.path.local) == 4 else 1280
         mss = max(octets, least) - framer.overhead - options
         if mss < snd.mss:
-            snd.mss = snd.cc.smss = mss
+            snd.mss = mss
+            snd.cc.resize(mss)
 
     def info(self) -> ConnectionInfo:
         """Return the state of the connection, as TCP_INFO does."""
@@ -417,7 +417,7 @@ class Endpoint(TCB):
             state=self.state, mss=snd.mss, rtt_s=self.rtt.srtt_s, rttvar_s=self.rtt.rttvar_s,
             rto_s=self.rtt.timeout_s, backoffs=self.rtt.backoffs,
             cwnd=snd.cc.cwnd, ssthresh=snd.cc.ssthresh, unacked=snd.flight, unsent=max(0, snd.unsent),
-            sacked=snd.board.sacked, lost=snd.lost, reordering=DUP_THRESH, phase=snd.phase,
+            sacked=snd.runs.sacked, lost=snd.lost, reordering=DUP_THRESH, phase=snd.phase,
             retransmits=snd.retransmits, sent=snd.max, received=rcv.received,
             readable=rcv.readable, snd_wnd=snd.wnd, rcv_wnd=rcv.wnd, snd_wscale=snd.shift,
             rcv_wscale=rcv.shift, rcv_mss=rcv.mss,

@@ -119,16 +119,12 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
         data = snd.queue.views(start, end)
         if end == snd.queue.tail:
             flags |= PSH  # MUST-61: the end of the written data
-    if again:
-        tcb.timed = None  # Karn: a retransmission gives no RTT sample
-        if start == snd.una:
-            tcb.head_at, tcb.head_mark = now, snd.nxt
-    elif tcb.timed is None:
-        tcb.timed = (end + fin, now)
-    snd.sent(piece)
+    snd.sent(piece, now)
     tcb.sent_at = now
-    if tcb.retransmit_at == NEVER or (tcb.probe_is_next and not again):
+    if tcb.retransmit_at == NEVER:
         tcb.arm(now)
+    elif tcb.probe_is_next and not again:
+        tcb.arm_probe(now)
     return frame(tcb, start, flags, now, data, end - start)
 
 
@@ -175,15 +171,16 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
                 return True
         elif end == queue.tail:
             flags = ACK | PSH
-        if tcb.timed is None:
-            tcb.timed = (end, now)
         views = queue.views(start, end)
+        snd.runs.sent(start, end, now)
         snd.nxt = end
         if end > snd.max:
             snd.max = end
         tcb.sent_at = now
-        if tcb.retransmit_at == NEVER or tcb.probe_is_next:
+        if tcb.retransmit_at == NEVER:
             tcb.arm(now)
+        elif tcb.probe_is_next:
+            tcb.arm_probe(now)
         frames.append(frame(tcb, start, flags, now, views, end - start))
     return queue.tail > snd.nxt and edge > snd.nxt
 
@@ -219,16 +216,17 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
     """Send new and lost data, and set the timers for data that cannot be sent."""
     snd = tcb.snd
     if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
-        snd.cc.idle(tcb.config.initial_window)
+        snd.cc.idle(now)
     ordinary = (
         snd.recover is None
         and snd.fin is None
         and snd.up <= snd.una
-        and not (snd.dup_acks or snd.board.sacked)
+        and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples)
     )
     if not ordinary or _stream(tcb, frames, now):
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:
             frames.append(send_piece(tcb, piece, now))
+    snd.used()
     if not snd.flight and snd.unsent > 0:
         if tcb.persist_at == NEVER:  # the window is zero, or too small (silly window)
             tcb.persist_at = now + tcb.rtt.rto_s * (1 << min(tcb.persists, 16))
