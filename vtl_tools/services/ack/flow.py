@@ -112,10 +112,7 @@ class AckFlow:
             there.deputy.stamp = tx.tsval
         if here.deputy is not None:
             self._acknowledged(here, there, segment, tsval, now)
-        passes = self._pass(here, there, frame, l4, segment, seen)
-        if here.model.closed and there.model.closed and not self.is_over:
-            self.is_over, self.expires_at = True, now + CLOSED_S
-        return passes
+        return self._pass(here, there, frame, l4, segment, seen)
 
     def _acknowledged(self, here: Wire, there: Wire, segment: Segment, tsval: int | None, now: float) -> None:
         """Process what a segment of one end acknowledges of the other end's data."""
@@ -346,7 +343,7 @@ class AckFlow:
                 return False
         return not self.is_widened
 
-    def path_mtu(self, port: int, seq: int, mtu: int) -> bool:
+    def path_mtu(self, port: int, seq: int, mtu: int, now: float) -> bool:
         """Limit the packets to the end at a port. Return whether the one that was too big is the deputy's.
 
         seq: of that segment, which must be in flight, or anyone could make the segments small.
@@ -355,7 +352,7 @@ class AckFlow:
         if deputy is None or not deputy.snd.una <= deputy.snd.position(seq) < deputy.snd.nxt:
             return False
         deputy.path_mtu(mtu)
-        deputy.snd.begin_recovery()
+        deputy.probe_is_next, deputy.retransmit_at = False, now  # at once, as it was lost for certain
         self.touched = True
         return True
 
@@ -392,6 +389,8 @@ class AckFlow:
         if not self.is_reset and self.slot is not None:
             for here, there in self.wires, self.wires[::-1]:
                 self._speak(here, there, out[here.port], now)
+            if not self.is_over and all(wire.model.closed for wire in self.wires):
+                self.is_over, self.expires_at = True, now + CLOSED_S
         self.touched, self.out = False, ([], [])
         self._recount()
         return out

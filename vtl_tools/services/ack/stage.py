@@ -83,7 +83,7 @@ class LocalAck(Stage):
         try:
             headers = quick.read(frame)
             if headers is None:
-                return self._is_other(port, frame)
+                return self._is_other(port, frame, now)
             if headers[1] != ip.TCP:
                 return True
             flow = self._by_port[port].get(headers[2])
@@ -159,14 +159,17 @@ class LocalAck(Stage):
         self._opening[key] = self.flows[key] = self._by_port[1][quick.reverse(key)] = flow
         self._touched[key] = flow
 
-    def _is_other(self, port: int, frame: memoryview) -> bool:
+    def _is_other(self, port: int, frame: memoryview, now: float) -> bool:
         """Process a frame that is not ordinary. Return whether it passes."""
         pkt = Packet.at(frame)
         if pkt.ethertype not in (ether.IPV4, ether.IPV6) or pkt.l3_off != quick.L3 or not self.flows:
             return True
         if (told := too_big(pkt)) is not None:
             flow = self._by_port[1 - port].get(told.parties)
-            return flow is None or not flow.path_mtu(port, told.seq, told.mtu)
+            if flow is None or not flow.path_mtu(port, told.seq, told.mtu, now):
+                return True
+            self._touched[flow.key] = flow
+            return False
         if pkt.tcp is None or pkt.ip is None or pkt.is_fragment:
             return True
         parties = pkt.ip.src + pkt.ip.dst + bytes(frame[pkt.tcp.off : pkt.tcp.off + 4])
