@@ -14,6 +14,7 @@ from vtl_tools.common.model.tcp import TcpModel
 from vtl_tools.common.model.tcp_arrival import SegmentKind, arrive
 from vtl_tools.common.packet import derive
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.seq import seq_max
 from vtl_tools.common.packet.tcp import FIN, RST, SYN, URG
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.tcb import NEVER
@@ -109,7 +110,7 @@ class AckFlow:
         if self._pending is here:
             self._open_second(here, there, now)
         if there.deputy is not None and tsval is not None:
-            there.deputy.stamp = tx.tsval
+            there.deputy.stamp = seq_max(tx.tsval, there.deputy.stamp)  # a late segment has an older one
         if here.deputy is not None:
             self._acknowledged(here, there, segment, tsval, now)
         return self._pass(here, there, frame, l4, segment, seen)
@@ -237,11 +238,14 @@ class AckFlow:
         return True
 
     def _edit_syn(self, pkt: Packet, sender: End) -> None:
-        """Change a SYN for the other link: our windows may be larger than the sender's shift can tell."""
+        """Change a SYN for the other link.
+
+        The peer, which is far, is offered more than the guest's shift may be able to tell.
+        """
         segment = pkt.tcp
         assert segment is not None
         simplify(segment)
-        if sender.other in self.taken:
+        if sender is LOCAL and REMOTE in self.taken:
             self.is_widened |= widen(segment, self.shift)
 
     @property

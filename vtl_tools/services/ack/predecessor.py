@@ -8,7 +8,7 @@ from typing import Final
 
 from vtl_tools.common.packet import build, derive, quick
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.packet.tcp import ACK, RST
+from vtl_tools.common.packet.tcp import ACK, RST, encode_options
 from vtl_tools.services.ack.register import Register, RegisteredConnection
 
 PROBE_S: Final = 1.0
@@ -32,7 +32,10 @@ class LeftConnection:
         self.waits_for = {0, 1}
 
     def probe(self, port: int, seq: int) -> bytes:
-        """Return a segment for the end at a port, in the other end's name."""
+        """Return a segment for the end at a port, in the other end's name.
+
+        It has timestamps, since one without may be dropped in silence (RFC 7323 section 3.2).
+        """
         guest_mac, peer_mac, parties = self.connection
         src, dst, sport, dport = quick.split(parties)
         src_mac, dst_mac = guest_mac, peer_mac
@@ -41,7 +44,7 @@ class LeftConnection:
         return bytes(
             build.tcp(
                 src_mac=src_mac, dst_mac=dst_mac, src=src, dst=dst, sport=sport, dport=dport,
-                seq=seq, ack=seq, flags=ACK,
+                seq=seq, ack=seq, flags=ACK, options=encode_options(timestamps=(seq, 0)),
             )
         )  # fmt: skip
 

@@ -18,7 +18,7 @@ from vtl_tools.common.rules.connections import ConnectionChoice, FirstSegment
 from vtl_tools.common.rules.rule import IN, OUT
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.config import Config
-from vtl_tools.common.tcp.wire import is_intact
+from vtl_tools.common.tcp.wire import Path, is_intact
 from vtl_tools.services.ack.budget import AckBudget, LossReason, SegmentFate
 from vtl_tools.services.ack.flow import AckFlow, Frames
 from vtl_tools.services.ack.path_mtu import too_big
@@ -144,7 +144,8 @@ class LocalAck(Stage):
         dst_mac, src_mac, _ = Ethernet.HEADER.unpack_from(frame, VNET)
         first = FirstSegment(IN if port else OUT, *quick.split(parties), src_mac, dst_mac)
         pkt = Packet.at(frame)
-        if first not in self.choice or pkt.tcp is None or is_signed(pkt.tcp):
+        path = Path.answering(frame)
+        if first not in self.choice or pkt.tcp is None or is_signed(pkt.tcp) or not path.is_unicast:
             self.passed += 1
             return
         key = quick.reverse(parties) if port else parties
@@ -214,10 +215,10 @@ class LocalAck(Stage):
         guest, peer, sport, dport = quick.split(flow.key)
         for end, reason, octets in flow.lost:
             self.event(
-                "lost",
+                "undelivered",
                 guest=format_ip(guest), guest_port=sport, peer=format_ip(peer), peer_port=dport,
                 sender="guest" if end is LOCAL else "peer", octets=octets, reason=str(reason),
-                cause=("lost", reason),
+                cause=("undelivered", reason),
             )  # fmt: skip
         flow.lost.clear()
 
@@ -248,7 +249,7 @@ class LocalAck(Stage):
         if not self._told_of_predecessor:
             self._told_of_predecessor = True
             if self.predecessor.found:
-                self.event("left", connections=self.predecessor.found)
+                self.event("inherited", connections=self.predecessor.found)
         for frames, probes in zip(self._out, self.predecessor.probes(now), strict=True):
             frames.extend(probes)
         for flow in self.timers.expired(now):
@@ -274,7 +275,7 @@ class LocalAck(Stage):
             "ack": {
                 "connections": sum(flow.slot is not None for flow in self.flows.values()),
                 "opening": len(self._opening),
-                "left": len(self.predecessor),
+                "inherited": len(self.predecessor),
                 "opened": self.opened,
                 "passed": self.passed,
                 "held_octets": budget.held,
