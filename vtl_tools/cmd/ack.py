@@ -92,10 +92,9 @@ def main(
     from vtl_tools.services.ack.start import make_stage
 
     ConnectionChoice.parse("--only", only)  # an error in a condition is one before anything is opened
+    limits = buffer << 20, memory << 20, float(give_up)
     run_service(
-        partial(
-            make_stage, iface, only, direction, buffer << 20, memory << 20, float(give_up), congestion, options
-        ),
+        partial(make_stage, iface, only, direction, *limits, congestion, options),
         links_of(iface, uplink), options, guard=guard, vm_sides=1,
     )  # fmt: skip
 

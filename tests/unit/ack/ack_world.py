@@ -1,4 +1,4 @@
-"""A guest, vtl-ack, a path that misbehaves by a seed, and a peer, on a clock that jumps to what happens next."""
+"""A guest, vtl-ack, a path that misbehaves by a seed, and a peer, in virtual time."""
 
 import heapq
 from itertools import count
@@ -48,7 +48,9 @@ class AckWorld:
         local = {"delay_s": 1e-4, "loss": local_loss, "reorder": local_reorder}
         far = {"delay_s": delay_s, "loss": loss, "reorder": reorder, "duplicate": duplicate}
         self.links = [(Way(**local), Way(**local)), (Way(**far), Way(**far))]
-        self.config = Config(receive_buffer=buffer, send_buffer=buffer, no_delay=True, user_timeout_s=give_up_s)
+        self.config = Config(
+            receive_buffer=buffer, send_buffer=buffer, no_delay=True, user_timeout_s=give_up_s
+        )
         self.arguments = taken, only, buffer, memory
         self.memory = bytearray(OCTETS) if register is None else register
         self.wire, self.order = [], count()
@@ -133,7 +135,7 @@ class AckWorld:
         self.run(lambda: all(end.state is State.ESTABLISHED for end in self.ends))
 
     def transfer(self, sent, limit_s=600.0, chunk=1 << 20):
-        """Send both ways at once, by end, close both, and return what came to each end, and when the last did."""
+        """Send both ways at once, close both, and return what came to each end, and when the last did."""
         left = [memoryview(data) for data in sent]
         got, done_at = [bytearray(), bytearray()], [self.now, self.now]
 

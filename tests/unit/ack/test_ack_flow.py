@@ -34,8 +34,10 @@ def test_every_octet_arrives_over_a_path_that_loses_reorders_and_doubles(taken, 
     assert (got[PEER], got[GUEST]) == sent
     world.go(10)
     told = world.told
-    assert told["acknowledged_octets"] == told["delivered_octets"] == sum(
-        len(sent[end is REMOTE]) for end in taken
+    assert (
+        told["acknowledged_octets"]
+        == told["delivered_octets"]
+        == sum(len(sent[end is REMOTE]) for end in taken)
     )
     assert (told["held_octets"], told["lost_octets"], len(world.stage.register)) == (0, 0, 0)
     assert set(world.stage.drops) <= {"old-timestamp", "out-of-window"}
