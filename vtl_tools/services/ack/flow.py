@@ -231,6 +231,9 @@ class AckFlow:
                 return True
             here.ack_due = True
             return self._drop(here.model.seen.text if here.model.seen is not None else "")
+        if self.slot is not None and self._pending is None and here.taker is not None:
+            here.ack_due = True  # the end of the handshake was lost; the other end has all of it
+            return False
         self._edit_syn(pkt, here.end)
         there.model.follow(pkt, here.end)
         if self.slot is None:
@@ -265,6 +268,7 @@ class AckFlow:
         """Begin with the passive end's data: the initiator has acknowledged its SYN."""
         self._pending = None
         self._relay(there, here, now)
+        there.ack_due = there.taker is not None  # in place of the last of the handshake, which is taken
 
     def _relay(self, here: Wire, there: Wire, now: float) -> None:
         """Take the data of the end here, if it is to be taken."""
