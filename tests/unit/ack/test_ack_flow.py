@@ -288,3 +288,24 @@ def test_segments_that_no_end_would_accept_go_no_further():
     assert len(world.seen[GUEST]) == before
     assert sum(world.stage.drops.values()) == 5
     assert guest.state is peer.state is State.ESTABLISHED
+
+
+@pytest.mark.parametrize("taken", [(LOCAL,), (REMOTE,), BOTH], ids=["out", "in", "both"])
+@pytest.mark.parametrize("lost", range(3))
+def test_a_handshake_of_which_any_segment_is_lost(lost, taken):
+    """The SYN that arrives has a newer timestamp than the one that was followed first."""
+    world = AckWorld(taken=taken)
+    put, left = world.put, [lost]
+
+    def lose_one(end, way, frame):
+        if (end, way) == ((PEER, 1), (PEER, 0), (PEER, 1))[lost]:
+            left[0] -= 1 if lost == 2 else left[0] + 1
+            if left[0] < (1 if lost == 2 else 0):
+                world.put = put
+                return
+        put(end, way, frame)
+
+    world.put = lose_one
+    world.open()
+    got, _ = world.transfer((content(30_000), content(30_000, 2)))
+    assert got == [content(30_000, 2), content(30_000)]

@@ -51,11 +51,11 @@ class DeputyFramer(Framer):
 class Deputy(Endpoint):
     """The sending half of an endpoint, which took a connection over at its start.
 
-    tsval: TSval that the end itself sent last. The deputy's segments carry it, so that there is one timestamp
-    clock, and the end can go on by itself whenever nothing is left to deliver.
+    Its segments carry the TSval that the end itself sent last, so that there is one timestamp clock, and the
+    end can go on by itself whenever nothing is left to deliver.
     """
 
-    __slots__ = ("_speaks", "stamp")
+    __slots__ = ("_speaker", "_speaks")
 
     def __init__(
         self,
@@ -67,14 +67,17 @@ class Deputy(Endpoint):
         now: float,
         note: Note,
     ) -> None:
-        """speaker: the end whose data is delivered. opened_at: when its SYN went to the listener."""
+        """speaker: the end whose data is delivered; its variables are followed while the deputy lives.
+
+        opened_at: when its SYN went to the listener.
+        """
         assert speaker.iss is not None
         assert listener.iss is not None
         super().__init__(path, b"", opened_at, config, iss=speaker.iss)
         framer = DeputyFramer(path, config.ttl, config.dscp, note)
         self.framer = framer
         self._speaks = framer
-        self.stamp = speaker.tsval
+        self._speaker = speaker
         # The handshake is the ends' own: the deputy takes part in it as the speaker did, for its state.
         self.connect()
         self.transmit_pieces(opened_at)
@@ -91,7 +94,7 @@ class Deputy(Endpoint):
 
     def tsval(self, now: float) -> int:
         """Return the end's own timestamp."""
-        return self.stamp
+        return self._speaker.tsval
 
     def listener_sent(
         self,

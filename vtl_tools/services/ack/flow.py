@@ -14,7 +14,6 @@ from vtl_tools.common.model.tcp import TcpModel
 from vtl_tools.common.model.tcp_arrival import SegmentKind, arrive
 from vtl_tools.common.packet import derive
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.packet.seq import seq_max
 from vtl_tools.common.packet.tcp import FIN, RST, SYN, URG
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.tcb import NEVER
@@ -109,8 +108,8 @@ class AckFlow:
         self.heard_at = now
         if self._pending is here:
             self._open_second(here, there, now)
-        if there.deputy is not None and tsval is not None:
-            there.deputy.stamp = seq_max(tx.tsval, there.deputy.stamp)  # a late segment has an older one
+        if tsval is not None:
+            there.stamp(tsval)
         if here.deputy is not None:
             self._acknowledged(here, there, segment, tsval, now)
         return self._pass(here, there, frame, l4, segment, seen)
@@ -236,6 +235,8 @@ class AckFlow:
             return False
         self._edit_syn(pkt, here.end)
         there.model.follow(pkt, here.end)
+        if pkt.tcp is not None and (stamps := pkt.tcp.timestamps) is not None:
+            there.stamp(stamps[0])  # also of a SYN that is sent again: perhaps no earlier one arrives
         if self.slot is None:
             there.syn_at = now
         return True

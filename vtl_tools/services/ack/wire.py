@@ -6,6 +6,7 @@ from vtl_tools.common.model.base import End
 from vtl_tools.common.model.tcp import TcpModel
 from vtl_tools.common.model.tcp_arrival import arrive
 from vtl_tools.common.model.tcp_end import TcpEnd
+from vtl_tools.common.packet.seq import seq_max
 from vtl_tools.common.packet.tcp import ACK, RST
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.rcv import Receiver
@@ -71,10 +72,14 @@ class Wire:
         """Follow a segment of the deputy."""
         theirs, deputy = self.theirs, self.deputy
         assert deputy is not None
-        stamp = deputy.stamp if theirs.timestamps else None
+        stamp = theirs.tsval if theirs.timestamps else None
         arrive(theirs, self.mine, seq, deputy.spoken_ack, flags, window, length, stamp)
 
     # --- segments in the other end's name
+
+    def stamp(self, tsval: int) -> None:
+        """Use the TSval that the other end sent, unless it is from a late segment and older."""
+        self.theirs.tsval = seq_max(tsval, self.theirs.tsval)
 
     @property
     def next_seq(self) -> int:
@@ -94,8 +99,6 @@ class Wire:
         probe: with a number before the window, so that the end answers (RFC 9293 section 3.8.4).
         """
         theirs = self.theirs
-        if self.deputy is not None and theirs.timestamps:
-            theirs.tsval = self.deputy.stamp
         blocks: list[tuple[int, int]] = []
         if self.taker is not None and self.model.sack_permitted:
             blocks = self.taker.blocks()[: 3 if theirs.timestamps else 4]
