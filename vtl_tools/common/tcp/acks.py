@@ -6,6 +6,7 @@ RFC 8985 (RACK-TLP) detects loss, RFC 6582 without SACK. RFC 5682 (F-RTO), RFC 3
 
 from typing import Final
 
+from vtl_tools.common.tcp.congestion.base import Sample
 from vtl_tools.common.tcp.flight import Run
 from vtl_tools.common.tcp.rack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Sender
@@ -17,43 +18,52 @@ _MASK: Final = 0xFFFF_FFFF
 _ECHO_MAX_MS: Final = 60_000
 
 
+_SAMPLE: Final = Sample()
+"""The sample of the acknowledgement that is being processed; no control keeps it."""
+
+
 def advance(tcb: TCB, ack: int, now: float) -> None:
     """Process an ACK of new data while nothing is SACKed, lost, or being recovered.
 
-    It has the effect of acknowledged(), in a part of the time.
+    It has the effect of acknowledged(), in a part of the time. RACK's variables may lag: the next SACK is of
+    data sent later.
     """
-    snd = tcb.snd
-    sample, rack = snd.sample, snd.rack
-    sample.before = snd.nxt - snd.una
+    snd, sample = tcb.snd, _SAMPLE
+    runs, cc = snd.runs, snd.cc
+    nxt = snd.nxt
+    sample.before = nxt - snd.una
     sample.delivered = ack - snd.una
+    if ack > snd.measured_to and not (first := runs.runs[0]).again:
+        tcb.rtt.sample(now - first.sent_at)
+        snd.measured_to = nxt
+        snd.rack.measured(now - first.sent_at, now)
     snd.una = sample.una = ack
-    snd.queue.drop(ack)
-    sample.now, sample.nxt, sample.advanced, sample.lost = now, snd.nxt, True, 0
-    fresh = snd.runs.acked(ack)
-    run = fresh[-1]
-    if run.again:
-        sample.rtt_s = None
-    else:
-        sample.rtt_s = rtt_s = now - run.sent_at
-        rack.xmit_at, rack.end, rack.fack, rack.rtt_s = run.sent_at, ack, ack, rtt_s
-        rack.measured(rtt_s, now)
-        if ack > snd.measured_to and not fresh[0].again:
-            tcb.rtt.sample(now - fresh[0].sent_at)
-            snd.measured_to = snd.nxt
-    sample.in_flight = snd.nxt - ack
+    tail = snd.queue.tail
+    snd.queue.drop(ack if ack < tail else tail)
+    run = runs.advance(ack)
+    sample.rtt_s = None if run.again else now - run.sent_at
+    sample.now, sample.nxt, sample.advanced, sample.lost, sample.in_flight = now, nxt, True, 0, nxt - ack
     sample.limited = snd.limited or snd.is_limited
-    if snd.cc.samples:
-        _rate(snd, fresh, now)
-    snd.cc.acked(sample)
-    tcb.stalled_since = now if ack < snd.queue.tail else None
+    if cc.samples:
+        if sample.rtt_s is not None:
+            snd.rack.measured(sample.rtt_s, now)
+        _rate(snd, run, now)
+    cc.acked(sample)
+    tcb.stalled_since = now if ack < tail or ack < snd.end else None
     tcb.arm(now)
 
 
 def acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate: bool) -> None:
     """Process an acceptable ACK, with its SACK blocks. duplicate: as defined in RFC 5681 section 2."""
     snd = tcb.snd
-    sample, runs = snd.sample, snd.runs
+    sample, runs = _SAMPLE, snd.runs
     una = snd.una
+    if segment.sack is None and snd.recover is None and tcb.probe is None and not runs.sacked:
+        if una < ack <= snd.nxt and not (snd.dup_acks or tcb.rtt.backoffs):
+            advance(tcb, ack, now)
+            return
+        if ack == una and not duplicate:
+            return
     sample.before, sample.now, sample.lost = snd.pipe(), now, 0
     sample.advanced = advanced = ack > una
     fresh = []
@@ -125,7 +135,7 @@ def _read_blocks(snd: Sender, blocks: list[tuple[int, int]], fresh: list[Run]) -
 
 def _deliver(snd: Sender, fresh: list[Run], now: float, echo_ms: int | None) -> bool:
     """Account for octets that arrived. Return whether any was sent only once, before the last timeout."""
-    sample, rack = snd.sample, snd.rack
+    sample, rack = _SAMPLE, snd.rack
     sample.delivered, sample.rtt_s = 0, None
     original, latest = False, -1.0
     for run in fresh:
@@ -143,7 +153,7 @@ def _deliver(snd: Sender, fresh: list[Run], now: float, echo_ms: int | None) -> 
 
 def _count_duplicates(snd: Sender, *, duplicate: bool) -> None:
     """Without SACK, take each duplicate ACK for a segment that arrived, and not twice (RFC 5681)."""
-    sample, mss = snd.sample, snd.mss
+    sample, mss = _SAMPLE, snd.mss
     if sample.advanced:
         octets = sample.delivered
         sample.delivered = max(octets - snd.dup_acks * mss, min(octets, mss))
@@ -183,7 +193,7 @@ def _detect(tcb: TCB, now: float) -> bool:
     srtt_s = tcb.rtt.srtt_s if tcb.rtt.srtt_s is not None else rack.rtt_s
     window_s = rack.window_s(snd.runs, srtt_s, recovering=snd.recover is not None)
     lost, again, wait_s = rack.detect(snd.runs, window_s, now)
-    snd.sample.lost += lost
+    _SAMPLE.lost += lost
     snd.missing += lost
     if wait_s:
         tcb.reorder_at = now + max(wait_s, 0.001)
@@ -214,7 +224,7 @@ def _reduce(snd: Sender) -> None:
 
 def _lose_head(snd: Sender) -> None:
     lost = snd.runs.lose_head(min(snd.una + snd.mss, snd.nxt))
-    snd.sample.lost += lost
+    _SAMPLE.lost += lost
     snd.missing += lost
 
 
@@ -223,7 +233,7 @@ def _recover(
 ) -> None:
     """Continue recovery. news: something arrived out of order. again: a retransmission was lost."""
     assert snd.recover is not None
-    advanced, done = snd.sample.advanced, snd.una >= snd.recover
+    advanced, done = _SAMPLE.advanced, snd.una >= snd.recover
     if snd.undo_from is not None and (
         snd.repaired == 0
         or (advanced and _is_older(echo_ms, snd.repaired_ms))
@@ -273,25 +283,30 @@ def _undo(snd: Sender) -> None:
 
 def _tell(snd: Sender, fresh: list[Run], now: float) -> None:
     """Pass the sample to the control."""
-    sample = snd.sample
+    sample = _SAMPLE
     sample.una, sample.nxt = snd.una, snd.nxt
     sample.in_flight = snd.pipe()
     sample.limited = snd.loss or snd.limited or snd.is_limited
     if snd.cc.samples:
-        _rate(snd, fresh, now)
+        _rate(snd, _newest(fresh), now)
     snd.cc.acked(sample)
 
 
-def _rate(snd: Sender, fresh: list[Run], now: float) -> None:
-    """Make the rate sample (draft-cheng-iccrg-delivery-rate-estimation section 3.3)."""
-    sample = snd.sample
-    sample.rate = sample.interval_s = 0.0
-    snd.delivered += sample.delivered
-    sample.total = snd.delivered
+def _newest(fresh: list[Run]) -> Run | None:
+    """Return the run that was sent last."""
     newest = None
     for run in fresh:
         if run.stamp is not None and (newest is None or run.is_after(newest.sent_at, newest.end)):
             newest = run
+    return newest
+
+
+def _rate(snd: Sender, newest: Run | None, now: float) -> None:
+    """Make the rate sample (draft-cheng-iccrg-delivery-rate-estimation section 3.3)."""
+    sample = _SAMPLE
+    sample.rate = sample.interval_s = 0.0
+    snd.delivered += sample.delivered
+    sample.total = snd.delivered
     if snd.starved_to and snd.delivered > snd.starved_to:
         snd.starved_to = 0
     if newest is None or newest.stamp is None:
@@ -303,7 +318,7 @@ def _rate(snd: Sender, fresh: list[Run], now: float) -> None:
     sample.tx_in_flight, sample.lost_since = stamp.in_flight, snd.missing - stamp.missing
     interval_s = max(newest.sent_at - stamp.first_at, now - stamp.delivered_at)
     least_s = snd.rack.min_rtt_s
-    if interval_s > 0 and (least_s is None or interval_s >= least_s * 0.999):
+    if interval_s > 0 and (interval_s >= 0.999 * least_s or least_s == NEVER):
         sample.interval_s = interval_s
         sample.rate = (snd.delivered - stamp.delivered) / interval_s
 
@@ -311,7 +326,7 @@ def _rate(snd: Sender, fresh: list[Run], now: float) -> None:
 def reordering_is_over(tcb: TCB, now: float) -> None:
     """Process the reordering timer (RFC 8985 section 6.3)."""
     snd = tcb.snd
-    sample = snd.sample
+    sample = _SAMPLE
     sample.before, sample.now, sample.lost, sample.delivered = snd.pipe(), now, 0, 0
     sample.advanced, sample.rtt_s = False, None
     again = _detect(tcb, now)

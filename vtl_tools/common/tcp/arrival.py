@@ -104,6 +104,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
         tcb.rtt.handshake_was_slow()
         snd.cc.syn_was_lost()
     tcb.rtt.progressed()
+    snd.cc.opened(now, tcb.rtt.srtt_s)
     snd.una = ack
     tcb.timed, tcb.retransmit_at, tcb.stalled_since, tcb.syn_due = None, NEVER, None, False
     scaled = segment.window if segment.flags & SYN else segment.window << snd.shift

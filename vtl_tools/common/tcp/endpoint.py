@@ -180,10 +180,23 @@ class Endpoint(TCB):
 
     def deadline(self) -> float | None:
         """Return when wake() is due; None: never, unless another call comes first."""
-        due = min(
-            self.retransmit_at, self.reorder_at, self.persist_at, self.delayed_at, self.time_wait_at,
-            self._give_up_at(), self._keep_alive_at(), self._silent_at(),
-        )  # fmt: skip
+        due = self.retransmit_at
+        if self.delayed_at < due:
+            due = self.delayed_at
+        if self.reorder_at < due:
+            due = self.reorder_at
+        if self.paced_at < due:
+            due = self.paced_at
+        if self.persist_at < due:
+            due = self.persist_at
+        if self.time_wait_at < due:
+            due = self.time_wait_at
+        if self.stalled_since is not None:
+            due = min(due, self._give_up_at())
+        elif self.config.keep_alive_s is not None:
+            due = min(due, self._keep_alive_at())
+        if self.state is State.FIN_WAIT_2:
+            due = min(due, self._silent_at())
         return None if due == NEVER else due
 
     def wake(self, now: float) -> None:
@@ -200,6 +213,8 @@ class Endpoint(TCB):
             self.delayed_at, self.ack_now = NEVER, True
         if now >= self.persist_at:
             self._persist(now)
+        if now >= self.paced_at:
+            self.paced_at = NEVER
         if now >= self.reorder_at:
             acks.reordering_is_over(self, now)
         if now >= self.retransmit_at:

@@ -4,8 +4,10 @@ Numbers are positions: they count from the ISS and never wrap.
 """
 
 from bisect import bisect_left, bisect_right
+from operator import attrgetter
 from typing import Final, NamedTuple
 
+_START: Final = attrgetter("start")
 RUNS_MAX: Final = 4096
 """Maximum runs. Without it a peer that reports every other octet could make each ACK arbitrarily slow."""
 
@@ -58,11 +60,10 @@ class Flight:
     again. top: end of the highest octet that the peer reported.
     """
 
-    __slots__ = ("_lost_from", "_starts", "lost", "runs", "sacked", "segments", "top")
+    __slots__ = ("_lost_from", "lost", "runs", "sacked", "segments", "top")
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
-        self._starts: list[int] = []
         self.sacked = self.segments = self.lost = self.top = 0
         self._lost_from = 0  # no run before it is lost
 
@@ -77,7 +78,6 @@ class Flight:
                 last.end, last.sent_at = end, now
                 return
         runs.append(Run(start, end, now, stamp))
-        self._starts.append(start)
 
     def sent_again(self, start: int, end: int, now: float, stamp: Stamp | None = None) -> None:
         """Make a run of octets that are sent once more. None of them is SACKed."""
@@ -86,7 +86,6 @@ class Flight:
             if run.lost:
                 self.lost -= run.end - run.start
         self.runs[first:last] = [Run(start, end, now, stamp, again=True)]
-        self._starts[first:last] = [start]
 
     def truncate(self, end: int) -> None:
         """Remove all octets from a position on, as if they were never sent."""
@@ -98,19 +97,34 @@ class Flight:
                 self.segments -= run.segments
             elif run.lost:
                 self.lost -= size
-        del self.runs[at:], self._starts[at:]
+        del self.runs[at:]
 
     def _cut(self, position: int) -> int:
         """Make a run begin at a position, unless all are before it. Return the index of that run."""
-        at = bisect_left(self._starts, position)
+        at = bisect_left(self.runs, position, key=_START)
         if at and (run := self.runs[at - 1]).end > position:
             rest = run.part(position, run.end)
             run.end = position
             self.runs.insert(at, rest)
-            self._starts.insert(at, position)
         return at
 
     # --- acknowledgements
+
+    def advance(self, una: int) -> Run:
+        """Remove octets that are acknowledged, while none are SACKed or lost. Return the last run of them."""
+        runs = self.runs
+        run = runs[0]
+        done = 0
+        while run.end < una:
+            done += 1
+            run = runs[done]
+        if run.end == una:
+            done += 1
+        else:
+            run.start = una
+        if done:
+            del runs[:done]
+        return run
 
     def acked(self, una: int) -> list[Run]:
         """Remove octets that are cumulatively acknowledged. Return the runs of them not SACKed before.
@@ -137,15 +151,15 @@ class Flight:
                 if run.lost:
                     self.lost -= part
                 found.append(run.part(run.start, una))
-            run.start = self._starts[done] = una
+            run.start = una
         if done:
-            del runs[:done], self._starts[:done]
+            del runs[:done]
         return found
 
     def sack(self, start: int, end: int, smss: int) -> list[Run]:
         """Record that the peer has a range. Return the runs of it that are news."""
         runs = self.runs
-        at = bisect_right(self._starts, start) - 1
+        at = bisect_right(runs, start, key=_START) - 1
         if at < 0:
             return []
         run = runs[at]
@@ -174,17 +188,17 @@ class Flight:
         whole = Run(runs[first].start, runs[last - 1].end, runs[last - 1].sent_at, sacked=True)
         whole.segments = segments + sum(run.segments for run in runs[first:last])
         runs[first:last] = [whole]
-        self._starts[first:last] = [whole.start]
         self.top = max(self.top, whole.end)
         return found
 
     def _is_bounded(self, start: int, end: int) -> bool:
         """Return whether a SACK of this range adds no runs: it is made of whole ones."""
-        at, stop = bisect_left(self._starts, start), bisect_left(self._starts, end)
+        runs = self.runs
+        at, stop = (bisect_left(runs, edge, key=_START) for edge in (start, end))
         return (
-            at < len(self._starts)
-            and self._starts[at] == start
-            and (stop == len(self._starts) or self._starts[stop] == end)
+            at < len(runs)
+            and runs[at].start == start
+            and (runs[stop].start if stop < len(runs) else runs[-1].end) == end
         )
 
     def forget(self) -> None:
@@ -222,7 +236,7 @@ class Flight:
         if not self.lost:
             return None
         runs = self.runs
-        at = max(0, bisect_right(self._starts, self._lost_from) - 1)
+        at = max(0, bisect_right(runs, self._lost_from, key=_START) - 1)
         while not runs[at].lost:
             at += 1
         start, end = runs[at].start, runs[at].end

@@ -9,6 +9,7 @@ _PERSIST: Final = 16  # recoveries for which a wider window is kept
 _MULT_MAX: Final = 64
 _MIN_RTT_S: Final = 300.0
 """Age at which a minimum is replaced: the path may have become longer."""
+_NONE: Final = float("inf")
 _EPSILON_S: Final = 1e-6
 _HALF: Final = 0x8000_0000
 _MASK: Final = 0xFFFF_FFFF
@@ -17,9 +18,9 @@ _MASK: Final = 0xFFFF_FFFF
 class Rack:
     """RACK.* of one connection (section 5.2). xmit_at, end: of the segment delivered that was sent last.
 
-    fack: the highest position delivered. reordered: a segment was delivered after one sent later. mult,
-    persist: RACK.reo_wnd_mult, RACK.reo_wnd_persist. round_end: SND.NXT when a D-SACK last widened the
-    window.
+    min_rtt_s: infinite before the first sample. fack: the highest position delivered. reordered: a segment
+    was delivered after one sent later. mult, persist: RACK.reo_wnd_mult, RACK.reo_wnd_persist. round_end:
+    SND.NXT when a D-SACK last widened the window.
     """
 
     __slots__ = (
@@ -29,16 +30,14 @@ class Rack:
 
     def __init__(self) -> None:
         self.xmit_at, self.end, self.fack, self.rtt_s = 0.0, 0, 0, 0.0
-        self.min_rtt_s: float | None = None
+        self.min_rtt_s = _NONE
         self._min_at = 0.0
         self.reordered = False
         self.mult, self.persist, self.round_end = 1, _PERSIST, 0
 
     def measured(self, rtt_s: float, now: float) -> None:
         """Step 1: update the minimum round trip, by data sent only once."""
-        if rtt_s <= 0:
-            return
-        if self.min_rtt_s is None or rtt_s <= self.min_rtt_s or now - self._min_at > _MIN_RTT_S:
+        if 0 < rtt_s <= self.min_rtt_s or now - self._min_at > _MIN_RTT_S:
             self.min_rtt_s, self._min_at = rtt_s, now
 
     def delivered(self, run: Run, now: float, echo_ms: int | None) -> None:
@@ -48,7 +47,7 @@ class Rack:
             if echo_ms is not None:
                 if (echo_ms - int(run.sent_at * 1000)) & _MASK >= _HALF:
                     return
-            elif self.min_rtt_s is not None and rtt_s < self.min_rtt_s:
+            elif rtt_s < self.min_rtt_s < _NONE:
                 return
         elif run.end < self.fack:
             self.reordered = True
@@ -74,7 +73,7 @@ class Rack:
         """Step 4: RACK.reo_wnd."""
         if not self.reordered and (recovering or flight.segments >= DUP_THRESH):
             return 0.0
-        least_s = srtt_s if self.min_rtt_s is None else min(self.min_rtt_s, srtt_s)
+        least_s = min(self.min_rtt_s, srtt_s)
         return min(self.mult * least_s / 4, srtt_s)
 
     def detect(self, flight: Flight, window_s: float, now: float) -> tuple[int, bool, float]:

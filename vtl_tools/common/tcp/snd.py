@@ -7,7 +7,7 @@ is at 0, data begins at 1. seq() converts a position to 32 bits, and position() 
 from typing import Final, NamedTuple
 
 from vtl_tools.common.tcp.config import Config
-from vtl_tools.common.tcp.congestion.base import Congestion, Sample
+from vtl_tools.common.tcp.congestion.base import Congestion
 from vtl_tools.common.tcp.congestion.choice import CONTROLS
 from vtl_tools.common.tcp.flight import Flight, Stamp
 from vtl_tools.common.tcp.queue import Octets, SendQueue
@@ -34,7 +34,7 @@ class Sender:
     wnd: SND.WND; max_wnd: its maximum so far. wl1, wl2: SND.WL1 (a position of the receiver) and SND.WL2.
     shift: Snd.Wind.Shift. mss: Eff.snd.MSS. fin: position of our FIN, once the user has closed.
     up: SND.UP, the end of urgent data; nothing is urgent unless it is ahead of una.
-    runs: the octets in flight. cc: congestion control; sample: the last acknowledgement, as told to it.
+    runs: the octets in flight. cc: congestion control.
 
     recover: end of the data in flight when recovery began; None outside of recovery. loss: recovery from a
     timeout, which may prove spurious while frto is set; new_first: new data is due, to learn it. recovered:
@@ -53,7 +53,7 @@ class Sender:
         "cc", "config", "cwr_due", "delivered", "delivered_at", "dup_acks", "fin", "first_at", "frto", "iss",
         "limited", "loss", "max", "max_wnd", "measured_to", "missing", "most", "mss", "new_first", "nxt",
         "queue", "rack", "recover", "recovered", "reduced_to", "repaired", "repaired_ms", "retransmits",
-        "runs", "sack", "sample", "shift", "starved_to", "una", "undo_from", "up", "used_to", "wl1", "wl2",
+        "runs", "sack", "shift", "starved_to", "una", "undo_from", "up", "used_to", "wl1", "wl2",
         "wnd",
     )  # fmt: skip
 
@@ -66,7 +66,6 @@ class Sender:
         self.queue = SendQueue()
         self.runs = Flight()
         self.rack = Rack()
-        self.sample = Sample()
         self.cc: Congestion = CONTROLS[config.congestion](self.mss, config.initial_window)
         self.fin: int | None = None
         self.sack = self.loss = self.frto = self.new_first = self.cwr_due = False
@@ -147,7 +146,7 @@ class Sender:
     def start(self, mss: int) -> None:
         """Start with the segment size that the SYNs agreed on."""
         self.mss = mss
-        self.cc = CONTROLS[self.config.congestion](mss, self.config.initial_window)
+        self.cc.begin(mss)
 
     def pipe(self) -> int:
         """Return the octets in the network (RFC 6675 section 4, SetPipe)."""
@@ -239,7 +238,11 @@ class Sender:
 
         While data is urgent it is one, since a super-segment has one urgent pointer for all.
         """
-        most = 0 if self.up > self.una else min(self.config.super_segment, _SEGMENTS_MAX * self.mss)
+        most = (
+            0
+            if self.up > self.una
+            else min(self.config.super_segment, _SEGMENTS_MAX * self.mss, self.cc.quantum)
+        )
         whole = (octets if octets < most else most) // self.mss * self.mss
         return whole or self.mss
 
@@ -290,11 +293,14 @@ class Sender:
 
     def used(self) -> None:
         """Note after sending how much of the window is used (Linux: tcp_cwnd_validate)."""
-        flight = self.pipe()
-        limited = flight + self.mss > self.cc.cwnd
-        if self.una >= self.used_to or limited or (not self.limited and flight > self.most):
-            self.limited, self.most, self.used_to = limited, flight, self.nxt
-        if self.cc.samples and not limited and self.nxt >= self.end and not self.runs.lost:
+        cc, runs = self.cc, self.runs
+        flight = self.pipe() if runs.sacked or runs.lost or self.dup_acks else self.nxt - self.una
+        if flight + self.mss > cc.cwnd:
+            self.limited, self.most, self.used_to = True, flight, self.nxt
+            return
+        if self.una >= self.used_to or (flight > self.most and not self.limited):
+            self.limited, self.most, self.used_to = False, flight, self.nxt
+        if cc.samples and self.nxt >= self.end and not runs.lost:
             self.starved_to = self.delivered + flight or 1
 
     @property

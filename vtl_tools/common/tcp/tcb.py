@@ -30,8 +30,9 @@ class TCB:
     was acknowledged although data is outstanding; None if none is. timed: the position after the SYN and its
     sending time, for an RTT sample. retransmit_at: of the RTO, or of a tail loss probe before it
     (probe_is_next); rto_at: of the RTO. reorder_at: time at which data missing below SACKed ranges is
-    considered lost. probe: end of the data in flight when the tail was probed, and whether the probe was a
-    retransmission.
+    considered lost. pace_at: time from which the pacing rate lets the next segment leave; paced_at: the same
+    while one waits for it. probe: end of the data in flight when the tail was probed, and whether the probe
+    was a retransmission.
     """
 
     __slots__ = (
@@ -48,6 +49,8 @@ class TCB:
         "keep_alives",
         "last_ack",
         "out",
+        "pace_at",
+        "paced_at",
         "passive",
         "path",
         "peer_scales",
@@ -97,6 +100,7 @@ class TCB:
         self.last_ack = 0
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
         self.reorder_at = self.rto_at = NEVER
+        self.pace_at, self.paced_at = 0.0, NEVER
         self.probe_is_next = False
         self.persists = self.keep_alives = 0
         self.probe: tuple[int, bool] | None = None
@@ -120,7 +124,7 @@ class TCB:
             self.ended = why
         self.become(State.CLOSED)
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
-        self.reorder_at = NEVER
+        self.reorder_at = self.paced_at = NEVER
         self.stalled_since = None
         self.syn_pending = self.syn_due = self.ack_now = False
         self.snd.queue.clear()
@@ -129,7 +133,7 @@ class TCB:
         """Enter TIME-WAIT, or restart its timer."""
         if self.state is not State.TIME_WAIT:
             self.become(State.TIME_WAIT)
-            self.retransmit_at = self.persist_at = self.reorder_at = NEVER
+            self.retransmit_at = self.persist_at = self.reorder_at = self.paced_at = NEVER
             self.stalled_since = None
         self.time_wait_at = now + self.config.time_wait_s
 

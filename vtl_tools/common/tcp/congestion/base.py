@@ -61,6 +61,14 @@ class Congestion(ABC):
         self.pacing_rate: float | None = None
         self.quantum = UNLIMITED
 
+    def begin(self, smss: int) -> None:
+        """Use the segment size that the SYNs agreed on."""
+        self.smss = smss
+        self.cwnd = self.initial * smss
+
+    def opened(self, now: float, rtt_s: float | None) -> None:  # noqa: B027 - few controls need it
+        """Start sending, after a handshake that took so long; None: unknown."""
+
     @abstractmethod
     def acked(self, sample: Sample) -> None:
         """Process an acknowledgement, in any phase."""

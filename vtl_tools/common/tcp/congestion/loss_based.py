@@ -74,11 +74,14 @@ class LossBased(Congestion):
 
     def _reduce(self, flight: int, now: float) -> None:
         self._before = self.cwnd, self.ssthresh
-        # Data of limited transmit is beyond cwnd, and does not count (RFC 5681 section 3.2).
-        self.ssthresh = max(self.reduced(min(flight, self.cwnd), now), 2 * self.smss)
+        self.ssthresh = max(self.reduced(flight, now), 2 * self.smss)
 
     def lost(self, now: float, in_flight: int, flight: int) -> None:
-        """Reduce ssthresh at once, and the window in the course of a round trip."""
+        """Reduce ssthresh at once, and the window in the course of a round trip.
+
+        Data of limited transmit is beyond cwnd, and does not count (RFC 5681 section 3.2).
+        """
+        flight = min(flight, self.cwnd)
         self._reduce(flight, now)
         self._recovering = True
         self._flight = flight
@@ -94,12 +97,12 @@ class LossBased(Congestion):
         """Reduce the window to one segment, and ssthresh once for the same data (RFC 5681 section 3.1)."""
         self._recovering = False
         if not again:
-            self._reduce(flight, now)
+            self._reduce(min(flight, self.cwnd), now)
         self.cwnd = in_flight + self.smss
 
     def marked(self, now: float, in_flight: int, flight: int) -> None:
         """Reduce the window as for a loss, without a retransmission."""
-        self._reduce(flight, now)
+        self._reduce(min(flight, self.cwnd), now)
         self.cwnd = self.ssthresh
 
     def undo(self) -> None:
