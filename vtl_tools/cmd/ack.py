@@ -58,11 +58,11 @@ if TYPE_CHECKING:
 @click.option(
     "--congestion",
     type=click.Choice(list(CONTROLS)),
-    default="newreno",
+    default="cubic",
     show_default=True,
     help="Congestion control of the delivery.",
 )
-@opts.guard_option("keep")
+@opts.guard_option()
 @opts.common_options
 def main(
     iface: str | None,
