@@ -204,7 +204,14 @@ def test_a_receiver_that_stops_stops_the_guest_and_the_buffer_is_bounded(lab: La
 def test_a_service_that_is_killed_resets_both_ends_when_it_is_back(lab: Lab) -> None:
     with long_line(lab, "--delay", "100ms", "--rate", "20mbit", "--queue", "10s") as (line, _):
         client, middle, server = line
-        command = (BIN / "vtl-ack", *near(lab), "--guard", "keep", "--control", lab.dir / "run-None" / "ack.sock")
+        command = (
+            BIN / "vtl-ack",
+            *near(lab),
+            "--guard",
+            "keep",
+            "--control",
+            lab.dir / "run-None" / "ack.sock",
+        )
         killed = middle.popen(*command)
         reach(line)
         receiver = Talker(server, "server", SERVER, 5001, receives=1)

@@ -7,6 +7,8 @@ import pytest
 from ack_world import GUEST, PEER, SMALL, AckWorld
 
 from vtl_tools.common.model.base import LOCAL, REMOTE
+from vtl_tools.common.packet import address, derive, icmp
+from vtl_tools.common.packet.offload import segment
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
 from vtl_tools.common.tcp.config import Config
@@ -307,3 +309,58 @@ def test_a_handshake_of_which_any_segment_is_lost(way, which, taken):
     world.open()
     got, _ = world.transfer((content(30_000), content(30_000, 2)))
     assert got == [content(30_000, 2), content(30_000)]
+
+
+def test_frames_in_the_name_of_an_end_go_to_the_router_that_it_has_chosen():
+    """A router of VRRP is reached at one Ethernet address, and sends from another."""
+    world = AckWorld()
+    put, virtual = world.put, bytes.fromhex("00005e000101")
+
+    def through_router(end, way, frame):
+        if (end, way) == (GUEST, 0):
+            frame[10:16] = virtual
+        put(end, way, frame)
+
+    world.put = through_router
+    world.open()
+    got, _ = world.transfer((content(50_000), content(50_000, 2)))
+    assert got == [content(50_000, 2), content(50_000)]
+    assert {bytes(frame[10:16]) for frame in world.seen[PEER]} == {virtual}
+    assert virtual not in {bytes(frame[16:22]) for frame in world.seen[GUEST][:3]}
+
+
+def test_a_packet_that_is_too_big_for_the_path_is_cut():
+    world = AckWorld()
+    world.open()
+    guest, peer = world.ends
+    put, refused = world.put, []
+
+    def narrow(end, way, frame):
+        pieces = segment(frame) if (end, way) == (PEER, 1) else [frame]
+        for piece in pieces:
+            if (end, way) == (PEER, 1) and len(piece) - 24 > 1000:
+                pkt = Packet.at(piece)
+                refused.append(pkt.tcp.seq)
+                error = derive.icmp_error(
+                    pkt, icmp.UNREACHABLE, icmp.FRAGMENTATION_NEEDED, src=address.ip("10.0.0.9"), rest=1000
+                )
+                put(PEER, 0, error)
+            else:
+                put(end, way, piece)
+
+    world.put = narrow
+    guest.write(content(30_000))
+    world.run(lambda: peer.readable == 30_000)
+    assert refused
+    assert max(len(frame) - 24 for frame in world.seen[PEER]) <= 1000
+    # an error about a segment that is not in flight changes nothing
+    world.go(1)
+    (flow,) = world.stage.flows.values()
+    mss = flow.wires[PEER].deputy.snd.mss
+    late = Packet.at(world.seen[PEER][-1])
+    forged = derive.icmp_error(
+        late, icmp.UNREACHABLE, icmp.FRAGMENTATION_NEEDED, src=address.ip("10.0.0.9"), rest=600
+    )
+    put(PEER, 0, forged)
+    world.go(1)
+    assert flow.wires[PEER].deputy.snd.mss == mss

@@ -15,6 +15,7 @@ from vtl_tools.common.model.tcp_arrival import SegmentKind, arrive
 from vtl_tools.common.packet import derive
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import FIN, RST, SYN, URG
+from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.tcb import NEVER
 from vtl_tools.common.tcp.wire import Pieces, Segment, is_intact, parse
@@ -75,6 +76,7 @@ class AckFlow:
         here = Wire(port, sender, TcpModel.from_packet(pkt, sender), now)
         self._edit_syn(pkt, sender)
         there = Wire(1 - port, sender.other, TcpModel.from_packet(pkt, sender), now)
+        here.macs = pkt.eth.dst + pkt.eth.src
         self.wires = (here, there) if port == 0 else (there, here)
         self._initiator = port  # which is open once it has the answer to its SYN
 
@@ -106,6 +108,7 @@ class AckFlow:
         if segment.flags & RST:
             return self._on_reset(here, there, frame, l4)
         self.heard_at = now
+        self._note_macs(here, there, frame)
         if self._pending is here:
             self._open_second(here, there, now)
         if tsval is not None:
@@ -113,6 +116,14 @@ class AckFlow:
         if here.deputy is not None:
             self._acknowledged(here, there, segment, tsval, now)
         return self._pass(here, there, frame, l4, segment, seen)
+
+    @staticmethod
+    def _note_macs(here: Wire, there: Wire, frame: memoryview) -> None:
+        """Note from where and to where an end sends its frames."""
+        macs = bytes(frame[VNET : VNET + 12])
+        if macs != here.macs:
+            here.macs = macs
+            there.address(macs)
 
     def _acknowledged(self, here: Wire, there: Wire, segment: Segment, tsval: int | None, now: float) -> None:
         """Process what a segment of one end acknowledges of the other end's data."""
@@ -235,6 +246,8 @@ class AckFlow:
             return False
         self._edit_syn(pkt, here.end)
         there.model.follow(pkt, here.end)
+        self._note_macs(here, there, frame)
+        here.address(there.macs)
         if pkt.tcp is not None and (stamps := pkt.tcp.timestamps) is not None:
             there.stamp(stamps[0])  # also of a SYN that is sent again: perhaps no earlier one arrives
         if self.slot is None:

@@ -9,6 +9,7 @@ from vtl_tools.common.model.base import LOCAL, End
 from vtl_tools.common.packet import ether, ip, quick
 from vtl_tools.common.packet.address import format_ip
 from vtl_tools.common.packet.ether import Ethernet
+from vtl_tools.common.packet.offload import bind, is_bound
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.quick import Headers
 from vtl_tools.common.packet.tcp import ACK, RST, SYN
@@ -95,6 +96,8 @@ class LocalAck(Stage):
             return False
 
     def _on_segment(self, flow: AckFlow, port: int, frame: memoryview, headers: Headers, now: float) -> bool:
+        if not is_bound(frame, headers):
+            bind(frame)
         slot = None
         if flow.slot is None and headers[5] & (SYN | ACK) == SYN | ACK:
             slot = self._slot_for(flow, now)
@@ -273,7 +276,7 @@ class LocalAck(Stage):
         budget = self.budget
         return {
             "ack": {
-                "connections": sum(flow.slot is not None for flow in self.flows.values()),
+                "connections": sum(f.slot is not None and not f.is_over for f in self.flows.values()),
                 "opening": len(self._opening),
                 "inherited": len(self.predecessor),
                 "opened": self.opened,

@@ -23,11 +23,13 @@ class Wire:
     delivers the other end's data to this end; None: the other end's segments pass. ack_due: the end is to be
     sent an acknowledgement. tell_due: the other end's own acknowledgement is to be passed on to this end.
     probe_due: the end is to be asked for an acknowledgement. echo_due: its next one shows that it is alive.
-    syn_at: when the other end's SYN was passed on to this end.
+    syn_at: when the other end's SYN was passed on to this end. macs: destination and source of the end's
+    frames.
     """
 
     __slots__ = (
-        "ack_due", "deputy", "echo_due", "end", "model", "port", "probe_due", "syn_at", "taker", "tell_due"
+        "ack_due", "deputy", "echo_due", "end", "macs", "model", "port", "probe_due", "syn_at", "taker",
+        "tell_due",
     )  # fmt: skip
 
     def __init__(self, port: int, end: End, model: TcpModel, syn_at: float) -> None:
@@ -35,6 +37,7 @@ class Wire:
         self.taker: Receiver | None = None
         self.deputy: Deputy | None = None
         self.ack_due = self.tell_due = self.probe_due = self.echo_due = False
+        self.macs = b""
 
     @property
     def mine(self) -> TcpEnd:
@@ -76,6 +79,18 @@ class Wire:
         arrive(theirs, self.mine, seq, deputy.spoken_ack, flags, window, length, stamp)
 
     # --- segments in the other end's name
+
+    def address(self, macs: bytes) -> None:
+        """Send frames in the other end's name as it sends its own: to the router that it has chosen.
+
+        A router may answer from another Ethernet address than the one that it is reached at (RFC 9568).
+        """
+        if not macs:
+            return
+        link, dst, src = self.model.ip.link, macs[:6], macs[6:]
+        link[self.end].mac, link[self.end.other].mac = dst, src
+        if self.deputy is not None:
+            self.deputy.readdress(dst, src)
 
     def stamp(self, tsval: int) -> None:
         """Use the TSval that the other end sent, unless it is from a late segment and older."""
