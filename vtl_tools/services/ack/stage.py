@@ -19,6 +19,7 @@ from vtl_tools.common.rules.connections import ConnectionChoice, FirstSegment
 from vtl_tools.common.rules.rule import IN, OUT
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.config import Config
+from vtl_tools.common.tcp.tcb import NEVER
 from vtl_tools.common.tcp.wire import Path, is_intact
 from vtl_tools.services.ack.budget import AckBudget, LossReason, SegmentFate
 from vtl_tools.services.ack.flow import AckFlow, Frames
@@ -244,8 +245,8 @@ class LocalAck(Stage):
 
     def deadline(self) -> float | None:
         """Return when wake() is due."""
-        times = [due for due in (self.timers.deadline(), self.predecessor.deadline()) if due is not None]
-        return min(times) if times else None
+        due = min(at for at in (self.timers.deadline(), self.predecessor.deadline(), NEVER) if at is not None)
+        return None if due == NEVER else due
 
     def wake(self, now: float) -> None:
         """Process due timers, and ask the ends of connections that a killed service left."""
