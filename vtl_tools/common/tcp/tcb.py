@@ -26,7 +26,8 @@ class TCB:
 
     syn_pending: a SYN has come, and waits for accept() or refuse(). syn_due: a SYN is to be sent, for the
     first time or again. ack_now: an acknowledgement is due. reset_due: a reset is due. out: frames to send at
-    once. ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: time since which nothing
+    once. ecn: both ends notify of congestion (RFC 3168); echo_due: a mark is echoed until the peer answers it
+    by CWR. ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: time since which nothing
     was acknowledged although data is outstanding; None if none is. timed: the position after the SYN and its
     sending time, for an RTT sample. retransmit_at: of the RTO, or of a tail loss probe before it
     (probe_is_next); rto_at: of the RTO. reorder_at: time at which data missing below SACKed ranges is
@@ -43,6 +44,8 @@ class TCB:
         "config",
         "delayed_at",
         "drops",
+        "echo_due",
+        "ecn",
         "ended",
         "framer",
         "heard_at",
@@ -91,7 +94,7 @@ class TCB:
         self.passive = self.peer_scales = self.syn_pending = self.syn_due = self.ack_now = self.timestamps = (
             False
         )
-        self.reset_due = False
+        self.reset_due = self.ecn = self.echo_due = False
         self.out: list[Pieces] = []
         self.drops: defaultdict[SegmentDrop, int] = defaultdict(int)
         self.ts_offset = ts_offset
