@@ -63,5 +63,6 @@ KEPT = {
     "vtl-subnet": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-tor": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-wan": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
+    "vtl-ack": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
 }
 """What of root's rights each service may keep, with one link or another."""

@@ -11,6 +11,7 @@ from vtl_tools.common.guest_net.leases import LeaseTable
 from vtl_tools.common.packet import derive, offload, quick
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.relay.flow import RelayFlow
+from vtl_tools.common.rules.rule import NO_RULE, Verdict
 from vtl_tools.common.runtime import control
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.services.freeze import answers, qmp, state
@@ -18,7 +19,6 @@ from vtl_tools.services.freeze.stage import Freeze
 from vtl_tools.services.fw import saved_state as memory
 from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.policy import Judgement, Policy, RuleTable
-from vtl_tools.services.fw.rule import NO_RULE, Verdict
 from vtl_tools.services.fw.tracker import Tracker
 from vtl_tools.services.subnet.message import SubnetMessage
 

@@ -39,6 +39,8 @@ ELSEWHERE = {
     "error": "tests/cmd/test_errors.py",
     "holds": "tests/unit/freeze/test_freeze_stage.py",
     "recording": "tests/lab/test_full_disk.py",
+    "undelivered": "tests/lab/test_ack.py",
+    "inherited": "tests/lab/test_ack.py",
     "lost": "tests/unit/runtime/test_events.py",
     "selftest": "tests/cmd/test_selftest.py",
 }
@@ -73,7 +75,7 @@ def printed() -> Iterator[Printed]:
     with Lab() as lab:
         found = Printed(lab)
         line = line_of_three(lab)
-        for part in firewall, others, dead, switch, wide_area, freezer, tor, split:
+        for part in firewall, others, dead, switch, wide_area, local_ack, freezer, tor, split:
             part(found, line)
         yield found
 
@@ -176,6 +178,14 @@ def wide_area(found: Printed, line: Line) -> None:
     found.ended(running)
     short = ("--frames", "200", "--per-second", "1000")
     found.run(line.middle, "vtl-wan", "verify", "--delay", "1ms", *short, status=None)
+
+
+def local_ack(found: Printed, line: Line) -> None:
+    """vtl-ack, without a connection."""
+    links = ("--iface", "vmnet1", "--uplink", "eth0")
+    with bridge(found.lab, line.middle, *links, service="vtl-ack", name="ack") as running:
+        found.run(line.middle, "vtl-ack", "status", "--link", running.socket)
+    found.ended(running)
 
 
 def freezer(found: Printed, line: Line) -> None:

@@ -5,7 +5,7 @@ So rules and the table of connections see every packet whole.
 
 from vtl_tools.common.model.fragments import FragmentTable, ReassembledPacket
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.services.fw.rule import IN, OUT, Direction
+from vtl_tools.common.rules.rule import IN, OUT, Direction
 
 
 class FragmentReassembler:

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Final
 
-from vtl_tools.services.fw.keywords import UNITS
-from vtl_tools.services.fw.service_names import SERVICE_PORTS
+from vtl_tools.common.rules.keywords import UNITS
+from vtl_tools.common.rules.service_names import SERVICE_PORTS
 
 _LENGTH_MAX: Final = 32
 """Maximum characters of a word that is compared with others."""

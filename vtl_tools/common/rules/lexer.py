@@ -6,8 +6,8 @@ from enum import Enum
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from vtl_tools.services.fw.keywords import KEYWORDS, UNITS
-from vtl_tools.services.fw.position import RuleError, RulePosition
+from vtl_tools.common.rules.keywords import KEYWORDS, UNITS
+from vtl_tools.common.rules.position import RuleError, RulePosition
 
 LINE_MAX: Final = 16_384
 """Maximum characters of a line; a long set may take several."""

@@ -4,19 +4,20 @@ from itertools import chain
 from typing import Final, NoReturn
 
 from vtl_tools.common.packet import ether, ip
-from vtl_tools.services.fw import roles
-from vtl_tools.services.fw.cursor import Cursor
-from vtl_tools.services.fw.keywords import ICMP6_TYPES, ICMP_TYPES, PROTOCOLS, UNITS, Protocol
-from vtl_tools.services.fw.lexer import END, Token, TokenKind
-from vtl_tools.services.fw.position import RulePosition, RuleWarning
-from vtl_tools.services.fw.rule import IN, OUT, UNTAGGED, ConnectionLimit, Rate, Rule, Verdict
-from vtl_tools.services.fw.service_names import SERVICE_PORTS
-from vtl_tools.services.fw.sets import Sets
-from vtl_tools.services.fw.values import Addresses, Ranges, is_address, ranges
+from vtl_tools.common.rules import roles
+from vtl_tools.common.rules.cursor import Cursor
+from vtl_tools.common.rules.keywords import ICMP6_TYPES, ICMP_TYPES, PROTOCOLS, UNITS, Protocol
+from vtl_tools.common.rules.lexer import END, Token, TokenKind
+from vtl_tools.common.rules.position import RulePosition, RuleWarning
+from vtl_tools.common.rules.rule import IN, OUT, UNTAGGED, ConnectionLimit, Rate, Rule, Verdict
+from vtl_tools.common.rules.service_names import SERVICE_PORTS
+from vtl_tools.common.rules.sets import Sets
+from vtl_tools.common.rules.values import Addresses, Ranges, is_address, ranges
 
 ACTIONS: Final = {verdict.value: verdict for verdict in Verdict}
 _DIRECTIONS: Final = {"in": (IN,), "out": (OUT,)}
-_PORTED: Final = frozenset(((None, ip.TCP), (None, ip.UDP)))
+_TCP: Final[Protocol] = (None, ip.TCP)
+_PORTED: Final = frozenset((_TCP, (None, ip.UDP)))
 _ICMP: Final[Protocol] = (ether.IPV4, ip.ICMP)
 _BOTH, _NEITHER = frozenset((4, 6)), frozenset[int]()
 _VERSIONS: Final = {ether.IPV4: frozenset((4,)), ether.IPV6: frozenset((6,))}
@@ -32,6 +33,14 @@ COUNT_MAX: Final = 1_000_000
 def take_rule(cursor: Cursor, sets: Sets) -> tuple[Rule, list[RuleWarning]]:
     """Parse a rule and return it with its warnings. Raises RuleError."""
     return _Clauses(cursor, sets).take()
+
+
+def take_conditions(cursor: Cursor, sets: Sets) -> Rule:
+    """Parse the conditions of a rule that chooses TCP connections, without an action. Raises RuleError.
+
+    `dst port` and `src port`, the words of pcap-filter(7), are taken for `port` and `source port`.
+    """
+    return _Clauses(cursor, sets).take_conditions()
 
 
 class _Clauses:
@@ -75,6 +84,35 @@ class _Clauses:
             self._roles(),
         )  # fmt: skip
         return rule, self._remarks(place)
+
+    def take_conditions(self) -> Rule:
+        cursor = self._cursor
+        place, text = cursor.place, cursor.text
+        self._direction = direction = cursor.one_of(_DIRECTIONS)
+        if not cursor.accept("any"):
+            self._take_protocols()
+        if self._protocols not in ((), (_TCP,)):
+            cursor.refuse("expected 'tcp' or no protocol: the connections are TCP's", place.column)
+        self._protocols = (_TCP,)
+        while cursor.token.kind is not END:
+            token = cursor.token
+            if token.text in ("dst", "src") and cursor.is_before("port"):
+                cursor.next()
+            if token.text == "src" and cursor.token.text == "port":
+                self._seen["source"] = token
+                self._source()
+            else:
+                self._clause()
+        for name in "log", "pcap", "asked", "limit of the rate", "limit of connections":
+            if name in self._seen:
+                cursor.refuse("expected only what chooses connections", self._seen[name].column)
+        if self._role is not None:
+            cursor.refuse("expected addresses: only a firewall knows this set", self._seen["to"].column)
+        self._check(Verdict.ALLOW)
+        return Rule(
+            place, text, Verdict.ALLOW, _DIRECTIONS[direction] if direction else (OUT, IN), self._protocols,
+            self._src, self._dst, self._sport, self._dport, None, self._src_mac, self._dst_mac, self._vlan,
+        )  # fmt: skip
 
     def _take_protocols(self) -> None:
         found: list[Protocol] = []

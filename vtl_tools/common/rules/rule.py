@@ -5,9 +5,9 @@ from enum import Enum
 from typing import Final
 
 from vtl_tools.common.rate_limit import RateLimit
-from vtl_tools.services.fw.keywords import Protocol
-from vtl_tools.services.fw.position import RulePosition, RuleWarning
-from vtl_tools.services.fw.values import Addresses, Ranges
+from vtl_tools.common.rules.keywords import Protocol
+from vtl_tools.common.rules.position import RulePosition, RuleWarning
+from vtl_tools.common.rules.values import Addresses, Ranges
 
 
 class Verdict(Enum):

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final, NoReturn
 
+from vtl_tools.common.rules.lexer import END, MARK, WORD, RuleSource, Token, TokenKind
+from vtl_tools.common.rules.position import LimitError, RulePosition
+from vtl_tools.common.rules.remedies import remedy
 from vtl_tools.common.text import printable
-from vtl_tools.services.fw.lexer import END, MARK, WORD, RuleSource, Token, TokenKind
-from vtl_tools.services.fw.position import LimitError, RulePosition
-from vtl_tools.services.fw.remedies import remedy
 
 _DIGITS_MAX: Final = 10
 _SHOWN_MAX: Final = 40

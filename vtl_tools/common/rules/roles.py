@@ -5,7 +5,7 @@ A rule of a file without a service matches no packet that has to have one.
 
 from typing import Final
 
-from vtl_tools.services.fw.values import Ranges, ranges
+from vtl_tools.common.rules.values import Ranges, ranges
 
 RESOLVER: Final = 1
 """It goes to a resolver that DHCP or a router advertisement has named to the VM."""

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from vtl_tools.common.packet.address import mac
-from vtl_tools.services.fw import roles
-from vtl_tools.services.fw.cursor import Cursor
-from vtl_tools.services.fw.lexer import END, Token, TokenKind
-from vtl_tools.services.fw.position import RuleError
-from vtl_tools.services.fw.remedies import for_address
-from vtl_tools.services.fw.service_names import SERVICE_PORTS
-from vtl_tools.services.fw.values import Addresses, Ranges, Span, parse_addresses, ranges
+from vtl_tools.common.rules import roles
+from vtl_tools.common.rules.cursor import Cursor
+from vtl_tools.common.rules.lexer import END, Token, TokenKind
+from vtl_tools.common.rules.position import RuleError
+from vtl_tools.common.rules.remedies import for_address
+from vtl_tools.common.rules.service_names import SERVICE_PORTS
+from vtl_tools.common.rules.values import Addresses, Ranges, Span, parse_addresses, ranges
 
 ITEMS_MAX: Final = 500_000
 """Maximum items of all sets and lists of a file. A set within a set counts with all its items."""
