@@ -91,11 +91,11 @@ class Deputy(Endpoint):
         self.transmit_pieces(now)
         self.snd.wnd = self.snd.max_wnd = listener.rcv_wnd
 
-    def readdress(self, remote_mac: bytes, local_mac: bytes) -> None:
+    def readdress(self, *, local_mac: bytes | None = None, remote_mac: bytes | None = None) -> None:
         """Use other Ethernet addresses from now on."""
-        path, was = self.path._replace(local_mac=local_mac, remote_mac=remote_mac), self._speaks
-        self.path = path
-        self.framer = self._speaks = DeputyFramer(path, self.config.ttl, self.config.dscp, was.note)
+        super().readdress(local_mac=local_mac, remote_mac=remote_mac)
+        was = self._speaks
+        self.framer = self._speaks = DeputyFramer(self.path, self.config.ttl, self.config.dscp, was.note)
         self._speaks.ack, self._speaks.window = was.ack, was.window
 
     def tsval(self, now: float) -> int:

@@ -90,7 +90,7 @@ class Wire:
         link, dst, src = self.model.ip.link, macs[:6], macs[6:]
         link[self.end].mac, link[self.end.other].mac = dst, src
         if self.deputy is not None:
-            self.deputy.readdress(dst, src)
+            self.deputy.readdress(remote_mac=dst, local_mac=src)
 
     def stamp(self, tsval: int) -> None:
         """Use the TSval that the other end sent, unless it is from a late segment and older."""
