@@ -61,7 +61,7 @@ CLAIMS = {  # the last step's answer: ours, and the kernel's
 
 def last(steps, answers):
     """What was said to the last step that is no wait, and in the wait behind it."""
-    return [*answers[-2], *answers[-1]] if steps[-1].startswith("wait") else answers[-1]
+    return [said for each in answers[-2:] for said in each] if steps[-1].startswith("wait") else answers[-1]
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -173,7 +173,7 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     rcv, flags = tcb.rcv, segment.flags
 
     # sixth, check the URG bit
-    _urgent(tcb, segment, seq)
+    _urgent(tcb, segment, seq - (flags >> 1 & 1))
 
     # seventh, process the segment text
     length = segment.length

@@ -72,11 +72,9 @@ def frame(
     tcb.segments_out += 1
     options = _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
     if blocks is None and rcv.early.starts and snd.sack:  # SACK wherever it is permitted (RFC 2018 section 3)
-        blocks = (
-            rcv.blocks()[: min(3 if options else 4, (snd.mss - length - 4) // 8)]
-            if length < snd.mss
-            else None
-        )
+        room = (snd.mss - length - 4) // 8
+        if room > 0:
+            blocks = rcv.blocks()[: min(3 if options else 4, room)]
     if blocks:
         options += encode_options(sack=blocks)
     if tcb.echo_due:

@@ -21,9 +21,9 @@ class Receiver:
     """RCV.* of one connection. nxt: RCV.NXT. edge: right edge of the largest window offered.
 
     shift: Rcv.Wind.Shift. mss: the largest segment that we take. full: the largest that came: with more than
-    that an acknowledgement is due at once. fin: position of the peer's FIN, once it
-    has come, in order or not. readable: octets in order. early: octets after a gap. dsack: the first range
-    that the latest segment repeated, not reported yet. up: RCV.UP, the end of urgent data.
+    that an acknowledgement is due at once. fin: position of the peer's FIN, once it has come, in order or
+    not. readable: octets in order. early: octets after a gap. dsack: the first range that the latest segment
+    repeated, not reported yet. up: RCV.UP, the end of urgent data.
     """
 
     __slots__ = (
