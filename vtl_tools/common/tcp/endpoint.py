@@ -13,7 +13,7 @@ from vtl_tools.common.tcp.queue import Octets
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, SENDS_DATA, Ended, SegmentDrop, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Framer, Path, Segment, is_intact, parse
+from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Framer, Path, Pieces, Segment, is_intact, parse
 
 DEFAULT: Final = Config()
 _R1: Final = 3  # retransmissions (RFC 9293 section 3.8.3, SHLD-10)
@@ -129,11 +129,12 @@ class Endpoint(TCB):
         arrival.arrive(self, segment, now)
         self.rcv.own()
 
-    arrive = arrival.arrive
-    """Process a segment of this path that parse() returned, and for which is_intact() holds.
+    def arrive(self, segment: Segment, now: float) -> None:
+        """Process a segment of this path that parse() returned, and for which is_intact() holds.
 
-    Its data is borrowed: call own() before the frame becomes invalid.
-    """
+        Its data is borrowed: call own() before the frame becomes invalid.
+        """
+        arrival.arrive(self, segment, now)
 
     def own(self) -> None:
         """Copy the data that is still borrowed, so that its frames may become invalid."""
@@ -149,8 +150,9 @@ class Endpoint(TCB):
         """Return all frames that may be sent now. The caller owns them."""
         return [bytearray().join(pieces) for pieces in output.transmit(self, now)]
 
-    transmit_pieces = output.transmit
-    """Return the frames of transmit() in pieces: views of written data, to be sent before the next call."""
+    def transmit_pieces(self, now: float) -> list[Pieces]:
+        """Return the frames of transmit() in pieces: views of written data, sent before the next call."""
+        return output.transmit(self, now)
 
     def deadline(self) -> float | None:
         """Return when wake() is due; None: never, unless another call comes first."""
