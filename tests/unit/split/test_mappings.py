@@ -17,11 +17,11 @@ class Own(set[bytes]):
 
 
 class Table:
-    def __init__(self) -> None:
+    def __init__(self, most: int = 100) -> None:
         self.own, self.closed = Own(), []
         self.resolver = ("192.0.2.53", 53)
         destinations = Destinations(GuestAddresses(), self.own, lambda: self.resolver)
-        self.table = MappingTable(destinations, self._on_close)
+        self.table = MappingTable(destinations, self._on_close, most)
 
     def _on_close(self, mapping: DatagramMapping) -> None:
         self.closed.append(mapping.port)
@@ -76,8 +76,8 @@ def test_one_for_name_look_ups_ends_sooner_until_it_is_used_for_more(table):
     assert table.closed == [1]
 
 
-def test_a_full_table_ends_the_mapping_that_was_unused_for_longest(table, monkeypatch):
-    monkeypatch.setattr(mappings, "MAPPINGS_MAX", 3)
+def test_a_full_table_ends_the_mapping_that_was_unused_for_longest():
+    table = Table(3)
     for sport in 1, 2, 3:
         table.find(sport, 1, float(sport))
     table.find(1, 1, 10.0)
@@ -87,6 +87,7 @@ def test_a_full_table_ends_the_mapping_that_was_unused_for_longest(table, monkey
     table.find(6, 1, 13.0)
     assert table.closed == [2, 3, 5]  # a brief one before those that last
     assert len(table.table) == 3
+    table.table.close_all()
 
 
 def test_peers_are_bounded(table, monkeypatch):

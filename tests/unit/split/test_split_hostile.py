@@ -47,7 +47,9 @@ class Bench:
         destinations.port = self.echo.getsockname()[1]
         limits = RelayLimits(connections=50, half_open=20, open_s=5.0, idle_s=20.0, memory=1 << 20)
         tuning = Tuning(None, 1e9, 1 << 20)
-        self.stage = SplitBySockets(destinations, tuning, network=GuestAddresses(), limits=limits)
+        self.stage = SplitBySockets(
+            destinations, tuning, network=GuestAddresses(), limits=limits, mappings=40
+        )
         self.stage.out_pieces[0] = self._take
         self.sent: list[bytes] = []
         self.now = 1000.0
@@ -87,7 +89,6 @@ class Bench:
 
 @pytest.fixture
 def bench(monkeypatch) -> Iterator[Bench]:
-    monkeypatch.setattr(mappings, "MAPPINGS_MAX", 40)
     monkeypatch.setattr(mappings, "PEERS_MAX", 100)
     made = Bench()
     yield made

@@ -69,7 +69,7 @@ class Datagrams:
     """All mappings of one guest, with their sockets.
 
     send: puts frames on its link. drop: counts a frame that goes no further. on_no_ping: called when the host
-    allows no ping socket.
+    allows no ping socket. most: mappings.
     """
 
     def __init__(
@@ -81,10 +81,11 @@ class Datagrams:
         send: Callable[[list[tuple[bytes]], float], object],
         drop: Callable[[memoryview, str, float], object],
         on_no_ping: Callable[[], object],
+        most: int,
     ) -> None:
         self._destinations, self._network, self._poller = destinations, network, poller
         self._send, self._drop, self._on_no_ping = send, drop, on_no_ping
-        self.table = MappingTable(destinations, self._close)
+        self.table = MappingTable(destinations, self._close, most)
         self._runs: dict[bytes, _Run] = {}
         self._ready: dict[bytes, DatagramMapping] = {}
         self._arena = DatagramArena()

@@ -27,12 +27,17 @@ _TOUCH_S: Final = 1.0
 class MappingTable:
     """Mappings by the guest's endpoint, peers by both ends.
 
-    close: called with each mapping that ends. When there is no room, the mapping, or the peer, that was
-    unused for longest ends.
+    close: called with each mapping that ends. most: mappings. When there is no room, the mapping, or the
+    peer, that was unused for longest ends.
     """
 
-    def __init__(self, destinations: Destinations, close: Callable[[DatagramMapping], object]) -> None:
-        self._destinations, self._on_close = destinations, close
+    def __init__(
+        self,
+        destinations: Destinations,
+        close: Callable[[DatagramMapping], object],
+        most: int = MAPPINGS_MAX,
+    ) -> None:
+        self._destinations, self._on_close, self._most = destinations, close, most
         self._lasting: OrderedDict[bytes, DatagramMapping] = OrderedDict()
         self._brief: OrderedDict[bytes, DatagramMapping] = OrderedDict()
         self._peers: OrderedDict[bytes, MappingPeer] = OrderedDict()
@@ -94,7 +99,7 @@ class MappingTable:
         is_brief = int.from_bytes(dport, "big") == DNS_PORT or kind is EchoMapping
         mapping = self._lasting.get(own) or self._brief.get(own)
         if mapping is None:
-            if len(self) >= MAPPINGS_MAX:
+            if len(self) >= self._most:
                 self.close(next(iter((self._brief or self._lasting).values())))
             mapping = kind(own, key[:12], parties[:size], int.from_bytes(port, "big"), ipv6, now)
             register(mapping)

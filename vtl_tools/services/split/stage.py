@@ -27,6 +27,7 @@ from vtl_tools.common.tcp.wire import Path
 from vtl_tools.services.split.connector import SplitConnector
 from vtl_tools.services.split.datagrams import Datagrams
 from vtl_tools.services.split.destinations import Destinations
+from vtl_tools.services.split.mappings import MAPPINGS_MAX
 from vtl_tools.services.split.tuning import Tuning
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ log = logging.getLogger(__name__)
 class SplitBySockets(Stage):
     """One port, the guest. Each TCP connection of it ends here, and continues from a socket of the host.
 
-    destinations: where the guest may go. tuning: of the sockets. early_ack: see Relay.
+    destinations: where the guest may go. tuning: of the sockets. early_ack: see Relay. mappings: sockets for
+    datagrams at most.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class SplitBySockets(Stage):
         network: GuestAddresses,
         dhcp: bool = True,
         early_ack: bool = False,
+        mappings: int = MAPPINGS_MAX,
         limits: RelayLimits = DEFAULT_LIMITS,
     ) -> None:
         super().__init__(ports=1)
@@ -70,6 +73,7 @@ class SplitBySockets(Stage):
             send=partial(self.send, 0),
             drop=self.relay.drop_frame,
             on_no_ping=self._on_no_ping,
+            most=mappings,
         )
         self._fragments = FragmentTable()
         self._ping = True

@@ -2,16 +2,21 @@
 
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
+from typing import Final
 
 from vtl_tools.common.guest_net.addresses import GuestAddresses
 from vtl_tools.common.host.open_files import raise_limit
 from vtl_tools.common.host.own_addresses import OwnAddresses
 from vtl_tools.common.relay.budget import RelayLimits
 from vtl_tools.services.split.destinations import Destinations, OpenedNetwork
+from vtl_tools.services.split.mappings import MAPPINGS_MAX
 from vtl_tools.services.split.resolver import HostResolver
 from vtl_tools.services.split.stage import SplitBySockets
 from vtl_tools.services.split.tuning import Tuning
 from vtl_tools.services.split.uplink import SplitByUplink
+
+_RESERVED: Final = MAPPINGS_MAX + 2048
+"""Descriptors for everything but connections."""
 
 
 def make_stage(
@@ -29,7 +34,7 @@ def make_stage(
     idle: int,
 ) -> SplitBySockets:
     """Return the stage; see vtl-split(1) for the options. Raises SpecError."""
-    network = GuestAddresses.of_subnet(subnet)
+    network, most = GuestAddresses.of_subnet(subnet), raise_limit(_RESERVED)
     openings = [OpenedNetwork(each, port) for each, port in allow]
     return SplitBySockets(
         Destinations(network, OwnAddresses(), HostResolver(dns), openings),
@@ -37,7 +42,8 @@ def make_stage(
         network=network,
         dhcp=dhcp,
         early_ack=early_ack,
-        limits=_limits(min(connections, raise_limit()), memory << 20, idle),
+        mappings=min(MAPPINGS_MAX, most // 2),
+        limits=_limits(min(connections, most), memory << 20, idle),
     )
 
 
