@@ -316,11 +316,11 @@ class ActiveEndpoints:
         if stream is None:
             return False
         if not frame[0] & 3 and not is_intact(frame):
-            self.drops["checksum"] += 1
+            self._drop("checksum")
             return True
         endpoint = stream.endpoint
         if segment.length and stream.orphaned < 0 and self._is_full() and not _may_take(endpoint, segment):
-            self.drops["memory"] += 1
+            self._drop("memory")
             return True
         was_opening = endpoint.state in _OPENING
         endpoint.arrive(segment, now)
@@ -334,6 +334,9 @@ class ActiveEndpoints:
         self.schedule(stream)
         stream.tell(now)
         return True
+
+    def _drop(self, reason: str) -> None:
+        self.drops[reason] += 1
 
     def on_error(self, error: SegmentError, now: float) -> bool:
         """Take an ICMP error that came in at the link, with a right checksum; False: it is not about ours."""
