@@ -5,10 +5,10 @@ Transport.connect() makes it, Listener.accept() returns it. A *session* is an au
 connection that carries many *flows*, the guest's connections, each with its own opening, window, half-close
 and reset (session.py). The stages use the second layer only:
 
-    near = Dialer(transport, address, key, config)        # dialer.py; a Source of the stage
+    near = Dialer(TCPTransport(PathProfile()), address, key, SessionConfig())   # dialer.py; a Source
     connector = near.connector(FlowOpening.of(path))      # a relay.Connector; its stream is a FlowStream
 
-    far = Answerer(transport, address, key, on_flow)      # answerer.py; a Source of the stage
+    far = Answerer(transport, address, key, SessionConfig(), on_flow)           # answerer.py; a Source
     def on_flow(flow: IncomingFlow, now: float) -> None:  # flow.opening, flow.stream
         flow.accept(now)                                  # or flow.refuse(Reason.REFUSED, now)
 
@@ -36,7 +36,7 @@ DEAD_AFTER_S: Final = 4.0
 
 @dataclass(frozen=True, slots=True)
 class PathProfile:
-    """What a path is expected to carry, from which windows, buffers and MSS of a transport follow.
+    """The expected capacity of a path; windows, buffers and MSS of a transport follow from it.
 
     rate: octets a second. rtt_s: seconds. mtu: octets of the largest IP packet.
     """
@@ -53,7 +53,7 @@ class PathProfile:
 
 @dataclass(slots=True)
 class Counters:
-    """What is known of a path. None: not known (yet).
+    """The state of a path, as measured. None: not known (yet).
 
     rtt_s: smoothed round-trip time of heartbeats; rtt_min_s: the least of them. loss: share of packets that
     were lost or sent again, 0 to 1, by the transport's own count. send_rate, receive_rate: octets a second,
@@ -82,7 +82,7 @@ class Connection(Stream, Protocol):
     remote: Address
 
     def connected(self, events: int) -> int | None:
-        """Go on with connect(), after events of the descriptor. Returns 0: it is open; an errno; None: wait."""
+        """Go on with connect(), after events of the descriptor; return 0, an errno, or None to wait."""
         ...
 
     def loss(self) -> float | None:
@@ -197,7 +197,7 @@ class IncomingFlow(Protocol):
     stream: FlowStream
     """Usable from accept() on. Before that it hangs up if the client gave up meanwhile."""
     peer: str
-    """Whom the session is with, for the log: HOST:PORT."""
+    """The other end of the session, for the log: HOST:PORT."""
 
     def accept(self, now: float) -> None:
         """Tell that the destination is connected."""
