@@ -16,6 +16,8 @@ from vtl_tools.services.udt.transport.session import Session
 RETRY_S: Final = 0.2
 """Time between two attempts to reach the far module, doubled up to RETRY_MAX_S."""
 RETRY_MAX_S: Final = 1.6
+_RTT_LEAST_S: Final = 0.01
+"""A shorter round trip makes no other windows."""
 SESSIONS: Final = 8
 """Sessions to a far module at most: the first flows have one each, and further ones share them."""
 
@@ -67,6 +69,7 @@ class Dialer(Carriers):
         self._waiting: deque[MuxFlow] = deque()
         self._retry_at, self._retry_s = 0.0, RETRY_S
         self._is_up = False
+        self._rtt_s: float | None = None
 
     @property
     def is_up(self) -> bool:
@@ -95,9 +98,29 @@ class Dialer(Carriers):
         """Open flows, send, and have a session ready for the next flow."""
         self._place(now)
         super().settle(now)
-        ready = any(not each.session.is_over and not each.session.flows for each in self.carriers)
+        idle = [each for each in self.carriers if not each.session.is_over and not each.session.flows]
+        ready = [each for each in idle if self._fits(each)]
         if not ready and len(self.carriers) < self._most and now >= self._retry_at:
             self._begin(now)
+        if any(each.session.is_up for each in ready):
+            for each in idle:
+                if each.session.is_up and each not in ready:
+                    each.session.end("replaced: its windows are not those of the path", say=True)
+
+    def _fits(self, carrier: Carrier) -> bool:
+        """Tell whether a connection's windows are those of the path, as far as it is known."""
+        if not self.transport.is_sized or self._rtt_s is None:
+            return True
+        return (
+            carrier.rtt_s is not None and carrier.rtt_s < 2 * self._rtt_s and self._rtt_s < 2 * carrier.rtt_s
+        )
+
+    def wake(self, now: float) -> None:
+        """Do what is due, and note the round-trip time."""
+        super().wake(now)
+        least = [each.session.rtt_min_s for each in self.carriers if each.session.rtt_min_s is not None]
+        if least:
+            self._rtt_s = max(min(least), _RTT_LEAST_S)
 
     def deadline(self) -> float | None:
         """Return when wake() is due."""
@@ -119,8 +142,8 @@ class Dialer(Carriers):
         )
         self._retry_at = now + self._retry_s  # until it is up
         try:
-            carrier = Carrier(self.transport.connect(self.address), session, is_open=False)
-            self.add(carrier)
+            connection = self.transport.connect(self.address, self._rtt_s)
+            self.add(Carrier(connection, session, is_open=False, rtt_s=self._rtt_s))
         except OSError as e:
             self._fail(e.errno or errno.EIO, now)
 
