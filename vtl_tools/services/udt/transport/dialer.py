@@ -16,8 +16,6 @@ from vtl_tools.services.udt.transport.session import Session
 RETRY_S: Final = 0.2
 """Time between two attempts to reach the far module, doubled up to RETRY_MAX_S."""
 RETRY_MAX_S: Final = 1.6
-_RTT_LEAST_S: Final = 0.01
-"""A shorter round trip makes no other windows."""
 SESSIONS: Final = 8
 """Sessions to a far module at most: the first flows have one each, and further ones share them."""
 
@@ -87,12 +85,13 @@ class Dialer(Carriers):
     def _place(self, now: float) -> None:
         """Open the flows that wait, each on the session with the fewest."""
         while self._waiting:
-            up = [each.session for each in self.carriers if each.session.is_up and not each.session.is_full]
+            up = [each for each in self.carriers if each.session.is_up and not each.session.is_full]
             if not up:
                 return
             flow = self._waiting.popleft()
             if not flow.is_closed:
-                min(up, key=lambda session: len(session.flows)).open(flow, now)
+                best = min(up, key=lambda each: (len(each.session.flows), not self._fits(each)))
+                best.session.open(flow, now)
 
     def settle(self, now: float) -> None:
         """Open flows, send, and have a session ready for the next flow."""
@@ -109,18 +108,15 @@ class Dialer(Carriers):
 
     def _fits(self, carrier: Carrier) -> bool:
         """Tell whether a connection's windows are those of the path, as far as it is known."""
-        if not self.transport.is_sized or self._rtt_s is None:
-            return True
-        return (
-            carrier.rtt_s is not None and carrier.rtt_s < 2 * self._rtt_s and self._rtt_s < 2 * carrier.rtt_s
-        )
+        has, needs = self.transport.window(carrier.rtt_s), self.transport.window(self._rtt_s)
+        return self._rtt_s is None or 2 * min(has, needs) >= max(has, needs)
 
     def wake(self, now: float) -> None:
         """Do what is due, and note the round-trip time."""
         super().wake(now)
         least = [each.session.rtt_min_s for each in self.carriers if each.session.rtt_min_s is not None]
         if least:
-            self._rtt_s = max(min(least), _RTT_LEAST_S)
+            self._rtt_s = min(least)
 
     def deadline(self) -> float | None:
         """Return when wake() is due."""
