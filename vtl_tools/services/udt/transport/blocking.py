@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from vtl_tools.common.errors import SpecError, VTLError
 from vtl_tools.common.host import confinement, privilege
 from vtl_tools.common.host.process import close_all_but
-from vtl_tools.services.udt.transport.base import Address, PathProfile
+from vtl_tools.services.udt.transport.base import Address, PacketCounts, PathProfile
 
 CONNECTIONS_MAX: Final = 512
 """Connections of a process at once; each takes two threads."""
@@ -28,9 +28,8 @@ REQUEST: Final = struct.Struct("!HHI")
 """A message between service and process, with a descriptor: slot, port, packets of a window; the host."""
 MESSAGE_MAX: Final = 512
 READY: Final = b"ready"
-LOSS: Final = struct.Struct("=d")
-"""A slot of the memory that both share: the share of packets that a connection lost."""
-UNKNOWN: Final = -1.0
+COUNTS: Final = struct.Struct("=QQQ")
+"""A slot of the memory that both share: a connection's PacketCounts."""
 
 _PIECE: Final = 1 << 18
 _PAIR: Final = 1 << 20
@@ -60,8 +59,8 @@ class BlockingConnection(Protocol):
         """Receive at least one octet."""
         ...
 
-    def loss(self) -> float | None:
-        """Return the share of packets that were lost, 0 to 1."""
+    def packets(self) -> PacketCounts:
+        """Return what the library has counted."""
         ...
 
     def close(self) -> None:
@@ -159,11 +158,11 @@ class CompanionProcess:
         udp: socket.socket,
         octets: int,
         channel: socket.socket,
-        losses: mmap.mmap,
+        counts: mmap.mmap,
         *,
         listens: bool,
     ) -> None:
-        self.library, self.udp, self.channel, self._losses = library, udp, channel, losses
+        self.library, self.udp, self.channel, self._counts = library, udp, channel, counts
         self._octets, self._listens = octets, listens
         self.is_again = False
         self._live: dict[int, BlockingConnection] = {}
@@ -257,7 +256,7 @@ class CompanionProcess:
         ours.close()
         with self._lock:
             self._live.pop(slot, None)
-        LOSS.pack_into(self._losses, slot * LOSS.size, UNKNOWN)
+        COUNTS.pack_into(self._counts, slot * COUNTS.size, 0, 0, 0)
 
     def _carry_down(self, ours: socket.socket, connection: BlockingConnection) -> None:
         room = memoryview(bytearray(_PIECE))
@@ -275,8 +274,7 @@ class CompanionProcess:
             with self._lock:
                 live = list(self._live.items())
             for slot, connection in live:
-                loss = connection.loss()
-                LOSS.pack_into(self._losses, slot * LOSS.size, UNKNOWN if loss is None else loss)
+                COUNTS.pack_into(self._counts, slot * COUNTS.size, *connection.packets())
 
 
 def _enlarge_buffers(udp: socket.socket, octets: int) -> None:

@@ -11,7 +11,7 @@ import struct
 from typing import Any, Final
 
 from vtl_tools.common.errors import VTLError
-from vtl_tools.services.udt.transport.base import Address
+from vtl_tools.services.udt.transport.base import Address, PacketCounts
 from vtl_tools.services.udt.transport.blocking import BlockingConnection, BlockingLibrary, LibrarySizes
 from vtl_tools.services.udt.transport.companion import CompanionTransport
 
@@ -32,6 +32,11 @@ class _Stats(ctypes.Structure):
         ("received", ctypes.c_int64),
         ("send_loss", ctypes.c_int),
         ("receive_loss", ctypes.c_int),
+        ("sent_again", ctypes.c_int),
+        ("acks_sent", ctypes.c_int),
+        ("acks_received", ctypes.c_int),
+        ("naks_sent", ctypes.c_int),
+        ("naks_received", ctypes.c_int),
         ("_rest", ctypes.c_char * 1024),
     ]
 
@@ -125,12 +130,12 @@ class _SRTConnection:
         held = (ctypes.c_char * len(room)).from_buffer(room)
         return self._checked(self._api.srt_recv(self._number, held, len(room)))
 
-    def loss(self) -> float | None:
+    def packets(self) -> PacketCounts:
         seen = _Stats()
         if self._api.srt_bistats(self._number, ctypes.byref(seen), 0, 1):
-            return None
-        packets = seen.sent + seen.received
-        return (seen.send_loss + seen.receive_loss) / packets if packets else None
+            return PacketCounts()
+        heard = seen.received + seen.acks_received + seen.naks_received
+        return PacketCounts(seen.sent + seen.received, seen.send_loss + seen.receive_loss, heard)
 
     def close(self) -> None:
         self._api.srt_close(self._number)

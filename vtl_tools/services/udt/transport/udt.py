@@ -20,7 +20,7 @@ import socket
 from typing import Any, Final
 
 from vtl_tools.common.errors import SpecError, VTLError
-from vtl_tools.services.udt.transport.base import Address
+from vtl_tools.services.udt.transport.base import Address, PacketCounts
 from vtl_tools.services.udt.transport.blocking import BlockingConnection, BlockingLibrary, LibrarySizes
 from vtl_tools.services.udt.transport.companion import CompanionTransport
 
@@ -38,6 +38,11 @@ class _PerfMon(ctypes.Structure):
         ("received", ctypes.c_int64),
         ("send_loss", ctypes.c_int),
         ("receive_loss", ctypes.c_int),
+        ("sent_again", ctypes.c_int),
+        ("acks_sent", ctypes.c_int),
+        ("acks_received", ctypes.c_int),
+        ("naks_sent", ctypes.c_int),
+        ("naks_received", ctypes.c_int),
         ("_rest", ctypes.c_char * 512),
     ]
 
@@ -105,12 +110,12 @@ class _UDTConnection:
     def recv_into(self, room: memoryview) -> int:
         return int(_checked(self._sock.recv, room))
 
-    def loss(self) -> float | None:
+    def packets(self) -> PacketCounts:
         number, seen = self._sock.socket, _PerfMon()
         if self._perfmon is None or number is None or self._perfmon(number, ctypes.byref(seen), False):
-            return None
-        packets = seen.sent + seen.received
-        return (seen.send_loss + seen.receive_loss) / packets if packets else None
+            return PacketCounts()
+        heard = seen.received + seen.acks_received + seen.naks_received
+        return PacketCounts(seen.sent + seen.received, seen.send_loss + seen.receive_loss, heard)
 
     def close(self) -> None:
         _checked(self._sock.close)
