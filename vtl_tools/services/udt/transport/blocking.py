@@ -44,6 +44,10 @@ _HEADERS: Final = 44
 """Octets of IP, UDP and UDT headers in a packet of the MSS, which counts them all."""
 _PACKETS_MIN: Final = 8192
 _PACKETS_MAX: Final = 200_000
+LISTENING: Final = 65_536
+"""Packets that a listening end takes for any path: the end that connects knows the path, and limits both."""
+LISTENING_SENDS: Final = 16_384
+"""Packets that it buffers to send: 500 Mbit/s over 400 ms. Flows that share a connection wait behind them."""
 _ACK_S: Final = 0.01
 """Time between two acknowledgements, which a window has to bridge besides the round trip."""
 
@@ -229,7 +233,7 @@ class CompanionProcess:
             if slot is None:
                 _start(connection.close)
                 continue
-            service, ours = pair()
+            service, ours = pair()  # as many descriptors as connections: they do not run out
             notice = REQUEST.pack(slot, address[1], 0) + address[0].encode()
             socket.send_fds(self.channel, [notice], [service.fileno()])
             service.close()
@@ -255,8 +259,9 @@ class CompanionProcess:
         down.join()
         ours.close()
         with self._lock:
-            self._live.pop(slot, None)
-        COUNTS.pack_into(self._counts, slot * COUNTS.size, 0, 0, 0)
+            if self._live.get(slot) is connection:  # the service may have given the slot to another
+                del self._live[slot]
+                COUNTS.pack_into(self._counts, slot * COUNTS.size, 0, 0, 0)
 
     def _carry_down(self, ours: socket.socket, connection: BlockingConnection) -> None:
         room = memoryview(bytearray(_PIECE))

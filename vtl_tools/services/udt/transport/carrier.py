@@ -124,12 +124,15 @@ class Carriers:
     """Base of Dialer and Answerer: a Source with the sessions of one transport.
 
     A stage calls settle() after it has used its flows in a turn, deadline() and wake() as its own, and
-    on_stop() when the service ends. has_more: whether a turn is to follow this one.
+    on_stop() when the service ends. has_more: whether a turn is to follow this one. budget: of all that share
+    it; one of its own, if not given.
     """
 
-    def __init__(self, config: SessionConfig, event: Callable[..., object]) -> None:
+    def __init__(
+        self, config: SessionConfig, event: Callable[..., object], budget: WindowBudget | None
+    ) -> None:
         self.config, self.event = config, event
-        self.budget = WindowBudget(config.memory)
+        self.budget = budget or WindowBudget(config.memory)
         self.carriers: list[Carrier] = []
         self._poller = Poller()
         self._buffer = memoryview(bytearray(_READ))

@@ -51,8 +51,8 @@ class SessionConfig:
     """The choices of both modules. Seconds and octets.
 
     encrypt: whether records are sealed; both modules must say the same. heartbeat_s, dead_after_s,
-    stalled_after_s: see base.
-    handshake_s: time for a handshake. flows: of one session at once. memory: octets of windows, of all flows.
+    stalled_after_s: see base. handshake_s: time for a handshake. flows: of one session at once. memory:
+    octets of windows, of all flows that share a WindowBudget.
     """
 
     encrypt: bool = True

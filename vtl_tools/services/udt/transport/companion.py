@@ -15,6 +15,7 @@ import os
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -84,7 +85,7 @@ class Companion:
     def __init__(self, library: BlockingLibrary, address: Address, *, listens: bool) -> None:
         self._library = library
         self._counts = mmap.mmap(-1, CONNECTIONS_MAX * COUNTS.size)
-        self._slots = list(range(CONNECTIONS_MAX))
+        self._slots = deque(range(CONNECTIONS_MAX))
         udp = _bind(address)
         self.address: Address = udp.getsockname()[:2]
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -116,7 +117,7 @@ class Companion:
         """Begin a connection. packets: of a window. Raises OSError."""
         if not self._slots:
             raise OSError(errno.EMFILE, "too many connections")
-        slot = self._slots.pop()
+        slot = self._slots.popleft()
         ours, theirs = pair()
         connection = CompanionConnection(fileno=ours.detach())
         try:

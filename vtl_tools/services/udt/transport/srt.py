@@ -12,7 +12,13 @@ from typing import Any, Final
 
 from vtl_tools.common.errors import VTLError
 from vtl_tools.services.udt.transport.base import Address, PacketCounts
-from vtl_tools.services.udt.transport.blocking import BlockingConnection, BlockingLibrary, LibrarySizes
+from vtl_tools.services.udt.transport.blocking import (
+    LISTENING,
+    LISTENING_SENDS,
+    BlockingConnection,
+    BlockingLibrary,
+    LibrarySizes,
+)
 from vtl_tools.services.udt.transport.companion import CompanionTransport
 
 _NAMES: Final = ("libsrt-gnutls.so.1.5", "libsrt-openssl.so.1.5", "libsrt.so.1.5", "libsrt.so.1")
@@ -66,15 +72,15 @@ class SRTLibrary:
         self._api = _load()
         self._api.srt_startup()
         self._where = _pack(udp.getsockname()[:2])
-        self._first = self._make(self._sizes.packets(None))
+        self._first = self._make(LISTENING, LISTENING_SENDS)
         self._checked(self._api.srt_bind_acquire(self._first, udp.detach()))
 
-    def _make(self, packets: int) -> int:
+    def _make(self, packets: int, sends: int) -> int:
         number = self._checked(self._api.srt_create_socket())
-        sizes, octets = self._sizes, self._sizes.octets(packets)
+        sizes = self._sizes
         choices = {
             _TRANSTYPE: _FILE,  # first, since it sets all the others
-            _MSS: sizes.mss, _FC: packets, _SNDBUF: octets, _RCVBUF: octets,
+            _MSS: sizes.mss, _FC: packets, _SNDBUF: sizes.octets(sends), _RCVBUF: sizes.octets(packets),
             _NAKREPORT: 1,  # else a packet that is lost twice waits for a time-out
         }  # fmt: skip
         for option, value in choices.items():
@@ -91,7 +97,7 @@ class SRTLibrary:
 
     def connect(self, address: Address, packets: int) -> BlockingConnection:
         """Connect."""
-        number = self._make(packets)
+        number = self._make(packets, packets)
         name = _pack(address)
         try:
             if len(name) == len(self._where):  # of one family: share the port, its buffers and threads

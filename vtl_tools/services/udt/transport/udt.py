@@ -21,7 +21,13 @@ from typing import Any, Final
 
 from vtl_tools.common.errors import SpecError, VTLError
 from vtl_tools.services.udt.transport.base import Address, PacketCounts
-from vtl_tools.services.udt.transport.blocking import BlockingConnection, BlockingLibrary, LibrarySizes
+from vtl_tools.services.udt.transport.blocking import (
+    LISTENING,
+    LISTENING_SENDS,
+    BlockingConnection,
+    BlockingLibrary,
+    LibrarySizes,
+)
 from vtl_tools.services.udt.transport.companion import CompanionTransport
 
 _REMEDY: Final = "udt: udt4py is not installed; apt install libudt-dev, then pip install 'vtl-tools[udt]'"
@@ -70,22 +76,20 @@ class UDTLibrary:
         except (OSError, AttributeError):
             pass  # another libudt: loss is not known
         self._where = udp.getsockname()
-        self._first = self._make(self._sizes.packets(None))  # holds the port, and listens if asked to
+        self._first = self._make(LISTENING, LISTENING_SENDS)  # holds the port, and listens if asked to
         _checked(self._first.bind, udp.detach())
 
-    def _make(self, packets: int) -> Any:
-        api = self._api
-        sock = api.UDTSocket()
-        sizes, octets = self._sizes, self._sizes.octets(packets)
+    def _make(self, packets: int, sends: int) -> Any:
+        sizes, sock = self._sizes, self._api.UDTSocket()
         sock.UDT_MSS = sizes.mss
         sock.UDT_FC = packets
-        sock.UDT_SNDBUF = octets
-        sock.UDT_RCVBUF = octets
+        sock.UDT_SNDBUF = sizes.octets(sends)
+        sock.UDT_RCVBUF = sizes.octets(packets)
         return sock
 
     def connect(self, address: Address, packets: int) -> BlockingConnection:
         """Connect from the common port."""
-        sock = self._make(packets)
+        sock = self._make(packets, packets)
         _checked(sock.bind, self._where)
         _checked(sock.connect, address)
         return _UDTConnection(sock, self._perfmon)
