@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 _BUFFER_MIN: Final = 64 << 20
 """Octets of a buffer: 500 Mbit/s over a second. It takes memory only as far as it is filled."""
 _BUFFER_MAX: Final = 256 << 20
-_UNSENT_S: Final = 0.1
+_UNSENT_S: Final = 0.25
 """Seconds for which the kernel has octets to send: enough for a service that must wait for a processor, and
 not so many that a flow waits long behind those of others."""
-_UNSENT_MIN: Final = 1 << 19
+_UNSENT_MIN: Final = 1 << 20
 _UNSENT_MAX: Final = 1 << 24
 _USER_TIMEOUT_MS: Final = 20_000
 _BACKLOG: Final = 128
@@ -147,7 +147,7 @@ class TCPTransport:
     def _set_up(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, 2 * _UNSENT_MIN)
+            sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, 4 * _UNSENT_MIN)
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
         try:
