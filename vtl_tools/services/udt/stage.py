@@ -1,0 +1,241 @@
+"""The stage of vtl-udt: TCP of the guest ends here and goes on as a flow of a session, and the other way round.
+
+Paper section 3.3. Port 0 is the guest's link, port 1 the uplink, if there is one.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final, Protocol
+
+from vtl_tools.common.device.batch import Batch, Pieces
+from vtl_tools.common.errors import Malformed
+from vtl_tools.common.guest_net.addresses import GATEWAY_MAC, GuestAddresses
+from vtl_tools.common.guest_net.guest_network import GuestNetwork
+from vtl_tools.common.packet.address import is_multicast_mac
+from vtl_tools.common.packet.nd import NeighborSolicit
+from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
+from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayLimits
+from vtl_tools.common.relay.connector import Connector
+from vtl_tools.common.relay.relay import Relay
+from vtl_tools.common.socks import Reason
+from vtl_tools.common.stage import Source, Stage
+from vtl_tools.common.tcp.wire import Path, Segment
+from vtl_tools.services.udt.destinations import Destinations
+from vtl_tools.services.udt.far import FarSide
+from vtl_tools.services.udt.hops import NextHops
+from vtl_tools.services.udt.near import FarModule, NearSide, counted
+from vtl_tools.services.udt.destinations import Network
+from vtl_tools.services.udt.transport.base import Counters, IncomingFlow
+
+GUEST, UPLINK = 0, 1
+
+_ETHERTYPE: Final = slice(VNET + 12, VNET + 14)
+_ARP: Final = b"\x08\x06"
+_IPV6: Final = b"\x86\xdd"
+_IP: Final = (b"\x08\x00", _IPV6)
+_NEXT_HEADER: Final = VNET + 14 + 6
+_ICMPV6: Final = 58
+_DST_MAC: Final = slice(VNET, VNET + 6)
+_ROUNDS: Final = 4
+"""Times that settle() goes round: what one side passes to a session, the other may answer at once."""
+
+
+class Endpoint(Source, Protocol):
+    """A dialer or an answerer: a source with time and something to settle."""
+
+    has_more: bool
+
+    def settle(self, now: float) -> object: ...
+    def deadline(self) -> float | None: ...
+    def wake(self, now: float) -> object: ...
+    def on_stop(self, now: float) -> object: ...
+    def counters(self, now: float) -> Counters: ...
+
+
+class Transformer(Stage):
+    """Terminates the guest's TCP connections to what is behind a peer, and makes those that peers ask for.
+
+    behind: prefixes and their far modules. uplink: whether there is a second port, for all other traffic.
+    """
+
+    def __init__(
+        self,
+        behind: Sequence[tuple[Network, FarModule]],
+        destinations: Destinations,
+        *,
+        secret: bytes,
+        uplink: bool = False,
+        limits: RelayLimits = DEFAULT_LIMITS,
+    ) -> None:
+        super().__init__(ports=2 if uplink else 1)
+        self._has_uplink = uplink
+        self.near = NearSide(behind)
+        send = partial(self.send, GUEST)
+        self.relay = Relay(
+            self._dial,
+            secret,
+            limits=limits,
+            send=send,
+            drops=self.drops,
+            on_non_tcp=self._on_non_tcp,
+            on_unknown=self._on_unknown,
+            on_end=self.near.on_end,
+            has_more=lambda: self._has_more,
+        )
+        self._addresses = GuestAddresses(prefix=None)
+        self.hops = NextHops(GATEWAY_MAC, self._send_frame)
+        self.guest_network = GuestNetwork(
+            self._addresses,
+            dhcp=False,
+            on_dns=lambda _: False,
+            send=self._send_frame,
+            drop=self.relay.drop_frame,
+        )
+        self.far = FarSide(
+            send,
+            mac=GATEWAY_MAC,
+            secret=secret,
+            hops=self.hops,
+            destinations=destinations,
+            limits=limits,
+            drops=self.drops,
+            event=lambda name, **fields: self.event(name, **fields),
+        )
+        self.answerers: dict[str, Endpoint] = {}
+        self._dialers: list[Endpoint] = [dialer for module in self.near.modules for dialer in module.dialers]
+        self._parts = list(self._dialers)
+        self.sources = [self.relay, *self._parts]
+        self._passing: list[Pieces] = []
+        self._now = 0.0
+
+    def listen(self, name: str, make: Callable[[Callable[[IncomingFlow, float], object]], Endpoint]) -> None:
+        """Take the flows of an answerer, which `make` makes for a function that gets each flow."""
+        answerer = self.answerers[name] = make(self.far.on_flow)
+        self._parts.append(answerer)
+        self.sources.append(answerer)
+
+    def on_mtu(self, port: int, octets: int) -> None:
+        """Send packets that the guest's link carries."""
+        if port == GUEST:
+            self.relay.on_mtu(port, octets)
+            self.far.active.on_mtu(octets)
+            self.guest_network.on_mtu(octets)
+
+    # --- frames
+
+    def on_batch(self, port: int, batch: Batch, now: float) -> None:
+        """Take the guest's frames, and pass on those that are not for a peer; pass on what the uplink brings."""
+        if port == UPLINK:
+            self.out[GUEST](batch, now)
+            return
+        self._now = now
+        self.relay.on_batch(port, batch, now)
+        if self._passing:
+            passing, self._passing = self._passing, []
+            self.send(UPLINK, passing, now)
+
+    def _on_unknown(self, segment: Segment, frame: memoryview, now: float) -> bool:
+        """Take a segment of no connection of the guest's own; return whether it is none for the relay."""
+        if self.far.on_frame(segment, frame, now):
+            return True
+        if not self._has_uplink or frame[_DST_MAC] == GATEWAY_MAC:
+            return False
+        is_syn = segment.flags & (SYN | ACK | RST | FIN) == SYN
+        size = (len(segment.flow) - 4) // 2
+        if is_syn and frame[_ETHERTYPE] in _IP and self.near.is_behind(segment.flow[size : 2 * size]):
+            return False
+        self._passing.append((frame,))
+        return True
+
+    def _on_non_tcp(self, frame: memoryview, now: float) -> None:
+        kind = frame[_ETHERTYPE]
+        is_asking = kind == _ARP or (
+            kind == _IPV6 and len(frame) > _NEXT_HEADER and frame[_NEXT_HEADER] == _ICMPV6
+        )
+        is_ours = not self._has_uplink or frame[_DST_MAC] == GATEWAY_MAC
+        if is_asking:
+            try:
+                pkt = Packet.at(frame)
+                self.hops.hear(pkt, now)
+                is_ours = is_ours or self._is_asked_for(pkt)
+            except Malformed:
+                pass
+        if is_ours:
+            self.guest_network.on_frame(frame, now)
+        else:
+            self._passing.append((frame,))
+
+    def _is_asked_for(self, pkt: Packet) -> bool:
+        """Tell whether a packet looks for a neighbour that only we can answer for: one behind a peer."""
+        if not is_multicast_mac(pkt.eth.dst):
+            return False
+        if pkt.arp is not None:
+            target = pkt.arp.tpa
+        elif isinstance(pkt.nd, NeighborSolicit):
+            target = pkt.nd.target
+        else:
+            return False
+        return self.near.is_named(target) or target in self.far.clients
+
+    def _send_frame(self, frame: bytes | bytearray, now: float) -> None:
+        self.send(GUEST, [(bytes(frame),)], now)
+
+    def _dial(self, path: Path) -> Connector | Reason:
+        return self.near.dial(path, self._now)
+
+    # --- time
+
+    @property
+    def _has_more(self) -> bool:
+        return self.far.has_more or any(part.has_more for part in self._parts)
+
+    def settle(self, now: float) -> None:
+        """Carry what can be carried."""
+        for _ in range(_ROUNDS):
+            self.relay.settle(now)
+            self.far.settle(now)
+            for part in self._parts:
+                part.settle(now)
+            if not self.far.has_more:
+                break
+
+    def deadline(self) -> float | None:
+        """Return when the first of its parts is due."""
+        parts = (
+            self.relay.deadline(), self.near.deadline(), self.far.deadline(), self.hops.deadline(),
+            self.guest_network.deadline(), *(part.deadline() for part in self._parts),
+        )  # fmt: skip
+        return min((due for due in parts if due is not None), default=None)
+
+    def wake(self, now: float) -> None:
+        """Do what is due."""
+        self._now = now
+        self.relay.wake(now)
+        self.far.wake(now)
+        self.hops.wake(now)
+        self.guest_network.wake(now)
+        for part in self._parts:
+            part.wake(now)
+        self.near.wake(self.relay.flows, now)
+
+    def on_stop(self, now: float) -> None:
+        """Reset all connections, and tell the peers."""
+        self.relay.on_stop(now)
+        self.far.on_stop(now)
+        for part in self._parts:
+            part.on_stop(now)
+
+    # --- what --json prints
+
+    def status(self, now: float) -> dict[str, object]:
+        """Return the peers, what listens, and the counters of both sides."""
+        return {
+            "peers": {module.name: module.status(now) for module in self.near.modules},
+            "listeners": {name: counted(part.counters(now)) for name, part in self.answerers.items()},
+            "near": self.relay.status(now),
+            "far": self.far.status(),
+        }
