@@ -18,6 +18,7 @@ RANK = {
     "rate_limit": 0,
     "repeats": 0,
     "text": 0,
+    "units": 0,
     "host": 1,
     "packet": 1,
     "socks": 1,
@@ -65,7 +66,7 @@ IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "ti
 LINES_MAX = 450
 COMMAND_LINES_MAX = 200
 SEQUENCE_NUMBERS = ("_nxt", "_una", "_seq")
-LOOSE = {"errors", "rate_limit", "repeats", "socks", "stage", "table", "text"}
+LOOSE = {"errors", "rate_limit", "repeats", "socks", "stage", "table", "text", "units"}
 """The only modules of common/ that are in no package of it."""
 
 

@@ -22,6 +22,7 @@ from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayBudget, RelayLimits
 from vtl_tools.common.relay.connector import Connector
 from vtl_tools.common.relay.flow import FlowOutcome, RelayFlow
+from vtl_tools.common.relay.frame_queue import FrameQueue
 from vtl_tools.common.relay.frames import is_broken, path_back, syn_alone
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.relay.syn_flood import SynFloodGuard, SynVerdict
@@ -35,8 +36,6 @@ from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
 
 _ETHERTYPE: Final = VNET + 12
 _IP: Final = (0x08, 0x86)  # the first octets of IPv4's and IPv6's Ethertypes; a tag's is 0x81, 0x88 or 0x91
-_JOINED: Final = 2048
-"""Octets of data below which a frame is copied together, and sent along with those of other flows."""
 _TICK_S: Final = 0.01
 """Resolution of a flow's timer: it is armed again when this has passed, not at every frame."""
 _READ_AGAIN_MAX: Final = 64
@@ -67,6 +66,7 @@ class Relay(Stage):
     dropped, if it is not given. Frames are borrowed by both. on_unknown: gets segments of no flow, and returns
     whether it took them. on_end: gets each flow that ends. poller: where streams are registered; its own, if
     not given. has_more: tells whether internal streams wait for settle().
+    early_ack: answer a SYN at once, and reset the connection if its stream cannot be opened.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Relay(Stage):
         on_end: Callable[[RelayFlow, float], object] | None = None,
         poller: Poller | None = None,
         has_more: Callable[[], bool] = lambda: False,
+        early_ack: bool = False,
     ) -> None:
         super().__init__(ports=1)
         self.dial, self.config, self.limits, self._secret = dial, config, limits, secret
@@ -91,6 +92,7 @@ class Relay(Stage):
         if drops is not None:
             self.drops = drops
         self._on_drop, self._on_end, self._has_more = on_drop, on_end, has_more
+        self._early_ack = early_ack
         self._is_taken = on_unknown or (lambda segment, frame, now: False)
         self._on_non_tcp = on_non_tcp or self._drop_non_tcp
         self.poller = poller or Poller()
@@ -98,7 +100,7 @@ class Relay(Stage):
         self.flows: dict[bytes, RelayFlow] = {}
         self.budget = RelayBudget(limits)
         self.timers = FlowTimers(self.flows)
-        self._outbox: list[Pieces] = []
+        self._outbox = FrameQueue(self._send)
         self.syn_guard, self._guarded_at = SynFloodGuard(secret), limits.half_open // 2
         self._scheduled: list[RelayFlow] = []
         self._readable: dict[bytes, RelayFlow] = {}
@@ -208,6 +210,9 @@ class Relay(Stage):
         budget.opened += 1
         self.timers.arm(flow, flow.deadline())
         self._act(flow, flow.connect(0, now), now)
+        if self._early_ack and flow.connector is not None:
+            endpoint.accept()
+            self._schedule(flow)
 
     def _refuse(self, syn: bytes, reason: Reason, now: float) -> None:
         """Answer a SYN: by a reset if the target refused, else by an ICMP error."""
@@ -254,10 +259,15 @@ class Relay(Stage):
             if flow.armed_at > flow.retry_at:
                 self.timers.arm(flow, flow.retry_at)
         elif outcome is FlowOutcome.ABORTED:
-            self._transmit(flow, now)
+            self._outbox.transmit(flow.endpoint, now)
             self._remove(flow, now)
         elif isinstance(outcome, Reason):
-            self._refuse(flow.syn, outcome, now)
+            if flow.endpoint.asked:
+                self._refuse(flow.syn, outcome, now)
+            else:  # its SYN was answered early
+                self.budget.failed += 1
+                flow.endpoint.abort()
+                self._transmit(flow, now)
             self._remove(flow, now)
 
     def _schedule(self, flow: RelayFlow) -> None:
@@ -265,23 +275,6 @@ class Relay(Stage):
         if not flow.scheduled:
             flow.scheduled = True
             self._scheduled.append(flow)
-
-    def _transmit(self, flow: RelayFlow, now: float) -> None:
-        """Send what a flow's endpoint has for the guest."""
-        for pieces in flow.endpoint.transmit_pieces(now):
-            if len(pieces) == 1:
-                self._outbox.append(pieces)
-            elif len(pieces) == 2 and len(pieces[1]) < _JOINED:
-                self._outbox.append((b"".join(pieces),))
-            else:
-                self._flush(now)
-                self._send((pieces,), now)
-
-    def _flush(self, now: float) -> None:
-        """Send the frames of many flows with one system call."""
-        if self._outbox:
-            self._send(self._outbox, now)
-            self._outbox = []
 
     def _remove(self, flow: RelayFlow, now: float) -> None:
         if self.flows.get(flow.key) is not flow:
@@ -322,7 +315,7 @@ class Relay(Stage):
                 continue
             endpoint = flow.endpoint
             flow.carry()
-            self._transmit(flow, now)
+            self._outbox.transmit(flow.endpoint, now)
             endpoint.own()
             if flow.may_read and flow.can_read_more:
                 self._readable[flow.key] = flow
@@ -337,7 +330,7 @@ class Relay(Stage):
                 self.timers.arm(flow, now + _TICK_S)
         if budget.is_exceeded:
             self._evict(now)
-        self._flush(now)
+        self._outbox.flush(now)
 
     def _evict(self, now: float) -> None:
         """Reset the flows with the most buffered octets, several at once so that it is worth the sorting."""
@@ -364,7 +357,7 @@ class Relay(Stage):
         for flow in list(self.flows.values()):
             flow.endpoint.abort()
             self._act(flow, FlowOutcome.ABORTED, now)
-        self._flush(now)
+        self._outbox.flush(now)
 
     def close(self) -> None:
         """Close the streams that are left, and the descriptor."""

@@ -17,7 +17,7 @@ from vtl_tools.common.relay.budget import RelayBudget, RelayLimits
 from vtl_tools.common.relay.connector import HUNG_UP
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.wire import Path, Segment
-from vtl_tools.services.udt.destinations import Destinations, Refusal
+from vtl_tools.services.udt.allowed import AllowList, Refusal
 from vtl_tools.services.udt.hops import NextHops
 from vtl_tools.services.udt.load import CONTROL, Reporter
 from vtl_tools.services.udt.splice import PIECE, Splice
@@ -58,12 +58,12 @@ class FarSide:
         mac: bytes,
         secret: bytes,
         hops: NextHops,
-        destinations: Destinations,
+        allowed: AllowList,
         limits: RelayLimits,
         drops: Counter[str],
         event: Callable[..., object],
     ) -> None:
-        self._mac, self._hops, self._destinations = mac, hops, destinations
+        self._mac, self._hops, self._allowed = mac, hops, destinations
         self._limits, self._event = limits, event
         self.budget = RelayBudget(limits)
         self.active = ActiveEndpoints(send, secret, drops=drops, is_full=lambda: self.budget.is_full)
@@ -85,7 +85,7 @@ class FarSide:
             incoming.accept(now)
             self.reporter.add(incoming, now)
             return
-        refusal = self._destinations.refusal(opening)
+        refusal = self._allowed.refusal(opening)
         if refusal is None and len(self.flows) >= self._limits.connections:
             refusal = Refusal.TOO_MANY
         if refusal is not None:
@@ -97,7 +97,7 @@ class FarSide:
         self.budget.opened += 1
         self.budget.half_open += 1
         incoming.stream.on_event = partial(self._on_near, flow)
-        hop = self._destinations.next_hop(opening.destination)
+        hop = self._allowed.next_hop(opening.destination)
         self._hops.find(hop, opening.client, partial(self._on_found, flow), now)
 
     def _refuse(self, incoming: IncomingFlow, refusal: Refusal, now: float) -> None:

@@ -24,11 +24,11 @@ from vtl_tools.common.relay.relay import Relay
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.stage import Source, Stage
 from vtl_tools.common.tcp.wire import Path, Segment
-from vtl_tools.services.udt.destinations import Destinations
+from vtl_tools.services.udt.allowed import AllowList
 from vtl_tools.services.udt.far import FarSide
 from vtl_tools.services.udt.hops import NextHops
 from vtl_tools.services.udt.near import FarModule, NearSide, counted
-from vtl_tools.services.udt.destinations import Network
+from vtl_tools.services.udt.allowed import Network
 from vtl_tools.services.udt.transport.base import Counters, IncomingFlow
 
 GUEST, UPLINK = 0, 1
@@ -65,7 +65,7 @@ class Transformer(Stage):
     def __init__(
         self,
         behind: Sequence[tuple[Network, FarModule]],
-        destinations: Destinations,
+        allowed: AllowList,
         *,
         secret: bytes,
         uplink: bool = False,
@@ -100,7 +100,7 @@ class Transformer(Stage):
             mac=GATEWAY_MAC,
             secret=secret,
             hops=self.hops,
-            destinations=destinations,
+            allowed=allowed,
             limits=limits,
             drops=self.drops,
             event=lambda name, **fields: self.event(name, **fields),

@@ -53,7 +53,7 @@ class Prefixes(Generic[Value]):
         return None
 
 
-class Destinations:
+class AllowList:
     """The allow-lists. routes: of --to; none: every neighbour on the link. clients: of --from; none: all.
 
     own: tells the host's own addresses.
