@@ -267,7 +267,7 @@ class Relay(Stage):
             else:  # its SYN was answered early
                 self.budget.failed += 1
                 flow.endpoint.abort()
-                self._transmit(flow, now)
+                self._outbox.transmit(flow.endpoint, now)
             self._remove(flow, now)
 
     def _schedule(self, flow: RelayFlow) -> None:

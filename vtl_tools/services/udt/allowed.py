@@ -6,7 +6,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from vtl_tools.common.packet.address import is_broadcast, is_link_local, is_single_host
-from vtl_tools.services.udt.transport.base import Opening
+from vtl_tools.services.udt.transport.base import FlowOpening
 
 Network = IPv4Network | IPv6Network
 Value = TypeVar("Value")
@@ -67,7 +67,7 @@ class AllowList:
         self._clients = Prefixes((network, network) for network in clients) if clients else None
         self._own = own
 
-    def refusal(self, opening: Opening) -> Refusal | None:
+    def refusal(self, opening: FlowOpening) -> Refusal | None:
         """Return why a flow is not connected; None: it may be."""
         client, destination = opening.client, opening.destination
         if len(client) != len(destination) or not opening.client_port or not opening.destination_port:

@@ -8,7 +8,7 @@ out to be slower, the choice returns.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, sqrt
 from typing import Final
 
 MEMORY_S: Final = 600.0
@@ -94,13 +94,18 @@ class TransportChoice:
         return known.seconds >= SECONDS_LEAST and now - known.at <= MEMORY_S
 
     def _modelled(self, name: str) -> float:
-        if self.rtt_s is None or self.loss is None or self.loss < _LOSS_FLOOR or (name == "tcp" and self._bbr):
+        if (
+            self.rtt_s is None
+            or self.loss is None
+            or self.loss < _LOSS_FLOOR
+            or (name == "tcp" and self._bbr)
+        ):
             return inf
         if name == "tcp":
             # the larger of Reno's rate (RFC 3448 section 3.1, without its time-outs) and CUBIC's (RFC 9438 5.1)
             rtt_s = max(self.rtt_s, 1e-4)
-            return _MSS * max(1.22 / (rtt_s * self.loss**0.5), 1.054 * (rtt_s * self.loss**3) ** -0.25)
-        return (_SRT_RATE if name == "srt" else _UDT_RATE) / self.loss**0.5
+            return _MSS * max(1.22 / (rtt_s * sqrt(self.loss)), 1.054 / sqrt(sqrt(rtt_s * self.loss**3)))
+        return (_SRT_RATE if name == "srt" else _UDT_RATE) / sqrt(self.loss)
 
     def status(self, now: float) -> dict[str, object]:
         """Return what is known, as --json prints it. Rates are in bits a second."""

@@ -19,7 +19,7 @@ from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.wire import Path, Segment
 from vtl_tools.services.udt.allowed import AllowList, Refusal
 from vtl_tools.services.udt.hops import NextHops
-from vtl_tools.services.udt.load import CONTROL, Reporter
+from vtl_tools.services.udt.load import CONTROL, Carrier, Reporter
 from vtl_tools.services.udt.splice import PIECE, Splice
 from vtl_tools.services.udt.transport.base import IncomingFlow
 
@@ -34,10 +34,12 @@ _EVICTED_MAX: Final = 64
 class FarFlow:
     """One flow, from the request to its end. splice: once the destination is connected. ended: it is gone."""
 
-    __slots__ = ("buffered", "connector", "ended", "incoming", "retry_at", "scheduled", "splice", "started_at")
+    __slots__ = (
+        "buffered", "carrier", "connector", "ended", "incoming", "retry_at", "scheduled", "splice", "started_at",
+    )  # fmt: skip
 
-    def __init__(self, incoming: IncomingFlow, now: float) -> None:
-        self.incoming, self.started_at = incoming, now
+    def __init__(self, carrier: Carrier, incoming: IncomingFlow, now: float) -> None:
+        self.carrier, self.incoming, self.started_at = carrier, incoming, now
         self.connector: ActiveConnector | None = None
         self.splice: Splice | None = None
         self.retry_at: float | None = None
@@ -63,7 +65,7 @@ class FarSide:
         drops: Counter[str],
         event: Callable[..., object],
     ) -> None:
-        self._mac, self._hops, self._allowed = mac, hops, destinations
+        self._mac, self._hops, self._allowed = mac, hops, allowed
         self._limits, self._event = limits, event
         self.budget = RelayBudget(limits)
         self.active = ActiveEndpoints(send, secret, drops=drops, is_full=lambda: self.budget.is_full)
@@ -78,12 +80,13 @@ class FarSide:
 
     # --- what a peer asks for
 
-    def on_flow(self, incoming: IncomingFlow, now: float) -> None:
-        """Take a flow that a peer asks for: refuse it, or begin to connect it."""
+    def on_flow(self, transport: str, incoming: IncomingFlow, now: float) -> None:
+        """Take a flow that a peer asks for : refuse it, or begin to connect it."""
         opening = incoming.opening
+        carrier = transport, incoming.peer.rpartition(":")[0]
         if opening == CONTROL:
             incoming.accept(now)
-            self.reporter.add(incoming, now)
+            self.reporter.add(carrier, incoming, now)
             return
         refusal = self._allowed.refusal(opening)
         if refusal is None and len(self.flows) >= self._limits.connections:
@@ -91,7 +94,7 @@ class FarSide:
         if refusal is not None:
             self._refuse(incoming, refusal, now)
             return
-        flow = FarFlow(incoming, now)
+        flow = FarFlow(carrier, incoming, now)
         self.flows[id(flow)] = flow
         self.clients[opening.client] += 1
         self.budget.opened += 1

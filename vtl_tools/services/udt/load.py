@@ -1,6 +1,6 @@
 """When a transport is the bottleneck: each module sees it for what it sends, and the far one reports it.
 
-The report goes in a flow of its own, which the near module opens in each session.
+The report goes in a flow of its own, which the near module opens by each transport.
 """
 
 import struct
@@ -10,61 +10,63 @@ from typing import Final, Protocol
 from vtl_tools.common.relay.connector import HUNG_UP, Connector
 from vtl_tools.common.socks import Reason
 from vtl_tools.services.udt.splice import Splice
-from vtl_tools.services.udt.transport.base import IncomingFlow, Opening
+from vtl_tools.services.udt.transport.base import IncomingFlow, FlowOpening
 
-CONTROL: Final = Opening(bytes(4), 0, bytes(4), 0)
+CONTROL: Final = FlowOpening(bytes(4), 0, bytes(4), 0)
 """The opening of the flow for reports: of no client, to no destination."""
 TICK_S: Final = 0.5
 """Time between two looks at the load, and between two reports."""
 _REPORT: Final = struct.Struct("!B")  # 1: loaded
-_SESSIONS_MAX: Final = 256
+_REPORTS_MAX: Final = 256
 _READ_OCTETS: Final = 256
+
+
+Carrier = tuple[str, str]
+"""A transport, and the host of the near module that uses it."""
 
 
 class Loaded(Protocol):
     """A flow of the far side."""
 
-    incoming: IncomingFlow
+    carrier: Carrier
     splice: Splice | None
 
 
 class Reporter:
-    """At the far side: tells the near module of each session whether its transport holds up what is sent."""
+    """At the far side: tells each near module whether a transport holds up what is sent to it."""
 
     def __init__(self) -> None:
-        self._sessions: dict[str, IncomingFlow] = {}
+        self._flows: dict[Carrier, IncomingFlow] = {}
         self._due: float | None = None
 
-    def add(self, incoming: IncomingFlow, now: float) -> None:
-        """Report to a session from now on."""
-        if (past := self._sessions.pop(incoming.peer, None)) is not None:
+    def add(self, carrier: Carrier, incoming: IncomingFlow, now: float) -> None:
+        """Report in a flow from now on."""
+        if (past := self._flows.pop(carrier, None)) is not None:
             past.stream.close()
-        if len(self._sessions) >= _SESSIONS_MAX:
+        if len(self._flows) >= _REPORTS_MAX:
             incoming.stream.close()
             return
-        self._sessions[incoming.peer] = incoming
+        self._flows[carrier] = incoming
         self._due = self._due or now + TICK_S
 
     def deadline(self) -> float | None:
         """Return when the next report is due; None: nobody wants one."""
-        return self._due if self._sessions else None
+        return self._due
 
     def wake(self, flows: Iterable[Loaded], now: float) -> None:
         """Report, if it is time."""
         if self._due is None or now < self._due:
             return
-        self._due = now + TICK_S
-        loaded = {flow.incoming.peer for flow in flows if flow.splice is not None and is_held_up(flow.splice)}
-        for peer, incoming in list(self._sessions.items()):
+        loaded = {flow.carrier for flow in flows if flow.splice is not None and is_held_up(flow.splice)}
+        for carrier, incoming in list(self._flows.items()):
             try:
-                incoming.stream.send(_REPORT.pack(peer in loaded))
+                incoming.stream.send(_REPORT.pack(carrier in loaded))
             except BlockingIOError:
                 continue  # the report would be late; the next one counts
             except OSError:
                 incoming.stream.close()
-                del self._sessions[peer]
-        if not self._sessions:
-            self._due = None
+                del self._flows[carrier]
+        self._due = now + TICK_S if self._flows else None
 
 
 def is_held_up(splice: Splice) -> bool:

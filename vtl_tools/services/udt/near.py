@@ -13,7 +13,7 @@ from vtl_tools.common.tcp.wire import Path
 from vtl_tools.services.udt.choice import TransportChoice
 from vtl_tools.services.udt.allowed import Network, Prefixes
 from vtl_tools.services.udt.load import CONTROL, TICK_S, Reports
-from vtl_tools.services.udt.transport.base import Counters, Opening
+from vtl_tools.services.udt.transport.base import FlowOpening
 from vtl_tools.services.udt.transport.dialer import Dialer
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ class _Carrier:
     received: int = 0
     was_held_up: bool = False
     was_loaded: bool = False
-    flows: int = 0
 
 
 class FarModule:
@@ -64,7 +63,7 @@ class FarModule:
         if transport != was:
             log.info("%s: new connections by %s, no longer %s", self.name, transport, was)
             self._event("transport", peer=self.name, transport=transport, was=was)
-        return transport, self.carriers[transport].dialer.connector(Opening.of(path))
+        return transport, self.carriers[transport].dialer.connector(FlowOpening.of(path))
 
     # --- measuring
 
@@ -74,8 +73,8 @@ class FarModule:
         self._looked_at = now
         rates: dict[str, tuple[float, float]] = {}
         for name, carrier in self.carriers.items():
-            counters = carrier.dialer.counters(now)
-            self._note_up(name, carrier, counters)
+            counters = carrier.dialer.counters()
+            self._note_up(name, carrier, counters.up)
             self.choice.note_path(counters.rtt_min_s, counters.loss)
             rates[name] = (
                 (counters.sent - carrier.sent) / elapsed, (counters.received - carrier.received) / elapsed
@@ -96,20 +95,14 @@ class FarModule:
             return is_held_up and carrier.was_held_up
         return carrier.reports.loaded and carrier.was_loaded
 
-    def _note_up(self, name: str, carrier: _Carrier, counters: Counters) -> None:
-        if counters.up == (name in self.up):
-            if counters.up and not carrier.reports.is_asked and len(self.carriers) > 1:
-                carrier.reports.open(carrier.dialer.connector(CONTROL))
-            return
-        if counters.up:
-            self.up.add(name)
-        else:
+    def _note_up(self, name: str, carrier: _Carrier, is_up: bool) -> None:
+        """Note whether a transport reaches the far module, and ask it for reports if there is a choice."""
+        if not is_up:
             self.up.discard(name)
-        log.log(
-            logging.INFO if counters.up else logging.WARNING,
-            "%s: %s by %s", self.name, "reached" if counters.up else "not reached", name,
-        )  # fmt: skip
-        self._event("peer", peer=self.name, transport=name, up=counters.up)
+            return
+        self.up.add(name)
+        if not carrier.reports.is_asked and len(self.carriers) > 1:
+            carrier.reports.open(carrier.dialer.connector(CONTROL))
 
     def status(self, now: float) -> dict[str, object]:
         """Return the counters of each transport, as --json prints them."""
@@ -117,33 +110,8 @@ class FarModule:
             "transport": self.choice.current,
             "up": bool(self.up),
             "measured_bps": self.choice.status(now),
-            "transports": {
-                name: counted(carrier.dialer.counters(now)) for name, carrier in self.carriers.items()
-            },
+            "transports": {name: carrier.dialer.status(now) for name, carrier in self.carriers.items()},
         }
-
-
-def counted(counters: Counters) -> dict[str, object]:
-    """Return a transport's counters as --json prints them. Rates are in bits a second."""
-
-    def bits(octets: float | None) -> int | None:
-        return None if octets is None else round(8 * octets)
-
-    def rounded(value: float | None) -> float | None:
-        return None if value is None else round(value, 6)
-
-    return {
-        "up": counters.up,
-        "sessions": counters.sessions,
-        "flows": counters.flows,
-        "rtt_s": rounded(counters.rtt_s),
-        "rtt_min_s": rounded(counters.rtt_min_s),
-        "loss": rounded(counters.loss),
-        "send_bps": bits(counters.send_rate),
-        "receive_bps": bits(counters.receive_rate),
-        "sent": counters.sent,
-        "received": counters.received,
-    }
 
 
 class NearSide:

@@ -4,7 +4,7 @@ import socket
 from contextlib import suppress
 from typing import Final
 
-from vtl_tools.common.relay.connector import HUNG_UP, READABLE, WRITABLE, InternalStream, Stream
+from vtl_tools.common.relay.connector import HUNG_UP, READABLE, WRITABLE, Stream
 
 PIECE: Final = 1 << 18
 """Octets that are read at once; so many at most are held for a stream that takes no more."""
@@ -13,9 +13,19 @@ _PIECES_MAX: Final = 4
 
 
 class _Way:
-    """One direction. held: octets that the sink has not taken. moved: octets that it has taken, of all time."""
+    """One direction. held: octets that the sink has not taken yet; moved: those that it has taken, in all."""
 
-    __slots__ = ("blocked", "held", "may_read", "may_write", "moved", "read_eof", "sent_eof", "sink", "source")
+    __slots__ = (
+        "blocked",
+        "held",
+        "may_read",
+        "may_write",
+        "moved",
+        "read_eof",
+        "sent_eof",
+        "sink",
+        "source",
+    )
 
     def __init__(self, source: Stream, sink: Stream) -> None:
         self.source, self.sink = source, sink
@@ -75,7 +85,7 @@ class Splice:
 
     __slots__ = ("_room", "broken", "down", "up")
 
-    def __init__(self, near: InternalStream, far: InternalStream, room: memoryview) -> None:
+    def __init__(self, near: Stream, far: Stream, room: memoryview) -> None:
         self._room = room
         self.up, self.down = _Way(near, far), _Way(far, near)
         self.broken = False

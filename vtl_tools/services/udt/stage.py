@@ -1,13 +1,11 @@
-"""The stage of vtl-udt: TCP of the guest ends here and goes on as a flow of a session, and the other way round.
+"""The stage of vtl-udt: TCP of the guest ends here and goes on as a flow of a session, and vice versa.
 
 Paper section 3.3. Port 0 is the guest's link, port 1 the uplink, if there is one.
 """
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from vtl_tools.common.device.batch import Batch, Pieces
 from vtl_tools.common.errors import Malformed
@@ -22,16 +20,18 @@ from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayLimits
 from vtl_tools.common.relay.connector import Connector
 from vtl_tools.common.relay.relay import Relay
 from vtl_tools.common.socks import Reason
-from vtl_tools.common.stage import Source, Stage
+from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.wire import Path, Segment
-from vtl_tools.services.udt.allowed import AllowList
+from vtl_tools.services.udt.allowed import AllowList, Network
 from vtl_tools.services.udt.far import FarSide
 from vtl_tools.services.udt.hops import NextHops
-from vtl_tools.services.udt.near import FarModule, NearSide, counted
-from vtl_tools.services.udt.allowed import Network
-from vtl_tools.services.udt.transport.base import Counters, IncomingFlow
+from vtl_tools.services.udt.near import FarModule, NearSide
+from vtl_tools.services.udt.transport.answerer import Answerer
+from vtl_tools.services.udt.transport.base import IncomingFlow
+from vtl_tools.services.udt.transport.carrier import Carriers
 
 GUEST, UPLINK = 0, 1
+OnFlow = Callable[[IncomingFlow, float], object]
 
 _ETHERTYPE: Final = slice(VNET + 12, VNET + 14)
 _ARP: Final = b"\x08\x06"
@@ -42,18 +42,6 @@ _ICMPV6: Final = 58
 _DST_MAC: Final = slice(VNET, VNET + 6)
 _ROUNDS: Final = 4
 """Times that settle() goes round: what one side passes to a session, the other may answer at once."""
-
-
-class Endpoint(Source, Protocol):
-    """A dialer or an answerer: a source with time and something to settle."""
-
-    has_more: bool
-
-    def settle(self, now: float) -> object: ...
-    def deadline(self) -> float | None: ...
-    def wake(self, now: float) -> object: ...
-    def on_stop(self, now: float) -> object: ...
-    def counters(self, now: float) -> Counters: ...
 
 
 class Transformer(Stage):
@@ -86,10 +74,9 @@ class Transformer(Stage):
             on_end=self.near.on_end,
             has_more=lambda: self._has_more,
         )
-        self._addresses = GuestAddresses(prefix=None)
         self.hops = NextHops(GATEWAY_MAC, self._send_frame)
         self.guest_network = GuestNetwork(
-            self._addresses,
+            GuestAddresses(prefix=None),
             dhcp=False,
             on_dns=lambda _: False,
             send=self._send_frame,
@@ -105,16 +92,15 @@ class Transformer(Stage):
             drops=self.drops,
             event=lambda name, **fields: self.event(name, **fields),
         )
-        self.answerers: dict[str, Endpoint] = {}
-        self._dialers: list[Endpoint] = [dialer for module in self.near.modules for dialer in module.dialers]
-        self._parts = list(self._dialers)
+        self.answerers: dict[str, Answerer] = {}
+        self._parts: list[Carriers] = [dialer for module in self.near.modules for dialer in module.dialers]
         self.sources = [self.relay, *self._parts]
         self._passing: list[Pieces] = []
         self._now = 0.0
 
-    def listen(self, name: str, make: Callable[[Callable[[IncomingFlow, float], object]], Endpoint]) -> None:
-        """Take the flows of an answerer, which `make` makes for a function that gets each flow."""
-        answerer = self.answerers[name] = make(self.far.on_flow)
+    def listen(self, name: str, make: Callable[[OnFlow], Answerer]) -> None:
+        """Take the flows that come by a transport. make: returns what gives them to a function."""
+        answerer = self.answerers[name] = make(partial(self.far.on_flow, name))
         self._parts.append(answerer)
         self.sources.append(answerer)
 
@@ -128,7 +114,7 @@ class Transformer(Stage):
     # --- frames
 
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
-        """Take the guest's frames, and pass on those that are not for a peer; pass on what the uplink brings."""
+        """Take the guest's frames, and pass on those that are not for us; pass on what the uplink brings."""
         if port == UPLINK:
             self.out[GUEST](batch, now)
             return
@@ -146,13 +132,13 @@ class Transformer(Stage):
             return False
         is_syn = segment.flags & (SYN | ACK | RST | FIN) == SYN
         size = (len(segment.flow) - 4) // 2
-        if is_syn and frame[_ETHERTYPE] in _IP and self.near.is_behind(segment.flow[size : 2 * size]):
+        if is_syn and bytes(frame[_ETHERTYPE]) in _IP and self.near.is_behind(segment.flow[size : 2 * size]):
             return False
         self._passing.append((frame,))
         return True
 
     def _on_non_tcp(self, frame: memoryview, now: float) -> None:
-        kind = frame[_ETHERTYPE]
+        kind = bytes(frame[_ETHERTYPE])
         is_asking = kind == _ARP or (
             kind == _IPV6 and len(frame) > _NEXT_HEADER and frame[_NEXT_HEADER] == _ICMPV6
         )
@@ -235,7 +221,7 @@ class Transformer(Stage):
         """Return the peers, what listens, and the counters of both sides."""
         return {
             "peers": {module.name: module.status(now) for module in self.near.modules},
-            "listeners": {name: counted(part.counters(now)) for name, part in self.answerers.items()},
+            "listeners": {name: part.status(now) for name, part in self.answerers.items()},
             "near": self.relay.status(now),
             "far": self.far.status(),
         }
