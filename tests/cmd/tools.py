@@ -61,6 +61,7 @@ KEPT = {
     "vtl-fw": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-subnet": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-tor": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
+    "vtl-udt": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-wan": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
 }
 """What of root's rights each service may keep, with one link or another."""

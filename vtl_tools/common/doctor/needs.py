@@ -40,6 +40,7 @@ NEEDS: Final[Mapping[str, tuple[Use, ...]]] = {
         Use("list, raise, clear", ("Python", "Linux", "click", "CAP_NET_ADMIN", "guard"), main=True),
     ),
     "vtl-subnet": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
+    "vtl-udt": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-wan": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-tor": (
         *_OF_ALL,

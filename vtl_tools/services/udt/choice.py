@@ -108,9 +108,9 @@ class TransportChoice:
         return (_SRT_RATE if name == "srt" else _UDT_RATE) / sqrt(self.loss)
 
     def status(self, now: float) -> dict[str, object]:
-        """Return what is known, as --json prints it. Rates are in bits a second."""
+        """Return the rates that were measured, as --json prints them, in Mbit/s."""
         return {
-            name: round(8 * known.rate)
+            name: round(8e-6 * known.rate, 3)
             for name, known in self._known.items()
             if self._is_measured(known, now)
         }

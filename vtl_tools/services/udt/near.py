@@ -109,7 +109,7 @@ class FarModule:
         return {
             "transport": self.choice.current,
             "up": bool(self.up),
-            "measured_bps": self.choice.status(now),
+            "measured_mbit": self.choice.status(now),
             "transports": {name: carrier.dialer.status(now) for name, carrier in self.carriers.items()},
         }
 
