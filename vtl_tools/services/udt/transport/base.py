@@ -5,18 +5,19 @@ Transport.connect() makes it, Listener.accept() returns it. A *session* is an au
 connection that carries many *flows*, the guest's connections, each with its own opening, window, half-close
 and reset (session.py). The stages use the second layer only:
 
-    near = Dialer(transport, address, key, config)        # dialer.py; a Source of the stage
-    connector = near.connector(Opening.of(path))          # a relay.Connector; its stream is a FlowStream
+    near = Dialer(TCPTransport(PathProfile()), address, key, SessionConfig())   # dialer.py; a Source
+    connector = near.connector(FlowOpening.of(path))      # a relay.Connector; its stream is a FlowStream
 
-    far = Answerer(transport, address, key, on_flow)      # answerer.py; a Source of the stage
+    far = Answerer(transport, address, key, SessionConfig(), on_flow)           # answerer.py; a Source
     def on_flow(flow: IncomingFlow, now: float) -> None:  # flow.opening, flow.stream
         flow.accept(now)                                  # or flow.refuse(Reason.REFUSED, now)
 
 Both have, like a stage, settle(now), deadline(), wake(now), on_stop(now), status(now), and has_more for the
 relay. No method blocks. Transports whose library blocks run in a process beside the service (companion.py),
-which must be started before the service gives up its privileges: Transport.start().
+which starts before the service gives up its privileges: Transport.start(), Transport.listen().
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, Self
 
@@ -35,7 +36,7 @@ DEAD_AFTER_S: Final = 4.0
 
 @dataclass(frozen=True, slots=True)
 class PathProfile:
-    """What a path is expected to carry, from which windows, buffers and MSS of a transport follow.
+    """The expected capacity of a path; windows, buffers and MSS of a transport follow from it.
 
     rate: octets a second. rtt_s: seconds. mtu: octets of the largest IP packet.
     """
@@ -52,12 +53,12 @@ class PathProfile:
 
 @dataclass(slots=True)
 class Counters:
-    """What is known of a path. None: not known (yet).
+    """The state of a path, as measured. None: not known (yet).
 
-    rtt_s: smoothed round-trip time of heartbeats; rtt_min_s: the least of them. loss: share of packets lost or
-    sent again, 0 to 1, by the transport's own count. send_rate, receive_rate: octets a second, the highest of
-    the last seconds in which octets moved. sent, received: octets of connections, with framing. up: whether
-    the other module answers now. sessions, flows: at the moment.
+    rtt_s: smoothed round-trip time of heartbeats; rtt_min_s: the least of them. loss: share of packets that
+    were lost or sent again, 0 to 1, by the transport's own count. send_rate, receive_rate: octets a second,
+    the highest of the last seconds. sent, received: octets of connections, with framing. up: whether the
+    other module answers now. sessions, flows: at the moment.
     """
 
     rtt_s: float | None = None
@@ -76,16 +77,12 @@ class Counters:
 
 
 class Connection(Stream, Protocol):
-    """One connection by a transport: a relay.Stream with a descriptor, for an edge-triggered poller.
-
-    connect() has begun only: the first event that is writable, or has failed, tells the result, as with a
-    non-blocking socket.
-    """
+    """One connection by a transport: a relay.Stream with a descriptor, for an edge-triggered poller."""
 
     remote: Address
 
-    def error(self) -> int:
-        """Return the errno of a connection that failed; 0: none."""
+    def connected(self, events: int) -> int | None:
+        """Go on with connect(), after events of the descriptor; return 0, an errno, or None to wait."""
         ...
 
     def loss(self) -> float | None:
@@ -118,8 +115,11 @@ class Transport(Protocol):
     name: str
     """As in --transport."""
 
+    capabilities: frozenset[int]
+    """Those that connect() makes use of while the service runs; for Stage.capabilities."""
+
     def start(self) -> None:
-        """Prepare for connections, while the service has its privileges. Raises VTLError with a remedy."""
+        """Prepare for connect(), while the service has its privileges. Raises VTLError with a remedy."""
         ...
 
     def connect(self, address: Address) -> Connection:
@@ -127,7 +127,7 @@ class Transport(Protocol):
         ...
 
     def listen(self, address: Address) -> Listener:
-        """Listen. Raises VTLError if that is impossible."""
+        """Listen, while the service has its privileges. Raises VTLError if that is impossible."""
         ...
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class Transport(Protocol):
 # --- flows
 
 
-class Opening(NamedTuple):
+class FlowOpening(NamedTuple):
     """The first message of a flow: whose connection it is and to where. Addresses are 4 or 16 octets."""
 
     client: bytes
@@ -160,15 +160,16 @@ class FlowStream(InternalStream):
     calls raise ConnectionResetError). It may be set again at any time; events before it was set are lost, so
     try recv_into() first.
 
-    send() and sendmsg() take what the other end's window and the connection have room for; shutdown(SHUT_WR)
-    ends our direction behind the octets that were taken; close() resets the flow unless both directions ended.
+    send() and sendmsg() take what the other end's window and the connection have room for.
+    shutdown(SHUT_WR) ends our direction behind the octets that were taken. close() resets the flow, unless
+    both directions have ended.
     """
 
     def send(self, octets: bytes | bytearray | memoryview, /) -> int:
         """Take some of the octets; return how many. Raises BlockingIOError, ConnectionResetError."""
         raise NotImplementedError
 
-    def sendmsg(self, pieces: "list[memoryview] | tuple[memoryview, ...]", /) -> int:
+    def sendmsg(self, pieces: Sequence[bytes | bytearray | memoryview], /) -> int:
         """Take some octets of several pieces."""
         raise NotImplementedError
 
@@ -192,11 +193,11 @@ class FlowStream(InternalStream):
 class IncomingFlow(Protocol):
     """A flow that the other module asks for, and that waits for our answer."""
 
-    opening: Opening
+    opening: FlowOpening
     stream: FlowStream
-    """Octets that the client sent already may wait in it. It hangs up if the client gave up meanwhile."""
+    """Usable from accept() on. Before that it hangs up if the client gave up meanwhile."""
     peer: str
-    """Whom the session is with, for the log: HOST:PORT."""
+    """The other end of the session, for the log: HOST:PORT."""
 
     def accept(self, now: float) -> None:
         """Tell that the destination is connected."""
