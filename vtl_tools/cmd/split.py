@@ -4,8 +4,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from vtl_tools.common.cli import options as opts
+from vtl_tools.common.cli.completion import LINK
 from vtl_tools.common.cli.parameters import OpeningParam, RateParam, ResolverParam, SubnetParam
 from vtl_tools.common.cli.run import links_of, run_service
 from vtl_tools.common.cli.tool import Tool
@@ -14,9 +16,16 @@ from vtl_tools.common.cli.verbs import add_events, add_status
 if TYPE_CHECKING:
     from vtl_tools.common.runtime.runner import Options
 
+_OF_SOCKETS = ("bandwidth", "buffers", "allow", "dns", "dhcp", "subnet")
+"""Options without a meaning where the second connection leaves by a link."""
+
 
 @click.group("vtl-split", cls=Tool)
 @opts.iface_option()
+@click.option(
+    "--uplink", "-u", type=LINK, metavar="LINK",
+    help="Continue connections on this link, from the guest's own address, in place of sockets.",
+)  # fmt: skip
 @click.option(
     "--congestion", type=click.Choice(["bbr", "cubic"]),
     help="Congestion control of the second connection.  [default: bbr if the host has it]",
@@ -55,19 +64,30 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @opts.guard_option()
 @opts.common_options
-def main(iface: str, guard: str, options: "Options", **settings: Any) -> None:
+def main(iface: str, uplink: str | None, guard: str, options: "Options", **settings: Any) -> None:
     """End each TCP connection of a guest here, and continue it as a second one: through the host's sockets.
 
     \b
     vtl-split --iface vmnet1
     vtl-split --iface tap:vtl0 --congestion cubic --allow 192.168.1.5:22
+    vtl-split --iface vmnet1 --uplink eth0
 
-    The guest gets addresses, name resolution, UDP and ping as well, so it needs no other network.
+    The guest gets addresses, name resolution, UDP and ping as well, so it needs no other network. With
+    --uplink the second connection is one of the guest's own on that link, and all else passes unchanged.
     """
     opts.require((iface, "--iface", "the interface that the guest is behind"))
-    from vtl_tools.services.split.start import make_stage
+    from vtl_tools.services.split import start
 
-    run_service(partial(make_stage, **settings), links_of(iface), options, guard=guard)
+    if uplink is None:
+        run_service(partial(start.make_stage, **settings), links_of(iface), options, guard=guard)
+        return
+    context = click.get_current_context()
+    for name in _OF_SOCKETS:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name} is for connections through sockets; leave out it or --uplink")
+        del settings[name]
+    make = partial(start.make_uplink_stage, **settings)
+    run_service(make, links_of(iface, uplink), options, guard=guard, vm_sides=1)
 
 
 add_events(main)

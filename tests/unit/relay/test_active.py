@@ -264,31 +264,6 @@ def test_orphans_are_bounded(scene, monkeypatch):
     assert [pkt.tcp.sport for pkt in scene.heard if pkt.is_rst] == [40000, 40001]
 
 
-def test_early_streams_take_octets_before_the_server_answers(scene):
-    scene.silent = True
-    connector = scene.connector(is_early=True)
-    assert connector.step(0) == b""
-    assert connector.stream.send(b"early") == 5
-    connector.stream.shutdown(socket.SHUT_WR)
-    scene.turn()
-    scene.silent = False
-    scene.pass_(2.0)
-    assert scene.server().read() == b"early"
-    assert scene.server().at_eof
-
-
-def test_early_streams_break_when_the_server_refuses(scene):
-    connector = scene.connector(is_early=True)
-    assert connector.step(0) == b""
-    scene.active.settle(scene.now)
-    server = scene.server()
-    server.receive(bytearray(scene.wire.pop()), scene.now)
-    server.refuse()
-    scene.turn()
-    with pytest.raises(ConnectionRefusedError):
-        read(connector.stream)
-
-
 def test_a_connection_of_the_same_ports_waits_for_the_earlier_one(opened):
     scene, stream, server = opened
     again = scene.connector()

@@ -1,4 +1,4 @@
-"""Which addresses are the host's own at this moment, as its routing tables have it (rtnetlink(7))."""
+"""The addresses that are the host's own at this moment, as its routing tables have it (rtnetlink(7))."""
 
 import socket
 import struct

@@ -21,12 +21,14 @@ from vtl_tools.common.guest_net.addresses import MTU_MIN
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
 from vtl_tools.common.relay.connector import HUNG_UP, WRITABLE, InternalStream
 from vtl_tools.common.relay.frame_queue import FrameQueue
+from vtl_tools.common.relay.icmp_errors import SegmentError, apply_error
 from vtl_tools.common.relay.timers import FlowTimers
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import Ended, State
 from vtl_tools.common.tcp.tcb import NEVER
+from vtl_tools.common.tcp.tuning import tune
 from vtl_tools.common.tcp.wire import Path, Segment, is_intact
 
 ACTIVE: Final = Config(
@@ -147,9 +149,8 @@ class ActiveStream(InternalStream):
     def shutdown(self, how: int) -> None:
         """Close the sending side, behind the octets that wait in it."""
         self._closing = True
-        if self.endpoint.state is not State.SYN_SENT:  # a CLOSE would give up the connection (3.10.4)
-            self.endpoint.close()
-            self._endpoints.schedule(self)
+        self.endpoint.close()
+        self._endpoints.schedule(self)
 
     def setsockopt(self, level: int, option: int, value: bytes | int) -> None:
         """Take SO_LINGER, whatever its value: close() will reset the connection. Ignore other options."""
@@ -171,8 +172,6 @@ class ActiveStream(InternalStream):
         if endpoint.ended is not None:
             events = select.EPOLLIN | HUNG_UP | WRITABLE
         elif endpoint.state not in _OPENING:
-            if self._closing:
-                endpoint.close()
             events = self._events()
         if self.on_event is not None:
             self.on_event(events, now)
@@ -206,13 +205,12 @@ class ActiveStream(InternalStream):
 
 
 class ActiveConnector:
-    """Opens the connection of a stream. is_early: the stream counts as open before the peer has answered."""
+    """Opens the connection of a stream."""
 
-    __slots__ = ("_endpoints", "_is_early", "stream")
+    __slots__ = ("_endpoints", "stream")
 
-    def __init__(self, endpoints: "ActiveEndpoints", stream: ActiveStream, *, is_early: bool) -> None:
-        self._endpoints, self._is_early = endpoints, is_early
-        self.stream = stream
+    def __init__(self, endpoints: "ActiveEndpoints", stream: ActiveStream) -> None:
+        self._endpoints, self.stream = endpoints, stream
 
     def step(self, events: int) -> bytes | Reason | None:
         """Send the SYN, then report the result.
@@ -225,7 +223,7 @@ class ActiveConnector:
             return stream.refused or _REASONS.get(endpoint.ended, Reason.REFUSED)
         if endpoint.state is State.CLOSED:
             self._endpoints.open(stream)
-            return b"" if self._is_early else None
+            return None
         return b"" if stream.is_open else None
 
 
@@ -259,16 +257,15 @@ class ActiveEndpoints:
         """Send packets that the link carries, on connections that open from now on."""
         self.config = replace(self.config, mtu=max(octets, MTU_MIN))
 
-    def connector(self, path: Path, now: float, *, is_early: bool = False) -> ActiveConnector:
+    def connector(self, path: Path, now: float) -> ActiveConnector:
         """Return what opens a connection. path.local: the address, port and MAC that we speak for.
 
-        is_early: the stream is open at once; a refusal then breaks it. Raises ValueError for an address that
-        is not of one host.
+        Raises ValueError for an address that is not of one host.
         """
         if not path.is_unicast:
             raise ValueError("not an address of a single host")
         endpoint = Endpoint(path, self._secret, now, self.config)
-        return ActiveConnector(self, ActiveStream(self, endpoint), is_early=is_early)
+        return ActiveConnector(self, ActiveStream(self, endpoint))
 
     # --- what streams and connectors call
 
@@ -328,6 +325,17 @@ class ActiveEndpoints:
         stream.tell(now)
         return True
 
+    def on_error(self, error: SegmentError, now: float) -> bool:
+        """Take an ICMP error that came in at the link, with a right checksum; False: it is not about ours."""
+        stream = self.streams.get(error.flow)
+        if stream is None:
+            return False
+        if apply_error(stream.endpoint, error):
+            stream.refused = error.reason
+            stream.tell(now)
+        self.schedule(stream)
+        return True
+
     # --- time
 
     @property
@@ -348,6 +356,8 @@ class ActiveEndpoints:
                 continue
             if stream.armed_at > now + _TICK_S:
                 self._timers.arm(stream, now + _TICK_S)
+            if now >= endpoint.tune_at:
+                tune(endpoint, now, may_grow=not self._is_full())
             if stream.orphaned >= 0:
                 self._recount(stream)
         if self._orphaned > _ORPHANED_MAX or len(self._orphans) > _ORPHANS_MAX:

@@ -24,6 +24,7 @@ from vtl_tools.common.relay.connector import Connector
 from vtl_tools.common.relay.flow import FlowOutcome, RelayFlow
 from vtl_tools.common.relay.frame_queue import FrameQueue
 from vtl_tools.common.relay.frames import is_broken, path_back, syn_alone
+from vtl_tools.common.relay.icmp_errors import SegmentError, apply_error
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.relay.syn_flood import SynFloodGuard, SynVerdict
 from vtl_tools.common.relay.timers import FlowTimers
@@ -32,6 +33,7 @@ from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import State
+from vtl_tools.common.tcp.tuning import tune
 from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
 
 _ETHERTYPE: Final = VNET + 12
@@ -113,7 +115,6 @@ class Relay(Stage):
 
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
         """Take the guest's frames."""
-        flows, scheduled, is_full = self.flows, self._scheduled, self.budget.is_full
         for frame in batch:
             try:
                 segment = parse(frame)
@@ -121,24 +122,37 @@ class Relay(Stage):
                 segment = None
             if segment is None:
                 self._on_non_tcp(frame, now)
-                continue
-            flow = flows.get(segment.flow)
-            if flow is None or (segment.flags & SYN and flow.endpoint.state in _PAST):
-                self._on_unknown(segment, frame, now)
-                continue
-            if not frame[0] & 3 and not is_intact(frame):
-                self.drop_frame(frame, "checksum", now)
-                continue
-            endpoint = flow.endpoint
-            if is_full and segment.length and flow.buffered and not endpoint.fills_gap(segment):
-                self.drop_frame(frame, "memory", now)
-                continue
-            if segment.length or not endpoint.keep_alives:  # an answer to a keep-alive is not the guest's own
-                flow.heard_at = now
-            endpoint.arrive(segment, now)
-            if not flow.scheduled:
-                flow.scheduled = True
-                scheduled.append(flow)
+            else:
+                self.on_segment(segment, frame, now)
+
+    def on_segment(self, segment: Segment, frame: memoryview, now: float) -> None:
+        """Take a segment of the guest, of which the frame is borrowed until settle()."""
+        flow = self.flows.get(segment.flow)
+        if flow is None or (segment.flags & SYN and flow.endpoint.state in _PAST):
+            self._on_unknown(segment, frame, now)
+            return
+        if not frame[0] & 3 and not is_intact(frame):
+            self.drop_frame(frame, "checksum", now)
+            return
+        endpoint = flow.endpoint
+        if segment.length and self.budget.is_full and flow.buffered and not endpoint.fills_gap(segment):
+            self.drop_frame(frame, "memory", now)
+            return
+        if segment.length or not endpoint.keep_alives:  # an answer to a keep-alive is not the guest's own
+            flow.heard_at = now
+        endpoint.arrive(segment, now)
+        if not flow.scheduled:
+            flow.scheduled = True
+            self._scheduled.append(flow)
+
+    def on_error(self, error: SegmentError, now: float) -> bool:
+        """Take an ICMP error of the guest, with a right checksum; False: it is about no flow."""
+        flow = self.flows.get(error.flow)
+        if flow is None:
+            return False
+        apply_error(flow.endpoint, error)
+        self._schedule(flow)
+        return True
 
     def _on_unknown(self, segment: Segment, frame: memoryview, now: float) -> None:
         """Take a segment of no flow: a SYN, or a late segment of a connection that has ended.
@@ -324,6 +338,8 @@ class Relay(Stage):
                 budget.half_open -= 1
                 budget.established += endpoint.ended is None
             budget.buffered += flow.recount()
+            if now >= endpoint.tune_at:
+                tune(endpoint, now, may_grow=not budget.is_full)
             if endpoint.ended is not None and flow.is_over:
                 self._remove(flow, now)
             elif flow.armed_at > now + _TICK_S:

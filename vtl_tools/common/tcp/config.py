@@ -9,12 +9,12 @@ class Config:
 
     receive_buffer: octets buffered until they are read, and so the maximum window. reassembly_segments:
     maximum pieces out of order. send_buffer: octets that write() accepts before the peer has acknowledged
-    them.
+    them. buffer_max: octets up to which tune() enlarges both for the path; None: it does not.
 
     mtu: largest IP packet of the link. mss: largest segment, which our SYN offers and which we do not exceed;
     None: derived from the MTU. shift: the window scale that our SYN offers, if window_scaling is on; None:
-    the least that can express the whole receive buffer. super_segment: octets of data of one frame, which the
-    link segments; less than two segments turns it off.
+    the least that can express the largest receive buffer. super_segment: octets of data of one frame, which
+    the link segments; less than two segments turns it off.
 
     no_delay: small segments are not delayed (RFC 9293 MUST-17). delayed_ack_s: below 0.5 (MUST-60); 0: every
     segment is acknowledged at once. delayed_fin_ack: a FIN's acknowledgement is delayed as well, for a user
@@ -31,6 +31,7 @@ class Config:
     receive_buffer: int = 1 << 20
     reassembly_segments: int = 1024
     send_buffer: int = 1 << 20
+    buffer_max: int | None = None
     mtu: int = 1500
     mss: int | None = None
     super_segment: int = 65_000
@@ -72,4 +73,5 @@ class Config:
         """The shift that our SYN offers (RFC 7323 section 2.3); 0 if it offers none."""
         if self.window_scaling and self.shift is not None:
             return self.shift
-        return min(14, max(0, self.receive_buffer.bit_length() - 16)) if self.window_scaling else 0
+        most = max(self.receive_buffer, self.buffer_max or 0)
+        return min(14, max(0, most.bit_length() - 16)) if self.window_scaling else 0

@@ -31,7 +31,8 @@ class TCB:
     was acknowledged although data is outstanding; None if none is. timed: a position and its sending time,
     for an RTT sample. reorder_at: time at which data missing below sacked ranges is considered lost. head_at:
     time when SND.UNA was retransmitted or last advanced; head_mark: SND.NXT at that time. probe: end of the
-    data in flight when the tail was probed, and whether the probe was a retransmission.
+    data in flight when the tail was probed, and whether the probe was a retransmission. tune_at: when tune()
+    is due; tuned: octets that the user had read at its last call.
     """
 
     __slots__ = (
@@ -76,6 +77,8 @@ class TCB:
         "ts_offset",
         "ts_recent",
         "ts_recent_at",
+        "tune_at",
+        "tuned",
     )  # fmt: skip
 
     def __init__(self, path: Path, config: Config, iss: int, ts_offset: int) -> None:
@@ -105,6 +108,8 @@ class TCB:
         self.stalled_since: float | None = None
         self.timed: tuple[int, float] | None = None
         self.ack_due_octets = 0
+        self.tune_at = NEVER if config.buffer_max is None else 0.0
+        self.tuned = 0
         self.segments_in = self.segments_out = 0
         self._challenged, self._challenges = 0.0, 0
 

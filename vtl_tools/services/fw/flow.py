@@ -11,7 +11,7 @@ from vtl_tools.common.packet.tcp_state import State
 from vtl_tools.services.fw.rule import OUT, UNTAGGED, Direction, Rule, Verdict
 
 if TYPE_CHECKING:
-    from vtl_tools.services.fw.source_shares import SourceShare
+    from vtl_tools.common.model.source_shares import SourceShare
 
 Ends = tuple[TcpEnd, TcpEnd]
 """The VM's end of a TCP connection, and the other."""

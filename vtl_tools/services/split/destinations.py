@@ -27,7 +27,7 @@ _LOOPBACK4, _LOOPBACK6 = bytes.fromhex("7f000001"), bytes(15) + b"\1"
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class OpenedNetwork:
     """Closed addresses that the user opens. port: 0 for all."""
 
     network: IPv4Network | IPv6Network
@@ -54,7 +54,7 @@ class Destinations:
         network: GuestAddresses,
         own: Container[bytes],
         resolver: Callable[[], SocketAddress | None],
-        openings: Sequence[Opening] = (),
+        openings: Sequence[OpenedNetwork] = (),
     ) -> None:
         self._network, self._own, self._resolver, self._openings = network, own, resolver, openings
 

@@ -1,4 +1,4 @@
-"""Makes the stage of vtl-split without an uplink from its options."""
+"""Makes the stages of vtl-split from its options."""
 
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
@@ -7,10 +7,11 @@ from vtl_tools.common.guest_net.addresses import GuestAddresses
 from vtl_tools.common.host.open_files import raise_limit
 from vtl_tools.common.host.own_addresses import OwnAddresses
 from vtl_tools.common.relay.budget import RelayLimits
-from vtl_tools.services.split.destinations import Destinations, Opening
+from vtl_tools.services.split.destinations import Destinations, OpenedNetwork
 from vtl_tools.services.split.resolver import HostResolver
 from vtl_tools.services.split.stage import SplitBySockets
 from vtl_tools.services.split.tuning import Tuning
+from vtl_tools.services.split.uplink import SplitByUplink
 
 
 def make_stage(
@@ -29,16 +30,25 @@ def make_stage(
 ) -> SplitBySockets:
     """Return the stage; see vtl-split(1) for the options. Raises SpecError."""
     network = GuestAddresses.of_subnet(subnet)
-    openings = [Opening(each, port) for each, port in allow]
+    openings = [OpenedNetwork(each, port) for each, port in allow]
     return SplitBySockets(
         Destinations(network, OwnAddresses(), HostResolver(dns), openings),
         Tuning(congestion, bandwidth, buffers << 20),
         network=network,
         dhcp=dhcp,
         early_ack=early_ack,
-        limits=RelayLimits(
-            connections=min(connections, raise_limit()),
-            memory=memory << 19,  # RelayLimits.most is twice that
-            idle_s=idle,
-        ),
+        limits=_limits(min(connections, raise_limit()), memory << 20, idle),
     )
+
+
+def make_uplink_stage(
+    *, congestion: str | None, early_ack: bool, connections: int, memory: int, idle: int
+) -> SplitByUplink:
+    """Return the stage with an uplink; see vtl-split(1) for the options."""
+    memory <<= 19  # for each direction of opening
+    return SplitByUplink(limits=_limits(connections, memory, idle), early_ack=early_ack)
+
+
+def _limits(connections: int, memory: int, idle: int) -> RelayLimits:
+    """Return limits, of which RelayLimits.most is about so many octets of memory."""
+    return RelayLimits(connections=connections, memory=memory // 2, idle_s=idle)
