@@ -65,9 +65,8 @@ class Relay(Stage):
     dial: returns the connector for a path, or the reason why there is none; raises OSError without
     descriptors. send: puts frames on the guest's link; its own port, if not given. drops: counts frames that
     are dropped. on_drop: gets those frames. on_non_tcp: gets frames that are no TCP segments; they are
-    dropped, if it is not given. Frames are borrowed by both. on_unknown: gets segments of no flow, and returns
-    whether it took them. on_end: gets each flow that ends. poller: where streams are registered; its own, if
-    not given. has_more: tells whether internal streams wait for settle().
+    dropped, if it is not given. Frames are borrowed by both. on_end: gets each flow that ends. poller: where
+    streams are registered; its own, if not given. has_more: tells whether internal streams wait for settle().
     early_ack: answer a SYN at once, and reset the connection if its stream cannot be opened.
     """
 
@@ -82,7 +81,6 @@ class Relay(Stage):
         drops: Counter[str] | None = None,
         on_drop: Callable[[memoryview, float], object] | None = None,
         on_non_tcp: Callable[[memoryview, float], object] | None = None,
-        on_unknown: Callable[[Segment, memoryview, float], bool] | None = None,
         on_end: Callable[[RelayFlow, float], object] | None = None,
         poller: Poller | None = None,
         has_more: Callable[[], bool] = lambda: False,
@@ -95,7 +93,6 @@ class Relay(Stage):
             self.drops = drops
         self._on_drop, self._on_end, self._has_more = on_drop, on_end, has_more
         self._early_ack = early_ack
-        self._is_taken = on_unknown or (lambda segment, frame, now: False)
         self._on_non_tcp = on_non_tcp or self._drop_non_tcp
         self.poller = poller or Poller()
         self.sources = [self]
@@ -159,8 +156,6 @@ class Relay(Stage):
 
         A SYN may replace a flow of which only TIME-WAIT is left (RFC 9293 section 3.6.1).
         """
-        if self._is_taken(segment, frame, now):
-            return
         path = path_back(segment.flow, frame)
         past = self.flows.get(segment.flow)
         if past is not None and past.is_draining:  # the guest will send its SYN again

@@ -27,8 +27,8 @@ _MSS: Final = 1448.0
 _LOSS_FLOOR: Final = 1e-6
 _SRT_RATE: Final = 2.3e6
 _UDT_RATE: Final = 0.5e6
-"""Octets a second at a loss of 1, to be divided by its square root: both reduce their rate for each loss. From
-measurements at 50 and 100 ms; such a model is right within a factor of three, and is only asked once."""
+"""Octets a second at a loss of 1, to be divided by its square root, since both slow down at each loss. From
+measurements at 50 and 100 ms; the model is right within a factor of three, and replaced by a measurement."""
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class TransportChoice:
         known.peak = max(known.peak * FADING, rate)
 
     def choose(self, up: Collection[str], now: float) -> str:
-        """Return the transport for a new flow. up: those whose peer answers; if none does, the present one."""
+        """Return the transport for a new flow. up: those by which the peer answers; if none, it stays."""
         able = [name for name in self.names if name in up]
         if not able:
             return self.current
@@ -102,7 +102,7 @@ class TransportChoice:
         ):
             return inf
         if name == "tcp":
-            # the larger of Reno's rate (RFC 3448 section 3.1, without its time-outs) and CUBIC's (RFC 9438 5.1)
+            # the larger of Reno's rate (RFC 3448 section 3.1, no time-outs) and CUBIC's (RFC 9438 5.1)
             rtt_s = max(self.rtt_s, 1e-4)
             return _MSS * max(1.22 / (rtt_s * sqrt(self.loss)), 1.054 / sqrt(sqrt(rtt_s * self.loss**3)))
         return (_SRT_RATE if name == "srt" else _UDT_RATE) / sqrt(self.loss)

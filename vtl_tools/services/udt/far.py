@@ -1,6 +1,6 @@
 """The far side: connects the flows that a near module asks for to their destinations, as their clients.
 
-Each connection is an active endpoint that speaks for the client's address, so the destination sees the client.
+Each connection is an active endpoint that speaks for the client's address: the destination sees the client.
 """
 
 import logging
@@ -21,7 +21,7 @@ from vtl_tools.services.udt.allowed import AllowList, Refusal
 from vtl_tools.services.udt.hops import NextHops
 from vtl_tools.services.udt.load import CONTROL, Carrier, Reporter
 from vtl_tools.services.udt.splice import PIECE, Splice
-from vtl_tools.services.udt.transport.base import IncomingFlow
+from vtl_tools.services.udt.transport.flow import MuxFlow
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +35,11 @@ class FarFlow:
     """One flow, from the request to its end. splice: once the destination is connected. ended: it is gone."""
 
     __slots__ = (
-        "buffered", "carrier", "connector", "ended", "incoming", "retry_at", "scheduled", "splice", "started_at",
+        "buffered", "carrier", "connector", "ended", "incoming", "retry_at", "scheduled", "splice",
+        "started_at",
     )  # fmt: skip
 
-    def __init__(self, carrier: Carrier, incoming: IncomingFlow, now: float) -> None:
+    def __init__(self, carrier: Carrier, incoming: MuxFlow, now: float) -> None:
         self.carrier, self.incoming, self.started_at = carrier, incoming, now
         self.connector: ActiveConnector | None = None
         self.splice: Splice | None = None
@@ -80,7 +81,7 @@ class FarSide:
 
     # --- what a peer asks for
 
-    def on_flow(self, transport: str, incoming: IncomingFlow, now: float) -> None:
+    def on_flow(self, transport: str, incoming: MuxFlow, now: float) -> None:
         """Take a flow that a peer asks for : refuse it, or begin to connect it."""
         opening = incoming.opening
         carrier = transport, incoming.peer.rpartition(":")[0]
@@ -103,7 +104,7 @@ class FarSide:
         hop = self._allowed.next_hop(opening.destination)
         self._hops.find(hop, opening.client, partial(self._on_found, flow), now)
 
-    def _refuse(self, incoming: IncomingFlow, refusal: Refusal, now: float) -> None:
+    def _refuse(self, incoming: MuxFlow, refusal: Refusal, now: float) -> None:
         opening = incoming.opening
         self.refused[refusal] += 1
         told = {
@@ -233,7 +234,7 @@ class FarSide:
             self._remove(flow)
 
     def _remove(self, flow: FarFlow) -> None:
-        """Let go of a flow: what was sent still arrives if both directions have ended, else both ends are reset."""
+        """Let go of a flow. Both ends are reset, unless both directions have ended."""
         flow.ended = True
         del self.flows[id(flow)]
         self._retries.pop(id(flow), None)

@@ -10,7 +10,7 @@ from vtl_tools.common.packet.address import is_single_host
 from vtl_tools.common.packet.packet import Packet
 
 FRESH_S: Final = 30.0
-"""Seconds for which a neighbour that was heard is not asked for again (ReachableTime, RFC 4861 section 10)."""
+"""Seconds for which a neighbour that was heard is not asked for again (REACHABLE_TIME, RFC 4861 10)."""
 ASK_S: Final = 1.0  # RetransTimer
 ASKED_MOST: Final = 3  # MAX_MULTICAST_SOLICIT
 KNOWN_MAX: Final = 1024

@@ -10,7 +10,8 @@ from typing import Final, Protocol
 from vtl_tools.common.relay.connector import HUNG_UP, Connector
 from vtl_tools.common.socks import Reason
 from vtl_tools.services.udt.splice import Splice
-from vtl_tools.services.udt.transport.base import IncomingFlow, FlowOpening
+from vtl_tools.services.udt.transport.base import FlowOpening
+from vtl_tools.services.udt.transport.flow import MuxFlow
 
 CONTROL: Final = FlowOpening(bytes(4), 0, bytes(4), 0)
 """The opening of the flow for reports: of no client, to no destination."""
@@ -36,10 +37,10 @@ class Reporter:
     """At the far side: tells each near module whether a transport holds up what is sent to it."""
 
     def __init__(self) -> None:
-        self._flows: dict[Carrier, IncomingFlow] = {}
+        self._flows: dict[Carrier, MuxFlow] = {}
         self._due: float | None = None
 
-    def add(self, carrier: Carrier, incoming: IncomingFlow, now: float) -> None:
+    def add(self, carrier: Carrier, incoming: MuxFlow, now: float) -> None:
         """Report in a flow from now on."""
         if (past := self._flows.pop(carrier, None)) is not None:
             past.stream.close()

@@ -10,8 +10,8 @@ from vtl_tools.common.relay.connector import Connector
 from vtl_tools.common.relay.flow import RelayFlow
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.wire import Path
-from vtl_tools.services.udt.choice import TransportChoice
 from vtl_tools.services.udt.allowed import Network, Prefixes
+from vtl_tools.services.udt.choice import TransportChoice
 from vtl_tools.services.udt.load import CONTROL, TICK_S, Reports
 from vtl_tools.services.udt.transport.base import FlowOpening
 from vtl_tools.services.udt.transport.dialer import Dialer

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from vtl_tools.common.device.batch import Batch, Pieces
+from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.guest_net.addresses import GATEWAY_MAC, GuestAddresses
 from vtl_tools.common.guest_net.guest_network import GuestNetwork
+from vtl_tools.common.packet import ip, quick
 from vtl_tools.common.packet.address import is_multicast_mac
 from vtl_tools.common.packet.nd import NeighborSolicit
 from vtl_tools.common.packet.packet import Packet
@@ -18,28 +19,32 @@ from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayLimits
 from vtl_tools.common.relay.connector import Connector
+from vtl_tools.common.relay.icmp_errors import read_error
 from vtl_tools.common.relay.relay import Relay
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.stage import Stage
-from vtl_tools.common.tcp.wire import Path, Segment
+from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
 from vtl_tools.services.udt.allowed import AllowList, Network
 from vtl_tools.services.udt.far import FarSide
 from vtl_tools.services.udt.hops import NextHops
 from vtl_tools.services.udt.near import FarModule, NearSide
 from vtl_tools.services.udt.transport.answerer import Answerer
-from vtl_tools.services.udt.transport.base import IncomingFlow
 from vtl_tools.services.udt.transport.carrier import Carriers
+from vtl_tools.services.udt.transport.flow import MuxFlow
 
 GUEST, UPLINK = 0, 1
-OnFlow = Callable[[IncomingFlow, float], object]
+OnFlow = Callable[[MuxFlow, float], object]
 
 _ETHERTYPE: Final = slice(VNET + 12, VNET + 14)
 _ARP: Final = b"\x08\x06"
 _IPV6: Final = b"\x86\xdd"
 _IP: Final = (b"\x08\x00", _IPV6)
-_NEXT_HEADER: Final = VNET + 14 + 6
-_ICMPV6: Final = 58
+_PROTOCOL4: Final = quick.L3 + 9
+_NEXT_HEADER6: Final = quick.L3 + 6
+_NO_ERROR: Final = frozenset((ip.UDP, ip.ESP))
+"""Protocols without a look at the rest of the packet."""
 _DST_MAC: Final = slice(VNET, VNET + 6)
+_OPENS: Final = SYN | ACK | RST | FIN
 _ROUNDS: Final = 4
 """Times that settle() goes round: what one side passes to a session, the other may answer at once."""
 
@@ -69,8 +74,6 @@ class Transformer(Stage):
             limits=limits,
             send=send,
             drops=self.drops,
-            on_non_tcp=self._on_non_tcp,
-            on_unknown=self._on_unknown,
             on_end=self.near.on_end,
             has_more=lambda: self._has_more,
         )
@@ -95,7 +98,7 @@ class Transformer(Stage):
         self.answerers: dict[str, Answerer] = {}
         self._parts: list[Carriers] = [dialer for module in self.near.modules for dialer in module.dialers]
         self.sources = [self.relay, *self._parts]
-        self._passing: list[Pieces] = []
+        self._picked = Batch()
         self._now = 0.0
 
     def listen(self, name: str, make: Callable[[OnFlow], Answerer]) -> None:
@@ -119,41 +122,56 @@ class Transformer(Stage):
             self.out[GUEST](batch, now)
             return
         self._now = now
-        self.relay.on_batch(port, batch, now)
-        if self._passing:
-            passing, self._passing = self._passing, []
-            self.send(UPLINK, passing, now)
+        passing = [i for i, frame in enumerate(batch) if not self._take(frame, now)]
+        if passing:
+            whole = len(passing) == batch.count
+            self.out[UPLINK](batch if whole else self._picked.pick(batch, passing), now)
 
-    def _on_unknown(self, segment: Segment, frame: memoryview, now: float) -> bool:
-        """Take a segment of no connection of the guest's own; return whether it is none for the relay."""
+    def _take(self, frame: memoryview, now: float) -> bool:
+        """Take a frame of the guest; False: it passes to the uplink."""
+        is_ours = not self._has_uplink or frame[_DST_MAC] == GATEWAY_MAC
+        kind = bytes(frame[_ETHERTYPE])
+        if not is_ours and kind not in (*_IP, _ARP):
+            return False  # also a VLAN tag: what is below it passes whole
+        try:
+            segment = parse(frame)
+            if segment is None:
+                return self._take_other(frame, kind, now, is_ours=is_ours)
+        except Malformed:
+            self.relay.drop_frame(frame, "malformed", now)
+            return True
         if self.far.on_frame(segment, frame, now):
             return True
-        if not self._has_uplink or frame[_DST_MAC] == GATEWAY_MAC:
+        if not is_ours and segment.flow not in self.relay.flows and not self._is_opening(segment):
             return False
-        is_syn = segment.flags & (SYN | ACK | RST | FIN) == SYN
-        size = (len(segment.flow) - 4) // 2
-        if is_syn and bytes(frame[_ETHERTYPE]) in _IP and self.near.is_behind(segment.flow[size : 2 * size]):
-            return False
-        self._passing.append((frame,))
+        self.relay.on_segment(segment, frame, now)
         return True
 
-    def _on_non_tcp(self, frame: memoryview, now: float) -> None:
-        kind = bytes(frame[_ETHERTYPE])
-        is_asking = kind == _ARP or (
-            kind == _IPV6 and len(frame) > _NEXT_HEADER and frame[_NEXT_HEADER] == _ICMPV6
-        )
-        is_ours = not self._has_uplink or frame[_DST_MAC] == GATEWAY_MAC
-        if is_asking:
-            try:
-                pkt = Packet.at(frame)
-                self.hops.hear(pkt, now)
-                is_ours = is_ours or self._is_asked_for(pkt)
-            except Malformed:
-                pass
+    def _is_opening(self, segment: Segment) -> bool:
+        """Tell whether a segment opens a connection to what is behind a peer."""
+        size = (len(segment.flow) - 4) // 2
+        return segment.flags & _OPENS == SYN and self.near.is_behind(segment.flow[size : 2 * size])
+
+    def _take_other(self, frame: memoryview, kind: bytes, now: float, *, is_ours: bool) -> bool:
+        """Take a frame that is no TCP segment: an error about one, a question for us, or any other for us."""
+        if kind == _ARP or (kind == _IPV6 and frame[_NEXT_HEADER6] == ip.ICMPV6):
+            pkt = Packet.at(frame)
+            self.hops.hear(pkt, now)
+            is_ours = is_ours or self._is_asked_for(pkt)
+        if kind in _IP and self._is_error(frame, kind, now):
+            return True
         if is_ours:
             self.guest_network.on_frame(frame, now)
-        else:
-            self._passing.append((frame,))
+        return is_ours
+
+    def _is_error(self, frame: memoryview, kind: bytes, now: float) -> bool:
+        """Take a frame if it is an ICMP error about a segment of ours."""
+        protocol = frame[_PROTOCOL4 if kind == _IP[0] else _NEXT_HEADER6]
+        if protocol in _NO_ERROR or (error := read_error(frame)) is None:
+            return False
+        if not (frame[0] & 3 or is_intact(frame)):
+            return False
+        return self.far.active.on_error(error, now) or self.relay.on_error(error, now)
 
     def _is_asked_for(self, pkt: Packet) -> bool:
         """Tell whether a packet looks for a neighbour that only we can answer for: one behind a peer."""

@@ -17,8 +17,8 @@ from vtl_tools.services.udt.near import FarModule
 from vtl_tools.services.udt.stage import OnFlow, Transformer
 from vtl_tools.services.udt.transport.answerer import Answerer
 from vtl_tools.services.udt.transport.base import Address, PathProfile, Transport
-from vtl_tools.services.udt.transport.dialer import Dialer
 from vtl_tools.services.udt.transport.channel import SessionConfig
+from vtl_tools.services.udt.transport.dialer import Dialer
 from vtl_tools.services.udt.transport.tcp import TCPTransport
 
 log = logging.getLogger(__name__)
