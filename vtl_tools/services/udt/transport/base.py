@@ -110,7 +110,7 @@ class Listener(Protocol):
 
 
 class Transport(Protocol):
-    """A kind of connections. udt.py, tcp.py and srt.py each have one; names.py makes one by its name."""
+    """A kind of connections. udt.py, tcp.py and srt.py each have one."""
 
     name: str
     """As in --transport."""
@@ -118,8 +118,12 @@ class Transport(Protocol):
     capabilities: frozenset[int]
     """Those that connect() makes use of while the service runs; for Stage.capabilities."""
 
+    def check(self) -> None:
+        """Raise VTLError, with a remedy, if the transport cannot be used on this host."""
+        ...
+
     def start(self) -> None:
-        """Prepare for connect(), while the service has its privileges. Raises VTLError with a remedy."""
+        """Prepare for connect(), while the service has its privileges. Idempotent. Raises VTLError."""
         ...
 
     def connect(self, address: Address) -> Connection:

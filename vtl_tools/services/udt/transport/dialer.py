@@ -59,6 +59,7 @@ class Dialer(Carriers):
         event: Callable[..., object] = lambda name, **fields: None,
     ) -> None:
         super().__init__(config, event)
+        transport.start()
         self.transport, self.address, self._psk, self._most = transport, address, psk, sessions
         self.peer = f"{address[0]}:{address[1]}" if ":" not in address[0] else f"[{address[0]}]:{address[1]}"
         self.why = "no attempt yet"
@@ -153,6 +154,11 @@ class Dialer(Carriers):
         for flow in waiting:
             if not flow.is_closed:
                 flow.fail(Reason.HOST_UNREACHABLE, now)
+
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+        super().close()
+        self.transport.close()
 
     def _delay(self, now: float) -> None:
         self._retry_at = now + self._retry_s

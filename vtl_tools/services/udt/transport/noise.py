@@ -10,8 +10,6 @@ session cannot be read, not even with the pre-shared key. The primitives are tho
 cryptography; all comparisons are its own, in constant time.
 """
 
-import base64
-import binascii
 import hashlib
 import struct
 from typing import Final
@@ -22,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from vtl_tools.common.errors import Malformed, SpecError
+from vtl_tools.common.errors import Malformed
 
 NAME: Final = b"Noise_NNpsk0_25519_AESGCM_SHA256"
 KEY: Final = 32
@@ -35,19 +33,6 @@ _LAST: Final = _NONCE.pack(2**64 - 1)
 """The nonce that is only for a cipher's next key (Noise section 4.2)."""
 _RENEW_AFTER: Final = 1 << 20
 """Messages under one key: with 64 KiB each, 2**36 octets, well below the limit of AES-GCM."""
-
-
-def parse_key(text: str) -> bytes:
-    """Return the pre-shared key that a line of base64 holds. Raises SpecError."""
-    try:
-        key = base64.b64decode(text.strip(), validate=True)
-    except (binascii.Error, ValueError):
-        key = b""
-    if len(key) != KEY:
-        raise SpecError(
-            "the pre-shared key: it is not 32 octets of base64; make one with 'openssl rand -base64 32'"
-        )
-    return key
 
 
 class Cipher:

@@ -87,6 +87,9 @@ class TCPTransport:
         self.notes: set[str] = set()
         """Settings that the kernel refused, for the log and status."""
 
+    def check(self) -> None:
+        """Every host has it."""
+
     def start(self) -> None:
         """Nothing is to be prepared."""
 

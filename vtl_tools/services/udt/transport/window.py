@@ -15,7 +15,7 @@ _UPDATE_MAX: Final = 1 << 20
 
 
 class WindowBudget:
-    """The memory that all flows of a service share. memory: octets that may be promised, besides WINDOW_MIN a flow."""
+    """The memory that all flows share. memory: octets that may be promised, besides WINDOW_MIN a flow."""
 
     __slots__ = ("left", "memory")
 

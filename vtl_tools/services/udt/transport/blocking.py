@@ -1,0 +1,296 @@
+"""The process beside a service in which a library's calls may block; see companion.py.
+
+Two threads carry the octets of a connection between the library and a unix socket; the service has the other
+end. The process has given up all rights. Its parent, which does nothing else, starts it again if it dies.
+"""
+
+import contextlib
+import errno
+import mmap
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+from vtl_tools.common.errors import SpecError, VTLError
+from vtl_tools.common.host import confinement, privilege
+from vtl_tools.common.host.process import close_all_but
+from vtl_tools.services.udt.transport.base import Address, PathProfile
+
+CONNECTIONS_MAX: Final = 512
+"""Connections of a process at once; each takes two threads."""
+REQUEST: Final = struct.Struct("!HH")
+"""A message between service and process, with a descriptor: slot, port; the host follows."""
+MESSAGE_MAX: Final = 512
+READY: Final = b"ready"
+LOSS: Final = struct.Struct("=d")
+"""A slot of the memory that both share: the share of packets that a connection lost."""
+UNKNOWN: Final = -1.0
+
+_PIECE: Final = 1 << 18
+_PAIR: Final = 1 << 20
+"""Octets of each buffer between service and process."""
+_STACK: Final = 1 << 18
+_RESTART_S: Final = 1.0
+_MEASURE_S: Final = 0.5
+_GRACE_S: Final = 1.0
+"""Time that last octets have to leave when the service has ended."""
+_SEND_FORCE, _RECEIVE_FORCE = 32, 33  # SO_SNDBUFFORCE, SO_RCVBUFFORCE
+_HEADERS: Final = 44
+"""Octets of IP, UDP and UDT headers in a packet of the MSS, which counts them all."""
+_PACKETS_MIN: Final = 25_600
+"""The flow window of UDT and SRT by default, in packets."""
+_PACKETS_MAX: Final = 200_000
+
+
+class BlockingConnection(Protocol):
+    """A connection of a library; its methods block, and raise OSError."""
+
+    def send(self, octets: memoryview) -> int:
+        """Send some of the octets, at least one; return how many."""
+        ...
+
+    def recv_into(self, room: memoryview) -> int:
+        """Receive at least one octet."""
+        ...
+
+    def loss(self) -> float | None:
+        """Return the share of packets that were lost, 0 to 1."""
+        ...
+
+    def close(self) -> None:
+        """Deliver what was sent, then close; wakes a recv_into()."""
+        ...
+
+
+class BlockingLibrary(Protocol):
+    """A library, as the process uses it. Made in the service, opened in the process."""
+
+    name: str
+
+    def open(self, udp: socket.socket) -> None:
+        """Import it, and take over a UDP socket. Raises OSError or ImportError."""
+        ...
+
+    def connect(self, address: Address) -> BlockingConnection:
+        """Connect."""
+        ...
+
+    def listen(self) -> None:
+        """Listen on the UDP socket."""
+        ...
+
+    def accept(self) -> tuple[BlockingConnection, Address]:
+        """Return the next connection."""
+        ...
+
+
+class LibrarySizes:
+    """Sizes for UDT and SRT. mss: octets with all headers. packets: of a window. octets: of a buffer."""
+
+    def __init__(self, profile: PathProfile) -> None:
+        data = profile.mtu - _HEADERS
+        self.mss = profile.mtu
+        self.packets = max(_PACKETS_MIN, min(2 * profile.bdp // data, _PACKETS_MAX))
+        self.octets = self.packets * data
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return a pair of unix sockets for the octets of a connection."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    for sock in ours, theirs:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PAIR)
+    return ours, theirs
+
+
+def keep_running(process: "CompanionProcess") -> None:
+    """Start the process again whenever it dies, until the service has ended."""
+    signal.set_wakeup_fd(-1)
+    os.setsid()
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:  # it ends after the service
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):  # a reader of our standard error learns of the end of the service
+        os.dup2(nothing, fd)
+    close_all_but(0, 1, 2, process.udp.fileno(), process.channel.fileno())
+    _set_name(process.library.name)
+    while True:
+        pid = os.fork()
+        if not pid:
+            try:
+                process.run()
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(pid, 0)
+        if os.waitstatus_to_exitcode(status) == 0:
+            os._exit(0)
+        process.is_again = True
+        time.sleep(_RESTART_S)
+
+
+def _set_name(name: str) -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(f"vtl-udt-{name}")
+
+
+class CompanionProcess:
+    """The process: takes requests, accepts connections, and carries their octets."""
+
+    def __init__(
+        self,
+        library: BlockingLibrary,
+        udp: socket.socket,
+        octets: int,
+        channel: socket.socket,
+        losses: mmap.mmap,
+        *,
+        listens: bool,
+    ) -> None:
+        self.library, self.udp, self.channel, self._losses = library, udp, channel, losses
+        self._octets, self._listens = octets, listens
+        self.is_again = False
+        self._live: dict[int, BlockingConnection] = {}
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Serve until the service has ended, then end with status 0."""
+        threading.stack_size(_STACK)
+        try:
+            ours = self.udp.dup()
+            self.library.open(self.udp)
+            _enlarge_buffers(ours, self._octets)  # last: the library sets its own sizes
+            ours.close()
+            if self._listens:
+                self.library.listen()
+        except (ImportError, OSError, AttributeError) as e:
+            if not self.is_again:
+                self.channel.send(str(e).encode()[:MESSAGE_MAX])
+            os._exit(0)
+        _give_up_rights()
+        if not self.is_again:
+            self.channel.send(READY)
+        _start(self._measure)
+        if self._listens:
+            _start(self._accept)
+        with contextlib.suppress(OSError):
+            while self._take_request():
+                pass
+        deadline = time.monotonic() + _GRACE_S
+        while self._live and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os._exit(0)  # without the library's own clean-up, which waits for every connection
+
+    def _take_request(self) -> bool:
+        octets, fds, _, _ = socket.recv_fds(self.channel, MESSAGE_MAX, 1)
+        if octets and fds:
+            slot, port = REQUEST.unpack_from(octets)
+            address = octets[REQUEST.size :].decode(), port
+            _start(self._connect, socket.socket(fileno=fds[0]), slot, address)
+        return bool(octets)
+
+    def _connect(self, ours: socket.socket, slot: int, address: Address) -> None:
+        try:
+            connection = self.library.connect(address)
+        except OSError as e:
+            with contextlib.suppress(OSError):
+                ours.send(bytes([(e.errno or errno.ETIMEDOUT) & 0xFF]))
+            ours.close()
+            return
+        with contextlib.suppress(OSError):
+            ours.send(b"\0")
+        self._carry(ours, slot, connection)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, address = self.library.accept()
+            except OSError:
+                os._exit(1)  # the library cannot go on; the parent starts another process
+            with self._lock:
+                slot = next((i for i in range(CONNECTIONS_MAX) if i not in self._live), None)
+                if slot is not None:
+                    self._live[slot] = connection
+            if slot is None:
+                _start(connection.close)
+                continue
+            service, ours = pair()
+            notice = REQUEST.pack(slot, address[1]) + address[0].encode()
+            socket.send_fds(self.channel, [notice], [service.fileno()])
+            service.close()
+            _start(self._carry, ours, slot, connection)
+
+    def _carry(self, ours: socket.socket, slot: int, connection: BlockingConnection) -> None:
+        """Carry octets both ways until either end closes."""
+        with self._lock:
+            self._live[slot] = connection
+        down = _start(self._carry_down, ours, connection)
+        room = memoryview(bytearray(_PIECE))
+        try:
+            while size := ours.recv_into(room):
+                at = 0
+                while at < size:
+                    at += connection.send(room[at:size])
+        except OSError:
+            pass
+        with contextlib.suppress(OSError):
+            ours.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            connection.close()
+        down.join()
+        ours.close()
+        with self._lock:
+            self._live.pop(slot, None)
+        LOSS.pack_into(self._losses, slot * LOSS.size, UNKNOWN)
+
+    def _carry_down(self, ours: socket.socket, connection: BlockingConnection) -> None:
+        room = memoryview(bytearray(_PIECE))
+        try:
+            while size := connection.recv_into(room):
+                ours.sendall(room[:size])
+        except OSError:
+            pass
+        with contextlib.suppress(OSError):
+            ours.shutdown(socket.SHUT_RDWR)
+
+    def _measure(self) -> None:
+        while True:
+            time.sleep(_MEASURE_S)
+            with self._lock:
+                live = list(self._live.items())
+            for slot, connection in live:
+                loss = connection.loss()
+                LOSS.pack_into(self._losses, slot * LOSS.size, UNKNOWN if loss is None else loss)
+
+
+def _enlarge_buffers(udp: socket.socket, octets: int) -> None:
+    for force, option in (_SEND_FORCE, socket.SO_SNDBUF), (_RECEIVE_FORCE, socket.SO_RCVBUF):
+        try:
+            udp.setsockopt(socket.SOL_SOCKET, force, octets)
+        except OSError:  # without CAP_NET_ADMIN: up to net.core.wmem_max and rmem_max
+            udp.setsockopt(socket.SOL_SOCKET, option, octets)
+
+
+def _start(function: Callable[..., object], *args: object) -> threading.Thread:
+    thread = threading.Thread(target=function, args=args, daemon=True)
+    thread.start()
+    return thread
+
+
+def _give_up_rights() -> None:
+    try:
+        become = privilege.account(None)
+    except SpecError:
+        become = None  # a host without such a user
+    try:
+        privilege.drop_privileges((), become)
+        confinement.keep_memory_private()
+        confinement.deny_writing()
+        confinement.deny_calls()
+    except VTLError:
+        pass  # an old kernel: the service says so
