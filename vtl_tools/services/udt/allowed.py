@@ -1,4 +1,4 @@
-"""Which connections the far module makes: for which clients, to which destinations, over which neighbour."""
+"""The connections that a far module may make: clients, destinations, and the neighbours to reach them by."""
 
 from collections.abc import Container, Iterable
 from enum import StrEnum

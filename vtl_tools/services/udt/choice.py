@@ -18,7 +18,7 @@ MARGIN: Final = 1.1
 TRIAL_MARGIN: Final = 1.5
 """A transport that is not known yet replaces another if the path could carry so many times as much."""
 FADING: Final = 0.99
-"""What is left of a peak after a second of load: a path may become slower."""
+"""Share of a peak that is left after a second of load: a path may become slower."""
 SMOOTHING: Final = 0.3
 """Weight of the latest second in a transport's rate."""
 SECONDS_LEAST: Final = 3
@@ -33,7 +33,7 @@ measurements at 50 and 100 ms; the model is right within a factor of three, and 
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of one transport. rate: octets a second; seconds: of load that it was measured in."""
+    """Knowledge of one transport. rate: octets a second; seconds: of load that it was measured in."""
 
     rate: float = 0.0
     peak: float = 0.0
@@ -76,7 +76,10 @@ class TransportChoice:
             return self.current
         if self.current not in able:
             self.current = able[0]
-        best = max(able, key=lambda name: self.expected(name, now))  # the first of equals
+        best = max(able, key=lambda name: self.expected(name, now))  # the preferred one of equals
+        if not self._is_measured(self._known[self.current], now):
+            self.current = best
+            return best
         margin = MARGIN if self._is_measured(self._known[best], now) else TRIAL_MARGIN
         if self.expected(best, now) > margin * self.expected(self.current, now):
             self.current = best

@@ -179,7 +179,7 @@ class FarSide:
             self._connect(flow, events, now)
 
     def on_frame(self, segment: Segment, frame: memoryview, now: float) -> bool:
-        """Take a segment that came in at the link; False: it is of no connection of ours."""
+        """Take a segment that came in at the link; False: it belongs to none of our connections."""
         return self.active.on_frame(segment, frame, now)
 
     # --- carrying

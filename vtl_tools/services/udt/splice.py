@@ -57,7 +57,7 @@ class _Way:
             self.sink.shutdown(socket.SHUT_WR)
 
     def _send(self) -> bool:
-        """Send what is held; return whether all of it was taken. What is left is copied out of the room."""
+        """Send what is held; return whether all of it was taken. The rest is copied out of the room."""
         if not self.may_write:
             return False
         with suppress(BlockingIOError):

@@ -165,7 +165,7 @@ class Transformer(Stage):
         return is_ours
 
     def _is_error(self, frame: memoryview, kind: bytes, now: float) -> bool:
-        """Take a frame if it is an ICMP error about a segment of ours."""
+        """Take a frame if it is an ICMP error about a segment that we have sent."""
         protocol = frame[_PROTOCOL4 if kind == _IP[0] else _NEXT_HEADER6]
         if protocol in _NO_ERROR or (error := read_error(frame)) is None:
             return False

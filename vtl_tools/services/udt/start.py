@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final
@@ -18,20 +18,20 @@ from vtl_tools.services.udt.stage import OnFlow, Transformer
 from vtl_tools.services.udt.transport.answerer import Answerer
 from vtl_tools.services.udt.transport.base import Address, PathProfile, Transport
 from vtl_tools.services.udt.transport.channel import SessionConfig
+from vtl_tools.services.udt.transport.companion import CompanionTransport
 from vtl_tools.services.udt.transport.dialer import Dialer
+from vtl_tools.services.udt.transport.srt import SRTTransport
 from vtl_tools.services.udt.transport.tcp import TCPTransport
+from vtl_tools.services.udt.transport.udt import UDTTransport
 
 log = logging.getLogger(__name__)
 
-AUTO: Final = ("tcp",)
-"""The transports of `auto`, the preferred one first."""
+KINDS: Final = {"tcp": TCPTransport, "srt": SRTTransport, "udt": UDTTransport}
+"""Transports by name. `auto` has all of them, the preferred one first."""
 EVERYWHERE: Final[tuple[Network, Network]] = IPv4Network("0.0.0.0/0"), IPv6Network("::/0")
+PORTS: Final = {"tcp": 0, "udt": 0, "srt": 1}
+"""Distance of a transport's port from the given one: SRT and UDT share no UDP port."""
 _AT_WARNING: Final = ("peer-down", "peer-refused")
-
-
-def transport_of(name: str, profile: PathProfile) -> Transport:
-    """Return a transport."""
-    return TCPTransport(profile)
 
 
 def make_stage(
@@ -49,14 +49,17 @@ def make_stage(
 ) -> Transformer:
     """Return the stage; see vtl-udt(1) for the options. Raises VTLError."""
     _refuse_twice([network for network, _ in peers])
-    transports = _transports(transport)
+    profile = PathProfile()
+    names = tuple(KINDS) if transport == "auto" else (transport,)
+    makers = {name: KINDS[name](profile) for name in names}
     config = SessionConfig(encrypt=encrypt, memory=memory << 20)
     told = _Told()
     modules: dict[Address, FarModule] = {}
     behind: list[tuple[Network, FarModule]] = []
+    started = _able(makers, lambda one: one.start()) if peers else {}
     for network, given in peers:
         if given not in modules:
-            modules[given] = _far_module(given, transports, key, config, told)
+            modules[given] = _far_module(given, started, key, config, told)
         behind += [(each, modules[given]) for each in (EVERYWHERE if network is None else (network,))]
     stage = Transformer(
         behind,
@@ -67,10 +70,32 @@ def make_stage(
     )
     told.stage = stage
     if listen is not None:
-        for one in transports:
-            stage.listen(one.name, partial(_answerer, one, _numeric(listen, one.name), key, config, told))
-    stage.capabilities = frozenset().union(*(one.capabilities for one in transports))
+        where = _numeric(listen)
+
+        def listen_by(one: Transport) -> None:
+            at = where[0], where[1] + PORTS[one.name]
+            make = partial(_answerer, one, at, key, config, told)
+            stage.listen(one.name, make)
+
+        _able(makers, listen_by)
+    stage.capabilities = frozenset().union(*(one.capabilities for one in makers.values()))
     return stage
+
+
+def _able(makers: Mapping[str, Transport], prepare: Callable[[Transport], object]) -> dict[str, Transport]:
+    """Return the transports that can be prepared: if there are several, those that this host has."""
+    found = {}
+    for name, one in makers.items():
+        try:
+            prepare(one)
+        except VTLError as e:
+            is_missing = type(e) is VTLError and len(makers) > 1  # and not an address that cannot be used
+            if not is_missing:
+                raise
+            log.info("%s", e)
+            continue
+        found[name] = one
+    return found
 
 
 class _Told:
@@ -87,29 +112,21 @@ class _Told:
             self.stage.event(name, **fields)
 
 
-def _transports(name: str) -> list[Transport]:
-    """Return the transports of an option's value, ready for use: for `auto`, those that this host has."""
-    profile = PathProfile()
-    found = []
-    for each in AUTO if name == "auto" else (name,):
-        one = transport_of(each, profile)
-        try:
-            one.start()
-        except VTLError as e:
-            if name != "auto" or each == AUTO[0]:
-                raise
-            log.info("%s", e)
-            continue
-        found.append(one)
-    return found
-
-
 def _far_module(
-    given: Address, transports: Sequence[Transport], key: bytes, config: SessionConfig, told: _Told
+    given: Address, transports: Mapping[str, Transport], key: bytes, config: SessionConfig, told: _Told
 ) -> FarModule:
-    dialers = {
-        one.name: Dialer(one, _numeric(given, one.name), key, config, event=told) for one in transports
-    }
+    host, port = _numeric(given)
+    dialers = {}
+    for name, one in transports.items():
+        where = host, port + PORTS[name]
+        try:
+            if isinstance(one, CompanionTransport):
+                one.check_address(where)
+        except SpecError:
+            if len(transports) == 1:
+                raise
+            continue
+        dialers[name] = Dialer(one, where, key, config, event=told)
     return FarModule(f"{given[0]}:{given[1]}", dialers, bbr=_has_bbr(), event=told)
 
 
@@ -119,12 +136,11 @@ def _answerer(
     return Answerer(transport, where, key, config, on_flow, event=told)
 
 
-def _numeric(given: Address, transport: str) -> Address:
-    """Return a host's address and the port of a transport there: SRT shares no UDP port with UDT."""
-    host, port = given
-    _, where = resolve(f"{host}:{port}", given, socket.SOCK_STREAM)
+def _numeric(given: Address) -> Address:
+    """Return the numeric address of a host. Raises DeviceError."""
+    _, where = resolve(f"{given[0]}:{given[1]}", given, socket.SOCK_STREAM)
     assert not isinstance(where, str)
-    return str(where[0]), port + 1 if transport == "srt" else port
+    return str(where[0]), given[1]
 
 
 def _has_bbr() -> bool:
