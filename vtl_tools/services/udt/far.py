@@ -6,7 +6,7 @@ Each connection is an active endpoint that speaks for the client's address: the 
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -14,7 +14,6 @@ from vtl_tools.common.device.batch import Pieces
 from vtl_tools.common.packet.address import format_ip
 from vtl_tools.common.relay.active import ActiveConnector, ActiveEndpoints
 from vtl_tools.common.relay.budget import RelayBudget, RelayLimits
-from vtl_tools.common.relay.connector import HUNG_UP
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.wire import Path, Segment
 from vtl_tools.services.udt.allowed import AllowList, Refusal
@@ -65,6 +64,7 @@ class FarSide:
         limits: RelayLimits,
         drops: Counter[str],
         event: Callable[..., object],
+        has_bbr: bool,
     ) -> None:
         self._mac, self._hops, self._allowed = mac, hops, allowed
         self._limits, self._event = limits, event
@@ -74,7 +74,9 @@ class FarSide:
         self.clients: Counter[bytes] = Counter()
         """Flows of each client's address, which we speak for."""
         self.refused: Counter[str] = Counter()
-        self.reporter = Reporter()
+        self.losses: Callable[[], Mapping[str, float | None]] = dict
+        """Returns the share of packets lost, by transport."""
+        self.reporter = Reporter(has_bbr=has_bbr)
         self._room = memoryview(bytearray(PIECE))
         self._scheduled: list[FarFlow] = []
         self._retries: dict[int, FarFlow] = {}
@@ -167,7 +169,7 @@ class FarSide:
         if flow.splice is not None:
             flow.splice.on_near(events)
             self._schedule(flow)
-        elif events & HUNG_UP and not flow.ended:  # the client gave up, or the session ended
+        elif flow.incoming.is_gone and not flow.ended:  # the client gave up, or the session ended
             self.budget.failed += 1
             self._remove(flow)
 
@@ -268,7 +270,7 @@ class FarSide:
                 del self._retries[key]
                 self._connect(flow, 0, now)
         self.active.wake(now)
-        self.reporter.wake(self.flows.values(), now)
+        self.reporter.wake(self.flows.values(), self.losses(), now)
 
     def on_stop(self, now: float) -> None:
         """Reset all connections."""

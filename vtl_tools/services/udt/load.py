@@ -1,13 +1,15 @@
-"""When a transport is the bottleneck: each module sees it for what it sends, and the far one reports it.
+"""Looks at the load: whether a transport is the bottleneck, which each module sees for what it sends.
 
-The report goes in a flow of its own, which the near module opens by each transport.
+The far module reports it, in a flow of its own that the near module opens by each transport.
 """
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from math import isnan, nan
 from typing import Final, Protocol
 
-from vtl_tools.common.relay.connector import HUNG_UP, Connector
+from vtl_tools.common.relay.connector import Connector
 from vtl_tools.common.socks import Reason
 from vtl_tools.services.udt.splice import Splice
 from vtl_tools.services.udt.transport.base import FlowOpening
@@ -15,12 +17,15 @@ from vtl_tools.services.udt.transport.flow import MuxFlow
 
 CONTROL: Final = FlowOpening(bytes(4), 0, bytes(4), 0)
 """The opening of the flow for reports: of no client, to no destination."""
-TICK_S: Final = 0.5
-"""Time between two looks at the load, and between two reports."""
-_REPORT: Final = struct.Struct("!B")  # 1: loaded
+SAMPLE_S: Final = 0.1
+SAMPLES: Final = 5
+"""Samples of one look at the load, and of one report."""
+LOADED_LEAST: Final = 4
+"""Samples in which a flow was held up, of a look that counts as one of load."""
+_REPORT: Final = struct.Struct("!Bf")
+_LOADED, _BBR = 1, 2
 _REPORTS_MAX: Final = 256
-_READ_OCTETS: Final = 256
-
+_READ_OCTETS: Final = 64 * _REPORT.size
 
 Carrier = tuple[str, str]
 """A transport, and the host of the near module that uses it."""
@@ -34,61 +39,71 @@ class Loaded(Protocol):
 
 
 class Reporter:
-    """At the far side: tells each near module whether a transport holds up what is sent to it."""
+    """At the far side: reports to each near module on the transports that it uses."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_bbr: bool) -> None:
+        self._bbr = _BBR if has_bbr else 0
         self._flows: dict[Carrier, MuxFlow] = {}
+        self._held_up: Counter[Carrier] = Counter()
+        self._samples = 0
         self._due: float | None = None
 
     def add(self, carrier: Carrier, incoming: MuxFlow, now: float) -> None:
         """Report in a flow from now on."""
         if (past := self._flows.pop(carrier, None)) is not None:
-            past.stream.close()
+            past.close()
         if len(self._flows) >= _REPORTS_MAX:
-            incoming.stream.close()
+            incoming.close()
             return
         self._flows[carrier] = incoming
-        self._due = self._due or now + TICK_S
+        self._due = self._due or now + SAMPLE_S
 
     def deadline(self) -> float | None:
-        """Return when the next report is due; None: nobody wants one."""
+        """Return when the next sample is due; None: nobody wants a report."""
         return self._due
 
-    def wake(self, flows: Iterable[Loaded], now: float) -> None:
-        """Report, if it is time."""
+    def wake(self, flows: Iterable[Loaded], losses: Mapping[str, float | None], now: float) -> None:
+        """Sample, and report, if it is time. losses: the share of packets lost, by transport."""
         if self._due is None or now < self._due:
             return
-        loaded = {flow.carrier for flow in flows if flow.splice is not None and is_held_up(flow.splice)}
-        for carrier, incoming in list(self._flows.items()):
-            try:
-                incoming.stream.send(_REPORT.pack(carrier in loaded))
-            except BlockingIOError:
-                continue  # the report would be late; the next one counts
-            except OSError:
-                incoming.stream.close()
-                del self._flows[carrier]
-        self._due = now + TICK_S if self._flows else None
+        self._due = now + SAMPLE_S
+        self._held_up.update(
+            {f.carrier for f in flows if f.splice is not None and not f.splice.down.may_write}
+        )
+        self._samples += 1
+        if self._samples < SAMPLES:
+            return
+        for carrier in list(self._flows):
+            self._report(carrier, losses.get(carrier[0]))
+        self._samples = 0
+        self._held_up.clear()
+        if not self._flows:
+            self._due = None
 
-
-def is_held_up(splice: Splice) -> bool:
-    """Tell whether the peer took less than there was since the last call, or takes nothing now."""
-    held_up = splice.down.blocked or not splice.down.may_write
-    splice.down.blocked = False
-    return held_up
+    def _report(self, carrier: Carrier, loss: float | None) -> None:
+        loaded = _LOADED if self._held_up[carrier] >= LOADED_LEAST else 0
+        try:
+            self._flows[carrier].send(_REPORT.pack(loaded | self._bbr, nan if loss is None else loss))
+        except BlockingIOError:
+            pass  # the report would be late; the next one counts
+        except OSError:
+            self._flows.pop(carrier).close()
 
 
 class Reports:
-    """At the near side: what the far module of one session reports. loaded: in the last report."""
+    """At the near side: the last report of the far module. loss: of its packets; None: not known."""
 
     def __init__(self) -> None:
-        self.loaded = False
+        self.is_loaded, self.has_bbr = False, True
+        self.loss: float | None = None
         self._connector: Connector | None = None
         self._is_open = False
+        self._rest = b""
         self._room = memoryview(bytearray(_READ_OCTETS))
 
-    def open(self, connector: Connector) -> None:
-        """Ask for reports, in a flow of its own."""
-        self._connector, self._is_open = connector, False
+    def ask(self, connector: Connector) -> None:
+        """Have the far module report, in a flow that the connector opens."""
+        self._connector, self._is_open, self._rest = connector, False, b""
         connector.stream.on_event = self._on_event  # type: ignore[attr-defined] # an InternalStream
         self._on_event(0, 0.0)
 
@@ -110,14 +125,21 @@ class Reports:
                 return
             self._is_open = True
         for octets in self._read(connector):
-            self.loaded = bool(octets[-1])
-        if events & HUNG_UP:
-            self._close()
+            self._take(octets)
 
-    def _read(self, connector: Connector) -> Iterator[memoryview]:
+    def _take(self, octets: bytes) -> None:
+        octets = self._rest + octets
+        whole = len(octets) // _REPORT.size * _REPORT.size
+        self._rest = octets[whole:]
+        if whole:
+            flags, loss = _REPORT.unpack_from(octets, whole - _REPORT.size)
+            self.is_loaded, self.has_bbr = bool(flags & _LOADED), bool(flags & _BBR)
+            self.loss = loss if 0 <= loss <= 1 and not isnan(loss) else None
+
+    def _read(self, connector: Connector) -> Iterator[bytes]:
         try:
             while size := connector.stream.recv_into(self._room, _READ_OCTETS):
-                yield self._room[:size]
+                yield bytes(self._room[:size])
         except BlockingIOError:
             return
         except OSError:
@@ -127,4 +149,4 @@ class Reports:
     def _close(self) -> None:
         if self._connector is not None:
             self._connector.stream.close()
-        self._connector, self.loaded = None, False
+        self._connector, self.is_loaded = None, False

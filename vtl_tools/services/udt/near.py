@@ -1,9 +1,9 @@
 """The near side: the far modules that destinations are behind, and the transport that each is reached by."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from math import inf
 from typing import Final
 
 from vtl_tools.common.relay.connector import Connector
@@ -12,42 +12,55 @@ from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.wire import Path
 from vtl_tools.services.udt.allowed import Network, Prefixes
 from vtl_tools.services.udt.choice import TransportChoice
-from vtl_tools.services.udt.load import CONTROL, TICK_S, Reports
+from vtl_tools.services.udt.load import CONTROL, LOADED_LEAST, SAMPLE_S, SAMPLES, Reports
 from vtl_tools.services.udt.transport.base import FlowOpening
 from vtl_tools.services.udt.transport.dialer import Dialer
 
 log = logging.getLogger(__name__)
 
 _EXAMINED_MAX: Final = 1024
-"""Flows that are looked at to see whether their transport holds them up."""
+"""Flows that are looked at in a sample."""
 _SHARE: Final = 0.1
 """Share of the octets below which another transport's traffic does not disturb a measurement."""
 
 
-@dataclass(slots=True)
 class _Carrier:
-    """One transport to a far module, and what its counters said at the last look."""
+    """One transport to a far module. held_up: samples in which it took less than the guest sent.
 
-    dialer: Dialer
-    reports: Reports = field(default_factory=Reports)
-    sent: int = 0
-    received: int = 0
-    was_held_up: bool = False
-    was_loaded: bool = False
+    was_held_up, was_loaded: whether it was the bottleneck at the last look, upwards and downwards.
+    """
+
+    def __init__(self, dialer: Dialer) -> None:
+        self.dialer, self.reports = dialer, Reports()
+        self.sent = self.received = self.held_up = 0
+        self.was_held_up = self.was_loaded = False
+
+    def moved(self, sent: int, received: int) -> tuple[int, int]:
+        """Take the counts of octets; return what was added to them."""
+        moved = sent - self.sent, received - self.received
+        self.sent, self.received = sent, received
+        return moved
+
+    def was_bottleneck(self) -> tuple[bool, bool]:
+        """Return whether it was the bottleneck at this look and the one before, upwards and downwards."""
+        held_up, loaded = self.held_up >= LOADED_LEAST, self.reports.is_loaded
+        found = held_up and self.was_held_up, loaded and self.was_loaded
+        self.was_held_up, self.was_loaded, self.held_up = held_up, loaded, 0
+        return found
 
 
 class FarModule:
     """A far module: a dialer for each transport, the choice among them, and the load of each.
 
-    name: HOST:PORT. event: see Stage.event.
+    name: HOST:PORT. has_bbr: whether this host has BBR. event: see Stage.event.
     """
 
     def __init__(
-        self, name: str, dialers: Mapping[str, Dialer], *, bbr: bool, event: Callable[..., object]
+        self, name: str, dialers: Mapping[str, Dialer], *, has_bbr: bool, event: Callable[..., object]
     ) -> None:
-        self.name, self._event = name, event
+        self.name, self._has_bbr, self._event = name, has_bbr, event
         self.carriers = {transport: _Carrier(dialer) for transport, dialer in dialers.items()}
-        self.choice = TransportChoice(list(dialers), bbr=bbr)
+        self.choice = TransportChoice(list(dialers), has_bbr=has_bbr)
         self.up: set[str] = set()
         self._looked_at: float | None = None
 
@@ -67,42 +80,38 @@ class FarModule:
 
     # --- measuring
 
-    def look(self, held_up: set[str], now: float) -> None:
-        """Take the counters of the last moments. held_up: transports that take less than the guest sends."""
-        elapsed = TICK_S if self._looked_at is None else now - self._looked_at
+    def look(self, now: float) -> None:
+        """Take the counters of the last moments, and ask the far module for reports."""
+        elapsed = now - self._looked_at if self._looked_at is not None else inf
         self._looked_at = now
-        rates: dict[str, tuple[float, float]] = {}
+        moved, loads = {}, {}
+        losses = []
         for name, carrier in self.carriers.items():
             counters = carrier.dialer.counters()
-            self._note_up(name, carrier, counters.up)
-            self.choice.note_path(counters.rtt_min_s, counters.loss)
-            rates[name] = (
-                (counters.sent - carrier.sent) / elapsed, (counters.received - carrier.received) / elapsed
-            )  # fmt: skip
-            carrier.sent, carrier.received = counters.sent, counters.received
+            self._note_up(name, carrier, is_up=counters.up)
+            if counters.rtt_min_s is not None:
+                self.choice.rtt_s = counters.rtt_min_s
+            losses += [loss for loss in (counters.loss, carrier.reports.loss) if loss is not None]
+            moved[name] = carrier.moved(counters.sent, counters.received)
+            loads[name] = carrier.was_bottleneck()
+        self.choice.loss = max(losses, default=None)
+        if "tcp" in self.carriers:
+            self.choice.has_bbr = self._has_bbr and self.carriers["tcp"].reports.has_bbr
         for direction in (0, 1):
-            total = sum(each[direction] for each in rates.values())
-            for name, carrier in self.carriers.items():
-                rate = rates[name][direction]
-                if self._is_loaded(carrier, direction, name in held_up) and total - rate < _SHARE * total:
-                    self.choice.note_load(name, rate, now)
-        for name, carrier in self.carriers.items():
-            carrier.was_held_up, carrier.was_loaded = name in held_up, carrier.reports.loaded
+            total = sum(each[direction] for each in moved.values())
+            for name in self.carriers:
+                octets = moved[name][direction]
+                if loads[name][direction] and total - octets < _SHARE * total:
+                    self.choice.note_load(name, octets / elapsed, now)
 
-    def _is_loaded(self, carrier: _Carrier, direction: int, is_held_up: bool) -> bool:
-        """Tell whether a transport was the bottleneck all the time since the last look."""
-        if direction == 0:
-            return is_held_up and carrier.was_held_up
-        return carrier.reports.loaded and carrier.was_loaded
-
-    def _note_up(self, name: str, carrier: _Carrier, is_up: bool) -> None:
+    def _note_up(self, name: str, carrier: _Carrier, *, is_up: bool) -> None:
         """Note whether a transport reaches the far module, and ask it for reports if there is a choice."""
         if not is_up:
             self.up.discard(name)
             return
         self.up.add(name)
         if not carrier.reports.is_asked and len(self.carriers) > 1:
-            carrier.reports.open(carrier.dialer.connector(CONTROL))
+            carrier.reports.ask(carrier.dialer.connector(CONTROL))
 
     def status(self, now: float) -> dict[str, object]:
         """Return the counters of each transport, as --json prints them."""
@@ -122,7 +131,7 @@ class NearSide:
         self._prefixes: Prefixes[FarModule] = Prefixes(behind)
         self._explicit = Prefixes((net, True) for net, _ in behind if net.prefixlen)
         self._carried: dict[bytes, tuple[FarModule, str]] = {}
-        self._due = 0.0
+        self._due, self._samples = 0.0, 0
 
     def is_behind(self, octets: bytes) -> bool:
         """Tell whether an address is behind a far module."""
@@ -148,22 +157,31 @@ class NearSide:
     # --- time
 
     def deadline(self) -> float | None:
-        """Return when the next look at the load is due."""
+        """Return when the next sample is due."""
         return self._due if self.modules else None
 
     def wake(self, flows: Mapping[bytes, RelayFlow], now: float) -> None:
-        """Look at the load, if it is time. flows: the connections of the guest."""
+        """Sample the load, if it is time. flows: the connections of the guest."""
         if now < self._due:
             return
-        self._due = now + TICK_S
-        held_up: dict[int, set[str]] = {}
+        self._due = now + SAMPLE_S
+        for carrier in self._held_up(flows):
+            carrier.held_up += 1
+        self._samples += 1
+        if self._samples == SAMPLES:
+            self._samples = 0
+            for module in self.modules:
+                module.look(now)
+
+    def _held_up(self, flows: Mapping[bytes, RelayFlow]) -> Iterable[_Carrier]:
+        """Return the transports that take less than the guest sends at this moment."""
+        found = {}
         for flow in islice(flows.values(), _EXAMINED_MAX):
-            if flow.may_write or flow.connector is not None:
-                continue
-            if (carried := self._carried.get(_key(flow.endpoint.path))) is not None:
-                held_up.setdefault(id(carried[0]), set()).add(carried[1])
-        for module in self.modules:
-            module.look(held_up.get(id(module), set()), now)
+            if not flow.may_write and flow.connector is None:
+                carried = self._carried.get(_key(flow.endpoint.path))
+                if carried is not None:
+                    found[id(carried[0]), carried[1]] = carried[0].carriers[carried[1]]
+        return found.values()
 
 
 def _key(path: Path) -> bytes:

@@ -16,7 +16,6 @@ class _Way:
     """One direction. held: octets that the sink has not taken yet; moved: those that it has taken, in all."""
 
     __slots__ = (
-        "blocked",
         "held",
         "may_read",
         "may_write",
@@ -31,7 +30,7 @@ class _Way:
         self.source, self.sink = source, sink
         self.held: bytes | memoryview = b""
         self.may_read = self.may_write = True
-        self.read_eof = self.sent_eof = self.blocked = False
+        self.read_eof = self.sent_eof = False
         self.moved = 0
 
     def carry(self, room: memoryview) -> None:
@@ -68,7 +67,7 @@ class _Way:
                 return True
             self.held = self.held[sent:]
         self.held = bytes(self.held)
-        self.may_write, self.blocked = False, True
+        self.may_write = False
         return False
 
     @property

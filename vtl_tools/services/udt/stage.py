@@ -53,6 +53,7 @@ class Transformer(Stage):
     """Terminates the guest's TCP connections to what is behind a peer, and makes those that peers ask for.
 
     behind: prefixes and their far modules. uplink: whether there is a second port, for all other traffic.
+    has_bbr: whether this host has BBR.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Transformer(Stage):
         secret: bytes,
         uplink: bool = False,
         limits: RelayLimits = DEFAULT_LIMITS,
+        has_bbr: bool = True,
     ) -> None:
         super().__init__(ports=2 if uplink else 1)
         self._has_uplink = uplink
@@ -94,8 +96,10 @@ class Transformer(Stage):
             limits=limits,
             drops=self.drops,
             event=lambda name, **fields: self.event(name, **fields),
+            has_bbr=has_bbr,
         )
         self.answerers: dict[str, Answerer] = {}
+        self.far.losses = lambda: {name: one.counters().loss for name, one in self.answerers.items()}
         self._parts: list[Carriers] = [dialer for module in self.near.modules for dialer in module.dialers]
         self.sources = [self.relay, *self._parts]
         self._picked = Batch()

@@ -66,6 +66,7 @@ def make_stage(
         AllowList((Route(*each) for each in routes), clients, OwnAddresses()),
         secret=os.urandom(32),
         uplink=uplink,
+        has_bbr=_has_bbr(),
         limits=RelayLimits(connections=connections, memory=memory << 19),  # RelayLimits.most is twice that
     )
     told.stage = stage
@@ -127,7 +128,7 @@ def _far_module(
                 raise
             continue
         dialers[name] = Dialer(one, where, key, config, event=told)
-    return FarModule(f"{given[0]}:{given[1]}", dialers, bbr=_has_bbr(), event=told)
+    return FarModule(f"{given[0]}:{given[1]}", dialers, has_bbr=_has_bbr(), event=told)
 
 
 def _answerer(
