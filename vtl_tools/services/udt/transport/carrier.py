@@ -19,9 +19,9 @@ _READS: Final = 4
 _PIECES: Final = 64
 _TICK_S: Final = 0.1
 """Resolution of the timers of sessions."""
-_RATE_S: Final = 0.25
+_RATE_S: Final = 1.0
 """Time over which a rate is measured."""
-_RATES: Final = 40
+_RATES: Final = 10
 """Rates that are kept: the highest of them is reported."""
 
 

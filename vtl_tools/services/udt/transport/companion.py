@@ -14,6 +14,7 @@ import mmap
 import os
 import select
 import socket
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -35,6 +36,9 @@ from vtl_tools.services.udt.transport.blocking import (
 
 _UDP_BUFFER: Final = 8 << 20
 _START_S: Final = 30.0
+_TAKEN_S: Final = 3.0
+"""Time for which an address may be in use: the process of a service that has just ended has last octets."""
+_RETRY_S: Final = 0.05
 _PATIENCE_S: Final = 2.0
 """Time that the process has to end."""
 
@@ -163,15 +167,22 @@ def _bind(address: Address) -> socket.socket:
     """Return a UDP socket. Raises VTLError."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     udp = socket.socket(family, socket.SOCK_DGRAM)
+    deadline = time.monotonic() + _TAKEN_S
     try:
-        udp.bind(address)
+        while True:
+            try:
+                udp.bind(address)
+                return udp
+            except OSError as e:
+                if e.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    raise
+            time.sleep(_RETRY_S)
     except OSError as e:
         udp.close()
         where = f"{address[0]}:{address[1]}"
         if isinstance(e, PermissionError):
             raise PermissionNeededError(f"{where}: not permitted; use a port above 1023, or root") from None
         raise DeviceError(f"{where}: cannot listen: {(e.strerror or str(e)).lower()}") from None
-    return udp
 
 
 class CompanionTransport:

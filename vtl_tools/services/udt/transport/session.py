@@ -323,7 +323,7 @@ class Session(SecureChannel):
         """End the session: all flows are reset. say: tell the other end, if the connection takes it."""
         if self.is_over:
             return
-        if say:
+        if say and self.is_up:
             self._put(FrameKind.BYE, 0)
             self._seal_frames()
             if self.is_over:

@@ -17,7 +17,7 @@ from vtl_tools.services.udt.transport.companion import CompanionTransport
 
 _NAMES: Final = ("libsrt-gnutls.so.1.5", "libsrt-openssl.so.1.5", "libsrt.so.1.5", "libsrt.so.1")
 _REMEDY: Final = "srt: libsrt is not installed; apt install libsrt1.5-gnutls"
-_MSS, _FC, _SNDBUF, _RCVBUF, _TRANSTYPE = 0, 4, 5, 6, 50  # SRTO_*
+_MSS, _FC, _SNDBUF, _RCVBUF, _NAKREPORT, _TRANSTYPE = 0, 4, 5, 6, 33, 50  # SRTO_*
 _FILE: Final = 1  # SRTT_FILE
 _BACKLOG: Final = 128
 _ADDRESS: Final = 28  # struct sockaddr_in6, the longer one
@@ -70,6 +70,7 @@ class SRTLibrary:
         choices = {
             _TRANSTYPE: _FILE,  # first, since it sets all the others
             _MSS: sizes.mss, _FC: sizes.packets, _SNDBUF: sizes.octets, _RCVBUF: sizes.octets,
+            _NAKREPORT: 1,  # else a packet that is lost twice waits for a time-out
         }  # fmt: skip
         for option, value in choices.items():
             held = ctypes.c_int(value)
