@@ -230,7 +230,8 @@ def test_any_frames_at_all_are_taken_passed_or_dropped(modules):
     whole = [
         segment("10.2.0.5", tcp.SYN, dst_mac=GATEWAY_MAC), segment("10.2.0.5", tcp.ACK), asking("10.2.0.5"),
         build.icmp_echo(
-            src_mac=ROUTER, dst_mac=GATEWAY_MAC, src=ip("fd01::5"), dst=ip("fd02::5"), identifier=1, sequence=1
+            src_mac=ROUTER, dst_mac=GATEWAY_MAC, src=ip("fd01::5"), dst=ip("fd02::5"), identifier=1,
+            sequence=1,
         ),
     ]  # fmt: skip
     with closing(Modules(uplink=True)) as other:

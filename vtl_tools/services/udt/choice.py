@@ -35,7 +35,7 @@ measurements at 50 and 100 ms; the model is right within a factor of three, and 
 
 
 class _Known:
-    """Knowledge of one transport. rate: octets a second; peak: the highest rate; at: time of the last look."""
+    """Knowledge of one transport. rate, peak: octets a second, now and at best; at: time of the last look."""
 
     __slots__ = ("at", "looks", "peak", "rate")
 
@@ -100,12 +100,13 @@ class TransportChoice:
     def _capacity(self, now: float) -> float:
         """Return the octets a second that the path has carried; inf: only losses have limited them so far."""
         measured = {name: one for name, one in self._known.items() if one.is_measured(now)}
-        models = {name: self._modelled(name) for name in measured}
-        if all(
-            models[name] < inf and one.rate < _NEAR_MODEL * models[name] for name, one in measured.items()
-        ):
+        if all(self._is_loss_limited(name, one.rate) for name, one in measured.items()):
             return inf
         return max(one.peak for one in measured.values())
+
+    def _is_loss_limited(self, name: str, rate: float) -> bool:
+        modelled = self._modelled(name)
+        return modelled < inf and rate < _NEAR_MODEL * modelled
 
     def _modelled(self, name: str) -> float:
         if (

@@ -90,6 +90,10 @@ class Reporter:
             self._flows.pop(carrier).close()
 
 
+def _is_held_up(splice: Splice | None) -> bool:
+    return splice is not None and not splice.down.may_write
+
+
 class Reports:
     """At the near side: the last report of the far module. loss: of its packets; None: not known."""
 
