@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _EXAMINED_MAX: Final = 1024
 """Flows that are looked at in a sample."""
+_COUNTED_LEAST: Final = 1 << 20
+"""Octets of a transport after which its share of lost packets means something."""
 _SHARE: Final = 0.1
 """Share of the octets below which another transport's traffic does not disturb a measurement."""
 
@@ -91,7 +93,8 @@ class FarModule:
             self._note_up(name, carrier, is_up=counters.up)
             if counters.rtt_min_s is not None:
                 self.choice.rtt_s = counters.rtt_min_s
-            losses += [loss for loss in (counters.loss, carrier.reports.loss) if loss is not None]
+            if counters.sent + counters.received >= _COUNTED_LEAST:
+                losses += [loss for loss in (counters.loss, carrier.reports.loss) if loss is not None]
             moved[name] = carrier.moved(counters.sent, counters.received)
             loads[name] = carrier.was_bottleneck()
         self.choice.loss = max(losses, default=None)

@@ -8,6 +8,9 @@ from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final
 
+# The library imports it at its first use, when the service may not read root's modules any more.
+import cryptography.hazmat.backends.openssl.backend  # noqa: F401
+
 from vtl_tools.common.device.peer import resolve
 from vtl_tools.common.errors import SpecError, VTLError
 from vtl_tools.common.host.own_addresses import OwnAddresses
