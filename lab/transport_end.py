@@ -3,11 +3,11 @@
 usage: lab/transport_end.py far  TRANSPORT HOST PORT KEY ENCRYPT
        lab/transport_end.py near TRANSPORT HOST PORT KEY ENCRYPT SESSIONS JOB
 
-ENCRYPT and SESSIONS are numbers. The far end serves by the destination's port: 7 echoes, 19 sends endlessly, 9
-reads nothing for as long as the flow lives, and all others are refused. JOB is an object of JSON: `port`;
-`flows`, at once; `octets` that each sends and gets back; `seconds` for which it reads, instead; `then`, a job to
-do afterwards, again and again until its flows are exact. Both print an object of JSON a line: events, and at the
-near end `open` and `done`.
+ENCRYPT and SESSIONS are numbers. The far end serves by the destination's port: 7 echoes, 19 sends endlessly,
+9 reads nothing for as long as the flow lives, and all others are refused. JOB is an object of JSON: `port`;
+`flows`, at once; `octets` that each sends and gets back; `seconds` for which it reads, instead; `then`, a job
+to do afterwards, again and again until its flows are exact. Both print an object of JSON a line: events, and
+at the near end `open` and `done`. VTL_MBIT in the environment is the expected rate of the path.
 """
 
 import hashlib
@@ -270,7 +270,7 @@ def main() -> None:
     """Run one end."""
     role, name, host, port, key, encrypt, *rest = sys.argv[1:]
     config = SessionConfig(encrypt=bool(int(encrypt)))
-    made = TRANSPORTS[name](PathProfile())
+    made = TRANSPORTS[name](PathProfile(rate=float(os.environ.get("VTL_MBIT", "1000")) * 125e3))
     end = partial(far, made) if role == "far" else partial(near, made)
     more = () if role == "far" else (int(rest[0]), json.loads(rest[1]))
     end(host, int(port), bytes.fromhex(key), config, *more)

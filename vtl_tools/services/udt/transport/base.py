@@ -38,11 +38,11 @@ DEAD_AFTER_S: Final = 4.0
 class PathProfile:
     """The expected capacity of a path; windows, buffers and MSS of a transport follow from it.
 
-    rate: octets a second. rtt_s: seconds. mtu: octets of the largest IP packet.
+    rate: octets a second. rtt_s: seconds, until it was measured. mtu: octets of the largest IP packet.
     """
 
     rate: float = 125e6
-    rtt_s: float = 0.4
+    rtt_s: float = 0.1
     mtu: int = 1500
 
     @property
@@ -126,8 +126,12 @@ class Transport(Protocol):
         """Prepare for connect(), while the service has its privileges. Idempotent. Raises VTLError."""
         ...
 
-    def connect(self, address: Address) -> Connection:
-        """Begin a connection. Raises OSError."""
+    def connect(self, address: Address, rtt_s: float | None) -> Connection:
+        """Begin a connection. rtt_s: of the path; None: not known yet. Raises OSError."""
+        ...
+
+    def window(self, rtt_s: float | None) -> int:
+        """Return the size of a window for a path, in any unit; 0 if it does not matter for the next one."""
         ...
 
     def listen(self, address: Address) -> Listener:

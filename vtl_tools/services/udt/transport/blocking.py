@@ -24,8 +24,8 @@ from vtl_tools.services.udt.transport.base import Address, PathProfile
 
 CONNECTIONS_MAX: Final = 512
 """Connections of a process at once; each takes two threads."""
-REQUEST: Final = struct.Struct("!HH")
-"""A message between service and process, with a descriptor: slot, port; the host follows."""
+REQUEST: Final = struct.Struct("!HHI")
+"""A message between service and process, with a descriptor: slot, port, packets of a window; the host."""
 MESSAGE_MAX: Final = 512
 READY: Final = b"ready"
 LOSS: Final = struct.Struct("=d")
@@ -43,9 +43,10 @@ _GRACE_S: Final = 1.0
 _SEND_FORCE, _RECEIVE_FORCE = 32, 33  # SO_SNDBUFFORCE, SO_RCVBUFFORCE
 _HEADERS: Final = 44
 """Octets of IP, UDP and UDT headers in a packet of the MSS, which counts them all."""
-_PACKETS_MIN: Final = 25_600
-"""The flow window of UDT and SRT by default, in packets."""
+_PACKETS_MIN: Final = 8192
 _PACKETS_MAX: Final = 200_000
+_ACK_S: Final = 0.01
+"""Time between two acknowledgements, which a window has to bridge besides the round trip."""
 
 
 class BlockingConnection(Protocol):
@@ -77,8 +78,8 @@ class BlockingLibrary(Protocol):
         """Import it, and take over a UDP socket. Raises OSError or ImportError."""
         ...
 
-    def connect(self, address: Address) -> BlockingConnection:
-        """Connect."""
+    def connect(self, address: Address, packets: int) -> BlockingConnection:
+        """Connect. packets: of a window."""
         ...
 
     def listen(self) -> None:
@@ -91,13 +92,23 @@ class BlockingLibrary(Protocol):
 
 
 class LibrarySizes:
-    """Sizes for UDT and SRT. mss: octets with all headers. packets: of a window. octets: of a buffer."""
+    """Sizes for UDT and SRT, from a path's bandwidth-delay product. mss: octets with all headers.
+
+    A window must not be much larger: it is what ends slow start without loss. To send a packet again, libudt
+    walks the list of all that are in flight: with 34,000 of them it sends 5,000 a second again.
+    """
 
     def __init__(self, profile: PathProfile) -> None:
-        data = profile.mtu - _HEADERS
-        self.mss = profile.mtu
-        self.packets = max(_PACKETS_MIN, min(2 * profile.bdp // data, _PACKETS_MAX))
-        self.octets = self.packets * data
+        self.mss, self._rate, self._rtt_s = profile.mtu, profile.rate, profile.rtt_s
+
+    def packets(self, rtt_s: float | None) -> int:
+        """Return the packets of a window: one and a half of the path's product."""
+        octets = 1.5 * self._rate * ((self._rtt_s if rtt_s is None else rtt_s) + _ACK_S)
+        return max(_PACKETS_MIN, min(round(octets / (self.mss - _HEADERS)), _PACKETS_MAX))
+
+    def octets(self, packets: int) -> int:
+        """Return the octets of a buffer for so many packets."""
+        return packets * (self.mss - _HEADERS)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -189,14 +200,14 @@ class CompanionProcess:
     def _take_request(self) -> bool:
         octets, fds, _, _ = socket.recv_fds(self.channel, MESSAGE_MAX, 1)
         if octets and fds:
-            slot, port = REQUEST.unpack_from(octets)
+            slot, port, packets = REQUEST.unpack_from(octets)
             address = octets[REQUEST.size :].decode(), port
-            _start(self._connect, socket.socket(fileno=fds[0]), slot, address)
+            _start(self._connect, socket.socket(fileno=fds[0]), slot, address, packets)
         return bool(octets)
 
-    def _connect(self, ours: socket.socket, slot: int, address: Address) -> None:
+    def _connect(self, ours: socket.socket, slot: int, address: Address, packets: int) -> None:
         try:
-            connection = self.library.connect(address)
+            connection = self.library.connect(address, packets)
         except OSError as e:
             with contextlib.suppress(OSError):
                 ours.send(bytes([(e.errno or errno.ETIMEDOUT) & 0xFF]))
@@ -220,7 +231,7 @@ class CompanionProcess:
                 _start(connection.close)
                 continue
             service, ours = pair()
-            notice = REQUEST.pack(slot, address[1]) + address[0].encode()
+            notice = REQUEST.pack(slot, address[1], 0) + address[0].encode()
             socket.send_fds(self.channel, [notice], [service.fileno()])
             service.close()
             _start(self._carry, ours, slot, connection)

@@ -26,10 +26,13 @@ _RATES: Final = 10
 
 
 class Carrier:
-    """A session and its connection. is_open: the connection is there."""
+    """A session and its connection. is_open: the connection is there. rtt_s: for which it was made."""
 
-    def __init__(self, connection: Connection, session: Session, *, is_open: bool) -> None:
+    def __init__(
+        self, connection: Connection, session: Session, *, is_open: bool, rtt_s: float | None = None
+    ) -> None:
         self.connection, self.session, self.is_open = connection, session, is_open
+        self.rtt_s = rtt_s
         self.may_read = self.may_write = is_open
         self.has_hung_up = False
 

@@ -30,6 +30,7 @@ from vtl_tools.services.udt.transport.blocking import (
     UNKNOWN,
     BlockingLibrary,
     CompanionProcess,
+    LibrarySizes,
     keep_running,
     pair,
 )
@@ -113,15 +114,15 @@ class Companion:
         """Return a descriptor that is readable when accept() has something."""
         return self._channel.fileno()
 
-    def connect(self, address: Address) -> CompanionConnection:
-        """Begin a connection. Raises OSError."""
+    def connect(self, address: Address, packets: int) -> CompanionConnection:
+        """Begin a connection. packets: of a window. Raises OSError."""
         if not self._slots:
             raise OSError(errno.EMFILE, "too many connections")
         slot = self._slots.pop()
         ours, theirs = pair()
         connection = CompanionConnection(fileno=ours.detach())
         try:
-            request = REQUEST.pack(slot, address[1]) + address[0].encode()
+            request = REQUEST.pack(slot, address[1], packets) + address[0].encode()
             socket.send_fds(self._channel, [request], [theirs.fileno()])
         except OSError:
             connection.close()
@@ -139,7 +140,7 @@ class Companion:
             raise BlockingIOError
         if not fds:
             raise OSError(errno.ECONNABORTED, "")
-        slot, port = REQUEST.unpack_from(octets)
+        slot, port, _ = REQUEST.unpack_from(octets)
         connection = CompanionConnection(fileno=fds[0])
         return self._prepared(connection, slot, (octets[REQUEST.size :].decode(), port))
 
@@ -192,7 +193,7 @@ class CompanionTransport:
     capabilities: frozenset[int] = frozenset()
 
     def __init__(self, profile: PathProfile) -> None:
-        self._profile = profile
+        self.sizes = LibrarySizes(profile)
         self._companion: Companion | None = None
 
     def check(self) -> None:
@@ -212,11 +213,15 @@ class CompanionTransport:
         if self._companion is None:
             self._companion = Companion(self.library(), ("0.0.0.0", 0), listens=False)  # noqa: S104 - any interface
 
-    def connect(self, address: Address) -> CompanionConnection:
+    def connect(self, address: Address, rtt_s: float | None = None) -> CompanionConnection:
         """Begin a connection. Raises OSError."""
         self.check_address(address)
         assert self._companion is not None
-        return self._companion.connect(address)
+        return self._companion.connect(address, self.window(rtt_s))
+
+    def window(self, rtt_s: float | None) -> int:
+        """Return the packets of a window."""
+        return self.sizes.packets(rtt_s)
 
     def listen(self, address: Address) -> Companion:
         """Start a process that listens."""

@@ -67,6 +67,7 @@ class Dialer(Carriers):
         self._waiting: deque[MuxFlow] = deque()
         self._retry_at, self._retry_s = 0.0, RETRY_S
         self._is_up = False
+        self._rtt_s: float | None = None
 
     @property
     def is_up(self) -> bool:
@@ -84,20 +85,38 @@ class Dialer(Carriers):
     def _place(self, now: float) -> None:
         """Open the flows that wait, each on the session with the fewest."""
         while self._waiting:
-            up = [each.session for each in self.carriers if each.session.is_up and not each.session.is_full]
+            up = [each for each in self.carriers if each.session.is_up and not each.session.is_full]
             if not up:
                 return
             flow = self._waiting.popleft()
             if not flow.is_closed:
-                min(up, key=lambda session: len(session.flows)).open(flow, now)
+                best = min(up, key=lambda each: (len(each.session.flows), not self._fits(each)))
+                best.session.open(flow, now)
 
     def settle(self, now: float) -> None:
         """Open flows, send, and have a session ready for the next flow."""
         self._place(now)
         super().settle(now)
-        ready = any(not each.session.is_over and not each.session.flows for each in self.carriers)
+        idle = [each for each in self.carriers if not each.session.is_over and not each.session.flows]
+        ready = [each for each in idle if self._fits(each)]
         if not ready and len(self.carriers) < self._most and now >= self._retry_at:
             self._begin(now)
+        if any(each.session.is_up for each in ready):
+            for each in idle:
+                if each.session.is_up and each not in ready:
+                    each.session.end("replaced: its windows are not those of the path", say=True)
+
+    def _fits(self, carrier: Carrier) -> bool:
+        """Tell whether a connection's windows are those of the path, as far as it is known."""
+        has, needs = self.transport.window(carrier.rtt_s), self.transport.window(self._rtt_s)
+        return self._rtt_s is None or 2 * min(has, needs) >= max(has, needs)
+
+    def wake(self, now: float) -> None:
+        """Do what is due, and note the round-trip time."""
+        super().wake(now)
+        least = [each.session.rtt_min_s for each in self.carriers if each.session.rtt_min_s is not None]
+        if least:
+            self._rtt_s = min(least)
 
     def deadline(self) -> float | None:
         """Return when wake() is due."""
@@ -119,8 +138,8 @@ class Dialer(Carriers):
         )
         self._retry_at = now + self._retry_s  # until it is up
         try:
-            carrier = Carrier(self.transport.connect(self.address), session, is_open=False)
-            self.add(carrier)
+            connection = self.transport.connect(self.address, self._rtt_s)
+            self.add(Carrier(connection, session, is_open=False, rtt_s=self._rtt_s))
         except OSError as e:
             self._fail(e.errno or errno.EIO, now)
 

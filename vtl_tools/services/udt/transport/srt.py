@@ -11,7 +11,7 @@ import struct
 from typing import Any, Final
 
 from vtl_tools.common.errors import VTLError
-from vtl_tools.services.udt.transport.base import Address, PathProfile
+from vtl_tools.services.udt.transport.base import Address
 from vtl_tools.services.udt.transport.blocking import BlockingConnection, BlockingLibrary, LibrarySizes
 from vtl_tools.services.udt.transport.companion import CompanionTransport
 
@@ -50,8 +50,8 @@ class SRTLibrary:
 
     name = "srt"
 
-    def __init__(self, profile: PathProfile) -> None:
-        self._sizes = LibrarySizes(profile)
+    def __init__(self, sizes: LibrarySizes) -> None:
+        self._sizes = sizes
         self._api: Any = None
         self._first = -1
         self._where = b""
@@ -61,15 +61,15 @@ class SRTLibrary:
         self._api = _load()
         self._api.srt_startup()
         self._where = _pack(udp.getsockname()[:2])
-        self._first = self._make()
+        self._first = self._make(self._sizes.packets(None))
         self._checked(self._api.srt_bind_acquire(self._first, udp.detach()))
 
-    def _make(self) -> int:
+    def _make(self, packets: int) -> int:
         number = self._checked(self._api.srt_create_socket())
-        sizes = self._sizes
+        sizes, octets = self._sizes, self._sizes.octets(packets)
         choices = {
             _TRANSTYPE: _FILE,  # first, since it sets all the others
-            _MSS: sizes.mss, _FC: sizes.packets, _SNDBUF: sizes.octets, _RCVBUF: sizes.octets,
+            _MSS: sizes.mss, _FC: packets, _SNDBUF: octets, _RCVBUF: octets,
             _NAKREPORT: 1,  # else a packet that is lost twice waits for a time-out
         }  # fmt: skip
         for option, value in choices.items():
@@ -84,9 +84,9 @@ class SRTLibrary:
             raise OSError(code.value or errno.EIO, "srt")
         return result
 
-    def connect(self, address: Address) -> BlockingConnection:
+    def connect(self, address: Address, packets: int) -> BlockingConnection:
         """Connect."""
-        number = self._make()
+        number = self._make(packets)
         name = _pack(address)
         try:
             if len(name) == len(self._where):  # of one family: share the port, its buffers and threads
@@ -169,4 +169,4 @@ class SRTTransport(CompanionTransport):
 
     def library(self) -> BlockingLibrary:
         """Return the library, for a process."""
-        return SRTLibrary(self._profile)
+        return SRTLibrary(self.sizes)

@@ -19,7 +19,8 @@ from vtl_tools.services.udt.transport.base import Address, Listener, PathProfile
 
 log = logging.getLogger(__name__)
 
-_BUFFER_MIN: Final = 4 << 20
+_BUFFER_MIN: Final = 64 << 20
+"""Octets of a buffer: 500 Mbit/s over a second. It takes memory only as far as it is filled."""
 _BUFFER_MAX: Final = 256 << 20
 _UNSENT: Final = 1 << 19
 """Octets that the kernel may hold unsent, so that a flow does not wait behind those of all others."""
@@ -93,7 +94,7 @@ class TCPTransport:
     def start(self) -> None:
         """Nothing is to be prepared."""
 
-    def connect(self, address: Address) -> TCPConnection:
+    def connect(self, address: Address, rtt_s: float | None = None) -> TCPConnection:
         """Begin a connection. Raises OSError."""
         connection = TCPConnection(_family(address[0]), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         connection.remote = address
@@ -107,6 +108,10 @@ class TCPTransport:
             connection.close()
             raise OSError(code, "")
         return connection
+
+    def window(self, rtt_s: float | None) -> int:
+        """Return 0: the kernel fits its windows to the path."""
+        return 0
 
     def listen(self, address: Address) -> Listener:
         """Listen. The connections inherit buffers and congestion control. Raises VTLError."""

@@ -20,7 +20,7 @@ import socket
 from typing import Any, Final
 
 from vtl_tools.common.errors import SpecError, VTLError
-from vtl_tools.services.udt.transport.base import Address, PathProfile
+from vtl_tools.services.udt.transport.base import Address
 from vtl_tools.services.udt.transport.blocking import BlockingConnection, BlockingLibrary, LibrarySizes
 from vtl_tools.services.udt.transport.companion import CompanionTransport
 
@@ -47,8 +47,8 @@ class UDTLibrary:
 
     name = "udt"
 
-    def __init__(self, profile: PathProfile) -> None:
-        self._sizes = LibrarySizes(profile)
+    def __init__(self, sizes: LibrarySizes) -> None:
+        self._sizes = sizes
         self._api: Any = None
         self._perfmon: Any = None
         self._where: Address = ("", 0)
@@ -65,22 +65,22 @@ class UDTLibrary:
         except (OSError, AttributeError):
             pass  # another libudt: loss is not known
         self._where = udp.getsockname()
-        self._first = self._make()  # holds the port, and listens if asked to
+        self._first = self._make(self._sizes.packets(None))  # holds the port, and listens if asked to
         _checked(self._first.bind, udp.detach())
 
-    def _make(self) -> Any:
+    def _make(self, packets: int) -> Any:
         api = self._api
         sock = api.UDTSocket()
-        sizes = self._sizes
+        sizes, octets = self._sizes, self._sizes.octets(packets)
         sock.UDT_MSS = sizes.mss
-        sock.UDT_FC = sizes.packets
-        sock.UDT_SNDBUF = sizes.octets
-        sock.UDT_RCVBUF = sizes.octets
+        sock.UDT_FC = packets
+        sock.UDT_SNDBUF = octets
+        sock.UDT_RCVBUF = octets
         return sock
 
-    def connect(self, address: Address) -> BlockingConnection:
+    def connect(self, address: Address, packets: int) -> BlockingConnection:
         """Connect from the common port."""
-        sock = self._make()
+        sock = self._make(packets)
         _checked(sock.bind, self._where)
         _checked(sock.connect, address)
         return _UDTConnection(sock, self._perfmon)
@@ -141,7 +141,7 @@ class UDTTransport(CompanionTransport):
 
     def library(self) -> BlockingLibrary:
         """Return the library, for a process."""
-        return UDTLibrary(self._profile)
+        return UDTLibrary(self.sizes)
 
     def check_address(self, address: Address) -> None:
         """Raise SpecError for IPv6."""
