@@ -112,7 +112,7 @@ def others(scene: Scene, seconds: float) -> dict[str, float]:
         scene.reach()
         note("full_duplex_gbit", scene.tcp(seconds))
     back = ("--iface", "eth0", "--iface", "vmnet1", "--half-duplex")
-    with scene.vtl(*TWO, "--half-duplex", name="there"), scene.vtl(*back, name="back"):
+    with scene.vtl(*TWO, "--half-duplex"), scene.vtl(*back):
         scene.reach()
         note("half_duplex_pair_gbit", scene.tcp(seconds))
     with scene.vtl(*TWO, "--workers", "2"):
@@ -122,7 +122,7 @@ def others(scene: Scene, seconds: float) -> dict[str, float]:
     for kind in "channel", "qemu:unix":
         near = ("--iface", "vmnet1", "--iface", f"{kind}:{sock},server")
         far = ("--iface", f"{kind}:{sock}", "--iface", "eth0")
-        with scene.vtl(*near, name="near"), scene.vtl(*far, name="far"):
+        with scene.vtl(*near), scene.vtl(*far):
             scene.reach()
             note(f"two_bridges_{kind.partition(':')[0]}_gbit", scene.tcp(seconds))
     with scene.vtl("--iface", "tap:tap0", "--iface", "eth0"):

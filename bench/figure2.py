@@ -1,6 +1,6 @@
 """The paper's Figure 2 anew: the greatest TCP bandwidth through the kernel's bridge and through VTL's.
 
-usage: bench/figure2.py [--output FILE.png] [--rounds N] [--seconds S]      (needs root, and matplotlib)
+usage: bench/figure2.py [--output FILE] [--rounds N] [--seconds S]      (needs root, and matplotlib)
 
 The paper compared the in-kernel bridge with VTL as one process, half duplex, and as two processes that
 together are full duplex. TCP needs both directions, so our one process is a whole bridge.
@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from scene import Scene, alternate
+from figures import save, subplots
+from scene import ROOT, Scene, alternate
 
 from lab.netns import Lab
 
@@ -23,7 +24,7 @@ BACK = ("--iface", "eth0", "--iface", "vmnet1")
 
 @contextmanager
 def two_processes(scene: Scene) -> Iterator[None]:
-    with scene.vtl(*THERE, "--half-duplex", name="there"), scene.vtl(*BACK, "--half-duplex", name="back"):
+    with scene.vtl(*THERE, "--half-duplex"), scene.vtl(*BACK, "--half-duplex"):
         yield
 
 
@@ -49,27 +50,20 @@ def measure(scene: Scene, rounds: int, seconds: float) -> dict[str, list[float]]
 
 def draw(found: dict[str, list[float]], output: Path) -> None:
     """Draw medians as bars, with the least and the greatest reading."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     medians = [statistics.median(values) for values in found.values()]
     below = [m - min(v) for m, v in zip(medians, found.values(), strict=True)]
     above = [max(v) - m for m, v in zip(medians, found.values(), strict=True)]
-    figure, axes = plt.subplots(figsize=(6, 4))
+    figure, (axes,) = subplots(1, (6, 4))
     bars = axes.bar(list(found), medians, yerr=[below, above], capsize=6, color=["#999", "#3a7", "#37a"])
     axes.bar_label(bars, fmt="%.1f", label_type="center", color="white")
     axes.set_ylabel("TCP goodput, one flow (Gbit/s)")
     axes.set_title("Performance overhead of VTL (paper, Figure 2)")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(output, dpi=120)
+    save(figure, output)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("figure2.png"))
+    parser.add_argument("--output", type=Path, default=ROOT / "docs/figures/figure2.svg")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3)
     options = parser.parse_args()

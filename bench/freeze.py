@@ -29,7 +29,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from scene import BIN, CLIENT, ROOT, SERVER, Scene, Service, alternate, quiet, ratio, say
+from scene import BIN, CLIENT, SERVER, Scene, Service, alternate, quiet, ratio, say
 
 from lab.netns import Host, Lab
 from lab.wait import until
@@ -47,18 +47,6 @@ table netdev cut {
     chain out { type filter hook egress device vc priority 0; policy drop; }
 }
 """
-SLOW = f"""
-import sys
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-from vtl_tools.services.bridge import Bridge
-from vtl_tools.common.device.fault import Fault
-from vtl_tools.common.device.spec import open_device
-from vtl_tools.common.runtime.runner import Options, Runner
-
-links = [open_device("far"), Fault(open_device("eth0"), delay_s={DELAY_S})]
-sys.exit(Runner(Bridge(), links, Options(control=Path(sys.argv[1]), json=True)).run())
-"""
 
 
 class Bench:
@@ -75,10 +63,8 @@ class Bench:
     def run(self) -> Service:
         """Start the service, which knows nothing."""
         self.count += 1
-        name = f"freeze-{self.count}"
-        state = self.scene.run_dir / f"{name}.state"
-        arguments = ("--iface", "vmnet1", "--state", state)
-        return Service(self.scene, name, "vtl-freeze", arguments)
+        state = self.lab.dir / f"freeze-{self.count}.state"
+        return Service(self.lab, self.host, "vtl-freeze", "--iface", "vmnet1", "--state", state).ready()
 
     @contextmanager
     def running(self) -> Iterator[Service]:
@@ -98,14 +84,11 @@ class Bench:
             host.run("ip", "link", "set", "dev", name, "up")
         for name in "near", "vmnet1":
             host.run("ip", "link", "set", "dev", name, "master", "br0")
-        way = host.popen(sys.executable, "-c", SLOW, self.scene.run_dir / "slow.sock", stdout=subprocess.PIPE)
-        assert way.stdout is not None
-        way.stdout.readline()
-        self.scene.reach()
-        pings = self.vm.run("ping", "-q", "-c5", "-i0.3", SERVER).stdout
-        yield float(pings.rpartition("= ")[2].split("/")[1]) / 1000
-        way.terminate()
-        way.wait(10)
+        links = ("--iface", "far", "--iface", "eth0")
+        with self.scene.vtl(*links, "--delay", f"{DELAY_S}s", service="vtl-wan"):
+            self.scene.reach()
+            pings = self.vm.run("ping", "-q", "-c5", "-i0.3", SERVER).stdout
+            yield float(pings.rpartition("= ")[2].split("/")[1]) / 1000
         host.run("ip", "link", "del", "near")
 
     def cut(self) -> None:

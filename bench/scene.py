@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -39,8 +39,6 @@ class Scene:
         self.client.addr("vc", CLIENT + "/24")
         self.server.addr("vs", SERVER + "/24")
         lab.bridge(self.middle, "br0", [])
-        self.run_dir = lab.dir / "run"
-        self.run_dir.mkdir()
         quiet(self.server, "iperf3", "--server")
 
     @contextmanager
@@ -56,15 +54,10 @@ class Scene:
                 self.middle.run("ip", "link", "set", "dev", port, "nomaster")
 
     @contextmanager
-    def vtl(
-        self, *arguments: str | Path, name: str = "vtl", service: str = "vtl-bridge"
-    ) -> Iterator["Service"]:
+    def vtl(self, *arguments: str | Path, service: str = "vtl-bridge") -> Iterator["Service"]:
         """Join them by one of our services with these arguments."""
-        running = Service(self, name, service, arguments)
-        try:
-            yield running
-        finally:
-            running.end()
+        with services(self.lab, service, (self.middle, arguments)) as running:
+            yield running[0]
 
     def reach(self) -> None:
         """Wait until the client reaches the server."""
@@ -92,15 +85,18 @@ class Scene:
 
 
 class Service:
-    """One of our services that runs."""
+    """One of our services that starts in a host. ready() waits until it runs."""
 
-    def __init__(self, scene: Scene, name: str, service: str, arguments: tuple[str | Path, ...]) -> None:
-        self.socket = scene.run_dir / f"{name}.sock"
-        command = [BIN / service, *arguments, "--control", self.socket, "--json"]
-        self.process = scene.middle.popen(*command, stdout=subprocess.PIPE, text=True)
+    def __init__(self, lab: Lab, host: Host, tool: str, *arguments: str | Path) -> None:
+        self.tool, self.socket = tool, lab.dir / f"{tool}-{time.monotonic_ns()}.sock"
+        command = [BIN / tool, *arguments, "--control", self.socket, "--json"]
+        self.process = host.popen(*command, stdout=subprocess.PIPE, text=True)
+
+    def ready(self) -> Self:
         assert self.process.stdout is not None
         if '"ready"' not in (line := self.process.stdout.readline()):
-            raise SystemExit(f"bench: {service} did not start: {line}")
+            raise SystemExit(f"bench: {self.tool} did not start: {line}")
+        return self
 
     def status(self) -> dict[str, Any]:
         from vtl_tools.common.runtime import control
@@ -110,6 +106,17 @@ class Service:
     def end(self) -> None:
         self.process.terminate()
         self.process.wait(10)
+
+
+@contextmanager
+def services(lab: Lab, tool: str, *places: tuple[Host, tuple[str | Path, ...]]) -> Iterator[list[Service]]:
+    """Run a service in each place: a host, and arguments."""
+    started = [Service(lab, host, tool, *arguments) for host, arguments in places]
+    try:
+        yield [service.ready() for service in started]
+    finally:
+        for service in started:
+            service.end()
 
 
 def alternate(rounds: int, *measures: Callable[[], float]) -> list[list[float]]:

@@ -28,52 +28,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scene import BIN, Scene, alternate, quiet, ratio
+from scene import Scene, Service, alternate, quiet, ratio, say, services
 
 from lab.errors import LabError
 from lab.figure6 import Figure6
-from lab.netns import Host, Lab
+from lab.netns import Lab
 from lab.wait import until
 from vtl_tools.common.packet import address, build
-from vtl_tools.common.runtime import control
 
 FLOOD = Path(__file__).with_name("flood.py")
 NEAR = {1: "10.9.0.1", 2: "10.9.0.2"}
 """Further addresses of the VMs, of one subnet, for what joins them directly."""
 PORT = 9
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-class Service:
-    """A running vtl-subnet or vtl-bridge."""
-
-    def __init__(self, lab: Lab, host: Host, tool: str, *arguments: str) -> None:
-        self.socket = lab.dir / f"{tool}-{time.monotonic_ns()}.sock"
-        command = [BIN / tool, *arguments, "--control", self.socket, "--json"]
-        self.process = host.popen(*command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        if '"ready"' not in (line := self.process.stdout.readline()):
-            raise SystemExit(f"bench: {tool} did not start: {line}")
-
-    def status(self) -> dict[str, Any]:
-        return control.ask(self.socket, "status")
-
-    def end(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
-
-
-@contextmanager
-def services(lab: Lab, tool: str, *places: tuple[Host, tuple[str, ...]]) -> Iterator[list[Service]]:
-    started = [Service(lab, host, tool, *arguments) for host, arguments in places]
-    try:
-        yield started
-    finally:
-        for service in started:
-            service.end()
 
 
 def subnet(scene: Figure6) -> Any:

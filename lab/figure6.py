@@ -4,7 +4,8 @@
               '------------------------------ LAN ------------------------------'
 
 A VM is on its proxy's network by a tunnel of its host (VXLAN, by the kernel). Traffic of the two crosses
-the wide area three times. Each machine is a host of the lab; the wide area is a switch with delay.
+the wide area three times. Each machine is a host of the lab. The wide area is a vtl-wan between two kernel
+bridges: of the machines that talk to each other, each bridge has one.
 """
 
 import subprocess
@@ -19,6 +20,8 @@ WAN_MTU = 1600
 """So that the tunnels carry packets of 1500 octets."""
 WAN = {"host1": 1, "host2": 2, "proxy1": 11, "proxy2": 12, "gw1": 21, "gw2": 22}
 """The hosts on the wide area, with the last octet of their address there."""
+SHORES = {"west": ("host1", "host2", "gw1"), "east": ("proxy1", "proxy2", "gw2")}
+"""The bridges at both ends of the wide area, with their hosts."""
 PLAIN = "tx off rx off tso off gso off gro off"
 """So that the wide area carries packets as a real one would: no vnet header tells of a tunnel's segments."""
 
@@ -59,9 +62,13 @@ class Figure6:
             host.run("ethtool", "-K", "wan", *PLAIN.split())
             self.wan.run("ethtool", "-K", name, *PLAIN.split())
             host.addr("wan", f"198.51.100.{number}/24", f"fd99::{number}/64")
-        script, control = Path(__file__).with_name("wide_area.py"), self.lab.dir / "wide-area.sock"
-        command = [sys.executable, script, str(delay_s), control, *WAN]
-        process = self.wan.popen(*command, stdout=subprocess.PIPE, text=True)
+        for shore, hosts in SHORES.items():
+            self.lab.veth(self.wan, shore, self.wan, f"{shore}-end", mtu=WAN_MTU)
+            self.lab.bridge(self.wan, f"{shore}-lan", [f"{shore}-end", *hosts])
+        command = [Path(sys.executable).with_name("vtl-wan"), "--delay", f"{delay_s}s", "--json"]
+        links = [word for shore in SHORES for word in ("--iface", shore)]
+        control = ("--control", self.lab.dir / "wide-area.sock")
+        process = self.wan.popen(*command, *links, *control, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         if '"ready"' not in (line := process.stdout.readline()):
             raise LabError(f"wide area: {line}")

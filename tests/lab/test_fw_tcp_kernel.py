@@ -1,11 +1,9 @@
 """TCP of real kernels through vtl-fw at its edges: numbers that wrap, and both ends that open at once."""
 
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -35,17 +33,13 @@ def scene(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Scene]:
     server.addr("eth0", f"{PEER}/24")
     rules = lab.dir / "fw.rules"
     rules.write_text("allow out tcp port 80\nallow in tcp port 22\ndeny any\n")
-    area = Path(__file__).parents[2] / "lab/wide_area.py"
-    command = [sys.executable, area, str(request.param), lab.dir / "area.sock", "near", "away"]
-    delays = far.popen(*command, stdout=subprocess.PIPE)
-    assert delays.stdout is not None
-    assert b"ready" in delays.stdout.readline()
+    area = ("--iface", "near", "--iface", "away", "--delay", request.param)
     links = ("--iface", "vmnet1", "--uplink", "eth0", "--rules", rules, "--address", VM)
-    with bridge(lab, middle, *links, service="vtl-fw") as running:
-        assert running.ready["event"] == "ready"
+    with (
+        bridge(lab, far, *area, service="vtl-wan", name="area"),
+        bridge(lab, middle, *links, service="vtl-fw") as running,
+    ):
         yield client, server, running
-    delays.terminate()
-    delays.wait(PATIENCE_S)
 
 
 def opener(host: Host, iss: int, port: int = 0) -> socket.socket:
@@ -80,7 +74,7 @@ def refused(running: Bridge) -> dict[str, int]:
     return {why: count for why, count in running.drops().items() if why.startswith("tcp-")}
 
 
-@pytest.mark.parametrize("scene", [0.002], indirect=True, ids=["quick"])
+@pytest.mark.parametrize("scene", ["2ms"], indirect=True, ids=["quick"])
 @pytest.mark.parametrize("iss", [2**32 - 1, 2**32 - 2, 2**32 - 100_000, 2**31 - 1], ids=hex)
 @pytest.mark.parametrize("who", ["vm", "stranger"])
 def test_sequence_numbers_that_wrap_pass(scene: Scene, who: str, iss: int) -> None:
@@ -100,7 +94,7 @@ def test_sequence_numbers_that_wrap_pass(scene: Scene, who: str, iss: int) -> No
     assert refused(running) == {}
 
 
-@pytest.mark.parametrize("scene", [0.25], indirect=True, ids=["slow"])  # so that the SYNs cross
+@pytest.mark.parametrize("scene", ["250ms"], indirect=True, ids=["slow"])  # so that the SYNs cross
 @pytest.mark.parametrize(
     "numbers", [(1000, 5000), (2**32 - 1, 2**32 - 1), (2**32 - 50_000, 2**31 - 1)], ids=str
 )

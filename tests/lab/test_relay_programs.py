@@ -18,6 +18,7 @@ import pytest
 from lab.netns import Lab
 from lab.wait import PATIENCE_S, until
 from tests import sshd
+from tests.cmd.tools import BIN
 from vtl_tools.common.runtime import control
 
 pytestmark = pytest.mark.lab
@@ -30,29 +31,23 @@ GIBI = 1 << 30
 FILE = Random(1).randbytes(5_000_000)
 
 
-FAULTY = """
-import json, sys
-from pathlib import Path
-from random import Random
-sys.path.insert(0, sys.argv[1])
-from plain_relay import make_stage
-from vtl_tools.common.device.fault import Fault
-from vtl_tools.common.device.spec import open_device
-from vtl_tools.common.runtime.runner import Options, Runner
-
-link = Fault(open_device("vm"), rng=Random(1), **json.loads(sys.argv[2]))
-sys.exit(Runner(make_stage(), [link], Options(control=Path(sys.argv[3]), json=True)).run())
-"""
-"""The same relay on a wire with faults."""
-
-
 class World:
-    """guest (10.0.0.2, fd00::2) - [vm relay], and servers on addresses that only the relay's host has."""
+    """guest (10.0.0.2, fd00::2) - [vm relay], and servers on addresses that only the relay's host has.
 
-    def __init__(self, lab, guest_mtu=1500, faults=None):
+    faults: options of a vtl-wan between the two.
+    """
+
+    def __init__(self, lab, guest_mtu=1500, faults=()):
         self.lab, self.dir = lab, lab.dir
         self.guest, self.host = lab.host("guest"), lab.host("relay")
-        lab.veth(self.guest, "eth0", self.host, "vm")
+        if faults:
+            area = lab.host("area", ipv6=False)
+            lab.veth(self.guest, "eth0", area, "west")
+            lab.veth(area, "east", self.host, "vm")
+            links = ("--iface", "west", "--iface", "east", "--seed", "1")
+            self.start(area, BIN / "vtl-wan", *links, *faults, "--control", self.dir / "area.sock")
+        else:
+            lab.veth(self.guest, "eth0", self.host, "vm")
         if guest_mtu != 1500:
             self.guest.run("ip", "link", "set", "dev", "eth0", "mtu", str(guest_mtu))
         self.guest.addr("eth0", "10.0.0.2/24", "fd00::2/64")
@@ -62,13 +57,17 @@ class World:
         for address in f"{SERVERS[4]}/32", f"{SERVERS[6]}/128":
             self.host.run("ip", "addr", "add", address, "dev", "lo")
         self.control = self.dir / "relay.sock"
-        command = [ROOT / "bench/plain_relay.py", "--iface", "vm", "--control", self.control, "--json"]
-        if faults:
-            command = ["-c", FAULTY, ROOT / "bench", json.dumps(faults), self.control]
+        command = [sys.executable, ROOT / "bench/plain_relay.py", "--iface", "vm", "--control", self.control]
+        self.relay = self.start(self.host, *command)
+
+    @staticmethod
+    def start(host, *command):
+        """Start a service, and return its process when it is ready."""
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.relay = self.host.popen(sys.executable, *command, stdout=subprocess.PIPE, text=True, env=env)
-        assert self.relay.stdout is not None
-        assert json.loads(self.relay.stdout.readline())["event"] == "ready"
+        process = host.popen(*command, "--json", stdout=subprocess.PIPE, text=True, env=env)
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "ready"
+        return process
 
     def status(self):
         return control.ask(self.control, "status")
@@ -607,11 +606,16 @@ def test_a_guest_without_offload(own_world, version):
         assert exchange(near, far, FILE, FILE[::-1]) == (FILE, FILE[::-1])
 
 
-FAULTS = [{"loss": 0.02}, {"reorder": 0.05, "delay_s": 0.002}, {"duplicate": 0.1}]
-"""No damage: where checksums are offloaded, none would tell of it."""
+FAULTS = {
+    "loss": ("--loss", "2%"),
+    "reorder": ("--reorder", "5%", "--delay", "2ms"),
+    "duplicate": ("--duplicate", "10%"),
+    "corrupt": ("--corrupt", "2%"),
+}
+"""Faults of a vtl-wan, which fall on segments with a checksum each."""
 
 
-@pytest.mark.parametrize("faults", FAULTS, ids=lambda faults: "-".join(faults))
+@pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
 def test_a_guest_behind_a_bad_wire(version, faults):
     with running(1500, faults) as world:
         near, far = world.joined(version)

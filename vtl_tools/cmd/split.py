@@ -1,5 +1,6 @@
 """vtl-split: end each TCP connection of a guest here, and continue it as a second one. Paper section 3.3."""
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ from click.core import ParameterSource
 
 from vtl_tools.common.cli import options as opts
 from vtl_tools.common.cli.completion import LINK
+from vtl_tools.common.cli.flows import add_flows
 from vtl_tools.common.cli.parameters import OpeningParam, RateParam, ResolverParam, SubnetParam
 from vtl_tools.common.cli.run import links_of, run_service
 from vtl_tools.common.cli.tool import Tool
@@ -27,7 +29,7 @@ _OF_SOCKETS = ("bandwidth", "buffers", "allow", "dns", "dhcp", "subnet")
     help="Continue connections on this link, from the guest's own address, in place of sockets.",
 )  # fmt: skip
 @click.option(
-    "--congestion", type=click.Choice(["bbr", "cubic"]),
+    "--congestion", type=click.Choice(["bbr", "cubic", "newreno"]),
     help="Congestion control of the second connection.  [default: bbr if the host has it]",
 )  # fmt: skip
 @click.option("--early-ack", is_flag=True, help="Answer a SYN at once, not when the far side has answered.")
@@ -78,17 +80,21 @@ def main(iface: str, uplink: str | None, guard: str, options: "Options", **setti
     opts.require((iface, "--iface", "the interface that the guest is behind"))
     from vtl_tools.services.split import start
 
+    run = partial(
+        run_service, options=options, guard=guard,
+        verbs=lambda stage: {"flows": lambda _: {"flows": stage.list_flows(time.monotonic())}},
+    )  # fmt: skip
     if uplink is None:
-        run_service(partial(start.make_stage, **settings), links_of(iface), options, guard=guard)
+        run(partial(start.make_stage, **settings), links_of(iface))
         return
     context = click.get_current_context()
     for name in _OF_SOCKETS:
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name} is for connections through sockets; leave out it or --uplink")
         del settings[name]
-    make = partial(start.make_uplink_stage, **settings)
-    run_service(make, links_of(iface, uplink), options, guard=guard, vm_sides=1)
+    run(partial(start.make_uplink_stage, **settings), links_of(iface, uplink), vm_sides=1)
 
 
+add_flows(main)
 add_events(main)
 add_status(main)

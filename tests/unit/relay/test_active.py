@@ -83,8 +83,8 @@ def test_sent_octets_are_copied(opened):
 def test_a_full_stream_tells_when_it_has_room_again(scene):
     scene.config = Config(receive_buffer=4096)
     stream, server = scene.open()
-    size = ACTIVE.send_buffer
-    assert stream.send(bytes(size + 1)) == size
+    size = stream.send(bytes(ACTIVE.send_buffer))
+    assert size < ACTIVE.send_buffer, "what waits is bounded by a window"
     with pytest.raises(BlockingIOError):
         stream.send(b"more")
     scene.turn()
@@ -97,7 +97,7 @@ def test_a_full_stream_tells_when_it_has_room_again(scene):
             break
     else:
         raise AssertionError("it was never told")
-    assert stream.send(bytes(size)) >= size // 3
+    assert stream.send(bytes(size)) >= size // 2
 
 
 def test_a_reader_that_stops_stops_the_server(opened):

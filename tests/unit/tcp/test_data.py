@@ -342,8 +342,12 @@ def test_a_retransmission_that_is_lost_is_sent_once_more(make):
         peer.inject(".", 1, ack=1001, sack=sack((2001, end)))
     peer.expect(".", seq=1001, data=1000)
     peer.expect_nothing()
+    tcp.write(bytes(1000))
+    peer.inject(".", 1, ack=1001, sack=sack((2001, 9001)))
+    peer.expect(".", seq=9001, data=1000)
+    peer.expect_nothing()
     peer.pass_(0.15)
-    peer.inject(".", 1, ack=1001, sack=sack((2001, 9001)))  # came much later, and the head did not
+    peer.inject(".", 1, ack=1001, sack=sack((2001, 10001)))  # what was sent later came, and the head did not
     peer.expect(".", seq=1001, data=1000)
     peer.expect_nothing()
 

@@ -1,5 +1,6 @@
 """A path: when frames come out, in which order, and which."""
 
+import tracemalloc
 from random import Random
 
 import pytest
@@ -9,7 +10,8 @@ from vtl_tools.common.packet import address, build
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK
 from vtl_tools.common.packet.vnet import NONE, VNET
-from vtl_tools.services.wan.path import OVERHEAD, WanPath, ecn_of, with_ce
+from vtl_tools.services.wan.loss import Loss
+from vtl_tools.services.wan.path import WanPath, ecn_of, with_ce
 from vtl_tools.services.wan.settings import UNCHANGED, changed
 
 MACS = {"src_mac": address.mac("52:54:00:00:00:01"), "dst_mac": address.mac("52:54:00:00:00:02")}
@@ -124,7 +126,23 @@ def test_memory_is_bounded(loss: str) -> None:
     assert one.drops["memory"] > 5000
     drain(one)
     assert one.status(2.0)["waiting_octets"] == 0
-    assert OVERHEAD > 0
+
+
+@pytest.mark.parametrize("at_once", [1, 64], ids=["alone", "batch"])
+@pytest.mark.parametrize("settings", [{}, {"loss": "0.1%"}, {"rate": "1gbit"}, {"reorder": "100%"}])
+def test_what_waits_takes_no_more_memory_than_is_counted(settings: dict[str, str], at_once: int) -> None:
+    one = path(delay="100s", queue="100s", **settings)
+    batch = Batch.of([plain(n) for n in range(at_once)])
+    tracemalloc.start()
+    try:
+        for n in range(12_800 // at_once):
+            one.push(batch, batch.count, batch.octets, n * 1e-5)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    counted = one.status(1.0)["waiting_octets"]
+    assert isinstance(counted, int)
+    assert 0.4 * counted < taken < counted
 
 
 def super_segment(size: int = 40_000) -> bytes:
@@ -150,8 +168,43 @@ def test_only_a_delay_leaves_super_segments_whole() -> None:
     assert one.pop(1.0) == [super_segment()]
 
 
+@pytest.mark.parametrize("settings", [{"loss": "0.1%"}, {"loss": "burst:0.5%,20"}])
+def test_a_super_segment_is_cut_only_where_a_segment_of_it_is_lost(settings: dict[str, str]) -> None:
+    one = path(**settings)
+    for _ in range(400):
+        push(one, [super_segment()], 0.0)
+    segments = Loss(one.settings, Random(1))  # by the same chances
+    lost = [sum(segments.takes() for _ in range(28)) for _ in range(400)]
+    assert one.cut == sum(map(bool, lost)) > 0
+    assert one.drops["lost"] == sum(lost)
+    found = [frame for frames in iter(lambda: one.pop(1.0), []) for frame in frames]
+    assert found.count(super_segment()) == lost.count(0)
+    assert len(found) == sum(28 - n if n else 1 for n in lost)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"rate": "1gbit"}, {"jitter": "1ms"}, {"reorder": "1%"}, {"duplicate": "1%"}, {"corrupt": "1%"}],
+)
+def test_a_super_segment_is_cut_where_its_segments_have_fates_of_their_own(settings: dict[str, str]) -> None:
+    one = path(**settings, queue="1s", delay="10ms")
+    push(one, [super_segment()], 0.0)
+    assert one.cut == 1
+    found = [frame for frames in iter(lambda: one.pop(1.0), []) for frame in frames]
+    assert max(map(len, found)) == VNET + 54 + 1460
+
+
+def test_a_partial_checksum_is_completed_before_damage_only() -> None:
+    frame = bytes(build.udp(**MACS, **ENDS4, sport=1, dport=2, payload=b"hello", partial=True))
+    one, damaged = path(rate="1gbit"), path(corrupt="100%")
+    for each in one, damaged:
+        push(each, [frame], 0.0)
+    assert one.pop(1.0) == [frame]
+    assert damaged.pop(1.0)[0][0] == 0
+
+
 def test_a_loss_falls_on_real_segments() -> None:
-    one = path(loss="5%")
+    one = path(loss="5%", rate="10gbit")
     for _ in range(40):
         push(one, [super_segment()], 0.0)
     found = [frame for frames in iter(lambda: one.pop(1.0), []) for frame in frames]

@@ -28,7 +28,6 @@ class Drop(StrEnum):
     MALFORMED = "malformed"  # not segmentable for a link without offload
     OVERRUN = "overrun"  # the receive buffer was full: the service was too slow
     FOREIGN = "foreign"  # from another network (VNI) or another peer
-    FAULT = "fault"  # an emulated loss
 
 
 class Device(ABC):

@@ -71,7 +71,8 @@ class GuestAddresses:
     def is_on_link(self, octets: bytes) -> bool:
         """Return whether an address, of either version, is of the guest's own network."""
         if len(octets) == 4:
-            return self.is_host(octets)
+            bits = 32 - self.subnet.prefixlen
+            return int.from_bytes(octets, "big") >> bits == int(self.subnet.network_address) >> bits
         return self.prefix is not None and octets[:8] == self.prefix.network_address.packed[:8]
 
     def is_ours(self, octets: bytes) -> bool:

@@ -26,6 +26,7 @@ class OwnAddresses:
         self._changes = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
         self._changes.bind((0, _CHANGES6))
         self._known: dict[bytes, bool] = {}
+        self._version = 0
 
     def __contains__(self, octets: object) -> bool:
         """Return whether the host itself receives what it sends to an IP address.
@@ -34,8 +35,7 @@ class OwnAddresses:
         Raises OSError if the kernel cannot be asked.
         """
         assert isinstance(octets, bytes)
-        if self._has_changed():
-            self._known.clear()
+        self.version  # noqa: B018 - forgets what may have changed
         known = self._known.get(octets)
         if known is None:
             known = _is_own(octets)
@@ -44,16 +44,18 @@ class OwnAddresses:
             self._known[octets] = known
         return known
 
-    def _has_changed(self) -> bool:
-        changed = False
+    @property
+    def version(self) -> int:
+        """A number that grows with each change of addresses, routes or interfaces."""
         while True:
             try:
                 self._changes.recv(_RECEIVE_OCTETS)
             except BlockingIOError:
-                return changed
+                return self._version
             except OSError:  # ENOBUFS: notifications were lost
                 pass
-            changed = True
+            self._version += 1
+            self._known.clear()
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -44,6 +44,8 @@ _ORPHANED_MAX: Final = 64 << 20
 """Octets that these may buffer, all together."""
 _FIN_WAIT_2_S: Final = 60.0
 """Time that the peer of such a connection may be silent before it closes, as in Linux."""
+_UNSENT_MIN: Final = 1 << 19
+"""Octets that may wait to be sent, where the congestion window is smaller."""
 _OPENING: Final = (State.CLOSED, State.SYN_SENT, State.SYN_RECEIVED)
 
 _REASONS: Final = {
@@ -107,7 +109,7 @@ class ActiveStream(InternalStream):
         endpoint, taken = self.endpoint, 0
         if endpoint.ended is not None:
             raise self._error(errno.EPIPE)
-        room = endpoint.writable
+        room = self._room()
         for piece in pieces:
             part = piece if len(piece) <= room else memoryview(piece)[:room]
             if part:
@@ -141,6 +143,13 @@ class ActiveStream(InternalStream):
         endpoint.skip(size)
         self._endpoints.schedule(self)
         return size
+
+    def _room(self) -> int:
+        """Return the octets that are taken now: a window of them may wait, the rest with the owner."""
+        endpoint = self.endpoint
+        waiting = endpoint.unsent
+        window = max(endpoint.snd.cc.cwnd, _UNSENT_MIN)
+        return min(endpoint.writable, max(window - waiting, 0))
 
     def _error(self, otherwise: int) -> OSError:
         code = _ERRORS.get(self.endpoint.ended or Ended.CLOSED, otherwise)
@@ -182,7 +191,7 @@ class ActiveStream(InternalStream):
         events = select.EPOLLIN if rcv.readable else 0
         if rcv.fin is not None and rcv.nxt > rcv.fin:
             events = select.EPOLLIN | select.EPOLLRDHUP
-        if self._starved and endpoint.writable * 3 < endpoint.config.send_buffer:
+        if self._starved and self._room() < min(_UNSENT_MIN, endpoint.config.send_buffer) // 2:
             return events
         self._starved = False
         return events | WRITABLE
@@ -257,14 +266,14 @@ class ActiveEndpoints:
         """Send packets that the link carries, on connections that open from now on."""
         self.config = replace(self.config, mtu=max(octets, MTU_MIN))
 
-    def connector(self, path: Path, now: float) -> ActiveConnector:
+    def connector(self, path: Path, now: float, config: Config | None = None) -> ActiveConnector:
         """Return what opens a connection. path.local: the address, port and MAC that we speak for.
 
-        Raises ValueError for an address that is not of one host.
+        config: in place of the usual one. Raises ValueError for an address that is not of one host.
         """
         if not path.is_unicast:
             raise ValueError("not an address of a single host")
-        endpoint = Endpoint(path, self._secret, now, self.config)
+        endpoint = Endpoint(path, self._secret, now, config or self.config)
         return ActiveConnector(self, ActiveStream(self, endpoint))
 
     # --- what streams and connectors call
@@ -354,8 +363,9 @@ class ActiveEndpoints:
             if endpoint.ended is not None:
                 self._remove(stream)
                 continue
-            if stream.armed_at > now + _TICK_S:
-                self._timers.arm(stream, now + _TICK_S)
+            due = min(endpoint.paced_at, now + _TICK_S)
+            if stream.armed_at > due:
+                self._timers.arm(stream, due)
             if now >= endpoint.tune_at:
                 tune(endpoint, now, may_grow=not self._is_full())
             if stream.orphaned >= 0:

@@ -1,4 +1,4 @@
-"""ICMP errors about segments that an endpoint of ours has sent (RFC 1122 section 4.2.3.9, RFC 5927)."""
+"""ICMP errors about segments that an endpoint has sent (RFC 1122 section 4.2.3.9, RFC 5927)."""
 
 import struct
 from typing import Final, NamedTuple

@@ -337,8 +337,8 @@ class Relay(Stage):
                 tune(endpoint, now, may_grow=not budget.is_full)
             if endpoint.ended is not None and flow.is_over:
                 self._remove(flow, now)
-            elif flow.armed_at > now + _TICK_S:
-                self.timers.arm(flow, now + _TICK_S)
+            elif flow.armed_at > (due := min(endpoint.paced_at, now + _TICK_S)):
+                self.timers.arm(flow, due)
         if budget.is_exceeded:
             self._evict(now)
         self._outbox.flush(now)

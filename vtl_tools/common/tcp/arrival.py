@@ -3,6 +3,7 @@
 from typing import Final
 
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
+from vtl_tools.common.tcp.acks import acknowledged
 from vtl_tools.common.tcp.output import agree, reset
 from vtl_tools.common.tcp.prediction import predicted
 from vtl_tools.common.tcp.state import ON_FIN, ON_FIN_ACKED, TAKES_DATA, Ended, SegmentDrop, State
@@ -101,8 +102,9 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
         tcb.rtt.sample(now - tcb.timed[1])
     elif tcb.rtt.backoffs:
         tcb.rtt.handshake_was_slow()
-        snd.cc.cwnd = snd.mss  # RFC 5681 section 3.1: after a lost SYN, one segment
+        snd.cc.syn_was_lost()
     tcb.rtt.progressed()
+    snd.cc.opened(now, tcb.rtt.srtt_s)
     snd.una = ack
     tcb.timed, tcb.retransmit_at, tcb.stalled_since, tcb.syn_due = None, NEVER, None, False
     scaled = segment.window if segment.flags & SYN else segment.window << snd.shift
@@ -275,23 +277,18 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         _challenge(tcb, SegmentDrop.BAD_ACK, now)
         return False
 
-    dsack = False
-    news = False
-    if segment.sack is not None and snd.sack:
-        dsack = snd.seq(ack) != segment.sack[0][0] and snd.position(segment.sack[0][0]) < ack
-        news = snd.sacked(segment.sack)
+    una = snd.una
     window = segment.window << snd.shift
-    if ack > snd.una:
-        _progress(tcb, segment, ack, dsack, now)
-    elif (
-        ack == snd.una
-        and snd.una < snd.nxt
-        and snd.wnd  # else it answers a probe, and is no sign of loss
-        and (news or (segment.length == 0 and not segment.flags & FIN and window == snd.wnd))
-    ):
-        snd.duplicated()
-    if news or tcb.reorder_at != NEVER:
-        tcb.detect_loss(now, news=news)
+    duplicate = (
+        ack == una
+        and not segment.length
+        and not segment.flags & FIN
+        and window == snd.wnd
+        and window > 0  # else it answers a probe, and is no sign of loss
+    )
+    acknowledged(tcb, segment, ack, now, duplicate=duplicate)
+    if ack > una:
+        _advanced(tcb, ack, now)
     if ack >= snd.una:
         was = snd.wnd
         snd.offered(window, seq, ack)
@@ -308,29 +305,9 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     return True
 
 
-def _progress(tcb: TCB, segment: Segment, ack: int, dsack: bool, now: float) -> None:
-    """Process an ACK of new data: SND.UNA < SEG.ACK =< SND.NXT."""
-    snd, rtt = tcb.snd, tcb.rtt
-    if tcb.timed is not None:
-        if ack >= tcb.timed[0]:
-            rtt.sample(max(0.0, now - tcb.timed[1]))
-            tcb.timed = None
-    elif tcb.timestamps and segment.stamps is not None and segment.stamps[1]:
-        rtt_ms = (tcb.tsval(now) - segment.stamps[1]) & 0xFFFF_FFFF
-        if rtt_ms < _HALF and rtt_ms < 60_000:
-            rtt.sample(rtt_ms / 1000)
-    if rtt.backoffs:
-        rtt.progressed()
-    if tcb.probe is not None and ack >= tcb.probe[0]:
-        if tcb.probe[1] and not dsack and snd.recover is None:
-            snd.cc.lost(snd.flight)  # the probe repaired a loss (RFC 8985 section 7.4)
-        tcb.probe = None
-    snd.acked(ack)
-    tcb.head_at, tcb.head_mark, tcb.reorder_at = now, snd.nxt, NEVER
-    if snd.board:
-        tcb.detect_loss(now, news=False)
-    tcb.stalled_since = now if snd.una < snd.end else None
-    tcb.arm(now)
+def _advanced(tcb: TCB, ack: int, now: float) -> None:
+    """Change the state if our FIN is acknowledged."""
+    snd = tcb.snd
     if snd.fin is not None and ack > snd.fin and tcb.state in ON_FIN_ACKED:
         following = ON_FIN_ACKED[tcb.state]
         if following is State.TIME_WAIT:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from vtl_tools.common.tcp.congestion.choice import CONTROLS
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -18,7 +20,8 @@ class Config:
 
     no_delay: small segments are not delayed (RFC 9293 MUST-17). delayed_ack_s: below 0.5 (MUST-60); 0: every
     segment is acknowledged at once. delayed_fin_ack: a FIN's acknowledgement is delayed as well, for a user
-    that is likely to close at once, too. initial_window: segments (RFC 6928).
+    that is likely to close at once, too. initial_window: segments (RFC 6928). congestion: the algorithm of
+    congestion control, a name in congestion/choice.py.
 
     rto_min_s: RFC 6298 (2.4) asks for one second; the default is Linux's 0.2. user_timeout_s: seconds that
     sent data may stay unacknowledged (R2 of RFC 9293 3.8.3); None: no limit. syn_timeout_s: the same for a
@@ -43,6 +46,7 @@ class Config:
     delayed_ack_s: float = 0.04
     delayed_fin_ack: bool = False
     initial_window: int = 10
+    congestion: str = "newreno"
     tail_loss_probe: bool = True
     rto_min_s: float = 0.2
     rto_max_s: float = 60.0
@@ -65,6 +69,8 @@ class Config:
             raise ValueError("mtu: must be at least 576 octets")
         if self.shift is not None and not 0 <= self.shift <= 14:
             raise ValueError("shift: must be from 0 to 14 (RFC 7323 section 2.3)")
+        if self.congestion not in CONTROLS:
+            raise ValueError(f"congestion: must be one of {', '.join(CONTROLS)}")
         if self.user_timeout_s is not None and self.user_timeout_s <= 0:
             raise ValueError("user_timeout_s: must be above 0")
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.tcp import arrival, output
+from vtl_tools.common.tcp import acks, arrival, output
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.isn import initial_numbers
 from vtl_tools.common.tcp.queue import Octets
-from vtl_tools.common.tcp.sack import DUP_THRESH
+from vtl_tools.common.tcp.rack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, SENDS_DATA, Ended, SegmentDrop, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Path, Segment, is_intact, parse
+from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Framer, Path, Segment, is_intact, parse
 
 DEFAULT: Final = Config()
 _R1: Final = 3  # retransmissions (RFC 9293 section 3.8.3, SHLD-10)
@@ -180,10 +180,23 @@ class Endpoint(TCB):
 
     def deadline(self) -> float | None:
         """Return when wake() is due; None: never, unless another call comes first."""
-        due = min(
-            self.retransmit_at, self.reorder_at, self.persist_at, self.delayed_at, self.time_wait_at,
-            self._give_up_at(), self._keep_alive_at(), self._silent_at(),
-        )  # fmt: skip
+        due = self.retransmit_at
+        if self.delayed_at < due:
+            due = self.delayed_at
+        if self.reorder_at < due:
+            due = self.reorder_at
+        if self.paced_at < due:
+            due = self.paced_at
+        if self.persist_at < due:
+            due = self.persist_at
+        if self.time_wait_at < due:
+            due = self.time_wait_at
+        if self.stalled_since is not None:
+            due = min(due, self._give_up_at())
+        elif self.config.keep_alive_s is not None:
+            due = min(due, self._keep_alive_at())
+        if self.state is State.FIN_WAIT_2:
+            due = min(due, self._silent_at())
         return None if due == NEVER else due
 
     def wake(self, now: float) -> None:
@@ -200,9 +213,10 @@ class Endpoint(TCB):
             self.delayed_at, self.ack_now = NEVER, True
         if now >= self.persist_at:
             self._persist(now)
+        if now >= self.paced_at:
+            self.paced_at = NEVER
         if now >= self.reorder_at:
-            self.reorder_at = NEVER
-            self.snd.reordering_is_over()
+            acks.reordering_is_over(self, now)
         if now >= self.retransmit_at:
             self._retransmit(now)
 
@@ -228,7 +242,7 @@ class Endpoint(TCB):
             piece = Piece(snd.una, snd.una if fin else end, fin, True)
             self.out.append(output.send_piece(self, piece, now))
         else:
-            snd.timed_out()
+            acks.timed_out(self, now)
         self.arm(now)
 
     def _persist(self, now: float) -> None:
@@ -408,7 +422,16 @@ class Endpoint(TCB):
         least = 576 if len(self.path.local) == 4 else 1280
         mss = max(octets, least) - framer.overhead - options
         if mss < snd.mss:
-            snd.mss = snd.cc.smss = mss
+            snd.mss = mss
+            snd.cc.resize(mss)
+
+    def readdress(self, *, local_mac: bytes | None = None, remote_mac: bytes | None = None) -> None:
+        """Use other Ethernet addresses from now on."""
+        path = self.path
+        self.path = path._replace(
+            local_mac=local_mac or path.local_mac, remote_mac=remote_mac or path.remote_mac
+        )
+        self.framer = Framer(self.path, self.config.ttl, self.config.dscp)
 
     def info(self) -> ConnectionInfo:
         """Return the state of the connection, as TCP_INFO does."""
@@ -417,7 +440,7 @@ class Endpoint(TCB):
             state=self.state, mss=snd.mss, rtt_s=self.rtt.srtt_s, rttvar_s=self.rtt.rttvar_s,
             rto_s=self.rtt.timeout_s, backoffs=self.rtt.backoffs,
             cwnd=snd.cc.cwnd, ssthresh=snd.cc.ssthresh, unacked=snd.flight, unsent=max(0, snd.unsent),
-            sacked=snd.board.sacked, lost=snd.lost, reordering=DUP_THRESH, phase=snd.phase,
+            sacked=snd.runs.sacked, lost=snd.lost, reordering=DUP_THRESH, phase=snd.phase,
             retransmits=snd.retransmits, sent=snd.max, received=rcv.received,
             readable=rcv.readable, snd_wnd=snd.wnd, rcv_wnd=rcv.wnd, snd_wscale=snd.shift,
             rcv_wscale=rcv.shift, rcv_mss=rcv.mss,

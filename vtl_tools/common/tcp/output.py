@@ -11,6 +11,8 @@ from vtl_tools.common.tcp.wire import Pieces, Segment
 
 _STAMPS: Final = struct.Struct("!III")
 _STAMPS_ALONE: Final = 0x0101_080A
+_LATE_S: Final = 0.002
+"""How much of what a late driver did not send in time it may send at once."""
 _SEGMENT_MIN: Final = 536  # RFC 9293 MUST-15, IPv4; 1220 over IPv6
 _URGENT_MAX: Final = 0xFFFF  # if SND.UP is further ahead, later segments announce the rest
 
@@ -119,16 +121,12 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
         data = snd.queue.views(start, end)
         if end == snd.queue.tail:
             flags |= PSH  # MUST-61: the end of the written data
-    if again:
-        tcb.timed = None  # Karn: a retransmission gives no RTT sample
-        if start == snd.una:
-            tcb.head_at, tcb.head_mark = now, snd.nxt
-    elif tcb.timed is None:
-        tcb.timed = (end + fin, now)
-    snd.sent(piece)
+    snd.sent(piece, now)
     tcb.sent_at = now
-    if tcb.retransmit_at == NEVER or (tcb.probe_is_next and not again):
+    if tcb.retransmit_at == NEVER or (again and start == snd.una):
         tcb.arm(now)
+    elif tcb.probe_is_next and not again:
+        tcb.arm_probe(now)
     return frame(tcb, start, flags, now, data, end - start)
 
 
@@ -175,15 +173,16 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
                 return True
         elif end == queue.tail:
             flags = ACK | PSH
-        if tcb.timed is None:
-            tcb.timed = (end, now)
         views = queue.views(start, end)
+        snd.runs.sent(start, end, now)
         snd.nxt = end
         if end > snd.max:
             snd.max = end
         tcb.sent_at = now
-        if tcb.retransmit_at == NEVER or tcb.probe_is_next:
+        if tcb.retransmit_at == NEVER:
             tcb.arm(now)
+        elif tcb.probe_is_next:
+            tcb.arm_probe(now)
         frames.append(frame(tcb, start, flags, now, views, end - start))
     return queue.tail > snd.nxt and edge > snd.nxt
 
@@ -219,17 +218,48 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
     """Send new and lost data, and set the timers for data that cannot be sent."""
     snd = tcb.snd
     if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
-        snd.cc.idle(tcb.config.initial_window)
+        snd.cc.idle(now)
+    if snd.cc.pacing_rate is not None:
+        _paced(tcb, frames, now)
+        return
     ordinary = (
         snd.recover is None
         and snd.fin is None
         and snd.up <= snd.una
-        and not (snd.dup_acks or snd.board.sacked)
+        and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples)
     )
     if not ordinary or _stream(tcb, frames, now):
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:
             frames.append(send_piece(tcb, piece, now))
-    if not snd.flight and snd.unsent > 0:
+    snd.used()
+    _wait(tcb, now)
+
+
+def _paced(tcb: TCB, frames: list[Pieces], now: float) -> None:
+    """Send as much as the pacing rate permits, and set the time for the rest.
+
+    A driver that comes late may catch up, so that the average holds.
+    """
+    snd = tcb.snd
+    rate = snd.cc.pacing_rate
+    assert rate is not None
+    if tcb.pace_at < now - _LATE_S:
+        tcb.pace_at = now - _LATE_S
+    tcb.paced_at = NEVER
+    while (snd.nxt < snd.end or snd.runs.lost) and (piece := snd.next()) is not None:
+        if tcb.pace_at > now:
+            tcb.paced_at = tcb.pace_at
+            break
+        tcb.pace_at += (piece.end - piece.start + piece.fin) / rate
+        frames.append(send_piece(tcb, piece, now))
+    snd.used()
+    _wait(tcb, now)
+
+
+def _wait(tcb: TCB, now: float) -> None:
+    """Set the timer for data that the peer's window holds back, and note that data is outstanding."""
+    snd = tcb.snd
+    if not snd.flight and snd.unsent > 0 and tcb.paced_at == NEVER:
         if tcb.persist_at == NEVER:  # the window is zero, or too small (silly window)
             tcb.persist_at = now + tcb.rtt.rto_s * (1 << min(tcb.persists, 16))
     else:

@@ -7,6 +7,7 @@ usual segments the result is the same, in a third of the time.
 from typing import Final
 
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
+from vtl_tools.common.tcp.acks import advance
 from vtl_tools.common.tcp.tcb import NEVER, TCB
 from vtl_tools.common.tcp.wire import Segment
 
@@ -36,7 +37,7 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
         or snd.recover is not None
         or snd.fin is not None
         or snd.dup_acks
-        or snd.board.sacked
+        or snd.runs.sacked
         or tcb.rtt.backoffs
         or tcb.probe is not None
         or rcv.fin is not None
@@ -51,16 +52,7 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
     tcb.heard_at = now
     tcb.keep_alives = 0
     if octets:
-        flight = snd.nxt - snd.una
-        ack = snd.una = snd.una + octets
-        if tcb.timed is not None and ack >= tcb.timed[0]:
-            tcb.rtt.sample(now - tcb.timed[1])
-            tcb.timed = None
-        snd.queue.drop(ack)
-        snd.cc.acked(octets, flight)
-        tcb.head_at, tcb.head_mark = now, snd.nxt
-        tcb.stalled_since = now if ack < snd.queue.tail else None
-        tcb.arm(now)
+        advance(tcb, snd.una + octets, now)
     snd.wnd = window
     if window > snd.max_wnd:
         snd.max_wnd = window

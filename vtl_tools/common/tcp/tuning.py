@@ -6,6 +6,7 @@ from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.tcb import NEVER
 
 _INTERVAL_MIN_S: Final = 0.01
+"""Time between two measurements, where a round trip is shorter."""
 _RTT_S: Final = 0.1
 """The round-trip time that is assumed before there is a sample."""
 _ROUNDS: Final = 4
@@ -24,10 +25,13 @@ def tune(endpoint: Endpoint, now: float, *, may_grow: bool) -> None:
     if most is None:
         endpoint.tune_at = NEVER
         return
-    rtt_s = endpoint.rtt.srtt_s
-    endpoint.tune_at = now + max(_RTT_S if rtt_s is None else rtt_s, _INTERVAL_MIN_S)
+    rtt_s = endpoint.rtt.srtt_s or _RTT_S
     read = rcv.received - rcv.readable
     window, endpoint.tuned = read - endpoint.tuned, read
+    endpoint.tune_at = now + rtt_s
+    if rtt_s < _INTERVAL_MIN_S:
+        window = int(window * rtt_s / _INTERVAL_MIN_S)
+        endpoint.tune_at = now + _INTERVAL_MIN_S
     if not may_grow:
         return
     changes = {}

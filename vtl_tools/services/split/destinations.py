@@ -5,10 +5,10 @@ on the host's own addresses, and neighbours that are to be reached on one link o
 every spelling, unless the user opens them.
 """
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from typing import Final
+from typing import Final, Protocol
 
 from vtl_tools.common.guest_net.addresses import GuestAddresses
 from vtl_tools.common.packet.address import format_ip, is_link_local, is_single_host
@@ -42,6 +42,19 @@ class OpenedNetwork:
         return int.from_bytes(octets, "big") >> bits == int(self.network.network_address) >> bits
 
 
+class OwnSet(Protocol):
+    """The host's own addresses. version: another number after each change."""
+
+    @property
+    def version(self) -> int:
+        """Return it."""
+        ...
+
+    def __contains__(self, octets: object, /) -> bool:
+        """Return whether an address is the host's own. Raises OSError."""
+        ...
+
+
 class Destinations:
     """Finds the socket address of a destination. own: contains the host's own addresses at this moment.
 
@@ -52,11 +65,16 @@ class Destinations:
     def __init__(
         self,
         network: GuestAddresses,
-        own: Container[bytes],
+        own: OwnSet,
         resolver: Callable[[], SocketAddress | None],
         openings: Sequence[OpenedNetwork] = (),
     ) -> None:
         self._network, self._own, self._resolver, self._openings = network, own, resolver, openings
+
+    @property
+    def version(self) -> int:
+        """Another number whenever find() may find otherwise, but for the resolver."""
+        return self._own.version
 
     def find(self, octets: bytes, port: int) -> SocketAddress | Reason:
         """Return the socket address for a destination of the guest, or why there is none. Raises OSError."""

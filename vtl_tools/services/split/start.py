@@ -46,7 +46,8 @@ def make_uplink_stage(
 ) -> SplitByUplink:
     """Return the stage with an uplink; see vtl-split(1) for the options."""
     memory <<= 19  # for each direction of opening
-    return SplitByUplink(limits=_limits(connections, memory, idle), early_ack=early_ack)
+    limits = _limits(connections, memory, idle)
+    return SplitByUplink(limits=limits, early_ack=early_ack, congestion=congestion or "bbr")
 
 
 def _limits(connections: int, memory: int, idle: int) -> RelayLimits:

@@ -37,6 +37,14 @@ class Loss:
             return 0
         return log(1.0 - self._rng.random()) // log(1.0 - probability)
 
+    def spares(self, count: int) -> bool:
+        """Return whether none of the next `count` frames is lost. If so, they have passed."""
+        if self._stays < count or self._passes < count:
+            return False
+        self._stays -= count
+        self._passes -= count
+        return True
+
     def takes(self) -> bool:
         """Return whether the next frame is lost."""
         if self._stays <= 0:

@@ -45,15 +45,12 @@ class PathSettings:
     @property
     def keeps_whole(self) -> bool:
         """Whether super-segments stay whole: nothing but a delay, which is the same for all segments."""
-        fates = (
-            self.loss,
-            self.to_bad,
-            self.rate_bps,
-            self.reorder,
-            self.duplicate,
-            self.corrupt,
-            self.jitter_s,
-        )
+        return self.only_loses and not (self.loss or self.to_bad)
+
+    @property
+    def only_loses(self) -> bool:
+        """Whether all segments that are not lost have the same fate."""
+        fates = (self.rate_bps, self.reorder, self.duplicate, self.corrupt, self.jitter_s)
         return not any(fates) and not self.opportunities
 
     def told(self) -> dict[str, object]:
