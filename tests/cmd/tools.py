@@ -59,6 +59,7 @@ KEPT = {
     "vtl-bridge": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-freeze": {"CAP_NET_RAW", "CAP_BPF"},
     "vtl-fw": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
+    "vtl-split": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-subnet": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-tor": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-udt": {"CAP_NET_ADMIN", "CAP_NET_RAW"},

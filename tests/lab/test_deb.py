@@ -24,6 +24,7 @@ SETTINGS = {
     "vtl-bridge": "UPLINK=eth0",
     "vtl-freeze": "OPTIONS=--vm web",
     "vtl-fw": "UPLINK=eth0\nRULES=/etc/vtl/web.rules\nOPTIONS=--address 10.9.0.1",
+    "vtl-split": "OPTIONS=--bandwidth 300mbit",
     "vtl-subnet": "DEFAULT=eth0\nDIRECT=lan0\nOPTIONS=--allow 10.2.0.0/16",
     "vtl-tor": "OPTIONS=--dhcp --no-check",
     "vtl-udt": "OPTIONS=--uplink eth0 --peer 10.99.0.0/16=10.9.0.2:7700 --key-file /etc/vtl/udt.key",

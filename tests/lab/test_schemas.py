@@ -74,7 +74,7 @@ def printed() -> Iterator[Printed]:
     with Lab() as lab:
         found = Printed(lab)
         line = line_of_three(lab)
-        for part in firewall, others, dead, switch, wide_area, freezer, tor, other_transport:
+        for part in firewall, others, dead, switch, wide_area, freezer, tor, split, other_transport:
             part(found, line)
         yield found
 
@@ -250,6 +250,20 @@ def other_transport(found: Printed, line: Line) -> None:
         found.ended(far)
         near.wait_for("peer-down")
     found.ended(near)
+
+
+def split(found: Printed, line: Line) -> None:
+    """vtl-split, and a connection to a server that it opens."""
+    client, middle, _ = line
+    middle.addr("lo", "192.0.2.78/32")
+    with middle.call(partial(socket.create_server, ("192.0.2.78", 80))):
+        opened = ("--iface", "vmnet1", "--allow", "192.0.2.78:80")
+        with bridge(found.lab, middle, *opened, service="vtl-split", name="split") as running:
+            address = ("192.0.2.78", 80)
+            with client.call(partial(socket.create_connection, address, PATIENCE_S)):
+                for verb in "status", "flows":
+                    found.run(middle, "vtl-split", verb, "--link", running.socket)
+    found.ended(running)
 
 
 def test_every_object_is_as_its_schema_says(printed: Printed) -> None:

@@ -100,7 +100,7 @@ def attack(world: SplitWorld) -> Iterator[list[tuple[str, IPv4Address | IPv6Addr
         world.guest.run("ping", "-c1", "-W60", GATEWAY[4])  # answered behind all of them
         for octets in receive_all(watch):
             pkt = Packet.at(bytearray(VNET) + octets)
-            if pkt.ip is not None and pkt.nd is None:
+            if pkt.ip is not None and (pkt.tcp or pkt.udp or (pkt.icmp and pkt.icmp.is_echo_request)):
                 left.append((str(pkt.ip.protocol), ip_address(pkt.ip.dst)))
         yield left
 

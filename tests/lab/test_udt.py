@@ -1,8 +1,10 @@
 """vtl-udt between real kernels: a client and a server at two sites, and those who attack the far module."""
 
+import os
 import socket
 import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +21,9 @@ from tests.cmd.tools import BIN
 from tests.running import Bridge, bridge
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import NONE
+from vtl_tools.services.udt.transport.channel import Role, SessionConfig
+from vtl_tools.services.udt.transport.session import Session
+from vtl_tools.services.udt.transport.window import WindowBudget
 
 pytestmark = pytest.mark.lab
 
@@ -26,6 +31,16 @@ FAR = "198.51.100.2:7700"
 RESET = struct.pack("ii", 1, 0)
 SERVER = ("10.2.0.5", 80)
 CONTENT = bytes(range(256)) * (1 << 14)
+STRANGER = """
+import udt4py
+sock = udt4py.UDTSocket()
+sock.connect(("198.51.100.2", 7700))
+sock.send(b"let me in" * 20)
+try:
+    sock.recv(bytearray(100))
+except udt4py.UDTException:
+    pass
+"""
 
 
 class Service:
@@ -303,6 +318,50 @@ def test_strangers_other_keys_and_replays_are_refused_and_reach_nothing(lab: Lab
         assert "replays another's handshake" in log.read_text()
         assert far.status()["far"]["opened"] == 0
         assert wire.read() == []
+
+
+def peer_with_key(service: Service, sock: socket.socket) -> Session:
+    """Complete a handshake on a socket, as a near module does."""
+    key = service.key.read_bytes().strip()
+    session = Session(
+        Role.INITIATOR, SessionConfig(), WindowBudget(1 << 20), psk=key, ephemeral=os.urandom(32), now=0.0
+    )
+    while not session.is_up:
+        flush(session, sock)
+        session.receive(memoryview(sock.recv(1 << 16)), 0.0)
+    flush(session, sock)
+    return session
+
+
+def flush(session: Session, sock: socket.socket) -> None:
+    session.settle(0.0)
+    sock.sendall(b"".join(session.outbox))
+    session.transmitted(session.pending)
+
+
+def test_a_peer_with_the_key_that_lies_about_lengths_is_cut_off_and_others_go_on(tcp: Service) -> None:
+    opened = tcp.far.status()["far"]["opened"]
+    for lie in b"\xff\xff\xff\xff", b"\0\0\0\1", b"\0\0\0\x40" + bytes(64):
+        with tcp.sites.near.enter(), socket.create_connection(("198.51.100.2", 7700), PATIENCE_S) as sock:
+            session = peer_with_key(tcp, sock)
+            sock.sendall(lie)
+            while octets := sock.recv(1 << 16):
+                session.receive(memoryview(octets), 0.0)
+    assert tcp.far.status()["far"]["opened"] == opened
+    with joined(tcp) as (near, far):
+        near.sendall(b"x")
+        assert far.recv(1) == b"x"
+
+
+def test_a_stranger_who_speaks_udt_reaches_nothing(lab: Lab) -> None:
+    with served(lab, near=("--transport", "udt"), far=("--transport", "udt")) as service:
+        wire = service.server.wire()
+        service.sites.near.run(sys.executable, "-c", STRANGER)
+        assert "stranger" in service.far.wait_for("peer-refused")["why"]
+        assert wire.read() == []
+        with joined(service) as (near, far):
+            near.sendall(b"x")
+            assert far.recv(1) == b"x"
 
 
 def test_a_destination_that_is_not_allowed_is_refused_and_told_of(lab: Lab) -> None:

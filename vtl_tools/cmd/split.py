@@ -95,6 +95,6 @@ def main(iface: str, uplink: str | None, guard: str, options: "Options", **setti
     run(partial(start.make_uplink_stage, **settings), links_of(iface, uplink), vm_sides=1)
 
 
-add_flows(main)
+add_flows(main, "vtl-split.flow/1")
 add_events(main)
 add_status(main)

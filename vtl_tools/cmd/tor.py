@@ -169,6 +169,6 @@ def selftest(options: tuple[str, ...], json: bool) -> None:
         raise VTLError("selftest: traffic leaked; it is listed above")
 
 
-add_flows(main)
+add_flows(main, "vtl-tor.flow/1")
 add_events(main)
 add_status(main)

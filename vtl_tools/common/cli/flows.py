@@ -8,8 +8,8 @@ from vtl_tools.common.cli.tool import Tool
 from vtl_tools.common.cli.verbs import ask_each
 
 
-def add_flows(tool: Tool) -> None:
-    """Add the verb `flows` to a tool whose service lists them by Relay.list_flows()."""
+def add_flows(tool: Tool, schema: str) -> None:
+    """Add the verb `flows` to a tool whose service lists them by Relay.list_flows(). schema: of one."""
 
     @tool.command(name="flows")
     @verb_options
@@ -17,7 +17,7 @@ def add_flows(tool: Tool) -> None:
         """List the guest's connections: from, to, stage, state, age, and octets."""
         found = [flow for told in ask_each(tool, "flows", link) for flow in told["flows"]]
         if json:
-            print_json(found, f"{tool.name}.flow/1")
+            print_json(found, schema)
             return
         counts = ("age", "up", "down", "waiting")
         print_table(

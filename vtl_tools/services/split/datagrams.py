@@ -23,7 +23,7 @@ from vtl_tools.services.split.destinations import Destinations
 from vtl_tools.services.split.mapping import (
     DatagramMapping,
     EchoMapping,
-    Peer,
+    MappingPeer,
     Traits,
     UDPMapping,
     echo_request,
@@ -58,7 +58,7 @@ class _Run:
 
     __slots__ = ("octets", "peer", "pieces", "size", "traits")
 
-    def __init__(self, peer: Peer, traits: Traits, piece: memoryview | bytes, size: int) -> None:
+    def __init__(self, peer: MappingPeer, traits: Traits, piece: memoryview | bytes, size: int) -> None:
         self.peer, self.traits, self.pieces = peer, traits, [piece]
         self.size, self.octets = size, len(piece)
 
@@ -337,7 +337,7 @@ class Datagrams:
                 self._tell(mapping, peer, found, now)
         return True
 
-    def _tell(self, mapping: DatagramMapping, peer: Peer, error: SocketError, now: float) -> None:
+    def _tell(self, mapping: DatagramMapping, peer: MappingPeer, error: SocketError, now: float) -> None:
         """Pass an error on. Those of this host come from the guest's router, so that none of its addresses is
         told; those of the destination from the address by which the guest knows it.
         """

@@ -33,7 +33,7 @@ _CSUM6: Final = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, vnet.GSO_NONE, 0, 0, 14 + 40
 ECHO_HEADER: Final = 8
 
 
-class Peer:
+class MappingPeer:
     """One destination of a mapping. address: of the socket. local, port: as the guest knows it.
 
     sender: as in DatagramArena. version, check_at: when it was last found to be open, and when to look again.
@@ -66,7 +66,7 @@ class DatagramMapping:
 
     def __init__(self, key: bytes, macs: bytes, guest: bytes, port: int, ipv6: bool, now: float) -> None:
         self.key, self.macs, self.guest, self.port, self.ipv6 = key, macs, guest, port, ipv6
-        self.peers: dict[bytes, Peer] = {}
+        self.peers: dict[bytes, MappingPeer] = {}
         self.keys: set[bytes] = set()
         self.hosts: Counter[bytes] = Counter()
         self.traits: Traits = UNKNOWN
@@ -82,11 +82,11 @@ class DatagramMapping:
     def _open(self, family: int) -> socket.socket:
         raise NotImplementedError
 
-    def frame(self, peer: Peer, octets: memoryview, mtu: int) -> bytes | bytearray:
+    def frame(self, peer: MappingPeer, octets: memoryview, mtu: int) -> bytes | bytearray:
         """Return the frame that brings the guest what a peer sent; its checksums are full above the MTU."""
         raise NotImplementedError
 
-    def quote(self, peer: Peer, octets: bytes) -> bytearray:
+    def quote(self, peer: MappingPeer, octets: bytes) -> bytearray:
         """Return the frame with which the guest sent octets, as an error reports them, to a peer."""
         raise NotImplementedError
 
@@ -108,13 +108,13 @@ class DatagramMapping:
             sock.setsockopt(level, names[2], _PMTUDISC_DO if whole else _PMTUDISC_DONT)
         self.traits = traits
 
-    def add(self, key: bytes, peer: Peer) -> None:
+    def add(self, key: bytes, peer: MappingPeer) -> None:
         """Let a peer's datagrams in. key: of the peer, in the table of all."""
         self.keys.add(key)
         self.hosts[peer.sender[2:]] += 1
         self.peers[peer.sender] = peer
 
-    def remove(self, key: bytes, peer: Peer) -> None:
+    def remove(self, key: bytes, peer: MappingPeer) -> None:
         """Let them in no longer."""
         self.keys.remove(key)
         if self.peers.get(peer.sender) is peer:
@@ -124,11 +124,11 @@ class DatagramMapping:
         if self.hosts[host] <= 0:
             del self.hosts[host]
 
-    def peer_of(self, sender: bytes) -> Peer | None:
+    def peer_of(self, sender: bytes) -> MappingPeer | None:
         """Return the peer that a datagram came from, or None if the guest has not sent to its address."""
         peer = self.peers.get(sender)
         if peer is None and sender[2:] in self.hosts:
-            return Peer(self, ("", 0), sender, sender[2:], int.from_bytes(sender[:2], "big"))
+            return MappingPeer(self, ("", 0), sender, sender[2:], int.from_bytes(sender[:2], "big"))
         return peer
 
 
@@ -140,7 +140,7 @@ class UDPMapping(DatagramMapping):
     def _open(self, family: int) -> socket.socket:
         return socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
-    def frame(self, peer: Peer, octets: memoryview, mtu: int) -> bytes | bytearray:
+    def frame(self, peer: MappingPeer, octets: memoryview, mtu: int) -> bytes | bytearray:
         """Return the frame that brings the guest a datagram."""
         length = UDP.SIZE + len(octets)
         if (IPv4.SIZE if len(self.guest) == 4 else IPv6.SIZE) + length > mtu:
@@ -162,7 +162,7 @@ class UDPMapping(DatagramMapping):
             )
         return head + octets
 
-    def _template(self, peer: Peer) -> tuple[bytes, int, int, bytes]:
+    def _template(self, peer: MappingPeer) -> tuple[bytes, int, int, bytes]:
         """Return what all frames from a peer share: the start, the sums, the addresses."""
         parties = peer.local + self.guest
         pseudo = ones_sum(parties) + ip.UDP
@@ -174,7 +174,7 @@ class UDPMapping(DatagramMapping):
         peer.template = start, ip_sum, pseudo, parties
         return peer.template
 
-    def quote(self, peer: Peer, octets: bytes) -> bytearray:
+    def quote(self, peer: MappingPeer, octets: bytes) -> bytearray:
         """Return the frame with which the guest sent a datagram."""
         return build.udp(
             src_mac=self.macs[6:], dst_mac=self.macs[:6], src=self.guest, dst=peer.local,
@@ -195,15 +195,15 @@ class EchoMapping(DatagramMapping):
         protocol = socket.IPPROTO_ICMP if family == socket.AF_INET else socket.IPPROTO_ICMPV6
         return socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, protocol)
 
-    def frame(self, peer: Peer, octets: memoryview, mtu: int) -> bytearray:
+    def frame(self, peer: MappingPeer, octets: memoryview, mtu: int) -> bytearray:
         """Return the frame that brings the guest an answer."""
         return self._echo(peer, octets, reply=True)
 
-    def quote(self, peer: Peer, octets: bytes) -> bytearray:
+    def quote(self, peer: MappingPeer, octets: bytes) -> bytearray:
         """Return the frame with which the guest sent a request."""
         return self._echo(peer, memoryview(octets), reply=False)
 
-    def _echo(self, peer: Peer, octets: memoryview, *, reply: bool) -> bytearray:
+    def _echo(self, peer: MappingPeer, octets: memoryview, *, reply: bool) -> bytearray:
         sequence = U16.unpack_from(octets, 6)[0] if len(octets) >= ECHO_HEADER else 0
         here, there = (self.macs[:6], peer.local), (self.macs[6:], self.guest)
         (src_mac, src), (dst_mac, dst) = (here, there) if reply else (there, here)

@@ -7,7 +7,7 @@ from typing import Final
 from vtl_tools.common.socks import Reason
 from vtl_tools.services.split.arena import sender_of
 from vtl_tools.services.split.destinations import DNS_PORT, Destinations
-from vtl_tools.services.split.mapping import DatagramMapping, EchoMapping, Peer
+from vtl_tools.services.split.mapping import DatagramMapping, EchoMapping, MappingPeer
 
 IDLE_S: Final = 300.0
 """Seconds until an unused mapping ends (RFC 4787 REQ-5)."""
@@ -35,7 +35,7 @@ class MappingTable:
         self._destinations, self._on_close = destinations, close
         self._lasting: OrderedDict[bytes, DatagramMapping] = OrderedDict()
         self._brief: OrderedDict[bytes, DatagramMapping] = OrderedDict()
-        self._peers: OrderedDict[bytes, Peer] = OrderedDict()
+        self._peers: OrderedDict[bytes, MappingPeer] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._lasting) + len(self._brief)
@@ -47,7 +47,7 @@ class MappingTable:
         parties: bytes,
         now: float,
         register: Callable[[DatagramMapping], object],
-    ) -> Peer | Reason:
+    ) -> MappingPeer | Reason:
         """Return the peer that a datagram of the guest goes to, or why there is none.
 
         key: of the peer. parties: addresses and ports, as in quick.Headers. register: called with a mapping
@@ -69,7 +69,7 @@ class MappingTable:
             return address
         if peer is None:
             mapping = self._mapping(kind, key, parties, len(address) > 2, now, register)
-            peer = Peer(mapping, address, sender_of(address[0], address[1]), dst, dport)
+            peer = MappingPeer(mapping, address, sender_of(address[0], address[1]), dst, dport)
             if len(self._peers) >= PEERS_MAX:
                 self._forget(*next(iter(self._peers.items())))
             self._peers[key] = peer
@@ -109,7 +109,7 @@ class MappingTable:
             key = mapping.key
             (self._brief if key in self._brief else self._lasting).move_to_end(key)
 
-    def _forget(self, key: bytes, peer: Peer) -> None:
+    def _forget(self, key: bytes, peer: MappingPeer) -> None:
         del self._peers[key]
         peer.mapping.remove(key, peer)
 

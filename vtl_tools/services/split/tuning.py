@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from vtl_tools.common.errors import SpecError
-from vtl_tools.common.host.socket_buffers import BufferForcer
+from vtl_tools.common.host.socket_tuner import RECEIVE, SEND, SocketTuner
 from vtl_tools.common.relay.connector import Stream
 
 _BUF_LOCK: Final = 72  # SO_BUF_LOCK, Linux 5.14: which buffers are of a fixed size
@@ -34,31 +34,30 @@ class Tuning:
     """
 
     def __init__(self, congestion: str | None, bandwidth_bps: float, budget: int) -> None:
-        self.congestion = _choose(congestion)
+        self._tuner = SocketTuner(budget, _choose(congestion))
+        self.congestion = self._tuner.congestion
         self._bandwidth = bandwidth_bps / 8
         self._budget, self.enlarged = budget, 0
         self._taken: dict[Stream, int] = {}
-        self._forcer = BufferForcer(budget)
         self._automatic = _limit("tcp_wmem"), _limit("tcp_rmem")
 
     def prepare(self, sock: socket.socket) -> None:
         """Set the congestion control, and a receive buffer for the window scale, before connect()."""
-        if self.congestion is not None:
-            with contextlib.suppress(OSError):  # the module was unloaded: the host's own then
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, self.congestion.encode())
+        with contextlib.suppress(OSError):  # the module was unloaded: the host's own then
+            self._tuner.set_congestion(sock)
         wanted = min(self._wanted(_RTT_MAX_S), self._budget - self.enlarged)
         if wanted > self._automatic[1]:
-            self._forcer.set(sock, socket.SO_RCVBUF, wanted)
+            self._tuner.set_buffer(sock, RECEIVE, wanted)
 
     def fit(self, sock: socket.socket) -> None:
         """Size the buffers of a connection that is established, by its round-trip time."""
         wanted = self._wanted(_rtt_s(sock))
         grown = 0
-        for option, automatic in zip((socket.SO_SNDBUF, socket.SO_RCVBUF), self._automatic, strict=True):
+        for kind, automatic in zip((SEND, RECEIVE), self._automatic, strict=True):
             if automatic < wanted <= self._budget - self.enlarged - grown:
-                self._forcer.set(sock, option, wanted)
+                self._tuner.set_buffer(sock, kind, wanted)
                 grown += wanted
-            elif option == socket.SO_RCVBUF:
+            elif kind == RECEIVE:
                 self._let_grow(sock)
         if grown:
             self._taken[sock] = grown
