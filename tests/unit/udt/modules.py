@@ -56,7 +56,7 @@ class Cable:
     def start(self):
         pass
 
-    def connect(self, address):
+    def connect(self, address, *_sizes):
         ours, theirs = (Wire(fileno=end.detach()) for end in socket.socketpair())
         for end in ours, theirs:
             end.setblocking(False)
