@@ -51,7 +51,7 @@ def test_the_wheel_tells_the_readme_the_licence_and_the_dependencies(wheel: Path
     assert (ROOT / "README.md").read_text() in metadata
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:")]
     always = {line.split()[1].partition(">")[0] for line in needed if "extra ==" not in line}
-    assert always == {"click", "dnspython", "pysocks", "scapy"}
+    assert always == {"click", "cryptography", "dnspython", "pysocks", "scapy"}
 
 
 def test_an_empty_environment_with_the_wheel_runs_every_executable(wheel: Path, tmp_path: Path) -> None:

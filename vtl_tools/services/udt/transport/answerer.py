@@ -102,10 +102,11 @@ class Answerer(Carriers):
             on_flow=self._on_flow,
             on_change=self._on_change,
         )
-        strangers = [each.session for each in self.carriers if not each.session.is_up]
+        live = [each.session for each in self.carriers if not each.session.is_over]
+        strangers = [each for each in live if not each.is_up]
         if len(strangers) >= STRANGERS:
             strangers[0].end("made room for others: too many at once do not complete a handshake")
-        if len(self.carriers) - len(strangers) >= SESSIONS_MAX:
+        if len(live) - len(strangers) >= SESSIONS_MAX:
             connection.close()
             self._refuse(session.peer, "there are too many sessions")
             return

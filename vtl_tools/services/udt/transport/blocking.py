@@ -179,7 +179,7 @@ class CompanionProcess:
             ours.close()
             if self._listens:
                 self.library.listen()
-        except (ImportError, OSError, AttributeError) as e:
+        except Exception as e:  # of whatever kind: the service says it
             if not self.is_again:
                 self.channel.send(str(e).encode()[:MESSAGE_MAX])
             os._exit(0)

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from vtl_tools.common.errors import Malformed
 
@@ -66,7 +67,7 @@ class Cipher:
     def open(self, message: bytes | memoryview, header: bytes | memoryview = b"") -> bytes:
         """Return the message, decrypted. Raises Malformed if it is not the other end's next one."""
         try:
-            return self._aead.decrypt(self._next(), message, header)
+            return self._aead.decrypt(self._next(), bytes(message), bytes(header))
         except InvalidTag:
             raise Malformed("session.tag") from None
 
@@ -79,7 +80,7 @@ class Handshake:
 
     def __init__(self, psk: bytes, ephemeral: bytes, prologue: bytes, *, is_initiator: bool) -> None:
         self._private = X25519PrivateKey.from_private_bytes(ephemeral)
-        self.public = self._private.public_key().public_bytes_raw()
+        self.public = self._private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         self.remote = b""
         """The other side's ephemeral public key, after read()."""
         self._is_initiator = is_initiator
