@@ -18,7 +18,7 @@ from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.wire import Path, Segment
 from vtl_tools.services.udt.allowed import AllowList, Refusal
 from vtl_tools.services.udt.hops import NextHops
-from vtl_tools.services.udt.load import CONTROL, Carrier, Reporter
+from vtl_tools.services.udt.load import CONTROL, CarrierId, Reporter
 from vtl_tools.services.udt.splice import PIECE, Splice
 from vtl_tools.services.udt.transport.flow import MuxFlow
 
@@ -38,7 +38,7 @@ class FarFlow:
         "started_at",
     )  # fmt: skip
 
-    def __init__(self, carrier: Carrier, incoming: MuxFlow, now: float) -> None:
+    def __init__(self, carrier: CarrierId, incoming: MuxFlow, now: float) -> None:
         self.carrier, self.incoming, self.started_at = carrier, incoming, now
         self.connector: ActiveConnector | None = None
         self.splice: Splice | None = None

@@ -27,14 +27,14 @@ _LOADED, _BBR = 1, 2
 _REPORTS_MAX: Final = 256
 _READ_OCTETS: Final = 64 * _REPORT.size
 
-Carrier = tuple[str, str]
+CarrierId = tuple[str, str]
 """A transport, and the host of the near module that uses it."""
 
 
 class Loaded(Protocol):
     """A flow of the far side."""
 
-    carrier: Carrier
+    carrier: CarrierId
     splice: Splice | None
 
 
@@ -43,12 +43,12 @@ class Reporter:
 
     def __init__(self, *, has_bbr: bool) -> None:
         self._bbr = _BBR if has_bbr else 0
-        self._flows: dict[Carrier, MuxFlow] = {}
-        self._held_up: Counter[Carrier] = Counter()
+        self._flows: dict[CarrierId, MuxFlow] = {}
+        self._held_up: Counter[CarrierId] = Counter()
         self._samples = 0
         self._due: float | None = None
 
-    def add(self, carrier: Carrier, incoming: MuxFlow, now: float) -> None:
+    def add(self, carrier: CarrierId, incoming: MuxFlow, now: float) -> None:
         """Report in a flow from now on."""
         if (past := self._flows.pop(carrier, None)) is not None:
             past.close()
@@ -80,7 +80,7 @@ class Reporter:
         if not self._flows:
             self._due = None
 
-    def _report(self, carrier: Carrier, loss: float | None) -> None:
+    def _report(self, carrier: CarrierId, loss: float | None) -> None:
         loaded = _LOADED if self._held_up[carrier] >= LOADED_LEAST else 0
         try:
             self._flows[carrier].send(_REPORT.pack(loaded | self._bbr, nan if loss is None else loss))
