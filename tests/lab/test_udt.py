@@ -125,7 +125,7 @@ def test_content_crosses_octet_for_octet_and_the_server_sees_the_client(tcp: Ser
     assert fetch(tcp.client, "http://10.2.0.5:8080/page") == CONTENT
     assert fetch(tcp.client, "http://[fd02::5]:8080/page") == CONTENT
     assert [line.split()[0] for line in web.requests()] == ["10.1.0.5", "fd01::5"]
-    counters = tcp.near.status()["peers"][FAR]["transports"]["tcp"]
+    counters = tcp.near.status()["transports"][f"{FAR} tcp"]
     assert counters["octets_received"] > 2 * len(CONTENT)
     assert counters["rtt_ms"] > 0
 

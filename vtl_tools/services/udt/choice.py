@@ -122,7 +122,7 @@ class TransportChoice:
             return _MSS * max(1.22 / (rtt_s * sqrt(self.loss)), 1.054 / sqrt(sqrt(rtt_s * self.loss**3)))
         return (_SRT_RATE if name == "srt" else _UDT_RATE) / sqrt(self.loss)
 
-    def status(self, now: float) -> dict[str, object]:
+    def status(self, now: float) -> dict[str, float]:
         """Return the rates that were measured, as --json prints them, in Mbit/s."""
         return {
             name: round(8e-6 * known.rate, 3) for name, known in self._known.items() if known.is_measured(now)

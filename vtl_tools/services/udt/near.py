@@ -116,13 +116,16 @@ class FarModule:
         if not carrier.reports.is_asked and len(self.carriers) > 1:
             carrier.reports.ask(carrier.dialer.connector(CONTROL))
 
-    def status(self, now: float) -> dict[str, object]:
-        """Return the counters of each transport, as --json prints them."""
+    def status(self) -> dict[str, object]:
+        """Return the state, as --json prints it."""
+        return {"transport": self.choice.current, "up": bool(self.up)}
+
+    def transports(self, now: float) -> dict[str, dict[str, object]]:
+        """Return the counters of each transport, and the rate that it was measured to reach."""
+        measured = self.choice.status(now)
         return {
-            "transport": self.choice.current,
-            "up": bool(self.up),
-            "measured_mbit": self.choice.status(now),
-            "transports": {name: carrier.dialer.status(now) for name, carrier in self.carriers.items()},
+            f"{self.name} {name}": {"measured_mbit": measured.get(name), **carrier.dialer.status(now)}
+            for name, carrier in self.carriers.items()
         }
 
 

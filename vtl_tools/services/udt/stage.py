@@ -242,7 +242,8 @@ class Transformer(Stage):
     def status(self, now: float) -> dict[str, object]:
         """Return the peers, what listens, and the counters of both sides."""
         return {
-            "peers": {module.name: module.status(now) for module in self.near.modules},
+            "peers": {module.name: module.status() for module in self.near.modules},
+            "transports": {k: v for module in self.near.modules for k, v in module.transports(now).items()},
             "listeners": {name: part.status(now) for name, part in self.answerers.items()},
             "near": self.relay.status(now),
             "far": self.far.status(),
