@@ -50,7 +50,8 @@ class FarFlow:
 class FarSide:
     """The flows of all peers that are connected on one link. mac: the Ethernet address of our frames.
 
-    send: puts frames on the link. event: see Stage.event.
+    send: puts frames on the link. event: see Stage.event. has_bbr: whether this host has BBR. losses: returns
+    the share of packets that were lost, by transport.
     """
 
     def __init__(
@@ -65,17 +66,16 @@ class FarSide:
         drops: Counter[str],
         event: Callable[..., object],
         has_bbr: bool,
+        losses: Callable[[], Mapping[str, float | None]],
     ) -> None:
         self._mac, self._hops, self._allowed = mac, hops, allowed
-        self._limits, self._event = limits, event
+        self._limits, self._event, self._losses = limits, event, losses
         self.budget = RelayBudget(limits)
         self.active = ActiveEndpoints(send, secret, drops=drops, is_full=lambda: self.budget.is_full)
         self.flows: dict[int, FarFlow] = {}
         self.clients: Counter[bytes] = Counter()
         """Flows of each client's address, which we speak for."""
         self.refused: Counter[str] = Counter()
-        self.losses: Callable[[], Mapping[str, float | None]] = dict
-        """Returns the share of packets lost, by transport."""
         self.reporter = Reporter(has_bbr=has_bbr)
         self._room = memoryview(bytearray(PIECE))
         self._scheduled: list[FarFlow] = []
@@ -84,7 +84,7 @@ class FarSide:
     # --- what a peer asks for
 
     def on_flow(self, transport: str, incoming: MuxFlow, now: float) -> None:
-        """Take a flow that a peer asks for : refuse it, or begin to connect it."""
+        """Take a flow that a peer asks for by a transport: refuse it, or begin to connect it."""
         opening = incoming.opening
         carrier = transport, incoming.peer.rpartition(":")[0]
         if opening == CONTROL:
@@ -116,7 +116,7 @@ class FarSide:
             "reason": str(refusal),
         }
         log.warning("%(peer)s: refused %(client)s to %(destination)s: %(reason)s", told)
-        self._event("refused", cause=(incoming.peer, refusal), **told)
+        self._event("refused", cause=(incoming.peer.rpartition(":")[0], refusal), **told)
         incoming.refuse(Reason.PROHIBITED, now)
 
     def _on_found(self, flow: FarFlow, mac: bytes | None, now: float) -> None:
@@ -270,7 +270,7 @@ class FarSide:
                 del self._retries[key]
                 self._connect(flow, 0, now)
         self.active.wake(now)
-        self.reporter.wake(self.flows.values(), self.losses(), now)
+        self.reporter.wake(self.flows.values(), self._losses, now)
 
     def on_stop(self, now: float) -> None:
         """Reset all connections."""

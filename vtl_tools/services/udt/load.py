@@ -5,7 +5,7 @@ The far module reports it, in a flow of its own that the near module opens by ea
 
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import isnan, nan
 from typing import Final, Protocol
 
@@ -29,6 +29,9 @@ _READ_OCTETS: Final = 64 * _REPORT.size
 
 CarrierId = tuple[str, str]
 """A transport, and the host of the near module that uses it."""
+
+
+Losses = Callable[[], Mapping[str, float | None]]
 
 
 class Loaded(Protocol):
@@ -62,8 +65,8 @@ class Reporter:
         """Return when the next sample is due; None: nobody wants a report."""
         return self._due
 
-    def wake(self, flows: Iterable[Loaded], losses: Mapping[str, float | None], now: float) -> None:
-        """Sample, and report, if it is time. losses: the share of packets lost, by transport."""
+    def wake(self, flows: Iterable[Loaded], losses: Losses, now: float) -> None:
+        """Sample, and report, if it is time. losses: returns the share of packets lost, by transport."""
         if self._due is None or now < self._due:
             return
         self._due = now + SAMPLE_S
@@ -73,8 +76,9 @@ class Reporter:
         self._samples += 1
         if self._samples < SAMPLES:
             return
+        lost = losses()
         for carrier in list(self._flows):
-            self._report(carrier, losses.get(carrier[0]))
+            self._report(carrier, lost.get(carrier[0]))
         self._samples = 0
         self._held_up.clear()
         if not self._flows:

@@ -15,16 +15,7 @@ _PIECES_MAX: Final = 4
 class _Way:
     """One direction. held: octets that the sink has not taken yet; moved: those that it has taken, in all."""
 
-    __slots__ = (
-        "held",
-        "may_read",
-        "may_write",
-        "moved",
-        "read_eof",
-        "sent_eof",
-        "sink",
-        "source",
-    )
+    __slots__ = ("held", "may_read", "may_write", "moved", "read_eof", "sent_eof", "sink", "source")
 
     def __init__(self, source: Stream, sink: Stream) -> None:
         self.source, self.sink = source, sink
@@ -58,7 +49,7 @@ class _Way:
     def _send(self) -> bool:
         """Send what is held; return whether all of it was taken. The rest is copied out of the room."""
         if not self.may_write:
-            return False
+            return False  # such octets were copied when the sink took no more
         with suppress(BlockingIOError):
             sent = self.sink.send(self.held)
             self.moved += sent

@@ -97,9 +97,9 @@ class Transformer(Stage):
             drops=self.drops,
             event=lambda name, **fields: self.event(name, **fields),
             has_bbr=has_bbr,
+            losses=lambda: {name: one.counters().loss for name, one in self.answerers.items()},
         )
         self.answerers: dict[str, Answerer] = {}
-        self.far.losses = lambda: {name: one.counters().loss for name, one in self.answerers.items()}
         self._parts: list[Carriers] = [dialer for module in self.near.modules for dialer in module.dialers]
         self.sources = [self.relay, *self._parts]
         self._picked = Batch()

@@ -131,7 +131,8 @@ def _far_module(
                 raise
             continue
         dialers[name] = Dialer(one, where, key, config, event=told)
-    return FarModule(f"{given[0]}:{given[1]}", dialers, has_bbr=_has_bbr(), event=told)
+    shown = f"[{given[0]}]" if ":" in given[0] else given[0]
+    return FarModule(f"{shown}:{given[1]}", dialers, has_bbr=_has_bbr(), event=told)
 
 
 def _answerer(
