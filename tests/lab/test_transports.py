@@ -102,7 +102,7 @@ def test_a_thousand_flows_at_once_are_exact(hosts: Hosts, transport: str) -> Non
     assert done["path"]["sessions"] <= 4
 
 
-@EVERY
+@pytest.mark.parametrize("transport", ["tcp", "udt"])
 def test_a_session_without_encryption_carries_the_same(hosts: Hosts, transport: str) -> None:
     hosts.listen(transport, encrypt=False)
     job = {"port": 7, "octets": 1_000_000}
@@ -145,7 +145,7 @@ def test_a_far_module_that_is_killed_and_started_again_is_found_again(hosts: Hos
         pass
 
 
-@EVERY
+@pytest.mark.parametrize("transport", ["tcp", "udt"])
 def test_a_near_module_with_another_key_reaches_nothing(hosts: Hosts, transport: str) -> None:
     far = hosts.listen(transport)
     near = hosts.begin(transport, {"port": 7, "octets": 1000}, key=OTHER_KEY)

@@ -12,7 +12,7 @@ from tests.unit.udt.pairs import OPENING, PSK, read, write
 from vtl_tools.common.socks import Reason
 from vtl_tools.services.udt.transport import answerer as answerer_module
 from vtl_tools.services.udt.transport.answerer import Answerer
-from vtl_tools.services.udt.transport.base import Address
+from vtl_tools.services.udt.transport.base import STALLED_AFTER_S, Address, PacketCounts
 from vtl_tools.services.udt.transport.channel import SessionConfig
 from vtl_tools.services.udt.transport.dialer import Dialer, FlowConnector
 from vtl_tools.services.udt.transport.flow import MuxFlow
@@ -28,8 +28,10 @@ class Wire(socket.socket):
     def connected(self, events: int) -> int | None:
         return 0
 
-    def loss(self) -> float | None:
-        return 0.25
+    counts = PacketCounts(1000, 250, 0)
+
+    def packets(self) -> PacketCounts:
+        return self.counts
 
 
 class Wires:
@@ -260,3 +262,27 @@ def test_counters_tell_of_the_path(ends: Ends) -> None:
     assert known.send_rate == pytest.approx(100_000, rel=0.2)
     assert known.sent == ends.far.counters().received > 400_000
     assert write(flow, b"x") == 1
+
+
+def test_packets_without_octets_tell_that_the_far_module_is_alive_but_not_forever(ends: Ends) -> None:
+    ends.until(lambda: ends.near.is_up)
+    (carrier,) = ends.near.carriers
+    assert isinstance(carrier.connection, Wire)
+    began = ends.now
+    while carrier.session.is_up:
+        carrier.connection.counts = PacketCounts(
+            heard=round(ends.now * 10)
+        )  # what is sent again, for instance
+        ends.now += 0.1
+        ends.near.wake(ends.now)
+    assert STALLED_AFTER_S <= ends.now - began < STALLED_AFTER_S + 2
+
+
+def test_a_far_module_of_which_nothing_is_heard_is_dead_within_five_seconds(ends: Ends) -> None:
+    ends.until(lambda: ends.near.is_up)
+    (carrier,) = ends.near.carriers
+    began = ends.now
+    while carrier.session.is_up:
+        ends.now += 0.1
+        ends.near.wake(ends.now)
+    assert ends.now - began < 5.0

@@ -11,6 +11,7 @@ from vtl_tools.services.udt.transport.carrier import Carrier, Carriers
 from vtl_tools.services.udt.transport.channel import Role, SessionConfig
 from vtl_tools.services.udt.transport.flow import MuxFlow
 from vtl_tools.services.udt.transport.session import Session
+from vtl_tools.services.udt.transport.window import WindowBudget
 
 STRANGERS: Final = 64
 """Connections whose handshake is not complete; a further one ends the oldest."""
@@ -55,8 +56,9 @@ class Answerer(Carriers):
         on_flow: Callable[[MuxFlow, float], object],
         *,
         event: Callable[..., object] = lambda name, **fields: None,
+        budget: WindowBudget | None = None,
     ) -> None:
-        super().__init__(config, event)
+        super().__init__(config, event, budget)
         self.transport, self._psk, self._on_flow = transport, psk, on_flow
         self._seen = SeenKeys()
         self.refused = 0

@@ -32,6 +32,8 @@ HEARTBEAT_S: Final = 0.5
 """Silence after which a session says that it is alive."""
 DEAD_AFTER_S: Final = 4.0
 """Silence after which the other module is taken for dead: all flows of the session are reset."""
+STALLED_AFTER_S: Final = 30.0
+"""The same while packets come, but no octets: one is lost again and again, or the module hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +53,25 @@ class PathProfile:
         return int(self.rate * self.rtt_s)
 
 
+class PacketCounts(NamedTuple):
+    """Packets of a connection. counted, lost: of those, lost or sent again, in the directions that are known.
+
+    heard: packets of any kind that came. It tells of a peer that is alive while octets wait for a lost one.
+    """
+
+    counted: int = 0
+    lost: int = 0
+    heard: int = 0
+
+
 @dataclass(slots=True)
 class Counters:
     """The state of a path, as measured. None: not known (yet).
 
     rtt_s: smoothed round-trip time of heartbeats; rtt_min_s: the least of them. loss: share of packets that
-    were lost or sent again, 0 to 1, by the transport's own count. send_rate, receive_rate: octets a second,
-    the highest of the last seconds. sent, received: octets of connections, with framing. up: whether the
-    other module answers now. sessions, flows: at the moment.
+    were lost or sent again, 0 to 1, by the transport's own count; by TCP, of those sent. send_rate,
+    receive_rate: octets a second, the highest of the last seconds. sent, received: octets of connections,
+    with framing. up: whether the other module answers now. sessions, flows: at the moment.
     """
 
     rtt_s: float | None = None
@@ -85,8 +98,8 @@ class Connection(Stream, Protocol):
         """Go on with connect(), after events of the descriptor; return 0, an errno, or None to wait."""
         ...
 
-    def loss(self) -> float | None:
-        """Return the share of packets that were lost or sent again, 0 to 1; None: not known."""
+    def packets(self) -> "PacketCounts":
+        """Return what the transport has counted so far."""
         ...
 
 

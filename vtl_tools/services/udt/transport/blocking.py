@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from vtl_tools.common.errors import SpecError, VTLError
 from vtl_tools.common.host import confinement, privilege
 from vtl_tools.common.host.process import close_all_but
-from vtl_tools.services.udt.transport.base import Address, PathProfile
+from vtl_tools.services.udt.transport.base import Address, PacketCounts, PathProfile
 
 CONNECTIONS_MAX: Final = 512
 """Connections of a process at once; each takes two threads."""
@@ -28,9 +28,8 @@ REQUEST: Final = struct.Struct("!HHI")
 """A message between service and process, with a descriptor: slot, port, packets of a window; the host."""
 MESSAGE_MAX: Final = 512
 READY: Final = b"ready"
-LOSS: Final = struct.Struct("=d")
-"""A slot of the memory that both share: the share of packets that a connection lost."""
-UNKNOWN: Final = -1.0
+COUNTS: Final = struct.Struct("=QQQ")
+"""A slot of the memory that both share: a connection's PacketCounts."""
 
 _PIECE: Final = 1 << 18
 _PAIR: Final = 1 << 20
@@ -45,6 +44,10 @@ _HEADERS: Final = 44
 """Octets of IP, UDP and UDT headers in a packet of the MSS, which counts them all."""
 _PACKETS_MIN: Final = 8192
 _PACKETS_MAX: Final = 200_000
+LISTENING: Final = 65_536
+"""Packets that a listening end takes for any path: the end that connects knows the path, and limits both."""
+LISTENING_SENDS: Final = 16_384
+"""Packets that it buffers to send: 500 Mbit/s over 400 ms. Flows that share a connection wait behind them."""
 _ACK_S: Final = 0.01
 """Time between two acknowledgements, which a window has to bridge besides the round trip."""
 
@@ -60,8 +63,8 @@ class BlockingConnection(Protocol):
         """Receive at least one octet."""
         ...
 
-    def loss(self) -> float | None:
-        """Return the share of packets that were lost, 0 to 1."""
+    def packets(self) -> PacketCounts:
+        """Return what the library has counted."""
         ...
 
     def close(self) -> None:
@@ -159,11 +162,11 @@ class CompanionProcess:
         udp: socket.socket,
         octets: int,
         channel: socket.socket,
-        losses: mmap.mmap,
+        counts: mmap.mmap,
         *,
         listens: bool,
     ) -> None:
-        self.library, self.udp, self.channel, self._losses = library, udp, channel, losses
+        self.library, self.udp, self.channel, self._counts = library, udp, channel, counts
         self._octets, self._listens = octets, listens
         self.is_again = False
         self._live: dict[int, BlockingConnection] = {}
@@ -230,7 +233,7 @@ class CompanionProcess:
             if slot is None:
                 _start(connection.close)
                 continue
-            service, ours = pair()
+            service, ours = pair()  # as many descriptors as connections: they do not run out
             notice = REQUEST.pack(slot, address[1], 0) + address[0].encode()
             socket.send_fds(self.channel, [notice], [service.fileno()])
             service.close()
@@ -256,8 +259,9 @@ class CompanionProcess:
         down.join()
         ours.close()
         with self._lock:
-            self._live.pop(slot, None)
-        LOSS.pack_into(self._losses, slot * LOSS.size, UNKNOWN)
+            if self._live.get(slot) is connection:  # the service may have given the slot to another
+                del self._live[slot]
+                COUNTS.pack_into(self._counts, slot * COUNTS.size, 0, 0, 0)
 
     def _carry_down(self, ours: socket.socket, connection: BlockingConnection) -> None:
         room = memoryview(bytearray(_PIECE))
@@ -275,8 +279,7 @@ class CompanionProcess:
             with self._lock:
                 live = list(self._live.items())
             for slot, connection in live:
-                loss = connection.loss()
-                LOSS.pack_into(self._losses, slot * LOSS.size, UNKNOWN if loss is None else loss)
+                COUNTS.pack_into(self._counts, slot * COUNTS.size, *connection.packets())
 
 
 def _enlarge_buffers(udp: socket.socket, octets: int) -> None:

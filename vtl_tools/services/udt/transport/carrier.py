@@ -1,7 +1,7 @@
 """Carriers: sessions on connections. The only part of the sessions that does I/O."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
@@ -19,6 +19,10 @@ _READS: Final = 4
 _PIECES: Final = 64
 _TICK_S: Final = 0.1
 """Resolution of the timers of sessions."""
+_SILENT_S: Final = 1.0
+"""Silence after which the transport is asked whether packets come."""
+_PACKETS_LEAST: Final = 200
+"""Packets before their loss says anything."""
 _RATE_S: Final = 1.0
 """Time over which a rate is measured."""
 _RATES: Final = 10
@@ -33,6 +37,7 @@ class Carrier:
     ) -> None:
         self.connection, self.session, self.is_open = connection, session, is_open
         self.rtt_s = rtt_s
+        self._heard: int | None = None
         self.may_read = self.may_write = is_open
         self.has_hung_up = False
 
@@ -75,6 +80,19 @@ class Carrier:
                 return
             session.transmitted(sent)
 
+    def wake(self, now: float) -> None:
+        """Do what is due. Packets that come tell that the other module is alive."""
+        session = self.session
+        if now > session.heard_at + _SILENT_S:
+            heard = self.connection.packets().heard
+            if self._heard is not None and heard != self._heard:
+                session.note_alive(now)
+            self._heard = heard
+        else:
+            self._heard = None
+        if now >= session.deadline():
+            session.wake(now)
+
     def _lose(self, why: str) -> None:
         self.may_read = self.may_write = False
         self.session.end(why)
@@ -106,12 +124,15 @@ class Carriers:
     """Base of Dialer and Answerer: a Source with the sessions of one transport.
 
     A stage calls settle() after it has used its flows in a turn, deadline() and wake() as its own, and
-    on_stop() when the service ends. has_more: whether a turn is to follow this one.
+    on_stop() when the service ends. has_more: whether a turn is to follow this one. budget: of all that share
+    it; one of its own, if not given.
     """
 
-    def __init__(self, config: SessionConfig, event: Callable[..., object]) -> None:
+    def __init__(
+        self, config: SessionConfig, event: Callable[..., object], budget: WindowBudget | None
+    ) -> None:
         self.config, self.event = config, event
-        self.budget = WindowBudget(config.memory)
+        self.budget = budget or WindowBudget(config.memory)
         self.carriers: list[Carrier] = []
         self._poller = Poller()
         self._buffer = memoryview(bytearray(_READ))
@@ -203,8 +224,7 @@ class Carriers:
             return
         self._tick_at = now + _TICK_S
         for carrier in self.carriers:
-            if now >= carrier.session.deadline():
-                carrier.session.wake(now)
+            carrier.wake(now)
         sent, received = self._totals()
         self._send_rate.note(sent, now)
         self._receive_rate.note(received, now)
@@ -227,11 +247,12 @@ class Carriers:
         sent, received = self._totals()
         rtts = [each.session.rtt_s for each in up if each.session.rtt_s is not None]
         least = [each.session.rtt_min_s for each in up if each.session.rtt_min_s is not None]
-        losses = [loss for each in up if (loss := each.connection.loss()) is not None]
+        counts = [each.connection.packets() for each in up]
+        counted, lost = sum(each.counted for each in counts), sum(each.lost for each in counts)
         return Counters(
             rtt_s=min(rtts, default=None),
             rtt_min_s=min(least, default=None),
-            loss=_mean(losses),
+            loss=lost / counted if counted >= _PACKETS_LEAST else None,
             send_rate=self._send_rate.best,
             receive_rate=self._receive_rate.best,
             sent=sent,
@@ -256,10 +277,6 @@ class Carriers:
             "octets_sent": known.sent,
             "octets_received": known.received,
         }
-
-
-def _mean(numbers: Sequence[float]) -> float | None:
-    return sum(numbers) / len(numbers) if numbers else None
 
 
 def _scaled(number: float | None, factor: float) -> float | None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.services.udt.transport import frames
-from vtl_tools.services.udt.transport.base import DEAD_AFTER_S, HEARTBEAT_S
+from vtl_tools.services.udt.transport.base import DEAD_AFTER_S, HEARTBEAT_S, STALLED_AFTER_S
 from vtl_tools.services.udt.transport.frames import LENGTH
 from vtl_tools.services.udt.transport.noise import KEY, TAG, Cipher, Handshake
 
@@ -50,13 +50,15 @@ class SessionState(Enum):
 class SessionConfig:
     """The choices of both modules. Seconds and octets.
 
-    encrypt: whether records are sealed; both modules must say the same. heartbeat_s, dead_after_s: see base.
-    handshake_s: time for a handshake. flows: of one session at once. memory: octets of windows, of all flows.
+    encrypt: whether records are sealed; both modules must say the same. heartbeat_s, dead_after_s,
+    stalled_after_s: see base. handshake_s: time for a handshake. flows: of one session at once. memory:
+    octets of windows, of all flows that share a WindowBudget.
     """
 
     encrypt: bool = True
     heartbeat_s: float = HEARTBEAT_S
     dead_after_s: float = DEAD_AFTER_S
+    stalled_after_s: float = STALLED_AFTER_S
     handshake_s: float = 5.0
     flows: int = 16384
     memory: int = 128 << 20

@@ -15,19 +15,19 @@ import os
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from vtl_tools.common.errors import DeviceError, PermissionNeededError, VTLError
 from vtl_tools.common.relay.connector import READABLE
-from vtl_tools.services.udt.transport.base import Address, PathProfile
+from vtl_tools.services.udt.transport.base import Address, PacketCounts, PathProfile
 from vtl_tools.services.udt.transport.blocking import (
     CONNECTIONS_MAX,
-    LOSS,
+    COUNTS,
     MESSAGE_MAX,
     READY,
     REQUEST,
-    UNKNOWN,
     BlockingLibrary,
     CompanionProcess,
     LibrarySizes,
@@ -50,7 +50,7 @@ class CompanionConnection(socket.socket):
     remote: Address = ("", 0)
     release: Callable[[], object] | None = None
     """Gives the connection's slot back."""
-    measured: Callable[[], float] | None = None
+    counts: Callable[[], tuple[int, ...]] | None = None
 
     def connected(self, events: int) -> int | None:
         """Return the result of connect(): the first octet."""
@@ -64,10 +64,9 @@ class CompanionConnection(socket.socket):
             return e.errno or errno.EIO
         return octet[0] if octet else errno.ECONNABORTED
 
-    def loss(self) -> float | None:
-        """Return what the process measured last."""
-        loss = UNKNOWN if self.measured is None else self.measured()
-        return None if loss < 0 else loss
+    def packets(self) -> PacketCounts:
+        """Return what the process has counted, half a second ago at most."""
+        return PacketCounts() if self.counts is None else PacketCounts(*self.counts())
 
     def close(self) -> None:
         """Close it; the process delivers what it has, and closes the connection."""
@@ -85,8 +84,8 @@ class Companion:
 
     def __init__(self, library: BlockingLibrary, address: Address, *, listens: bool) -> None:
         self._library = library
-        self._losses = mmap.mmap(-1, CONNECTIONS_MAX * LOSS.size)
-        self._slots = list(range(CONNECTIONS_MAX))
+        self._counts = mmap.mmap(-1, CONNECTIONS_MAX * COUNTS.size)
+        self._slots = deque(range(CONNECTIONS_MAX))
         udp = _bind(address)
         self.address: Address = udp.getsockname()[:2]
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -94,7 +93,7 @@ class Companion:
         if not self._pid:
             try:
                 keep_running(
-                    CompanionProcess(library, udp, _UDP_BUFFER, theirs, self._losses, listens=listens)
+                    CompanionProcess(library, udp, _UDP_BUFFER, theirs, self._counts, listens=listens)
                 )
             finally:
                 os._exit(1)
@@ -118,7 +117,7 @@ class Companion:
         """Begin a connection. packets: of a window. Raises OSError."""
         if not self._slots:
             raise OSError(errno.EMFILE, "too many connections")
-        slot = self._slots.pop()
+        slot = self._slots.popleft()
         ours, theirs = pair()
         connection = CompanionConnection(fileno=ours.detach())
         try:
@@ -145,10 +144,10 @@ class Companion:
         return self._prepared(connection, slot, (octets[REQUEST.size :].decode(), port))
 
     def _prepared(self, connection: CompanionConnection, slot: int, address: Address) -> CompanionConnection:
-        at = slot * LOSS.size
+        at = slot * COUNTS.size
         connection.setblocking(False)
         connection.remote = address
-        connection.measured = lambda: float(LOSS.unpack_from(self._losses, at)[0])
+        connection.counts = lambda: COUNTS.unpack_from(self._counts, at)
         return connection
 
     def close(self) -> None:

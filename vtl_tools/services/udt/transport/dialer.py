@@ -12,6 +12,7 @@ from vtl_tools.services.udt.transport.carrier import Carrier, Carriers
 from vtl_tools.services.udt.transport.channel import Role, SessionConfig
 from vtl_tools.services.udt.transport.flow import MuxFlow
 from vtl_tools.services.udt.transport.session import Session
+from vtl_tools.services.udt.transport.window import WindowBudget
 
 RETRY_S: Final = 0.2
 """Time between two attempts to reach the far module, doubled up to RETRY_MAX_S."""
@@ -57,8 +58,9 @@ class Dialer(Carriers):
         *,
         sessions: int = SESSIONS,
         event: Callable[..., object] = lambda name, **fields: None,
+        budget: WindowBudget | None = None,
     ) -> None:
-        super().__init__(config, event)
+        super().__init__(config, event, budget)
         transport.start()
         self.transport, self.address, self._psk, self._most = transport, address, psk, sessions
         self.peer = f"{address[0]}:{address[1]}" if ":" not in address[0] else f"[{address[0]}]:{address[1]}"

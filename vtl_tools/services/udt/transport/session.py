@@ -73,7 +73,7 @@ class Session(SecureChannel):
         self._last_flow = 0
         self._queue: deque[MuxFlow] = deque()
         self._granted: list[MuxFlow] = []
-        self._began_at = self._beat_at = now
+        self._began_at = self._beat_at = self._alive_at = now
         self._takers = {
             FrameKind.DATA: self._take_data,
             FrameKind.WINDOW: self._take_window,
@@ -302,8 +302,19 @@ class Session(SecureChannel):
     def deadline(self) -> float:
         """Return when wake() is due."""
         if self.is_up:
-            return min(self._beat_at + self.config.heartbeat_s, self.heard_at + self.config.dead_after_s)
+            return min(self._beat_at + self.config.heartbeat_s, self._dead_at)
         return self._began_at + self.config.handshake_s
+
+    @property
+    def _dead_at(self) -> float:
+        """The time at which the other module is given up, unless something is heard of it."""
+        config = self.config
+        silent = max(self.heard_at, self._alive_at) + config.dead_after_s
+        return min(silent, self.heard_at + config.stalled_after_s)
+
+    def note_alive(self, now: float) -> None:
+        """Note that packets came, though no octets."""
+        self._alive_at = now
 
     def wake(self, now: float) -> None:
         """Send a heartbeat, or give up on the other end, if it is time."""
@@ -312,7 +323,7 @@ class Session(SecureChannel):
             if now >= self._began_at + self.config.handshake_s:
                 self.end("did not answer the handshake in time")
         elif self.is_up:
-            if now >= self.heard_at + self.config.dead_after_s:
+            if now >= self._dead_at:
                 self.end("is silent: dead, or cut off")
             elif now >= self._beat_at + self.config.heartbeat_s:
                 self._beat_at = now

@@ -11,8 +11,14 @@ import struct
 from typing import Any, Final
 
 from vtl_tools.common.errors import VTLError
-from vtl_tools.services.udt.transport.base import Address
-from vtl_tools.services.udt.transport.blocking import BlockingConnection, BlockingLibrary, LibrarySizes
+from vtl_tools.services.udt.transport.base import Address, PacketCounts
+from vtl_tools.services.udt.transport.blocking import (
+    LISTENING,
+    LISTENING_SENDS,
+    BlockingConnection,
+    BlockingLibrary,
+    LibrarySizes,
+)
 from vtl_tools.services.udt.transport.companion import CompanionTransport
 
 _NAMES: Final = ("libsrt-gnutls.so.1.5", "libsrt-openssl.so.1.5", "libsrt.so.1.5", "libsrt.so.1")
@@ -32,6 +38,11 @@ class _Stats(ctypes.Structure):
         ("received", ctypes.c_int64),
         ("send_loss", ctypes.c_int),
         ("receive_loss", ctypes.c_int),
+        ("sent_again", ctypes.c_int),
+        ("acks_sent", ctypes.c_int),
+        ("acks_received", ctypes.c_int),
+        ("naks_sent", ctypes.c_int),
+        ("naks_received", ctypes.c_int),
         ("_rest", ctypes.c_char * 1024),
     ]
 
@@ -61,15 +72,15 @@ class SRTLibrary:
         self._api = _load()
         self._api.srt_startup()
         self._where = _pack(udp.getsockname()[:2])
-        self._first = self._make(self._sizes.packets(None))
+        self._first = self._make(LISTENING, LISTENING_SENDS)
         self._checked(self._api.srt_bind_acquire(self._first, udp.detach()))
 
-    def _make(self, packets: int) -> int:
+    def _make(self, packets: int, sends: int) -> int:
         number = self._checked(self._api.srt_create_socket())
-        sizes, octets = self._sizes, self._sizes.octets(packets)
+        sizes = self._sizes
         choices = {
             _TRANSTYPE: _FILE,  # first, since it sets all the others
-            _MSS: sizes.mss, _FC: packets, _SNDBUF: octets, _RCVBUF: octets,
+            _MSS: sizes.mss, _FC: packets, _SNDBUF: sizes.octets(sends), _RCVBUF: sizes.octets(packets),
             _NAKREPORT: 1,  # else a packet that is lost twice waits for a time-out
         }  # fmt: skip
         for option, value in choices.items():
@@ -86,7 +97,7 @@ class SRTLibrary:
 
     def connect(self, address: Address, packets: int) -> BlockingConnection:
         """Connect."""
-        number = self._make(packets)
+        number = self._make(packets, packets)
         name = _pack(address)
         try:
             if len(name) == len(self._where):  # of one family: share the port, its buffers and threads
@@ -125,12 +136,12 @@ class _SRTConnection:
         held = (ctypes.c_char * len(room)).from_buffer(room)
         return self._checked(self._api.srt_recv(self._number, held, len(room)))
 
-    def loss(self) -> float | None:
+    def packets(self) -> PacketCounts:
         seen = _Stats()
         if self._api.srt_bistats(self._number, ctypes.byref(seen), 0, 1):
-            return None
-        packets = seen.sent + seen.received
-        return (seen.send_loss + seen.receive_loss) / packets if packets else None
+            return PacketCounts()
+        heard = seen.received + seen.acks_received + seen.naks_received
+        return PacketCounts(seen.sent + seen.received, seen.send_loss + seen.receive_loss, heard)
 
     def close(self) -> None:
         self._api.srt_close(self._number)

@@ -15,7 +15,7 @@ from typing import Final
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.host.privilege import NET_ADMIN
 from vtl_tools.common.relay.connector import FAILED, WRITABLE
-from vtl_tools.services.udt.transport.base import Address, Listener, PathProfile
+from vtl_tools.services.udt.transport.base import Address, Listener, PacketCounts, PathProfile
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ _USER_TIMEOUT_MS: Final = 20_000
 _BACKLOG: Final = 128
 _NOTSENT_LOWAT: Final = 25  # TCP_NOTSENT_LOWAT, which socket lacks
 _SEND_FORCE, _RECEIVE_FORCE = 32, 33  # SO_SNDBUFFORCE, SO_RCVBUFFORCE
-_INFO: Final = struct.Struct("=100xI52xI")  # struct tcp_info: tcpi_total_retrans, tcpi_data_segs_out
+_INFO: Final = struct.Struct("=100xI36xI12xI")
+"""struct tcp_info: tcpi_total_retrans, tcpi_segs_in, tcpi_data_segs_out."""
 _STARTED: Final = (0, errno.EINPROGRESS)
 
 
@@ -43,13 +44,14 @@ class TCPConnection(socket.socket):
             return self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         return None
 
-    def loss(self) -> float | None:
-        """Return the share of segments that were sent again."""
+    def packets(self) -> PacketCounts:
+        """Return the segments that were sent, sent again, and heard."""
         try:
-            again, sent = _INFO.unpack(self.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size))
+            info = self.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+            again, heard, sent = _INFO.unpack(info)
         except (OSError, struct.error):
-            return None
-        return again / sent if sent else None
+            return PacketCounts()
+        return PacketCounts(sent, again, heard)
 
 
 class TCPListener:

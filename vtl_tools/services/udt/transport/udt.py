@@ -20,8 +20,14 @@ import socket
 from typing import Any, Final
 
 from vtl_tools.common.errors import SpecError, VTLError
-from vtl_tools.services.udt.transport.base import Address
-from vtl_tools.services.udt.transport.blocking import BlockingConnection, BlockingLibrary, LibrarySizes
+from vtl_tools.services.udt.transport.base import Address, PacketCounts
+from vtl_tools.services.udt.transport.blocking import (
+    LISTENING,
+    LISTENING_SENDS,
+    BlockingConnection,
+    BlockingLibrary,
+    LibrarySizes,
+)
 from vtl_tools.services.udt.transport.companion import CompanionTransport
 
 _REMEDY: Final = "udt: udt4py is not installed; apt install libudt-dev, then pip install 'vtl-tools[udt]'"
@@ -38,6 +44,11 @@ class _PerfMon(ctypes.Structure):
         ("received", ctypes.c_int64),
         ("send_loss", ctypes.c_int),
         ("receive_loss", ctypes.c_int),
+        ("sent_again", ctypes.c_int),
+        ("acks_sent", ctypes.c_int),
+        ("acks_received", ctypes.c_int),
+        ("naks_sent", ctypes.c_int),
+        ("naks_received", ctypes.c_int),
         ("_rest", ctypes.c_char * 512),
     ]
 
@@ -65,22 +76,20 @@ class UDTLibrary:
         except (OSError, AttributeError):
             pass  # another libudt: loss is not known
         self._where = udp.getsockname()
-        self._first = self._make(self._sizes.packets(None))  # holds the port, and listens if asked to
+        self._first = self._make(LISTENING, LISTENING_SENDS)  # holds the port, and listens if asked to
         _checked(self._first.bind, udp.detach())
 
-    def _make(self, packets: int) -> Any:
-        api = self._api
-        sock = api.UDTSocket()
-        sizes, octets = self._sizes, self._sizes.octets(packets)
+    def _make(self, packets: int, sends: int) -> Any:
+        sizes, sock = self._sizes, self._api.UDTSocket()
         sock.UDT_MSS = sizes.mss
         sock.UDT_FC = packets
-        sock.UDT_SNDBUF = octets
-        sock.UDT_RCVBUF = octets
+        sock.UDT_SNDBUF = sizes.octets(sends)
+        sock.UDT_RCVBUF = sizes.octets(packets)
         return sock
 
     def connect(self, address: Address, packets: int) -> BlockingConnection:
         """Connect from the common port."""
-        sock = self._make(packets)
+        sock = self._make(packets, packets)
         _checked(sock.bind, self._where)
         _checked(sock.connect, address)
         return _UDTConnection(sock, self._perfmon)
@@ -105,12 +114,12 @@ class _UDTConnection:
     def recv_into(self, room: memoryview) -> int:
         return int(_checked(self._sock.recv, room))
 
-    def loss(self) -> float | None:
+    def packets(self) -> PacketCounts:
         number, seen = self._sock.socket, _PerfMon()
         if self._perfmon is None or number is None or self._perfmon(number, ctypes.byref(seen), False):
-            return None
-        packets = seen.sent + seen.received
-        return (seen.send_loss + seen.receive_loss) / packets if packets else None
+            return PacketCounts()
+        heard = seen.received + seen.acks_received + seen.naks_received
+        return PacketCounts(seen.sent + seen.received, seen.send_loss + seen.receive_loss, heard)
 
     def close(self) -> None:
         _checked(self._sock.close)
