@@ -24,6 +24,7 @@ from vtl_tools.services.udt.near import FarModule
 from vtl_tools.services.udt.stage import Transformer
 from vtl_tools.services.udt.start import EVERYWHERE
 from vtl_tools.services.udt.transport.answerer import Answerer
+from vtl_tools.services.udt.transport.base import PacketCounts
 from vtl_tools.services.udt.transport.channel import SessionConfig
 from vtl_tools.services.udt.transport.dialer import Dialer
 
@@ -39,8 +40,8 @@ class Wire(socket.socket):
     def connected(self, events):
         return 0
 
-    def loss(self):
-        return None
+    def packets(self):
+        return PacketCounts()
 
 
 class Cable:

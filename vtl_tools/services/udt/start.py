@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final
@@ -26,6 +26,7 @@ from vtl_tools.services.udt.transport.dialer import Dialer
 from vtl_tools.services.udt.transport.srt import SRTTransport
 from vtl_tools.services.udt.transport.tcp import TCPTransport
 from vtl_tools.services.udt.transport.udt import UDTTransport
+from vtl_tools.services.udt.transport.window import WindowBudget
 
 log = logging.getLogger(__name__)
 
@@ -52,17 +53,15 @@ def make_stage(
 ) -> Transformer:
     """Return the stage; see vtl-udt(1) for the options. Raises VTLError."""
     _refuse_twice([network for network, _ in peers])
-    profile = PathProfile()
-    names = tuple(KINDS) if transport == "auto" else (transport,)
-    makers = {name: KINDS[name](profile) for name in names}
+    transports = _able(transport)
     config = SessionConfig(encrypt=encrypt, memory=memory << 20)
     told = _Told()
     modules: dict[Address, FarModule] = {}
     behind: list[tuple[Network, FarModule]] = []
-    started = _able(makers, lambda one: one.start()) if peers else {}
+    dial = partial(Dialer, psk=key, config=config, event=told, budget=WindowBudget(config.memory))
     for network, given in peers:
         if given not in modules:
-            modules[given] = _far_module(given, started, key, config, told)
+            modules[given] = _far_module(given, transports, dial, told)
         behind += [(each, modules[given]) for each in (EVERYWHERE if network is None else (network,))]
     stage = Transformer(
         behind,
@@ -74,32 +73,46 @@ def make_stage(
     )
     told.stage = stage
     if listen is not None:
-        where = _numeric(listen)
-
-        def listen_by(one: Transport) -> None:
-            at = where[0], where[1] + PORTS[one.name]
-            make = partial(_answerer, one, at, key, config, told)
-            stage.listen(one.name, make)
-
-        _able(makers, listen_by)
-    stage.capabilities = frozenset().union(*(one.capabilities for one in makers.values()))
+        answer = partial(Answerer, psk=key, config=config, event=told, budget=WindowBudget(config.memory))
+        for one, where in _places(listen, transports):
+            stage.listen(one.name, partial(_answerer, answer, one, where))
+    stage.capabilities = frozenset().union(*(one.capabilities for one in transports))
     return stage
 
 
-def _able(makers: Mapping[str, Transport], prepare: Callable[[Transport], object]) -> dict[str, Transport]:
-    """Return the transports that can be prepared: if there are several, those that this host has."""
-    found = {}
-    for name, one in makers.items():
+def _able(name: str) -> list[Transport]:
+    """Return the transport of this name, or for `auto` those that this host has. Raises VTLError."""
+    profile = PathProfile()
+    if name != "auto":
+        one: Transport = KINDS[name](profile)
+        one.check()
+        return [one]
+    found: list[Transport] = []
+    for kind in KINDS.values():
+        one = kind(profile)
         try:
-            prepare(one)
+            one.check()
         except VTLError as e:
-            is_missing = type(e) is VTLError and len(makers) > 1  # and not an address that cannot be used
-            if not is_missing:
-                raise
             log.info("%s", e)
             continue
-        found[name] = one
+        found.append(one)
     return found
+
+
+def _places(given: Address, transports: Sequence[Transport]) -> Iterator[tuple[Transport, Address]]:
+    """Yield each transport with its address at HOST:PORT, unless it is one of several without IPv6."""
+    _, where = resolve(f"{given[0]}:{given[1]}", given, socket.SOCK_STREAM)
+    assert not isinstance(where, str)
+    for one in transports:
+        place = str(where[0]), given[1] + PORTS[one.name]
+        try:
+            if isinstance(one, CompanionTransport):
+                one.check_address(place)
+        except SpecError:
+            if len(transports) == 1:
+                raise
+            continue
+        yield one, place
 
 
 class _Told:
@@ -117,35 +130,15 @@ class _Told:
 
 
 def _far_module(
-    given: Address, transports: Mapping[str, Transport], key: bytes, config: SessionConfig, told: _Told
+    given: Address, transports: Sequence[Transport], dial: Callable[..., Dialer], told: _Told
 ) -> FarModule:
-    host, port = _numeric(given)
-    dialers = {}
-    for name, one in transports.items():
-        where = host, port + PORTS[name]
-        try:
-            if isinstance(one, CompanionTransport):
-                one.check_address(where)
-        except SpecError:
-            if len(transports) == 1:
-                raise
-            continue
-        dialers[name] = Dialer(one, where, key, config, event=told)
+    dialers = {one.name: dial(one, where) for one, where in _places(given, transports)}
     shown = f"[{given[0]}]" if ":" in given[0] else given[0]
     return FarModule(f"{shown}:{given[1]}", dialers, has_bbr=_has_bbr(), event=told)
 
 
-def _answerer(
-    transport: Transport, where: Address, key: bytes, config: SessionConfig, told: _Told, on_flow: OnFlow
-) -> Answerer:
-    return Answerer(transport, where, key, config, on_flow, event=told)
-
-
-def _numeric(given: Address) -> Address:
-    """Return the numeric address of a host. Raises DeviceError."""
-    _, where = resolve(f"{given[0]}:{given[1]}", given, socket.SOCK_STREAM)
-    assert not isinstance(where, str)
-    return str(where[0]), given[1]
+def _answerer(answer: Callable[..., Answerer], one: Transport, where: Address, on_flow: OnFlow) -> Answerer:
+    return answer(one, where, on_flow=on_flow)
 
 
 def _has_bbr() -> bool:
