@@ -29,9 +29,13 @@ class Wire(socket.socket):
         return 0
 
     counts = PacketCounts(1000, 250, 0)
+    expected = 0.0
 
     def packets(self) -> PacketCounts:
         return self.counts
+
+    def expect(self, rate: float) -> None:
+        self.expected = rate
 
 
 class Wires:
@@ -260,6 +264,9 @@ def test_counters_tell_of_the_path(ends: Ends) -> None:
     assert known.rtt_s is not None
     assert known.loss == 0.25
     assert known.send_rate == pytest.approx(100_000, rel=0.2)
+    busiest = max(ends.near.carriers, key=lambda each: each.session.sent)
+    assert isinstance(busiest.connection, Wire)
+    assert busiest.connection.expected == pytest.approx(100_000, rel=0.2)
     assert known.sent == ends.far.counters().received > 400_000
     assert write(flow, b"x") == 1
 

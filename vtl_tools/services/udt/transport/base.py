@@ -102,6 +102,10 @@ class Connection(Stream, Protocol):
         """Return what the transport has counted so far."""
         ...
 
+    def expect(self, rate: float) -> None:
+        """Note the octets a second that it has sent lately, from which the size of a queue may follow."""
+        ...
+
 
 class Listener(Protocol):
     """Accepts connections."""

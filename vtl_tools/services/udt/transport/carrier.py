@@ -29,6 +29,29 @@ _RATES: Final = 10
 """Rates that are kept: the highest of them is reported."""
 
 
+class RateMeter:
+    """The highest rate of the last seconds, of octets that are counted elsewhere. None: nothing moved yet."""
+
+    def __init__(self) -> None:
+        self._octets, self._at = 0, 0.0
+        self._rates: deque[float] = deque(maxlen=_RATES)
+
+    @property
+    def best(self) -> float | None:
+        """Octets a second."""
+        return max(self._rates, default=None)
+
+    def note(self, octets: int, now: float) -> bool:
+        """Take the count, at any time; return whether a second has passed since the last rate."""
+        passed = now - self._at
+        if passed < _RATE_S:
+            return False
+        if self._at and octets > self._octets:
+            self._rates.append((octets - self._octets) / passed)
+        self._octets, self._at = octets, now
+        return True
+
+
 class Carrier:
     """A session and its connection. is_open: the connection is there. rtt_s: for which it was made."""
 
@@ -38,6 +61,7 @@ class Carrier:
         self.connection, self.session, self.is_open = connection, session, is_open
         self.rtt_s = rtt_s
         self._heard: int | None = None
+        self._rate = RateMeter()
         self.may_read = self.may_write = is_open
         self.has_hung_up = False
 
@@ -90,34 +114,14 @@ class Carrier:
             self._heard = heard
         else:
             self._heard = None
+        if self._rate.note(session.sent, now) and self._rate.best is not None:
+            self.connection.expect(self._rate.best)
         if now >= session.deadline():
             session.wake(now)
 
     def _lose(self, why: str) -> None:
         self.may_read = self.may_write = False
         self.session.end(why)
-
-
-class RateMeter:
-    """The highest rate of the last seconds, of octets that are counted elsewhere. None: nothing moved yet."""
-
-    def __init__(self) -> None:
-        self._octets, self._at = 0, 0.0
-        self._rates: deque[float] = deque(maxlen=_RATES)
-
-    @property
-    def best(self) -> float | None:
-        """Octets a second."""
-        return max(self._rates, default=None)
-
-    def note(self, octets: int, now: float) -> None:
-        """Take the count, at any time."""
-        passed = now - self._at
-        if passed < _RATE_S:
-            return
-        if self._at and octets > self._octets:
-            self._rates.append((octets - self._octets) / passed)
-        self._octets, self._at = octets, now
 
 
 class Carriers:

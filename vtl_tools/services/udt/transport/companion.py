@@ -68,6 +68,9 @@ class CompanionConnection(socket.socket):
         """Return what the process has counted, half a second ago at most."""
         return PacketCounts() if self.counts is None else PacketCounts(*self.counts())
 
+    def expect(self, rate: float) -> None:
+        """Nothing follows from it: the library has one buffer for what is sent and what is not."""
+
     def close(self) -> None:
         """Close it; the process delivers what it has, and closes the connection."""
         super().close()

@@ -22,8 +22,11 @@ log = logging.getLogger(__name__)
 _BUFFER_MIN: Final = 64 << 20
 """Octets of a buffer: 500 Mbit/s over a second. It takes memory only as far as it is filled."""
 _BUFFER_MAX: Final = 256 << 20
-_UNSENT: Final = 1 << 19
-"""Octets that the kernel may hold unsent, so that a flow does not wait behind those of all others."""
+_UNSENT_S: Final = 0.1
+"""Seconds for which the kernel has octets to send: enough for a service that must wait for a processor, and
+not so many that a flow waits long behind those of others."""
+_UNSENT_MIN: Final = 1 << 19
+_UNSENT_MAX: Final = 1 << 24
 _USER_TIMEOUT_MS: Final = 20_000
 _BACKLOG: Final = 128
 _NOTSENT_LOWAT: Final = 25  # TCP_NOTSENT_LOWAT, which socket lacks
@@ -52,6 +55,12 @@ class TCPConnection(socket.socket):
         except (OSError, struct.error):
             return PacketCounts()
         return PacketCounts(sent, again, heard)
+
+    def expect(self, rate: float) -> None:
+        """Let the kernel hold as many octets unsent as leave in _UNSENT_S."""
+        octets = max(_UNSENT_MIN, min(round(rate * _UNSENT_S), _UNSENT_MAX))
+        with suppress(OSError):
+            self.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, octets)
 
 
 class TCPListener:
@@ -138,7 +147,7 @@ class TCPTransport:
     def _set_up(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _UNSENT)
+            sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, 2 * _UNSENT_MIN)
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
         try:

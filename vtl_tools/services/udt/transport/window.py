@@ -9,7 +9,7 @@ from typing import Final
 WINDOW_MIN: Final = 1 << 16
 """Octets that every flow gets, whatever is promised already."""
 WINDOW_MAX: Final = 1 << 27
-_FIRST_MAX: Final = 1 << 22
+_FIRST_MAX: Final = 1 << 24
 _UPDATE_MAX: Final = 1 << 20
 """Octets read after which the other module is told, at the latest."""
 
