@@ -20,8 +20,10 @@ Goodput is that of the application: octets that the server's process has read, i
 when the connection has started: after 60 round trips (slow start from 10 segments to a product of 10,000
 takes ten, and what it exceeds a lossy path by takes CUBIC some fifty to lose), and at once when the server
 reads at nine tenths of the link. It lasts 30 round trips and 6 s at least. With --quick, the start is waited
-for at most 8 s, and a reading lasts 8 round trips and 1.5 s. It is taken between moments near both ends at
+for at most 5 s, and a reading lasts 8 round trips and 1.5 s. It is taken between moments near both ends at
 which nothing is missing: a connection that waits for a lost segment delivers nothing, and then much at once.
+There are two such paths, since a long connection starts slowly: the next one starts on the other path while
+one is read, if the round trip is 200 ms or more. Of two connections, one sends little.
 
 --add FILE keeps readings in a file, so that lines and cells can be measured one by one; the figure is drawn
 from all of them.
@@ -29,283 +31,27 @@ from all of them.
 
 import argparse
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 from figures import save, subplots
-from scene import BIN, Service, say, services
+from long_path import LINK_MBIT, READINGS, Cell, Line, LongPath, Reading, Turn
+from scene import say
 
-from lab.netns import Host, Lab
-from lab.wait import until
-from vtl_tools.common.runtime import control
+from lab.netns import Lab
 
-LINK_MBIT: Final = 300
-CLIENT, SERVER = "10.9.0.1", "10.9.0.2"
-NEAR, FAR = "198.51.100.1", "198.51.100.2"
-"""Addresses of the two modules of vtl-udt on the path."""
-PLAIN: Final = "tx off rx off tso off gso off gro off"
 QUICK = ([10, 100, 400], [0, 0.1])
 FULL = ([1, 3, 10, 30, 100, 200, 400, 1000], [0, 0.1, 1])
-FULL_SHARE: Final = 0.9
-"""Share of the link at which a connection is not starting any more."""
-PATIENCE_S: Final = 15.0
-
-SINK = """
-import socket, sys, time
-port, buffer = map(int, sys.argv[1:])
-s = socket.socket()
-s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-if buffer:
-    s.setsockopt(socket.SOL_SOCKET, 33, buffer)  # SO_RCVBUFFORCE, before listen()
-s.bind(("", port))
-s.listen()
-s.settimeout(15)
-print("ready", flush=True)
-c, _ = s.accept()
-c.settimeout(0.05)
-room, octets, told = bytearray(1 << 20), 0, 0.0
-while True:
-    try:
-        n = c.recv_into(room)
-    except TimeoutError:
-        n = -1
-    if n == 0:
-        break
-    octets += max(n, 0)
-    if (now := time.monotonic()) - told > 0.05:
-        told = now
-        print(now, octets, flush=True)
-"""
-SOURCE = """
-import socket, sys
-host, port, congestion, buffer = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-s = socket.socket()
-if buffer:
-    s.setsockopt(socket.SOL_SOCKET, 32, buffer)  # SO_SNDBUFFORCE
-s.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
-s.connect((host, port))
-data = bytes(1 << 18)
-while True:
-    s.sendall(data)
-"""
-
-
-class Cell(NamedTuple):
-    """A point of the figure. ms: round-trip time. loss_percent: in each direction."""
-
-    ms: float
-    loss_percent: float
-
-    @property
-    def bdp(self) -> int:
-        """The bandwidth-delay product in octets."""
-        return int(LINK_MBIT * 1e6 / 8 * self.ms / 1e3)
-
-
-class Sample(NamedTuple):
-    """Octets that the server has read at a time, in seconds."""
-
-    at: float
-    octets: float
-
-
-class Reading(NamedTuple):
-    """How a reading is taken: round trips, and seconds at least and at most."""
-
-    warm: int
-    warm_s: float
-    warm_most_s: float
-    steady: int
-    steady_s: float
-
-
-READINGS = {True: Reading(60, 1.0, 8.0, 8, 1.5), False: Reading(60, 3.0, 30.0, 30, 6.0)}
-"""By --quick."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the figure.
-
-    products: of bandwidth and delay in each socket buffer; 0: the kernel tunes it.
-    """
-
-    name: str
-    label: str
-    colour: str
-    at: Callable[["Scene7"], AbstractContextManager[object]]
-    congestion: str = "cubic"
-    products: float = 0.0
-    with_loss: bool = True
-
-
-class Scene7:
-    """The hosts, and the path between them."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-        self.client, self.edge, self.wan, self.far, self.server = (
-            lab.host(name, ipv6=False) for name in ("client", "edge", "wan", "far", "server")
-        )
-        lab.veth(self.client, "eth0", self.edge, "vmnet1")
-        lab.veth(self.edge, "eth0", self.wan, "west")
-        lab.veth(self.wan, "east", self.far, "eth0")
-        lab.veth(self.far, "vmnet2", self.server, "eth0")
-        for host, interface in (
-            (self.edge, "eth0"),
-            (self.wan, "west"),
-            (self.wan, "east"),
-            (self.far, "eth0"),
-        ):
-            host.run("ethtool", "-K", interface, *PLAIN.split())
-        for host, address in (
-            (self.client, CLIENT), (self.edge, NEAR), (self.far, FAR), (self.server, SERVER)
-        ):  # fmt: skip
-            host.addr("eth0", f"{address}/24")
-            host.sysctl("net.ipv4.tcp_no_metrics_save", 1)  # else a connection knows of the one before
-        for host, address, other in (
-            (self.client, SERVER, self.server), (self.server, CLIENT, self.client)
-        ):  # fmt: skip
-            mac = other.mac("eth0")
-            host.run("ip", "neigh", "replace", address, "lladdr", mac, "dev", "eth0", "nud", "permanent")
-        lab.bridge(self.edge, "br0", [])
-        lab.bridge(self.far, "br0", [])
-        self.key = lab.dir / "udt.key"
-        self.port = 5000
-        links = ("--iface", "west", "--iface", "east", "--seed", "7", "--memory", "1024")
-        self.path = Service(lab, self.wan, "vtl-wan", *links).ready()
-
-    def set(self, cell: Cell) -> None:
-        """Make the path that of a cell."""
-        changes = {
-            "delay": f"{cell.ms / 2}ms",
-            "loss": f"{cell.loss_percent}%",
-            "rate": f"{LINK_MBIT}mbit",
-            "queue": f"{2 * max(cell.ms, 10)}ms",
-        }
-        control.ask(self.path.socket, "set", changes=changes)
-
-    def settle(self) -> None:
-        """Wait until the path is empty."""
-
-        def is_empty() -> bool:
-            return not any(path["waiting_octets"] for path in self.path.status()["wan"].values())
-
-        until(is_empty, "an empty path")
-
-    def plain(self) -> AbstractContextManager[None]:
-        """Kernel bridges at both ends."""
-        return self.bridged(self.edge, self.far)
-
-    @contextmanager
-    def bridged(self, *hosts: Host) -> Iterator[None]:
-        """Join the two links of hosts by the kernel."""
-        links = [
-            (host, link) for host in hosts for link in ("eth0", "vmnet1" if host is self.edge else "vmnet2")
-        ]
-        for host, link in links:
-            host.run("ip", "link", "set", "dev", link, "master", "br0")
-        try:
-            yield
-        finally:
-            for host, link in links:
-                host.run("ip", "link", "set", "dev", link, "nomaster")
-
-    @contextmanager
-    def at_edge(self, tool: str) -> Iterator[None]:
-        """A service at the edge, with an uplink."""
-        links = ("--iface", "vmnet1", "--uplink", "eth0")
-        with self.bridged(self.far), services(self.lab, tool, (self.edge, links)):
-            yield
-
-    @contextmanager
-    def at_both(self, transport: str) -> Iterator[None]:
-        """vtl-udt at both ends."""
-        if not self.key.exists():
-            subprocess.run([BIN / "vtl-udt", "keygen", self.key], check=True, capture_output=True)
-        secret = ("--key-file", self.key, "--transport", transport)
-        near = (self.edge, ("--iface", "vmnet1", "--peer", f"{FAR}:7700", *secret))
-        far = (self.far, ("--iface", "vmnet2", "--listen", f"{FAR}:7700", *secret))
-        with services(self.lab, "vtl-udt", far, near):
-            yield
-
-    def goodput(self, line: Line, cell: Cell, reading: Reading) -> float | None:
-        """Return Mbit/s of a connection from the client to the server; None: there is none."""
-        self.port += 1
-        buffer = int(max(line.products * cell.bdp, 1 << 18)) if line.products else 0
-        with ExitStack() as stack:
-            words = (sys.executable, "-c", SINK, str(self.port), str(buffer))
-            sink = self.server.popen(*words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            stack.callback(sink.kill)
-            assert sink.stdout is not None
-            sink.stdout.readline()
-            words = (sys.executable, "-c", SOURCE, SERVER, str(self.port), line.congestion, str(buffer))
-            source = self.client.popen(*words, stderr=subprocess.DEVNULL)
-            stack.callback(source.kill)
-            found = steady(sink.stdout, cell, reading)
-        source.wait()
-        self.settle()
-        return found
-
-
-def steady(lines: Iterable[str], cell: Cell, reading: Reading) -> float | None:
-    """Return Mbit/s of a connection that is not starting any more. lines: times, and octets until then."""
-    rtt_s = cell.ms / 1e3
-    seen: list[Sample] = []
-    start = 0.0
-    for line in lines:
-        now = Sample(*map(float, line.split()))
-        seen.append(now)
-        if not now.octets:
-            if now.at - seen[0].at > PATIENCE_S:
-                return None
-            seen = seen[:1]
-        elif not start:
-            is_over = now.at - seen[0].at >= min(
-                max(reading.warm_s, reading.warm * rtt_s), reading.warm_most_s
-            )
-            if is_over or rate(seen, max(0.5, 2 * rtt_s)) >= FULL_SHARE * LINK_MBIT:
-                start = now.at
-        elif now.at - start >= max(reading.steady_s, reading.steady * rtt_s):
-            return slope([one for one in seen if one.at >= start], 1.5 * rtt_s)
-    return None
-
-
-def slope(seen: list[Sample], hole_s: float) -> float:
-    """Return Mbit/s between moments near both ends at which all that had arrived was read.
-
-    While a lost segment is missing, a connection delivers nothing, and then much at once.
-    """
-    mean = (seen[-1].octets - seen[0].octets) / (seen[-1].at - seen[0].at)
-
-    def highest(part: list[Sample]) -> Sample:
-        return max(part, key=lambda one: one.octets - mean * one.at)
-
-    first = highest([one for one in seen if one.at <= seen[0].at + hole_s])
-    last = highest([one for one in seen if one.at >= seen[-1].at - hole_s])
-    return (last.octets - first.octets) * 8 / (last.at - first.at) / 1e6
-
-
-def rate(seen: list[Sample], window_s: float) -> float:
-    """Return Mbit/s of the last seconds; 0 before there are so many."""
-    now = seen[-1]
-    earlier = next((one for one in reversed(seen) if one.at <= now.at - window_s), None)
-    return 0.0 if earlier is None else (now.octets - earlier.octets) * 8 / (now.at - earlier.at) / 1e6
-
 
 LINES = [
-    Line("cubic", "TCP", "#999", Scene7.plain),
+    Line("cubic", "TCP", "#999", LongPath.plain),
     Line(
-        "large_buffers", "TCP, buffers of 1.5 BDP", "#555", Scene7.plain,
+        "large_buffers", "TCP, buffers of 1.5 BDP", "#555", LongPath.plain,
         products=1.5,
     ),
     Line(
-        "bbr", "TCP, BBR", "#a73", Scene7.plain,
+        "bbr", "TCP, BBR", "#a73", LongPath.plain,
         congestion="bbr", products=3,
     ),
     Line("udt", "vtl-udt, UDT", "#37a", lambda scene: scene.at_both("udt")),
@@ -367,6 +113,28 @@ def draw(found: Readings, output: Path) -> None:
     save(figure, output)
 
 
+def measure(lab: Lab, jobs: list[tuple[Cell, Line]], reading: Reading, found: Readings) -> None:
+    """Take a reading of each line in each cell, alternately on two paths, of which one is read at a time."""
+
+    def one(path: LongPath, cell: Cell, line: Line, turn: Turn) -> float | None:
+        try:
+            return path.goodput(line, cell, reading, turn)
+        finally:
+            turn.ends()
+
+    workers = [(LongPath(lab), ThreadPoolExecutor(1)) for _ in range(2)]
+    turn: Turn | None = None
+    results = []
+    for number, (cell, line) in enumerate(jobs):
+        path, worker = workers[number % 2]
+        turn = Turn(turn)
+        results.append((cell, line, worker.submit(one, path, cell, line, turn)))
+    for cell, line, result in results:
+        mbit = result.result()
+        found.add(cell, line, mbit)
+        say(f"{cell.ms:g} ms, {cell.loss_percent:g} %: {line.name}: {mbit and round(mbit, 1)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true")
@@ -380,17 +148,10 @@ def main() -> None:
     usual = QUICK if asked.quick else FULL
     found = Readings(asked.add)
     cells = [Cell(ms, loss) for ms in asked.ms or usual[0] for loss in asked.loss or usual[1]]
+    lines = [line for line in LINES if line.name in (asked.only or line.name)]
+    jobs = [(cell, line) for cell in cells for line in lines if line.with_loss or not cell.loss_percent]
     with Lab() as lab:
-        scene = Scene7(lab)
-        for cell in cells:
-            scene.set(cell)
-            for line in LINES:
-                if line.name not in (asked.only or line.name) or (cell.loss_percent and not line.with_loss):
-                    continue
-                with line.at(scene):
-                    mbit = scene.goodput(line, cell, READINGS[asked.quick])
-                found.add(cell, line, mbit)
-                say(f"{cell.ms:g} ms, {cell.loss_percent:g} %: {line.name}: {mbit and round(mbit, 1)}")
+        measure(lab, jobs, READINGS[asked.quick], found)
     if asked.output is not None:
         draw(found, asked.output)
     print(json.dumps(found.told()) if asked.json else found.table())

@@ -68,6 +68,8 @@ def services(lab: Lab) -> dict[str, tuple[list[str | Path], int]]:
         "vtl-bridge without a guard": ([*two, "--guard", "off"], NET_ADMIN),
         "vtl-freeze": (["--iface", "vmnet1"], NET_RAW | BPF),
         "vtl-fw": ([*fw, "--guard", "process"], NET_ADMIN),
+        "vtl-split": (["--iface", "vmnet1"], NET_ADMIN),
+        "vtl-split without an interface": (["--iface", f"channel:{lab.dir}/vm,server"], 0),
         "vtl-subnet": (list(subnet), NET_ADMIN),
         "vtl-tor": (["--iface", "vmnet1", "--dhcp", "--guard", "process", *proxy(lab)], NET_ADMIN),
         "vtl-udt": (["--iface", "vmnet1", *udt], NET_ADMIN),
@@ -75,8 +77,8 @@ def services(lab: Lab) -> dict[str, tuple[list[str | Path], int]]:
 
 
 SERVICES = (
-    "vtl-bridge", "vtl-bridge without a guard", "vtl-freeze", "vtl-fw", "vtl-subnet", "vtl-tor",
-    "vtl-udt",
+    "vtl-bridge", "vtl-bridge without a guard", "vtl-freeze", "vtl-fw", "vtl-split",
+    "vtl-split without an interface", "vtl-subnet", "vtl-tor", "vtl-udt",
 )  # fmt: skip
 
 
@@ -126,7 +128,8 @@ def test_a_service_keeps_no_more_than_its_page_says(lab: Lab, host: Host, servic
     with bridge(lab, host, *options, service=service.split()[0]) as running:
         check(running.process.pid, NOBODY, capabilities)
         (broker,) = children(running.process.pid)
-        check(broker, 0, DAC_OVERRIDE)
+        tunes = NET_ADMIN if service.startswith("vtl-split") else 0
+        check(broker, 0, DAC_OVERRIDE | tunes)
         errors = str(Path(f"/proc/{running.process.pid}/fd/2").readlink())
         held = [str(fd.readlink()) for fd in Path(f"/proc/{broker}/fd").iterdir()]
         assert all(each.startswith("socket:") or each == errors for each in held)

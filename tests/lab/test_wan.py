@@ -1,19 +1,27 @@
 """vtl-wan between real kernels: what they see of its delay, loss and rate."""
 
+import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from lab.netns import Host, Lab
 from lab.scenes import line_of_three
+from lab.user import NOBODY, as_user
 from lab.wait import slowness, until
 from tests.cmd.tools import BIN
 from tests.running import bridge
+from vtl_tools.common.errors import PermissionNeededError
 
 pytestmark = pytest.mark.lab
 
 TWO = ("--iface", "vmnet1", "--uplink", "eth0")
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def round_trips_ms(client: Host, count: int = 20) -> list[float]:
@@ -57,6 +65,27 @@ def test_an_outage_of_a_timeline(lab: Lab) -> None:
         assert running.event()["event"] == "outage"
         assert round_trips_ms(client, 2) == []
         assert running.drops()["outage"] >= 2
+
+
+def test_a_realtime_priority_is_the_services_alone(lab: Lab) -> None:
+    client, middle, _ = line_of_three(lab)
+    with bridge(lab, middle, *TWO, "--delay", "20ms", "--realtime", service="vtl-wan") as running:
+        until(lambda: round_trips_ms(client, 1), "the server")
+        assert min(round_trips_ms(client)) >= 40
+        policies = {
+            os.sched_getscheduler(pid) & ~os.SCHED_RESET_ON_FORK
+            for pid in (running.process.pid, *children(running.process.pid))
+        }
+        assert os.sched_getscheduler(running.process.pid) == os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+        assert policies == {os.SCHED_FIFO, os.SCHED_OTHER}
+
+
+def test_a_realtime_priority_that_is_not_permitted_is_said(lab: Lab) -> None:
+    host = lab.host("host")
+    command = [*as_user(lab, host, "vtl-wan"), "--iface", "channel:a", "--iface", "channel:b", "--realtime"]
+    ran = host.run(*command, check=False, user=NOBODY)
+    assert ran.returncode == PermissionNeededError.exit_code
+    assert "--realtime: Operation not permitted; run as root or with CAP_SYS_NICE" in ran.stderr
 
 
 def test_verify_tells_what_it_measured_without_privileges() -> None:

@@ -30,7 +30,7 @@ _OF_SOCKETS = ("bandwidth", "buffers", "allow", "dns", "dhcp", "subnet")
 )  # fmt: skip
 @click.option(
     "--congestion", type=click.Choice(["bbr", "cubic", "newreno"]),
-    help="Congestion control of the second connection.  [default: bbr if the host has it]",
+    help="Congestion control of the second connection.  [default: bbr; the host's own if it has no BBR]",
 )  # fmt: skip
 @click.option("--early-ack", is_flag=True, help="Answer a SYN at once, not when the far side has answered.")
 @click.option(

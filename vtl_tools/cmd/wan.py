@@ -65,12 +65,13 @@ def settings_options(function: Callable[P, R]) -> Callable[P, R]:
     "--memory", type=click.IntRange(1, 1 << 16), default=256, show_default=True, metavar="MIB",
     help="Frames that may wait in each direction.",
 )  # fmt: skip
+@click.option("--realtime", is_flag=True, help="Run before other processes, so that times are exact.")
 @opts.guard_option()
 @opts.common_options
 def main(
     iface: tuple[str, ...], uplink: str | None, preset: str | None, changes: dict[str, str],
     trace: Path | None, trace_back: Path | None, timeline: Path | None, seed: int | None, memory: int,
-    guard: str, options: "Options",
+    realtime: bool, guard: str, options: "Options",
 ) -> None:  # fmt: skip
     """Join two links as a wide area would: with delay, loss, a bottleneck and its queue.
 
@@ -85,7 +86,7 @@ def main(
         raise click.UsageError(
             "give --iface twice, or --iface and --uplink: a wide area is between two links"
         )
-    from vtl_tools.services.wan.start import make_stage
+    from vtl_tools.services.wan.start import make_stage, take_realtime_priority
 
     make = partial(
         make_stage,
@@ -95,8 +96,11 @@ def main(
         timeline=timeline,
         seed=seed,
         memory=memory << 20,
+        realtime=realtime,
     )
     make()  # an error in a setting is one before anything is opened
+    if realtime:
+        take_realtime_priority()
     run_service(
         make, links_of(*links), options, guard=guard, vm_sides=len(iface),
         verbs=lambda stage: {"set": stage.set},

@@ -204,6 +204,16 @@ def test_closing_without_a_shutdown_is_a_reset(opened):
     assert server.ended is Ended.RESET
 
 
+def test_closing_with_unread_octets_is_a_reset(opened):
+    scene, stream, server = opened
+    server.write(b"unread")
+    scene.turn()
+    stream.shutdown(socket.SHUT_WR)
+    stream.close()
+    scene.turn()
+    assert server.ended is Ended.RESET
+
+
 def test_an_owner_that_gives_up_while_opening_leaves_nothing(scene):
     scene.silent = True
     connector = scene.connector()
@@ -282,6 +292,17 @@ def test_a_connection_of_the_same_ports_waits_for_the_earlier_one(opened):
     assert again.step(0) is None
     scene.turn()
     assert again.step(0) == b""
+
+
+def test_a_connection_of_the_same_ports_waits_for_the_owner_of_the_earlier_one(opened):
+    scene, stream, server = opened
+    stream.shutdown(socket.SHUT_WR)
+    scene.turn()
+    server.close()
+    scene.turn()
+    assert stream.endpoint.state is State.TIME_WAIT
+    with pytest.raises(BlockingIOError):
+        scene.connector().step(0)
 
 
 def test_a_new_connection_of_the_peer_replaces_time_wait(opened):

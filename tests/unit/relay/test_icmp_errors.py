@@ -96,6 +96,15 @@ def test_other_messages_are_no_errors_about_segments():
     assert read_error(about(Packet.at(segment), icmp.REDIRECT, 1)) is None
 
 
+def test_a_quoted_fragment_is_no_segment():
+    where = {"src_mac": CLIENT_MAC, "dst_mac": HOP_MAC, "src": b"\x0a\0\0\2", "dst": b"\xc0\0\2\1"}
+    segment = Packet.at(build.tcp(**where, sport=1, dport=2, flags=tcp.SYN))
+    error = derive.icmp_error(segment, icmp.UNREACHABLE, 3, src=segment.ip.dst)
+    quoted = VNET + 14 + 20 + 8
+    error[quoted + 7] = 1  # eight octets into a packet
+    assert read_error(memoryview(error)) is None
+
+
 @given(st.binary(max_size=100), st.booleans())
 def test_foreign_octets_are_read_or_malformed(octets, is4):
     frame = bytearray(build.over_ip(

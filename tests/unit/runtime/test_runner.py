@@ -99,6 +99,31 @@ def test_sigint_ends_with_130(options):
     thread.join()
 
 
+def test_the_time_of_a_batch_is_not_before_its_frames_came(options, monkeypatch):
+    """The process may not have run for a while before it read them."""
+    (outer, left), (right, _) = pair(), pair()
+    outer.connect()
+    stage, read = Bridge(), left.read
+    reads, seconds_after_read = [], []
+
+    def late():
+        batch = read()
+        reads.append(time.monotonic())
+        return batch
+
+    def on_batch(port, batch, now):
+        seconds_after_read.append(now - reads[-1])
+        runner.stop()
+
+    monkeypatch.setattr(left, "read", late)
+    monkeypatch.setattr(stage, "on_batch", on_batch)
+    runner = Runner(stage, [left, right], options)
+    outer.write(Batch.of([FRAME]))
+    runner.run()
+    assert len(seconds_after_read) == 1
+    assert seconds_after_read[0] >= 0
+
+
 def test_under_load_links_are_polled_by_one_chain_of_turns(options, monkeypatch):
     """A link that goes on signalling while it is polled must not start a second chain."""
     monkeypatch.setattr("vtl_tools.common.runtime.runner.TURN_S", 0.0002)

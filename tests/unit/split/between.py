@@ -83,6 +83,9 @@ class Between:
         for _ in range(1000):
             more = [source.poll(self.now) for source in self.stage.sources]
             self.stage.settle(self.now)
+            for side in self.stage.sides:
+                for paced in *side.relay.flows.values(), *side.active.streams.values():
+                    assert paced.armed_at <= paced.endpoint.paced_at, "what is paced leaves in time"
             if not any(more):
                 return
         raise AssertionError("it goes round and round")

@@ -13,6 +13,7 @@ from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.relay.budget import RelayLimits
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.state import Ended, State
+from vtl_tools.services.split.side import Stations
 
 SIDES = [0, 1]
 
@@ -104,6 +105,17 @@ def test_half_closes_cross(between):
     between.run(lambda: one.at_eof)
 
 
+def test_a_port_is_used_again_at_once(between):
+    for _ in range(3):
+        one, two = between.establish()
+        two.close()  # so that the guest's end of the relay waits, and takes a new SYN all the same
+        between.run(lambda one=one: one.at_eof)
+        assert carry(between, one, two, b"question", b"") == (b"", b"question")
+        between.run(lambda one=one: one.state in (State.TIME_WAIT, State.CLOSED))
+        for ends_of_side in between.ends:
+            ends_of_side.clear()
+
+
 def test_resets_cross(between):
     for resetting, reset in (0, 1), (1, 0):
         ends = between.establish(port=50000 + resetting)
@@ -119,7 +131,7 @@ def test_a_reader_that_stops_stops_the_sender(between):
         ends = between.establish(port=50000 + reader)
         writer = ends[1 - reader]
         written = 0
-        for _ in range(400):
+        for _ in range(150):
             written += writer.write(bytes(1 << 16))
             between.pass_(0.05)
         kept = between.stage.status(between.now)["carried"]["held"]
@@ -209,6 +221,36 @@ def test_segments_between_others_pass_and_are_not_answered(between, side):
         assert between.heard[1 - side].pop() == frame
         assert between.heard == ([], [])
     assert between.flows == [{}] * 4
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_fragments_and_errors_between_others_pass(side):
+    between = Between()
+    where = ends(side) | {"dst_mac": b"\x02\0\0\0\0\x77"}
+    if side == 0:
+        between.inject(0, build.udp(**ends(0) | {"src_mac": where["dst_mac"]}, sport=1, dport=2, payload=b""))
+    between.heard[1].clear()
+    fragment = Packet.at(build.tcp(**where, sport=1, dport=2, flags=tcp.SYN, payload=bytes(64)))
+    fragment.ip.flags_fragment = 0x2000
+    segment = Packet.at(build.tcp(**ends(1 - side), sport=2, dport=1, flags=tcp.SYN))
+    error = Packet.at(unreachable(segment, 1, 3))
+    error.eth.dst = where["dst_mac"]
+    for frame in bytes(fragment.buf), bytes(error.buf):
+        between.inject(side, frame)
+        assert between.heard[1 - side].pop() == frame
+    assert not between.stage.drops
+
+
+def test_stations_are_bounded_and_a_group_is_none():
+    stations = Stations()
+    for number in range(5000):
+        stations.learn(b"\2\0" + number.to_bytes(4, "big"))
+    stations.learn(b"\1\0\0\0\0\1")
+    stations.learn(b"\2\0")
+    assert b"\1\0\0\0\0\1" not in stations
+    assert b"\2\0" not in stations
+    assert sum(b"\2\0" + number.to_bytes(4, "big") in stations for number in range(5000)) == 4096
+    assert b"\2\0" + (4999).to_bytes(4, "big") in stations
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -357,6 +399,17 @@ def test_the_path_mtu_is_learned_and_the_guest_hears_nothing_of_it(between):
     assert not any(pkt.icmp for pkt in packets(between.heard[0]))
 
 
+def test_an_error_with_a_wrong_checksum_goes_no_further(between):
+    one = between.open()
+    between.run(lambda: between.heard[1])
+    error = unreachable(Packet.at(bytearray(between.heard[1][0])), 1, 3)
+    error[-1] ^= 1
+    error[0] = 0
+    between.inject(1, error)
+    assert between.stage.drops == {"checksum": 1}
+    between.run(lambda: one.state is State.ESTABLISHED)
+
+
 def test_errors_about_unknown_segments_go_no_further(between):
     stranger = Packet.at(build.tcp(**ends(0, between.version), sport=1, dport=2, flags=tcp.SYN))
     between.inject(1, unreachable(stranger, 1, 3))
@@ -375,14 +428,32 @@ def test_connections_that_are_being_opened_from_the_network_are_few():
     assert len(between.heard[0]) <= 1024
 
 
-def test_buffers_grow_for_the_path(between):
-    one, two = between.establish(config=Config(receive_buffer=1 << 24, send_buffer=1 << 24))
-    two.configure(receive_buffer=1 << 25)
-    far = next(iter(between.stage.sides[1].active.streams.values())).endpoint
-    assert far.config.send_buffer == 1 << 20
-    says = bytes(12_000_000)
-    assert carry(between, one, two, says, b"")[1] == says
-    assert far.config.send_buffer > 2 << 20
+@pytest.mark.parametrize("side", SIDES)
+def test_buffers_towards_the_network_grow_for_the_path(side):
+    between = Between()
+    big = {"receive_buffer": 1 << 24, "send_buffer": 1 << 24}
+    ends = between.establish(side, config=Config(**big))
+    ends[1].configure(**big)
+    network = between.stage.sides[1]
+    (far,) = (network.active.streams or network.relay.flows).values()
+    assert (far.endpoint.config.send_buffer, far.endpoint.config.receive_buffer) == (1 << 20, 1 << 20)
+    says = bytes(4_000_000)
+    assert carry(between, *ends, says, says) == (says, says)
+    assert far.endpoint.config.send_buffer > 1 << 20
+    assert far.endpoint.config.receive_buffer > 1 << 20
+
+
+def test_buffered_octets_are_bounded_however_many_connections_there_are():
+    limits = RelayLimits(memory=2 << 20)
+    between = Between(limits=limits)
+    ends = [between.establish(port=50_000 + number, config=Config())[1] for number in range(12)]
+    for _ in range(40):
+        for server in ends:
+            if server.ended is None:
+                server.write(bytes(1 << 17))
+        between.pass_(0.05)
+        assert between.stage.status(between.now)["carried"]["held"] <= limits.most
+    assert between.stage.drops["memory"]
 
 
 @given(st.integers(0, 1), st.binary(max_size=120), st.integers(0, 2**32 - 1))

@@ -56,6 +56,14 @@ def test_they_stay_within_the_bound(net):
     assert net.ends[1].rcv.window(net.ends[1].rcv.shift) <= 0xFFFF
 
 
+def test_a_short_path_needs_no_large_buffers():
+    plain = replace(TUNED, buffer_max=None)
+    net = Network(Random(1), delay_s=0.0005, configs=(plain, TUNED), plain=False)
+    net.open()
+    send(net, 20_000_000)
+    assert net.ends[1].config.receive_buffer <= 8 * plain.send_buffer
+
+
 def test_a_user_that_does_not_read_makes_nothing_grow(net):
     send(net, 10_000_000, reads=False)
     assert net.ends[1].config.receive_buffer == 1 << 16

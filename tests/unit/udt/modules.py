@@ -43,6 +43,9 @@ class Wire(socket.socket):
     def packets(self):
         return PacketCounts()
 
+    def expect(self, rate):
+        pass
+
 
 class Cable:
     """A transport within the process; a listener at one end at most."""

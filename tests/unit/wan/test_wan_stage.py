@@ -9,7 +9,7 @@ from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.packet.vnet import NONE
 from vtl_tools.services.wan.settings import UNCHANGED, changed
-from vtl_tools.services.wan.stage import EARLY_S, WideArea
+from vtl_tools.services.wan.stage import EARLY_S, REALTIME_EARLY_S, WideArea
 from vtl_tools.services.wan.timeline import Timeline, read_timeline
 
 FRAME = NONE + bytes(12) + b"\x88\xb5" + bytes(46)
@@ -18,9 +18,10 @@ FRAME = NONE + bytes(12) + b"\x88\xb5" + bytes(46)
 class Driven:
     """A stage with what came out of it."""
 
-    def __init__(self, *lines: str, **changes: str) -> None:
+    def __init__(self, *lines: str, realtime: bool = False, **changes: str) -> None:
         settings = changed((UNCHANGED, UNCHANGED), changes)
-        self.stage = WideArea(settings, Random(1), steps=read_timeline(lines, "t"), now=0.0)
+        steps = read_timeline(lines, "t")
+        self.stage = WideArea(settings, Random(1), steps=steps, now=0.0, realtime=realtime)
         self.came: list[tuple[int, int, float]] = []
         self.events: list[str] = []
         self.stage.event = lambda name, **fields: self.events.append(name)
@@ -40,8 +41,8 @@ def close() -> Iterator[list[Driven]]:
         one.stage.timer.close()
 
 
-def driven(close: list[Driven], *lines: str, **changes: str) -> Driven:
-    close.append(Driven(*lines, **changes))
+def driven(close: list[Driven], *lines: str, realtime: bool = False, **changes: str) -> Driven:
+    close.append(Driven(*lines, realtime=realtime, **changes))
     return close[-1]
 
 
@@ -63,6 +64,14 @@ def test_the_runner_polls_when_a_frame_is_due_soon(close: list[Driven]) -> None:
     one.stage.settle(0.01 - EARLY_S / 2)
     assert one.stage.is_near
     assert one.stage.timer.poll(0.01)
+
+
+def test_the_runner_does_not_poll_at_a_realtime_priority(close: list[Driven]) -> None:
+    one = driven(close, delay="10ms", realtime=True)
+    one.push(0, 1, 0.0)
+    assert not one.stage.inline
+    assert not one.stage.timer.poll(0.01 - EARLY_S)
+    assert one.stage.timer.poll(0.01 - REALTIME_EARLY_S / 2)
 
 
 def test_settings_change_while_frames_pass(close: list[Driven]) -> None:

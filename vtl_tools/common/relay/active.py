@@ -203,11 +203,12 @@ class ActiveStream(InternalStream):
 
     def status(self) -> dict[str, object]:
         """Return the state of the connection, as --json prints it."""
-        info = self.endpoint.info()
+        info, rate = self.endpoint.info(), self.endpoint.snd.cc.pacing_rate
         return {
             "state": info.state.value,
             "rtt_ms": None if info.rtt_s is None else round(info.rtt_s * 1000, 3),
             "cwnd": info.cwnd,
+            "pacing_mbit": None if rate is None else round(rate * 8e-6, 3),
             "retransmits": info.retransmits,
             "held": self.endpoint.buffered,
         }

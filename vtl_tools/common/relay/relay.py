@@ -277,6 +277,7 @@ class Relay(Stage):
                 self.budget.failed += 1
                 flow.endpoint.abort()
                 self._outbox.transmit(flow.endpoint, now)
+                self._outbox.flush(now)
             self._remove(flow, now)
 
     def _schedule(self, flow: RelayFlow) -> None:

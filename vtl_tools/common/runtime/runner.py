@@ -252,6 +252,7 @@ class Runner:
                     batch = link.read()
                     if batch.count:
                         moved = 1
+                        now = clock()  # no frame came later, however long this process did not run
                         stage.on_batch(port, batch, now)
                 for source in sources:
                     moved |= source.poll(now)

@@ -6,12 +6,13 @@ RFC 8985 (RACK-TLP) detects loss, RFC 6582 without SACK. RFC 5682 (F-RTO), RFC 3
 
 from typing import Final
 
+from vtl_tools.common.packet.tcp import CWR, ECE
 from vtl_tools.common.tcp.congestion.base import Sample
 from vtl_tools.common.tcp.flight import Run
 from vtl_tools.common.tcp.rack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Sender
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import Segment
+from vtl_tools.common.tcp.wire import Segment, is_marked
 
 _HALF: Final = 0x8000_0000
 _MASK: Final = 0xFFFF_FFFF
@@ -56,14 +57,23 @@ def advance(tcb: TCB, ack: int, now: float) -> None:
 def acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate: bool) -> None:
     """Process an acceptable ACK, with its SACK blocks. duplicate: as defined in RFC 5681 section 2."""
     snd = tcb.snd
-    sample, runs = _SAMPLE, snd.runs
-    una = snd.una
-    if segment.sack is None and snd.recover is None and tcb.probe is None and not runs.sacked:
-        if una < ack <= snd.nxt and not (snd.dup_acks or tcb.rtt.backoffs):
+    if tcb.ecn and segment.flags & ECE:
+        _acknowledged(tcb, segment, ack, now, duplicate=duplicate)
+        _answer_echo(snd, now)
+        return
+    if segment.sack is None and snd.recover is None and tcb.probe is None and not snd.runs.sacked:
+        if snd.una < ack <= snd.nxt and not (snd.dup_acks or tcb.rtt.backoffs):
             advance(tcb, ack, now)
             return
-        if ack == una and not duplicate:
+        if ack == snd.una and not duplicate:
             return
+    _acknowledged(tcb, segment, ack, now, duplicate=duplicate)
+
+
+def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate: bool) -> None:
+    snd = tcb.snd
+    sample, runs = _SAMPLE, snd.runs
+    una = snd.una
     sample.before, sample.now, sample.lost = snd.pipe(), now, 0
     sample.advanced = advanced = ack > una
     fresh = []
@@ -103,6 +113,22 @@ def acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate:
         tcb.arm(now)
     elif news and tcb.probe_is_next:
         tcb.arm(now)  # no probe while data is SACKed (RFC 8985 section 7.2)
+
+
+def heed_marks(tcb: TCB, segment: Segment) -> None:
+    """Echo congestion that the network has marked, until the peer has reduced its window (RFC 3168 6.1.3)."""
+    if segment.flags & CWR:
+        tcb.echo_due = False
+    if segment.length and is_marked(segment):
+        tcb.echo_due = tcb.ack_now = True
+
+
+def _answer_echo(snd: Sender, now: float) -> None:
+    """Reduce the window for a mark that the peer echoes, once a round trip (RFC 3168 section 6.1.2)."""
+    if snd.recover is None and snd.una > snd.reduced_to:
+        snd.reduced_to = snd.nxt
+        snd.cwr_due = True
+        snd.cc.marked(now, snd.pipe(), _SAMPLE.before)
 
 
 def _measure(tcb: TCB, fresh: list[Run], echo_ms: int | None, now: float) -> None:
@@ -218,7 +244,10 @@ def _begin_recovery(snd: Sender, now: float) -> None:
 def _reduce(snd: Sender) -> None:
     """Remember from where a reduction may be undone."""
     snd.recover = snd.recovered = snd.nxt
-    snd.undo_from, snd.repaired, snd.repaired_ms = snd.una, -1, None
+    snd.undo_from, snd.repaired = snd.una, snd.runs.repaired
+    if not snd.repaired:  # else retransmissions of an earlier recovery are in flight, and their time counts
+        snd.repaired, snd.repaired_ms = -1, None
+    snd.cwr_due, snd.reduced_to = True, snd.nxt  # a peer without ECN is not told
     snd.frto = snd.new_first = False
 
 

@@ -3,7 +3,7 @@
 from typing import Final
 
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
-from vtl_tools.common.tcp.acks import acknowledged
+from vtl_tools.common.tcp.acks import acknowledged, heed_marks
 from vtl_tools.common.tcp.output import agree, reset
 from vtl_tools.common.tcp.prediction import predicted
 from vtl_tools.common.tcp.state import ON_FIN, ON_FIN_ACKED, TAKES_DATA, Ended, SegmentDrop, State
@@ -277,6 +277,8 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         _challenge(tcb, SegmentDrop.BAD_ACK, now)
         return False
 
+    if tcb.ecn:
+        heed_marks(tcb, segment)
     una = snd.una
     window = segment.window << snd.shift
     duplicate = (

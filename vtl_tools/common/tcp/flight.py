@@ -246,6 +246,11 @@ class Flight:
             end = runs[at].end
         return start, min(end, start + most)
 
+    @property
+    def repaired(self) -> int:
+        """Octets in flight that were sent again."""
+        return sum(run.end - run.start for run in self.runs if run.again and not run.lost)
+
     def lose_all(self) -> int:
         """Mark all that is not SACKed as lost. Return the octets that were not."""
         return sum(self.lose(run) for run in self.runs if not (run.sacked or run.lost))

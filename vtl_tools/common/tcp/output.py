@@ -3,7 +3,7 @@
 import struct
 from typing import Final
 
-from vtl_tools.common.packet.tcp import ACK, FIN, PSH, RST, SYN, URG, encode_options
+from vtl_tools.common.packet.tcp import ACK, CWR, ECE, FIN, PSH, RST, SYN, URG, encode_options
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import SENDS_DATA, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
@@ -11,7 +11,7 @@ from vtl_tools.common.tcp.wire import Pieces, Segment
 
 _STAMPS: Final = struct.Struct("!III")
 _STAMPS_ALONE: Final = 0x0101_080A
-_LATE_S: Final = 0.002
+_LATE_S: Final = 0.01
 """How much of what a late driver did not send in time it may send at once."""
 _SEGMENT_MIN: Final = 536  # RFC 9293 MUST-15, IPv4; 1220 over IPv6
 _URGENT_MAX: Final = 0xFFFF  # if SND.UP is further ahead, later segments announce the rest
@@ -28,6 +28,8 @@ def agree(tcb: TCB, syn: Segment) -> None:
     config, snd, rcv = tcb.config, tcb.snd, tcb.rcv
     tcb.timestamps = config.timestamps and syn.stamps is not None
     snd.sack = config.sack and syn.sack_permitted
+    asked = ECE if syn.flags & ACK else ECE | CWR  # RFC 3168 section 6.1.1
+    tcb.ecn = config.ecn and syn.flags & (ECE | CWR) == asked
     tcb.peer_scales = syn.window_scale is not None
     if config.window_scaling and syn.window_scale is not None:
         snd.shift, rcv.shift = min(syn.window_scale, 14), config.window_scale
@@ -54,6 +56,8 @@ def frame(
     data: list[memoryview] | None = None,
     length: int = 0,
     blocks: list[tuple[int, int]] | None = None,
+    *,
+    ect: bool = False,
 ) -> Pieces:
     """Return a segment that acknowledges all received data, and record that it does."""
     rcv, snd = tcb.rcv, tcb.snd
@@ -63,6 +67,8 @@ def frame(
     options = _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
     if blocks:
         options += encode_options(sack=blocks)
+    if tcb.echo_due:
+        flags |= ECE
     urgent = 0
     if snd.up > position and snd.is_urgent:  # a keep-alive is before SND.UNA, and so is an old SND.UP
         flags |= URG
@@ -77,6 +83,7 @@ def frame(
         data,
         snd.mss if length > snd.mss else 0,
         urgent,
+        ect,
     )
 
 
@@ -105,6 +112,10 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
         tcb.stalled_since = now
     tcb.retransmit_at = now + tcb.rtt.timeout_s
     flags, ack = (SYN | ACK, rcv.rcv_nxt) if answers else (SYN, 0)
+    if answers and tcb.ecn:
+        flags |= ECE
+    elif config.ecn and not answers and not snd.retransmits:  # a lost SYN may have been refused for it
+        flags |= ECE | CWR
     window = rcv.window(0) if answers else min(config.receive_buffer, 0xFFFF)
     return tcb.framer.frame(snd.iss, ack, flags, window, options)
 
@@ -121,13 +132,17 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
         data = snd.queue.views(start, end)
         if end == snd.queue.tail:
             flags |= PSH  # MUST-61: the end of the written data
+    ect = tcb.ecn and data is not None and not again and snd.wnd > 0  # RFC 3168 section 6.1.5, 6.1.6
+    if ect and snd.cwr_due:
+        flags |= CWR
+        snd.cwr_due = False
     snd.sent(piece, now)
     tcb.sent_at = now
     if tcb.retransmit_at == NEVER or (again and start == snd.una):
         tcb.arm(now)
     elif tcb.probe_is_next and not again:
         tcb.arm_probe(now)
-    return frame(tcb, start, flags, now, data, end - start)
+    return frame(tcb, start, flags, now, data, end - start, ect=ect)
 
 
 def reset(tcb: TCB, segment: Segment) -> None:
@@ -183,7 +198,7 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
             tcb.arm(now)
         elif tcb.probe_is_next:
             tcb.arm_probe(now)
-        frames.append(frame(tcb, start, flags, now, views, end - start))
+        frames.append(frame(tcb, start, flags, now, views, end - start, ect=tcb.ecn))
     return queue.tail > snd.nxt and edge > snd.nxt
 
 
@@ -226,7 +241,7 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
         snd.recover is None
         and snd.fin is None
         and snd.up <= snd.una
-        and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples)
+        and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples or snd.cwr_due)
     )
     if not ordinary or _stream(tcb, frames, now):
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:

@@ -86,7 +86,7 @@ class Rack:
             if run.sacked or run.lost:
                 continue
             if run.sent_at > self.xmit_at or (
-                run.sent_at == self.xmit_at and (run.again or run.end >= self.end)
+                run.sent_at == self.xmit_at and (run.end >= self.end or (run.again and not self.rtt_s))
             ):
                 if not run.again:
                     break  # originals are sent in order

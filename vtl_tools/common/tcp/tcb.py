@@ -26,13 +26,15 @@ class TCB:
 
     syn_pending: a SYN has come, and waits for accept() or refuse(). syn_due: a SYN is to be sent, for the
     first time or again. ack_now: an acknowledgement is due. reset_due: a reset is due. out: frames to send at
-    once. ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: time since which nothing
+    once. ecn: both ends notify of congestion (RFC 3168); echo_due: a mark is echoed until the peer answers it
+    by CWR. ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: time since which nothing
     was acknowledged although data is outstanding; None if none is. timed: the position after the SYN and its
     sending time, for an RTT sample. retransmit_at: of the RTO, or of a tail loss probe before it
     (probe_is_next); rto_at: of the RTO. reorder_at: time at which data missing below SACKed ranges is
     considered lost. pace_at: time from which the pacing rate lets the next segment leave; paced_at: the same
     while one waits for it. probe: end of the data in flight when the tail was probed, and whether the probe
-    was a retransmission. tune_at: when tune() is due; tuned: octets that the user had read at its last call.
+    was a retransmission. tune_at: when tune() is due; tuned: octets that the user had read at its last call,
+    and its time.
     """
 
     __slots__ = (
@@ -43,6 +45,8 @@ class TCB:
         "config",
         "delayed_at",
         "drops",
+        "echo_due",
+        "ecn",
         "ended",
         "framer",
         "heard_at",
@@ -93,7 +97,7 @@ class TCB:
         self.passive = self.peer_scales = self.syn_pending = self.syn_due = self.ack_now = self.timestamps = (
             False
         )
-        self.reset_due = False
+        self.reset_due = self.ecn = self.echo_due = False
         self.out: list[Pieces] = []
         self.drops: defaultdict[SegmentDrop, int] = defaultdict(int)
         self.ts_offset = ts_offset
@@ -111,7 +115,7 @@ class TCB:
         self.timed: tuple[int, float] | None = None
         self.ack_due_octets = 0
         self.tune_at = NEVER if config.buffer_max is None else 0.0
-        self.tuned = 0
+        self.tuned = 0, 0.0
         self.segments_in = self.segments_out = 0
         self._challenged, self._challenges = 0.0, 0
 

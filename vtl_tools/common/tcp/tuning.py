@@ -27,11 +27,11 @@ def tune(endpoint: Endpoint, now: float, *, may_grow: bool) -> None:
         return
     rtt_s = endpoint.rtt.srtt_s or _RTT_S
     read = rcv.received - rcv.readable
-    window, endpoint.tuned = read - endpoint.tuned, read
-    endpoint.tune_at = now + rtt_s
-    if rtt_s < _INTERVAL_MIN_S:
-        window = int(window * rtt_s / _INTERVAL_MIN_S)
-        endpoint.tune_at = now + _INTERVAL_MIN_S
+    before, since = endpoint.tuned
+    window, elapsed_s = read - before, now - since
+    if elapsed_s > rtt_s:
+        window = int(window * rtt_s / elapsed_s)
+    endpoint.tuned, endpoint.tune_at = (read, now), now + max(rtt_s, _INTERVAL_MIN_S)
     if not may_grow:
         return
     changes = {}

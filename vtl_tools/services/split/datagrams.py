@@ -1,6 +1,7 @@
 """UDP and ICMP echo of the guest, through sockets of the host: there, back, and the errors."""
 
 import errno
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
@@ -10,6 +11,7 @@ from vtl_tools.common.packet import derive, icmp, quick, vnet
 from vtl_tools.common.packet.fragment import fragments
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.quick import Headers
+from vtl_tools.common.packet.supersegment import UDP_MAX_SEGMENTS
 from vtl_tools.common.packet.view import U16
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.rate_limit import TokenBucket
@@ -146,22 +148,28 @@ class Datagrams:
         ttl = traits[0]
         try:
             peer = self.table.find(key, kind, parties, now, self._register)
-        except PermissionError:
-            self._on_no_ping()
-            peer = Reason.PROHIBITED
-        except OSError:
-            self._drop(frame, "no-descriptor", now)
-            return
+        except OSError as e:
+            if kind is EchoMapping and e.errno in (errno.EACCES, errno.EPERM):
+                self._on_no_ping()
+                peer = Reason.PROHIBITED
+            elif e.errno == errno.EAFNOSUPPORT:
+                peer = Reason.NET_UNREACHABLE
+            else:
+                self._drop(frame, "no-descriptor", now)
+                return
         if isinstance(peer, Reason):
             self._refuse(frame, peer, now)
             return
-        if self._network.is_ours(peer.local):
+        if peer.is_router:
             ttl = _TTL + 1
         if ttl <= 1:
             self._exceed(frame, now)
             return
         traits = (ttl - 1, *traits[1:])
         size = vnet.HEADER.unpack_from(frame)[3] if frame[1] == vnet.GSO_UDP_L4 else 0
+        if size and len(payload) > size * UDP_MAX_SEGMENTS:
+            self._drop(frame, "malformed", now)
+            return
         run = self._runs.get(key)
         if run is not None:
             if (
@@ -195,7 +203,7 @@ class Datagrams:
         if count == 1:
             self._send_out(run, pieces, (), now)
             return
-        cut = [(_SOL_UDP, _UDP_SEGMENT, run.size.to_bytes(2, "little"))]
+        cut = [(_SOL_UDP, _UDP_SEGMENT, run.size.to_bytes(2, sys.byteorder))]
         if mapping.segments and self._send_out(run, pieces, cut, now):
             return
         mapping.segments = False
@@ -281,6 +289,8 @@ class Datagrams:
         self._poller.close(mapping.sock)
 
     def _on_event(self, mapping: DatagramMapping, events: int, now: float) -> None:
+        if events & FAILED:
+            mapping.failed = True
         if events & (READABLE | FAILED):
             self._ready[mapping.key] = mapping
 
@@ -295,8 +305,9 @@ class Datagrams:
             return
         for key in list(self._ready)[:_TURN]:
             mapping = self._ready.pop(key)
-            is_more = self._report(mapping, now)
-            if self._receive(mapping, now) or is_more:
+            if mapping.failed:
+                mapping.failed = self._report(mapping, now)
+            if self._receive(mapping, now) or mapping.failed:
                 self._ready[key] = mapping
 
     def _receive(self, mapping: DatagramMapping, now: float) -> bool:

@@ -76,6 +76,10 @@ class Destinations:
         """Another number whenever find() may find otherwise, but for the resolver."""
         return self._own.version
 
+    def is_router(self, octets: bytes) -> bool:
+        """Return whether an address is the guest's router's."""
+        return self._network.is_ours(octets)
+
     def find(self, octets: bytes, port: int) -> SocketAddress | Reason:
         """Return the socket address for a destination of the guest, or why there is none. Raises OSError."""
         network = self._network

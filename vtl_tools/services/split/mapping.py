@@ -36,16 +36,20 @@ ECHO_HEADER: Final = 8
 class MappingPeer:
     """One destination of a mapping. address: of the socket. local, port: as the guest knows it.
 
-    sender: as in DatagramArena. version, check_at: when it was last found to be open, and when to look again.
+    is_router: the guest sends to its router, which passes it on. sender: as in DatagramArena. version,
+    check_at: when it was last found to be open, and when to look again.
     """
 
-    __slots__ = ("address", "check_at", "local", "mapping", "port", "sender", "template", "version")
+    __slots__ = (
+        "address", "check_at", "is_router", "local", "mapping", "port", "sender", "template", "version",
+    )  # fmt: skip
 
     def __init__(
         self, mapping: "DatagramMapping", address: SocketAddress, sender: bytes, local: bytes, port: int
     ) -> None:
         self.mapping, self.address, self.sender, self.local, self.port = mapping, address, sender, local, port
         self.version, self.check_at = -1, 0.0
+        self.is_router = False
         self.template: tuple[bytes, int, int, bytes] | None = None
 
 
@@ -55,13 +59,13 @@ class DatagramMapping:
     macs: the gateway's Ethernet address, as the guest has it, and the guest's. ipv6: of the socket, which is
     not the guest's version where its DNS server is known by the other one. peers: by sender, for what
     may come in: RFC 4787 section 5, address-dependent filtering. hosts: how many peers an address has. keys:
-    of its peers.
-    used_at: time of the last datagram. segments: whether the kernel cuts large datagrams for this socket.
+    of its peers. used_at: time of the last datagram. segments: whether the kernel cuts large datagrams for
+    this socket. failed: errors may wait there.
     """
 
     __slots__ = (
-        "guest", "hosts", "ipv6", "key", "keys", "macs", "peers", "port", "segments", "sock", "traits",
-        "used_at",
+        "failed", "guest", "hosts", "ipv6", "key", "keys", "macs", "peers", "port", "segments", "sock",
+        "traits", "used_at",
     )  # fmt: skip
 
     def __init__(self, key: bytes, macs: bytes, guest: bytes, port: int, ipv6: bool, now: float) -> None:
@@ -71,7 +75,7 @@ class DatagramMapping:
         self.hosts: Counter[bytes] = Counter()
         self.traits: Traits = UNKNOWN
         self.used_at = now
-        self.segments = True
+        self.segments, self.failed = True, False
         self.sock = self._open(socket.AF_INET6 if ipv6 else socket.AF_INET)
         if not ipv6:
             self.sock.setsockopt(socket.SOL_IP, IP_RECVERR, 1)

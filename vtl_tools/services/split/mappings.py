@@ -70,6 +70,7 @@ class MappingTable:
         if peer is None:
             mapping = self._mapping(kind, key, parties, len(address) > 2, now, register)
             peer = MappingPeer(mapping, address, sender_of(address[0], address[1]), dst, dport)
+            peer.is_router = self._destinations.is_router(dst)
             if len(self._peers) >= PEERS_MAX:
                 self._forget(*next(iter(self._peers.items())))
             self._peers[key] = peer

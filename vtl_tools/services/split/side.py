@@ -113,9 +113,9 @@ class SplitSide:
             self._learn(frame)
             if self._is_elsewhere(frame) or is_signed(frame):
                 return False
-            self._syn, self._now = frame, now
         elif self._faces_guest and frame[_DST] != flow.endpoint.path.local_mac:
             self._follow(flow, frame)
+        self._syn, self._now = frame, now  # for _dial(), which the relay calls for a SYN
         self.relay.on_segment(segment, frame, now)
         return True
 

@@ -1,5 +1,6 @@
 """The stage of vtl-split without an uplink: the guest's whole network, through sockets of the host."""
 
+import errno
 import logging
 import os
 from functools import partial
@@ -152,7 +153,12 @@ class SplitBySockets(Stage):
         if isinstance(found, Reason):
             return found
         is_open = partial(self._destinations.is_still, path.local, path.local_port, found)
-        return SplitConnector(found, self._tuning, is_open)
+        try:
+            return SplitConnector(found, self._tuning, is_open)
+        except OSError as e:
+            if e.errno == errno.EAFNOSUPPORT:  # a host without IPv6
+                return Reason.NET_UNREACHABLE
+            raise
 
     def _on_end(self, flow: RelayFlow, now: float) -> None:
         self._tuning.release(flow.stream)

@@ -15,6 +15,8 @@ from vtl_tools.services.wan.timeline import Timeline, TimelineStep
 
 EARLY_S: Final = 100e-6
 """The timer wakes the process so much before a frame is due; it polls for the rest."""
+REALTIME_EARLY_S: Final = 50e-6
+"""The same at a real-time priority: nothing delays the wake-up, and polling would use up what is allowed."""
 MEMORY: Final = 256 << 20
 """Octets that may wait in each direction, by default."""
 _POPS: Final = 16
@@ -22,7 +24,10 @@ _POPS: Final = 16
 
 
 class WideArea(Stage):
-    """Two ports. Frames of port 0 take the first path, those of port 1 the second. steps: of a timeline."""
+    """Two ports. Frames of port 0 take the first path, those of port 1 the second.
+
+    steps: of a timeline. realtime: whether the process has a real-time priority.
+    """
 
     def __init__(
         self,
@@ -31,14 +36,18 @@ class WideArea(Stage):
         memory: int = MEMORY,
         steps: Iterable[TimelineStep] = (),
         now: float | None = None,
+        *,
+        realtime: bool = False,
     ) -> None:
         super().__init__()
+        self.inline = not realtime
+        self.early_s = REALTIME_EARLY_S if realtime else EARLY_S
         began = time.monotonic() if now is None else now
         self.settings = settings
         self.paths = [WanPath(one, Random(rng.random()), memory, began, self.drops) for one in settings]
         self.timeline = Timeline(steps, began)
         self.is_near = False
-        """Whether frames were sent just now, or will be within EARLY_S: the runner is to poll meanwhile."""
+        """Whether frames were sent just now, or will be within early_s: the runner is to poll meanwhile."""
         self.timer = Timer(self)
         self.sources = [self.timer]
 
@@ -57,7 +66,7 @@ class WideArea(Stage):
                 moved = True
                 Stage.send(self, 1 - port, [(frame,) for frame in frames], now)
         due = self.due()
-        self.is_near = moved or (due is not None and due - now < EARLY_S)
+        self.is_near = moved or (due is not None and due - now < self.early_s)
         if not self.is_near:
             self.timer.set(due, now)
 
@@ -119,11 +128,11 @@ class Timer:
         if due is None or (self._at is not None and now < self._at <= due):
             return
         self._at = due
-        self._handle.alarm(max(due - now - EARLY_S, 1e-9))
+        self._handle.alarm(max(due - now - self._stage.early_s, 1e-9))
 
     def poll(self, now: float) -> bool:
         """Return whether to go on polling, since a frame is due soon."""
-        if self._at is None or now < self._at - EARLY_S:
+        if self._at is None or now < self._at - self._stage.early_s:
             return self._stage.is_near
         self._handle.alarm_expired()
         self._at = None

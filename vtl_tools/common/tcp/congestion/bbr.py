@@ -5,15 +5,16 @@ flight at most. The names are the draft's, in model.py and here.
 
 One departure: loss without a queue. The draft takes more than 2 % of loss in a round as a full buffer. Here
 that holds only while the round trip shows a queue; otherwise the limit is 10 %, and less loss than the limit
-does not lower the short-term bounds. A radio link that loses 5 % is thus used, as by version 1, and a
-shallow buffer, which loses a fifth of what probes beyond it, is still respected.
+does not lower the short-term bounds, and is made up for by the pacing rate. A radio link that loses 5 % is
+thus used, as by version 1, and a shallow buffer, which loses a fifth of what probes beyond it, is still
+respected.
 """
 
 from enum import Enum, auto
 from typing import ClassVar, Final
 
 from vtl_tools.common.tcp.congestion.base import UNLIMITED, Congestion, Sample
-from vtl_tools.common.tcp.congestion.model import Model
+from vtl_tools.common.tcp.congestion.model import PathModel
 
 _STARTUP_GAIN: Final = 2.77  # 4 ln 2
 _DRAIN_GAIN: Final = 0.5
@@ -82,7 +83,7 @@ class Bbr(Congestion):
 
     def __init__(self, smss: int, initial_window: int) -> None:
         super().__init__(smss, initial_window)
-        self.model = Model()
+        self.model = PathModel()
         self.phase = Phase.STARTUP
         self.filled = False  # BBR.full_bw_reached
         self._full_bw = 0.0
@@ -108,7 +109,7 @@ class Bbr(Congestion):
         """BBRUpdateOnACK."""
         model = self.model
         probing = self.phase in _PROBING
-        model.update(sample, self.cwnd, startup=not self.filled, probing=probing)
+        model.update(sample, self.cwnd, self.smss, startup=not self.filled, probing=probing)
         if model.round_start:
             self._rounds_since_probe += 1
         if not self.filled:
@@ -130,11 +131,12 @@ class Bbr(Congestion):
         self._set_cwnd(sample)
 
     def lost(self, now: float, in_flight: int, flight: int) -> None:
-        """BBROnEnterFastRecovery: conserve packets for a round trip."""
+        """BBROnEnterFastRecovery: conserve packets for a round trip, if there is a queue."""
         self._save_cwnd()
         self._recovering = True
-        self.cwnd = in_flight + self.smss
-        self._conserve_to = self.model.delivered
+        if self.model.has_queue:
+            self.cwnd = in_flight + self.smss
+            self._conserve_to = self.model.delivered
 
     def timed_out(self, now: float, in_flight: int, flight: int, *, again: bool) -> None:
         """BBROnEnterRTO."""
@@ -277,7 +279,7 @@ class Bbr(Congestion):
                     model.advance_max_bw()
         if sample.prior < 0:
             return
-        if model.is_too_high(sample):
+        if model.is_too_high(sample, self.smss):
             if self._samples_probe:
                 self._samples_probe = False
                 if not sample.app_limited:
@@ -363,7 +365,7 @@ class Bbr(Congestion):
         return max(high - max(self.smss, int(_HEADROOM * high)), _PIPE_MIN * self.smss)
 
     def _set_pacing_rate(self) -> None:
-        rate = _GAINS[self.phase][0] * self.model.bw * (1 - _MARGIN)
+        rate = _GAINS[self.phase][0] * self.model.bw * (1 - _MARGIN) / (1 - self.model.loss_share)
         if rate and (self.filled or self.pacing_rate is None or rate > self.pacing_rate):
             self.pacing_rate = rate
             self._set_quantum()
@@ -380,7 +382,7 @@ class Bbr(Congestion):
         if self._conserve_to and self._recovering:
             self.cwnd = max(self.cwnd, sample.in_flight + max(sample.delivered, smss))
         elif self.filled:
-            if sample.lost and self._recovering:
+            if sample.lost and self._recovering and model.has_queue:
                 self.cwnd = max(self.cwnd - sample.lost, smss)
             self.cwnd = min(self.cwnd + sample.delivered, most)
         elif self.cwnd < most or model.delivered < self.initial * smss:

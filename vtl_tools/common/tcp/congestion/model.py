@@ -10,25 +10,28 @@ _PROBE_RTT_INTERVAL_S: Final = 5.0
 _EXTRA_ROUNDS: Final = 5  # of each of two buckets: BBR.ExtraAckedFilterLen is 10
 _LOSS: Final = 0.02  # BBR.LossThresh, while there is a queue
 _LOSS_WITHOUT_QUEUE: Final = 0.1
-_QUEUE: Final = 1.25  # a round trip of so much more than the minimum shows one
-_QUEUE_S: Final = 0.002
+_FEW: Final = 2  # segments lost in a round trip that tell nothing
+_QUEUE: Final = 1.5  # a round trip of so much more than the minimum shows one
+_QUEUE_S: Final = 0.004
+_SMOOTH: Final = 0.125
 _NONE: Final = float("inf")
 
 
-class Model:
+class PathModel:
     """Octets, seconds, and octets a second. The names are the draft's.
 
     bw: bandwidth to use. max_bw, min_rtt_s: the long-term estimates. bw_lo, inflight_lo: short-term bounds;
     inflight_hi: the long-term one. round_start, loss_round_start: this acknowledgement begins a round trip.
-    loss_events: acknowledgements of this round that told of loss.
+    loss_events: acknowledgements of this round that told of loss. loss_share: share of the octets sent that
+    is lost without a queue, smoothed.
     """
 
     __slots__ = (
         "_delivered_in_round", "_excessive", "_extra", "_extra_at", "_extra_delivered", "_extra_round",
-        "_loss_in_round", "_loss_round_end", "_lost_in_round", "_max_bw", "_min_rtt_at", "_probe_rtt_at",
-        "_probe_rtt_min_s", "_round_end", "_round_rtt_s", "bw", "bw_latest", "bw_lo", "delivered",
-        "inflight_hi", "inflight_latest", "inflight_lo", "is_probe_rtt_due", "loss_events",
-        "loss_round_start", "min_rtt_s", "round_start", "rounds",
+        "_last_rtt_s", "_loss_in_round", "_loss_round_end", "_lost_in_round", "_max_bw", "_min_rtt_at",
+        "_probe_rtt_at", "_probe_rtt_min_s", "_round_end", "_round_rtt_s", "bw", "bw_latest", "bw_lo",
+        "delivered", "inflight_hi", "inflight_latest", "inflight_lo", "is_probe_rtt_due", "loss_events",
+        "loss_round_start", "loss_share", "min_rtt_s", "round_start", "rounds",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -46,7 +49,9 @@ class Model:
         self.round_start = self.loss_round_start = False
         self._loss_in_round = self._excessive = False
         self._lost_in_round = self._delivered_in_round = self.loss_events = 0
+        self.loss_share = 0.0
         self._round_rtt_s = _NONE
+        self._last_rtt_s = _NONE
         self._extra = [0, 0]
         self._extra_at, self._extra_delivered, self._extra_round = 0.0, 0, 0
 
@@ -72,21 +77,24 @@ class Model:
         """Whether the loss of the round that has ended is congestion."""
         return self._excessive
 
-    def _limit(self, rtt_s: float) -> float:
-        """Return the share of loss that is a sign of congestion at such a round trip."""
-        least_s = self.min_rtt_s
-        if least_s is None or rtt_s > _QUEUE * least_s + _QUEUE_S:
-            return _LOSS
-        return _LOSS_WITHOUT_QUEUE
+    @property
+    def has_queue(self) -> bool:
+        """Whether all of this round and the last took longer: a single delay may be a busy machine's."""
+        least_s, seen_s = self.min_rtt_s, min(self._round_rtt_s, self._last_rtt_s)
+        return least_s is None or seen_s > _QUEUE * least_s + _QUEUE_S
 
-    def is_too_high(self, sample: Sample) -> bool:
+    @property
+    def _limit(self) -> float:
+        """The share of loss that is a sign of congestion."""
+        return _LOSS if self.has_queue else _LOSS_WITHOUT_QUEUE
+
+    def is_too_high(self, sample: Sample, smss: int) -> bool:
         """BBRIsInflightTooHigh."""
-        limit = self._limit(sample.rtt_s if sample.rtt_s is not None else self._round_rtt_s)
-        return sample.lost_since > sample.tx_in_flight * limit
+        return sample.lost_since > sample.tx_in_flight * self._limit + _FEW * smss
 
     # --- an acknowledgement
 
-    def update(self, sample: Sample, cwnd: int, *, startup: bool, probing: bool) -> None:
+    def update(self, sample: Sample, cwnd: int, smss: int, *, startup: bool, probing: bool) -> None:
         """Update the estimates, apart from the minimum round trip. cwnd: the window before it."""
         self.delivered = sample.total
         self.round_start = self.loss_round_start = False
@@ -114,10 +122,15 @@ class Model:
         if self.loss_round_start:
             total = self._lost_in_round + self._delivered_in_round
             self._excessive = self._loss_in_round and (
-                self._lost_in_round > total * self._limit(self._round_rtt_s) or self._round_rtt_s == _NONE
+                self._lost_in_round > total * self._limit + _FEW * smss or self._round_rtt_s == _NONE
             )
-            if self._excessive and not probing:
-                self._lower_bounds(cwnd)
+            if self._excessive:
+                self.loss_share = 0.0
+                if not probing:
+                    self._lower_bounds(cwnd)
+            elif total:
+                share = self._lost_in_round / total if not self.has_queue else 0.0
+                self.loss_share += _SMOOTH * (share - self.loss_share)
         self._aggregate(sample, cwnd, startup=startup)
         self._bound()
 
@@ -138,7 +151,7 @@ class Model:
     def _end_loss_round(self) -> None:
         self._loss_in_round = False
         self._lost_in_round = self._delivered_in_round = self.loss_events = 0
-        self._round_rtt_s = _NONE
+        self._last_rtt_s, self._round_rtt_s = self._round_rtt_s, _NONE
 
     def _bound(self) -> None:
         """BBRBoundBWForModel."""
