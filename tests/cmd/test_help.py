@@ -56,6 +56,7 @@ WITHOUT_A_SERVICE = {
     ("vtl-fw", "selftest"),
     ("vtl-tor", "check"),
     ("vtl-tor", "selftest"),
+    ("vtl-udt", "keygen"),
     ("vtl-wan", "verify"),
 }
 

@@ -62,6 +62,7 @@ KEPT = {
     "vtl-split": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-subnet": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-tor": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
+    "vtl-udt": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-wan": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-ack": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
 }

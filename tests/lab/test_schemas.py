@@ -43,6 +43,7 @@ ELSEWHERE = {
     "inherited": "tests/lab/test_ack.py",
     "lost": "tests/unit/runtime/test_events.py",
     "selftest": "tests/cmd/test_selftest.py",
+    "transport": "tests/unit/udt/test_far_module.py",
 }
 """Outputs of other tests, which validate them, too."""
 
@@ -75,7 +76,9 @@ def printed() -> Iterator[Printed]:
     with Lab() as lab:
         found = Printed(lab)
         line = line_of_three(lab)
-        for part in firewall, others, dead, switch, wide_area, local_ack, freezer, tor, split:
+        for part in (
+            firewall, others, dead, switch, wide_area, local_ack, freezer, tor, split, other_transport,
+        ):  # fmt: skip
             part(found, line)
         yield found
 
@@ -235,6 +238,30 @@ def tor(found: Printed, line: Line) -> None:
                 for verb in "status", "flows":
                     found.run(middle, "vtl-tor", verb, "--link", running.socket)
     found.ended(running)
+
+
+def other_transport(found: Printed, line: Line) -> None:
+    """vtl-udt, both modules on one host, with a stranger and a destination that is not allowed."""
+    client, middle, _ = line
+    key, address = found.lab.dir / "udt.key", "127.0.0.1:7700"
+    middle.run(BIN / "vtl-udt", "keygen", key)
+    common = ("--key-file", key, "--transport", "tcp")
+    there = ("--iface", "eth0", "--listen", address, "--to", "10.9.0.2", *common)
+    here = ("--iface", "vmnet1", "--peer", address, *common)
+    with bridge(found.lab, middle, *here, service="vtl-udt", name="near") as near:
+        with bridge(found.lab, middle, *there, service="vtl-udt", name="far") as far:
+            near.wait_for("peer-up")
+            with middle.enter(), socket.create_connection(("127.0.0.1", 7700)) as stranger:
+                stranger.sendall(bytes(200))
+            far.wait_for("peer-refused")
+            with client.enter(), pytest.raises(OSError, match="No route to host"):
+                socket.create_connection(("10.9.0.3", 80), PATIENCE_S)
+            far.wait_for("refused")
+            for running in near, far:
+                found.run(middle, "vtl-udt", "status", "--link", running.socket)
+        found.ended(far)
+        near.wait_for("peer-down")
+    found.ended(near)
 
 
 def split(found: Printed, line: Line) -> None:

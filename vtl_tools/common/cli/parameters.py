@@ -50,10 +50,9 @@ class ProxyParam(ParamType):
             return value  # type: ignore[no-any-return]
         if value.startswith("unix:") and len(value) > len("unix:"):
             return value.removeprefix("unix:")
-        host, _, port = value.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-            self.fail(f"{value!r}: write HOST:PORT or unix:PATH, such as {self.example}", param, ctx)
-        return host.strip("[]"), int(port)
+        return _host_and_port(
+            self, value, param, ctx, f"write HOST:PORT or unix:PATH, such as {self.example}"
+        )
 
 
 class MetricsParam(ProxyParam):
@@ -243,3 +242,67 @@ class SecretParam(ParamType):
         if len(secret) < SECRET_MIN:
             self.fail(f"{value}: shorter than {SECRET_MIN} octets; {remedy}", param, ctx)
         return secret
+
+
+class ListenParam(ParamType):
+    """Where to listen: ADDRESS:PORT."""
+
+    name = "listen"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Return the address and the port."""
+        return _host_and_port(self, value, param, ctx, "write ADDRESS:PORT, such as 0.0.0.0:7700")
+
+
+class PeerParam(ParamType):
+    """HOST:PORT of a peer, or PREFIX=HOST:PORT for the destinations of a prefix only."""
+
+    name = "peer"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[IPv4Network | IPv6Network | None, tuple[str, int]]:
+        """Return the prefix, or None, and host and port."""
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        prefix, is_prefix, where = value.rpartition("=")
+        network = NetworkParam().convert(prefix, param, ctx) if is_prefix else None
+        remedy = "write HOST:PORT or PREFIX=HOST:PORT, such as 10.2.0.0/16=192.0.2.9:7700"
+        return network, _host_and_port(self, where, param, ctx, remedy)
+
+
+class RouteParam(ParamType):
+    """A prefix that is on a link, or PREFIX=ROUTER for one that is behind a router there."""
+
+    name = "route"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[IPv4Network | IPv6Network, bytes | None]:
+        """Return the prefix, and the router's address or None."""
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        prefix, is_routed, text = value.partition("=")
+        network = NetworkParam().convert(prefix, param, ctx)
+        if not is_routed:
+            return network, None
+        try:
+            router = address.ip(text)
+        except ValueError as e:
+            self.fail(f"{e}; write PREFIX=ROUTER, such as 10.3.0.0/16=10.2.0.1", param, ctx)
+        if not address.is_single_host(router) or len(router) != len(network.network_address.packed):
+            self.fail(f"{value}: {text} is no router of {prefix}; write 10.3.0.0/16=10.2.0.1", param, ctx)
+        return network, router
+
+
+def _host_and_port(
+    kind: ParamType, value: Any, param: click.Parameter | None, ctx: click.Context | None, remedy: str
+) -> tuple[str, int]:
+    if not isinstance(value, str):
+        return value  # type: ignore[no-any-return]
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        kind.fail(f"{value!r}: {remedy}", param, ctx)
+    return host.strip("[]"), int(port)

@@ -41,6 +41,7 @@ NEEDS: Final[Mapping[str, tuple[Use, ...]]] = {
     ),
     "vtl-split": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-subnet": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
+    "vtl-udt": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-ack": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-wan": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-tor": (
