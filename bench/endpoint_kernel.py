@@ -19,7 +19,7 @@ from scene import ROOT, SERVER, Scene, say
 from lab.netns import Lab
 
 PORT = 5997
-OURS = "10.9.0.3"
+OURS, OUR_MAC = "10.9.0.3", "02:00:00:00:00:77"  # of endpoint_sender.py
 RATE = "20mbit"
 ROUND_TRIPS_MS = (1, 10, 50, 100, 400)
 LOSSES = ("0%", "0.1%", "1%", "5%")
@@ -106,6 +106,8 @@ def main() -> None:
         trips, losses, rounds = (10, 100), ("0%", "1%"), 1
     with Lab() as lab:
         scene = Scene(lab)
+        neighbour = (OURS, "lladdr", OUR_MAC, "dev", "vs")  # the client's kernel is known to the server, too
+        scene.server.run("ip", "neigh", "replace", *neighbour)
         rows = [
             cell(scene, congestion, rtt_ms, loss, rounds)
             for congestion in asked.congestion

@@ -124,7 +124,9 @@ def test_a_rate_sample_is_what_was_delivered_over_the_longer_of_sending_and_ackn
     peer.tcp.write(bytes(1000))
     peer.pass_(0.1)
     peer.inject(".", 1, ack=5001, win=60_000)
-    assert [limited for _, limited in rates] == [False] * 4 + [True], "a segment that the user was slow to write"
+    assert [limited for _, limited in rates] == [False] * 4 + [True], (
+        "a segment that the user was slow to write"
+    )
 
 
 def test_lost_retransmissions_of_many_segments_are_all_repaired_without_a_timeout():

@@ -244,7 +244,9 @@ def _begin_recovery(snd: Sender, now: float) -> None:
 def _reduce(snd: Sender) -> None:
     """Remember from where a reduction may be undone."""
     snd.recover = snd.recovered = snd.nxt
-    snd.undo_from, snd.repaired, snd.repaired_ms = snd.una, -1, None
+    snd.undo_from, snd.repaired = snd.una, snd.runs.repaired
+    if not snd.repaired:  # else retransmissions of an earlier recovery are in flight, and their time counts
+        snd.repaired, snd.repaired_ms = -1, None
     snd.cwr_due, snd.reduced_to = True, snd.nxt  # a peer without ECN is not told
     snd.frto = snd.new_first = False
 

@@ -70,11 +70,12 @@ class Flight:
     # --- sending
 
     def sent(self, start: int, end: int, now: float, stamp: Stamp | None = None) -> None:
-        """Add new octets."""
+        """Add new octets. Those that leave at one time are one run, unless their stamps differ."""
         runs = self.runs
-        if len(runs) >= RUNS_MAX:
+        if runs:
             last = runs[-1]
-            if not (last.sacked or last.lost or last.again):
+            is_plain = not (last.sacked or last.lost or last.again)
+            if is_plain and ((last.sent_at == now and stamp is None) or len(runs) >= RUNS_MAX):
                 last.end, last.sent_at = end, now
                 return
         runs.append(Run(start, end, now, stamp))
@@ -245,6 +246,11 @@ class Flight:
             at += 1
             end = runs[at].end
         return start, min(end, start + most)
+
+    @property
+    def repaired(self) -> int:
+        """Octets in flight that were sent again."""
+        return sum(run.end - run.start for run in self.runs if run.again and not run.lost)
 
     def lose_all(self) -> int:
         """Mark all that is not SACKed as lost. Return the octets that were not."""

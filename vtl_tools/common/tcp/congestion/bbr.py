@@ -14,7 +14,7 @@ from enum import Enum, auto
 from typing import ClassVar, Final
 
 from vtl_tools.common.tcp.congestion.base import UNLIMITED, Congestion, Sample
-from vtl_tools.common.tcp.congestion.model import Model
+from vtl_tools.common.tcp.congestion.model import PathModel
 
 _STARTUP_GAIN: Final = 2.77  # 4 ln 2
 _DRAIN_GAIN: Final = 0.5
@@ -83,7 +83,7 @@ class Bbr(Congestion):
 
     def __init__(self, smss: int, initial_window: int) -> None:
         super().__init__(smss, initial_window)
-        self.model = Model()
+        self.model = PathModel()
         self.phase = Phase.STARTUP
         self.filled = False  # BBR.full_bw_reached
         self._full_bw = 0.0

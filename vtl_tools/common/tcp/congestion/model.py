@@ -17,7 +17,7 @@ _SMOOTH: Final = 0.125
 _NONE: Final = float("inf")
 
 
-class Model:
+class PathModel:
     """Octets, seconds, and octets a second. The names are the draft's.
 
     bw: bandwidth to use. max_bw, min_rtt_s: the long-term estimates. bw_lo, inflight_lo: short-term bounds;
@@ -51,7 +51,7 @@ class Model:
         self._lost_in_round = self._delivered_in_round = self.loss_events = 0
         self.loss_share = 0.0
         self._round_rtt_s = _NONE
-        self._last_rtt_s = 0.0
+        self._last_rtt_s = _NONE
         self._extra = [0, 0]
         self._extra_at, self._extra_delivered, self._extra_round = 0.0, 0, 0
 
@@ -79,20 +79,18 @@ class Model:
 
     @property
     def has_queue(self) -> bool:
-        """Whether the last round trip shows a queue."""
-        return self.min_rtt_s is None or self._last_rtt_s > _QUEUE * self.min_rtt_s + _QUEUE_S
+        """Whether all of this round and the last took longer: a single delay may be a busy machine's."""
+        least_s, seen_s = self.min_rtt_s, min(self._round_rtt_s, self._last_rtt_s)
+        return least_s is None or seen_s > _QUEUE * least_s + _QUEUE_S
 
-    def _limit(self, rtt_s: float) -> float:
-        """Return the share of loss that is a sign of congestion at such a round trip."""
-        least_s = self.min_rtt_s
-        if least_s is None or rtt_s > _QUEUE * least_s + _QUEUE_S:
-            return _LOSS
-        return _LOSS_WITHOUT_QUEUE
+    @property
+    def _limit(self) -> float:
+        """The share of loss that is a sign of congestion."""
+        return _LOSS if self.has_queue else _LOSS_WITHOUT_QUEUE
 
     def is_too_high(self, sample: Sample, smss: int) -> bool:
         """BBRIsInflightTooHigh."""
-        limit = self._limit(sample.rtt_s if sample.rtt_s is not None else self._round_rtt_s)
-        return sample.lost_since > sample.tx_in_flight * limit + _FEW * smss
+        return sample.lost_since > sample.tx_in_flight * self._limit + _FEW * smss
 
     # --- an acknowledgement
 
@@ -115,9 +113,8 @@ class Model:
             if rate and (rate >= self.max_bw or not sample.app_limited) and rate > self._max_bw[1]:
                 self._max_bw[1] = rate
         self._delivered_in_round += sample.delivered
-        if sample.rtt_s is not None:
-            self._last_rtt_s = sample.rtt_s
-            self._round_rtt_s = min(self._round_rtt_s, sample.rtt_s)
+        if sample.rtt_s is not None and sample.rtt_s < self._round_rtt_s:
+            self._round_rtt_s = sample.rtt_s
         if sample.lost:
             self.loss_events += 1
             self._lost_in_round += sample.lost
@@ -125,8 +122,7 @@ class Model:
         if self.loss_round_start:
             total = self._lost_in_round + self._delivered_in_round
             self._excessive = self._loss_in_round and (
-                self._lost_in_round > total * self._limit(self._round_rtt_s) + _FEW * smss
-                or self._round_rtt_s == _NONE
+                self._lost_in_round > total * self._limit + _FEW * smss or self._round_rtt_s == _NONE
             )
             if self._excessive:
                 self.loss_share = 0.0
@@ -155,7 +151,7 @@ class Model:
     def _end_loss_round(self) -> None:
         self._loss_in_round = False
         self._lost_in_round = self._delivered_in_round = self.loss_events = 0
-        self._round_rtt_s = _NONE
+        self._last_rtt_s, self._round_rtt_s = self._round_rtt_s, _NONE
 
     def _bound(self) -> None:
         """BBRBoundBWForModel."""
