@@ -158,7 +158,7 @@ def digest(octets: int) -> str:
 
 def test_an_application_with_a_window_of_64_kib_fills_a_long_path(lab: Lab) -> None:
     octets = 12_000_000
-    with path(lab, "--only", "dst port 5001") as found:
+    with path(lab, "--only", "dst port 5001", "--congestion", "newreno") as found:
         client, _, server = found.line
         receiver = Talker(server, "server", SERVER, 5001, receives=1)
         Talker(client, "client", SERVER, 5001, sends=octets, buffer=65536)

@@ -15,7 +15,6 @@ from vtl_tools.common.model.tcp_arrival import SegmentKind, arrive
 from vtl_tools.common.packet import derive
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import FIN, RST, SYN, URG
-from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.tcb import NEVER
 from vtl_tools.common.tcp.wire import Pieces, Segment, is_intact, parse
@@ -108,7 +107,7 @@ class AckFlow:
         if segment.flags & RST:
             return self._on_reset(here, there, frame, l4)
         self.heard_at = now
-        self._note_macs(here, there, frame)
+        here.sends_by(frame, there)
         if self._pending is here:
             self._open_second(here, there, now)
         if tsval is not None:
@@ -116,14 +115,6 @@ class AckFlow:
         if here.deputy is not None:
             self._acknowledged(here, there, segment, tsval, now)
         return self._pass(here, there, frame, l4, segment, seen)
-
-    @staticmethod
-    def _note_macs(here: Wire, there: Wire, frame: memoryview) -> None:
-        """Note from where and to where an end sends its frames."""
-        macs = bytes(frame[VNET : VNET + 12])
-        if macs != here.macs:
-            here.macs = macs
-            there.address(macs)
 
     def _acknowledged(self, here: Wire, there: Wire, segment: Segment, tsval: int | None, now: float) -> None:
         """Process what a segment of one end acknowledges of the other end's data."""
@@ -158,7 +149,7 @@ class AckFlow:
             seq = deputy.snd.snd_nxt
             rewrite(frame, l4, seq=seq, window=field)
             there.tell_due = False
-            self._follow(there, seq, segment, segment.ack, field, 0)
+            there.passed(segment, seq, segment.ack, field, 0)
             return True
         if there.taker is None or (seen is SegmentKind.ACK and not fin):
             return there.taker is None
@@ -167,13 +158,8 @@ class AckFlow:
         if segment.sack is not None:
             erase_sack(frame)
         there.ack_due = there.ack_due and there.taker.has_gap
-        self._follow(there, segment.seq, segment, ack, field, length)
+        there.passed(segment, segment.seq, ack, field, length)
         return True
-
-    @staticmethod
-    def _follow(there: Wire, seq: int, segment: Segment, ack: int, field: int, length: int) -> None:
-        tsval = segment.stamps[0] if segment.stamps is not None and there.theirs.timestamps else None
-        arrive(there.theirs, there.mine, seq, ack, segment.flags, field, length, tsval)
 
     def _on_probe(self, here: Wire, there: Wire) -> None:
         """Answer a keep-alive or a window probe, or ask the other end first: it may be dead."""
@@ -246,7 +232,7 @@ class AckFlow:
             return False
         self._edit_syn(pkt, here.end)
         there.model.follow(pkt, here.end)
-        self._note_macs(here, there, frame)
+        here.sends_by(frame, there)
         here.address(there.macs)
         if pkt.tcp is not None and (stamps := pkt.tcp.timestamps) is not None:
             there.stamp(stamps[0])  # also of a SYN that is sent again: perhaps no earlier one arrives

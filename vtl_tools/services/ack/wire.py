@@ -8,9 +8,10 @@ from vtl_tools.common.model.tcp_arrival import arrive
 from vtl_tools.common.model.tcp_end import TcpEnd
 from vtl_tools.common.packet.seq import seq_max
 from vtl_tools.common.packet.tcp import ACK, RST
+from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.rcv import Receiver
-from vtl_tools.common.tcp.wire import Path
+from vtl_tools.common.tcp.wire import Path, Segment
 from vtl_tools.services.ack.deputy import Deputy
 
 _MASK: Final = 0xFFFF_FFFF
@@ -77,6 +78,21 @@ class Wire:
         assert deputy is not None
         stamp = theirs.tsval if theirs.timestamps else None
         arrive(theirs, self.mine, seq, deputy.spoken_ack, flags, window, length, stamp)
+
+    # --- segments that the ends themselves send
+
+    def sends_by(self, frame: memoryview, other: "Wire") -> None:
+        """Note from where and to where the end sends its frames, for those in its name on the other wire."""
+        macs = bytes(frame[VNET : VNET + 12])
+        if macs != self.macs:
+            self.macs = macs
+            other.address(macs)
+
+    def passed(self, segment: Segment, seq: int, ack: int, field: int, length: int) -> None:
+        """Follow a segment of the other end that passes to this one, with these numbers."""
+        theirs = self.theirs
+        tsval = segment.stamps[0] if segment.stamps is not None and theirs.timestamps else None
+        arrive(theirs, self.mine, seq, ack, segment.flags, field, length, tsval)
 
     # --- segments in the other end's name
 
