@@ -107,6 +107,8 @@ def draw(found: Readings, output: Path) -> None:
                 )
         panel.axhline(LINK_MBIT, color="#ccc", linestyle=":")
         panel.set(xscale="log", yscale="log", xlabel="round-trip time (ms)", title=f"{loss:g} % loss")
+        for axis in panel.xaxis, panel.yaxis:
+            axis.set_major_formatter("{x:g}")
     panels[0].set_ylabel("TCP goodput, one flow (Mbit/s)")
     figure.suptitle("A guest's bandwidth over latency (paper, Figure 7)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
