@@ -214,21 +214,18 @@ class LongPath:
         self.port += 1
         buffer = int(max(line.products * cell.bdp, 1 << 18)) if line.products else 0
         self.set(cell)
-        with ExitStack() as stack:
+        turn.may_prepare(cell)
+        with line.at(self), ExitStack() as stack:
+            turn.may_start()
             words = (sys.executable, "-c", SINK, str(self.port), str(buffer))
             sink = self.server.popen(*words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             stack.callback(sink.kill)
             assert sink.stdout is not None
-            turn.may_prepare(cell)
-            with line.at(self):
-                sink.stdout.readline()
-                turn.may_start()
-                words = (sys.executable, "-c", SOURCE, SERVER, str(self.port), line.congestion, str(buffer))
-                source = self.client.popen(*words, stderr=subprocess.DEVNULL)
-                stack.callback(source.kill)
-                found = steady(sink.stdout, cell, reading, turn.begins)
-                source.kill()
-                source.wait()
+            sink.stdout.readline()
+            words = (sys.executable, "-c", SOURCE, SERVER, str(self.port), line.congestion, str(buffer))
+            source = self.client.popen(*words, stderr=subprocess.DEVNULL)
+            stack.callback(source.kill)
+            found = steady(sink.stdout, cell, reading, turn.begins)
         self.settle()
         return found
 
