@@ -12,6 +12,7 @@ def subplots(count: int, inches: tuple[float, float]) -> tuple[Any, list[Any]]:
     from matplotlib import pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "vtl"  # the same readings make the same file
+    plt.rcParams["svg.fonttype"] = "none"
     figure, panels = plt.subplots(1, count, figsize=inches, sharey=True, squeeze=False, layout="constrained")
     for panel in panels[0]:
         panel.spines[["top", "right"]].set_visible(False)

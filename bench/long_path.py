@@ -26,6 +26,8 @@ FULL_SHARE: Final = 0.9
 PATIENCE_S: Final = 15.0
 LONG_MS: Final = 200.0
 """Round-trip time from which on a connection starts while another one is read."""
+LIGHT_MS: Final = 100.0
+"""Round-trip time from which on CUBIC with loss needs next to nothing of the machine."""
 QUIET_TRIPS: Final = 7
 """Round trips for which a connection that starts needs little of the machine: 10 segments become 1,000."""
 
@@ -98,7 +100,7 @@ class Reading(NamedTuple):
     steady_s: float
 
 
-READINGS = {True: Reading(60, 1.0, 5.0, 8, 1.5), False: Reading(60, 3.0, 30.0, 30, 6.0)}
+READINGS = {True: Reading(60, 1.0, 10.0, 6, 1.5), False: Reading(60, 3.0, 30.0, 30, 6.0)}
 """By --quick."""
 
 
@@ -106,7 +108,8 @@ READINGS = {True: Reading(60, 1.0, 5.0, 8, 1.5), False: Reading(60, 3.0, 30.0, 3
 class Line:
     """One line of the figure.
 
-    products: of bandwidth and delay in each socket buffer; 0: the kernel tunes it.
+    products: of bandwidth and delay in each socket buffer; 0: the kernel tunes it. is_slow: with loss, over a
+    long path.
     """
 
     name: str
@@ -116,6 +119,7 @@ class Line:
     congestion: str = "cubic"
     products: float = 0.0
     with_loss: bool = True
+    is_slow: bool = False
 
 
 class LongPath:
@@ -214,21 +218,18 @@ class LongPath:
         self.port += 1
         buffer = int(max(line.products * cell.bdp, 1 << 18)) if line.products else 0
         self.set(cell)
-        with ExitStack() as stack:
+        turn.may_prepare(cell)
+        with line.at(self), ExitStack() as stack:
+            turn.may_start()
             words = (sys.executable, "-c", SINK, str(self.port), str(buffer))
             sink = self.server.popen(*words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             stack.callback(sink.kill)
             assert sink.stdout is not None
-            turn.may_prepare(cell)
-            with line.at(self):
-                sink.stdout.readline()
-                turn.may_start()
-                words = (sys.executable, "-c", SOURCE, SERVER, str(self.port), line.congestion, str(buffer))
-                source = self.client.popen(*words, stderr=subprocess.DEVNULL)
-                stack.callback(source.kill)
-                found = steady(sink.stdout, cell, reading, turn.begins)
-                source.kill()
-                source.wait()
+            sink.stdout.readline()
+            words = (sys.executable, "-c", SOURCE, SERVER, str(self.port), line.congestion, str(buffer))
+            source = self.client.popen(*words, stderr=subprocess.DEVNULL)
+            stack.callback(source.kill)
+            found = steady(sink.stdout, cell, reading, turn.begins)
         self.settle()
         return found
 

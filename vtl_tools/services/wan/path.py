@@ -95,7 +95,7 @@ class WanPath:
         else:
             self._held += octets + count * OVERHEAD
             copies = [bytes(frame) for frame in frames]
-            self._line.append(now + self.settings.delay_s, copies if count > 1 else copies[0])
+            self._line.append(now + self.settings.delay_s, copies[0] if count == 1 else copies)
 
     def _push_segments(self, frame: memoryview, now: float) -> None:
         try:
