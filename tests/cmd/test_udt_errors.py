@@ -25,6 +25,12 @@ LINES = {
     "a list without a door": (2, [*LINK, *KEY, *PEER, "--to", "10.2.0.0/16"], "--to is for a far module"),
     "a router of IPv6": (2, [*LINK, *KEY, "--listen", "[::]:1", "--to", "10.2.0.0/16=::1"], "no router of"),
     "UDT over IPv6": (2, [*LINK, *KEY, "--peer", "[::1]:1", "--transport", "udt"], "udt carries IPv4 only"),
+    "SRT without a port": (
+        2, [*LINK, *KEY, "--listen", "127.0.0.1:65535", "--transport", "srt"], "port 65535: srt uses the one",
+    ),
+    "a peer of SRT without a port": (
+        2, [*LINK, *KEY, "--peer", "127.0.0.1:65535", "--transport", "srt"], "give a lower port",
+    ),
     "no such host": (3, [*LINK, *KEY, "--peer", "nohost.invalid:1"], "nohost.invalid: "),
     "an address that is not ours": (
         3, [*LINK, *KEY, "--listen", "192.0.2.77:1", "--transport", "tcp"], "192.0.2.77:1: cannot listen",

@@ -36,6 +36,7 @@ KINDS: Final = {"tcp": TCPTransport, "srt": SRTTransport, "udt": UDTTransport}
 EVERYWHERE: Final[tuple[Network, Network]] = IPv4Network("0.0.0.0/0"), IPv6Network("::/0")
 PORTS: Final = {"tcp": 0, "udt": 0, "srt": 1}
 """Distance of a transport's port from the given one: SRT and UDT share no UDP port."""
+PORT_MAX: Final = 65535
 _AT_WARNING: Final = ("peer-down", "peer-refused")
 
 
@@ -101,12 +102,14 @@ def _able(name: str) -> list[Transport]:
 
 
 def _places(given: Address, transports: Sequence[Transport]) -> Iterator[tuple[Transport, Address]]:
-    """Yield each transport with its address at HOST:PORT, unless it is one of several without IPv6."""
+    """Yield each transport with its address at HOST:PORT, unless it is one of several that cannot have it."""
     _, where = resolve(f"{given[0]}:{given[1]}", given, socket.SOCK_STREAM)
     assert not isinstance(where, str)
     for one in transports:
         place = str(where[0]), given[1] + PORTS[one.name]
         try:
+            if place[1] > PORT_MAX:
+                raise SpecError(f"port {given[1]}: {one.name} uses the one after it; give a lower port")
             if isinstance(one, CompanionTransport):
                 one.check_address(place)
         except SpecError:

@@ -185,7 +185,9 @@ def _bind(address: Address) -> socket.socket:
         where = f"{address[0]}:{address[1]}"
         if isinstance(e, PermissionError):
             raise PermissionNeededError(f"{where}: not permitted; use a port above 1023, or root") from None
-        raise DeviceError(f"{where}: cannot listen: {(e.strerror or str(e)).lower()}") from None
+        raise DeviceError(
+            f"{where}: cannot listen: {(e.strerror or str(e)).lower()}; see 'ss -lnp' and 'ip address'"
+        ) from None
 
 
 class CompanionTransport:

@@ -138,7 +138,9 @@ class TCPTransport:
             raise PermissionNeededError(f"{where}: not permitted; use a port above 1023, or root") from None
         except OSError as e:
             sock.close()
-            raise DeviceError(f"{where}: cannot listen: {(e.strerror or str(e)).lower()}") from None
+            raise DeviceError(
+                f"{where}: cannot listen: {(e.strerror or str(e)).lower()}; see 'ss -lnp' and 'ip address'"
+            ) from None
         return TCPListener(sock)
 
     def close(self) -> None:
