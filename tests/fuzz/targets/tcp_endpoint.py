@@ -6,6 +6,8 @@ what one input makes the endpoint say stay bounded; deadlines pass.
 """
 
 from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
 
 from tests.fuzz.octets import Octets, blob
 from vtl_tools.common.errors import Malformed
@@ -20,6 +22,7 @@ from vtl_tools.common.tcp.wire import Path, is_intact, parse
 PATH = Path(b"\2\0\0\0\0\1", b"\2\0\0\0\0\2", b"\x0a\0\0\1", b"\x0a\0\0\2", 80, 40000)
 ISS, IRS = 2**32 - 300, 2**31 - 200
 BUFFER, PIECES = 4096, 16
+CONTROLS = ("newreno", "cubic", "bbr")
 CONFIG = Config(receive_buffer=BUFFER, reassembly_segments=PIECES, send_buffer=4096, user_timeout_s=60.0,
                 keep_alive_s=50.0, fin_wait_2_s=60.0)  # fmt: skip
 UNSYNCHRONIZED = (State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED)
@@ -33,9 +36,9 @@ FLAGS = (tcp.ACK, tcp.ACK | tcp.PSH, tcp.ACK | tcp.FIN, tcp.SYN, tcp.SYN | tcp.A
 class Talk:
     """The endpoint, and what its peer has sent so far. Numbers are relative to each end's ISS."""
 
-    def __init__(self, passive: bool) -> None:
+    def __init__(self, passive: bool, control: str) -> None:
         self.now = 100.0
-        self.tcp = Endpoint(PATH, b"secret", self.now, CONFIG, iss=ISS)
+        self.tcp = Endpoint(PATH, b"secret", self.now, replace(CONFIG, congestion=control), iss=ISS)
         self.sent_to = 0
         """Behind the last number that the peer has used, data, SYN and FIN alike."""
         self.acked = 0
@@ -75,6 +78,18 @@ class Talk:
         assert info.rcv_wnd <= BUFFER + 1
         assert end.state is State.CLOSED or 0 <= info.unacked <= CONFIG.send_buffer + 2
         assert info.cwnd > 0
+        self.check_flight()
+
+    def check_flight(self) -> None:
+        """Compare the octets in flight with their counts."""
+        snd = self.tcp.snd
+        flight, runs = snd.runs, snd.runs.runs
+        assert all(one.end == two.start for one, two in pairwise(runs))
+        assert all(run.start < run.end for run in runs)
+        assert not runs or (runs[0].start, runs[-1].end) == (max(snd.una, 1), snd.nxt)  # the SYN is in none
+        assert flight.sacked == sum(run.end - run.start for run in runs if run.sacked)
+        assert flight.lost == sum(run.end - run.start for run in runs if run.lost)
+        assert not any(run.sacked and run.lost for run in runs)
 
     def read(self, octets: int) -> None:
         """Take octets out of the stream."""
@@ -94,7 +109,8 @@ class Talk:
         options = tcp.encode_options(
             mss=take.number(2) if how & 16 else None,
             window_scale=take.number() if how & 32 else None,
-            sack_permitted=bool(how & 64),
+            sack_permitted=bool(how & 64) and bool(flags & tcp.SYN),
+            sack=self.blocks(take) if how & 64 and not flags & tcp.SYN else (),
             timestamps=(take.number(4), take.number(4)) if how & 128 else None,
         )
         used = length + (flags & tcp.SYN > 0) + (flags & tcp.FIN > 0)
@@ -106,6 +122,11 @@ class Talk:
             window=take.number(2), options=options, payload=STREAM[start - 1 : start - 1 + length],
             urgent=take.number(2) if flags & tcp.URG else 0,
         ))  # fmt: skip
+
+    def blocks(self, take: Octets) -> list[tuple[int, int]]:
+        """Ranges near to what is in flight."""
+        edges = [(ISS + self.tcp.snd.una + 8 * take.number() - 64) % 2**32 for _ in range(4)]
+        return [(edges[0], edges[1]), (edges[2], edges[3])]
 
     def break_in(self, frame: bytearray) -> None:
         """Put a frame that is no segment of the peer's, or not a whole one."""
@@ -163,7 +184,7 @@ def step(talk: Talk, what: int, take: Octets) -> None:
 def one(data: bytes) -> None:
     take = Octets(data)
     how = take.number()
-    talk = Talk(passive=bool(how & 1))
+    talk = Talk(passive=bool(how & 1), control=CONTROLS[(how >> 2) % 3])
     talk.hear()
     if how & 2:
         talk.shake()
@@ -191,7 +212,7 @@ def seeds() -> list[bytes]:
     write = bytes((10, 3, 232, 0))
     return [
         bytes((how,)) + body
-        for how in range(4)
+        for how in range(12)
         for body in (
             data * 3 + bytes((9, 255, 255)) + write + data,
             write + bytes((0, 0, 13, 128, 0, 10, 16, 0)) + bytes((11,)) + bytes((0, 2, 13, 128, 0, 0, 16, 0)),
