@@ -287,7 +287,7 @@ def steady(
                 start = now.at
                 begins(cell, lasts_s)
         elif now.at - start >= lasts_s:
-            return slope([one for one in seen if one.at >= start], 1.5 * rtt_s)
+            return slope([one for one in seen if one.at >= start], 2.5 * rtt_s)
     return None
 
 
