@@ -5,16 +5,21 @@ PY   := $(VENV)/bin/python
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS := 60
 
-.PHONY: help setup demo check test fuzz bench deb lint clean
+# The tests of the compiled modules, which are run with them once more.
+COMPILED := tests/unit/tcp tests/unit/relay tests/cmd/test_help.py tests/lab/test_tcp_kernel.py \
+	tests/lab/test_tcp_faults.py tests/lab/test_relay_programs.py
+
+.PHONY: help setup demo check test compiled pure fuzz bench deb lint clean
 
 help:
 	@echo "make setup   install what is missing (Debian packages, Python packages in $(VENV))"
 	@echo "make demo    carry a real guest's traffic and show the evidence (needs root)"
 	@echo "make check   lint, and the tests that need no root: under a minute, for every edit"
 	@echo "make test    run every test (needs root, boots guests)"
+	@echo "make compiled  compile the hot modules in place; make pure takes that back"
 	@echo "make fuzz    fuzz every parser of foreign octets for a minute (FUZZ_SECONDS=60)"
 	@echo "make bench   run the quick benchmarks"
-	@echo "make deb     build the Debian package dist/vtl-tools_VERSION_all.deb"
+	@echo "make deb     build the Debian package dist/vtl-tools_VERSION_ARCHITECTURE.deb"
 	@echo "make lint    ruff and mypy --strict"
 
 setup:
@@ -28,7 +33,17 @@ check: lint
 		tests/unit tests/sim tests/oracle tests/fuzz
 
 test: setup
+	@tools/compiled --remove
 	$(PY) -m pytest
+	@tools/compiled
+	$(PY) -m pytest --hypothesis-profile=quick $(COMPILED) || { tools/compiled --remove; exit 1; }
+	@tools/compiled --remove
+
+compiled: setup
+	@tools/compiled
+
+pure:
+	@tools/compiled --remove
 
 fuzz: setup
 	$(VENV)/bin/pip install --quiet --editable '.[fuzz]'

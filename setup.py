@@ -1,12 +1,23 @@
-"""Writes the shells' completion of each executable, which setup.cfg installs. All else is in setup.cfg."""
+"""Writes the shells' completion of each executable, and has mypyc compile the hot modules.
 
+All else is in setup.cfg. VTL_PURE=1 compiles nothing, and so does a machine without a C compiler.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 FILES = {"bash": "{}", "zsh": "_{}", "fish": "{}.fish"}
 """The name of an executable's file, as each shell finds it."""
+
+HOT = ("vtl_tools/common/tcp", "vtl_tools/common/relay")
+"""Packages on the path of each segment. Their sources run as they are, too, several times slower."""
 
 
 def write_completions(tree: Path, where: Path) -> None:
@@ -26,6 +37,50 @@ def write_completions(tree: Path, where: Path) -> None:
             path.write_text(text)
 
 
+def hot_modules() -> list[str]:
+    """Return the paths of the files that are compiled, from this file's folder."""
+    tree = Path(__file__).parent
+    found = (path for package in HOT for path in (tree / package).rglob("*.py"))
+    return sorted(str(path.relative_to(tree)) for path in found if path.name != "__init__.py")
+
+
+def reason_for_pure() -> str | None:
+    """Return why nothing can be compiled here."""
+    if os.environ.get("VTL_PURE") == "1":
+        return "VTL_PURE=1"
+    if "VTL_MYPYC" in os.environ:  # a folder that has it, where the environment's own Python has not
+        sys.path.append(os.environ["VTL_MYPYC"])
+    try:
+        import mypyc.build  # noqa: F401
+    except ImportError:
+        return "mypy is not installed"
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()
+    with tempfile.TemporaryDirectory() as where:
+        source = Path(where, "a.c")
+        source.write_text("#include <Python.h>\n")
+        include = f"-I{sysconfig.get_path('include')}"
+        command = [*compiler, include, "-c", source, "-o", source.with_suffix(".o")]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            return "no C compiler that finds Python.h (Debian: gcc, python3-dev)"
+    return None
+
+
+def extensions() -> list[Extension]:
+    """Return the compiled modules; none where they cannot be made."""
+    reason = reason_for_pure()
+    if reason is not None:
+        print(f"vtl-tools: built without compiled modules: {reason}", file=sys.stderr)
+        return []
+    from mypyc.build import mypycify
+
+    # One library within the package, beside a small one for each module that points to it.
+    optimized = os.environ.get("MYPYC_OPT_LEVEL", "3")
+    return mypycify(hot_modules(), group_name="vtl_tools.compiled", opt_level=optimized)
+
+
 if __name__ == "__main__":
     write_completions(Path(), Path("build/completion"))
-    setup()
+    builds = {"bdist_wheel", "build", "build_ext"} & set(sys.argv)  # and not: asks for metadata
+    setup(ext_modules=extensions() if builds else [])

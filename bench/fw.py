@@ -36,10 +36,10 @@ from vtl_tools.common.device.afpacket import PacketDevice
 from vtl_tools.common.device.batch import SLOTS, BorrowedBatch
 from vtl_tools.common.packet import address, build, ether, ip, tcp
 from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.rules.rule import OUT
 from vtl_tools.services.fw.fields import Fields
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
-from vtl_tools.services.fw.rule import OUT
 
 RULES = (10, 1000, 10_000)
 FLOWS = 100_000

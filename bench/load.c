@@ -5,6 +5,7 @@ usage: load server ADDRESS COUNTER             ports from 9001: a sink, a source
        load up|down ADDRESS COUNTER FLOWS WARM SECONDS
        load cps ADDRESS AT_ONCE SECONDS        connect, echo, close
        load rtt ADDRESS SECONDS                one echo after the other on one connection
+       load udp ADDRESS AT_ONCE OCTETS SECONDS so many datagrams under way at once, which are echoed
        load idle ADDRESS COUNT                 connect, echo, hold until standard input ends
        load first ADDRESS SECONDS              when (CLOCK_MONOTONIC, s) an echo first came back
 LOAD_SOCKS=ADDRESS:PORT makes the clients go through a SOCKS server themselves.
@@ -103,10 +104,34 @@ static void spread(void)
 
 /* ---- the server --------------------------------------------------------------------------------------- */
 
+enum { DATAGRAMS = ECHOES + 2 }; /* the index behind those of the TCP ports */
+
+static int bind_at(const char *text, int port)
+{
+    struct sockaddr_in a = address(text, port);
+    int one = 1, room = 4 << 20, fd = must(socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0), "socket");
+    setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one);
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
+    must(bind(fd, (struct sockaddr *)&a, sizeof a), "bind");
+    return fd;
+}
+
+static void echo_datagrams(int fd)
+{
+    struct sockaddr_in from;
+    for (int i = 0; i < EVENTS; i++) {
+        socklen_t size = sizeof from;
+        ssize_t n = recvfrom(fd, chunk, CHUNK, 0, (struct sockaddr *)&from, &size);
+        if (n < 0)
+            return;
+        sendto(fd, chunk, n, 0, (struct sockaddr *)&from, size);
+    }
+}
+
 static void serve(const char *text)
 {
     struct epoll_event events[EVENTS];
-    struct { int listener, kind; } ports[ECHOES + 2];
+    struct { int listener, kind; } ports[ECHOES + 3];
     spread();
     int poll = must(epoll_create1(0), "epoll_create1");
     uintptr_t tag; /* a listener: its index; else 16 + kind + descriptor * 16 */
@@ -114,10 +139,16 @@ static void serve(const char *text)
         ports[i].kind = SINK + i > ECHO ? ECHO : SINK + i;
         watch(poll, ports[i].listener = listen_at(text, SINK + i), EPOLLIN, (void *)(uintptr_t)i);
     }
+    ports[DATAGRAMS].kind = DATAGRAMS;
+    watch(poll, ports[DATAGRAMS].listener = bind_at(text, ECHO), EPOLLIN, (void *)(uintptr_t)DATAGRAMS);
     for (;;) {
         int count = epoll_wait(poll, events, EVENTS, -1);
         for (int i = 0; i < count; i++) {
-            if ((tag = (uintptr_t)events[i].data.ptr) < 16) {
+            if ((tag = (uintptr_t)events[i].data.ptr) == DATAGRAMS) {
+                echo_datagrams(ports[tag].listener);
+                continue;
+            }
+            if (tag < 16) {
                 for (int fd; (fd = accept4(ports[tag].listener, NULL, NULL, SOCK_NONBLOCK)) >= 0;) {
                     int kind = ports[tag].kind;
                     uintptr_t conn = 16 * (fd + 1) + (kind - SINK);
@@ -526,6 +557,38 @@ static void rtt(double seconds)
     report(t - start, 0);
 }
 
+/* The datagrams are numbered. One that is not back when nothing came for a while counts as an error. */
+static void udp(int at_once, int octets, double seconds)
+{
+    struct sockaddr_in to = address(target, ECHO);
+    struct timeval patience = {.tv_usec = 100000};
+    int fd = must(socket(AF_INET, SOCK_DGRAM, 0), "socket"), under_way = 0;
+    double sent[EVENTS], start = now(), t = start;
+    uint32_t number = 0, back;
+    long errors = 0;
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    must(connect(fd, (struct sockaddr *)&to, sizeof to), "connect");
+    while (t < start + seconds) {
+        for (; under_way < at_once; under_way++, number++) {
+            memcpy(chunk, &number, sizeof number);
+            sent[number % EVENTS] = now();
+            send(fd, chunk, octets, 0);
+        }
+        ssize_t n = recv(fd, chunk, CHUNK, 0);
+        t = now();
+        if (n < 0) {
+            errors += under_way, under_way = 0;
+            continue;
+        }
+        memcpy(&back, chunk, sizeof back);
+        if (n != octets || number - back > EVENTS)
+            continue;
+        note(t - sent[back % EVENTS]);
+        under_way -= under_way > 0;
+    }
+    report(t - start, errors);
+}
+
 static void idle(int count)
 {
     char end;
@@ -589,6 +652,8 @@ int main(int argc, char **argv)
         cps(atoi(argv[3]), atof(argv[4]));
     else if (!strcmp(mode, "rtt") && argc == 4)
         rtt(atof(argv[3]));
+    else if (!strcmp(mode, "udp") && argc == 6)
+        udp(atoi(argv[3]), atoi(argv[4]), atof(argv[5]));
     else if (!strcmp(mode, "idle") && argc == 4)
         idle(atoi(argv[3]));
     else if (!strcmp(mode, "first") && argc == 4)

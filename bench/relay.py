@@ -8,6 +8,10 @@ up_direct_ratio, down_direct_ratio   throughput of one flow over the kernel's ow
 cps64_p99_ms                         how long the slowest hundredth of the connections take, 64 at once
 idle_kib                             memory of the relay for an idle connection
 startup_ms                           from the start of the relay to the first connection carried
+split_up_ratio, split_down_ratio, split_cps64_ratio
+                                     the same of vtl-split, over the better of pasta and slirp4netns
+udp_ratio                            echoes a second of datagrams of 1,400 octets, 64 at once; likewise
+udp1_ratio                           the same of 64 octets, one after the other
 
 A connection is a connect, an echo of 64 octets and a close. Peers that ask a SOCKS server are compared with
 our relay through the same SOCKS server, those that do not with our plain one; of both kinds' ratios the
@@ -24,7 +28,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,6 +54,9 @@ FEW, MANY = 1_000, min(10_000, (LIMIT - 500) // 2)  # a relay may need two descr
 
 # What is ours, and how it is started.
 PLAIN = (BIN / "python", ROOT / "bench/plain_relay.py", "--iface", "vmnet1", "--json")
+SPLIT = (BIN / "vtl-split", "--iface", "vmnet1", "--subnet", "10.0.0.0/24", "--allow", SERVER, "--json")
+SPLITS = ("pasta", "slirp4netns")
+"""Peers of vtl-split, which like it are a guest's whole network through the host's sockets."""
 OVER_SOCKS = (BIN / "vtl-tor", "--iface", "vmnet1", "--socks", SOCKS, "--isolate", "none", "--guard",
               "process", "--json")  # fmt: skip
 
@@ -229,6 +236,11 @@ def plain(site: Site) -> None:
     site.launch(*PLAIN, "--control", site.lab.dir / "control")
 
 
+def split(site: Site) -> None:
+    site.cable(gateway=False)
+    site.launch(*SPLIT, "--control", site.lab.dir / "control")
+
+
 def over_socks(site: Site) -> None:
     site.cable(gateway=False)
     site.socks()
@@ -338,6 +350,7 @@ def contenders() -> list[Contender]:
     return [
         Contender("direct", "kernel", direct),
         Contender("vtl plain", "plain", plain, PLAIN[:2]),
+        Contender("vtl split", "split", split, SPLIT[:1]),
         Contender("pasta", "plain", pasta, ("pasta",)),
         Contender("slirp4netns", "plain", slirp4netns, ("slirp4netns",)),
         Contender("socks alone", "kernel", socks_alone),
@@ -374,6 +387,12 @@ def calls(at_once: int) -> Metric:
         f"{name}_errors": "errors",
     }
     return Metric("cps", (at_once,), figures)
+
+
+def datagrams(at_once: int, octets: int) -> Metric:
+    name = "udp" if at_once > 1 else "udp1"
+    figures = {name: "per_s", f"{name}_p50_us": "p50_us", f"{name}_errors": "errors"}
+    return Metric("udp", (at_once, octets), figures)
 
 
 def run_rounds(
@@ -432,17 +451,25 @@ def over(readings: dict[str, list[float]], ours: str, theirs: str) -> float | No
     return ratio(readings[ours], readings[theirs]) if ours in readings and theirs in readings else None
 
 
+def over_best(readings: dict[str, list[float]], ours: str, peers: Sequence[str]) -> float | None:
+    return min((r for peer in peers if (r := over(readings, ours, peer)) is not None), default=None)
+
+
 def run(field_: list[Contender], load: Path, quick: bool) -> dict[str, float | None]:
     """Measure everything; return the summary."""
     rounds, seconds, warm = (3, 0.3, 0.1) if quick else (5, 1.5, 0.3)
     essential = [streams("up", 1, warm), streams("down", 1, warm), calls(1), calls(64)]
     others = [streams("up", 8, warm), streams("down", 8, warm), Metric("rtt", (), {"rtt_us": "p50_us"})]
+    echoes = [datagrams(1, 64), datagrams(64, 1400)]
+    with_udp = [c for c in field_ if c.name in ("direct", "vtl split", *SPLITS)]
     readings: dict[str, dict[str, list[float]]] = {}
     try:
         for contender in field_:
             contender.site = contender.attempt(partial(contender.open, load))
         for metric in essential if quick else essential + others:
             readings[metric.name] = run_rounds(field_, metric, rounds, seconds)
+        for metric in echoes:
+            readings[metric.name] = run_rounds(with_udp, metric, rounds, seconds)
     finally:
         for contender in field_:
             if contender.site:
@@ -465,6 +492,12 @@ def run(field_: list[Contender], load: Path, quick: bool) -> dict[str, float | N
         "down_direct_ratio": over(readings["down_gbit"], "vtl plain", "direct"),
         "idle_kib": ours.get("idle_10k_kib", ours.get("idle_1k_kib")),
         "startup_ms": ours.get("startup_ms"),
+        **{
+            f"split_{name}_ratio": over_best(readings[figure], "vtl split", SPLITS)
+            for name, figure in (("up", "up_gbit"), ("down", "down_gbit"), ("cps64", "cps64"))
+        },
+        "udp_ratio": over_best(readings["udp"], "vtl split", SPLITS),
+        "udp1_ratio": over_best(readings["udp1"], "vtl split", SPLITS),
     }
 
 

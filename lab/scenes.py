@@ -44,3 +44,29 @@ def routed_guest(lab: Lab) -> Routed:
     hosts.server.route("default", "10.2.0.1")
     hosts.host.sysctl("net.ipv4.ip_forward", 1)
     return hosts
+
+
+class Sites(NamedTuple):
+    """client 10.1.0.5 - vmnet1 [near 198.51.100.1] wan - wan [far 198.51.100.2] vmnet2 - server 10.2.0.5.
+
+    The ends have IPv6, too: fd01::5 and fd02::5. Their routers are 10.1.0.1 and so on, which nobody is.
+    """
+
+    client: Host
+    near: Host
+    far: Host
+    server: Host
+
+
+def two_sites(lab: Lab) -> Sites:
+    """Make two sites with a guest each, whose hosts reach each other."""
+    sites = Sites(*(lab.host(name) for name in Sites._fields))
+    lab.veth(sites.client, "eth0", sites.near, "vmnet1")
+    lab.veth(sites.near, "wan", sites.far, "wan")
+    lab.veth(sites.server, "eth0", sites.far, "vmnet2")
+    for n, (guest, host) in enumerate(((sites.client, sites.near), (sites.server, sites.far)), 1):
+        guest.addr("eth0", f"10.{n}.0.5/24", f"fd0{n}::5/64")
+        guest.route("default", f"10.{n}.0.1")
+        guest.run("ip", "-6", "route", "add", "default", "via", f"fd0{n}::1")
+        host.addr("wan", f"198.51.100.{n}/24")
+    return sites

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,17 @@ from lab.netns import Lab
 # A shell has commands in the background ignore SIGINT, and programs inherit that: a test that sends it hangs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+ROOT = Path(__file__).resolve().parents[1]
+
 settings.register_profile("quick", max_examples=20)  # `make check`; a test may ask for more
+
+
+def pytest_configure() -> None:
+    """Refuse to test compiled modules that are older than their sources."""
+    for module in (ROOT / "vtl_tools").rglob("*.so"):
+        source = module.with_name(f"{module.name.partition('.')[0]}.py")
+        if source.exists() and source.stat().st_mtime > module.stat().st_mtime:
+            pytest.exit(f"{source} is newer than what runs: 'make compiled' or 'make pure'", 2)
 
 
 @pytest.fixture

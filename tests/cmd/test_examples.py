@@ -59,7 +59,8 @@ def test_python_in_the_texts_compiles(path: Path) -> None:
 def test_command_lines_in_the_texts_are_what_the_tools_take(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "subnet.key").write_bytes(bytes(16))  # read while the command line is
+    for key in "subnet.key", "udt.key":  # read while the command line is
+        (tmp_path / key).write_bytes(bytes(16))
     monkeypatch.chdir(tmp_path)
     for tool, *words in commands(path):
         assert tool in TOOLS, tool

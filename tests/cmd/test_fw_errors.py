@@ -19,11 +19,11 @@ from tests.cmd.tools import BIN
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.packet import address, build
 from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.rules.position import ERRORS_MAX
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.sealed_file import SEALS, SealedFile
 from vtl_tools.services.fw.files import PACKED_MAX, pack
 from vtl_tools.services.fw.parser import DEPTH_MAX, FILES_MAX
-from vtl_tools.services.fw.position import ERRORS_MAX
 
 MEMORY = 512 << 20
 """Octets of address space that a command may have."""

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.cmd.tools import BIN, SERVICES, TOOLS, arguments, command, executables, options
+from tests.cmd.tools import BIN, ROOT, SERVICES, TOOLS, arguments, command, executables, options
 
 SLOW = {"asyncio", "dns", "rich", "scapy"}
 """Each costs a tenth of a second or more: imported where it is used."""
@@ -22,6 +22,7 @@ finally:
     print(json.dumps(sorted({{name.partition(".")[0] for name in sys.modules}})), file=sys.stderr)
 """
 
+COMPILED = any((ROOT / "vtl_tools").glob("compiled__mypyc*.so"))
 CALLS = [(tool, *verb) for tool in TOOLS for verb in [(), *((v,) for v in command(tool).commands)]]
 
 
@@ -36,7 +37,8 @@ def test_help_is_given_with_status_0(call: tuple[str, ...], flag: str) -> None:
 @pytest.mark.parametrize("tool", TOOLS)
 def test_version_is_the_packages(tool: str) -> None:
     ran = subprocess.run([BIN / tool, "--version"], capture_output=True, text=True, check=True)
-    assert ran.stdout == f"{tool}, version {importlib.metadata.version('vtl-tools')}\n"
+    version, build = importlib.metadata.version("vtl-tools"), "compiled" if COMPILED else "pure Python"
+    assert ran.stdout == f"{tool}, version {version} ({build})\n"
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -54,6 +56,7 @@ WITHOUT_A_SERVICE = {
     ("vtl-fw", "selftest"),
     ("vtl-tor", "check"),
     ("vtl-tor", "selftest"),
+    ("vtl-udt", "keygen"),
     ("vtl-wan", "verify"),
 }
 

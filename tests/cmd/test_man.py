@@ -15,16 +15,17 @@ from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.spec import _KINDS
 from vtl_tools.common.errors import DiedError, VTLError
 from vtl_tools.common.guest_net.guest_network import KINDS
+from vtl_tools.common.rules import lexer, sets
+from vtl_tools.common.rules.keywords import KEYWORDS
+from vtl_tools.common.rules.service_names import SERVICE_PORTS
 from vtl_tools.services.freeze.freezer import Freezer
 from vtl_tools.services.freeze.holdings import OBSTACLES
 from vtl_tools.services.freeze.report import RISKS
 from vtl_tools.services.freeze.stage import Freeze
-from vtl_tools.services.fw import lexer, parser, sets
+from vtl_tools.services.fw import parser
 from vtl_tools.services.fw.identity import Identity
-from vtl_tools.services.fw.keywords import KEYWORDS
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
-from vtl_tools.services.fw.service_names import SERVICE_PORTS
 from vtl_tools.services.fw.stage import Firewall
 from vtl_tools.services.subnet.path_cache import PROTOCOL
 from vtl_tools.services.subnet.peer import Discovery, PeerState

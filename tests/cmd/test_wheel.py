@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import setup
 from tests.cmd.tools import ROOT, TOOLS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -20,6 +21,7 @@ NOT_SOURCES = (".*", "build", "dist", "*.egg-info", "__pycache__")
 def run(*command: str | Path) -> str:
     """Run a command away from the tree, so that nothing is imported from there; return its output."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    environment["MYPYC_OPT_LEVEL"] = "0"  # quick to build
     ran = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
@@ -40,7 +42,22 @@ def test_the_wheel_holds_the_package_and_nothing_of_the_tree_around_it(wheel: Pa
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name and ".data/" not in name}
     assert tops == {"vtl_tools"}
     ours = {str(path.relative_to(ROOT)) for path in (ROOT / "vtl_tools").rglob("*.py")}
-    assert ours | {"vtl_tools/py.typed"} == {name for name in names if name.startswith("vtl_tools/")}
+    in_it = {name for name in names if name.startswith("vtl_tools/") and not name.endswith(".so")}
+    assert ours | {"vtl_tools/py.typed"} == in_it
+
+
+def test_the_hot_modules_of_the_wheel_are_compiled(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    compiled = {f"{name.partition('.')[0]}.py" for name in names if name.endswith(".so")}
+    assert compiled == {*setup.hot_modules(), "vtl_tools/compiled__mypyc.py"}
+
+
+def test_a_machine_without_a_compiler_builds_what_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert setup.reason_for_pure() is None
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert str(setup.reason_for_pure()).startswith("no C compiler")
+    monkeypatch.setenv("VTL_PURE", "1")
+    assert setup.extensions() == []
 
 
 def test_the_wheel_tells_the_readme_the_licence_and_the_dependencies(wheel: Path) -> None:
@@ -51,7 +68,7 @@ def test_the_wheel_tells_the_readme_the_licence_and_the_dependencies(wheel: Path
     assert (ROOT / "README.md").read_text() in metadata
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:")]
     always = {line.split()[1].partition(">")[0] for line in needed if "extra ==" not in line}
-    assert always == {"click", "dnspython", "pysocks", "scapy"}
+    assert always == {"click", "cryptography", "dnspython", "pysocks", "scapy"}
 
 
 def test_an_empty_environment_with_the_wheel_runs_every_executable(wheel: Path, tmp_path: Path) -> None:
@@ -60,6 +77,7 @@ def test_an_empty_environment_with_the_wheel_runs_every_executable(wheel: Path, 
     run(home / "bin/python", "-m", "pip", "install", "--quiet", wheel)
     for tool in TOOLS:
         assert run(home / "bin" / tool, "--help").startswith(f"Usage: {tool} ")
+        assert run(home / "bin" / tool, "--version").endswith(" (compiled)\n")
         assert (home / f"share/man/man1/{tool}.1").read_text() == (ROOT / f"man/{tool}.1").read_text()
     for page in "vtl-fw.5", "vtl-tools.7":
         assert (home / f"share/man/man{page[-1]}" / page).read_text() == (ROOT / "man" / page).read_text()

@@ -59,8 +59,11 @@ KEPT = {
     "vtl-bridge": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-freeze": {"CAP_NET_RAW", "CAP_BPF"},
     "vtl-fw": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
+    "vtl-split": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-subnet": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-tor": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
+    "vtl-udt": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-wan": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
+    "vtl-ack": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
 }
 """What of root's rights each service may keep, with one link or another."""

@@ -11,6 +11,7 @@ from vtl_tools.common.guest_net.leases import LeaseTable
 from vtl_tools.common.packet import derive, offload, quick
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.relay.flow import RelayFlow
+from vtl_tools.common.rules.rule import NO_RULE, Verdict
 from vtl_tools.common.runtime import control
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.services.freeze import answers, qmp, state
@@ -18,9 +19,9 @@ from vtl_tools.services.freeze.stage import Freeze
 from vtl_tools.services.fw import saved_state as memory
 from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.policy import Judgement, Policy, RuleTable
-from vtl_tools.services.fw.rule import NO_RULE, Verdict
 from vtl_tools.services.fw.tracker import Tracker
 from vtl_tools.services.subnet.message import SubnetMessage
+from vtl_tools.services.udt.transport.flow import MuxFlow
 
 
 def changed(function, how):
@@ -64,6 +65,7 @@ def one_octet_more(connection, *rest):
 
 
 ACK = answers.ack
+ARRIVED = MuxFlow.arrived
 MESSAGE_AT = SubnetMessage.at
 FAULTS = {
     "a header's checksum is not kept": ("layers", IPv4, "_resum", lambda view, old, new: None),
@@ -95,6 +97,9 @@ FAULTS = {
     ),
     "runts are frames": ("links", stream, "ETHERNET", 0),
     "every network is ours": ("links", vxlan.VxlanDevice, "_is_peer", lambda *args: True),
+    "a flow's octets are mixed up": (
+        "session", MuxFlow, "arrived", lambda flow, data, now: ARRIVED(flow, reversed_data(data), now),
+    ),
     "a connection has no end": ("relay", RelayFlow, "wake", lambda *args: None),
 }  # fmt: skip
 

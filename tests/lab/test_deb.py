@@ -24,13 +24,16 @@ SETTINGS = {
     "vtl-bridge": "UPLINK=eth0",
     "vtl-freeze": "OPTIONS=--vm web",
     "vtl-fw": "UPLINK=eth0\nRULES=/etc/vtl/web.rules\nOPTIONS=--address 10.9.0.1",
+    "vtl-split": "OPTIONS=--bandwidth 300mbit",
     "vtl-subnet": "DEFAULT=eth0\nDIRECT=lan0\nOPTIONS=--allow 10.2.0.0/16",
     "vtl-tor": "OPTIONS=--dhcp --no-check",
+    "vtl-udt": "OPTIONS=--uplink eth0 --peer 10.99.0.0/16=10.9.0.2:7700 --key-file /etc/vtl/udt.key",
     "vtl-wan": "UPLINK=eth0\nOPTIONS=--preset lan",
+    "vtl-ack": "UPLINK=eth0",
 }
 MAC = {"vm": "52:54:00:00:00:02", "net": "52:54:00:00:00:01"}
 INLINE = set(SERVICES) - {"vtl-freeze"}
-FORWARDING = {"vtl-bridge", "vtl-fw", "vtl-subnet", "vtl-wan"}
+FORWARDING = {"vtl-ack", "vtl-bridge", "vtl-fw", "vtl-subnet", "vtl-udt", "vtl-wan"}
 DEVICE = "sys-subsystem-net-devices-vmnet1.device"
 
 
@@ -104,6 +107,7 @@ def configure(debian: CleanRoot, service: str) -> None:
     where = debian.path / "etc/vtl"
     where.mkdir(exist_ok=True)
     (where / "web.rules").write_text("allow any\n")
+    (where / "udt.key").write_text("a key that both modules share\n")
     (where / f"{service.removeprefix('vtl-')}-vmnet1").write_text(f"{SETTINGS[service]}\n")
 
 
@@ -112,7 +116,7 @@ def test_the_package_has_all_that_a_user_needs(debian: CleanRoot) -> None:
         assert debian.run(tool, "--help").startswith(f"Usage: {tool} ")
     files = debian.run("dpkg", "--listfiles", "vtl-tools").splitlines()
     version = debian.run("dpkg-query", "--show", "--showformat=${Version}", "vtl-tools")
-    assert debian.run("vtl-fw", "--version").split()[-1] == version
+    assert debian.run("vtl-fw", "--version") == f"vtl-fw, version {version} (compiled)\n"
     wanted = [
         *(f"man/man1/{tool}.1.gz" for tool in TOOLS),
         *("man/man5/vtl-fw.5.gz", "man/man7/vtl-tools.7.gz"),

@@ -58,18 +58,28 @@ def services(lab: Lab) -> dict[str, tuple[list[str | Path], int]]:
     fw = ["--iface", "vmnet1", "--uplink", "eth0", "--rules", rules]
     two = ["--iface", "vmnet1", "--iface", "eth0"]
     subnet = ["--iface", "vmnet1", "--default", "eth0", "--direct", "lan", "--allow", "10.2.0.0/16"]
+    key = lab.dir / "udt.key"
+    key.write_bytes(bytes(range(32)))
+    key.chmod(0o600)
+    own = "127.0.0.1:7700"  # its own peer, so that it has a session
+    udt = ["--key-file", key, "--listen", own, "--peer", own, "--transport", "tcp"]
     return {
+        "vtl-ack": (["--iface", "vmnet1", "--uplink", "eth0"], NET_ADMIN),
         "vtl-bridge": (two, NET_ADMIN),
         "vtl-bridge without a guard": ([*two, "--guard", "off"], NET_ADMIN),
         "vtl-freeze": (["--iface", "vmnet1"], NET_RAW | BPF),
         "vtl-fw": ([*fw, "--guard", "process"], NET_ADMIN),
+        "vtl-split": (["--iface", "vmnet1"], NET_ADMIN),
+        "vtl-split without an interface": (["--iface", f"channel:{lab.dir}/vm,server"], 0),
         "vtl-subnet": (list(subnet), NET_ADMIN),
         "vtl-tor": (["--iface", "vmnet1", "--dhcp", "--guard", "process", *proxy(lab)], NET_ADMIN),
+        "vtl-udt": (["--iface", "vmnet1", *udt], NET_ADMIN),
     }
 
 
 SERVICES = (
-    "vtl-bridge", "vtl-bridge without a guard", "vtl-freeze", "vtl-fw", "vtl-subnet", "vtl-tor"
+    "vtl-ack", "vtl-bridge", "vtl-bridge without a guard", "vtl-freeze", "vtl-fw", "vtl-split",
+    "vtl-split without an interface", "vtl-subnet", "vtl-tor", "vtl-udt",
 )  # fmt: skip
 
 
@@ -119,7 +129,8 @@ def test_a_service_keeps_no_more_than_its_page_says(lab: Lab, host: Host, servic
     with bridge(lab, host, *options, service=service.split()[0]) as running:
         check(running.process.pid, NOBODY, capabilities)
         (broker,) = children(running.process.pid)
-        check(broker, 0, DAC_OVERRIDE)
+        tunes = NET_ADMIN if service.startswith("vtl-split") else 0
+        check(broker, 0, DAC_OVERRIDE | tunes)
         errors = str(Path(f"/proc/{running.process.pid}/fd/2").readlink())
         held = [str(fd.readlink()) for fd in Path(f"/proc/{broker}/fd").iterdir()]
         assert all(each.startswith("socket:") or each == errors for each in held)
@@ -324,6 +335,12 @@ def test_a_bridge_whose_modules_only_root_reads_goes_on_recording(lab: Lab, host
         until(lambda: ask("status")["links"][0]["up"], "the link")
     assert capture.stat().st_size > 100
     assert stat.S_IMODE(capture.stat().st_mode) == 0o600
+
+
+def test_a_transformer_whose_modules_only_root_reads_reaches_its_peer(lab: Lab, host: Host) -> None:
+    options, _ = services(lab)["vtl-udt"]
+    with from_roots_home(lab, host, "vtl-udt", *options) as ask:
+        until(lambda: ask("status")["peers"]["127.0.0.1:7700"]["up"], "the session")
 
 
 def test_workers_whose_modules_only_root_reads_go_on(lab: Lab, host: Host) -> None:

@@ -39,8 +39,11 @@ ELSEWHERE = {
     "error": "tests/cmd/test_errors.py",
     "holds": "tests/unit/freeze/test_freeze_stage.py",
     "recording": "tests/lab/test_full_disk.py",
+    "undelivered": "tests/lab/test_ack.py",
+    "inherited": "tests/lab/test_ack.py",
     "lost": "tests/unit/runtime/test_events.py",
     "selftest": "tests/cmd/test_selftest.py",
+    "transport": "tests/unit/udt/test_far_module.py",
 }
 """Outputs of other tests, which validate them, too."""
 
@@ -73,7 +76,9 @@ def printed() -> Iterator[Printed]:
     with Lab() as lab:
         found = Printed(lab)
         line = line_of_three(lab)
-        for part in firewall, others, dead, switch, wide_area, freezer, tor:
+        for part in (
+            firewall, others, dead, switch, wide_area, local_ack, freezer, tor, split, other_transport,
+        ):  # fmt: skip
             part(found, line)
         yield found
 
@@ -178,6 +183,14 @@ def wide_area(found: Printed, line: Line) -> None:
     found.run(line.middle, "vtl-wan", "verify", "--delay", "1ms", *short, status=None)
 
 
+def local_ack(found: Printed, line: Line) -> None:
+    """vtl-ack, without a connection."""
+    links = ("--iface", "vmnet1", "--uplink", "eth0")
+    with bridge(found.lab, line.middle, *links, service="vtl-ack", name="ack") as running:
+        found.run(line.middle, "vtl-ack", "status", "--link", running.socket)
+    found.ended(running)
+
+
 def freezer(found: Printed, line: Line) -> None:
     """vtl-freeze, with a connection of the VM."""
     middle, server = line.middle, line.server
@@ -224,6 +237,44 @@ def tor(found: Printed, line: Line) -> None:
                 until(lambda: running.status()["connections"], "the connection")
                 for verb in "status", "flows":
                     found.run(middle, "vtl-tor", verb, "--link", running.socket)
+    found.ended(running)
+
+
+def other_transport(found: Printed, line: Line) -> None:
+    """vtl-udt, both modules on one host, with a stranger and a destination that is not allowed."""
+    client, middle, _ = line
+    key, address = found.lab.dir / "udt.key", "127.0.0.1:7700"
+    middle.run(BIN / "vtl-udt", "keygen", key)
+    common = ("--key-file", key, "--transport", "tcp")
+    there = ("--iface", "eth0", "--listen", address, "--to", "10.9.0.2", *common)
+    here = ("--iface", "vmnet1", "--peer", address, *common)
+    with bridge(found.lab, middle, *here, service="vtl-udt", name="near") as near:
+        with bridge(found.lab, middle, *there, service="vtl-udt", name="far") as far:
+            near.wait_for("peer-up")
+            with middle.enter(), socket.create_connection(("127.0.0.1", 7700)) as stranger:
+                stranger.sendall(bytes(200))
+            far.wait_for("peer-refused")
+            with client.enter(), pytest.raises(OSError, match="No route to host"):
+                socket.create_connection(("10.9.0.3", 80), PATIENCE_S)
+            far.wait_for("refused")
+            for running in near, far:
+                found.run(middle, "vtl-udt", "status", "--link", running.socket)
+        found.ended(far)
+        near.wait_for("peer-down")
+    found.ended(near)
+
+
+def split(found: Printed, line: Line) -> None:
+    """vtl-split, and a connection to a server that it opens."""
+    client, middle, _ = line
+    middle.addr("lo", "192.0.2.78/32")
+    with middle.call(partial(socket.create_server, ("192.0.2.78", 80))):
+        opened = ("--iface", "vmnet1", "--allow", "192.0.2.78:80")
+        with bridge(found.lab, middle, *opened, service="vtl-split", name="split") as running:
+            address = ("192.0.2.78", 80)
+            with client.call(partial(socket.create_connection, address, PATIENCE_S)):
+                for verb in "status", "flows":
+                    found.run(middle, "vtl-split", verb, "--link", running.socket)
     found.ended(running)
 
 

@@ -106,6 +106,7 @@ class Hostile(RuleBasedStateMachine):
         self.must_nxt = 1  # what must have been taken, in order
         self.took_at = self.now  # when that grew last
         self.read_octets = self.written = 0
+        self.records = set()  # ends of records
         self.acked = 0  # the highest ACK that the endpoint sent; 0: none
         self.edge = 0  # the right edge of the window that it offered
         self.sent = 0  # behind the highest that it sent
@@ -161,7 +162,7 @@ class Hostile(RuleBasedStateMachine):
     def mss(self):
         """The largest segment that it may send."""
         header, default = (40, 536) if len(self.path.local) == 4 else (60, 1220)
-        offered = default if self.offers["mss"] is None else max(self.offers["mss"], 64)
+        offered = max(self.offers["mss"] or default, 64)
         ours = min(self.config.mss or 65535, self.config.mtu - header)
         return max(min(offered, ours) - 12 * self.stamped, 32)
 
@@ -192,7 +193,9 @@ class Hostile(RuleBasedStateMachine):
             self.syn_shift = said.window_scale
             assert length == 0
             self.sent = max(self.sent, 1)
-            if flags & tcp.ACK:
+            if not flags & tcp.ACK:
+                self.edge = 1 + said.window
+            else:
                 assert said.ack == (self.irs + 1) % 2**32
                 self.acked, self.edge = 1, max(self.edge, 1 + said.window)
                 assert said.window <= self.config.receive_buffer
@@ -201,7 +204,8 @@ class Hostile(RuleBasedStateMachine):
         assert flags & tcp.ACK, "all but a first SYN acknowledge"
         self.hear_urgent(start, flags & tcp.URG, said.urgent)
         self.hear_ack(said)
-        assert length <= self.mss
+        options = said.header_length - tcp.TCP.SIZE - 12 * self.stamped
+        assert length + options <= self.mss or not length, "options that make a segment too long"
         self.hear_data(start, bytes(said.payload), flags & tcp.FIN)
 
     def hear_urgent(self, start, flag, pointer):
@@ -232,9 +236,12 @@ class Hostile(RuleBasedStateMachine):
             assert self.config.sack
             assert self.offers["sack_permitted"]
             assert left < right
-            assert any(a <= left and right <= b for a, b in self.came.ranges) or right <= self.acked, (
-                "a SACK of what did not come"
-            )
+            data = right - (right - 1 in self.fins)  # a FIN that waits for data before it is told, too
+            assert (
+                data == left
+                or data <= self.acked
+                or any(a <= left and data <= b for a, b in self.came.ranges)
+            ), "a SACK of what did not come"
         assert (said.timestamps is not None) == self.stamped, "timestamps on all segments or none"
         if self.stamped:
             echo = said.timestamps[1]
@@ -248,6 +255,7 @@ class Hostile(RuleBasedStateMachine):
         assert start >= self.una_must or keep_alive, "what was acknowledged is sent again"
         assert start <= max(self.sent, self.una_may), "octets left out"
         assert data == octets(OURS, start, end), "other octets than were written"
+        assert not any(start < each < end for each in self.records), "data of two records"
         assert end - 1 <= self.written + (self.closed and not data), "octets that nobody wrote"
         if fin:
             assert self.closed
@@ -311,19 +319,22 @@ class Hostile(RuleBasedStateMachine):
         if len(encoded) > 40:
             options.pop("sack", None)
             encoded = tcp.encode_options(**options)
-        path = self.path
+        path, first = self.path, 1 if syn else seq
         frame = build.tcp(
             src_mac=path.remote_mac, dst_mac=path.local_mac, src=path.remote, dst=path.local,
             sport=path.remote_port, dport=path.local_port, seq=(self.irs + seq) % 2**32,
-            ack=(self.iss + ack) % 2**32, flags=bits, window=win, payload=octets(PATTERN, seq, seq + length),
-            options=encoded, urgent=urgent,
+            ack=(self.iss + ack) % 2**32, flags=bits, window=win, options=encoded, urgent=urgent,
+            payload=octets(PATTERN, first, first + length),
         )  # fmt: skip
         if damage is not None:
             frame = damage(frame)
         else:
             self.reckon(bits, signed(seq), signed(ack), length, win, tsval, urgent)
+        before = self.tcp.state
         self.tcp.receive(frame, self.now)
         frame[:] = bytes(len(frame))  # it was borrowed
+        if before is State.SYN_RECEIVED and self.tcp.state is State.LISTEN:
+            self.reset_model()
         if self.tcp.asked:
             self.tcp.accept()
         self.hear(bits)
@@ -333,12 +344,19 @@ class Hostile(RuleBasedStateMachine):
         state = self.tcp.state
         if state in UNSYNCHRONIZED:
             self.reckon_opening(state, bits, seq, ack, win, tsval)
+            if bits & tcp.SYN and bits & tcp.ACK and state is State.SYN_SENT and ack == 1:
+                self.may_take(bits, 1, ack, length, win, tsval)
+                if bits & tcp.URG:
+                    self.up_may = max(self.up_may, 1 + urgent)
             return
         if bits & (tcp.SYN | tcp.RST) or not bits & tcp.ACK:
             if bits & tcp.SYN and bits & tcp.ACK and state is State.SYN_RECEIVED and seq == 0 and ack == 1:
                 self.una_may = 1  # both ends open at once
                 self.right_may = max(self.right_may, 1 + win)
                 self.right_now = None
+                self.may_take(bits, 1, ack, length, win, tsval)
+                if bits & tcp.URG:
+                    self.up_may = max(self.up_may, 1 + urgent)
             return
         end = seq + length + bool(bits & tcp.FIN)
         stale = self.stamped and (
@@ -365,7 +383,7 @@ class Hostile(RuleBasedStateMachine):
             self.newest = tsval
 
     def reckon_opening(self, state, bits, seq, ack, win, tsval):
-        if state is State.CLOSED or not bits & tcp.SYN or bits & (tcp.RST | tcp.FIN):
+        if state is State.CLOSED or not bits & tcp.SYN or bits & tcp.RST:
             return
         if bits & tcp.ACK and (state is State.LISTEN or ack != 1):
             return
@@ -424,16 +442,20 @@ class Hostile(RuleBasedStateMachine):
 
     # --- what the user does
 
-    @rule(size=st.sampled_from([0, 1, 400, 5000, 120_000]), urgent=st.sampled_from([False, False, True]))
-    def write(self, size, urgent):
+    @rule(size=st.sampled_from([0, 1, 400, 5000, 120_000]), urgent=st.sampled_from([False, False, True]),
+          more=st.sampled_from([False, False, True]), eor=st.sampled_from([False, False, True]))  # fmt: skip
+    def write(self, size, urgent, more, eor):
         room = self.tcp.writable
+        data = octets(OURS, 1 + self.written, 1 + self.written + size)
         try:
-            took = self.tcp.write(octets(OURS, 1 + self.written, 1 + self.written + size), urgent=urgent)
+            took = self.tcp.write(data, urgent=urgent, more=more, eor=eor)
         except ValueError:
             assert room == 0
             return
         assert took == min(size, room)
         self.written += took
+        if eor and took == size:
+            self.records.add(1 + self.written)
         if urgent and took:
             self.up = 1 + self.written
         self.hear()

@@ -34,11 +34,12 @@ class Run(NamedTuple):
     retransmits: int
 
 
-def measure(link, buffer, octets):
+def measure(link, buffer, octets, congestion="newreno"):
     """Send octets from end 0 to end 1, which has so large a buffer and whose user reads at once."""
     config = Config(
-        receive_buffer=buffer, send_buffer=2 * buffer, no_delay=True
-    )  # Nagle would hold the end back
+        receive_buffer=buffer, send_buffer=2 * buffer, congestion=congestion,
+        no_delay=True,  # Nagle would hold the end back
+    )  # fmt: skip
     link.renew((config, config))
     link.open()
     sender, receiver = link.ends

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from tcp_hostile import Hostile
 
-from vtl_tools.common.tcp import arrival, endpoint, output
+from vtl_tools.common.tcp import arrival, endpoint, output, prediction
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.queue import SendQueue
 from vtl_tools.common.tcp.rcv import Receiver
@@ -103,7 +103,7 @@ MUTATIONS = {
     ),
     "other-octets": arguments(SendQueue, "views", lambda q, a, b: (q, max(1, a - 1), max(1, a - 1) + b - a)),
     "acknowledged-octets-again": after(
-        Sender, "acked", lambda s, ack: setattr(s, "una", max(s.una - 1, 1)) if s.una > 2 else None
+        prediction, "advance", lambda tcb, ack, now: put("una", max(ack - 1, 1))(tcb.snd)
     ),
     "ack-of-the-unsent-taken": instead(
         Sender, "position", lambda s, seq: min(POSITION(s, seq), s.max) if s.max > 1 else POSITION(s, seq)

@@ -20,8 +20,10 @@ RANK = {
     "text": 0,
     "host": 1,
     "packet": 1,
+    "rules": 2,
     "socks": 1,
     "table": 1,
+    "units": 1,
     "guest_net": 2,
     "model": 2,
     "tcp": 2,
@@ -43,13 +45,16 @@ SANS_IO = (
     "common.packet",
     "common.rate_limit",
     "common.repeats",
+    "common.rules",
     "common.socks",
     "common.tcp",
+    "services.ack",
     "services.freeze",
     "services.fw",
     "services.subnet",
 )
 EDGES = (
+    "services.ack.start",
     "services.freeze.qmp",
     "services.freeze.stage",
     "services.freeze.start",
@@ -65,7 +70,7 @@ IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "ti
 LINES_MAX = 450
 COMMAND_LINES_MAX = 200
 SEQUENCE_NUMBERS = ("_nxt", "_una", "_seq")
-LOOSE = {"errors", "rate_limit", "repeats", "socks", "stage", "table", "text"}
+LOOSE = {"errors", "rate_limit", "repeats", "socks", "stage", "table", "text", "units"}
 """The only modules of common/ that are in no package of it."""
 
 

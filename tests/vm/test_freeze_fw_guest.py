@@ -26,10 +26,14 @@ def world():
         yield World(lab, rules=RULES)
 
 
-def never_refused(side):
-    """Whether a firewall never took a segment of the guest or its peer for a stranger's."""
+LATE = "tcp-old-timestamp"
+"""An answer that vtl-freeze had begun when the guest's own first segment overtook it: what PAWS is for."""
+
+
+def refused(side):
+    """Return what a firewall took for a stranger's of the segments of the guest and its peer."""
     drops = side.firewall()["drops"]
-    return not [why for why in drops if why.startswith(("tcp-", "spoofed-"))]
+    return {why: n for why, n in drops.items() if why.startswith(("tcp-", "spoofed-")) and why != LATE}
 
 
 def test_moved_while_stopped_to_a_firewall_that_has_never_heard_of_it(world):
@@ -48,8 +52,8 @@ def test_moved_while_stopped_to_a_firewall_that_has_never_heard_of_it(world):
         assert after.status()["answered"] > 3
         world.guest.qmp("cont")
         work.goes_on()
-        assert never_refused(before)
-        assert never_refused(after)
+        assert not refused(before)
+        assert not refused(after)
 
 
 def test_moved_back_while_running(world):
@@ -58,4 +62,4 @@ def test_moved_back_while_running(world):
         world.migrate()
         assert not after.status()["frozen"]
         work.goes_on()
-        assert never_refused(after)
+        assert not refused(after)

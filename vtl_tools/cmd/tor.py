@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from vtl_tools.common.cli import options as opts
-from vtl_tools.common.cli.output import echo, print_json, print_table
+from vtl_tools.common.cli.flows import add_flows
+from vtl_tools.common.cli.output import echo, print_json
 from vtl_tools.common.cli.parameters import ProxyParam, SubnetParam
 from vtl_tools.common.cli.run import run_service
 from vtl_tools.common.cli.tool import Tool
@@ -119,28 +120,6 @@ def newnym(link: str | None) -> None:
 
 
 @main.command()
-@opts.link_option
-@opts.json_option
-@opts.verbose_option
-def flows(link: str | None, json: bool) -> None:
-    """List the guest's connections: from, to, stage, state, age, and octets."""
-    found = [flow for told in ask_each(main, "flows", link) for flow in told["flows"]]
-    if json:
-        print_json(found, "vtl-tor.flow/1")
-        return
-    counts = ("age", "up", "down", "waiting")
-    rows = (
-        (
-            f"{flow['from']} {flow['from_port']}", f"{flow['name'] or flow['to']} {flow['to_port']}",
-            flow["stage"], flow["state"],
-            f"{flow['age_s']:.0f} s", *(flow[key] for key in ("octets_up", "octets_down", "held")),
-        )
-        for flow in found
-    )  # fmt: skip
-    print_table(("from", "to", "stage", "state", *counts), rows, right=counts, names=("from", "to"))
-
-
-@main.command()
 @socks_option
 @click.option("--url", metavar="URL", help="A web service that answers with the address it sees.")
 @opts.json_option
@@ -190,5 +169,6 @@ def selftest(options: tuple[str, ...], json: bool) -> None:
         raise VTLError("selftest: traffic leaked; it is listed above")
 
 
+add_flows(main, "vtl-tor.flow/1")
 add_events(main)
 add_status(main)

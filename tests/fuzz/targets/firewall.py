@@ -22,8 +22,8 @@ from vtl_tools.common.packet.address import ALL_NODES, is_link_local, link_local
 from vtl_tools.common.packet.icmp import ICMPv4, ICMPv6
 from vtl_tools.common.packet.packet import Flow, Packet
 from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.rules.rule import Direction
 from vtl_tools.services.fw.identity import Identity
-from vtl_tools.services.fw.rule import Direction
 from vtl_tools.services.fw.stage import Firewall
 
 GIVEN, LEARNED = 1, 2

@@ -11,14 +11,14 @@ from pathlib import Path
 from tests.fuzz.effort import at_most
 from tests.fuzz.octets import Octets, blob
 from vtl_tools.common.packet import ether, ip
-from vtl_tools.services.fw.clauses import ICMP6
+from vtl_tools.common.rules.clauses import ICMP6
+from vtl_tools.common.rules.keywords import KEYWORDS
+from vtl_tools.common.rules.position import ERRORS_MAX, RuleFileError
+from vtl_tools.common.rules.rule import IN, OUT, STACKED, UNTAGGED, Direction, Rule, Ruleset, Verdict
 from vtl_tools.services.fw.explain import explain, unreachable
 from vtl_tools.services.fw.fields import Fields
-from vtl_tools.services.fw.keywords import KEYWORDS
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
-from vtl_tools.services.fw.position import ERRORS_MAX, RuleFileError
-from vtl_tools.services.fw.rule import IN, OUT, STACKED, UNTAGGED, Direction, Rule, Ruleset, Verdict
 
 ROOT = Path(__file__).parents[3]
 LENGTH_MAX = 3000

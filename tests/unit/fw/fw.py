@@ -2,9 +2,9 @@
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import address, build, tcp
+from vtl_tools.common.rules.rule import IN, OUT, Verdict
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
-from vtl_tools.services.fw.rule import IN, OUT, Verdict
 from vtl_tools.services.fw.tracker import Tracker
 
 VM_MAC = address.mac("52:54:00:00:00:01")

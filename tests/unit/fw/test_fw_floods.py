@@ -3,9 +3,10 @@
 import pytest
 from fw import IN, OUT, PEER, VM, Wire, ends, policy
 
+from vtl_tools.common.model import fragments
 from vtl_tools.common.packet import build
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.services.fw import fragments, limits
+from vtl_tools.services.fw import limits
 from vtl_tools.services.fw import saved_state as memory
 from vtl_tools.services.fw.limits import RuleLimits
 

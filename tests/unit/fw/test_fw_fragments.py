@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtl_tools.common.errors import Malformed
+from vtl_tools.common.model.fragments import OCTETS_MAX, PACKETS_MAX, ReassembledPacket
 from vtl_tools.common.packet import address, build, ip
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.services.fw.fragments import OCTETS_MAX, PACKETS_MAX, FragmentReassembler, ReassembledPacket
+from vtl_tools.services.fw.fragments import FragmentReassembler
 
 RULES = "allow out udp port 53\nallow out tcp port 80\nallow out icmp, icmp6 type echo-request\ndeny"
 

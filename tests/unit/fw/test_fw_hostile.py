@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from vtl_tools.common.model.source_shares import SourceShares
 from vtl_tools.common.packet import build, tcp
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.rules.rule import NO_RULE, Verdict
 from vtl_tools.services.fw.flow import Decision, Flow, Opening, flow_key
-from vtl_tools.services.fw.rule import NO_RULE, Verdict
-from vtl_tools.services.fw.source_shares import SourceShares
 
 ALLOWED = Decision(Verdict.ALLOW, NO_RULE, "known")
 SEEDS = [

@@ -333,8 +333,8 @@ def test_requests_that_mean_nothing_are_refused(request_):
     ],
 )
 def test_names_of_flows_are_read_back(text):
+    from vtl_tools.common.rules.rule import Verdict
     from vtl_tools.services.fw.flow import Decision, Flow, Opening
-    from vtl_tools.services.fw.rule import Verdict
 
     asked = question.read(text.split())
     opening = Opening(asked.direction, VM_MAC, PEER_MAC, asked.vlan)

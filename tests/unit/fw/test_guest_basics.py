@@ -23,13 +23,13 @@ from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.guest_net import dhcp_wire
 from vtl_tools.common.guest_net.dhcp_wire import DHCPMessage
 from vtl_tools.common.packet import address, build, nd
+from vtl_tools.common.rules.position import RuleError
+from vtl_tools.common.rules.rule import Verdict
 from vtl_tools.services.fw import answers, question
 from vtl_tools.services.fw.explain import unreachable
 from vtl_tools.services.fw.identity import Identity
 from vtl_tools.services.fw.policy import Policy
-from vtl_tools.services.fw.position import RuleError
 from vtl_tools.services.fw.presets import LINK_RULES
-from vtl_tools.services.fw.rule import Verdict
 from vtl_tools.services.fw.saved_state import StateKeeper, recall
 from vtl_tools.services.fw.stage import Firewall
 

@@ -9,12 +9,12 @@ from fw import rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vtl_tools.common.rules.keywords import ICMP6_TYPES, ICMP_TYPES, KEYWORDS, MARKS, UNITS
+from vtl_tools.common.rules.position import RuleError
+from vtl_tools.common.rules.roles import SETS
+from vtl_tools.common.rules.rule import ConnectionLimit, Rate
 from vtl_tools.services.fw import parser
 from vtl_tools.services.fw.files import RuleReader
-from vtl_tools.services.fw.keywords import ICMP6_TYPES, ICMP_TYPES, KEYWORDS, MARKS, UNITS
-from vtl_tools.services.fw.position import RuleError
-from vtl_tools.services.fw.roles import SETS
-from vtl_tools.services.fw.rule import ConnectionLimit, Rate
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs/fw.md").read_text()
 GRAMMAR = "\n".join(re.findall(r"^```ebnf\n(.*?)^```$", PAGE, re.M | re.S))

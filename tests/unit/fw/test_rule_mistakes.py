@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from fw import policy, rules
 
-from vtl_tools.services.fw.position import ERRORS_MAX, RuleError
-from vtl_tools.services.fw.rule import Rate
-from vtl_tools.services.fw.service_names import SERVICE_PORTS
+from vtl_tools.common.rules.position import ERRORS_MAX, RuleError
+from vtl_tools.common.rules.rule import Rate
+from vtl_tools.common.rules.service_names import SERVICE_PORTS
 
 
 def mistakes(text, files=None):

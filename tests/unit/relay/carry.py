@@ -166,7 +166,7 @@ class Call:
 class Scene:
     """The relay, its guest's link, and the calls that it makes. Each dial takes the next of `calls`."""
 
-    def __init__(self, version=4, config=PROMPT, **limits):
+    def __init__(self, version=4, config=PROMPT, early_ack=False, **limits):
         self.now, self.version = 100.0, version
         self.calls, self.made, self.others, self.ended, self.dropped = deque(), [], [], [], []
         self.relay = Relay(
@@ -177,6 +177,7 @@ class Scene:
             on_drop=lambda frame, now: self.dropped.append(bytes(frame)),
             on_non_tcp=lambda frame, now: self.others.append(bytes(frame)),
             on_end=lambda flow, now: self.ended.append(flow),
+            early_ack=early_ack,
         )
         self.relay.out[0] = self.hear
         self.said, self.lines = [], []

@@ -361,10 +361,13 @@ def test_time_wait_ends(time_wait):
 
 def test_a_new_call_ends_time_wait(time_wait):
     scene, guest, old = time_wait
+    before = guest.flow.endpoint.snd
     guest.irs += 100
     new = guest.syn().stream
     assert new is not old
     guest.expect("S.", seq=0, ack=1)
+    above = (guest.flow.endpoint.snd.iss - before.snd_nxt) % 2**32
+    assert 0x1_0000 < above < 2**31, "RFC 9293 section 3.6.1, MAY-2"
     assert old.closed
     assert not old.linger, "what it has taken is on its way, and not to be thrown away"
     guest.inject(".", 1, b"hello", ack=1)

@@ -10,6 +10,7 @@ from carry import PROMPT, Call, Scene
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.relay.budget import BUFFER, RelayLimits
 from vtl_tools.common.relay.relay import RELAYED
+from vtl_tools.common.relay.syn_flood import SynFloodGuard
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.queue import PIECE
 
@@ -80,9 +81,9 @@ def test_who_asked_long_ago_is_not_remembered(fresh):
     assert scene.relay.drops == {"half-open": 2}
 
 
-def test_the_memory_of_who_asked_is_bounded(fresh, monkeypatch):
-    monkeypatch.setattr("vtl_tools.common.relay.syn_flood._REMEMBERED_MAX", 10)
+def test_the_memory_of_who_asked_is_bounded(fresh):
     scene = fresh(half_open=2)
+    scene.relay.syn_guard = SynFloodGuard(b"secret", most=10)
     crowd(scene, 100)
     assert len(scene.relay.syn_guard._seen) <= 10
 

@@ -2,7 +2,7 @@
 
     config sack=True mss=1000           first, if at all: fields of Config that differ from talk.PLAIN
     +0 listen                           calls: connect listen accept refuse close abort, read N, write N
-    +0 write 10 urgent
+    +0 write 10 urgent                  also: more, eor
     +.1 < S 0:0(0) win 5000 <mss 1000>  the peer says; options are mss, sackOK, wscale, TS val ecr, sack
     +0 > S. 0:0(0) ack 1                the endpoint must say; P is looked at only where it is written
     +0 < U. 1:2(1) ack 1 win 9 urg 1    and the urgent pointer
@@ -78,9 +78,9 @@ class Script(Talk):
     def call(self, name, argument=None):
         """The user's turn."""
         if name == "write":
-            size, *urgent = argument.split()
+            size, *how = argument.split()
             size = int(size)
-            took = self.tcp.write(bytes(size), urgent=urgent == ["urgent"])
+            took = self.tcp.write(bytes(size), **dict.fromkeys(how, True))
             assert took == size, self.tell(f"write({size})")
         elif name == "read":
             size = left = int(argument)

@@ -188,6 +188,13 @@ def test_selective_acknowledgements_name_what_was_lost(make):
     peer.expect_nothing()
 
 
+def test_a_repetition_is_told_of_the_latest_segment_only(make):
+    tcp, peer = make(replace(PLAIN, sack=True))
+    for seq in 1, 1, 101:  # no acknowledgement is sent in between
+        tcp.receive(peer.frame(".", seq, b"x" * 100, ack=1), peer.now)
+    peer.expect(".", seq=1, ack=201, sack=[])
+
+
 def test_we_tell_what_came_out_of_order_and_what_came_twice(make):
     _, peer = make(replace(PLAIN, sack=True))
     peer.inject(".", 11, b"later", ack=1)
@@ -342,8 +349,12 @@ def test_a_retransmission_that_is_lost_is_sent_once_more(make):
         peer.inject(".", 1, ack=1001, sack=sack((2001, end)))
     peer.expect(".", seq=1001, data=1000)
     peer.expect_nothing()
+    tcp.write(bytes(1000))
+    peer.inject(".", 1, ack=1001, sack=sack((2001, 9001)))
+    peer.expect(".", seq=9001, data=1000)
+    peer.expect_nothing()
     peer.pass_(0.15)
-    peer.inject(".", 1, ack=1001, sack=sack((2001, 9001)))  # came much later, and the head did not
+    peer.inject(".", 1, ack=1001, sack=sack((2001, 10001)))  # what was sent later came, and the head did not
     peer.expect(".", seq=1001, data=1000)
     peer.expect_nothing()
 

@@ -1,7 +1,7 @@
 """Opening, closing and resetting, from every state (RFC 9293 section 3.10)."""
 
 import pytest
-from talk import Talk
+from talk import PLAIN, Talk
 
 from vtl_tools.common.packet import address
 from vtl_tools.common.tcp.endpoint import Endpoint
@@ -274,6 +274,27 @@ def test_abort_elsewhere_says_nothing(name, request):
 def test_an_endpoint_opens_once(established):
     with pytest.raises(ValueError, match="can be opened only once"):
         established[0].connect()
+
+
+def test_an_endpoint_may_connect_to_itself(fresh):
+    peer = fresh()
+    path = peer.path._replace(remote=peer.path.local, remote_port=peer.path.local_port)
+    tcp = Endpoint(path, b"", peer.now, PLAIN)
+    tcp.connect()
+
+    def settle():
+        while frames := tcp.transmit(peer.now):
+            for frame in frames:
+                tcp.receive(frame, peer.now)
+
+    settle()
+    assert tcp.state is State.ESTABLISHED
+    tcp.write(b"to myself")
+    settle()
+    assert bytes(tcp.read()) == b"to myself"
+    tcp.close()
+    settle()
+    assert tcp.state is State.TIME_WAIT
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "255.255.255.255", "224.0.0.1", "ff02::1", "::"])

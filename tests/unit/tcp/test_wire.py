@@ -43,6 +43,16 @@ def test_dscp_and_ttl_are_as_told(fresh):
     assert ip.dscp == 46
 
 
+def test_dscp_and_ttl_may_change_while_the_connection_lives(established):
+    tcp, peer = established
+    tcp.configure(dscp=10, ttl=3)
+    tcp.write(b"x")
+    peer.pump()
+    ip = peer.said[0].ip
+    assert (ip.ttl if len(ip.src) == 4 else ip.hop_limit) == 3
+    assert ip.dscp == 10
+
+
 def extended(frame, options):
     """A frame with IP options, of a multiple of four octets."""
     frame[44:44] = options

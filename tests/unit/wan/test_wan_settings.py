@@ -2,8 +2,8 @@
 
 import pytest
 
+from vtl_tools.common import units
 from vtl_tools.common.errors import SpecError
-from vtl_tools.services.wan import units
 from vtl_tools.services.wan.settings import PRESETS, UNCHANGED, changed, preset
 
 BOTH = UNCHANGED, UNCHANGED

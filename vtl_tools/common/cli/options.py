@@ -42,7 +42,23 @@ verbose_option = click.option(
     help="Print more messages; -vv adds state changes.",
 )
 
-version_option = click.version_option(package_name="vtl-tools", prog_name=None)
+
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from importlib.metadata import version
+
+    from vtl_tools.common.tcp import state
+
+    build = "compiled" if state.__file__.endswith(".so") else "pure Python"
+    click.echo(f"{ctx.find_root().info_name}, version {version('vtl-tools')} ({build})")
+    ctx.exit()
+
+
+version_option = click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version,
+    help="Show the version and exit.",
+)  # fmt: skip
 
 _RUN_OPTIONS = (
     click.option("--watch", is_flag=True, help="Draw a live table on the terminal."),

@@ -1,6 +1,7 @@
 """Types of options: a proxy, networks, IP and Ethernet addresses, a key."""
 
 import logging
+import re
 import stat
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from vtl_tools.common.errors import SpecError
 from vtl_tools.common.packet import address
+from vtl_tools.common.units import rate
 
 if TYPE_CHECKING:
     ParamType = click.ParamType[Any]
@@ -19,6 +22,10 @@ log = logging.getLogger(__name__)
 
 SECRET_MIN: Final = 16
 """Octets of the shortest key."""
+_OPENING: Final = re.compile(
+    r"(?:\[(?P<v6>[^][/]+)\]|(?P<v4>[0-9.]+))(?P<bits>/[0-9]+)?:(?P<port>[0-9]{1,5})"
+)
+"""A network with a port."""
 NOT_FOR_GUESTS: Final = {
     "0.0.0.0/8": "addresses of this network",
     "127.0.0.0/8": "loopback addresses",
@@ -43,10 +50,9 @@ class ProxyParam(ParamType):
             return value  # type: ignore[no-any-return]
         if value.startswith("unix:") and len(value) > len("unix:"):
             return value.removeprefix("unix:")
-        host, _, port = value.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-            self.fail(f"{value!r}: write HOST:PORT or unix:PATH, such as {self.example}", param, ctx)
-        return host.strip("[]"), int(port)
+        return _host_and_port(
+            self, value, param, ctx, f"write HOST:PORT or unix:PATH, such as {self.example}"
+        )
 
 
 class MetricsParam(ProxyParam):
@@ -90,6 +96,65 @@ class NetworkParam(ParamType):
             return ip_network(value)
         except ValueError as e:
             self.fail(f"{e}; write 192.0.2.5 or 2001:db8::/64", param, ctx)
+
+
+class OpeningParam(ParamType):
+    """An address or a prefix, of either version of IP, and a port: 192.0.2.5:22, [2001:db8::]/64:22."""
+
+    name = "opening"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[IPv4Network | IPv6Network, int]:
+        """Return the network and the port; 0: all ports."""
+        text = str(value)
+        found = _OPENING.fullmatch(text)
+        network, port = text, 0
+        try:
+            if found is not None:
+                network = (found["v6"] or found["v4"]) + (found["bits"] or "")
+                port = int(found["port"])
+                if not 0 < port < 1 << 16:
+                    raise ValueError(f"{port} is no port")
+            return ip_network(network), port
+        except ValueError as e:
+            self.fail(f"{e}; write 192.0.2.5, 192.0.2.5:22 or [2001:db8::1]:22", param, ctx)
+
+
+class ResolverParam(ParamType):
+    """The IP address of a DNS server, as text; a link-local one has a scope, such as fe80::1%eth0."""
+
+    name = "resolver"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the value."""
+        host, _, scope = str(value).partition("%")
+        try:
+            if not address.is_single_host(octets := address.ip(host)) and not address.is_loopback(octets):
+                raise ValueError(f"{value!r} is not the address of a host")
+            if bool(scope) != (len(octets) == 16 and address.is_link_local(octets)):
+                raise ValueError(f"{value!r}: a link-local address of IPv6 has a scope, and no other has one")
+        except ValueError as e:
+            self.fail(f"{e}; write an address such as 192.0.2.1 or fe80::1%eth0", param, ctx)
+        return str(value)
+
+
+class RateParam(ParamType):
+    """Bits a second."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the value."""
+        if isinstance(value, float):
+            return value
+        try:
+            bits = rate(value)
+        except SpecError as e:
+            self.fail(str(e), param, ctx)
+        if not bits:
+            self.fail(f"{value}: write a rate, such as 100mbit", param, ctx)
+        return bits
 
 
 class IPv4Param(ParamType):
@@ -177,3 +242,67 @@ class SecretParam(ParamType):
         if len(secret) < SECRET_MIN:
             self.fail(f"{value}: shorter than {SECRET_MIN} octets; {remedy}", param, ctx)
         return secret
+
+
+class ListenParam(ParamType):
+    """Where to listen: ADDRESS:PORT."""
+
+    name = "listen"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Return the address and the port."""
+        return _host_and_port(self, value, param, ctx, "write ADDRESS:PORT, such as 0.0.0.0:7700")
+
+
+class PeerParam(ParamType):
+    """HOST:PORT of a peer, or PREFIX=HOST:PORT for the destinations of a prefix only."""
+
+    name = "peer"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[IPv4Network | IPv6Network | None, tuple[str, int]]:
+        """Return the prefix, or None, and host and port."""
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        prefix, is_prefix, where = value.rpartition("=")
+        network = NetworkParam().convert(prefix, param, ctx) if is_prefix else None
+        remedy = "write HOST:PORT or PREFIX=HOST:PORT, such as 10.2.0.0/16=192.0.2.9:7700"
+        return network, _host_and_port(self, where, param, ctx, remedy)
+
+
+class RouteParam(ParamType):
+    """A prefix that is on a link, or PREFIX=ROUTER for one that is behind a router there."""
+
+    name = "route"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[IPv4Network | IPv6Network, bytes | None]:
+        """Return the prefix, and the router's address or None."""
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        prefix, is_routed, text = value.partition("=")
+        network = NetworkParam().convert(prefix, param, ctx)
+        if not is_routed:
+            return network, None
+        try:
+            router = address.ip(text)
+        except ValueError as e:
+            self.fail(f"{e}; write PREFIX=ROUTER, such as 10.3.0.0/16=10.2.0.1", param, ctx)
+        if not address.is_single_host(router) or len(router) != len(network.network_address.packed):
+            self.fail(f"{value}: {text} is no router of {prefix}; write 10.3.0.0/16=10.2.0.1", param, ctx)
+        return network, router
+
+
+def _host_and_port(
+    kind: ParamType, value: Any, param: click.Parameter | None, ctx: click.Context | None, remedy: str
+) -> tuple[str, int]:
+    if not isinstance(value, str):
+        return value  # type: ignore[no-any-return]
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        kind.fail(f"{value!r}: {remedy}", param, ctx)
+    return host.strip("[]"), int(port)

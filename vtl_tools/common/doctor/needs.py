@@ -39,7 +39,10 @@ NEEDS: Final[Mapping[str, tuple[Use, ...]]] = {
     "vtl-guard": (
         Use("list, raise, clear", ("Python", "Linux", "click", "CAP_NET_ADMIN", "guard"), main=True),
     ),
+    "vtl-split": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-subnet": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
+    "vtl-udt": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
+    "vtl-ack": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-wan": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-tor": (
         *_OF_ALL,

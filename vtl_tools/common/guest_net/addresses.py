@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
-from typing import Final
+from typing import Final, Self
 
 from vtl_tools.common.packet import address
 
@@ -44,6 +44,14 @@ class GuestAddresses:
         if not MTU_MIN <= self.mtu <= 0xFFFF:
             raise ValueError(f"an MTU of {self.mtu}: use {MTU_MIN} to 65535 octets")
 
+    @classmethod
+    def of_subnet(cls, subnet: IPv4Network | None) -> Self:
+        """Return the addresses of a subnet, whose first one is gateway and name server; None: the default."""
+        if subnet is None:
+            return cls()
+        first = subnet[1].packed
+        return cls(subnet=subnet, gateway=first, dns=first)
+
     @property
     def link_local(self) -> bytes:
         """The router's link-local address, by which guests identify a router (RFC 4861 section 4.2)."""
@@ -59,6 +67,13 @@ class GuestAddresses:
         number = int.from_bytes(octets, "big")
         first, last = int(self.subnet.network_address), int(self.subnet.broadcast_address)
         return first < number < last
+
+    def is_on_link(self, octets: bytes) -> bool:
+        """Return whether an address, of either version, is of the guest's own network."""
+        if len(octets) == 4:
+            bits = 32 - self.subnet.prefixlen
+            return int.from_bytes(octets, "big") >> bits == int(self.subnet.network_address) >> bits
+        return self.prefix is not None and octets[:8] == self.prefix.network_address.packed[:8]
 
     def is_ours(self, octets: bytes) -> bool:
         """Return whether an address, of either version, is the router's or the name server's."""

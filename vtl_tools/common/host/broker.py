@@ -35,8 +35,13 @@ READ_S: Final = 60.0
 DAC_OVERRIDE: Final = 1  # CAP_DAC_OVERRIDE: other users' sockets, and files in other users' directories
 
 
-class _Resource:
-    """An object on which the broker operates. _serve() runs there and returns an errno and a descriptor."""
+class BrokeredResource:
+    """An object on which the broker operates. _serve() runs there and returns an errno and a descriptor.
+
+    capabilities: of the broker, besides those that start() is given.
+    """
+
+    capabilities: frozenset[int] = frozenset()
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(os.path.abspath(path))  # noqa: PTH100 - a symbolic link stays one
@@ -49,14 +54,14 @@ class _Resource:
     def _serve(self, fd: int) -> tuple[int, int]:
         raise NotImplementedError
 
-    def _ask(self, fd: int, patience_s: float | None = PATIENCE_S) -> tuple[int, int]:
+    def _ask(self, fd: int, patience_s: float | None = PATIENCE_S, word: int = 0) -> tuple[int, int]:
         """Request the operation; return an errno and the resulting descriptor.
 
-        fd: a descriptor to pass; -1: none.
+        fd: a descriptor to pass; -1: none. word: a number of 32 bits to pass.
         """
         assert self._channel is not None
         self._channel.settimeout(patience_s)
-        _send(self._channel, 0, fd)
+        _send(self._channel, word, fd)
         return _receive(self._channel)
 
     def _run(self) -> None:
@@ -77,7 +82,7 @@ class _Resource:
                     os.close(made)
 
 
-_resources: "WeakSet[_Resource]" = WeakSet()
+_resources: "WeakSet[BrokeredResource]" = WeakSet()
 
 
 def _send(sock: socket.socket, code: int, fd: int) -> None:
@@ -91,7 +96,7 @@ def _receive(sock: socket.socket) -> tuple[int, int]:
     return int.from_bytes(octets, "big"), fds[0] if fds else -1
 
 
-class StateFile(_Resource):
+class StateFile(BrokeredResource):
     """A state file, read at the start and replaced as a whole, of mode 0600. most: maximum size in octets."""
 
     def __init__(self, path: Path | str, most: int) -> None:
@@ -192,7 +197,7 @@ class StateFile(_Resource):
         return 0, -1
 
 
-class HandedFile(_Resource):
+class HandedFile(BrokeredResource):
     """A file that a privileged user places there for the service to read once. most: maximum octets read."""
 
     def __init__(self, path: Path | str, most: int) -> None:
@@ -218,7 +223,7 @@ class HandedFile(_Resource):
         return 0, self._open()
 
 
-class ReadAgain(_Resource):
+class ReadAgain(BrokeredResource):
     """Files that the service reads again and again. make: reads them, and returns a descriptor of all in
     memory.
 
@@ -250,7 +255,7 @@ class ReadAgain(_Resource):
         return 0, self._make()
 
 
-class DeviceFile(_Resource):
+class DeviceFile(BrokeredResource):
     """A device file that is opened repeatedly for reading and writing."""
 
     _FLAGS: Final = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
@@ -270,7 +275,7 @@ class DeviceFile(_Resource):
         return 0, os.open(self.path, self._FLAGS)
 
 
-class UnixTarget(_Resource):
+class UnixTarget(BrokeredResource):
     """The path of a unix socket to which the service connects repeatedly."""
 
     def __init__(self, path: str) -> None:
@@ -302,7 +307,7 @@ class UnixTarget(_Resource):
             sock.detach()
 
 
-class OwnSocket(_Resource):
+class OwnSocket(BrokeredResource):
     """The file of our own unix socket, removed when the service ends unless another has replaced it."""
 
     def __init__(self, path: Path | str) -> None:
@@ -379,7 +384,8 @@ def start(capabilities: Iterable[int] = (DAC_OVERRIDE,)) -> None:
             raise VTLError("the broker did not start; use --user root to run without it")
         return
     try:
-        _be_broker(theirs, resources, set(capabilities))
+        own = {c for resource in resources for c in resource.capabilities}
+        _be_broker(theirs, resources, own | set(capabilities))
     finally:
         os._exit(1)
 
@@ -401,7 +407,7 @@ def stop() -> None:
 atexit.register(stop)  # registered at import, and so run last: other exit handlers need the broker
 
 
-def _be_broker(lifeline: socket.socket, resources: list[_Resource], capabilities: set[int]) -> None:
+def _be_broker(lifeline: socket.socket, resources: list[BrokeredResource], capabilities: set[int]) -> None:
     signal.set_wakeup_fd(-1)
     os.setsid()
     for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:  # the broker ends after the service

@@ -1,5 +1,6 @@
 """State model of a TCP connection (paper section 2.5, RFC 9293): follow it, and send for either end."""
 
+from collections.abc import Sequence
 from typing import Final, Self
 
 from vtl_tools.common.model.base import LOCAL, REMOTE, End
@@ -183,6 +184,7 @@ class TcpModel(TransportModel[TcpEnd]):
         seq: int | None = None,
         ack: int | None = None,
         window: int | None = None,
+        sack: Sequence[tuple[int, int]] = (),
         offload: bool = False,
         sync: bool = True,
     ) -> bytearray:
@@ -191,7 +193,8 @@ class TcpModel(TransportModel[TcpEnd]):
         flags: by default ACK, and PSH with data. A SYN carries the options of the end's variables. seq:
         SND.NXT by default. ack: RCV.NXT by default. To answer for an end that may have missed segments that
         passed here (a frozen VM), pass the ack that is certain, model[from_.other].snd_una. window: octets to
-        offer, rounded down to the shift; by default the end's last window. offload: leave the checksum to the
+        offer, rounded down to the shift; by default the end's last window. sack: SACK blocks, as many as fit
+        beside timestamps; not in a SYN or RST. offload: leave the checksum to the
         kernel, and let it segment a payload above segment_size(). Without it the checksum is full, and such a
         payload raises ValueError, as does one above 64 KiB. sync: follow the segment as sent; False leaves
         the model as it is. The timestamp is the end's last, since this module has no clock; a caller with a
@@ -210,7 +213,7 @@ class TcpModel(TransportModel[TcpEnd]):
             (tx.rcv_nxt if ack is None else ack) if flags & ACK else 0,
             flags,
             self._window_field(tx, window, flags),
-            self._options(tx, rx, flags),
+            self._options(tx, rx, flags, sack),
         )
         frame = self.ip.carry(
             header,
@@ -229,10 +232,12 @@ class TcpModel(TransportModel[TcpEnd]):
         octets = tx.rcv_wnd if window is None else window
         return min(octets if flags & SYN else octets >> (tx.wscale or 0), 0xFFFF)
 
-    def _options(self, tx: TcpEnd, rx: TcpEnd, flags: int) -> bytes:
+    def _options(self, tx: TcpEnd, rx: TcpEnd, flags: int, sack: Sequence[tuple[int, int]]) -> bytes:
         stamps = (tx.tsval, tx.ts_recent or 0)
+        if flags & RST:
+            return b""
         if not flags & SYN:
-            return tcp.encode_options(timestamps=stamps) if self.timestamps and not flags & RST else b""
+            return tcp.encode_options(timestamps=stamps if self.timestamps else None, sack=sack)
         answer = flags & ACK != 0  # which holds only what the SYN offered
         return tcp.encode_options(
             mss=tx.mss,

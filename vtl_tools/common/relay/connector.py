@@ -107,7 +107,7 @@ class Connector(Protocol):
 class TCPConnector:
     """Opens a TCP connection to the address that the guest connects to."""
 
-    def __init__(self, address: tuple[str, int], family: int = socket.AF_INET) -> None:
+    def __init__(self, address: tuple[object, ...], family: int = socket.AF_INET) -> None:
         self.stream = _tcp(family)
         self._address = address
         self._started = False

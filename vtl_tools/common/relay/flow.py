@@ -117,7 +117,8 @@ class RelayFlow:
             return result
         self.syn = b""
         self.opened_at = now
-        self.endpoint.accept()
+        if self.endpoint.asked:
+            self.endpoint.accept()
         self.may_write = True
         self.may_read = bool(events & READABLE)
         self.hung_up = bool(events & HUNG_UP)
@@ -276,10 +277,11 @@ class RelayFlow:
     def deadline(self) -> float:
         """Return when wake() is due."""
         limits = self.budget.limits
-        if self.connector is not None:
-            return min(self.retry_at, self.started_at + limits.open_s)
-        due = self.heard_at + limits.idle_s
         tcp = self.endpoint.deadline()
+        if self.connector is not None:
+            due = min(self.retry_at, self.started_at + limits.open_s)
+            return due if tcp is None or self.endpoint.asked else min(due, tcp)
+        due = self.heard_at + limits.idle_s
         return due if tcp is None or due < tcp else tcp
 
     def wake(self, now: float) -> FlowOutcome | Reason:
@@ -292,6 +294,8 @@ class RelayFlow:
             if now >= self.retry_at:
                 self.retry_at = NEVER
                 return self.connect(0, now)
+            if not self.endpoint.asked:
+                self.endpoint.wake(now)
             return FlowOutcome.PENDING
         if now >= self.heard_at + limits.idle_s:
             self.endpoint.abort()

@@ -22,7 +22,9 @@ from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayBudget, RelayLimits
 from vtl_tools.common.relay.connector import Connector
 from vtl_tools.common.relay.flow import FlowOutcome, RelayFlow
+from vtl_tools.common.relay.frame_queue import FrameQueue
 from vtl_tools.common.relay.frames import is_broken, path_back, syn_alone
+from vtl_tools.common.relay.icmp_errors import SegmentError, apply_error
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.relay.syn_flood import SynFloodGuard, SynVerdict
 from vtl_tools.common.relay.timers import FlowTimers
@@ -31,12 +33,11 @@ from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import State
+from vtl_tools.common.tcp.tuning import tune
 from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
 
 _ETHERTYPE: Final = VNET + 12
 _IP: Final = (0x08, 0x86)  # the first octets of IPv4's and IPv6's Ethertypes; a tag's is 0x81, 0x88 or 0x91
-_JOINED: Final = 2048
-"""Octets of data below which a frame is copied together, and sent along with those of other flows."""
 _TICK_S: Final = 0.01
 """Resolution of a flow's timer: it is armed again when this has passed, not at every frame."""
 _READ_AGAIN_MAX: Final = 64
@@ -66,6 +67,7 @@ class Relay(Stage):
     are dropped. on_drop: gets those frames. on_non_tcp: gets frames that are no TCP segments; they are
     dropped, if it is not given. Frames are borrowed by both. on_end: gets each flow that ends. poller: where
     streams are registered; its own, if not given. has_more: tells whether internal streams wait for settle().
+    early_ack: answer a SYN at once, and reset the connection if its stream cannot be opened.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Relay(Stage):
         on_end: Callable[[RelayFlow, float], object] | None = None,
         poller: Poller | None = None,
         has_more: Callable[[], bool] = lambda: False,
+        early_ack: bool = False,
     ) -> None:
         super().__init__(ports=1)
         self.dial, self.config, self.limits, self._secret = dial, config, limits, secret
@@ -89,13 +92,14 @@ class Relay(Stage):
         if drops is not None:
             self.drops = drops
         self._on_drop, self._on_end, self._has_more = on_drop, on_end, has_more
+        self._early_ack = early_ack
         self._on_non_tcp = on_non_tcp or self._drop_non_tcp
         self.poller = poller or Poller()
         self.sources = [self]
         self.flows: dict[bytes, RelayFlow] = {}
         self.budget = RelayBudget(limits)
         self.timers = FlowTimers(self.flows)
-        self._outbox: list[Pieces] = []
+        self._outbox = FrameQueue(self._send)
         self.syn_guard, self._guarded_at = SynFloodGuard(secret), limits.half_open // 2
         self._scheduled: list[RelayFlow] = []
         self._readable: dict[bytes, RelayFlow] = {}
@@ -108,7 +112,6 @@ class Relay(Stage):
 
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
         """Take the guest's frames."""
-        flows, scheduled, is_full = self.flows, self._scheduled, self.budget.is_full
         for frame in batch:
             try:
                 segment = parse(frame)
@@ -116,24 +119,37 @@ class Relay(Stage):
                 segment = None
             if segment is None:
                 self._on_non_tcp(frame, now)
-                continue
-            flow = flows.get(segment.flow)
-            if flow is None or (segment.flags & SYN and flow.endpoint.state in _PAST):
-                self._on_unknown(segment, frame, now)
-                continue
-            if not frame[0] & 3 and not is_intact(frame):
-                self.drop_frame(frame, "checksum", now)
-                continue
-            endpoint = flow.endpoint
-            if is_full and segment.length and flow.buffered and not endpoint.fills_gap(segment):
-                self.drop_frame(frame, "memory", now)
-                continue
-            if segment.length or not endpoint.keep_alives:  # an answer to a keep-alive is not the guest's own
-                flow.heard_at = now
-            endpoint.arrive(segment, now)
-            if not flow.scheduled:
-                flow.scheduled = True
-                scheduled.append(flow)
+            else:
+                self.on_segment(segment, frame, now)
+
+    def on_segment(self, segment: Segment, frame: memoryview, now: float) -> None:
+        """Take a segment of the guest, of which the frame is borrowed until settle()."""
+        flow = self.flows.get(segment.flow)
+        if flow is None or (segment.flags & SYN and flow.endpoint.state in _PAST):
+            self._on_unknown(segment, frame, now)
+            return
+        if not frame[0] & 3 and not is_intact(frame):
+            self.drop_frame(frame, "checksum", now)
+            return
+        endpoint = flow.endpoint
+        if segment.length and self.budget.is_full and flow.buffered and not endpoint.fills_gap(segment):
+            self.drop_frame(frame, "memory", now)
+            return
+        if segment.length or not endpoint.keep_alives:  # an answer to a keep-alive is not the guest's own
+            flow.heard_at = now
+        endpoint.arrive(segment, now)
+        if not flow.scheduled:
+            flow.scheduled = True
+            self._scheduled.append(flow)
+
+    def on_error(self, error: SegmentError, now: float) -> bool:
+        """Take an ICMP error of the guest, with a right checksum; False: it is about no flow."""
+        flow = self.flows.get(error.flow)
+        if flow is None:
+            return False
+        apply_error(flow.endpoint, error)
+        self._schedule(flow)
+        return True
 
     def _on_unknown(self, segment: Segment, frame: memoryview, now: float) -> None:
         """Take a segment of no flow: a SYN, or a late segment of a connection that has ended.
@@ -166,7 +182,7 @@ class Relay(Stage):
         else:
             if past is not None:
                 self._remove(past, now)
-            self._open(path, segment, syn_alone(frame), now)
+            self._open(path, segment, syn_alone(frame), past, now)
 
     def _passes_guard(self, segment: Segment, frame: memoryview, now: float) -> bool:
         """Tell whether a SYN is accepted in a SYN flood; challenge its sender, if that is the verdict."""
@@ -178,9 +194,11 @@ class Relay(Stage):
                 self._send([(challenge,)], now)
         return verdict is SynVerdict.ACCEPT
 
-    def _open(self, path: Path, segment: Segment, syn: bytes, now: float) -> None:
+    def _open(self, path: Path, segment: Segment, syn: bytes, past: RelayFlow | None, now: float) -> None:
         endpoint = Endpoint(path, self._secret, now, self.config)
-        endpoint.listen()
+        if past is not None:
+            endpoint.follow(past.endpoint)
+        endpoint.listen(once=True)
         endpoint.arrive(segment, now)
         try:
             connector = self.dial(path)
@@ -203,6 +221,9 @@ class Relay(Stage):
         budget.opened += 1
         self.timers.arm(flow, flow.deadline())
         self._act(flow, flow.connect(0, now), now)
+        if self._early_ack and flow.connector is not None:
+            endpoint.accept()
+            self._schedule(flow)
 
     def _refuse(self, syn: bytes, reason: Reason, now: float) -> None:
         """Answer a SYN: by a reset if the target refused, else by an ICMP error."""
@@ -249,10 +270,16 @@ class Relay(Stage):
             if flow.armed_at > flow.retry_at:
                 self.timers.arm(flow, flow.retry_at)
         elif outcome is FlowOutcome.ABORTED:
-            self._transmit(flow, now)
+            self._outbox.transmit(flow.endpoint, now)
             self._remove(flow, now)
         elif isinstance(outcome, Reason):
-            self._refuse(flow.syn, outcome, now)
+            if flow.endpoint.asked:
+                self._refuse(flow.syn, outcome, now)
+            else:  # its SYN was answered early
+                self.budget.failed += 1
+                flow.endpoint.abort()
+                self._outbox.transmit(flow.endpoint, now)
+                self._outbox.flush(now)
             self._remove(flow, now)
 
     def _schedule(self, flow: RelayFlow) -> None:
@@ -260,23 +287,6 @@ class Relay(Stage):
         if not flow.scheduled:
             flow.scheduled = True
             self._scheduled.append(flow)
-
-    def _transmit(self, flow: RelayFlow, now: float) -> None:
-        """Send what a flow's endpoint has for the guest."""
-        for pieces in flow.endpoint.transmit_pieces(now):
-            if len(pieces) == 1:
-                self._outbox.append(pieces)
-            elif len(pieces) == 2 and len(pieces[1]) < _JOINED:
-                self._outbox.append((b"".join(pieces),))
-            else:
-                self._flush(now)
-                self._send((pieces,), now)
-
-    def _flush(self, now: float) -> None:
-        """Send the frames of many flows with one system call."""
-        if self._outbox:
-            self._send(self._outbox, now)
-            self._outbox = []
 
     def _remove(self, flow: RelayFlow, now: float) -> None:
         if self.flows.get(flow.key) is not flow:
@@ -317,7 +327,7 @@ class Relay(Stage):
                 continue
             endpoint = flow.endpoint
             flow.carry()
-            self._transmit(flow, now)
+            self._outbox.transmit(flow.endpoint, now)
             endpoint.own()
             if flow.may_read and flow.can_read_more:
                 self._readable[flow.key] = flow
@@ -326,13 +336,15 @@ class Relay(Stage):
                 budget.half_open -= 1
                 budget.established += endpoint.ended is None
             budget.buffered += flow.recount()
+            if now >= endpoint.tune_at:
+                tune(endpoint, now, may_grow=not budget.is_full)
             if endpoint.ended is not None and flow.is_over:
                 self._remove(flow, now)
-            elif flow.armed_at > now + _TICK_S:
-                self.timers.arm(flow, now + _TICK_S)
+            elif flow.armed_at > (due := min(endpoint.paced_at, now + _TICK_S)):
+                self.timers.arm(flow, due)
         if budget.is_exceeded:
             self._evict(now)
-        self._flush(now)
+        self._outbox.flush(now)
 
     def _evict(self, now: float) -> None:
         """Reset the flows with the most buffered octets, several at once so that it is worth the sorting."""
@@ -359,7 +371,7 @@ class Relay(Stage):
         for flow in list(self.flows.values()):
             flow.endpoint.abort()
             self._act(flow, FlowOutcome.ABORTED, now)
-        self._flush(now)
+        self._outbox.flush(now)
 
     def close(self) -> None:
         """Close the streams that are left, and the descriptor."""

@@ -32,10 +32,10 @@ class SynVerdict(Enum):
 
 
 class SynFloodGuard:
-    """Remembers SYNs, and answered challenges. secret: up to 64 octets that no guest knows."""
+    """Remembers SYNs, and answered challenges. secret: up to 64 octets that no guest knows. most: of each."""
 
-    def __init__(self, secret: bytes) -> None:
-        self._secret = secret
+    def __init__(self, secret: bytes, most: int = _REMEMBERED_MAX) -> None:
+        self._secret, self._most = secret, most
         self._seen: dict[bytes, float] = {}
         self._proved: dict[bytes, float] = {}
         self._challenges = TokenBucket(_CHALLENGES_PER_S)
@@ -50,7 +50,7 @@ class SynFloodGuard:
             return SynVerdict.ACCEPT
         since = now - self._seen.setdefault(flow, now)
         if since < _RETRANSMITTED_S:
-            _bound(self._seen)
+            self._bound(self._seen)
             return SynVerdict.DROP
         del self._seen[flow]
         if since >= _REMEMBERED_S:
@@ -74,13 +74,12 @@ class SynFloodGuard:
         """Take a reset that belongs to no flow: it may answer a challenge."""
         if segment.seq == self._number(segment.flow):
             self._proved[segment.flow] = now
-            _bound(self._proved)
+            self._bound(self._proved)
 
     def _number(self, flow: bytes) -> int:
         return int.from_bytes(blake2b(flow, digest_size=4, key=self._secret, person=b"crowd").digest(), "big")
 
-
-def _bound(table: dict[bytes, float]) -> None:
-    """Evict the oldest entry of a full table."""
-    if len(table) > _REMEMBERED_MAX:
-        del table[next(iter(table))]
+    def _bound(self, table: dict[bytes, float]) -> None:
+        """Evict the oldest entry of a full table."""
+        if len(table) > self._most:
+            del table[next(iter(table))]

@@ -1,10 +1,12 @@
-"""Timers of a relay's flows: one heap, in which an entry that was superseded stays until it is due."""
+"""Timers of a relay's flows or of active endpoints.
+
+One heap, in which an entry that was superseded stays until it is due.
+"""
 
 import heapq
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
-from vtl_tools.common.relay.flow import RelayFlow
 from vtl_tools.common.tcp.tcb import NEVER
 
 STALE_MAX: Final = 1024
@@ -15,21 +17,36 @@ _EXAMINED_MAX: Final = 1024
 """Entries that expired() looks at; most were superseded or postponed."""
 
 
-class FlowTimers:
-    """One timer for each flow. flows: those that exist, by key; entries of others are ignored.
+class Timed(Protocol):
+    """A flow with a timer. armed_at: the time of the entry that counts. deadline(): its own, now."""
 
-    RelayFlow.armed_at is the time of the entry that counts.
-    """
+    armed_at: float
 
-    def __init__(self, flows: Mapping[bytes, RelayFlow]) -> None:
+    @property
+    def key(self) -> bytes:
+        """By which its owner finds it."""
+        ...
+
+    def deadline(self) -> float:
+        """Return when it is to be woken."""
+        ...
+
+
+F = TypeVar("F", bound=Timed)
+
+
+class FlowTimers(Generic[F]):
+    """One timer for each flow. flows: those that exist, by key; entries of others are ignored."""
+
+    def __init__(self, flows: Mapping[bytes, F]) -> None:
         self._flows = flows
-        self._heap: list[tuple[float, int, RelayFlow]] = []
+        self._heap: list[tuple[float, int, F]] = []
         self._count = 0
 
     def __len__(self) -> int:
         return len(self._heap)
 
-    def arm(self, flow: RelayFlow, due: float) -> None:
+    def arm(self, flow: F, due: float) -> None:
         """Set a flow's timer, whatever it was before."""
         flow.armed_at = due
         self._count += 1
@@ -49,7 +66,7 @@ class FlowTimers:
         """Return when the first entry is due; None: never."""
         return self._heap[0][0] if self._heap else None
 
-    def expired(self, now: float) -> Iterator[RelayFlow]:
+    def expired(self, now: float) -> Iterator[F]:
         """Return flows whose time has come, without a timer from now on. The rest stay due.
 
         A flow whose own deadline has moved is armed again instead.

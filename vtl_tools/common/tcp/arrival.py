@@ -3,7 +3,8 @@
 from typing import Final
 
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
-from vtl_tools.common.tcp.output import agree, reset
+from vtl_tools.common.tcp.acks import acknowledged, heed_marks
+from vtl_tools.common.tcp.output import agree, reset, stamps, syn_window
 from vtl_tools.common.tcp.prediction import predicted
 from vtl_tools.common.tcp.state import ON_FIN, ON_FIN_ACKED, TAKES_DATA, Ended, SegmentDrop, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
@@ -12,6 +13,7 @@ from vtl_tools.common.tcp.wire import Segment
 _HALF: Final = 0x8000_0000
 _STAMP_OUTDATED_S: Final = 24 * 86_400.0  # RFC 7323 section 5.5
 _MAX_STALE: Final = 1 << 30
+_BOTH_CLOSED: Final = frozenset((State.CLOSING, State.LAST_ACK, State.TIME_WAIT))
 
 
 def arrive(tcb: TCB, segment: Segment, now: float) -> None:
@@ -45,7 +47,7 @@ def _listen(tcb: TCB, segment: Segment, now: float) -> None:
     elif flags & ACK:  # second, check for an ACK
         tcb.drops[SegmentDrop.NOT_OPEN] += 1
         reset(tcb, segment)
-    elif flags & SYN and not flags & FIN:  # third, check for a SYN
+    elif flags & SYN:  # third, check for a SYN
         _begin(tcb, segment, now)
         tcb.syn_pending = True
         tcb.become(State.SYN_RECEIVED)
@@ -69,13 +71,15 @@ def _syn_sent(tcb: TCB, segment: Segment, now: float) -> None:
         else:
             tcb.drops[SegmentDrop.UNSURE_RESET] += 1
         return
-    if not flags & SYN or flags & FIN:  # fourth, check the SYN bit
+    if not flags & SYN:  # fourth, check the SYN bit
         tcb.drops[SegmentDrop.NOT_OPEN] += 1
         return
     _begin(tcb, segment, now)
     if ack:
+        tcb.rcv.has_offered(syn_window(tcb))
         _established(tcb, segment, ack, now)
         tcb.ack_now = True
+        _content(tcb, segment, 1, now)
     else:  # simultaneous open: our SYN is sent again, with an ACK
         tcb.become(State.SYN_RECEIVED)
         tcb.syn_due = True
@@ -84,7 +88,7 @@ def _syn_sent(tcb: TCB, segment: Segment, now: float) -> None:
 def _begin(tcb: TCB, syn: Segment, now: float) -> None:
     """Record the peer's sequence number and options.
 
-    Data on a SYN is ignored, so that the peer retransmits it.
+    Data and a FIN on a SYN without an ACK are ignored, so that the peer retransmits them.
     """
     tcb.rcv.start(syn.seq)
     agree(tcb, syn)
@@ -101,14 +105,15 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
         tcb.rtt.sample(now - tcb.timed[1])
     elif tcb.rtt.backoffs:
         tcb.rtt.handshake_was_slow()
-        snd.cc.cwnd = snd.mss  # RFC 5681 section 3.1: after a lost SYN, one segment
+        snd.cc.syn_was_lost()
     tcb.rtt.progressed()
+    snd.cc.opened(now, tcb.rtt.srtt_s)
     snd.una = ack
     tcb.timed, tcb.retransmit_at, tcb.stalled_since, tcb.syn_due = None, NEVER, None, False
     scaled = segment.window if segment.flags & SYN else segment.window << snd.shift
     snd.wnd, snd.max_wnd = scaled, max(snd.max_wnd, scaled)
     snd.wl1, snd.wl2 = tcb.rcv.position(segment.seq), ack
-    tcb.sent_at = now
+    tcb.sent_at, tcb.before = now, None
     tcb.become(State.ESTABLISHED)
     if snd.fin is not None:  # the user closed before the handshake was complete
         tcb.become(State.FIN_WAIT_1)
@@ -116,7 +121,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
 
 def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     """3.10.7.4: the other states."""
-    rcv, flags = tcb.rcv, segment.flags
+    rcv, flags, state = tcb.rcv, segment.flags, tcb.state
     seq = rcv.position(segment.seq)
 
     # first, check the sequence number; RFC 7323 section 5.3 puts PAWS before that
@@ -129,8 +134,12 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     if flags & RST:
         if seq != rcv.nxt:
             _challenge(tcb, SegmentDrop.UNSURE_RESET, now)
-        elif tcb.state in (State.CLOSING, State.LAST_ACK, State.TIME_WAIT):
+        elif tcb.state in _BOTH_CLOSED and tcb.snd.una >= tcb.snd.queue.tail:
             tcb.end(Ended.CLOSED)
+        elif tcb.before is not None:
+            tcb.wait_again(now)
+        elif tcb.state is State.SYN_RECEIVED and tcb.passive and not tcb.once and tcb.snd.fin is None:
+            tcb.listen_again()
         else:
             refused = tcb.state is State.SYN_RECEIVED and not tcb.passive
             tcb.end(Ended.REFUSED if refused else Ended.RESET)
@@ -151,8 +160,20 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     if tcb.timestamps and segment.stamps is not None and seq <= tcb.last_ack:
         tcb.ts_recent, tcb.ts_recent_at = segment.stamps[0], now
 
+    if state is not State.TIME_WAIT:
+        _content(tcb, segment, seq, now)
+    elif segment.length or flags & FIN:
+        tcb.ack_now = True
+        if flags & FIN:
+            tcb.wait(now)  # its acknowledgement was lost
+
+
+def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
+    """Process what the segment carries. seq: position of the first octet of data."""
+    rcv, flags = tcb.rcv, segment.flags
+
     # sixth, check the URG bit
-    _urgent(tcb, segment, seq)
+    _urgent(tcb, segment, seq - (flags >> 1 & 1))
 
     # seventh, process the segment text
     length = segment.length
@@ -166,9 +187,6 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
             tcb.ack_now = True
     if rcv.fin is not None and tcb.state in ON_FIN and rcv.finish():
         _finished(tcb, now)
-    elif tcb.state is State.TIME_WAIT and flags & FIN:
-        tcb.ack_now = True
-        tcb.wait(now)  # its acknowledgement was lost
 
 
 def _finished(tcb: TCB, now: float) -> None:
@@ -206,9 +224,15 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
             and not flags & (RST | SYN)
             and now - tcb.ts_recent_at < _STAMP_OUTDATED_S
         ):
+            _repeats(tcb, segment, seq)
             _stale(tcb, segment, SegmentDrop.OLD_TIMESTAMP, now)
             return False
 
+    if flags & RST:  # RFC 5961 section 3.2: only its number counts, and RCV.NXT with any window
+        if rcv.nxt <= seq < rcv.edge or seq == rcv.nxt:
+            return True
+        tcb.drops[SegmentDrop.OUT_OF_WINDOW] += 1
+        return False
     length = segment.length + (flags & FIN) + (flags >> 1 & 1)
     # As in Linux, an empty segment right after the window is acceptable: the peer used up the window.
     # With a window of zero, data at RCV.NXT is not accepted, but its ACK is (3.10.7.4).
@@ -216,15 +240,19 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         return True
     if flags & SYN:
         _unexpected_syn(tcb, segment, seq, now)
-    elif flags & RST:
-        tcb.drops[SegmentDrop.OUT_OF_WINDOW] += 1
     else:
-        if seq < rcv.nxt and segment.length and seq + segment.length > rcv.nxt - _MAX_STALE:
-            rcv.dsack = (seq, min(seq + segment.length, rcv.nxt))
+        _repeats(tcb, segment, seq)
         _stale(tcb, segment, SegmentDrop.OUT_OF_WINDOW, now)
         if tcb.state is State.TIME_WAIT and flags & FIN and seq + length == rcv.nxt:
             tcb.wait(now)
     return False
+
+
+def _repeats(tcb: TCB, segment: Segment, seq: int) -> None:
+    """Have the acknowledgement of a dropped segment tell which received data it repeats (RFC 2883)."""
+    nxt, end = tcb.rcv.nxt, seq + segment.length
+    if seq < nxt and segment.length and end > nxt - _MAX_STALE and tcb.snd.sack:
+        tcb.rcv.dsack = (seq, min(end, nxt))
 
 
 def _stale(tcb: TCB, segment: Segment, reason: SegmentDrop, now: float) -> None:
@@ -245,18 +273,27 @@ def _challenge(tcb: TCB, reason: SegmentDrop, now: float) -> None:
 
 
 def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
-    if tcb.state is State.SYN_RECEIVED and seq == 0:  # the peer's SYN again
-        if tcb.syn_pending:
-            tcb.drops[SegmentDrop.HELD] += 1
+    """Process a SYN in a state other than LISTEN and SYN-SENT (fourth step)."""
+    if tcb.state is State.SYN_RECEIVED:
+        has_ack = segment.flags & ACK
+        if not tcb.passive:
+            if seq == 0 and has_ack and tcb.snd.position(segment.ack) == 1:
+                _established(tcb, segment, 1, now)  # simultaneous open: this answers our SYN
+                tcb.ack_now = True
+                _content(tcb, segment, 1, now)
+                return
+        elif seq == 0 and not has_ack:  # the peer's SYN again
+            if tcb.syn_pending:
+                tcb.drops[SegmentDrop.HELD] += 1
+            else:
+                tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
+                if tcb.may_challenge(now):
+                    tcb.syn_due = True  # our answer was lost
             return
-        if segment.flags & ACK and tcb.snd.position(segment.ack) == 1 and not tcb.passive:
-            _established(tcb, segment, 1, now)  # simultaneous open: this answers our SYN
-            tcb.ack_now = True
+        elif tcb.rcv.nxt <= seq < tcb.rcv.edge and not (tcb.once or tcb.snd.fin is not None):
+            tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
+            tcb.listen_again()
             return
-        tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
-        if tcb.may_challenge(now):
-            tcb.syn_due = True  # our answer was lost
-        return
     _challenge(tcb, SegmentDrop.UNEXPECTED_SYN, now)
 
 
@@ -264,34 +301,35 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     """Fifth step. Return whether to continue with the segment."""
     snd = tcb.snd
     ack = snd.position(segment.ack)
-    if tcb.state is State.SYN_RECEIVED:
+    if snd.una == 0:  # SYN-RECEIVED, or FIN-WAIT-1 if our FIN followed our SYN
         if tcb.syn_pending or not 0 < ack <= snd.nxt:
             tcb.drops[SegmentDrop.BAD_ACK] += 1
-            reset(tcb, segment)
+            reset(tcb, segment, stamps(tcb, now))
             return False
-        _established(tcb, segment, ack, now)
-        return True
+        _established(tcb, segment, 1, now)
+        if snd.nxt > 1:
+            tcb.stalled_since = now
+            tcb.arm(now)
+        if ack == 1:
+            return True
     if ack > snd.max or ack < snd.una - snd.max_wnd:  # RFC 5961 section 5.2
         _challenge(tcb, SegmentDrop.BAD_ACK, now)
         return False
 
-    dsack = False
-    news = False
-    if segment.sack is not None and snd.sack:
-        dsack = snd.seq(ack) != segment.sack[0][0] and snd.position(segment.sack[0][0]) < ack
-        news = snd.sacked(segment.sack)
+    if tcb.ecn:
+        heed_marks(tcb, segment)
+    una = snd.una
     window = segment.window << snd.shift
-    if ack > snd.una:
-        _progress(tcb, segment, ack, dsack, now)
-    elif (
-        ack == snd.una
-        and snd.una < snd.nxt
-        and snd.wnd  # else it answers a probe, and is no sign of loss
-        and (news or (segment.length == 0 and not segment.flags & FIN and window == snd.wnd))
-    ):
-        snd.duplicated()
-    if news or tcb.reorder_at != NEVER:
-        tcb.detect_loss(now, news=news)
+    duplicate = (
+        ack == una
+        and not segment.length
+        and not segment.flags & FIN
+        and window == snd.wnd
+        and window > 0  # else it answers a probe, and is no sign of loss
+    )
+    acknowledged(tcb, segment, ack, now, duplicate=duplicate)
+    if ack > una:
+        _advanced(tcb, ack, now)
     if ack >= snd.una:
         was = snd.wnd
         snd.offered(window, seq, ack)
@@ -308,29 +346,9 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     return True
 
 
-def _progress(tcb: TCB, segment: Segment, ack: int, dsack: bool, now: float) -> None:
-    """Process an ACK of new data: SND.UNA < SEG.ACK =< SND.NXT."""
-    snd, rtt = tcb.snd, tcb.rtt
-    if tcb.timed is not None:
-        if ack >= tcb.timed[0]:
-            rtt.sample(max(0.0, now - tcb.timed[1]))
-            tcb.timed = None
-    elif tcb.timestamps and segment.stamps is not None and segment.stamps[1]:
-        rtt_ms = (tcb.tsval(now) - segment.stamps[1]) & 0xFFFF_FFFF
-        if rtt_ms < _HALF and rtt_ms < 60_000:
-            rtt.sample(rtt_ms / 1000)
-    if rtt.backoffs:
-        rtt.progressed()
-    if tcb.probe is not None and ack >= tcb.probe[0]:
-        if tcb.probe[1] and not dsack and snd.recover is None:
-            snd.cc.lost(snd.flight)  # the probe repaired a loss (RFC 8985 section 7.4)
-        tcb.probe = None
-    snd.acked(ack)
-    tcb.head_at, tcb.head_mark, tcb.reorder_at = now, snd.nxt, NEVER
-    if snd.board:
-        tcb.detect_loss(now, news=False)
-    tcb.stalled_since = now if snd.una < snd.end else None
-    tcb.arm(now)
+def _advanced(tcb: TCB, ack: int, now: float) -> None:
+    """Change the state if our FIN is acknowledged."""
+    snd = tcb.snd
     if snd.fin is not None and ack > snd.fin and tcb.state in ON_FIN_ACKED:
         following = ON_FIN_ACKED[tcb.state]
         if following is State.TIME_WAIT:
@@ -352,14 +370,19 @@ def _text(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     rcv = tcb.rcv
     before = rcv.nxt
     gap = rcv.has_gap
+    rcv.dsack = None
     if not rcv.take(seq, segment.data):
         tcb.drops[SegmentDrop.FULL] += 1
+    if not tcb.snd.sack:
+        rcv.dsack = None
     tcb.ack_due_octets += rcv.nxt - before
+    if segment.length > rcv.full:
+        rcv.full = min(segment.length, rcv.mss)
     if (
         gap
         or rcv.has_gap
         or rcv.nxt - before < segment.length
-        or tcb.ack_due_octets >= 2 * rcv.mss
+        or tcb.ack_due_octets > rcv.full
         or not tcb.config.delayed_ack_s
     ):
         tcb.ack_now = True

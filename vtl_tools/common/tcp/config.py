@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from vtl_tools.common.tcp.congestion.choice import CONTROLS
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -9,16 +11,18 @@ class Config:
 
     receive_buffer: octets buffered until they are read, and so the maximum window. reassembly_segments:
     maximum pieces out of order. send_buffer: octets that write() accepts before the peer has acknowledged
-    them.
+    them. buffer_max: octets up to which tune() enlarges both for the path; None: it does not.
 
     mtu: largest IP packet of the link. mss: largest segment, which our SYN offers and which we do not exceed;
     None: derived from the MTU. shift: the window scale that our SYN offers, if window_scaling is on; None:
-    the least that can express the whole receive buffer. super_segment: octets of data of one frame, which the
-    link segments; less than two segments turns it off.
+    the least that can express the largest receive buffer. super_segment: octets of data of one frame, which
+    the link segments; less than two segments turns it off.
 
     no_delay: small segments are not delayed (RFC 9293 MUST-17). delayed_ack_s: below 0.5 (MUST-60); 0: every
     segment is acknowledged at once. delayed_fin_ack: a FIN's acknowledgement is delayed as well, for a user
-    that is likely to close at once, too. initial_window: segments (RFC 6928).
+    that is likely to close at once, too. initial_window: segments (RFC 6928). congestion: the algorithm of
+    congestion control, a name in congestion/choice.py. ecn: explicit congestion notification (RFC 3168) is
+    offered, and accepted if the peer offers it.
 
     rto_min_s: RFC 6298 (2.4) asks for one second; the default is Linux's 0.2. user_timeout_s: seconds that
     sent data may stay unacknowledged (R2 of RFC 9293 3.8.3); None: no limit. syn_timeout_s: the same for a
@@ -31,6 +35,7 @@ class Config:
     receive_buffer: int = 1 << 20
     reassembly_segments: int = 1024
     send_buffer: int = 1 << 20
+    buffer_max: int | None = None
     mtu: int = 1500
     mss: int | None = None
     super_segment: int = 65_000
@@ -42,6 +47,8 @@ class Config:
     delayed_ack_s: float = 0.04
     delayed_fin_ack: bool = False
     initial_window: int = 10
+    congestion: str = "newreno"
+    ecn: bool = False
     tail_loss_probe: bool = True
     rto_min_s: float = 0.2
     rto_max_s: float = 60.0
@@ -64,6 +71,8 @@ class Config:
             raise ValueError("mtu: must be at least 576 octets")
         if self.shift is not None and not 0 <= self.shift <= 14:
             raise ValueError("shift: must be from 0 to 14 (RFC 7323 section 2.3)")
+        if self.congestion not in CONTROLS:
+            raise ValueError(f"congestion: must be one of {', '.join(CONTROLS)}")
         if self.user_timeout_s is not None and self.user_timeout_s <= 0:
             raise ValueError("user_timeout_s: must be above 0")
 
@@ -72,4 +81,5 @@ class Config:
         """The shift that our SYN offers (RFC 7323 section 2.3); 0 if it offers none."""
         if self.window_scaling and self.shift is not None:
             return self.shift
-        return min(14, max(0, self.receive_buffer.bit_length() - 16)) if self.window_scaling else 0
+        most = max(self.receive_buffer, self.buffer_max or 0)
+        return min(14, max(0, most.bit_length() - 16)) if self.window_scaling else 0

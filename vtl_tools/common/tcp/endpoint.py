@@ -1,19 +1,19 @@
 """The TCP endpoint (RFC 9293), without I/O, clock or randomness: the interface for user and driver."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.tcp import arrival, output
+from vtl_tools.common.tcp import acks, arrival, output
 from vtl_tools.common.tcp.config import Config
-from vtl_tools.common.tcp.isn import initial_numbers
+from vtl_tools.common.tcp.info import ConnectionInfo, describe
+from vtl_tools.common.tcp.isn import initial_numbers, number_after
 from vtl_tools.common.tcp.queue import Octets
-from vtl_tools.common.tcp.sack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, SENDS_DATA, Ended, SegmentDrop, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Path, Segment, is_intact, parse
+from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Framer, Path, Pieces, Segment, is_intact, parse
 
 DEFAULT: Final = Config()
 _R1: Final = 3  # retransmissions (RFC 9293 section 3.8.3, SHLD-10)
@@ -22,52 +22,7 @@ _ABORT_IS_TOLD = frozenset(  # 3.10.5
     (State.SYN_RECEIVED, State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT)
 )
 
-
-@dataclass(frozen=True, slots=True)
-class ConnectionInfo:
-    """The state of a connection, like TCP_INFO. Octets and seconds.
-
-    rto_s: doubled for each timeout in a row, which backoffs counts. phase: open, disorder, recovery or loss.
-    lost: considered lost, and not retransmitted yet. reordering: segments that must overtake another before
-    it is considered lost. retransmits: segments or super-segments, in all. due_s: time of wake(); None:
-    never.
-    """
-
-    state: State
-    mss: int
-    rtt_s: float | None
-    rttvar_s: float
-    rto_s: float
-    cwnd: int
-    ssthresh: int
-    unacked: int
-    unsent: int
-    sacked: int
-    lost: int
-    reordering: int
-    phase: str
-    backoffs: int
-    retransmits: int
-    sent: int
-    received: int
-    readable: int
-    snd_wnd: int
-    rcv_wnd: int
-    snd_wscale: int
-    rcv_wscale: int
-    rcv_mss: int
-    sack: bool
-    timestamps: bool
-    segments_in: int
-    segments_out: int
-    out_of_order: int
-    drops: dict[SegmentDrop, int]
-    due_s: float | None
-
-    @property
-    def cwnd_segments(self) -> int:
-        """The congestion window in whole segments."""
-        return self.cwnd // self.mss
+_OPENING = frozenset((State.SYN_SENT, State.SYN_RECEIVED))
 
 
 class Endpoint(TCB):
@@ -96,16 +51,35 @@ class Endpoint(TCB):
     # --- opening
 
     def connect(self) -> None:
-        """Open actively: the next transmit() returns the SYN."""
+        """Open actively, also from LISTEN: the next transmit() returns the SYN."""
         if not self.path.is_unicast:
             raise ValueError("not an address of a single host")  # MUST-46
-        self._open(State.SYN_SENT)
+        if self.state is State.LISTEN:  # 3.10.1
+            self.passive = False
+            self.become(State.SYN_SENT)
+        else:
+            self._open(State.SYN_SENT)
         self.syn_due = True
 
-    def listen(self) -> None:
-        """Open passively. A SYN sets `asked`; it is answered after accept() or refuse()."""
+    def listen(self, *, once: bool = False, after: TCB | None = None) -> None:
+        """Open passively. A SYN sets `asked`; it is answered after accept() or refuse().
+
+        If the handshake fails by a reset, the state is LISTEN again (3.10.7.4); once: it is CLOSED then.
+        after: the connection to follow(). If the SYN proves to be an old duplicate, that is if a reset
+        answers our SYN-ACK, the state is TIME-WAIT again (3.6.1, MAY-2).
+        """
         self._open(State.LISTEN)
-        self.passive = True
+        self.passive, self.once = True, once
+        if after is not None:
+            self.follow(after)
+            self.before = after
+
+    def follow(self, before: TCB) -> None:
+        """Begin above all numbers of a connection of this path that a SYN ended in TIME-WAIT.
+
+        Call this before transmit(). The earlier endpoint must not be used any more.
+        """
+        self.snd.iss = number_after(self.snd.iss, before.snd.snd_nxt)
 
     def _open(self, state: State) -> None:
         if self.state is not State.CLOSED or self.ended is not None:
@@ -155,11 +129,12 @@ class Endpoint(TCB):
         arrival.arrive(self, segment, now)
         self.rcv.own()
 
-    arrive = arrival.arrive
-    """Process a segment of this path that parse() returned, and for which is_intact() holds.
+    def arrive(self, segment: Segment, now: float) -> None:
+        """Process a segment of this path that parse() returned, and for which is_intact() holds.
 
-    Its data is borrowed: call own() before the frame becomes invalid.
-    """
+        Its data is borrowed: call own() before the frame becomes invalid.
+        """
+        arrival.arrive(self, segment, now)
 
     def own(self) -> None:
         """Copy the data that is still borrowed, so that its frames may become invalid."""
@@ -175,15 +150,29 @@ class Endpoint(TCB):
         """Return all frames that may be sent now. The caller owns them."""
         return [bytearray().join(pieces) for pieces in output.transmit(self, now)]
 
-    transmit_pieces = output.transmit
-    """Return the frames of transmit() in pieces: views of written data, to be sent before the next call."""
+    def transmit_pieces(self, now: float) -> list[Pieces]:
+        """Return the frames of transmit() in pieces: views of written data, sent before the next call."""
+        return output.transmit(self, now)
 
     def deadline(self) -> float | None:
         """Return when wake() is due; None: never, unless another call comes first."""
-        due = min(
-            self.retransmit_at, self.reorder_at, self.persist_at, self.delayed_at, self.time_wait_at,
-            self._give_up_at(), self._keep_alive_at(), self._silent_at(),
-        )  # fmt: skip
+        due = self.retransmit_at
+        if self.delayed_at < due:
+            due = self.delayed_at
+        if self.reorder_at < due:
+            due = self.reorder_at
+        if self.paced_at < due:
+            due = self.paced_at
+        if self.persist_at < due:
+            due = self.persist_at
+        if self.time_wait_at < due:
+            due = self.time_wait_at
+        if self.stalled_since is not None:
+            due = min(due, self._give_up_at())
+        elif self.config.keep_alive_s is not None:
+            due = min(due, self._keep_alive_at())
+        if self.state is State.FIN_WAIT_2:
+            due = min(due, self._silent_at())
         return None if due == NEVER else due
 
     def wake(self, now: float) -> None:
@@ -200,16 +189,20 @@ class Endpoint(TCB):
             self.delayed_at, self.ack_now = NEVER, True
         if now >= self.persist_at:
             self._persist(now)
+        if now >= self.paced_at:
+            self.paced_at = NEVER
         if now >= self.reorder_at:
-            self.reorder_at = NEVER
-            self.snd.reordering_is_over()
+            acks.reordering_is_over(self, now)
         if now >= self.retransmit_at:
             self._retransmit(now)
 
     def _retransmit(self, now: float) -> None:
         snd = self.snd
-        if self.state in (State.SYN_SENT, State.SYN_RECEIVED):
+        if snd.una == 0:  # our SYN, whether or not a FIN followed it
             self.rtt.back_off()
+            if self.state not in _OPENING:
+                self.out.append(output.synchronize(self, now))
+                return
             self.syn_due, self.retransmit_at = True, NEVER
             return
         if self.probe_is_next:
@@ -228,7 +221,7 @@ class Endpoint(TCB):
             piece = Piece(snd.una, snd.una if fin else end, fin, True)
             self.out.append(output.send_piece(self, piece, now))
         else:
-            snd.timed_out()
+            acks.timed_out(self, now)
         self.arm(now)
 
     def _persist(self, now: float) -> None:
@@ -330,15 +323,21 @@ class Endpoint(TCB):
     def _may_write(self) -> bool:
         return self.state in MAY_WRITE and self.snd.fin is None
 
-    def write(self, data: Octets, *, urgent: bool = False) -> int:
+    def write(self, data: Octets, *, urgent: bool = False, more: bool = False, eor: bool = False) -> int:
         """Queue octets; return how many were accepted, perhaps none. Large pieces are held by reference.
 
         The caller must not change data until it is acknowledged. urgent: all data up to the end of the
-        accepted part is urgent (3.8.5), and the peer learns this even while its window is zero.
+        accepted part is urgent (3.8.5), and the peer learns this even while its window is zero. more: more
+        will be written soon: less than a full segment waits for it, or for the RTO (MSG_MORE); a write
+        without it, even of nothing, sends the rest. eor: if all of it was accepted, data written later does
+        not share a segment with it (MSG_EOR).
         """
         if not self._may_write():
             raise ValueError(f"the connection is {self.state.value}: not writable")
-        taken, snd = self.snd.write(data), self.snd
+        if self.state is State.LISTEN:  # 3.10.2
+            self.connect()
+        snd = self.snd
+        taken = snd.write(data, more=more and not urgent, eor=eor)
         if urgent and taken:
             if not snd.is_urgent and self.state in SENDS_DATA:
                 self.ack_now = True  # sent with the data, if that may be sent
@@ -364,19 +363,25 @@ class Endpoint(TCB):
         return self.rcv.read(octets)
 
     def close(self) -> None:
-        """Close our direction: a FIN follows the written data. The peer's data can still be read."""
-        if self.snd.fin is not None or self.state is State.CLOSED:
+        """Close our direction: a FIN follows the written data. The peer's data can still be read.
+
+        Before the peer's SYN has come, it ends the connection, and discards written data (3.10.4).
+        """
+        snd = self.snd
+        if snd.fin is not None or self.state is State.CLOSED:
+            if self.state is State.CLOSED and self.ended is None:
+                raise ValueError("the connection does not exist")
             return
         if self.state in (State.LISTEN, State.SYN_SENT):
-            if self.state is State.LISTEN or not self.snd.queue.tail > self.snd.queue.head:
-                self.end(Ended.CLOSED)  # 3.10.4
-                return
-        elif self.syn_pending:
+            self.end(Ended.CLOSED)
+            return
+        if self.syn_pending:
             self.refuse()
             return
-        self.snd.close()
-        if self.state is not State.SYN_RECEIVED and self.state in ON_CLOSE:
-            self.become(ON_CLOSE[self.state])
+        snd.close()
+        if self.state is State.SYN_RECEIVED and (snd.nxt == 0 or snd.queue.tail > 1):
+            return  # the FIN waits for the handshake: our SYN was not sent yet, or data is before it
+        self.become(ON_CLOSE[self.state])
 
     def abort(self) -> None:
         """Reset the connection, and discard written and received data."""
@@ -386,6 +391,8 @@ class Endpoint(TCB):
             if self.state in _ABORT_IS_TOLD:
                 self.reset_due = True
             self.end(Ended.ABORTED)
+        elif self.ended is None:
+            raise ValueError("the connection does not exist")
 
     def forget(self) -> None:
         """Discard written and received data, once it is no longer needed."""
@@ -400,6 +407,8 @@ class Endpoint(TCB):
         self.config = self.snd.config = config = replace(self.config, **changes)
         self.rcv.resize(config.receive_buffer)
         self.rtt.limit(config.rto_min_s, config.rto_max_s)
+        if "ttl" in changes or "dscp" in changes:
+            self.framer = Framer(self.path, config.ttl, config.dscp)
 
     def path_mtu(self, octets: int) -> None:
         """Limit packets to this size from now on (RFC 1191, RFC 8201), after an ICMP error."""
@@ -408,20 +417,17 @@ class Endpoint(TCB):
         least = 576 if len(self.path.local) == 4 else 1280
         mss = max(octets, least) - framer.overhead - options
         if mss < snd.mss:
-            snd.mss = snd.cc.smss = mss
+            snd.mss = mss
+            snd.cc.resize(mss)
+
+    def readdress(self, *, local_mac: bytes | None = None, remote_mac: bytes | None = None) -> None:
+        """Use other Ethernet addresses from now on."""
+        path = self.path
+        self.path = path._replace(
+            local_mac=local_mac or path.local_mac, remote_mac=remote_mac or path.remote_mac
+        )
+        self.framer = Framer(self.path, self.config.ttl, self.config.dscp)
 
     def info(self) -> ConnectionInfo:
         """Return the state of the connection, as TCP_INFO does."""
-        snd, rcv = self.snd, self.rcv
-        return ConnectionInfo(
-            state=self.state, mss=snd.mss, rtt_s=self.rtt.srtt_s, rttvar_s=self.rtt.rttvar_s,
-            rto_s=self.rtt.timeout_s, backoffs=self.rtt.backoffs,
-            cwnd=snd.cc.cwnd, ssthresh=snd.cc.ssthresh, unacked=snd.flight, unsent=max(0, snd.unsent),
-            sacked=snd.board.sacked, lost=snd.lost, reordering=DUP_THRESH, phase=snd.phase,
-            retransmits=snd.retransmits, sent=snd.max, received=rcv.received,
-            readable=rcv.readable, snd_wnd=snd.wnd, rcv_wnd=rcv.wnd, snd_wscale=snd.shift,
-            rcv_wscale=rcv.shift, rcv_mss=rcv.mss,
-            sack=snd.sack, timestamps=self.timestamps, segments_in=self.segments_in,
-            segments_out=self.segments_out, out_of_order=len(rcv.early.starts), drops=dict(self.drops),
-            due_s=self.deadline(),
-        )  # fmt: skip
+        return describe(self, self.deadline())

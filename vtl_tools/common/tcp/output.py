@@ -3,7 +3,7 @@
 import struct
 from typing import Final
 
-from vtl_tools.common.packet.tcp import ACK, FIN, PSH, RST, SYN, URG, encode_options
+from vtl_tools.common.packet.tcp import ACK, CWR, ECE, FIN, PSH, RST, SYN, URG, encode_options
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import SENDS_DATA, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
@@ -11,6 +11,8 @@ from vtl_tools.common.tcp.wire import Pieces, Segment
 
 _STAMPS: Final = struct.Struct("!III")
 _STAMPS_ALONE: Final = 0x0101_080A
+_LATE_S: Final = 0.01
+"""How much of what a late driver did not send in time it may send at once."""
 _SEGMENT_MIN: Final = 536  # RFC 9293 MUST-15, IPv4; 1220 over IPv6
 _URGENT_MAX: Final = 0xFFFF  # if SND.UP is further ahead, later segments announce the rest
 
@@ -21,19 +23,27 @@ def our_mss(tcb: TCB) -> int:
     return fits if tcb.config.mss is None else min(tcb.config.mss, fits)
 
 
+def syn_window(tcb: TCB) -> int:
+    """Return the window that our SYN offers, which is never scaled."""
+    return min(tcb.config.receive_buffer, 0xFFFF)
+
+
 def agree(tcb: TCB, syn: Segment) -> None:
     """Apply the options of both SYNs: an option is in force only if both offered it (RFC 7323, RFC 2018)."""
     config, snd, rcv = tcb.config, tcb.snd, tcb.rcv
     tcb.timestamps = config.timestamps and syn.stamps is not None
     snd.sack = config.sack and syn.sack_permitted
+    asked = ECE if syn.flags & ACK else ECE | CWR  # RFC 3168 section 6.1.1
+    tcb.ecn = config.ecn and syn.flags & (ECE | CWR) == asked
     tcb.peer_scales = syn.window_scale is not None
     if config.window_scaling and syn.window_scale is not None:
         snd.shift, rcv.shift = min(syn.window_scale, 14), config.window_scale
     default = _SEGMENT_MIN if len(tcb.path.local) == 4 else 1220
     options = 12 if tcb.timestamps else 0
-    theirs = max(syn.mss if syn.mss is not None else default, 64)
+    theirs = max(syn.mss or default, 64)  # as in Linux, a size of zero is none
     snd.start(max(min(theirs, our_mss(tcb)) - options, 32))
     rcv.mss = our_mss(tcb) - options
+    rcv.full = min(rcv.full, rcv.mss)
 
 
 def acknowledge(tcb: TCB, now: float) -> Pieces:
@@ -52,6 +62,8 @@ def frame(
     data: list[memoryview] | None = None,
     length: int = 0,
     blocks: list[tuple[int, int]] | None = None,
+    *,
+    ect: bool = False,
 ) -> Pieces:
     """Return a segment that acknowledges all received data, and record that it does."""
     rcv, snd = tcb.rcv, tcb.snd
@@ -59,8 +71,14 @@ def frame(
     tcb.last_ack = rcv.nxt
     tcb.segments_out += 1
     options = _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
+    if blocks is None and rcv.early.starts and snd.sack:  # SACK wherever it is permitted (RFC 2018 section 3)
+        room = (snd.mss - length - 4) // 8
+        if room > 0:
+            blocks = rcv.blocks()[: min(3 if options else 4, room)]
     if blocks:
         options += encode_options(sack=blocks)
+    if tcb.echo_due:
+        flags |= ECE
     urgent = 0
     if snd.up > position and snd.is_urgent:  # a keep-alive is before SND.UNA, and so is an old SND.UP
         flags |= URG
@@ -75,13 +93,14 @@ def frame(
         data,
         snd.mss if length > snd.mss else 0,
         urgent,
+        ect,
     )
 
 
 def synchronize(tcb: TCB, now: float) -> Pieces:
     """Return our SYN, with an ACK if the peer's SYN has arrived."""
     config, snd, rcv = tcb.config, tcb.snd, tcb.rcv
-    answers = tcb.state is State.SYN_RECEIVED
+    answers = tcb.state is not State.SYN_SENT
     stamps = tcb.timestamps if answers else config.timestamps
     scales = config.window_scaling and (tcb.peer_scales or not answers)
     options = encode_options(
@@ -95,15 +114,19 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
     tcb.segments_out += 1
     if snd.nxt == 0:
         tcb.timed = (1, now)
+        snd.nxt = snd.max = 1
     else:
         tcb.timed = None
         snd.retransmits += 1
-    snd.nxt = snd.max = 1
     if tcb.stalled_since is None:
         tcb.stalled_since = now
     tcb.retransmit_at = now + tcb.rtt.timeout_s
     flags, ack = (SYN | ACK, rcv.rcv_nxt) if answers else (SYN, 0)
-    window = rcv.window(0) if answers else min(config.receive_buffer, 0xFFFF)
+    if answers and tcb.ecn:
+        flags |= ECE
+    elif config.ecn and not answers and not snd.retransmits:  # a lost SYN may have been refused for it
+        flags |= ECE | CWR
+    window = rcv.window(0) if answers else syn_window(tcb)
     return tcb.framer.frame(snd.iss, ack, flags, window, options)
 
 
@@ -119,22 +142,27 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
         data = snd.queue.views(start, end)
         if end == snd.queue.tail:
             flags |= PSH  # MUST-61: the end of the written data
-    if again:
-        tcb.timed = None  # Karn: a retransmission gives no RTT sample
-        if start == snd.una:
-            tcb.head_at, tcb.head_mark = now, snd.nxt
-    elif tcb.timed is None:
-        tcb.timed = (end + fin, now)
-    snd.sent(piece)
+    ect = tcb.ecn and data is not None and not again and snd.wnd > 0  # RFC 3168 section 6.1.5, 6.1.6
+    if ect and snd.cwr_due:
+        flags |= CWR
+        snd.cwr_due = False
+    snd.sent(piece, now)
     tcb.sent_at = now
-    if tcb.retransmit_at == NEVER or (tcb.probe_is_next and not again):
+    if tcb.retransmit_at == NEVER or (again and start == snd.una):
         tcb.arm(now)
-    return frame(tcb, start, flags, now, data, end - start)
+    elif tcb.probe_is_next and not again:
+        tcb.arm_probe(now)
+    return frame(tcb, start, flags, now, data, end - start, ect=ect)
 
 
-def reset(tcb: TCB, segment: Segment) -> None:
-    """Answer a segment of no connection by a reset (3.10.7.1); never a reset."""
-    if segment.flags & RST:
+def stamps(tcb: TCB, now: float) -> bytes:
+    """Return the timestamps option, if it is in force."""
+    return _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
+
+
+def reset(tcb: TCB, segment: Segment, options: bytes = b"") -> None:
+    """Answer a segment of no connection by a reset (3.10.7.1); never a reset, nor what many hosts got."""
+    if segment.flags & RST or not tcb.path.is_unicast:
         return
     if segment.flags & ACK:
         seq, ack, flags = segment.ack, 0, RST
@@ -142,14 +170,14 @@ def reset(tcb: TCB, segment: Segment) -> None:
         length = segment.length + (segment.flags & FIN) + (segment.flags >> 1 & 1)
         seq, ack, flags = 0, (segment.seq + length) & 0xFFFF_FFFF, RST | ACK
     tcb.segments_out += 1
-    tcb.out.append(tcb.framer.frame(seq, ack, flags, 0, b""))
+    tcb.out.append(tcb.framer.frame(seq, ack, flags, 0, options))
 
 
 def abort(tcb: TCB, now: float) -> Pieces:
     """Return a reset of a connection that the peer knows (3.10.5)."""
     tcb.reset_due = False
     tcb.segments_out += 1
-    options = _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
+    options = stamps(tcb, now)
     return tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, RST | ACK, 0, options)
 
 
@@ -175,16 +203,17 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
                 return True
         elif end == queue.tail:
             flags = ACK | PSH
-        if tcb.timed is None:
-            tcb.timed = (end, now)
         views = queue.views(start, end)
+        snd.runs.sent(start, end, now)
         snd.nxt = end
         if end > snd.max:
             snd.max = end
         tcb.sent_at = now
-        if tcb.retransmit_at == NEVER or tcb.probe_is_next:
+        if tcb.retransmit_at == NEVER:
             tcb.arm(now)
-        frames.append(frame(tcb, start, flags, now, views, end - start))
+        elif tcb.probe_is_next:
+            tcb.arm_probe(now)
+        frames.append(frame(tcb, start, flags, now, views, end - start, ect=tcb.ecn))
     return queue.tail > snd.nxt and edge > snd.nxt
 
 
@@ -219,17 +248,48 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
     """Send new and lost data, and set the timers for data that cannot be sent."""
     snd = tcb.snd
     if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
-        snd.cc.idle(tcb.config.initial_window)
+        snd.cc.idle(now)
+    if snd.cc.pacing_rate is not None:
+        _paced(tcb, frames, now)
+        return
     ordinary = (
         snd.recover is None
         and snd.fin is None
         and snd.up <= snd.una
-        and not (snd.dup_acks or snd.board.sacked)
+        and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples or snd.cwr_due or snd.more or snd.records)
     )
     if not ordinary or _stream(tcb, frames, now):
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:
             frames.append(send_piece(tcb, piece, now))
-    if not snd.flight and snd.unsent > 0:
+    snd.used()
+    _wait(tcb, now)
+
+
+def _paced(tcb: TCB, frames: list[Pieces], now: float) -> None:
+    """Send as much as the pacing rate permits, and set the time for the rest.
+
+    A driver that comes late may catch up, so that the average holds.
+    """
+    snd = tcb.snd
+    rate = snd.cc.pacing_rate
+    assert rate is not None
+    if tcb.pace_at < now - _LATE_S:
+        tcb.pace_at = now - _LATE_S
+    tcb.paced_at = NEVER
+    while (snd.nxt < snd.end or snd.runs.lost) and (piece := snd.next()) is not None:
+        if tcb.pace_at > now:
+            tcb.paced_at = tcb.pace_at
+            break
+        tcb.pace_at += (piece.end - piece.start + piece.fin) / rate
+        frames.append(send_piece(tcb, piece, now))
+    snd.used()
+    _wait(tcb, now)
+
+
+def _wait(tcb: TCB, now: float) -> None:
+    """Set the timer for data that the peer's window holds back, and note that data is outstanding."""
+    snd = tcb.snd
+    if not snd.flight and snd.unsent > 0 and tcb.paced_at == NEVER:
         if tcb.persist_at == NEVER:  # the window is zero, or too small (silly window)
             tcb.persist_at = now + tcb.rtt.rto_s * (1 << min(tcb.persists, 16))
     else:

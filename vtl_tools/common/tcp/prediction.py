@@ -6,9 +6,10 @@ usual segments the result is the same, in a third of the time.
 
 from typing import Final
 
-from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
+from vtl_tools.common.packet.tcp import ACK, CWR, ECE, FIN, RST, SYN, URG
+from vtl_tools.common.tcp.acks import advance
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import Segment
+from vtl_tools.common.tcp.wire import Segment, is_marked
 
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
@@ -36,11 +37,13 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
         or snd.recover is not None
         or snd.fin is not None
         or snd.dup_acks
-        or snd.board.sacked
+        or snd.runs.sacked
         or tcb.rtt.backoffs
         or tcb.probe is not None
         or rcv.fin is not None
-        or rcv.has_gap
+        or rcv.early.starts
+        or rcv.dsack is not None
+        or (tcb.ecn and (segment.flags & (ECE | CWR) or is_marked(segment)))
     ):
         return False
     if tcb.timestamps:
@@ -51,16 +54,7 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
     tcb.heard_at = now
     tcb.keep_alives = 0
     if octets:
-        flight = snd.nxt - snd.una
-        ack = snd.una = snd.una + octets
-        if tcb.timed is not None and ack >= tcb.timed[0]:
-            tcb.rtt.sample(now - tcb.timed[1])
-            tcb.timed = None
-        snd.queue.drop(ack)
-        snd.cc.acked(octets, flight)
-        tcb.head_at, tcb.head_mark = now, snd.nxt
-        tcb.stalled_since = now if ack < snd.queue.tail else None
-        tcb.arm(now)
+        advance(tcb, snd.una + octets, now)
     snd.wnd = window
     if window > snd.max_wnd:
         snd.max_wnd = window
@@ -68,7 +62,9 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
     if length:
         rcv.take_next(segment.data, length)
         tcb.ack_due_octets += length
-        if tcb.ack_due_octets >= 2 * rcv.mss or not tcb.config.delayed_ack_s:
+        if length > rcv.full:
+            rcv.full = length if length < rcv.mss else rcv.mss
+        if tcb.ack_due_octets > rcv.full or not tcb.config.delayed_ack_s:
             tcb.ack_now = True
         elif tcb.delayed_at == NEVER:
             tcb.delayed_at = now + tcb.config.delayed_ack_s

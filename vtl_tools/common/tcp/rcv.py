@@ -20,14 +20,15 @@ _GATHERED_MAX: Final = 16384
 class Receiver:
     """RCV.* of one connection. nxt: RCV.NXT. edge: right edge of the largest window offered.
 
-    shift: Rcv.Wind.Shift. mss: estimate of the peer's segment size. fin: position of the peer's FIN, once it
-    has come, in order or not. readable: octets in order. early: octets after a gap. dsack: a range received
-    twice, not reported yet. up: RCV.UP, the end of urgent data.
+    shift: Rcv.Wind.Shift. mss: the largest segment that we take. full: the largest that came: with more than
+    that an acknowledgement is due at once. fin: position of the peer's FIN, once it has come, in order or
+    not. readable: octets in order. early: octets after a gap. dsack: the first range that the latest segment
+    repeated, not reported yet. up: RCV.UP, the end of urgent data.
     """
 
     __slots__ = (
-        "_buffer", "_meant", "_tail", "_told", "_used", "borrowed", "dsack", "early", "edge", "fin", "irs",
-        "mss", "nxt", "queue", "readable", "received", "shift", "up",
+        "_buffer", "_meant", "_tail", "_told", "_used", "borrowed", "dsack", "early", "edge", "fin", "full",
+        "irs", "mss", "nxt", "queue", "readable", "received", "shift", "up",
     )  # fmt: skip
 
     def __init__(self, config: Config) -> None:
@@ -37,7 +38,7 @@ class Receiver:
         self.edge = 0
         self.up = 0
         self.shift = 0
-        self.mss = 536
+        self.mss = self.full = 536
         self.fin: int | None = None
         self.queue: deque[Octets] = deque()
         self.borrowed = 0  # pieces at the queue's end that are views of frames
@@ -60,6 +61,10 @@ class Receiver:
     def start(self, irs: int) -> None:
         """Start with the peer's SYN, which is at position 0."""
         self.irs, self.nxt, self.edge, self._meant = irs, 1, 1, 1
+
+    def has_offered(self, octets: int) -> None:
+        """Record the window of our SYN, which was sent before the peer's."""
+        self.edge = self._meant = self.nxt + octets
 
     # --- numbers
 
@@ -92,7 +97,7 @@ class Receiver:
     @property
     def has_news(self) -> bool:
         """Whether blocks() has something to report."""
-        return bool(self.early.starts) or self.dsack is not None
+        return self.has_gap or self.dsack is not None
 
     # --- the window
 
@@ -202,6 +207,13 @@ class Receiver:
 
     # --- segments
 
+    def repeated(self, left: int, right: int) -> None:
+        """Record that the latest segment repeats a range: the first contiguous one (RFC 2883 section 4.2)."""
+        if self.dsack is None:
+            self.dsack = left, right
+        elif self.dsack[1] == left:
+            self.dsack = self.dsack[0], right
+
     def take(self, start: int, data: memoryview) -> bool:
         """Accept data whose first octet is at start, trimmed to the new part within the offered window.
 
@@ -210,7 +222,7 @@ class Receiver:
         """
         end = start + len(data)
         if start < self.nxt:
-            self.dsack = (start, min(end, self.nxt))
+            self.repeated(start, min(end, self.nxt))
             data = data[self.nxt - start :]
             start = self.nxt
         limit = self.edge if self.fin is None else min(self.edge, self.fin)
@@ -221,7 +233,8 @@ class Receiver:
             return True
         if start > self.nxt:
             kept, again = self.early.add(start, end, data)
-            self.dsack = again or self.dsack
+            if again is not None:
+                self.repeated(*again)
             return kept
         if self.early.starts:
             self._join(start, end, data)
@@ -238,7 +251,7 @@ class Receiver:
                 self._append(data[nxt - start : at - start])
             nxt = at + len(piece)
             if at < end:
-                self.dsack = (at, min(nxt, end))
+                self.repeated(at, min(nxt, end))
             self._append(piece)
             end = max(end, nxt)
         if nxt < start + len(data):
@@ -267,7 +280,11 @@ class Receiver:
 
     def blocks(self) -> list[tuple[int, int]]:
         """Return SACK blocks as sequence numbers: a duplicate (RFC 2883), then the latest first."""
-        runs = self.early.runs()
+        runs, fin = self.early.runs(), self.fin
+        if fin is not None and self.nxt < fin:  # it has a number, and is kept (RFC 2018 section 3)
+            runs = [(left, right + 1 if right == fin else right) for left, right in runs]
+            if self.early.end < fin:
+                runs.insert(0, (fin, fin + 1))
         if self.dsack is not None:
             runs = [self.dsack, *runs]
             self.dsack = None

@@ -33,7 +33,8 @@ class ReassemblyQueue:
     def add(self, start: int, end: int, data: memoryview) -> tuple[bool, tuple[int, int] | None]:
         """Copy the parts of a range that are missing.
 
-        Returns whether there was room for all of it, and a part that was present before, if there was one.
+        Returns whether there was room for all of it, and the first contiguous range that was present before,
+        if there was one.
         """
         starts, pieces = self.starts, self.pieces
         i, at, again, kept = bisect_right(starts, start), start, None, True
@@ -50,7 +51,10 @@ class ReassemblyQueue:
             # The piece at stop may have been joined to one that begins before it.
             i = bisect_right(starts, stop)
             at = starts[i - 1] + len(pieces[i - 1])
-            again = (stop, min(at, end))
+            if again is None:
+                again = (stop, min(at, end))
+            elif again[1] == stop:
+                again = (again[0], min(at, end))
         if kept or at > start:
             self._recent.insert(0, start)
             del self._recent[_RECENT_MAX:]

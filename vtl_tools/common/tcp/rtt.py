@@ -5,7 +5,6 @@ from typing import Final
 _K: Final = 4
 _ALPHA: Final = 1 / 8
 _BETA: Final = 1 / 4
-_GRANULARITY_S: Final = 0.001
 INITIAL_RTO_S: Final = 1.0  # (2.1)
 RTO_AFTER_SYN_LOST_S: Final = 3.0  # (5.7)
 
@@ -24,7 +23,7 @@ class RTTEstimator:
         self.unanswered = 0  # retransmissions since then, or since the peer last announced a zero window
 
     def limit(self, min_s: float, max_s: float) -> None:
-        """Limit the RTO to this range from now on."""
+        """Limit the RTO from now on: to SRTT and this minimum, and to this maximum."""
         self._min_s, self._max_s = min_s, max_s
 
     def sample(self, rtt_s: float) -> None:
@@ -35,9 +34,8 @@ class RTTEstimator:
             self.rttvar_s += _BETA * (abs(self.srtt_s - rtt_s) - self.rttvar_s)
             self.srtt_s += _ALPHA * (rtt_s - self.srtt_s)
         spread_s = _K * self.rttvar_s
-        rto_s = self.srtt_s + (spread_s if spread_s > _GRANULARITY_S else _GRANULARITY_S)
-        if rto_s < self._min_s:
-            rto_s = self._min_s
+        # The minimum is above SRTT, as in Linux: a steady path's RTO must not fall below a delayed ACK.
+        rto_s = self.srtt_s + (spread_s if spread_s > self._min_s else self._min_s)
         self.rto_s = rto_s if rto_s < self._max_s else self._max_s
 
     @property

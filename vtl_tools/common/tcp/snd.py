@@ -1,15 +1,18 @@
-"""The sending half: SND.* of RFC 9293, the choice of the next segment, loss recovery (RFC 6675, RFC 6582).
+"""The sending half: SND.* of RFC 9293, and the choice of the next segment. acks.py takes in acknowledgements.
 
 Numbers are *positions*: octets counted from the ISS, which never wrap, so they compare as ints do. The SYN
 is at 0, data begins at 1. seq() converts a position to 32 bits, and position() converts back.
 """
 
+from bisect import bisect_left, bisect_right
 from typing import Final, NamedTuple
 
 from vtl_tools.common.tcp.config import Config
-from vtl_tools.common.tcp.congestion import NewReno
+from vtl_tools.common.tcp.congestion.base import Congestion
+from vtl_tools.common.tcp.congestion.choice import CONTROLS
+from vtl_tools.common.tcp.flight import Flight, Stamp
 from vtl_tools.common.tcp.queue import Octets, SendQueue
-from vtl_tools.common.tcp.sack import DUP_THRESH, Scoreboard
+from vtl_tools.common.tcp.rack import Rack
 
 _SEGMENTS_MAX: Final = 128
 """Maximum segments of a super-segment, which a link without offload cuts: a peer may have an MSS of 32."""
@@ -32,34 +35,27 @@ class Sender:
     wnd: SND.WND; max_wnd: its maximum so far. wl1, wl2: SND.WL1 (a position of the receiver) and SND.WL2.
     shift: Snd.Wind.Shift. mss: Eff.snd.MSS. fin: position of our FIN, once the user has closed.
     up: SND.UP, the end of urgent data; nothing is urgent unless it is ahead of una.
+    runs: the octets in flight. cc: congestion control.
+
     recover: end of the data in flight when recovery began; None outside of recovery. loss: recovery from a
-    timeout. dup_acks: in a row, each taken for a received segment if the peer has no SACK.
+    timeout, which may prove spurious while frto is set; new_first: new data is due, to learn it. recovered:
+    the last recover. dup_acks: in a row, each taken for a received segment if the peer has no SACK.
+    undo_from: SND.UNA when the window was last reduced; None if that is final. repaired: octets sent again
+    since and not known to be duplicates; -1: none. repaired_ms: when the first was. reduced_to: SND.NXT when
+    a congestion mark last reduced the window.
+
+    limited: the window has limited us in the last round trip, which ends at used_to; most: octets in flight
+    then at most. measured_to: the next round-trip sample is of data behind it. delivered: octets in all, the
+    last at delivered_at, of data sent at first_at. missing: octets lost in all. starved_to: `delivered` up to
+    which rate samples are limited by the user.
     """
 
     __slots__ = (
-        "board",
-        "cc",
-        "config",
-        "dup_acks",
-        "fin",
-        "force",
-        "head_is_lost",
-        "iss",
-        "loss",
-        "max",
-        "max_wnd",
-        "mss",
-        "nxt",
-        "queue",
-        "recover",
-        "retransmits",
-        "sack",
-        "shift",
-        "una",
-        "up",
-        "wl1",
-        "wl2",
-        "wnd",
+        "cc", "config", "cwr_due", "delivered", "delivered_at", "dup_acks", "fin", "first_at",
+        "frto", "iss", "limited", "loss", "max", "max_wnd", "measured_to", "missing", "more",
+        "most", "mss", "new_first", "nxt", "queue", "rack", "records", "recover", "recovered",
+        "reduced_to", "repaired", "repaired_ms", "retransmits", "runs", "sack", "shift",
+        "starved_to", "una", "undo_from", "up", "used_to", "wl1", "wl2", "wnd",
     )  # fmt: skip
 
     def __init__(self, config: Config, iss: int) -> None:
@@ -69,16 +65,23 @@ class Sender:
         self.wnd = self.max_wnd = self.wl1 = self.wl2 = self.shift = 0
         self.mss = 536
         self.queue = SendQueue()
-        self.board = Scoreboard()
-        self.cc = NewReno(self.mss, config.initial_window)
+        self.more = False  # the user announced more data: a part of a segment waits for it
+        self.records: list[int] = []  # ends of records: no segment holds data of two
+        self.runs = Flight()
+        self.rack = Rack()
+        self.cc: Congestion = CONTROLS[config.congestion](self.mss, config.initial_window)
         self.fin: int | None = None
-        self.sack = False
+        self.sack = self.loss = self.frto = self.new_first = self.cwr_due = False
         self.recover: int | None = None
-        self.loss = False
-        self.force = False  # a retransmission is due regardless of cwnd (RFC 6675 section 5, step 4.3)
-        self.head_is_lost = False  # the retransmission of the head was lost
+        self.recovered = self.reduced_to = 0
         self.dup_acks = 0
+        self.undo_from: int | None = None
+        self.repaired = -1
+        self.repaired_ms: int | None = None
         self.retransmits = 0
+        self.limited, self.most, self.used_to, self.measured_to = False, 0, 0, 0
+        self.delivered = self.missing = self.starved_to = 0
+        self.delivered_at = self.first_at = 0.0
 
     # --- numbers
 
@@ -128,85 +131,72 @@ class Sender:
         """Whether urgent data is not acknowledged yet."""
         return self.up > self.una
 
-    def write(self, data: Octets) -> int:
-        """Queue as many octets as there is room for. Return their number."""
+    def write(self, data: Octets, *, more: bool = False, eor: bool = False) -> int:
+        """Queue as many octets as there is room for. Return their number. See Endpoint.write()."""
         room = self.room
         if len(data) > room:
-            data = memoryview(data)[:room]
+            data, eor = memoryview(data)[:room], False
         if data:
             self.queue.append(data)
+        self.more = more
+        if eor and (not self.records or self.records[-1] < self.queue.tail):
+            self.records.append(self.queue.tail)
         return len(data)
 
     def close(self) -> None:
         """Queue a FIN after the written data."""
         self.fin = self.queue.tail
+        self.more = False
 
     # --- the next segment
 
     def start(self, mss: int) -> None:
         """Start with the segment size that the SYNs agreed on."""
         self.mss = mss
-        self.cc = NewReno(mss, self.config.initial_window)
+        self.cc.begin(mss)
 
     def pipe(self) -> int:
         """Return the octets in the network (RFC 6675 section 4, SetPipe)."""
-        board = self.board
-        pipe = self.nxt - self.una
-        if board.sacked or self.dup_acks or self.recover is not None:
-            pipe -= board.sacked + board.unsacked(
-                max(board.high_rxt, self.una), min(board.lost_edge, self.nxt)
-            )
-            if not self.sack:
-                pipe -= self.dup_acks * self.mss
+        runs = self.runs
+        pipe = self.nxt - self.una - runs.sacked - runs.lost
+        if self.dup_acks and not self.sack:
+            pipe -= self.dup_acks * self.mss
         return pipe if pipe > 0 else 0
 
     @property
     def lost(self) -> int:
         """Octets considered lost and not retransmitted yet."""
-        if self.recover is None:
-            return 0
-        return self.board.unsacked(max(self.board.high_rxt, self.una), min(self.board.lost_edge, self.nxt))
+        return self.runs.lost
 
     @property
     def phase(self) -> str:
         """The sender's phase in Linux's terms: open, disorder, recovery or loss."""
         if self.recover is not None:
             return "loss" if self.loss else "recovery"
-        return "disorder" if self.board or self.dup_acks else "open"
+        return "disorder" if self.runs.sacked or self.dup_acks else "open"
 
     def next(self) -> Piece | None:
         """Return the next segment to send: lost data first, then new data. None: nothing for now."""
         pipe = self.pipe()
-        if self.recover is not None and (piece := self._head() or self._lost(pipe)) is not None:
-            return piece
+        if self.runs.lost:
+            if self.new_first and (piece := self._new(pipe)) is not None:
+                return piece
+            self.new_first = False
+            return self._lost(pipe)
         return self._new(pipe)
 
-    def _head(self) -> Piece | None:
-        """Return the first segment once more, if its retransmission was lost."""
-        if not self.head_is_lost:
-            return None
-        self.head_is_lost = False
-        hole = self.board.hole(self.una, min(self.una + min(self.mss, max(self.wnd, 1)), self.nxt))
-        return self._piece(*hole, again=True) if hole else None
-
     def _lost(self, pipe: int) -> Piece | None:
-        """RFC 6675 section 4, NextSeg rule (1)."""
-        board = self.board
-        hole = board.hole(max(board.high_rxt, self.una), min(board.lost_edge, self.nxt))
+        """Return data considered lost, as far as the windows permit."""
+        room = self.cc.cwnd - pipe
+        hole = self.runs.first_lost(self._whole(max(room, self.mss)))
         if hole is None:
-            self.force = False
             return None
         start, end = hole
-        room = self.cc.cwnd - pipe
-        if room < self.mss:
-            if not self.force:
-                return None
-            room = self.mss
-        self.force = False
-        window = self.una + max(self.wnd, 1) - start  # a zero window is probed by an octet
-        if window <= 0:
+        if self.records:
+            end = min(end, self._record_end(start, end))
+        size = min(end - start, self.una + max(self.wnd, 1) - start)  # a zero window is probed by an octet
+        if size <= 0 or room < min(size, self.mss):
             return None
-        size = min(end - start, window, self._whole(room))
         return self._piece(start, start + size, again=True)
 
     def _new(self, pipe: int) -> Piece | None:
@@ -217,17 +207,22 @@ class Sender:
         window = self.una + self.wnd - self.nxt
         room = self.cc.cwnd - pipe
         data = self.queue.tail - self.nxt
+        within = False
+        if self.records:
+            end = self._record_end(self.nxt, self.queue.tail)
+            within, data = end < self.queue.tail, end - self.nxt
         if data <= 0:  # a FIN alone needs room in the window, but is not delayed as data
             return self._piece(self.nxt, self.nxt + 1, again=False) if window > 0 else None
         if window <= 0 or room < min(self.mss, data):
             return None
         size = min(data, window, self._whole(room))
-        if size < data or not (self.config.no_delay or self.fin is not None or self.up > self.nxt):
+        at_once = self.config.no_delay or self.fin is not None or self.up > self.nxt or within
+        if size < data or self.more or not at_once:
             # 3.8.6.2.1: (1) full segments, (2) all data if nothing is in flight, (3) half of the window
             whole = size // self.mss * self.mss
             if size == data:
-                if not (self.nxt == self.una or (whole and whole == size)):
-                    size = whole  # Nagle: the rest waits for an ACK
+                if self.more or not (at_once or self.nxt == self.una):
+                    size = whole  # the rest waits for an ACK (Nagle), or for more
             elif size % self.mss:
                 size = whole or (size if 2 * size >= self.max_wnd else 0)
             if not size:
@@ -238,26 +233,40 @@ class Sender:
         """Return the data that fits, however little (3.8.6.2.1 (4)), or an octet to probe a zero window."""
         if self.recover is not None or self.flight:
             return None
-        size = min(self.queue.tail - self.nxt, max(self.wnd, 1), self.mss)
+        size = min(self._record_end(self.nxt, self.queue.tail) - self.nxt, max(self.wnd, 1), self.mss)
         if size > 0:
             return self._piece(self.nxt, self.nxt + size, again=False)
         return self._piece(self.nxt, self.nxt + 1, again=False) if self.unsent > 0 else None
 
     def tail(self) -> Piece | None:
         """Return a tail loss probe (RFC 8985 section 7.3): new data, else the last segment again."""
-        data_end = self.queue.tail
-        size = min(data_end - self.nxt, self.una + self.wnd - self.nxt, self.mss)
+        end = self._record_end(self.nxt, self.queue.tail)
+        size = min(end - self.nxt, self.una + self.wnd - self.nxt, self.mss)
         if size > 0:
             return self._piece(self.nxt, self.nxt + size, again=False)
         start = max(self.una, self.nxt - self.mss)
+        if at := bisect_left(self.records, self.nxt):
+            start = max(start, self.records[at - 1])
         return self._piece(start, self.nxt, again=True) if start < self.nxt else None
+
+    def _record_end(self, position: int, end: int) -> int:
+        """Return the end of the record at a position, where one ends behind it; otherwise end."""
+        records = self.records
+        if records and records[0] <= self.una:
+            del records[: bisect_right(records, self.una)]
+        at = bisect_right(records, position)
+        return records[at] if at < len(records) else end
 
     def _whole(self, octets: int) -> int:
         """Return how much of this room one frame may use: whole segments, and at least one.
 
         While data is urgent it is one, since a super-segment has one urgent pointer for all.
         """
-        most = 0 if self.up > self.una else min(self.config.super_segment, _SEGMENTS_MAX * self.mss)
+        most = (
+            0
+            if self.up > self.una
+            else min(self.config.super_segment, _SEGMENTS_MAX * self.mss, self.cc.quantum)
+        )
         whole = (octets if octets < most else most) // self.mss * self.mss
         return whole or self.mss
 
@@ -277,18 +286,54 @@ class Sender:
                 return Piece(start, end, takes, again)
         return Piece(start, end, False, again)
 
-    def sent(self, piece: Piece) -> None:
-        """Record that a piece was sent."""
-        end = piece.end + piece.fin
-        if piece.again:
+    def sent(self, piece: Piece, now: float) -> None:
+        """Record that a piece is sent."""
+        start, end, again = piece.start, piece.end + piece.fin, piece.again
+        cc, stamp = self.cc, None
+        if cc.samples or self.recover is not None:
+            if cc.samples:
+                stamp = self.stamp(end - start, now, again=again)
+            cc.sent(now, end - start, self.pipe(), app_limited=self.starved_to > 0)
+        if again:
             self.retransmits += 1
-            self.board.high_rxt = max(self.board.high_rxt, end)
+            self.repaired = max(self.repaired, 0) + end - start
+            if self.repaired_ms is None:
+                self.repaired_ms = int(now * 1000)
+            self.runs.sent_again(start, end, now, stamp)
         else:
+            self.runs.sent(start, end, now, stamp)
             self.nxt = end
             if end > self.max:
                 self.max = end
 
-    # --- acknowledgements
+    def stamp(self, octets: int, now: float, *, again: bool) -> Stamp:
+        """Return the state for a rate sample of octets that are about to be sent."""
+        pipe = self.pipe()
+        if not pipe:
+            self.first_at = self.delivered_at = now
+        return Stamp(
+            self.delivered, self.delivered_at, self.first_at, pipe + octets, self.missing, self.starved_to > 0
+        )
+
+    def used(self) -> None:
+        """Note after sending how much of the window is used (Linux: tcp_cwnd_validate)."""
+        cc, runs = self.cc, self.runs
+        flight = self.pipe() if runs.sacked or runs.lost or self.dup_acks else self.nxt - self.una
+        if flight + self.mss > cc.cwnd:
+            self.limited, self.most, self.used_to = True, flight, self.nxt
+            return
+        if self.una >= self.used_to or (flight > self.most and not self.limited):
+            self.limited, self.most, self.used_to = False, flight, self.nxt
+        if cc.samples and self.nxt >= self.end and not runs.lost:
+            self.starved_to = self.delivered + flight or 1
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the window may grow: it limited us, or slow start used more than half of it."""
+        cc = self.cc
+        return self.limited or (cc.cwnd < cc.ssthresh and cc.cwnd < 2 * self.most)
+
+    # --- the window of the peer
 
     def offered(self, window: int, seq: int, ack: int) -> None:
         """Apply a window (3.10.7.4, fifth step). seq, ack: positions of the segment that offers it."""
@@ -296,73 +341,7 @@ class Sender:
         if self.wl2 < ack or self.wl1 < seq or (self.wl1 == seq and self.wl2 <= ack):
             if self.wnd == 0 and window and self.recover is None and self.nxt <= self.una + 1:
                 self.nxt = self.una  # the peer dropped the probe's octet; send it again at once
+                self.runs.truncate(self.una)
             self.wnd = window
             self.max_wnd = max(self.max_wnd, window)
             self.wl1, self.wl2 = seq, ack
-
-    def acked(self, ack: int) -> None:
-        """Process SND.UNA < SEG.ACK =< SND.NXT: free the data, and continue recovery (RFC 6582, RFC 6675)."""
-        octets, flight = ack - self.una, self.nxt - self.una
-        self.una = ack
-        if ack > self.nxt:
-            self.nxt = ack
-        self.queue.drop(ack if ack < self.queue.tail else self.queue.tail)
-        board = self.board
-        if board.sacked:
-            board.advance(ack)
-        if self.recover is None:
-            self.dup_acks = 0
-            self.cc.acked(octets, flight)
-        elif ack >= self.recover:
-            if self.loss:
-                self.cc.acked(octets, flight)
-            self.recover, self.loss, self.dup_acks = None, False, 0
-        else:
-            self.dup_acks = 0 if self.loss else max(0, self.dup_acks - octets // self.mss)
-            if self.loss:
-                self.cc.acked(octets, flight)
-            elif board.high_rxt <= ack:  # a partial acknowledgement: the next segment was also lost
-                board.lost_edge = max(board.lost_edge, min(ack + self.mss, self.nxt))
-                self.force = True
-
-    def sacked(self, blocks: list[tuple[int, int]]) -> bool:
-        """Update the scoreboard from SACK blocks. Return whether they had new ranges."""
-        news = False
-        for left, right in blocks:
-            start, end = self.position(left), self.position(right)
-            if self.una <= start < end <= self.nxt:  # below SND.UNA it is a D-SACK (RFC 2883)
-                news |= self.board.add(start, end)
-        if news:
-            self.board.update_lost(self.mss)
-        return news
-
-    def duplicated(self) -> None:
-        """Count a duplicate ACK, and begin fast recovery after enough of them (RFC 6675 section 5)."""
-        self.dup_acks += 1
-        if self.recover is not None or self.una >= self.nxt:
-            return
-        if self.dup_acks >= DUP_THRESH or (self.sack and self.board.lost_edge > self.una):
-            self.begin_recovery()
-
-    def reordering_is_over(self) -> None:
-        """Mark the data missing below sacked ranges as lost, and begin fast recovery."""
-        if self.recover is None and self.board and self.una < self.nxt and self.wnd:
-            self.board.lost_edge = max(self.board.lost_edge, self.board.top)
-            self.begin_recovery()
-
-    def begin_recovery(self) -> None:
-        """Enter fast recovery (RFC 6675 section 5, step (4))."""
-        self.cc.lost(self.flight)
-        self.recover, self.loss, self.force, self.head_is_lost = self.nxt, False, True, False
-        self.board.high_rxt = self.una
-        self.board.lost_edge = max(self.board.lost_edge, min(self.una + self.mss, self.nxt))
-
-    def timed_out(self) -> None:
-        """Mark all data in flight as lost, except sacked ranges (RFC 6298 (5.4))."""
-        if self.board.reneged(self.una):
-            self.board.forget()
-        self.cc.timed_out(self.pipe() or self.flight, again=self.loss)
-        self.recover, self.loss, self.force, self.head_is_lost = self.nxt, True, True, False
-        self.dup_acks = 0
-        self.board.high_rxt = self.una
-        self.board.lost_edge = self.nxt

@@ -16,8 +16,8 @@ SENDS_DATA: Final = frozenset(  # our FIN is not acknowledged: it or data may ha
     (State.ESTABLISHED, State.FIN_WAIT_1, State.CLOSE_WAIT, State.CLOSING, State.LAST_ACK)
 )
 
-MAY_WRITE: Final = frozenset(  # 3.10.2; data written during the handshake waits
-    (State.SYN_SENT, State.SYN_RECEIVED, State.ESTABLISHED, State.CLOSE_WAIT)
+MAY_WRITE: Final = frozenset(  # 3.10.2; data written in LISTEN opens actively, and waits for the handshake
+    (State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED, State.ESTABLISHED, State.CLOSE_WAIT)
 )
 
 

@@ -18,7 +18,6 @@ _MASK: Final = 0xFFFF_FFFF
 _CHALLENGES: Final = 10
 """Maximum challenge ACKs per second (RFC 5961 section 7)."""
 _PTO_MIN_S: Final = 0.01
-_GRANULARITY_S: Final = 0.001
 _WORST_DELAYED_ACK_S: Final = 0.2  # RFC 8985 section 7.2: WCDelAckT
 
 
@@ -26,12 +25,17 @@ class TCB:
     """The variables of a connection and its timers, each a time or NEVER.
 
     syn_pending: a SYN has come, and waits for accept() or refuse(). syn_due: a SYN is to be sent, for the
-    first time or again. ack_now: an acknowledgement is due. reset_due: a reset is due. out: frames to send at
-    once. ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position. stalled_since: time since which nothing
-    was acknowledged although data is outstanding; None if none is. timed: a position and its sending time,
-    for an RTT sample. reorder_at: time at which data missing below sacked ranges is considered lost. head_at:
-    time when SND.UNA was retransmitted or last advanced; head_mark: SND.NXT at that time. probe: end of the
+    first time or again. ack_now: an acknowledgement is due. reset_due: a reset is due. before: the connection
+    in TIME-WAIT from which a SYN took over, until the handshake is complete. once: a passive opening that
+    fails ends the endpoint. out: frames to send at once. ecn: both ends notify of congestion (RFC 3168);
+    echo_due: a mark is echoed until the peer answers it by CWR. ts_recent: TS.Recent. last_ack:
+    Last.ACK.sent, a position. stalled_since: time since which nothing was acknowledged although data is
+    outstanding; None if none is. timed: the position after the SYN and its sending time, for an RTT sample.
+    retransmit_at: of the RTO, or of a tail loss probe before it (probe_is_next); rto_at: of the RTO.
+    reorder_at: time at which data missing below SACKed ranges is considered lost. pace_at: time from which
+    the pacing rate lets the next segment leave; paced_at: the same while one waits for it. probe: end of the
     data in flight when the tail was probed, and whether the probe was a retransmission.
+    tune_at: when tune() is due; tuned: octets that the user had read at its last call, and its time.
     """
 
     __slots__ = (
@@ -39,17 +43,21 @@ class TCB:
         "_challenges",
         "ack_due_octets",
         "ack_now",
+        "before",
         "config",
         "delayed_at",
         "drops",
+        "echo_due",
+        "ecn",
         "ended",
         "framer",
-        "head_at",
-        "head_mark",
         "heard_at",
         "keep_alives",
         "last_ack",
+        "once",
         "out",
+        "pace_at",
+        "paced_at",
         "passive",
         "path",
         "peer_scales",
@@ -61,6 +69,7 @@ class TCB:
         "reorder_at",
         "reset_due",
         "retransmit_at",
+        "rto_at",
         "rtt",
         "segments_in",
         "segments_out",
@@ -76,20 +85,21 @@ class TCB:
         "ts_offset",
         "ts_recent",
         "ts_recent_at",
+        "tune_at",
+        "tuned",
     )  # fmt: skip
 
     def __init__(self, path: Path, config: Config, iss: int, ts_offset: int) -> None:
         self.path, self.config = path, config
         self.framer = Framer(path, config.ttl, config.dscp)
-        self.snd = Sender(config, iss)
-        self.rcv = Receiver(config)
-        self.rtt = RTTEstimator(config.rto_min_s, config.rto_max_s)
+        self._begin(iss)
         self.state = State.CLOSED
         self.ended: Ended | None = None
-        self.passive = self.peer_scales = self.syn_pending = self.syn_due = self.ack_now = self.timestamps = (
-            False
-        )
-        self.reset_due = False
+        self.passive = self.once = self.peer_scales = self.syn_pending = self.syn_due = self.ack_now = (
+            self.timestamps
+        ) = False
+        self.reset_due = self.ecn = self.echo_due = False
+        self.before: TCB | None = None
         self.out: list[Pieces] = []
         self.drops: defaultdict[SegmentDrop, int] = defaultdict(int)
         self.ts_offset = ts_offset
@@ -97,7 +107,8 @@ class TCB:
         self.ts_recent_at = 0.0
         self.last_ack = 0
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
-        self.reorder_at, self.head_at, self.head_mark = NEVER, 0.0, 0
+        self.reorder_at = self.rto_at = NEVER
+        self.pace_at, self.paced_at = 0.0, NEVER
         self.probe_is_next = False
         self.persists = self.keep_alives = 0
         self.probe: tuple[int, bool] | None = None
@@ -105,8 +116,29 @@ class TCB:
         self.stalled_since: float | None = None
         self.timed: tuple[int, float] | None = None
         self.ack_due_octets = 0
+        self.tune_at = NEVER if config.buffer_max is None else 0.0
+        self.tuned = 0, 0.0
         self.segments_in = self.segments_out = 0
         self._challenged, self._challenges = 0.0, 0
+
+    def _begin(self, iss: int) -> None:
+        config = self.config
+        self.snd = Sender(config, iss)
+        self.rcv = Receiver(config)
+        self.rtt = RTTEstimator(config.rto_min_s, config.rto_max_s)
+
+    def listen_again(self) -> None:
+        """Return from SYN-RECEIVED to LISTEN: the peer's SYN was not meant (3.10.7.4).
+
+        Our numbers begin at the same ISS: nothing but the SYN-ACK had one.
+        """
+        self._begin(self.snd.iss)
+        self.syn_pending = self.syn_due = self.ack_now = self.timestamps = self.peer_scales = False
+        self.ecn = self.echo_due = False
+        self.retransmit_at = self.rto_at = NEVER
+        self.stalled_since = self.timed = None
+        self.ts_recent = self.last_ack = 0
+        self.become(State.LISTEN)
 
     def become(self, state: State) -> None:
         """Change the state. No other code changes it."""
@@ -121,7 +153,7 @@ class TCB:
             self.ended = why
         self.become(State.CLOSED)
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
-        self.reorder_at = NEVER
+        self.reorder_at = self.paced_at = NEVER
         self.stalled_since = None
         self.syn_pending = self.syn_due = self.ack_now = False
         self.snd.queue.clear()
@@ -130,9 +162,20 @@ class TCB:
         """Enter TIME-WAIT, or restart its timer."""
         if self.state is not State.TIME_WAIT:
             self.become(State.TIME_WAIT)
-            self.retransmit_at = self.persist_at = self.reorder_at = NEVER
+            self.retransmit_at = self.persist_at = self.reorder_at = self.paced_at = NEVER
             self.stalled_since = None
         self.time_wait_at = now + self.config.time_wait_s
+
+    def wait_again(self, now: float) -> None:
+        """Return to TIME-WAIT of the connection before: the SYN that ended it was an old duplicate."""
+        old, self.before = self.before, None
+        assert old is not None
+        old.rcv.forget()
+        self.snd, self.rcv, self.timestamps, self.last_ack = old.snd, old.rcv, old.timestamps, old.last_ack
+        self.ts_recent, self.ts_recent_at, self.ts_offset = old.ts_recent, old.ts_recent_at, old.ts_offset
+        self.syn_pending = self.syn_due = self.ack_now = False
+        self.timed = None
+        self.wait(now)
 
     def tsval(self, now: float) -> int:
         """Return the timestamp clock: milliseconds (RFC 7323 section 5.4)."""
@@ -145,44 +188,37 @@ class TCB:
         self._challenges += 1
         return self._challenges <= _CHALLENGES
 
-    def detect_loss(self, now: float, *, news: bool) -> None:
-        """Tell loss from reordering by time, as RACK does (RFC 8985 sections 6.2 and 7).
-
-        Called after each ACK. Data sent before data that the peer has received, and missing a quarter of a
-        round trip later, is lost. In recovery this applies to the head only, whose retransmission may be lost
-        as well. news: the peer has received new data above SND.UNA.
-        """
-        snd, srtt_s = self.snd, self.rtt.srtt_s
-        if not snd.board or srtt_s is None:
-            self.reorder_at = NEVER
-        elif snd.recover is not None:
-            self.reorder_at = NEVER
-            after = snd.board.end > self.head_mark  # so it was certainly sent after the head
-            if news and now - self.head_at > max((1.25 if after else 2) * srtt_s, _GRANULARITY_S):
-                snd.head_is_lost = True
-        elif self.reorder_at == NEVER:
-            self.reorder_at = now + max(srtt_s / 4, _GRANULARITY_S)
-
     def arm(self, now: float) -> None:
-        """Restart the retransmission timer (RFC 6298 section 5), or the earlier tail loss probe."""
-        snd, rtt = self.snd, self.rtt
-        self.probe_is_next = False
+        """Restart the retransmission timer (RFC 6298 section 5), or the tail loss probe that precedes it."""
+        snd = self.snd
         if snd.una == snd.nxt:
-            self.retransmit_at = NEVER
+            self.retransmit_at = self.rto_at = NEVER
+            self.probe_is_next = False
             return
-        timeout_s = rtt.timeout_s
+        self.retransmit_at = self.rto_at = now + self.rtt.timeout_s
+        self.arm_probe(now)
+
+    def arm_probe(self, now: float) -> None:
+        """Schedule a tail loss probe (RFC 8985 section 7.2), at the time of the RTO at the latest."""
+        snd, rtt = self.snd, self.rtt
+        srtt_s = rtt.srtt_s
+        self.probe_is_next = False
         if (
-            snd.sack
-            and rtt.srtt_s is not None
-            and self.config.tail_loss_probe
-            and not (rtt.backoffs or snd.board.sacked or snd.recover is not None or self.probe)
-            and snd.wnd
+            srtt_s is None
+            or not snd.sack
+            or rtt.backoffs
+            or self.probe is not None
+            or snd.recover is not None
+            or snd.runs.sacked
+            or not snd.wnd
+            or not self.config.tail_loss_probe
         ):
-            alone = snd.nxt - snd.una <= snd.mss
-            probe_s = 2 * rtt.srtt_s if 2 * rtt.srtt_s > _PTO_MIN_S else _PTO_MIN_S
-            if alone:
-                probe_s += _WORST_DELAYED_ACK_S
-            if probe_s < timeout_s:
-                self.probe_is_next = True
-                timeout_s = probe_s
-        self.retransmit_at = now + timeout_s
+            return
+        probe_s = 2 * srtt_s if 2 * srtt_s > _PTO_MIN_S else _PTO_MIN_S
+        if snd.nxt - snd.una <= snd.mss:
+            probe_s += _WORST_DELAYED_ACK_S
+        self.probe_is_next = True
+        if now + probe_s < self.rto_at:
+            self.retransmit_at = now + probe_s
+        else:
+            self.retransmit_at = self.rto_at

@@ -7,7 +7,7 @@ from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import ether, ip, quick, vnet
 from vtl_tools.common.packet.checksum import ones_sum
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.packet.tcp import MSS, SACK, SACK_PERMITTED, TCP, TIMESTAMPS, URG, WINDOW_SCALE
+from vtl_tools.common.packet.tcp import CWR, MSS, SACK, SACK_PERMITTED, TCP, TIMESTAMPS, URG, WINDOW_SCALE
 from vtl_tools.common.packet.view import U16, walk_options
 
 Frame = bytearray | memoryview
@@ -24,6 +24,8 @@ _SUM_DONE: Final = vnet.F_NEEDS_CSUM | vnet.F_DATA_VALID
 # vnet header; Ethernet header and the start of IP's; what varies; addresses and ports; TCP.
 _OUT4: Final = struct.Struct("!10s16sHHIH12sIIHHHH")
 _OUT6: Final = struct.Struct("!10s18sHH36sIIHHHH")
+_ECT: Final = 2  # ECT(0)
+_CE: Final = 3
 _DONT_FRAGMENT: Final = 0x4000
 
 SOURCE_ROUTE: Final = "ip.source_route"
@@ -60,11 +62,12 @@ class Segment:
     """A segment that arrived. data is a view of the frame, valid as long as that is.
 
     length: octets of data. urgent: how far behind seq the urgent pointer is, where flags has URG. Options are
-    None or empty where there are none; mss, window_scale and sack_permitted are read from a SYN only.
+    None or empty where there are none; mss, window_scale and sack_permitted are read from a SYN only. frame:
+    the whole frame, borrowed as data is.
     """
 
     __slots__ = (
-        "ack", "data", "flags", "flow", "length", "mss", "sack", "sack_permitted", "seq", "stamps",
+        "ack", "data", "flags", "flow", "frame", "length", "mss", "sack", "sack_permitted", "seq", "stamps",
         "urgent", "window", "window_scale",
     )  # fmt: skip
 
@@ -89,6 +92,7 @@ class Segment:
         self.data = data
         self.length = length
         self.stamps = stamps
+        self.frame: memoryview | None = None
         self.sack: list[tuple[int, int]] | None = None
         self.mss: int | None = None
         self.window_scale: int | None = None
@@ -117,9 +121,19 @@ def parse(frame: Frame) -> Segment | None:
         stamps = tsval, tsecr
     view = frame if isinstance(frame, memoryview) else memoryview(frame)
     segment = Segment(flow, seq, ack, flags, window, urgent, view[off:end], end - off, stamps)
+    segment.frame = view
     if tsval is not None and (stamps is None or off != l4 + _STAMPED):
         _read_options(segment, frame, l4 + TCP.SIZE, off)
     return segment
+
+
+def is_marked(segment: Segment) -> bool:
+    """Tell whether the network has marked a segment as having met congestion (RFC 3168 section 5)."""
+    frame = segment.frame
+    if frame is None:
+        return False
+    net = Packet.at(frame).ip
+    return net is not None and net.ecn == _CE
 
 
 def is_intact(frame: Frame) -> bool:
@@ -164,7 +178,8 @@ class Framer:
     """
 
     __slots__ = (
-        "_gso_type", "_head", "_ip_sum", "_is4", "_l4", "_pseudo", "_ttl", "_who", "expected", "overhead",
+        "_capable", "_gso_type", "_head", "_ip_sum", "_is4", "_l4", "_pseudo", "_ttl", "_who", "expected",
+        "overhead",
     )  # fmt: skip
 
     def __init__(self, path: Path, ttl: int, dscp: int) -> None:
@@ -177,12 +192,14 @@ class Framer:
         macs = path.remote_mac + path.local_mac
         if self._is4:
             self._head = macs + struct.pack("!HBB", ether.IPV4, 0x45, dscp << 2)
+            self._capable = macs + struct.pack("!HBB", ether.IPV4, 0x45, dscp << 2 | _ECT)
             self._ttl = _DONT_FRAGMENT << 16 | ttl << 8 | 6
             self._ip_sum = 0x4500 + (dscp << 2) + _DONT_FRAGMENT + (ttl << 8 | 6) + addresses
             self._gso_type, self._l4 = vnet.GSO_TCPV4, 34
             self.overhead = 40
         else:
             self._head = macs + struct.pack("!HI", ether.IPV6, 0x6000_0000 | dscp << 22)
+            self._capable = macs + struct.pack("!HI", ether.IPV6, 0x6000_0000 | dscp << 22 | _ECT << 20)
             self._ttl = 6 << 8 | ttl
             self._ip_sum = 0
             self._gso_type, self._l4 = vnet.GSO_TCPV6, 54
@@ -199,30 +216,34 @@ class Framer:
         data: list[memoryview] | None = None,
         gso_size: int = 0,
         urgent: int = 0,
+        ect: bool = False,
     ) -> Pieces:
         """Return a segment with so many octets of data, which are not copied. Numbers are as on the wire.
 
         options: a multiple of four octets. gso_size: octets of data of each segment that a super-segment is
-        cut into, else 0; not with an urgent pointer, which would be the same in each segment.
+        cut into, else 0; not with an urgent pointer, which would be the same in each segment. ect: the
+        network may mark the packet instead of dropping it (RFC 3168).
         """
         header = TCP.SIZE + len(options)
         if gso_size:
-            virtio = vnet.HEADER.pack(1, self._gso_type, self._l4 + header, gso_size, self._l4, TCP.SUM)
+            kind = self._gso_type | vnet.GSO_ECN if flags & CWR else self._gso_type
+            virtio = vnet.HEADER.pack(1, kind, self._l4 + header, gso_size, self._l4, TCP.SUM)
         else:
             virtio = vnet.HEADER.pack(1, 0, 0, 0, self._l4, TCP.SUM)
         offset_flags = header << 10 | flags
         size = header + length
         pseudo = (self._pseudo + size) % 0xFFFF
+        start = self._capable if ect else self._head
         if self._is4:
             total = 20 + size
-            full = -(self._ip_sum + total) % 0xFFFF
+            full = -(self._ip_sum + total + (_ECT if ect else 0)) % 0xFFFF
             head = _OUT4.pack(
-                virtio, self._head, total, 0, self._ttl, full, self._who,
+                virtio, start, total, 0, self._ttl, full, self._who,
                 seq, ack, offset_flags, window, pseudo, urgent,
             )  # fmt: skip
         else:
             head = _OUT6.pack(
-                virtio, self._head, size, self._ttl, self._who,
+                virtio, start, size, self._ttl, self._who,
                 seq, ack, offset_flags, window, pseudo, urgent,
             )  # fmt: skip
         return (head + options, *data) if data else (head + options,)

@@ -8,9 +8,10 @@ from typing import Any, Final
 from vtl_tools.common.errors import SpecError, VTLError
 from vtl_tools.common.packet import ip
 from vtl_tools.common.packet.address import format_ip
+from vtl_tools.common.rules.clauses import ICMP6
+from vtl_tools.common.rules.rule import NO_RULE, OUT
 from vtl_tools.common.runtime.sealed_file import SealedFile
 from vtl_tools.services.fw import question
-from vtl_tools.services.fw.clauses import ICMP6
 from vtl_tools.services.fw.explain import explain as steps_to
 from vtl_tools.services.fw.fields import NONE
 from vtl_tools.services.fw.files import PACKED_MAX, SentReader
@@ -20,7 +21,6 @@ from vtl_tools.services.fw.identity_report import problem, remedy
 from vtl_tools.services.fw.parser import parse
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.question import PacketQuery
-from vtl_tools.services.fw.rule import NO_RULE, OUT
 from vtl_tools.services.fw.tracker import Tracker
 
 LISTED_MAX: Final = 1000

@@ -5,13 +5,13 @@ from typing import Final
 
 from vtl_tools.common.packet import address, ip
 from vtl_tools.common.packet.packet import PORTS
-from vtl_tools.services.fw import roles
+from vtl_tools.common.rules import roles
+from vtl_tools.common.rules.rule import OUT, Direction, Rule, Verdict
 from vtl_tools.services.fw.fields import Fields
 from vtl_tools.services.fw.flow import Decision, Flow, Timeouts, flow_key
 from vtl_tools.services.fw.limits import RuleLimits
 from vtl_tools.services.fw.pending_replies import PendingReplies
 from vtl_tools.services.fw.policy import Judgement, Policy
-from vtl_tools.services.fw.rule import OUT, Direction, Rule, Verdict
 from vtl_tools.services.fw.table import FlowTable
 
 _ASKED: Final = {

@@ -5,13 +5,13 @@ from typing import Final, NamedTuple
 
 from vtl_tools.common.packet import ether, ip
 from vtl_tools.common.packet.address import format_ip, format_mac
-from vtl_tools.services.fw.clauses import ICMP6
+from vtl_tools.common.rules.clauses import ICMP6
+from vtl_tools.common.rules.position import RuleWarning
+from vtl_tools.common.rules.roles import MEANINGS
+from vtl_tools.common.rules.rule import IN, OUT, STACKED, UNTAGGED, Direction, Rule
+from vtl_tools.common.rules.values import Addresses, Ranges, holds, ranges_cover
 from vtl_tools.services.fw.fields import NONE, Fields
 from vtl_tools.services.fw.policy import Judgement, Policy, RuleTable
-from vtl_tools.services.fw.position import RuleWarning
-from vtl_tools.services.fw.roles import MEANINGS
-from vtl_tools.services.fw.rule import IN, OUT, STACKED, UNTAGGED, Direction, Rule
-from vtl_tools.services.fw.values import Addresses, Ranges, holds, ranges_cover
 
 _CANDIDATES_MAX: Final = 16
 """Maximum earlier rules that a rule is compared with; a missing warning is harmless."""

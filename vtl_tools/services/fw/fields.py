@@ -11,10 +11,10 @@ from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.udp import UDP
 from vtl_tools.common.packet.view import Buffer
 from vtl_tools.common.packet.vnet import VNET
-from vtl_tools.services.fw.clauses import ICMP6
+from vtl_tools.common.rules.clauses import ICMP6
+from vtl_tools.common.rules.rule import OUT, STACKED, UNTAGGED
 from vtl_tools.services.fw.flow import Flow
 from vtl_tools.services.fw.neighbours import HOP_LIMIT, NeighbourFilter
-from vtl_tools.services.fw.rule import OUT, STACKED, UNTAGGED
 
 NONE: Final = -1
 """Stands for a missing port, type or protocol."""

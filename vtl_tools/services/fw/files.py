@@ -13,9 +13,9 @@ from typing import Final
 
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.host import log_lines
+from vtl_tools.common.rules.position import RuleError
 from vtl_tools.services.fw.parser import FILES_MAX, OCTETS_MAX, included, parse
 from vtl_tools.services.fw.policy import Policy
-from vtl_tools.services.fw.position import RuleError
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from vtl_tools.common.model.tcp_end import TcpEnd
 from vtl_tools.common.packet import ip
 from vtl_tools.common.packet.address import format_ip
 from vtl_tools.common.packet.tcp_state import State
-from vtl_tools.services.fw.rule import OUT, UNTAGGED, Direction, Rule, Verdict
+from vtl_tools.common.rules.rule import OUT, UNTAGGED, Direction, Rule, Verdict
 
 if TYPE_CHECKING:
-    from vtl_tools.services.fw.source_shares import SourceShare
+    from vtl_tools.common.model.source_shares import SourceShare
 
 Ends = tuple[TcpEnd, TcpEnd]
 """The VM's end of a TCP connection, and the other."""

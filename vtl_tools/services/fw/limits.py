@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Final
 
 from vtl_tools.common.rate_limit import KeyedBuckets
-from vtl_tools.services.fw.rule import IN, OUT, Direction, Rule
+from vtl_tools.common.rules.rule import IN, OUT, Direction, Rule
 
 SOURCES_MAX: Final = 32_768
 """Sources of one side, and as many that their rate refused; see KeyedBuckets."""

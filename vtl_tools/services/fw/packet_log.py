@@ -13,10 +13,10 @@ from vtl_tools.common.packet.address import format_ip
 from vtl_tools.common.packet.view import Buffer
 from vtl_tools.common.rate_limit import TokenBucket
 from vtl_tools.common.repeats import Repeats, more
+from vtl_tools.common.rules.rule import Direction, Rule, Verdict
 from vtl_tools.services.fw.describe import as_words, describe
 from vtl_tools.services.fw.flow import Decision
 from vtl_tools.services.fw.question import NAMES
-from vtl_tools.services.fw.rule import Direction, Rule, Verdict
 
 LOGS_PER_S: Final = 100.0
 """Packets of one side that are told one by one."""

@@ -7,11 +7,10 @@ import posixpath
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from vtl_tools.services.fw import presets
-from vtl_tools.services.fw.clauses import ACTIONS, take_rule
-from vtl_tools.services.fw.cursor import Cursor
-from vtl_tools.services.fw.lexer import END, RuleSource, TokenKind
-from vtl_tools.services.fw.position import (
+from vtl_tools.common.rules.clauses import ACTIONS, take_rule
+from vtl_tools.common.rules.cursor import Cursor
+from vtl_tools.common.rules.lexer import END, RuleSource, TokenKind
+from vtl_tools.common.rules.position import (
     ERRORS_MAX,
     LimitError,
     RuleError,
@@ -19,8 +18,9 @@ from vtl_tools.services.fw.position import (
     RulePosition,
     RuleWarning,
 )
-from vtl_tools.services.fw.rule import IN, OUT, Rule, Ruleset
-from vtl_tools.services.fw.sets import Sets
+from vtl_tools.common.rules.rule import IN, OUT, Rule, Ruleset
+from vtl_tools.common.rules.sets import Sets
+from vtl_tools.services.fw import presets
 
 Read = Callable[[str, int], bytes]
 """Returns the first octets of a file, at most so many, given its name. May raise OSError."""

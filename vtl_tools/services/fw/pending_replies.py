@@ -7,9 +7,9 @@ and gets a reset; or it has lost its state as well, and answers the SYN.
 from typing import Final, TypeVar
 
 from vtl_tools.common.packet.tcp import ACK, RST, SYN, TCP
+from vtl_tools.common.rules.rule import IN, OUT, Direction
 from vtl_tools.services.fw import tcp_flow
 from vtl_tools.services.fw.flow import Ends, Flow
-from vtl_tools.services.fw.rule import IN, OUT, Direction
 
 RETRIES_MAX: Final = 1024
 """Maximum connections per opening side with such a SYN; beyond, the oldest is evicted."""

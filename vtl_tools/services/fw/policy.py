@@ -4,10 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from vtl_tools.common.packet import ether, ip
-from vtl_tools.services.fw.bitmaps import Spans, bitmap
-from vtl_tools.services.fw.fields import Fields
-from vtl_tools.services.fw.keywords import Protocol
-from vtl_tools.services.fw.rule import (
+from vtl_tools.common.rules.keywords import Protocol
+from vtl_tools.common.rules.rule import (
     IN,
     NEIGHBOURS,
     NO_RULE,
@@ -19,7 +17,9 @@ from vtl_tools.services.fw.rule import (
     Ruleset,
     Verdict,
 )
-from vtl_tools.services.fw.values import Addresses, Ranges, after, holds, ranges
+from vtl_tools.common.rules.values import Addresses, Ranges, after, holds, ranges
+from vtl_tools.services.fw.bitmaps import Spans, bitmap
+from vtl_tools.services.fw.fields import Fields
 
 
 class Judgement(NamedTuple):

@@ -6,11 +6,11 @@ None of them reaches further than the link, but for DNS to the VM's resolvers.
 from dataclasses import replace
 from typing import Final
 
-from vtl_tools.services.fw.clauses import take_rule
-from vtl_tools.services.fw.cursor import Cursor
-from vtl_tools.services.fw.lexer import RuleSource
-from vtl_tools.services.fw.rule import Rule
-from vtl_tools.services.fw.sets import Sets
+from vtl_tools.common.rules.clauses import take_rule
+from vtl_tools.common.rules.cursor import Cursor
+from vtl_tools.common.rules.lexer import RuleSource
+from vtl_tools.common.rules.rule import Rule
+from vtl_tools.common.rules.sets import Sets
 
 NAME: Final = "guest-basics"
 

@@ -9,13 +9,13 @@ from vtl_tools.common.packet import ether, ip, nd
 from vtl_tools.common.packet.address import format_ip, mac
 from vtl_tools.common.packet.address import ip as parse_ip
 from vtl_tools.common.packet.packet import PORTS
-from vtl_tools.services.fw.clauses import ICMP6
+from vtl_tools.common.rules.clauses import ICMP6
+from vtl_tools.common.rules.keywords import ICMP6_TYPES, ICMP_TYPES
+from vtl_tools.common.rules.rule import IN, OUT, UNTAGGED, Direction
 from vtl_tools.services.fw.explain import fields_of
 from vtl_tools.services.fw.fields import Fields
 from vtl_tools.services.fw.flow import Flow, flow_key
-from vtl_tools.services.fw.keywords import ICMP6_TYPES, ICMP_TYPES
 from vtl_tools.services.fw.neighbours import is_of_link
-from vtl_tools.services.fw.rule import IN, OUT, UNTAGGED, Direction
 
 _FORM: Final = "write such as: out tcp 10.0.0.5:40000 1.2.3.4:443"
 NAMES: Final = {ip.TCP: "tcp", ip.UDP: "udp", ip.ICMP: "icmp", ip.ICMPV6: "icmp"}

@@ -8,8 +8,8 @@ from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.view import U32
+from vtl_tools.common.rules.rule import Direction
 from vtl_tools.services.fw.flow import flow_key
-from vtl_tools.services.fw.rule import Direction
 
 _ERRORS4: Final = frozenset((icmp.UNREACHABLE, icmp.TIME_EXCEEDED, icmp.PARAMETER_PROBLEM))
 _ERRORS6: Final = frozenset(

@@ -28,13 +28,13 @@ from typing import Final
 
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.packet import address
+from vtl_tools.common.rules.rule import OUT
 from vtl_tools.services.fw import question
 from vtl_tools.services.fw.dhcp4 import SERVERS_MAX, VMLease
 from vtl_tools.services.fw.dhcp6 import DUID_MAX, IAS_MAX, LEASES_MAX
 from vtl_tools.services.fw.flow import ASSURED, Flow, Opening
 from vtl_tools.services.fw.identity import Identity, Learned
 from vtl_tools.services.fw.resolvers import RESOLVERS_MAX
-from vtl_tools.services.fw.rule import OUT
 from vtl_tools.services.fw.savi import CLAIMS_MAX, PREFIX_BITS_MIN, PREFIXES_MAX
 from vtl_tools.services.fw.tracker import Tracker
 

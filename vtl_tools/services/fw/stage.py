@@ -16,6 +16,7 @@ from vtl_tools.common.packet.offload import bind, is_bound
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import F_NEEDS_CSUM, VNET
 from vtl_tools.common.rate_limit import TokenBucket
+from vtl_tools.common.rules.rule import IN, OUT, Rule, Verdict
 from vtl_tools.common.runtime.control import Verb
 from vtl_tools.common.stage import Stage
 from vtl_tools.services.fw import answers, padding, transfer
@@ -26,7 +27,6 @@ from vtl_tools.services.fw.identity_report import IdentityReport
 from vtl_tools.services.fw.packet_log import PacketLog, Told, log_line
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.refusal import refusal
-from vtl_tools.services.fw.rule import IN, OUT, Rule, Verdict
 from vtl_tools.services.fw.rules_again import RulesAgain
 from vtl_tools.services.fw.saved_state import StateKeeper
 from vtl_tools.services.fw.tracker import Tracker

@@ -9,12 +9,12 @@ from typing import Final
 
 from vtl_tools.common.device.recording import Recording
 from vtl_tools.common.host import broker, log_lines
+from vtl_tools.common.rules.roles import RESOLVER, of_role
 from vtl_tools.common.runtime.control import path_for
 from vtl_tools.common.runtime.runner import Options
 from vtl_tools.common.text import printable
 from vtl_tools.services.fw.files import full_name, load_rules
 from vtl_tools.services.fw.identity import Identity
-from vtl_tools.services.fw.roles import RESOLVER, of_role
 from vtl_tools.services.fw.rules_again import RulesAgain
 from vtl_tools.services.fw.saved_state import OCTETS_MAX, StateKeeper, recall
 from vtl_tools.services.fw.stage import Firewall

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import Final
 
+from vtl_tools.common.model.source_shares import SourceShares
+from vtl_tools.common.rules.rule import IN, OUT
 from vtl_tools.services.fw.flow import ASSURED, Ends, Flow, pack, unpack
-from vtl_tools.services.fw.rule import IN, OUT
-from vtl_tools.services.fw.source_shares import SourceShares
 
 LOOK_S: Final = 60.0
 """Seconds between two looks at a flow's end time, so that a packet need not move the flow."""

@@ -10,8 +10,8 @@ from vtl_tools.common.model.tcp_end import TcpEnd
 from vtl_tools.common.packet.seq import seq_between, seq_sub
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, TCP
 from vtl_tools.common.packet.tcp_state import State
+from vtl_tools.common.rules.rule import OUT, Direction
 from vtl_tools.services.fw.flow import Ends
-from vtl_tools.services.fw.rule import OUT, Direction
 
 _THROUGH: Final = (State.CLOSED, State.TIME_WAIT)
 _ONE_OF: Final = SYN | FIN | RST

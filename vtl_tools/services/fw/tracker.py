@@ -11,6 +11,7 @@ from vtl_tools.common.packet.quick import OTHER_OPTIONS, Headers
 from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.tcp_state import State
 from vtl_tools.common.packet.view import Buffer
+from vtl_tools.common.rules.rule import OUT, STACKED, Direction, Verdict
 from vtl_tools.services.fw import tcp_flow
 from vtl_tools.services.fw.connections import Connections, denied
 from vtl_tools.services.fw.fields import Fields
@@ -30,7 +31,6 @@ from vtl_tools.services.fw.fragments import FragmentReassembler
 from vtl_tools.services.fw.neighbours import NeighbourFilter
 from vtl_tools.services.fw.policy import Policy
 from vtl_tools.services.fw.quoted import quoted_flow
-from vtl_tools.services.fw.rule import OUT, STACKED, Direction, Verdict
 from vtl_tools.services.fw.suspicious import suspicious
 
 _HELD: Final = Decision(None, None, "fragment-held")

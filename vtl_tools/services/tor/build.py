@@ -6,11 +6,11 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from vtl_tools.common.device.recording import Recording
+from vtl_tools.common.host.open_files import raise_limit
 from vtl_tools.common.relay.budget import RelayLimits
 from vtl_tools.common.runtime.control import path_for
 from vtl_tools.common.runtime.runner import Options
 from vtl_tools.services.tor.name_store import open_store
-from vtl_tools.services.tor.open_files import raise_limit
 from vtl_tools.services.tor.process import TorProcess
 from vtl_tools.services.tor.progress import BootstrapProgress
 from vtl_tools.services.tor.proxy_check import (

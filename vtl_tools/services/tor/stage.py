@@ -78,7 +78,7 @@ class Tor(Stage):
             has_more=lambda: self.names.has_more,
         )
         self.guest_network = GuestNetwork(
-            _addresses(subnet),
+            GuestAddresses.of_subnet(subnet),
             dhcp=dhcp,
             on_dns=self.names.on_datagram,
             send=self._send_frame,
@@ -183,11 +183,3 @@ class Tor(Stage):
         names = {"queries": self.names.queries, "names": len(self.resolver.names)}
         carried = self.relay.status(now)
         return {"tor": tor, "connections": carried.pop("connections"), "carried": carried, "dns": names}
-
-
-def _addresses(subnet: IPv4Network | None) -> GuestAddresses:
-    """Return the guest network's addresses: the first of the subnet is gateway and name server."""
-    if subnet is None:
-        return GuestAddresses()
-    first = subnet[1].packed
-    return GuestAddresses(subnet=subnet, gateway=first, dns=first)

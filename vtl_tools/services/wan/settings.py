@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from vtl_tools.common.errors import SpecError
-from vtl_tools.services.wan.units import duration, rate, share, size
+from vtl_tools.common.units import duration, rate, share, size
 
 DISTRIBUTIONS: Final = ("uniform", "normal", "pareto")
 AQMS: Final = ("droptail", "codel")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from vtl_tools.common.errors import SpecError
+from vtl_tools.common.units import duration
 from vtl_tools.services.wan.settings import READ, UNCHANGED, changed, preset
-from vtl_tools.services.wan.units import duration
 
 LINES_MAX: Final = 10_000
 _PERIOD_MIN_S: Final = 0.01

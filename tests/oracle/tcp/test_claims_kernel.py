@@ -1,0 +1,86 @@
+"""Where docs/rfc9293.md says that Linux does as we do, or otherwise: the kernel is asked."""
+
+import socket
+from dataclasses import replace
+
+import pytest
+from tcp_duel import PLAIN, Kernel, ours
+
+pytestmark = pytest.mark.lab
+
+OPEN = "listen", "S 0:0(0) win 20000 <mss 1000>", ". 1:1(0) ack 1 win 20000"
+STAMPED = "listen", "S 0:0(0) win 20000 <mss 1000,TS 100>", ". 1:1(0) ack 1 win 20000 <TS 100>"
+CLAIMS = {  # the last step's answer: ours, and the kernel's
+    "an idle connection sends a write whole": (
+        [*OPEN, "write 2500"],
+        [". 1:(1000) ack 1", ". 1001:(1000) ack 1", ". 2001:(500) ack 1"],
+        [". 1:(1000) ack 1", ". 1001:(1000) ack 1", ". 2001:(500) ack 1"],
+    ),
+    "a part of a segment waits for the ACK of full ones": (
+        [*OPEN, "write 1000", "write 300"],
+        [],
+        [". 1001:(300) ack 1"],
+    ),
+    "a window that shrinks alone is applied": (
+        [*OPEN, ". 1:1(0) ack 1 win 500", "write 1000"],
+        [],
+        [". 1:(1000) ack 1"],
+    ),
+    "a higher ACK brings a window with an older number": (
+        [*OPEN, "write 500", ". 201:201(0) ack 1 win 20000", ". 1:1(0) ack 501 win 600", "write 1000"],
+        [],
+        [],
+    ),
+    "a zero window is probed by an octet": (
+        [*OPEN, ". 1:1(0) ack 1 win 0", "write 10", "wait .5"],
+        [". 1:(1) ack 1"],
+        [". 0:(0) ack 1"],
+    ),
+    "a segment without its timestamp is dropped": (
+        [*STAMPED, ". 1:101(100) ack 1", "wait .06"],
+        [],
+        [". 1:(0) ack 101 <ecr 100>"],
+    ),
+    "a timestamp that is older by one is old": (
+        [*STAMPED, ". 1:101(100) ack 1 <TS 99>", "wait .06"],
+        [". 1:(0) ack 1 <ecr 100>"],
+        [". 1:(0) ack 101 <ecr 100>"],
+    ),
+    "the first segment's acknowledgement is delayed": (
+        [*OPEN, ". 1:101(100) ack 1"],
+        [],
+        [". 1:(0) ack 101"],
+    ),
+    "a FIN behind a gap is told by SACK": (
+        ["listen", "S 0:0(0) win 20000 <mss 1000,sackOK>", ". 1:1(0) ack 1", "F. 101:201(100) ack 1"],
+        [". 1:(0) ack 1 <sack 101:202>"],
+        [". 1:(0) ack 1 <sack 101:202>"],
+    ),
+}
+
+
+def last(steps, answers):
+    """What was said to the last step that is no wait, and in the wait behind it."""
+    return [said for each in answers[-2:] for said in each] if steps[-1].startswith("wait") else answers[-1]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_linux_does_what_the_page_says(lab, version):
+    config = replace(PLAIN, timestamps=True, sack=True)
+    kernel, reno = Kernel(lab, [("net.ipv4.tcp_window_scaling", 0)]), (socket.IPPROTO_TCP, 13, b"reno")
+    left = dict(CLAIMS)
+    for name, (steps, mine, _) in CLAIMS.items():
+        given = last(steps, ours(steps, config, version))
+        assert given[: len(mine) or None] == mine, name
+    for _ in range(5):  # the clock is real: what came too late is asked again
+        heard = kernel.play([steps for steps, *_ in left.values()], version, options=[reno])
+        pairs = zip(list(left.items()), heard, strict=True)
+        unlike = {
+            name: last(steps, answers)
+            for (name, (steps, _, theirs)), answers in pairs
+            if last(steps, answers)[: len(theirs) or None] != theirs
+        }
+        left = {name: CLAIMS[name] for name in unlike}
+        if not left:
+            break
+    assert not unlike

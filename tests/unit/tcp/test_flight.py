@@ -1,0 +1,97 @@
+"""The octets in flight: what was sent together, what is SACKed, what is lost."""
+
+from itertools import pairwise
+from random import Random
+
+from vtl_tools.common.tcp.flight import RUNS_MAX, Flight
+
+
+def sent(*edges):
+    flight = Flight()
+    for start, end in pairwise(edges):
+        flight.sent(start, end, float(start))
+    return flight
+
+
+def test_ranges_that_touch_become_one_and_are_news_once():
+    flight = sent(0, 10, 20, 30, 40, 50)
+    assert [(run.start, run.end) for run in flight.sack(10, 20, 10)] == [(10, 20)]
+    assert [(run.start, run.end) for run in flight.sack(15, 40, 10)] == [(20, 30), (30, 40)]
+    assert not flight.sack(12, 18, 10)
+    assert (flight.sacked, flight.segments, flight.top) == (30, 3, 40)
+    assert [(run.start, run.end) for run in flight.runs] == [(0, 10), (10, 40), (40, 50)]
+
+
+def test_a_part_of_what_was_sent_together_can_be_sacked_lost_and_sent_again():
+    flight = sent(0, 100)
+    flight.sack(40, 60, 10)
+    assert flight.lose_head(10) == 10
+    assert flight.first_lost(100) == (0, 10)
+    flight.sent_again(0, 10, 5.0)
+    assert flight.lost == 0
+    assert flight.first_lost(100) is None
+    assert [(run.end - run.start, run.again) for run in flight.acked(50)] == [(10, True), (30, False)]
+    assert flight.sacked == 10
+
+
+def test_lost_runs_that_touch_are_sent_again_together():
+    flight = sent(0, 10, 20, 30, 40)
+    for run in flight.runs[1:]:
+        flight.lose(run)
+    assert flight.first_lost(25) == (10, 35)
+    flight.sent_again(10, 35, 9.0)
+    assert flight.first_lost(25) == (35, 40)
+    flight.keep_all()
+    assert flight.first_lost(25) is None
+
+
+def test_a_peer_that_reneges_is_sent_its_data_again():
+    flight = sent(0, 10, 20)
+    flight.sack(0, 10, 10)
+    assert flight.has_reneged(0)
+    flight.forget()
+    assert (flight.sacked, flight.lost, flight.segments) == (0, 10, 0)
+
+
+def test_a_peer_that_tells_of_every_other_octet_does_not_fill_memory():
+    flight = sent(0, 10 * RUNS_MAX)
+    for at in range(0, 10 * RUNS_MAX, 2):
+        flight.sack(at, at + 1, 1000)
+    assert len(flight.runs) <= RUNS_MAX + 1
+    assert flight.sack(0, 10 * RUNS_MAX, 1000), "a SACK that joins runs is taken"
+    assert len(flight.runs) == 1
+
+
+def test_a_user_that_writes_octet_by_octet_does_not_fill_memory():
+    flight = sent(*range(2 * RUNS_MAX))
+    assert len(flight.runs) == RUNS_MAX
+    assert flight.runs[-1].end == 2 * RUNS_MAX - 1
+
+
+def test_the_counts_are_those_of_the_runs_whatever_happens():
+    rng = Random(5)
+    flight, una, nxt = Flight(), 0, 0
+    for _ in range(3000):
+        kind = rng.randrange(6)
+        if kind < 2:
+            size = rng.randint(1, 40)
+            flight.sent(nxt, nxt + size, 0.0)
+            nxt += size
+        elif kind == 2 and nxt > una:
+            una = rng.randint(una, min(nxt, una + 30))
+            flight.acked(una)
+        elif kind == 3 and nxt > una + 1:
+            start = rng.randint(una, nxt - 1)
+            flight.sack(start, rng.randint(start + 1, nxt), 10)
+        elif kind == 4:
+            for run in flight.runs:
+                if not (run.lost or run.sacked) and rng.random() < 0.3:
+                    flight.lose(run)
+        elif (hole := flight.first_lost(rng.randint(1, 50))) is not None:
+            flight.sent_again(*hole, 1.0)
+        runs = flight.runs
+        assert [run.start for run in runs] == [una, *(run.end for run in runs)][: len(runs)]
+        assert not runs or runs[-1].end == nxt
+        assert flight.sacked == sum(run.end - run.start for run in runs if run.sacked)
+        assert flight.lost == sum(run.end - run.start for run in runs if run.lost)
+        assert not [run for run in runs if run.lost and run.sacked]

@@ -1,0 +1,387 @@
+"""Acknowledgements: what they deliver, what is lost, and the phases of recovery.
+
+RFC 8985 (RACK-TLP) detects loss, RFC 6582 without SACK. RFC 5682 (F-RTO), RFC 3522 (Eifel) and D-SACK (RFC
+3708) detect that nothing was lost. The control in congestion/ decides on the window.
+"""
+
+from typing import Final
+
+from vtl_tools.common.packet.tcp import CWR, ECE
+from vtl_tools.common.tcp.congestion.base import Sample
+from vtl_tools.common.tcp.flight import Run
+from vtl_tools.common.tcp.rack import DUP_THRESH
+from vtl_tools.common.tcp.snd import Sender
+from vtl_tools.common.tcp.tcb import NEVER, TCB
+from vtl_tools.common.tcp.wire import Segment, is_marked
+
+_HALF: Final = 0x8000_0000
+_MASK: Final = 0xFFFF_FFFF
+_ECHO_MAX_MS: Final = 60_000
+
+
+_SAMPLE: Final = Sample()
+"""The sample of the acknowledgement that is being processed; no control keeps it."""
+
+
+def advance(tcb: TCB, ack: int, now: float) -> None:
+    """Process an ACK of new data while nothing is SACKed, lost, or being recovered.
+
+    It has the effect of acknowledged(), in a part of the time. RACK's variables may lag: the next SACK is of
+    data sent later.
+    """
+    snd, sample = tcb.snd, _SAMPLE
+    runs, cc = snd.runs, snd.cc
+    nxt = snd.nxt
+    sample.before = nxt - snd.una
+    sample.delivered = ack - snd.una
+    if ack > snd.measured_to and not (first := runs.runs[0]).again:
+        tcb.rtt.sample(now - first.sent_at)
+        snd.measured_to = nxt
+        snd.rack.measured(now - first.sent_at, now)
+    snd.una = sample.una = ack
+    tail = snd.queue.tail
+    snd.queue.drop(ack if ack < tail else tail)
+    run = runs.advance(ack)
+    sample.rtt_s = None if run.again else now - run.sent_at
+    sample.now, sample.nxt, sample.advanced, sample.lost, sample.in_flight = now, nxt, True, 0, nxt - ack
+    sample.limited = snd.limited or snd.is_limited
+    if cc.samples:
+        if sample.rtt_s is not None:
+            snd.rack.measured(sample.rtt_s, now)
+        _rate(snd, run, now)
+    cc.acked(sample)
+    tcb.stalled_since = now if ack < tail or ack < snd.end else None
+    tcb.arm(now)
+
+
+def acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate: bool) -> None:
+    """Process an acceptable ACK, with its SACK blocks. duplicate: as defined in RFC 5681 section 2."""
+    snd = tcb.snd
+    if tcb.ecn and segment.flags & ECE:
+        _acknowledged(tcb, segment, ack, now, duplicate=duplicate)
+        _answer_echo(snd, now)
+        return
+    if segment.sack is None and snd.recover is None and tcb.probe is None and not snd.runs.sacked:
+        if snd.una < ack <= snd.nxt and not (snd.dup_acks or tcb.rtt.backoffs):
+            advance(tcb, ack, now)
+            return
+        if ack == snd.una and not duplicate:
+            return
+    _acknowledged(tcb, segment, ack, now, duplicate=duplicate)
+
+
+def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate: bool) -> None:
+    snd = tcb.snd
+    sample, runs = _SAMPLE, snd.runs
+    una = snd.una
+    sample.before, sample.now, sample.lost = snd.pipe(), now, 0
+    sample.advanced = advanced = ack > una
+    fresh = []
+    if advanced:
+        snd.una = ack
+        if ack > snd.nxt:
+            snd.nxt = ack
+        snd.queue.drop(ack if ack < snd.queue.tail else snd.queue.tail)
+        fresh = runs.acked(ack)
+    echo_ms = None
+    if tcb.timestamps and segment.stamps is not None and segment.stamps[1]:
+        echo_ms = (segment.stamps[1] - tcb.ts_offset) & _MASK
+    if advanced:
+        _measure(tcb, fresh, echo_ms, now)
+    below = len(fresh)
+    dsack = None
+    if segment.sack is not None and snd.sack:
+        dsack = _read_blocks(snd, segment.sack, fresh)
+    news = len(fresh) > below
+    original = _deliver(snd, fresh, now, echo_ms)
+    if not snd.sack:
+        _count_duplicates(snd, duplicate=duplicate)
+    _judge_probe(tcb, ack, dsack, now, pure=duplicate and not news)
+    again = _detect(tcb, now)
+    if snd.recover is None:
+        if snd.undo_from is not None and snd.repaired == 0:
+            _undo(snd)
+        if _is_loss(snd):
+            _begin_recovery(snd, now)
+    else:
+        _recover(snd, echo_ms, now, news=news or duplicate, original=original, again=again)
+    if fresh or sample.delivered or sample.lost or snd.recover is not None:
+        _tell(snd, fresh, now)
+    if advanced:
+        tcb.stalled_since = now if snd.una < snd.end else None
+        tcb.rtt.progressed()
+        tcb.arm(now)
+    elif news and tcb.probe_is_next:
+        tcb.arm(now)  # no probe while data is SACKed (RFC 8985 section 7.2)
+
+
+def heed_marks(tcb: TCB, segment: Segment) -> None:
+    """Echo congestion that the network has marked, until the peer has reduced its window (RFC 3168 6.1.3)."""
+    if segment.flags & CWR:
+        tcb.echo_due = False
+    if segment.length and is_marked(segment):
+        tcb.echo_due = tcb.ack_now = True
+
+
+def _answer_echo(snd: Sender, now: float) -> None:
+    """Reduce the window for a mark that the peer echoes, once a round trip (RFC 3168 section 6.1.2)."""
+    if snd.recover is None and snd.una > snd.reduced_to:
+        snd.reduced_to = snd.nxt
+        snd.cwr_due = True
+        snd.cc.marked(now, snd.pipe(), _SAMPLE.before)
+
+
+def _measure(tcb: TCB, fresh: list[Run], echo_ms: int | None, now: float) -> None:
+    """Take a round-trip sample for the RTO: by data sent once, or by the timestamp (RFC 6298 section 3)."""
+    if fresh and not fresh[0].again:
+        if tcb.snd.una > tcb.snd.measured_to:
+            tcb.rtt.sample(now - fresh[0].sent_at)
+            tcb.snd.measured_to = tcb.snd.nxt
+    elif echo_ms is not None and (rtt_ms := (int(now * 1000) - echo_ms) & _MASK) < _ECHO_MAX_MS:
+        tcb.rtt.sample(rtt_ms / 1000)
+
+
+def _read_blocks(snd: Sender, blocks: list[tuple[int, int]], fresh: list[Run]) -> tuple[int, int] | None:
+    """Mark and add to fresh what SACK blocks report. Return the range of a D-SACK (RFC 2883 section 4)."""
+    spans = [(snd.position(left), snd.position(right)) for left, right in blocks]
+    start, end = spans[0]
+    dsack = None
+    if start < end and (end <= snd.una or (len(spans) > 1 and spans[1][0] <= start and end <= spans[1][1])):
+        del spans[0]
+        if start >= snd.una - snd.max_wnd and start > 0 and end <= snd.max:
+            dsack = start, end
+            snd.rack.duplicated(snd.una, snd.nxt)
+            if snd.undo_from is not None and snd.repaired > 0 and end > snd.undo_from:
+                snd.repaired = max(0, snd.repaired - (end - start))
+    for start, end in spans:
+        if snd.una <= start < end <= snd.nxt:
+            fresh += snd.runs.sack(start, end, snd.mss)
+    return dsack
+
+
+def _deliver(snd: Sender, fresh: list[Run], now: float, echo_ms: int | None) -> bool:
+    """Account for octets that arrived. Return whether any was sent only once, before the last timeout."""
+    sample, rack = _SAMPLE, snd.rack
+    sample.delivered, sample.rtt_s = 0, None
+    original, latest = False, -1.0
+    for run in fresh:
+        sample.delivered += run.end - run.start
+        rack.delivered(run, now, echo_ms)
+        if not run.again:
+            original |= run.end <= snd.recovered
+            if run.sent_at > latest:
+                latest = run.sent_at
+    if latest >= 0:
+        sample.rtt_s = now - latest
+        rack.measured(now - latest, now)
+    return original
+
+
+def _count_duplicates(snd: Sender, *, duplicate: bool) -> None:
+    """Without SACK, take each duplicate ACK for a segment that arrived, and not twice (RFC 5681)."""
+    sample, mss = _SAMPLE, snd.mss
+    if sample.advanced:
+        octets = sample.delivered
+        sample.delivered = max(octets - snd.dup_acks * mss, min(octets, mss))
+        if snd.recover is None or snd.loss:
+            snd.dup_acks = 0
+        else:
+            snd.dup_acks = max(0, snd.dup_acks - max(0, octets // mss - 1))
+    elif duplicate and snd.una < snd.nxt:
+        snd.dup_acks += 1
+        if snd.dup_acks * mss < snd.nxt - snd.una:  # the head itself has not arrived
+            sample.delivered = mss
+
+
+def _judge_probe(tcb: TCB, ack: int, dsack: tuple[int, int] | None, now: float, *, pure: bool) -> None:
+    """Tell whether a tail loss probe has repaired a loss (RFC 8985 section 7.4)."""
+    if tcb.probe is None:
+        return
+    end, again = tcb.probe
+    if ack < end:
+        return
+    snd = tcb.snd
+    if not again or (dsack is not None and dsack[1] == end) or (ack == end and pure):
+        tcb.probe = None
+    elif ack > end:
+        tcb.probe = None
+        if snd.recover is None:
+            snd.cc.marked(now, snd.pipe(), snd.nxt - snd.una)
+
+
+def _detect(tcb: TCB, now: float) -> bool:
+    """Detect loss by time, and start the timer for the rest. Return whether a retransmission is lost."""
+    snd = tcb.snd
+    tcb.reorder_at = NEVER
+    if not snd.sack or not (snd.runs.sacked or snd.recover is not None):
+        return False
+    rack = snd.rack
+    srtt_s = tcb.rtt.srtt_s if tcb.rtt.srtt_s is not None else rack.rtt_s
+    window_s = rack.window_s(snd.runs, srtt_s, recovering=snd.recover is not None)
+    lost, again, wait_s = rack.detect(snd.runs, window_s, now)
+    _SAMPLE.lost += lost
+    snd.missing += lost
+    if wait_s:
+        tcb.reorder_at = now + max(wait_s, 0.001)
+    return again
+
+
+def _is_loss(snd: Sender) -> bool:
+    if snd.sack:
+        return snd.runs.lost > 0
+    return snd.dup_acks >= DUP_THRESH and snd.una > snd.recovered and snd.una < snd.nxt
+
+
+def _begin_recovery(snd: Sender, now: float) -> None:
+    """Enter fast recovery."""
+    if not snd.sack:
+        _lose_head(snd)
+    _reduce(snd)
+    snd.loss = False
+    snd.cc.lost(now, snd.pipe(), snd.nxt - snd.una)
+
+
+def _reduce(snd: Sender) -> None:
+    """Remember from where a reduction may be undone."""
+    snd.recover = snd.recovered = snd.nxt
+    snd.undo_from, snd.repaired = snd.una, snd.runs.repaired
+    if not snd.repaired:  # else retransmissions of an earlier recovery are in flight, and their time counts
+        snd.repaired, snd.repaired_ms = -1, None
+    snd.cwr_due, snd.reduced_to = True, snd.nxt  # a peer without ECN is not told
+    snd.frto = snd.new_first = False
+
+
+def _lose_head(snd: Sender) -> None:
+    lost = snd.runs.lose_head(min(snd.una + snd.mss, snd.nxt))
+    _SAMPLE.lost += lost
+    snd.missing += lost
+
+
+def _recover(
+    snd: Sender, echo_ms: int | None, now: float, *, news: bool, original: bool, again: bool
+) -> None:
+    """Continue recovery. news: something arrived out of order. again: a retransmission was lost."""
+    assert snd.recover is not None
+    advanced, done = _SAMPLE.advanced, snd.una >= snd.recover
+    if snd.undo_from is not None and (
+        snd.repaired == 0
+        or (advanced and _is_older(echo_ms, snd.repaired_ms))
+        or (snd.frto and original)  # RFC 5682 section 3.1, step 3.b
+    ):
+        _undo(snd)
+        _end_recovery(snd, now)
+        return
+    if snd.frto:
+        if snd.nxt > snd.recover:
+            if news:
+                snd.frto = False  # step 3.a
+        elif advanced and not done:
+            snd.recover = snd.nxt
+            if snd.unsent > 0 and snd.una + snd.wnd > snd.nxt:
+                snd.new_first = True  # step 2.b
+                return
+            snd.frto = False
+    if done:
+        _end_recovery(snd, now)
+        if _is_loss(snd):
+            _begin_recovery(snd, now)
+    elif snd.loss:
+        if again:
+            _begin_recovery(snd, now)
+    elif advanced and not snd.sack:
+        _lose_head(snd)  # a partial acknowledgement: the next segment was lost, too
+
+
+def _is_older(echo_ms: int | None, than_ms: int | None) -> bool:
+    """Return whether an ACK echoes a time before the first retransmission (RFC 3522): the original's."""
+    return echo_ms is not None and than_ms is not None and (echo_ms - than_ms) & _MASK >= _HALF
+
+
+def _end_recovery(snd: Sender, now: float) -> None:
+    snd.recover, snd.loss, snd.frto, snd.new_first, snd.dup_acks = None, False, False, False, 0
+    snd.cc.recovered(now, snd.pipe())
+    snd.rack.recovered()
+
+
+def _undo(snd: Sender) -> None:
+    """Revert a reduction: nothing was lost."""
+    snd.runs.keep_all()
+    snd.undo_from = None
+    snd.cc.undo()
+
+
+def _tell(snd: Sender, fresh: list[Run], now: float) -> None:
+    """Pass the sample to the control."""
+    sample = _SAMPLE
+    sample.una, sample.nxt = snd.una, snd.nxt
+    sample.in_flight = snd.pipe()
+    sample.limited = snd.loss or snd.limited or snd.is_limited
+    if snd.cc.samples:
+        _rate(snd, _newest(fresh), now)
+    snd.cc.acked(sample)
+
+
+def _newest(fresh: list[Run]) -> Run | None:
+    """Return the run that was sent last."""
+    newest = None
+    for run in fresh:
+        if run.stamp is not None and (newest is None or run.is_after(newest.sent_at, newest.end)):
+            newest = run
+    return newest
+
+
+def _rate(snd: Sender, newest: Run | None, now: float) -> None:
+    """Make the rate sample (draft-cheng-iccrg-delivery-rate-estimation section 3.3)."""
+    sample = _SAMPLE
+    sample.rate = sample.interval_s = 0.0
+    snd.delivered += sample.delivered
+    sample.total = snd.delivered
+    if snd.starved_to and snd.delivered > snd.starved_to:
+        snd.starved_to = 0
+    if newest is None or newest.stamp is None:
+        sample.prior = -1
+        return
+    stamp = newest.stamp
+    snd.delivered_at, snd.first_at = now, newest.sent_at
+    sample.prior, sample.app_limited = stamp.delivered, stamp.app_limited
+    sample.tx_in_flight, sample.lost_since = stamp.in_flight, snd.missing - stamp.missing
+    interval_s = max(newest.sent_at - stamp.first_at, now - stamp.delivered_at)
+    least_s = snd.rack.min_rtt_s
+    if interval_s > 0 and (interval_s >= 0.999 * least_s or least_s == NEVER):
+        sample.interval_s = interval_s
+        sample.rate = (snd.delivered - stamp.delivered) / interval_s
+
+
+def reordering_is_over(tcb: TCB, now: float) -> None:
+    """Process the reordering timer (RFC 8985 section 6.3)."""
+    snd = tcb.snd
+    sample = _SAMPLE
+    sample.before, sample.now, sample.lost, sample.delivered = snd.pipe(), now, 0, 0
+    sample.advanced, sample.rtt_s = False, None
+    again = _detect(tcb, now)
+    if sample.lost:
+        if snd.recover is None or (snd.loss and again):
+            _begin_recovery(snd, now)
+        _tell(snd, [], now)
+
+
+def timed_out(tcb: TCB, now: float) -> None:
+    """Process a retransmission timeout (RFC 6298 (5.4), RFC 8985 section 6.3)."""
+    snd, runs, rack = tcb.snd, tcb.snd.runs, tcb.snd.rack
+    flight, again = snd.nxt - snd.una, snd.loss
+    if runs.has_reneged(snd.una):
+        runs.forget()
+    snd.dup_acks = 0
+    srtt_s = tcb.rtt.srtt_s if tcb.rtt.srtt_s is not None else rack.rtt_s
+    window_s = rack.window_s(runs, srtt_s, recovering=True)
+    snd.missing += rack.timed_out(runs, window_s, now) if snd.sack else runs.lose_all()
+    fresh_recovery = snd.recover is None
+    retransmitted_before = tcb.rtt.unanswered > 1
+    if not again:
+        _reduce(snd)
+    else:
+        snd.recover = snd.recovered = snd.nxt
+        snd.new_first = False
+    snd.frto = fresh_recovery or retransmitted_before
+    snd.loss = True
+    snd.cc.timed_out(now, snd.pipe(), flight, again=again)

@@ -1,0 +1,116 @@
+"""The interface between the sender and congestion control.
+
+The sender tells each control what an acknowledgement delivered, which data was lost, and what is in flight.
+The control answers with a window and a pacing rate. Only a control changes them.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Final
+
+UNLIMITED: Final = 1 << 30
+"""A window or threshold, in octets, that limits nothing."""
+
+
+class Sample:
+    """The facts of one acknowledgement. Octets, seconds, and octets a second.
+
+    now: arrival. delivered: newly acknowledged or SACKed. lost: newly considered lost. before: in flight
+    before the acknowledgement; in_flight: after it, lost data excluded. limited: the window, and not the user
+    or the peer, has limited the sender in the last round trip. una, nxt: positions SND.UNA and SND.NXT after
+    it; advanced: SND.UNA has moved. rtt_s: of the data newly delivered that was sent last; None if only
+    retransmissions were delivered.
+
+    The rest is the rate sample (draft-cheng-iccrg-delivery-rate-estimation), for a control that `samples`:
+    rate: delivery rate, 0.0 if unknown. interval_s: time over which it was taken. app_limited: the user had
+    too little to send. total: octets delivered since the start; prior: the same when the delivered data was
+    sent. tx_in_flight: in flight when that data was sent, itself included; lost_since: octets lost since.
+    """
+
+    __slots__ = (
+        "advanced", "app_limited", "before", "delivered", "in_flight", "interval_s", "limited", "lost",
+        "lost_since", "now", "nxt", "prior", "rate", "rtt_s", "total", "tx_in_flight", "una",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.now = self.rate = self.interval_s = 0.0
+        self.rtt_s: float | None = None
+        self.delivered = self.lost = self.before = self.in_flight = self.una = self.nxt = 0
+        self.total = self.prior = self.tx_in_flight = self.lost_since = 0
+        self.limited = self.app_limited = self.advanced = False
+
+
+class Congestion(ABC):
+    """One algorithm, for one connection.
+
+    cwnd: octets that may be in flight. ssthresh: the slow start threshold, for information. smss: segment
+    size. pacing_rate: octets a second; None: segments leave as soon as the window permits. quantum: octets
+    that may leave at once at that rate.
+    """
+
+    __slots__ = ("cwnd", "initial", "pacing_rate", "quantum", "smss", "ssthresh")
+
+    name: ClassVar[str]
+    samples: ClassVar[bool] = False
+    """Whether the control needs rate samples, and sent()."""
+
+    def __init__(self, smss: int, initial_window: int) -> None:
+        self.smss = smss
+        self.initial = initial_window
+        self.cwnd = initial_window * smss
+        self.ssthresh = UNLIMITED
+        self.pacing_rate: float | None = None
+        self.quantum = UNLIMITED
+
+    def begin(self, smss: int) -> None:
+        """Use the segment size that the SYNs agreed on."""
+        self.smss = smss
+        self.cwnd = self.initial * smss
+
+    def opened(self, now: float, rtt_s: float | None) -> None:  # noqa: B027 - few controls need it
+        """Start sending, after a handshake that took so long; None: unknown."""
+
+    @abstractmethod
+    def acked(self, sample: Sample) -> None:
+        """Process an acknowledgement, in any phase."""
+
+    @abstractmethod
+    def lost(self, now: float, in_flight: int, flight: int) -> None:
+        """Enter fast recovery. in_flight: without lost data. flight: FlightSize of RFC 5681."""
+
+    @abstractmethod
+    def recovered(self, now: float, in_flight: int) -> None:
+        """Leave recovery: all data in flight at its start is acknowledged."""
+
+    @abstractmethod
+    def timed_out(self, now: float, in_flight: int, flight: int, *, again: bool) -> None:
+        """Process a retransmission timeout. in_flight, flight: as in lost().
+
+        again: of the same data as the last (RFC 5681 section 3.1).
+        """
+
+    @abstractmethod
+    def undo(self) -> None:
+        """Revert the last reduction: nothing was lost."""
+
+    @abstractmethod
+    def marked(self, now: float, in_flight: int, flight: int) -> None:
+        """Process the echo of a congestion mark, once a round trip (RFC 3168 section 6.1.2)."""
+
+    @abstractmethod
+    def sent(self, now: float, octets: int, in_flight: int, *, app_limited: bool) -> None:
+        """Record that octets leave. in_flight: before them.
+
+        Called in recovery, and always for a control that `samples`.
+        """
+
+    def idle(self, now: float) -> None:
+        """Restart after an RTO without sending (RFC 5681 section 4.1)."""
+        self.cwnd = min(self.cwnd, self.initial * self.smss)
+
+    def syn_was_lost(self) -> None:
+        """Begin with one segment (RFC 5681 section 3.1)."""
+        self.cwnd = self.smss
+
+    def resize(self, smss: int) -> None:
+        """Use a smaller segment, after the path's MTU was learned."""
+        self.smss = smss

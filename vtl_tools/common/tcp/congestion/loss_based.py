@@ -1,0 +1,114 @@
+"""The common part of controls whose signal is loss: slow start, PRR (RFC 6937), timeouts, undo."""
+
+from abc import abstractmethod
+
+from vtl_tools.common.tcp.congestion.base import Congestion, Sample
+
+
+class LossBased(Congestion):
+    """Slow start up to ssthresh, growth of the algorithm's own above it, and a reduction for a loss.
+
+    Slow start counts the octets delivered, without the limit L of RFC 3465 (as in Linux): an ACK for a
+    super-segment covers 45 segments, and L would slow down the start of such a connection.
+    """
+
+    __slots__ = ("_before", "_delivered", "_flight", "_out", "_recovering")
+
+    def __init__(self, smss: int, initial_window: int) -> None:
+        super().__init__(smss, initial_window)
+        self._recovering = False
+        self._flight = 0  # RecoverFS
+        self._delivered = self._out = 0  # prr_delivered, prr_out
+        self._before: tuple[int, int] | None = None  # cwnd and ssthresh before the last reduction
+
+    @abstractmethod
+    def grow(self, octets: int, now: float, rtt_s: float | None) -> None:
+        """Grow in congestion avoidance for octets delivered."""
+
+    @abstractmethod
+    def reduced(self, flight: int, now: float) -> int:
+        """Return the window, in octets, after congestion that met this flight."""
+
+    def acked(self, sample: Sample) -> None:
+        """Grow, or follow PRR in recovery.
+
+        A window that was not used up does not grow, as it says nothing about the path (RFC 7661 in spirit).
+        Nor does a window while data only arrives out of order (RFC 5681 section 3.2).
+        """
+        if self._recovering:
+            self._reduce_proportionally(sample)
+        elif sample.limited and sample.advanced:
+            octets = sample.delivered
+            if self.cwnd < self.ssthresh:
+                octets = self.slow_start(octets, sample)
+            if octets > 0:
+                self.grow(octets, sample.now, sample.rtt_s)
+
+    def slow_start(self, octets: int, sample: Sample) -> int:
+        """Grow by the octets delivered. Return those left for congestion avoidance."""
+        cwnd = min(self.cwnd + octets, max(self.ssthresh, self.cwnd + self.smss))
+        octets -= cwnd - self.cwnd
+        self.cwnd = cwnd
+        return octets
+
+    def _reduce_proportionally(self, sample: Sample) -> None:
+        """RFC 6937 section 3, with the reduction bound chosen by SafeACK of its successor."""
+        delivered, pipe = sample.delivered, sample.in_flight
+        self._delivered += delivered
+        if pipe > self.ssthresh:
+            target = -(-self._delivered * self.ssthresh // max(self._flight, 1))
+            room = target - self._out
+        else:
+            room = max(self._delivered - self._out, delivered)
+            if sample.advanced and not sample.lost:
+                room += self.smss
+            room = min(self.ssthresh - pipe, room)
+        if not self._out:
+            room = max(room, self.smss)  # the fast retransmit
+        self.cwnd = max(pipe + max(room, 0), self.smss)
+
+    def sent(self, now: float, octets: int, in_flight: int, *, app_limited: bool) -> None:
+        """Count what leaves in recovery."""
+        if self._recovering:
+            self._out += octets
+
+    def _reduce(self, flight: int, now: float) -> None:
+        self._before = self.cwnd, self.ssthresh
+        self.ssthresh = max(self.reduced(flight, now), 2 * self.smss)
+
+    def lost(self, now: float, in_flight: int, flight: int) -> None:
+        """Reduce ssthresh at once, and the window in the course of a round trip.
+
+        Data of limited transmit is beyond cwnd, and does not count (RFC 5681 section 3.2).
+        """
+        flight = min(flight, self.cwnd)
+        self._reduce(flight, now)
+        self._recovering = True
+        self._flight = flight
+        self._delivered = self._out = 0
+
+    def recovered(self, now: float, in_flight: int) -> None:
+        """Set the window to what the reduction allows."""
+        if self._recovering:
+            self._recovering = False
+            self.cwnd = self.ssthresh
+
+    def timed_out(self, now: float, in_flight: int, flight: int, *, again: bool) -> None:
+        """Reduce the window to one segment, and ssthresh once for the same data (RFC 5681 section 3.1)."""
+        self._recovering = False
+        if not again:
+            self._reduce(min(flight, self.cwnd), now)
+        self.cwnd = in_flight + self.smss
+
+    def marked(self, now: float, in_flight: int, flight: int) -> None:
+        """Reduce the window as for a loss, without a retransmission."""
+        self._reduce(min(flight, self.cwnd), now)
+        self.cwnd = self.ssthresh
+
+    def undo(self) -> None:
+        """Restore window and threshold, and go on from there."""
+        self._recovering = False
+        if self._before is not None:
+            cwnd, ssthresh = self._before
+            self.cwnd, self.ssthresh = max(self.cwnd, cwnd), max(self.ssthresh, ssthresh)
+            self._before = None

@@ -1,0 +1,71 @@
+"""The STATUS call (RFC 9293 section 3.10.6): what the user may know of a connection."""
+
+from dataclasses import dataclass
+
+from vtl_tools.common.tcp.rack import DUP_THRESH
+from vtl_tools.common.tcp.state import SegmentDrop, State
+from vtl_tools.common.tcp.tcb import TCB
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionInfo:
+    """The state of a connection, like TCP_INFO. Octets and seconds.
+
+    rto_s: doubled for each timeout in a row, which backoffs counts. phase: open, disorder, recovery or loss.
+    lost: considered lost, and not retransmitted yet. reordering: segments that must overtake another before
+    it is considered lost. retransmits: segments or super-segments, in all. due_s: time of wake(); None:
+    never.
+    """
+
+    state: State
+    mss: int
+    rtt_s: float | None
+    rttvar_s: float
+    rto_s: float
+    cwnd: int
+    ssthresh: int
+    unacked: int
+    unsent: int
+    sacked: int
+    lost: int
+    reordering: int
+    phase: str
+    backoffs: int
+    retransmits: int
+    sent: int
+    received: int
+    readable: int
+    snd_wnd: int
+    rcv_wnd: int
+    snd_wscale: int
+    rcv_wscale: int
+    rcv_mss: int
+    sack: bool
+    timestamps: bool
+    segments_in: int
+    segments_out: int
+    out_of_order: int
+    drops: dict[SegmentDrop, int]
+    due_s: float | None
+
+    @property
+    def cwnd_segments(self) -> int:
+        """The congestion window in whole segments."""
+        return self.cwnd // self.mss
+
+
+def describe(tcb: TCB, due_s: float | None) -> ConnectionInfo:
+    """Return the state of a connection. due_s: its deadline."""
+    snd, rcv = tcb.snd, tcb.rcv
+    return ConnectionInfo(
+        state=tcb.state, mss=snd.mss, rtt_s=tcb.rtt.srtt_s, rttvar_s=tcb.rtt.rttvar_s,
+        rto_s=tcb.rtt.timeout_s, backoffs=tcb.rtt.backoffs,
+        cwnd=snd.cc.cwnd, ssthresh=snd.cc.ssthresh, unacked=snd.flight, unsent=max(0, snd.unsent),
+        sacked=snd.runs.sacked, lost=snd.lost, reordering=DUP_THRESH, phase=snd.phase,
+        retransmits=snd.retransmits, sent=snd.max, received=rcv.received,
+        readable=rcv.readable, snd_wnd=snd.wnd, rcv_wnd=rcv.wnd, snd_wscale=snd.shift,
+        rcv_wscale=rcv.shift, rcv_mss=rcv.mss,
+        sack=snd.sack, timestamps=tcb.timestamps, segments_in=tcb.segments_in,
+        segments_out=tcb.segments_out, out_of_order=len(rcv.early.starts), drops=dict(tcb.drops),
+        due_s=due_s,
+    )  # fmt: skip

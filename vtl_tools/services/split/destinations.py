@@ -1,0 +1,132 @@
+"""The destinations that the guest may reach through the host's sockets, and the socket address of each.
+
+A socket of the host reaches more than the guest's own packets would: services on the loopback interface and
+on the host's own addresses, and neighbours that are to be reached on one link only. These are closed, in
+every spelling, unless the user opens them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final, Protocol
+
+from vtl_tools.common.guest_net.addresses import GuestAddresses
+from vtl_tools.common.packet.address import format_ip, is_link_local, is_single_host
+from vtl_tools.common.socks import Reason
+
+DNS_PORT: Final = 53
+SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+"""As socket.connect() takes it."""
+
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+_COMPATIBLE: Final = bytes(12)
+_NAT64: Final = bytes.fromhex("0064ff9b0000000000000000")
+_TEREDO: Final = bytes.fromhex("20010000")
+_ISATAP: Final = (bytes.fromhex("00005efe"), bytes.fromhex("02005efe"))
+_LOOPBACK4, _LOOPBACK6 = bytes.fromhex("7f000001"), bytes(15) + b"\1"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedNetwork:
+    """Closed addresses that the user opens. port: 0 for all."""
+
+    network: IPv4Network | IPv6Network
+    port: int = 0
+
+    def covers(self, octets: bytes, port: int) -> bool:
+        """Return whether a destination is opened."""
+        bits = len(octets) * 8 - self.network.prefixlen
+        same = len(octets) * 8 == self.network.max_prefixlen
+        if not same or (self.port and self.port != port):
+            return False
+        return int.from_bytes(octets, "big") >> bits == int(self.network.network_address) >> bits
+
+
+class OwnSet(Protocol):
+    """The host's own addresses. version: another number after each change."""
+
+    @property
+    def version(self) -> int:
+        """Return it."""
+        ...
+
+    def __contains__(self, octets: object, /) -> bool:
+        """Return whether an address is the host's own. Raises OSError."""
+        ...
+
+
+class Destinations:
+    """Finds the socket address of a destination. own: contains the host's own addresses at this moment.
+
+    resolver: returns the address of the DNS server for the guest, or None. The address of the guest network's
+    gateway stands for the loopback interface, as far as that is opened.
+    """
+
+    def __init__(
+        self,
+        network: GuestAddresses,
+        own: OwnSet,
+        resolver: Callable[[], SocketAddress | None],
+        openings: Sequence[OpenedNetwork] = (),
+    ) -> None:
+        self._network, self._own, self._resolver, self._openings = network, own, resolver, openings
+
+    @property
+    def version(self) -> int:
+        """Another number whenever find() may find otherwise, but for the resolver."""
+        return self._own.version
+
+    def is_router(self, octets: bytes) -> bool:
+        """Return whether an address is the guest's router's."""
+        return self._network.is_ours(octets)
+
+    def find(self, octets: bytes, port: int) -> SocketAddress | Reason:
+        """Return the socket address for a destination of the guest, or why there is none. Raises OSError."""
+        network = self._network
+        if network.is_ours(octets):
+            if port == DNS_PORT and octets != network.link_local:
+                return self._resolver() or Reason.REFUSED
+            loopback = _LOOPBACK4 if len(octets) == 4 else _LOOPBACK6
+            return _address(loopback, port) if self._is_opened(loopback, port) else Reason.REFUSED
+        if network.is_on_link(octets):
+            return Reason.HOST_UNREACHABLE  # a guest that is not there
+        if len(octets) == 16 and octets[:12] in (_MAPPED, _COMPATIBLE):
+            return Reason.PROHIBITED  # no packet has such a destination, and a socket takes it for IPv4
+        if not self.is_open(octets, port):
+            return Reason.PROHIBITED
+        return _address(octets, port)
+
+    def is_still(self, octets: bytes, port: int, address: SocketAddress) -> bool:
+        """Return whether find() finds the same now."""
+        return self.find(octets, port) == address
+
+    def is_open(self, octets: bytes, port: int) -> bool:
+        """Return whether an address may be reached now. Raises OSError."""
+        if self._is_opened(octets, port):
+            return True
+        if not is_single_host(octets) or is_link_local(octets) or octets in self._own:
+            return False
+        return all(self.is_open(inner, port) for inner in embedded(octets))
+
+    def _is_opened(self, octets: bytes, port: int) -> bool:
+        return any(opening.covers(octets, port) for opening in self._openings)
+
+
+def embedded(octets: bytes) -> list[bytes]:
+    """Return the IPv4 address to which a translator or a tunnel of the host may carry an IPv6 packet.
+
+    NAT64 (RFC 6052), 6to4 (RFC 3056), Teredo (RFC 4380), ISATAP (RFC 5214).
+    """
+    if len(octets) == 4:
+        return []
+    if octets[:12] == _NAT64 or octets[8:12] in _ISATAP:
+        return [octets[12:]]
+    if octets[:2] == b"\x20\x02":
+        return [octets[2:6]]
+    if octets[:4] == _TEREDO:
+        return [bytes(each ^ 0xFF for each in octets[12:])]
+    return []
+
+
+def _address(octets: bytes, port: int) -> SocketAddress:
+    return (format_ip(octets), port) if len(octets) == 4 else (format_ip(octets), port, 0, 0)
