@@ -294,6 +294,17 @@ def test_a_connection_of_the_same_ports_waits_for_the_earlier_one(opened):
     assert again.step(0) == b""
 
 
+def test_a_connection_that_waits_for_an_earlier_one_can_be_given_up(opened):
+    scene, stream, _ = opened
+    again = scene.connector()
+    with pytest.raises(BlockingIOError):
+        again.step(0)
+    again.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 1)
+    again.stream.close()
+    scene.turn()
+    assert scene.active.streams == {stream.key: stream}
+
+
 def test_a_connection_of_the_same_ports_waits_for_the_owner_of_the_earlier_one(opened):
     scene, stream, server = opened
     stream.shutdown(socket.SHUT_WR)

@@ -48,6 +48,7 @@ def test_loopback_link_local_groups_and_own_addresses_are_closed(text: str) -> N
         *("::ffff:198.51.100.7", "::198.51.100.7"),  # a socket would take it for IPv4
         *("64:ff9b::192.0.2.1", "64:ff9b::127.0.0.1", "2002:c000:201::5", "2002:7f00:1::"),
         *("2001:0:1:2:3:4:3fff:fdfe", "2001:db8:5::5efe:10.1.2.3", "fd00::200:5efe:192.0.2.1"),
+        *("64:ff9b:1::192.0.2.1", "64:ff9b:1:c000:2:100::", "64:ff9b:1:2:7f:0:100:0", "::ffff:0:192.0.2.1"),
     ],
 )
 def test_an_ipv4_address_within_an_ipv6_one_is_judged_as_well(text: str) -> None:

@@ -62,6 +62,16 @@ def test_a_peer_that_tells_of_every_other_octet_does_not_fill_memory():
     assert len(flight.runs) == 1
 
 
+def test_a_peer_that_has_each_octet_sent_again_does_not_fill_memory():
+    flight = sent(0, 3 * RUNS_MAX)
+    flight.lose_all()
+    while (hole := flight.first_lost(1)) is not None:
+        flight.sent_again(*hole, 9.0)
+    assert len(flight.runs) <= RUNS_MAX + 2
+    assert [run.start for run in flight.runs[1:]] == [run.end for run in flight.runs[:-1]]
+    assert flight.repaired == 3 * RUNS_MAX
+
+
 def test_a_user_that_writes_octet_by_octet_does_not_fill_memory():
     flight = sent(*range(2 * RUNS_MAX))
     assert len(flight.runs) == RUNS_MAX

@@ -5,7 +5,7 @@ import pytest
 from vtl_tools.common.packet import address, arp, build
 from vtl_tools.common.packet.address import ip
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.services.udt.hops import ASK_S, FRESH_S, KNOWN_MAX, QUESTIONS_MAX, NextHops
+from vtl_tools.services.udt.hops import ASK_S, FRESH_S, KNOWN_MAX, QUESTIONS_MAX, WAITING_MAX, NextHops
 
 OURS, THEIRS, OTHER = (address.mac(f"02:00:00:00:00:0{n}") for n in (1, 2, 3))
 
@@ -111,3 +111,13 @@ def test_tables_are_bounded(link):
     for number in range(QUESTIONS_MAX + 5):
         link.find(f"10.8.{number >> 8}.{number & 255}", now=1.0)
     assert link.found == [(None, 1.0)] * 6
+
+
+def test_those_who_wait_for_a_mute_neighbour_are_bounded(link):
+    for _ in range(WAITING_MAX + 3):
+        link.find("10.2.0.5")
+    assert link.found == [(None, 0.0)] * 3
+    link.hear(announced("10.2.0.5"), 0.5)
+    assert len(link.found) == WAITING_MAX + 3
+    link.find("10.2.0.6", now=1.0)
+    assert len(link.found) == WAITING_MAX + 3  # it waits, as the others do no longer

@@ -1,5 +1,6 @@
 """The connections that a far module makes, and those that it refuses."""
 
+import errno
 from ipaddress import ip_network
 
 import pytest
@@ -34,7 +35,7 @@ def test_special_destinations_are_refused(destination):
     assert allow().refusal(opening(destination)) is Refusal.SPECIAL
 
 
-@pytest.mark.parametrize("destination", ["::1", "fe80::1", "ff02::1", "::", "::ffff:10.2.0.5"])
+@pytest.mark.parametrize("destination", ["::1", "fe80::1", "ff02::1", "::", "::ffff:10.2.0.5", "::10.2.0.5"])
 def test_special_destinations_of_ipv6_are_refused(destination):
     assert allow().refusal(opening(destination, client="fd01::5")) is Refusal.SPECIAL
 
@@ -44,6 +45,21 @@ def test_addresses_of_the_host_are_refused_even_if_the_list_has_them():
     assert allowed.refusal(opening("192.0.2.9")) is Refusal.OWN
     assert allowed.refusal(opening("fd02::1", client="fd01::5")) is Refusal.OWN
     assert allowed.refusal(opening("192.0.2.10")) is None
+
+
+@pytest.mark.parametrize(
+    "destination", ["64:ff9b::192.0.2.9", "2002:c000:209::1", "fd02::5efe:192.0.2.9", "64:ff9b:1::192.0.2.9"]
+)
+def test_an_address_of_the_host_is_refused_within_another_address(destination):
+    assert allow().refusal(opening(destination, client="fd01::5")) is Refusal.OWN
+
+
+def test_every_destination_is_refused_while_the_kernel_cannot_tell_the_hosts_own():
+    class Silent:
+        def __contains__(self, octets):
+            raise OSError(errno.EMFILE, "no descriptor is left")
+
+    assert AllowList([], [], Silent()).refusal(opening("10.2.0.5")) is Refusal.CLIENT
 
 
 def test_only_the_list_is_allowed_and_a_router_leads_to_its_prefix():

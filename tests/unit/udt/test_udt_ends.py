@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from vtl_tools.services.udt.transport import answerer as answerer_module
 from vtl_tools.services.udt.transport.answerer import Answerer
 from vtl_tools.services.udt.transport.base import STALLED_AFTER_S, Address, PacketCounts
 from vtl_tools.services.udt.transport.channel import SessionConfig
-from vtl_tools.services.udt.transport.dialer import Dialer, FlowConnector
+from vtl_tools.services.udt.transport.dialer import WAITING, Dialer, FlowConnector
 from vtl_tools.services.udt.transport.flow import MuxFlow
 
 WHERE = ("192.0.2.1", 7000)
@@ -179,6 +180,16 @@ def test_flows_that_come_before_the_session_wait_for_it(ends: Ends) -> None:
     assert connector.step(0) is None
     ends.until(lambda: connector.step(0) is not None)
     assert connector.step(0) == b""
+
+
+def test_flows_that_are_closed_while_they_wait_are_forgotten(ends: Ends) -> None:
+    flows = []
+    for _ in range(5 * WAITING):
+        stream = ends.near.connector(OPENING).stream
+        flows.append(weakref.ref(stream))
+        stream.close()
+        del stream
+    assert sum(flow() is not None for flow in flows) <= WAITING + 1
 
 
 def test_flows_are_refused_when_the_far_module_is_not_there_and_opened_when_it_is_back(ends: Ends) -> None:

@@ -13,8 +13,11 @@ from vtl_tools.common.packet.address import ip, mac
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import NONE
 from vtl_tools.common.relay.budget import RelayLimits
+from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.state import Ended, State
 from vtl_tools.services.udt.allowed import AllowList, Route
+from vtl_tools.services.udt.far import RETRIES_MAX
+from vtl_tools.services.udt.transport.base import FlowOpening
 
 ROUTER = mac("02:00:00:00:00:99")
 
@@ -153,6 +156,29 @@ def test_a_destination_that_is_not_allowed_is_neither_asked_for_nor_connected():
         ((name, told),) = [event for event in modules.far.events if event[0] == "refused"]
         assert (name, told["reason"], told["destination"]) == ("refused", "not-allowed", "10.2.0.77 80")
         assert modules.far.stage.status(modules.now)["far"]["refused"] == {"not-allowed": 1}
+
+
+def ask(modules, destination, count, port=40000):
+    """Let a near module open flows for one client, as often as it likes."""
+    opening = FlowOpening(ip("10.1.0.5"), port, ip(destination), 80)
+    return [modules.dialer.connector(opening) for _ in range(count)]
+
+
+def test_a_peer_that_asks_without_end_for_one_destination_is_refused_and_fills_no_log(modules, caplog):
+    ask(modules, "127.0.0.1", 1000)
+    modules.run()
+    assert modules.far.stage.status(modules.now)["far"]["refused"] == {"special": 1000}
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+
+
+def test_flows_of_the_same_addresses_and_ports_wait_for_the_first_in_bounded_number(modules):
+    connectors = ask(modules, "10.2.0.5", RETRIES_MAX + 10)
+    modules.run()
+    assert len(modules.server.accepted) == 1
+    assert [each.step(0) for each in connectors].count(Reason.HOST_UNREACHABLE) == 9
+    modules.run(11.0)
+    assert [each.step(0) for each in connectors].count(Reason.HOST_UNREACHABLE) == RETRIES_MAX + 9
+    assert modules.far.stage.status(modules.now)["far"]["flows"] == 1
 
 
 def test_another_key_opens_no_session():

@@ -11,6 +11,10 @@ UNSPECIFIED6: Final = bytes(16)
 ALL_NODES: Final = bytes.fromhex("ff02" + "0" * 27 + "1")  # RFC 4291 2.7.1
 ALL_ROUTERS: Final = bytes.fromhex("ff02" + "0" * 27 + "2")
 _NAT64: Final = bytes.fromhex("0064ff9b" + "00" * 8)
+_NAT64_LOCAL: Final = bytes.fromhex("0064ff9b0001")
+_TEREDO: Final = bytes.fromhex("20010000")
+_ISATAP: Final = (bytes.fromhex("00005efe"), bytes.fromhex("02005efe"))
+_IN_THE_END: Final = (_NAT64, bytes(12), bytes(10) + b"\xff\xff", bytes(8) + b"\xff\xff\0\0")
 _OF_192: Final = (b"\xc0\0\0", b"\xc0\x58\x63")
 """192.0.0.0/24 (RFC 6890 2.1), and 192.88.99.0/24, which was 6to4's (RFC 7526)."""
 SOLICITED_NODE: Final = bytes.fromhex("ff02" + "0" * 19 + "1ff")  # its first 13 octets, RFC 4291 2.7.1
@@ -101,6 +105,26 @@ def is_internal(octets: bytes) -> bool:
     if first == 0x2002:
         return _is_internal4(octets[2:6])
     return first >> 13 != 1 or (first == 0x2001 and octets[2] < 2)
+
+
+def embedded(octets: bytes) -> list[bytes]:
+    """Return the IPv4 addresses to which a translator or a tunnel may carry an IPv6 packet.
+
+    Mapped and compatible addresses (RFC 4291 section 2.5.5), translated ones (RFC 2765), NAT64 (RFC 6052,
+    RFC 8215), 6to4 (RFC 3056), Teredo (RFC 4380), ISATAP (RFC 5214).
+    """
+    if len(octets) == 4:
+        return []
+    if octets[:12] in _IN_THE_END or octets[8:12] in _ISATAP:
+        return [octets[12:]]
+    if octets[:6] == _NAT64_LOCAL:  # a prefix of 96, 64, 56 or 48 bits: octet 8 is skipped
+        rest = octets[:8] + octets[9:]
+        return [octets[12:], *(rest[at : at + 4] for at in (8, 7, 6))]
+    if octets[:2] == b"\x20\x02":
+        return [octets[2:6]]
+    if octets[:4] == _TEREDO:
+        return [bytes(each ^ 0xFF for each in octets[12:])]
+    return []
 
 
 def _is_internal4(octets: bytes) -> bool:

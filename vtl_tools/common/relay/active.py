@@ -168,7 +168,8 @@ class ActiveStream(InternalStream):
     def close(self) -> None:
         """Let go of it: what was sent still goes to the peer, unless neither shutdown() nor the end came."""
         self.on_event = None
-        if self._resets or not self._closing or self.endpoint.readable:
+        is_begun = self.endpoint.state is not State.CLOSED or self.endpoint.ended is not None
+        if is_begun and (self._resets or not self._closing or self.endpoint.readable):
             self.endpoint.abort()
         self._endpoints.orphan(self)
 

@@ -81,12 +81,19 @@ class Flight:
         runs.append(Run(start, end, now, stamp))
 
     def sent_again(self, start: int, end: int, now: float, stamp: Stamp | None = None) -> None:
-        """Make a run of octets that are sent once more. None of them is SACKed."""
+        """Make a run of octets that are sent once more. None of them is SACKed.
+
+        If there are many, it joins the run before it: a peer with a tiny MSS has every segment sent again.
+        """
+        runs = self.runs
+        is_full = len(runs) >= RUNS_MAX
         first, last = self._cut(start), self._cut(end)
-        for run in self.runs[first:last]:
+        for run in runs[first:last]:
             if run.lost:
                 self.lost -= run.end - run.start
-        self.runs[first:last] = [Run(start, end, now, stamp, again=True)]
+        if is_full and first and (before := runs[first - 1]).again and not (before.lost or before.sacked):
+            first, start = first - 1, before.start
+        runs[first:last] = [Run(start, end, now, stamp, again=True)]
 
     def truncate(self, end: int) -> None:
         """Remove all octets from a position on, as if they were never sent."""

@@ -58,6 +58,8 @@ def shared_memory(path: Path) -> memoryview:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
                 raise PermissionError(errno.EPERM, "others may have written it")
+            if found.st_nlink != 1:  # a link to a file of this user's that another user made
+                raise PermissionError(errno.EPERM, "it has another name, too")
             if found.st_size != OCTETS:
                 os.ftruncate(fd, 0)  # of another version: its entries have no meaning
                 os.ftruncate(fd, OCTETS)

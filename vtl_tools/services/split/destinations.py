@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final, Protocol
 
 from vtl_tools.common.guest_net.addresses import GuestAddresses
-from vtl_tools.common.packet.address import format_ip, is_link_local, is_single_host
+from vtl_tools.common.packet.address import embedded, format_ip, is_link_local, is_single_host
 from vtl_tools.common.socks import Reason
 
 DNS_PORT: Final = 53
@@ -20,9 +20,6 @@ SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 _COMPATIBLE: Final = bytes(12)
-_NAT64: Final = bytes.fromhex("0064ff9b0000000000000000")
-_TEREDO: Final = bytes.fromhex("20010000")
-_ISATAP: Final = (bytes.fromhex("00005efe"), bytes.fromhex("02005efe"))
 _LOOPBACK4, _LOOPBACK6 = bytes.fromhex("7f000001"), bytes(15) + b"\1"
 
 
@@ -110,22 +107,6 @@ class Destinations:
 
     def _is_opened(self, octets: bytes, port: int) -> bool:
         return any(opening.covers(octets, port) for opening in self._openings)
-
-
-def embedded(octets: bytes) -> list[bytes]:
-    """Return the IPv4 address to which a translator or a tunnel of the host may carry an IPv6 packet.
-
-    NAT64 (RFC 6052), 6to4 (RFC 3056), Teredo (RFC 4380), ISATAP (RFC 5214).
-    """
-    if len(octets) == 4:
-        return []
-    if octets[:12] == _NAT64 or octets[8:12] in _ISATAP:
-        return [octets[12:]]
-    if octets[:2] == b"\x20\x02":
-        return [octets[2:6]]
-    if octets[:4] == _TEREDO:
-        return [bytes(each ^ 0xFF for each in octets[12:])]
-    return []
 
 
 def _address(octets: bytes, port: int) -> SocketAddress:

@@ -5,7 +5,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from vtl_tools.common.packet.address import is_broadcast, is_link_local, is_single_host
+from vtl_tools.common.packet.address import embedded, is_broadcast, is_link_local, is_single_host
 from vtl_tools.services.udt.transport.base import FlowOpening
 
 Network = IPv4Network | IPv6Network
@@ -23,7 +23,7 @@ class Refusal(StrEnum):
     SPECIAL = "special"
     """The destination is loopback, link-local, a group, or no host."""
     OWN = "own"
-    """The destination is an address of this host."""
+    """The destination is an address of this host, perhaps within an IPv6 address; or nobody knows."""
     TOO_MANY = "too-many"
 
 
@@ -72,17 +72,23 @@ class AllowList:
         client, destination = opening.client, opening.destination
         if len(client) != len(destination) or not opening.client_port or not opening.destination_port:
             return Refusal.MALFORMED
-        if not _is_ordinary(client) or client == destination or client in self._own:
+        if not _is_ordinary(client) or client == destination or self._is_own(client):
             return Refusal.CLIENT
         if self._clients is not None and self._clients.find(client) is None:
             return Refusal.CLIENT
         if not _is_ordinary(destination):
             return Refusal.SPECIAL
-        if destination in self._own:
+        if self._is_own(destination):
             return Refusal.OWN
         if self._routes is not None and self._routes.find(destination) is None:
             return Refusal.NOT_ALLOWED
         return None
+
+    def _is_own(self, octets: bytes) -> bool:
+        try:
+            return any(each in self._own for each in (octets, *embedded(octets)))
+        except OSError:  # the kernel cannot be asked, such as without descriptors
+            return True
 
     def next_hop(self, destination: bytes) -> bytes:
         """Return the address of the neighbour that packets for a destination are sent to."""
@@ -99,5 +105,5 @@ def _is_ordinary(octets: bytes) -> bool:
         is_single_host(octets)
         and not is_link_local(octets)
         and not is_broadcast(octets)
-        and not (len(octets) == 16 and octets[:12] == MAPPED)
+        and not (len(octets) == 16 and octets[:12] in (MAPPED, bytes(12)))
     )

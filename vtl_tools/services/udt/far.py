@@ -17,6 +17,7 @@ from vtl_tools.common.relay.budget import RelayBudget, RelayLimits
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.wire import Path, Segment
 from vtl_tools.services.udt.allowed import AllowList, Refusal
+from vtl_tools.services.udt.causes import Causes
 from vtl_tools.services.udt.hops import NextHops
 from vtl_tools.services.udt.load import CONTROL, CarrierId, Reporter
 from vtl_tools.services.udt.splice import PIECE, Splice
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 _RETRY_S: Final = 0.02
 _RETRY_MOST_S: Final = 10.0
 """Time for which a flow waits for an earlier connection of the same addresses and ports to end."""
+RETRIES_MAX: Final = 256
+"""Flows that wait so. A peer may open thousands with the same addresses and ports."""
 _EVICTED_MAX: Final = 64
 
 
@@ -76,6 +79,7 @@ class FarSide:
         self.clients: Counter[bytes] = Counter()
         """Flows of each client's address, which we speak for."""
         self.refused: Counter[str] = Counter()
+        self._logged = Causes()
         self.reporter = Reporter(has_bbr=has_bbr)
         self._room = memoryview(bytearray(PIECE))
         self._scheduled: list[FarFlow] = []
@@ -115,8 +119,10 @@ class FarSide:
             "destination": f"{_text(opening.destination)} {opening.destination_port}",
             "reason": str(refusal),
         }
-        log.warning("%(peer)s: refused %(client)s to %(destination)s: %(reason)s", told)
-        self._event("refused", cause=(incoming.peer.rpartition(":")[0], refusal), **told)
+        cause = incoming.peer.rpartition(":")[0], refusal
+        level = logging.WARNING if self._logged.is_first(cause) else logging.DEBUG
+        log.log(level, "%(peer)s: refused %(client)s to %(destination)s: %(reason)s", told)
+        self._event("refused", cause=cause, **told)
         incoming.refuse(Reason.PROHIBITED, now)
 
     def _on_found(self, flow: FarFlow, mac: bytes | None, now: float) -> None:
@@ -140,7 +146,7 @@ class FarSide:
         try:
             result = flow.connector.step(events)
         except BlockingIOError:
-            if now - flow.started_at > _RETRY_MOST_S:
+            if now - flow.started_at > _RETRY_MOST_S or len(self._retries) >= RETRIES_MAX:
                 self._fail(flow, Reason.HOST_UNREACHABLE, now)
             else:
                 flow.retry_at = now + _RETRY_S

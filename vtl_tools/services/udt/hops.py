@@ -17,6 +17,8 @@ KNOWN_MAX: Final = 1024
 """Neighbours that are remembered; the one silent for longest is forgotten first."""
 QUESTIONS_MAX: Final = 256
 """Neighbours that are asked for at once; a further one is not found."""
+WAITING_MAX: Final = 65536
+"""Packets that wait for an answer: flows that end before it still do. A further one is not found."""
 _HOP_LIMIT: Final = 255  # RFC 4861 section 7.1
 
 Found = Callable[[bytes | None, float], object]
@@ -38,6 +40,7 @@ class NextHops:
         self._mac, self._send = mac, send
         self._known: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()
         self._questions: dict[bytes, _Question] = {}
+        self._waiting = 0
 
     def find(self, target: bytes, asker: bytes, found: Found, now: float) -> None:
         """Have `found` called with a neighbour's Ethernet address: at once, or when it has answered.
@@ -49,6 +52,9 @@ class NextHops:
             found(known[0], now)
             return
         question = self._questions.get(target)
+        if self._waiting >= WAITING_MAX:
+            found(None, now)
+            return
         if question is None:
             if len(self._questions) >= QUESTIONS_MAX:
                 found(None, now)
@@ -56,6 +62,7 @@ class NextHops:
             question = self._questions[target] = _Question(asker, now + ASK_S)
             self._ask(target, asker, now)
         question.waiting.append(found)
+        self._waiting += 1
 
     def hear(self, pkt: Packet, now: float) -> None:
         """Learn from an ARP or ND packet on the link who has which address."""
@@ -74,11 +81,6 @@ class NextHops:
         elif isinstance(message, nd.NeighborSolicit):
             self._learn(net.src, mac, now)
 
-    def is_near(self, octets: bytes, now: float) -> bool:
-        """Tell whether an address is that of a neighbour that was heard lately."""
-        known = self._known.get(octets)
-        return known is not None and now - known[1] < FRESH_S
-
     def deadline(self) -> float | None:
         """Return when wake() is due; None: never."""
         return min((question.due for question in self._questions.values()), default=None)
@@ -93,8 +95,7 @@ class NextHops:
                 self._ask(target, question.asker, now)
                 continue
             del self._questions[target]
-            for found in question.waiting:
-                found(None, now)
+            self._answer(question, None, now)
 
     def _learn(self, octets: bytes, mac: bytes, now: float) -> None:
         if not is_single_host(octets):
@@ -103,8 +104,12 @@ class NextHops:
         self._known.move_to_end(octets)
         if len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
-        question = self._questions.pop(octets, None)
-        for found in question.waiting if question is not None else ():
+        if (question := self._questions.pop(octets, None)) is not None:
+            self._answer(question, mac, now)
+
+    def _answer(self, question: _Question, mac: bytes | None, now: float) -> None:
+        self._waiting -= len(question.waiting)
+        for found in question.waiting:
             found(mac, now)
 
     def _ask(self, target: bytes, asker: bytes, now: float) -> None:

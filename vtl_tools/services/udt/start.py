@@ -16,6 +16,7 @@ from vtl_tools.common.errors import SpecError, VTLError
 from vtl_tools.common.host.own_addresses import OwnAddresses
 from vtl_tools.common.relay.budget import RelayLimits
 from vtl_tools.services.udt.allowed import AllowList, Network, Route
+from vtl_tools.services.udt.causes import Causes
 from vtl_tools.services.udt.near import FarModule
 from vtl_tools.services.udt.stage import OnFlow, Transformer
 from vtl_tools.services.udt.transport.answerer import Answerer
@@ -120,9 +121,15 @@ class _Told:
 
     stage: Transformer | None = None
 
+    def __init__(self) -> None:
+        self._logged = Causes()
+
     def __call__(self, name: str, **fields: Any) -> None:
         """Tell and log."""
         level = logging.WARNING if name in _AT_WARNING else logging.INFO
+        host = fields["peer"].rpartition(":")[0]
+        if "cause" in fields and not self._logged.is_first((name, host)):
+            level = logging.DEBUG
         why = f": {fields['why']}" if "why" in fields else ""
         log.log(level, "%s: %s by %s%s", fields["peer"], name.removeprefix("peer-"), fields["transport"], why)
         if self.stage is not None:

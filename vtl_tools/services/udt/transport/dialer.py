@@ -17,6 +17,8 @@ from vtl_tools.services.udt.transport.window import WindowBudget
 RETRY_S: Final = 0.2
 """Time between two attempts to reach the far module, doubled up to RETRY_MAX_S."""
 RETRY_MAX_S: Final = 1.6
+WAITING: Final = 1024
+"""Flows that wait for a session before those that were closed meanwhile are forgotten."""
 SESSIONS: Final = 8
 """Sessions to a far module at most: the first flows have one each, and further ones share them."""
 
@@ -67,6 +69,7 @@ class Dialer(Carriers):
         self.why = "no attempt yet"
         """Why there is no session."""
         self._waiting: deque[MuxFlow] = deque()
+        self._forget_at = WAITING
         self._retry_at, self._retry_s = 0.0, RETRY_S
         self._is_up = False
         self._rtt_s: float | None = None
@@ -81,6 +84,9 @@ class Dialer(Carriers):
     def connector(self, opening: FlowOpening) -> FlowConnector:
         """Return a connector for a flow, which is opened at once if there is a session."""
         flow = MuxFlow(opening)
+        if len(self._waiting) >= self._forget_at:  # a guest may close what it opens, again and again
+            self._waiting = deque(each for each in self._waiting if not each.is_closed)
+            self._forget_at = max(WAITING, 2 * len(self._waiting))
         self._waiting.append(flow)
         return FlowConnector(flow)
 
