@@ -5,6 +5,9 @@ PY   := $(VENV)/bin/python
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS := 60
 
+# Two files of tests at a time: most tests wait, for guests and for timers.
+SIDE_BY_SIDE := -n 2 --dist loadfile
+
 # The tests of the compiled modules, which are run with them once more.
 COMPILED := tests/unit/tcp tests/unit/relay tests/cmd/test_help.py tests/lab/test_tcp_kernel.py \
 	tests/lab/test_tcp_faults.py tests/lab/test_relay_programs.py
@@ -34,9 +37,9 @@ check: lint
 
 test: setup
 	@tools/compiled --remove
-	$(PY) -m pytest
+	$(PY) -m pytest $(SIDE_BY_SIDE)
 	@tools/compiled
-	$(PY) -m pytest --hypothesis-profile=quick $(COMPILED) || { tools/compiled --remove; exit 1; }
+	$(PY) -m pytest $(SIDE_BY_SIDE) --hypothesis-profile=quick $(COMPILED) || { tools/compiled --remove; exit 1; }
 	@tools/compiled --remove
 
 compiled: setup

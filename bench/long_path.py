@@ -26,6 +26,7 @@ FULL_SHARE: Final = 0.9
 PATIENCE_S: Final = 15.0
 LONG_MS: Final = 200.0
 """Round-trip time from which on a connection starts while another one is read."""
+SLOW_START_TRIPS: Final = 15
 LIGHT_MS: Final = 100.0
 """Round-trip time from which on CUBIC with loss needs next to nothing of the machine."""
 QUIET_TRIPS: Final = 7
@@ -280,14 +281,13 @@ def steady(
                 return None
             seen = seen[:1]
         elif not start:
-            is_over = now.at - seen[0].at >= min(
-                max(reading.warm_s, reading.warm * rtt_s), reading.warm_most_s
-            )
+            warm_s = min(max(reading.warm_s, reading.warm * rtt_s), reading.warm_most_s)
+            is_over = now.at - seen[0].at >= max(warm_s, SLOW_START_TRIPS * rtt_s)
             if is_over or rate(seen, max(0.5, 2 * rtt_s)) >= FULL_SHARE * LINK_MBIT:
                 start = now.at
                 begins(cell, lasts_s)
         elif now.at - start >= lasts_s:
-            return slope([one for one in seen if one.at >= start], 1.5 * rtt_s)
+            return slope([one for one in seen if one.at >= start], 2.5 * rtt_s)
     return None
 
 

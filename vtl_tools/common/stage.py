@@ -38,6 +38,8 @@ class Stage:
 
     inline = True
     """Whether frames wait for this stage, so that the runner polls instead of sleeping."""
+    pause_s = 0.0
+    """How long the runner sleeps between polls; 0: it lets other processes run only if they wait."""
 
     def __init__(self, ports: int = 2) -> None:
         self.out: list[Output] = [_nowhere] * ports

@@ -9,7 +9,7 @@ from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.packet.vnet import NONE
 from vtl_tools.services.wan.settings import UNCHANGED, changed
-from vtl_tools.services.wan.stage import EARLY_S, REALTIME_EARLY_S, WideArea
+from vtl_tools.services.wan.stage import EARLY_S, PAUSE_S, REALTIME_EARLY_S, WideArea
 from vtl_tools.services.wan.timeline import Timeline, read_timeline
 
 FRAME = NONE + bytes(12) + b"\x88\xb5" + bytes(46)
@@ -72,6 +72,21 @@ def test_the_runner_does_not_poll_at_a_realtime_priority(close: list[Driven]) ->
     assert not one.stage.inline
     assert not one.stage.timer.poll(0.01 - EARLY_S)
     assert one.stage.timer.poll(0.01 - REALTIME_EARLY_S / 2)
+
+
+@pytest.mark.parametrize(("realtime", "pause_s"), [(False, 0.0), (True, PAUSE_S)])
+def test_a_realtime_process_pauses_between_polls_while_frames_are_dense(
+    close: list[Driven], realtime: bool, pause_s: float
+) -> None:
+    one = driven(close, delay="1ms", realtime=realtime)
+    for n in range(400):
+        one.push(0, 1, n * 1e-4)
+    assert one.stage.pause_s == 0.0
+    for n in range(400):
+        one.push(0, 3, 0.04 + n * 1e-4)
+    assert one.stage.pause_s == pause_s
+    one.push(0, 1, 1.0)
+    assert one.stage.pause_s == 0.0
 
 
 def test_settings_change_while_frames_pass(close: list[Driven]) -> None:

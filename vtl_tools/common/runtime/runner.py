@@ -260,10 +260,12 @@ class Runner:
                 now = clock()
                 if moved:
                     last = now
-                elif now - last < spin_s:
-                    os.sched_yield()
-                else:
+                elif now - last >= spin_s:
                     idle = True
+                if stage.pause_s and not idle:
+                    time.sleep(stage.pause_s)
+                elif not moved and not idle:
+                    os.sched_yield()
             if self._polled == idle:
                 self._polled = not idle
                 for link in links:

@@ -17,6 +17,11 @@ EARLY_S: Final = 100e-6
 """The timer wakes the process so much before a frame is due; it polls for the rest."""
 REALTIME_EARLY_S: Final = 50e-6
 """The same at a real-time priority: nothing delays the wake-up, and polling would use up what is allowed."""
+DENSE_PER_S: Final = 20_000
+"""Frames a second from which on a process with such a priority sleeps between polls: a frame would always be
+near, and no time be left to others on its processor."""
+PAUSE_S: Final = 50e-6
+_MEASURED_S: Final = 0.01
 MEMORY: Final = 256 << 20
 """Octets that may wait in each direction, by default."""
 _POPS: Final = 16
@@ -40,7 +45,7 @@ class WideArea(Stage):
         realtime: bool = False,
     ) -> None:
         super().__init__()
-        self.inline = not realtime
+        self.inline, self._is_realtime = not realtime, realtime
         self.early_s = REALTIME_EARLY_S if realtime else EARLY_S
         began = time.monotonic() if now is None else now
         self.settings = settings
@@ -48,6 +53,7 @@ class WideArea(Stage):
         self.timeline = Timeline(steps, began)
         self.is_near = False
         """Whether frames were sent just now, or will be within early_s: the runner is to poll meanwhile."""
+        self._sent, self._counted_at = 0, began
         self.timer = Timer(self)
         self.sources = [self.timer]
 
@@ -64,7 +70,12 @@ class WideArea(Stage):
                 if not frames:
                     break
                 moved = True
+                self._sent += len(frames)
                 Stage.send(self, 1 - port, [(frame,) for frame in frames], now)
+        if self._is_realtime and now - self._counted_at > _MEASURED_S:
+            is_dense = self._sent > DENSE_PER_S * (now - self._counted_at)
+            self.pause_s = PAUSE_S if is_dense else 0.0
+            self._sent, self._counted_at = 0, now
         due = self.due()
         self.is_near = moved or (due is not None and due - now < self.early_s)
         if not self.is_near:
