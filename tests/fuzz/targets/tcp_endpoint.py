@@ -101,7 +101,9 @@ class Talk:
         """Let the peer send a segment; its numbers are near to what is next, or anything."""
         flags, how = take.pick(FLAGS), take.number()
         seq = (self.acked + take.number() - 128 if how & 1 else take.number(4)) % 2**32
-        ack = (self.tcp.snd.max + take.number() - 128 if how & 2 else take.number(4)) % 2**32
+        has_blocks = how & 64 and not flags & tcp.SYN
+        near = self.tcp.snd.una + 128 if has_blocks else self.tcp.snd.max
+        ack = (near + take.number() - 128 if how & 2 else take.number(4)) % 2**32
         if flags & tcp.SYN and self.tcp.state in UNSYNCHRONIZED:
             seq = 0  # else the numbers would be of another stream
         start = seq + (flags & tcp.SYN > 0)
@@ -109,8 +111,8 @@ class Talk:
         options = tcp.encode_options(
             mss=take.number(2) if how & 16 else None,
             window_scale=take.number() if how & 32 else None,
-            sack_permitted=bool(how & 64) and bool(flags & tcp.SYN),
-            sack=self.blocks(take) if how & 64 and not flags & tcp.SYN else (),
+            sack_permitted=bool(how & 64) and not has_blocks,
+            sack=self.blocks(take) if has_blocks else (),
             timestamps=(take.number(4), take.number(4)) if how & 128 else None,
         )
         used = length + (flags & tcp.SYN > 0) + (flags & tcp.FIN > 0)
@@ -125,8 +127,8 @@ class Talk:
 
     def blocks(self, take: Octets) -> list[tuple[int, int]]:
         """Ranges near to what is in flight."""
-        edges = [(ISS + self.tcp.snd.una + 8 * take.number() - 64) % 2**32 for _ in range(4)]
-        return [(edges[0], edges[1]), (edges[2], edges[3])]
+        starts = [ISS + self.tcp.snd.una + 8 * take.number() - 64 for _ in range(2)]
+        return [(start % 2**32, (start + 8 * (take.number() - 16)) % 2**32) for start in starts]
 
     def break_in(self, frame: bytearray) -> None:
         """Put a frame that is no segment of the peer's, or not a whole one."""
