@@ -137,7 +137,7 @@ def test_a_service_that_there_is_not_lets_no_guest_start_without_it(libvirt: Lib
     libvirt.has("firewall", "")
     ran = libvirt.tells("start begin -")
     assert ran.returncode == 1
-    assert "web/firewall: no such service; the services are bridge, " in ran.stderr
+    assert "web/firewall: no such service; the services are ack, bridge, " in ran.stderr
     assert libvirt.calls() == []
     assert libvirt.tells("stopped end -").returncode == 0
     assert len(libvirt.calls()) == len(SERVICES)
