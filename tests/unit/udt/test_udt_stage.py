@@ -181,6 +181,24 @@ def test_flows_of_the_same_addresses_and_ports_wait_for_the_first_in_bounded_num
     assert modules.far.stage.status(modules.now)["far"]["flows"] == 1
 
 
+def test_servers_that_send_to_guests_that_do_not_read_fill_no_memory():
+    limits = RelayLimits(memory=1 << 19)
+    with closing(Modules(limits=limits)) as modules:
+        for _ in range(30):
+            modules.client.open(80)
+        modules.run()
+        relay, far = modules.near.stage.relay, modules.far.stage.far
+        for _ in range(15):
+            for server in modules.server.accepted:
+                if server.ended is None:
+                    server.write(bytes(1 << 17))
+            modules.run(0.05)
+            held = sum(flow.endpoint.buffered + flow.internal.buffered for flow in relay.flows.values())
+            assert held <= limits.most
+            assert far.budget.buffered <= limits.most
+        assert relay.budget.evicted + far.budget.evicted > 0
+
+
 def test_another_key_opens_no_session():
     with closing(Modules(far_key=b"x" * 32)) as modules:
         modules.client.open(80)
