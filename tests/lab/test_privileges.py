@@ -59,6 +59,7 @@ def services(lab: Lab) -> dict[str, tuple[list[str | Path], int]]:
     two = ["--iface", "vmnet1", "--iface", "eth0"]
     subnet = ["--iface", "vmnet1", "--default", "eth0", "--direct", "lan", "--allow", "10.2.0.0/16"]
     return {
+        "vortex-client": (["--iface", "eth0", "--backend", "lan"], NET_ADMIN),
         "vtl-ack": (["--iface", "vmnet1", "--uplink", "eth0"], NET_ADMIN),
         "vtl-bridge": (two, NET_ADMIN),
         "vtl-bridge without a guard": ([*two, "--guard", "off"], NET_ADMIN),
@@ -72,7 +73,7 @@ def services(lab: Lab) -> dict[str, tuple[list[str | Path], int]]:
 
 
 SERVICES = (
-    "vtl-ack", "vtl-bridge", "vtl-bridge without a guard", "vtl-freeze", "vtl-fw", "vtl-split",
+    "vortex-client", "vtl-ack", "vtl-bridge", "vtl-bridge without a guard", "vtl-freeze", "vtl-fw", "vtl-split",
     "vtl-split without an interface", "vtl-subnet", "vtl-tor",
 )  # fmt: skip
 
