@@ -73,7 +73,8 @@ def services(lab: Lab) -> dict[str, tuple[list[str | Path], int]]:
 
 
 SERVICES = (
-    "vortex-client", "vtl-ack", "vtl-bridge", "vtl-bridge without a guard", "vtl-freeze", "vtl-fw", "vtl-split",
+    "vortex-client",
+    "vtl-ack", "vtl-bridge", "vtl-bridge without a guard", "vtl-freeze", "vtl-fw", "vtl-split",
     "vtl-split without an interface", "vtl-subnet", "vtl-tor",
 )  # fmt: skip
 

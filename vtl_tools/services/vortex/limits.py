@@ -32,7 +32,7 @@ class Limits:
 
 
 class Allowance:
-    """What may still be carried in one direction: a bucket of octets that fills at the rate."""
+    """A bucket of octets for one direction, which fills at the rate."""
 
     def __init__(self, rate_bps: float) -> None:
         self._octets_per_s = rate_bps / 8

@@ -1,4 +1,4 @@
-"""Which ports are wormholed: those of the scope that no process of the volunteer uses."""
+"""The ports that are wormholed: those of the scope that no process of the volunteer uses."""
 
 from collections.abc import Iterable
 from typing import Final
