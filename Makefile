@@ -58,6 +58,7 @@ bench: setup
 	$(PY) bench/freeze.py --quick --json
 	$(PY) bench/subnet.py --quick --json
 	$(PY) bench/wan.py --quick --json
+	$(PY) bench/vortex.py --quick --json
 
 deb: setup
 	@tools/deb

@@ -4,8 +4,10 @@ usage: bench/vortex.py [--quick] [--json]      (needs root)
 
 own_gbit            one TCP flow to the volunteer's own iperf3, beside a running vortex-client
 own_traffic_ratio   the same over what the volunteer has without it: median of pairs
-give_back_p50_ms    from before a process calls bind() until the stack answers for the port again: filter and
-give_back_p99_ms    nftables table are changed by then; half of the ports are of TCP, half of UDP
+give_back_p50_ms    from before a process calls bind() until no frame to its port goes to the backend;
+give_back_p99_ms    half of the ports are of TCP, half of UDP
+refusals_p99_ms     the same until a RST of that port passes again: the nftables table is changed by then
+machine_p99_ms      how late a wake-up through a pipe is in the same minute, without any of our code
 given_back          ports of those that were given back
 """
 
@@ -23,6 +25,24 @@ from lab.netns import Host, Lab
 from lab.wait import until
 
 VOLUNTEER = "203.0.113.5"
+PIPE = """
+import os, select, threading, time
+inlet, outlet = os.pipe()
+late = []
+def sleeper():
+    for _ in range(300):
+        os.read(inlet, 8)
+        late.append(time.monotonic())
+thread = threading.Thread(target=sleeper)
+thread.start()
+sent = []
+for _ in range(300):
+    time.sleep(0.01)
+    sent.append(time.monotonic())
+    os.write(outlet, b"x")
+thread.join()
+print(sorted(b - a for a, b in zip(sent, late))[297] * 1e3)
+"""
 BINDER = """
 import socket, sys, time
 sys.stdin.readline()
@@ -49,14 +69,22 @@ place = (address.ip("198.18.0.2"), address.ip("2001:2::2"))
 build = Build("eth0", "worm", [(1, 32767)], place, Limits(), echo=False, allow_private=False)
 links = build.links(0)
 stage = build.stage()
-give_back = stage.host.give_back
+use, give_back, noted = stage.ports.use, stage.host.give_back, []
 
-def timed(port):
-    give_back(port)
-    print(*port, time.monotonic(), flush=True)
+def timed_use(port):
+    is_new = use(port)
+    if is_new:
+        noted.append(("used", port, time.monotonic()))
+    return is_new
 
-stage.host.give_back = timed
+def timed_give_back(ports):
+    give_back(ports)
+    noted.extend(("lifted", port, time.monotonic()) for port in ports)
+
+stage.ports.use, stage.host.give_back = timed_use, timed_give_back
 Runner(stage, links, Options(service="vortex-client", control=Path(sys.argv[1]), user="root")).run()
+for what, port, at in noted:
+    print(what, *port, at)
 """
 
 
@@ -103,8 +131,11 @@ class Bench:
         say(f"alone {alone:.2f}, beside vortex-client {sum(found) / 2:.2f} Gbit/s")
         return alone, sum(found) / 2
 
-    def give_backs(self, count: int) -> list[float]:
-        """Return milliseconds, of each port that was given back."""
+    def machine(self) -> float:
+        return float(self.volunteer.run(sys.executable, "-c", PIPE).stdout)
+
+    def give_backs(self, count: int) -> tuple[list[float], list[float]]:
+        """Return milliseconds until each port was given back, and until its refusals pass."""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         binder = self.volunteer.popen(sys.executable, "-c", BINDER, str(count), **pipes)
         client = self.volunteer.popen(
@@ -115,12 +146,12 @@ class Bench:
         bound, _ = binder.communicate("go\n")
         client.terminate()
         given, _ = client.communicate()
-        at = {tuple(words[:2]): float(words[2]) for words in map(str.split, given.splitlines())}
-        found = []
-        for protocol, port, began in map(str.split, bound.splitlines()):
-            if (protocol, port) in at:
-                found.append((at[protocol, port] - float(began)) * 1e3)
-        return sorted(found)
+        began = {(protocol, port): float(at) for protocol, port, at in map(str.split, bound.splitlines())}
+        found: dict[str, list[float]] = {"used": [], "lifted": []}
+        for what, protocol, port, at in map(str.split, given.splitlines()):
+            if (protocol, port) in began:
+                found[what].append((float(at) - began[protocol, port]) * 1e3)
+        return sorted(found["used"]), sorted(found["lifted"])
 
 
 def main() -> None:
@@ -132,12 +163,14 @@ def main() -> None:
         bench = Bench(lab)
         pairs = [bench.pair(2.0 if asked.quick else 5.0) for _ in range(3 if asked.quick else 7)]
         count = 300 if asked.quick else 2000
-        times = bench.give_backs(count)
+        times, lifted = bench.give_backs(count)
         result: dict[str, object] = {
             "own_gbit": round(statistics.median(pair[1] for pair in pairs), 2),
             "own_traffic_ratio": round(statistics.median(pair[1] / pair[0] for pair in pairs), 3),
             "give_back_p50_ms": round(times[len(times) // 2], 3),
             "give_back_p99_ms": round(times[len(times) * 99 // 100], 3),
+            "refusals_p99_ms": round(lifted[len(lifted) * 99 // 100], 3),
+            "machine_p99_ms": round(bench.machine(), 3),
             "given_back": f"{len(times)} of {count}",
         }
     print(json.dumps(result) if asked.json else "\n".join(f"{k:20} {v}" for k, v in result.items()))

@@ -1,5 +1,7 @@
 """The stage of vortex-client as a conversation: frames of an attacker and of a backend go in and come out."""
 
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,8 +43,11 @@ class Host:
     def moved(self) -> bool:
         return False
 
-    def give_back(self, port: Port) -> None:
-        self.did.append(port)
+    def give_back(self, ports: Iterable[Port]) -> None:
+        self.did += ports
+
+    def take(self, ports: Iterable[Port]) -> None:
+        self.did.append(("take", *ports))
 
     def apply(self) -> None:
         self.did.append("apply")
@@ -185,13 +190,14 @@ def test_an_answer_to_the_volunteers_own_connection_is_not_wormholed(
 def test_a_port_that_becomes_used_is_given_back_with_its_flows(world: World) -> None:
     world.put(OUTSIDE, segment(4, tcp.SYN, outside=True))
     world.stage.on_used((ip.TCP, 23), world.now)
-    assert world.host.did == [(ip.TCP, 23)]
     assert world.put(OUTSIDE, segment(4, tcp.SYN, outside=True)) == []
     assert world.put(BACKEND, segment(4, tcp.SYN | tcp.ACK, outside=False)) == []
     assert world.put(OUTSIDE, datagram(4, 5, outside=True, port=23)) != [], "UDP has its own ports"
+    world.stage.settle(world.now)
+    assert world.host.did == [(ip.TCP, 23)]
     world.now += 2
     world.stage.wake(world.now)  # the snapshot has no such socket
-    assert world.host.did[-1] == "apply"
+    assert world.host.did[-1] == ("take", (ip.TCP, 23))
     assert world.put(OUTSIDE, segment(4, tcp.SYN, outside=True)) != []
 
 

@@ -51,8 +51,12 @@ class VolunteerHost(Protocol):
         """Return whether addresses changed since the last call; then `sources` have the new networks."""
         ...
 
-    def give_back(self, port: Port) -> None:
-        """Let the stack answer for a port again, now."""
+    def give_back(self, ports: Iterable[Port]) -> None:
+        """Let the stack refuse at these ports again, and hear nothing of them."""
+        ...
+
+    def take(self, ports: Iterable[Port]) -> None:
+        """Silence the stack for ports that are unused again."""
         ...
 
     def apply(self) -> None:
@@ -68,13 +72,13 @@ class VortexClient(Stage):
     """Port 0 leads to the backend, port 1 is the volunteer's interface, beside the stack. echo: of ICMP."""
 
     inline = False
-    capabilities = frozenset({privilege.NET_ADMIN})
 
     def __init__(
         self, ports: PortUse, link: BackendLink, host: VolunteerHost, sources: Sources, limits: Limits,
         *, echo: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.capabilities = frozenset({privilege.NET_ADMIN})
         self.ports, self.link, self.host, self.echo = ports, link, host, echo
         self.flows, self.allowed, self.limits = Flows(), sources, limits
         self.allowances = [Allowance(limits.rate_bps) for _ in range(2)]
@@ -83,6 +87,7 @@ class VortexClient(Stage):
         self.given_back = 0
         self._due = 0.0
         self._stale = True
+        self._lifted: list[Port] = []
         self._picked = Batch()
 
     # --- frames
@@ -219,25 +224,36 @@ class VortexClient(Stage):
     # --- ports of the volunteer
 
     def on_used(self, port: Port, now: float) -> None:
-        """Give a port back at once: a process uses it now."""
+        """Give a port back at once: a process uses it now, and no frame to it goes to the backend.
+
+        The stack was never kept from it: what it refuses there passes again once settle() is through.
+        """
         if not self.ports.use(port):
             return
-        if not self.is_paused:
-            self.host.give_back(port)
         self.flows.end_of_port(*port, now)
         self.given_back += 1
         self._stale = True  # it may be of another namespace; the next look tells
-        name = NAMES[port[0]]
-        self.event("given-back", protocol=name, port=port[1], cause=name)
+        self._lifted.append(port)
+
+    def settle(self, now: float) -> None:
+        """Lift the silence of the ports that were given back, all at once, and tell of them."""
+        if not self._lifted:
+            return
+        lifted, self._lifted = self._lifted, []
+        if not self.is_paused:
+            self.host.give_back(lifted)
+        for protocol, port in lifted:
+            self.event("given-back", protocol=NAMES[protocol], port=port, cause=NAMES[protocol])
 
     def look(self, now: float) -> None:
-        """Compare with the sockets that there are, and worm the ports that are unused again."""
+        """Compare with the sockets that there are, and take the ports that are unused again."""
         used, is_closing = self.host.sockets()
         for port in used:
             self.on_used(port, now)
         self._stale = is_closing
-        if self.ports.free(used) and not self.is_paused:
-            self.host.apply()
+        if (unused := self.ports.free(used)) and not self.is_paused:
+            self.settle(now)  # before its end is noted, the use is
+            self.host.take(unused)
 
     def deadline(self) -> float | None:
         """Return when wake() is due."""
@@ -270,8 +286,8 @@ class VortexClient(Stage):
     def resume(self, now: float) -> None:
         """Go on."""
         if self.is_paused:
-            self.is_paused = False
             self.look(now)
+            self.is_paused = False
             self.host.apply()
             self.event("resumed")
 

@@ -24,6 +24,8 @@ add set inet {table} used_tcp {{ type inet_service; }}
 add set inet {table} near4 {{ type ipv4_addr; flags interval; auto-merge; }}
 add set inet {table} near6 {{ type ipv6_addr; flags interval; auto-merge; }}
 add chain inet {table} answers {{ type filter hook output priority -400; policy accept; }}
+add rule inet {table} answers meta l4proto tcp tcp flags & rst == 0 accept
+add rule inet {table} answers meta l4proto udp accept
 add rule inet {table} answers oif != {index} accept
 add rule inet {table} answers ip daddr @near4 accept
 add rule inet {table} answers ip6 daddr @near6 accept
@@ -70,11 +72,19 @@ class Silence:
             raise VTLError(f"nftables: {e}; needs Linux 5.12 and nft 0.9.9") from None
         self._is_up = True
 
-    def give_back(self, port: Port) -> None:
-        """Let the stack answer for a port of TCP. A used port of UDP causes no port unreachable."""
-        if self._is_up and NAMES[port[0]] == "tcp":
+    def give_back(self, ports: Iterable[Port]) -> None:
+        """Let RSTs of these ports pass. A used port of UDP causes no port unreachable."""
+        self._change("add", ports)
+
+    def take(self, ports: Iterable[Port]) -> None:
+        """Drop RSTs of these ports again. To replace the table would take ten times as long."""
+        self._change("delete", ports)
+
+    def _change(self, verb: str, ports: Iterable[Port]) -> None:
+        numbers = ", ".join(str(number) for protocol, number in ports if NAMES[protocol] == "tcp")
+        if self._is_up and numbers:
             try:
-                self._nft.run(f"add element inet {self._table} used_tcp {{ {port[1]} }}")
+                self._nft.run(f"{verb} element inet {self._table} used_tcp {{ {numbers} }}")
             except OSError as e:
                 raise VTLError(f"nftables: {e}; find the program that removes our table") from None
 

@@ -2,7 +2,7 @@
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
@@ -52,9 +52,14 @@ class Volunteer:
         self._version = self._own.version
         return self._sources.set_neighbours(tuple(_networks()))
 
-    def give_back(self, port: Port) -> None:
-        """Let the stack answer for a port again, now: first what it says passes, then we hear nothing."""
-        self._silence.give_back(port)
+    def give_back(self, ports: Iterable[Port]) -> None:
+        """Let the stack refuse at these ports again, and hear nothing of them."""
+        self._silence.give_back(ports)
+        self._refresh(is_open=True)
+
+    def take(self, ports: Iterable[Port]) -> None:
+        """Silence the stack for ports that are unused again, and receive what is for them."""
+        self._silence.take(ports)
         self._refresh(is_open=True)
 
     def apply(self) -> None:
