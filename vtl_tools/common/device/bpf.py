@@ -22,6 +22,7 @@ an inline service forwards to the VM must be heard."""
 
 _SO_ATTACH_FILTER: Final = 26
 _INSTRUCTION: Final = struct.Struct("=HBBI")  # code, jump if true, jump if false, k
+_RANGE: Final = struct.Struct("=" + 3 * "HBBI")
 
 _LD_W, _LD_H, _LD_B = 0x20, 0x28, 0x30
 _LD_B_X: Final = 0x50
@@ -36,10 +37,10 @@ _PKTTYPE, _MARK, _RANDOM = 0xFFFF_F004, 0xFFFF_F014, 0xFFFF_F038  # SKF_AD_OFF a
 _HOST, _OUTGOING = 0, 4  # linux/if_packet.h
 _FRAGMENT: Final = 0x1FFF
 
-Step = tuple[int, int] | tuple[int, int, str] | tuple[int, int, str, str] | str
+Step = tuple[int, int] | tuple[int, int, str] | tuple[int, int, str, str] | str | bytes
 """An instruction and its k; a jump also has its labels, if true and if false ("": next), within 255 steps.
 
-_JA has one label, anywhere. A name: a label.
+_JA has one label, anywhere. A name: a label. Octets: instructions that are assembled already.
 """
 
 
@@ -49,11 +50,16 @@ def assemble(steps: Sequence[Step]) -> bytes:
     for step in steps:
         if isinstance(step, str):
             at[step] = count
+        elif isinstance(step, bytes):
+            count += len(step) // _INSTRUCTION.size
         else:
             count += 1
     program = b""
     for step in steps:
         if isinstance(step, str):
+            continue
+        if isinstance(step, bytes):
+            program += step
             continue
         code, k, *where = step
         here = len(program) // _INSTRUCTION.size + 1
@@ -275,12 +281,11 @@ def _port_lists(lists: dict[str, Ranges], at: int) -> list[Step]:
     """Keep a packet if the port at an offset of its transport header is in the list of its protocol."""
     program: list[Step] = []
     for name, ranges in lists.items():
+        tests = b"".join(
+            _RANGE.pack(_JGE, 0, 2, low, _JGT, 1, 0, high, _RET, 0, 0, ALL) for low, high in ranges
+        )
         for version, load in (4, (_LD_H_X, 14 + at)), (6, (_LD_H, 54 + at)):
-            program += [f"{name}.{version}", load]
-            for number, (low, high) in enumerate(ranges):
-                following = f"{name}.{version}.{number}"
-                program += [(_JGE, low, "", following), (_JGT, high, following, ""), (_RET, ALL), following]
-            program.append((_RET, 0))
+            program += [f"{name}.{version}", load, tests, (_RET, 0)]
     return program
 
 
