@@ -222,3 +222,13 @@ def test_a_pause_and_a_kill_leave_the_host_as_it_was(lab: Lab, world: World) -> 
     process.wait(PATIENCE_S)
     assert login(world.attacker, V4, 23) == "Connection refused"
     assert "vtl_vortex" not in world.volunteer.run("nft", "list", "ruleset").stdout
+
+
+def test_a_listener_of_another_namespace_gives_nothing_back(lab: Lab, world: World) -> None:
+    with vortex(lab, world) as running:
+        for host in world.neighbour, world.honeypot:
+            serve(host, LOGIN, 25, "another")
+        own = serve(world.volunteer, LOGIN, 26, "volunteer")
+        running.wait_for("given-back", port=26)
+        own.kill()
+        assert not [event for event in running.events if event.get("port") == 25]

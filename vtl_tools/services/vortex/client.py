@@ -232,7 +232,7 @@ class VortexClient(Stage):
             return
         self.flows.end_of_port(*port, now)
         self.given_back += 1
-        self._stale = True  # it may be of another namespace; the next look tells
+        self._stale = True  # the next look tells whether it still is
         self._lifted.append(port)
 
     def settle(self, now: float) -> None:

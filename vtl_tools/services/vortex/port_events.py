@@ -27,13 +27,15 @@ _PROBE_READ_KERNEL, _NETNS_COOKIE, _RESERVE, _SUBMIT = 113, 122, 131, 132
 _NO_WAKEUP: Final = 1
 _LISTEN: Final = 10
 _SO_NETNS_COOKIE: Final = 71
-_EVENT: Final = struct.Struct("=II8x")  # protocol, port
+_EVENT: Final = struct.Struct("=IIQ")  # protocol, port; of LISTEN: the kernel's address of the namespace
 _PAGE: Final = mmap.PAGESIZE
 _BUSY, _DISCARDED, _LENGTH = 1 << 31, 1 << 30, (1 << 30) - 1
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # on every architecture
 _CONFIG_CREATE: Final = 6
 _SKC_NUM: Final = 14
 """Where the local port is in struct sock_common: it has been there since Linux 3.9."""
+_SKC_NET: Final = 48
+"""Where the network namespace is, on a machine of 64 bits."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -75,9 +77,13 @@ def _emit(ring: int, fill: bytes, flags: int = 0) -> bytes:
 
 def _listen_program(ring: int) -> bytes:
     """Tell the port of a socket that enters LISTEN. Arguments: struct sock *, old and new state."""
-    read = _copy(1, 8) + _op(0x07, 1, k=4) + _set(2, 2) + _copy(3, 6) + _op(0x07, 3, k=_SKC_NUM)
+
+    def read(place: int, octets: int, offset: int) -> bytes:
+        to, of = _copy(1, 8) + _op(0x07, 1, k=place), _copy(3, 6) + _op(0x07, 3, k=offset)
+        return to + _set(2, octets) + of + _call(_PROBE_READ_KERNEL)
+
     zero = _op(0x62, 8, off=4, k=0) + _op(0x7A, 8, off=8, k=0)
-    told = _emit(ring, _op(0x62, 8, k=TCP) + zero + read + _call(_PROBE_READ_KERNEL))
+    told = _emit(ring, _op(0x62, 8, k=TCP) + zero + read(4, 2, _SKC_NUM) + read(8, 8, _SKC_NET))
     is_listen = _op(0x79, 7, 1, 16) + _op(0x55, 7, off=len(told) // 8, k=_LISTEN)
     return _op(0x79, 6, 1, 0) + is_listen + told + _set(0, 0) + _op(0x95)
 
@@ -114,7 +120,7 @@ class _Ring:
         shown = _PAGE + 2 * octets  # the data appear twice, so that no event is in two parts
         self._written = mmap.mmap(self.fd, shown, mmap.MAP_SHARED, mmap.PROT_READ, offset=_PAGE)
 
-    def read(self) -> Iterator[tuple[int, int]]:
+    def read(self) -> Iterator[tuple[int, int, int]]:
         """Yield the events that are there."""
         at = int.from_bytes(self._read_to[:8], "little")
         end = int.from_bytes(self._written[:8], "little")
@@ -124,8 +130,8 @@ class _Ring:
             if head & _BUSY:
                 return
             if not head & _DISCARDED:
-                protocol, port = _EVENT.unpack_from(self._written, place + 8)
-                yield protocol, port
+                protocol, port, namespace = _EVENT.unpack_from(self._written, place + 8)
+                yield protocol, port, namespace
             at += (head & _LENGTH) + 8 + 7 & ~7
             self._read_to[:8] = at.to_bytes(8, "little")
 
@@ -144,6 +150,7 @@ class PortEvents:
     def __init__(self) -> None:
         self.on_used: Callable[[Port, float], None] = lambda port, now: None
         self._fds: list[int] = []
+        self._namespace = 0
         self._used, self._closed = _Ring(1 << 16), _Ring(_PAGE)
         self.fileno = lambda: self._used.fd
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -155,9 +162,16 @@ class PortEvents:
             for kind in _POST_BIND4, _POST_BIND6:
                 self._hook(root, kind, _bind_program(self._used.fd, cookie))
             self._hook(root, _SOCK_RELEASE, _release_program(self._closed.fd, cookie))
+            self._namespace = self._own_namespace()
         except OSError:
             self.close()
             raise
+
+    def _own_namespace(self) -> int:
+        """Return the kernel's address of our network namespace, as a socket of ours shows it; 0: none did."""
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            port = sock.getsockname()[1]
+        return next((where for _, seen, where in self._used.read() if where and seen == port), 0)
 
     def _trace(self, name: bytes, program: bytes) -> None:
         held = ctypes.create_string_buffer(name)
@@ -180,9 +194,10 @@ class PortEvents:
     def poll(self, now: float) -> bool:
         """Tell the ports that became used."""
         moved = False
-        for port in self._used.read():
+        for protocol, port, namespace in self._used.read():
             moved = True
-            self.on_used(port, now)
+            if namespace in (0, self._namespace) or not self._namespace:
+                self.on_used((protocol, port), now)
         return moved
 
     def has_closed(self) -> bool:
