@@ -168,7 +168,7 @@ class PortEvents:
             raise
 
     def _own_namespace(self) -> int:
-        """Return the kernel's address of our network namespace, as a socket of ours shows it; 0: none did."""
+        """Return the kernel's address of our network namespace, as a listener in it shows; 0: it did not."""
         with socket.create_server(("127.0.0.1", 0)) as sock:
             port = sock.getsockname()[1]
         return next((where for _, seen, where in self._used.read() if where and seen == port), 0)
