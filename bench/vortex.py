@@ -83,7 +83,8 @@ def timed_give_back(ports):
     noted.extend(("lifted", port, time.monotonic()) for port in ports)
 
 stage.ports.use, stage.host.give_back = timed_use, timed_give_back
-Runner(stage, links, Options(service="vortex-client", control=Path(sys.argv[1]), user="root")).run()
+options = Options(service="vortex-client", json=True, control=Path(sys.argv[1]), user="root")
+Runner(stage, links, options).run()
 for what, port, at in noted:
     print(what, *port, at)
 """
@@ -147,13 +148,13 @@ class Bench:
             sys.executable, "-c", CLIENT, str(self.lab.dir / "t.sock"), stdout=subprocess.PIPE, text=True,
             cwd=ROOT,
         )  # fmt: skip
-        until(lambda: (self.lab.dir / "t.sock").exists(), "vortex-client")
+        assert '"ready"' in client.stdout.readline()
         bound, _ = binder.communicate("go\n")
         client.terminate()
         given, _ = client.communicate()
         began = {(protocol, port): float(at) for protocol, port, at in map(str.split, bound.splitlines())}
         found: dict[str, list[float]] = {"used": [], "lifted": []}
-        for what, protocol, port, at in map(str.split, given.splitlines()):
+        for what, protocol, port, at in (line.split() for line in given.splitlines() if line[0] != "{"):
             if (protocol, port) in began:
                 found[what].append((float(at) - began[protocol, port]) * 1e3)
         return sorted(found["used"]), sorted(found["lifted"])
