@@ -62,6 +62,7 @@ bench: setup
 	$(PY) bench/subnet.py --quick --json
 	$(PY) bench/wan.py --quick --json
 	$(PY) bench/figure7.py --quick --json
+	$(PY) bench/vortex.py --quick --json
 
 deb: setup
 	@tools/deb

@@ -65,5 +65,6 @@ KEPT = {
     "vtl-udt": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-wan": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-ack": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
+    "vortex-client": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
 }
 """What of root's rights each service may keep, with one link or another."""

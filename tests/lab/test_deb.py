@@ -30,9 +30,10 @@ SETTINGS = {
     "vtl-udt": "OPTIONS=--uplink eth0 --peer 10.99.0.0/16=10.9.0.2:7700 --key-file /etc/vtl/udt.key",
     "vtl-wan": "UPLINK=eth0\nOPTIONS=--preset lan",
     "vtl-ack": "UPLINK=eth0",
+    "vortex-client": "BACKEND=eth0",
 }
 MAC = {"vm": "52:54:00:00:00:02", "net": "52:54:00:00:00:01"}
-INLINE = set(SERVICES) - {"vtl-freeze"}
+INLINE = set(SERVICES) - {"vtl-freeze", "vortex-client"}
 FORWARDING = {"vtl-ack", "vtl-bridge", "vtl-fw", "vtl-subnet", "vtl-udt", "vtl-wan"}
 DEVICE = "sys-subsystem-net-devices-vmnet1.device"
 

@@ -64,6 +64,7 @@ def services(lab: Lab) -> dict[str, tuple[list[str | Path], int]]:
     own = "127.0.0.1:7700"  # its own peer, so that it has a session
     udt = ["--key-file", key, "--listen", own, "--peer", own, "--transport", "tcp"]
     return {
+        "vortex-client": (["--iface", "eth0", "--backend", "lan"], NET_ADMIN),
         "vtl-ack": (["--iface", "vmnet1", "--uplink", "eth0"], NET_ADMIN),
         "vtl-bridge": (two, NET_ADMIN),
         "vtl-bridge without a guard": ([*two, "--guard", "off"], NET_ADMIN),
@@ -78,6 +79,7 @@ def services(lab: Lab) -> dict[str, tuple[list[str | Path], int]]:
 
 
 SERVICES = (
+    "vortex-client",
     "vtl-ack", "vtl-bridge", "vtl-bridge without a guard", "vtl-freeze", "vtl-fw", "vtl-split",
     "vtl-split without an interface", "vtl-subnet", "vtl-tor", "vtl-udt",
 )  # fmt: skip

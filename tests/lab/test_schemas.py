@@ -77,7 +77,7 @@ def printed() -> Iterator[Printed]:
         found = Printed(lab)
         line = line_of_three(lab)
         for part in (
-            firewall, others, dead, switch, wide_area, local_ack, freezer, tor, split, other_transport,
+            firewall, others, dead, switch, wide_area, local_ack, vortex, freezer, tor, split, other_transport,
         ):  # fmt: skip
             part(found, line)
         yield found
@@ -189,6 +189,27 @@ def local_ack(found: Printed, line: Line) -> None:
     with bridge(found.lab, line.middle, *links, service="vtl-ack", name="ack") as running:
         found.run(line.middle, "vtl-ack", "status", "--link", running.socket)
     found.ended(running)
+
+
+def vortex(found: Printed, line: Line) -> None:
+    """vortex-client, whose backend is the client, with a flow."""
+    middle, server = line.middle, line.server
+    middle.addr("eth0", "10.9.0.9/24")
+    line.client.run("ip", "addr", "add", "198.18.0.2/24", "dev", "eth0")
+    line.client.run("ip", "route", "add", "default", "dev", "eth0")
+    links = ("--iface", "eth0", "--backend", "vmnet1", "--private")
+    with bridge(found.lab, middle, *links, service="vortex-client", name="vortex") as running:
+        with server.call(partial(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)) as sender:
+            sender.sendto(b"x", ("10.9.0.9", 99))
+        until(lambda: running.status()["vortex"]["flows"], "the flow")
+        with middle.call(partial(socket.create_server, ("10.9.0.9", 80))):
+            running.wait_for("given-back")
+        for words in ["log"], ["status"], ["pause"], ["resume"]:
+            found.run(middle, "vortex-client", *words, "--link", running.socket)
+    found.ended(running)
+    line.client.run("ip", "addr", "del", "198.18.0.2/24", "dev", "eth0")
+    line.client.run("ip", "route", "del", "default")
+    middle.run("ip", "addr", "del", "10.9.0.9/24", "dev", "eth0")
 
 
 def freezer(found: Printed, line: Line) -> None:

@@ -52,6 +52,7 @@ SANS_IO = (
     "services.freeze",
     "services.fw",
     "services.subnet",
+    "services.vortex",
 )
 EDGES = (
     "services.ack.start",
@@ -64,6 +65,11 @@ EDGES = (
     "services.fw.stage",
     "services.fw.start",
     "services.fw.transfer",
+    "services.vortex.port_events",
+    "services.vortex.sock_diag",
+    "services.vortex.start",
+    "services.vortex.tap",
+    "services.vortex.volunteer",
 )
 """Parts of these that do I/O."""
 IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "time"}

@@ -54,6 +54,8 @@ class PacketDevice(Device):
     """
 
     offload = True
+    promiscuous = True
+    """Whether frames for other stations are received, too."""
 
     def __init__(self, name: str, *, mark: int = 0, fanout: int = 0, receive: bool = True) -> None:
         super().__init__(name)
@@ -121,7 +123,9 @@ class PacketDevice(Device):
         if self.receive:
             self._filter(index)
         self._sock.bind((socket.if_indextoname(index), _ETH_P_ALL if self.receive else 0))
-        self._sock.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, struct.pack("iHH8s", index, _MR_PROMISC, 0, b""))
+        if self.promiscuous:
+            member = struct.pack("iHH8s", index, _MR_PROMISC, 0, b"")
+            self._sock.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, member)
         if self.fanout and self.receive:
             self._sock.setsockopt(_SOL_PACKET, _FANOUT, self.fanout | _FANOUT_HASH << 16)
         self._index = index

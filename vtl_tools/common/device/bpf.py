@@ -22,19 +22,26 @@ an inline service forwards to the VM must be heard."""
 
 _SO_ATTACH_FILTER: Final = 26
 _INSTRUCTION: Final = struct.Struct("=HBBI")  # code, jump if true, jump if false, k
+_RANGE: Final = struct.Struct("=" + 3 * "HBBI")
 
 _LD_W, _LD_H, _LD_B = 0x20, 0x28, 0x30
 _LD_B_X: Final = 0x50
 _LDX_IHL: Final = 0xB1
 _MOD: Final = 0x94
+_LD_H_X: Final = 0x48
 _JEQ, _JSET = 0x15, 0x45
+_JGT, _JGE = 0x25, 0x35
+_JA: Final = 0x05
 _RET: Final = 0x06
 _PKTTYPE, _MARK, _RANDOM = 0xFFFF_F004, 0xFFFF_F014, 0xFFFF_F038  # SKF_AD_OFF and what is there
 _HOST, _OUTGOING = 0, 4  # linux/if_packet.h
 _FRAGMENT: Final = 0x1FFF
 
-Step = tuple[int, int] | tuple[int, int, str, str] | str
-"""An instruction and its k; a jump also has its labels, if true and if false ("": next). A name: a label."""
+Step = tuple[int, int] | tuple[int, int, str] | tuple[int, int, str, str] | str | bytes
+"""An instruction and its k; a jump also has its labels, if true and if false ("": next), within 255 steps.
+
+_JA has one label, anywhere. A name: a label. Octets: instructions that are assembled already.
+"""
 
 
 def assemble(steps: Sequence[Step]) -> bytes:
@@ -43,15 +50,22 @@ def assemble(steps: Sequence[Step]) -> bytes:
     for step in steps:
         if isinstance(step, str):
             at[step] = count
+        elif isinstance(step, bytes):
+            count += len(step) // _INSTRUCTION.size
         else:
             count += 1
     program = b""
     for step in steps:
         if isinstance(step, str):
             continue
+        if isinstance(step, bytes):
+            program += step
+            continue
         code, k, *where = step
         here = len(program) // _INSTRUCTION.size + 1
         jumps = [at[label] - here if label else 0 for label in map(str, where)] or [0, 0]
+        if code == _JA:
+            k, jumps = jumps[0], [0, 0]
         program += _INSTRUCTION.pack(code, *jumps, k)
     return program
 
@@ -184,6 +198,97 @@ def conversation_filter(*, outgoing: bool) -> bytes:
     return assemble([*side, *_tagged_or_not(steps), "keep", (_RET, ALL), "drop", (_RET, 0)])
 
 
+Ranges = Sequence[tuple[int, int]]
+"""Ranges of ports, first and last."""
+
+
+def port_filter(tcp: Ranges, udp: Ranges, *, echo: bool) -> bytes:
+    """Return a filter that keeps whole packets for the host itself to these ports; echo: and ICMP echoes.
+
+    Untagged, no fragments, and of IPv6 without extension headers.
+    """
+
+    def steps(version: int, l4: int, icmp: int, request: int) -> list[Step]:
+        asks: list[Step] = [(_LD_B_X if version == 4 else _LD_B, l4), (_JEQ, request, "keep", "drop")]
+        icmp_steps: list[Step] = [(_JEQ, icmp, "", "drop"), *asks] if echo else [(_RET, 0)]
+        return [*_to_lists(version), *icmp_steps]
+
+    return assemble(
+        [
+            (_LD_B, _PKTTYPE),
+            (_JEQ, _HOST, "", "drop"),
+            *_by_version(steps),
+            "drop",
+            (_RET, 0),
+            "keep",
+            (_RET, ALL),
+            *_port_lists({"tcp": tcp, "udp": udp}, at=2),
+        ]
+    )
+
+
+def leaving_filter(tcp: Ranges, udp: Ranges, mark: int) -> bytes:
+    """Return a filter that keeps headers of what the host sends from these ports; not what has our mark."""
+
+    def steps(version: int, l4: int, icmp: int, request: int) -> list[Step]:
+        return [*_to_lists(version), (_RET, 0)]
+
+    return assemble(
+        [
+            (_LD_B, _PKTTYPE),
+            (_JEQ, _OUTGOING, "", "drop"),
+            (_LD_W, _MARK),
+            (_JEQ, mark, "drop", ""),
+            *_by_version(steps),
+            "drop",
+            (_RET, 0),
+            *_port_lists({"tcp": tcp, "udp": udp}, at=0),
+        ]
+    )
+
+
+def _by_version(steps: Callable[[int, int, int, int], list[Step]]) -> list[Step]:
+    """Load the protocol of an untagged packet. steps: by version, payload offset, ICMP, echo request."""
+    return [
+        (_LD_H, 12),
+        (_JEQ, ether.IPV6, "v6", ""),
+        (_JEQ, ether.IPV4, "", "drop"),
+        (_LD_H, 20),
+        (_JSET, _FRAGMENT | 0x2000, "drop", ""),
+        (_LDX_IHL, 14),
+        (_LD_B, 23),
+        *steps(4, 14, ip.ICMP, 8),
+        "v6",
+        (_LD_B, 20),
+        *steps(6, 54, ip.ICMPV6, 128),
+    ]
+
+
+def _to_lists(version: int) -> list[Step]:
+    """Go to the list of the protocol, if it has one. The lists are too long for other jumps."""
+    no_tcp, no_udp = f"no tcp.{version}", f"no udp.{version}"
+    return [
+        (_JEQ, ip.TCP, "", no_tcp),
+        (_JA, 0, f"tcp.{version}"),
+        no_tcp,
+        (_JEQ, ip.UDP, "", no_udp),
+        (_JA, 0, f"udp.{version}"),
+        no_udp,
+    ]
+
+
+def _port_lists(lists: dict[str, Ranges], at: int) -> list[Step]:
+    """Keep a packet if the port at an offset of its transport header is in the list of its protocol."""
+    program: list[Step] = []
+    for name, ranges in lists.items():
+        tests = b"".join(
+            _RANGE.pack(_JGE, 0, 2, low, _JGT, 1, 0, high, _RET, 0, 0, ALL) for low, high in ranges
+        )
+        for version, load in (4, (_LD_H_X, 14 + at)), (6, (_LD_H, 54 + at)):
+            program += [f"{name}.{version}", load, tests, (_RET, 0)]
+    return program
+
+
 # --- injection of frames into the host's stack
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -222,7 +327,7 @@ class Injector:
         licence = ctypes.create_string_buffer(_LICENSE)
         count = len(_PROGRAM) // 8
         load = _LOAD.pack(_SCHED_CLS, count, ctypes.addressof(program), ctypes.addressof(licence))
-        self._fd = _bpf(_PROG_LOAD, ctypes.create_string_buffer(load, len(load)))
+        self._fd = bpf(_PROG_LOAD, ctypes.create_string_buffer(load, len(load)))
         self._ctx = ctypes.create_string_buffer(_CTX.size)
         self._run = ctypes.create_string_buffer(_RUN.size)
 
@@ -237,7 +342,7 @@ class Injector:
         _CTX.pack_into(self._ctx, 0, INJECTED, index)
         ctx = ctypes.addressof(self._ctx)
         _RUN.pack_into(self._run, 0, self._fd, 0, len(octets), 0, where, 0, 1, 0, _CTX.size, 0, ctx, 0)
-        _bpf(_PROG_TEST_RUN, self._run)
+        bpf(_PROG_TEST_RUN, self._run)
         return not int.from_bytes(self._run.raw[4:8], "little")
 
     def close(self) -> None:
@@ -247,7 +352,8 @@ class Injector:
             self._fd = -1
 
 
-def _bpf(command: int, attributes: "ctypes.Array[ctypes.c_char]") -> int:
+def bpf(command: int, attributes: "ctypes.Array[ctypes.c_char]") -> int:
+    """Call bpf(2). Return what it does. Raises OSError."""
     number = _NR_BPF.get(os.uname().machine)
     if number is None:
         raise OSError(f"bpf(2) is not known on {os.uname().machine}")

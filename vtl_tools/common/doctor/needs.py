@@ -43,6 +43,11 @@ NEEDS: Final[Mapping[str, tuple[Use, ...]]] = {
     "vtl-subnet": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-udt": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-ack": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
+    "vortex-client": (
+        *_OF_ALL,
+        Use("an interface by name", _INTERFACE, main=True),
+        Use("ports in use, at once", ("CAP_BPF", "eBPF")),
+    ),
     "vtl-wan": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-tor": (
         *_OF_ALL,

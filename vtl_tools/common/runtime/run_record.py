@@ -160,7 +160,7 @@ def _directory() -> str:
 def unit_of(cgroups: str) -> str:
     """Return the unit that started a service, from its /proc/PID/cgroup; "" if a person did."""
     last = cgroups.rstrip().rpartition("/")[2]
-    return last if re.fullmatch(r"vtl-[\w@.\\:-]+\.service", last) else ""
+    return last if re.fullmatch(r"(?:vtl|vortex)-[\w@.\\:-]+\.service", last) else ""
 
 
 def network_namespace() -> int:

@@ -1,0 +1,132 @@
+"""vortex-client: a volunteer's unused ports, answered by a backend. Paper section 3.6."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vtl_tools.common.cli import options as opts
+from vtl_tools.common.cli.output import echo as say
+from vtl_tools.common.cli.output import print_json, print_table
+from vtl_tools.common.cli.run import run_service
+from vtl_tools.common.cli.tool import Tool
+from vtl_tools.common.cli.verbs import add_events, add_status, ask_each, current_tool
+from vtl_tools.common.errors import SpecError
+
+if TYPE_CHECKING:
+    from vtl_tools.common.runtime.runner import Options
+
+
+@click.group("vortex-client", cls=Tool)
+@opts.iface_option()
+@click.option("--backend", metavar="LINK", help="The link to the backend.")
+@click.option(
+    "--ports", default="1-32767", show_default=True, metavar="RANGES", help="The scope: 1-1023,8080."
+)
+@click.option(
+    "--backend-address", "addresses", metavar="ADDRESS", multiple=True,
+    help="Address of the backend on the link; twice, for IPv4 and IPv6.  [default: 198.18.0.2, 2001:2::2]",
+)  # fmt: skip
+@click.option("--echo", is_flag=True, help="Let the backend answer pings, too.")
+@click.option("--private", is_flag=True, help="Wormhole sources in private networks and neighbours, too.")
+@click.option("--rate", default="2mbit", show_default=True, metavar="RATE", help="Limit of each direction.")
+@click.option(
+    "--quota", default="1gb", show_default=True, metavar="SIZE", help="Octets in a day; 0: no limit."
+)
+@click.option(
+    "--amplification", type=click.IntRange(1, 100), default=3, show_default=True, metavar="N",
+    help="Octets that a source gets for each of its own until it completed a handshake of TCP.",
+)  # fmt: skip
+@opts.guard_option()
+@opts.common_options
+def main(
+    iface: str | None, backend: str | None, ports: str, addresses: tuple[str, ...], echo: bool, private: bool,
+    rate: str, quota: str, amplification: int, guard: str, options: "Options",
+) -> None:  # fmt: skip
+    """Let a backend answer for the ports of this host that no process uses. The host keeps its stack.
+
+    \b
+    vortex-client --iface eth0 --backend vxlan:192.0.2.7/51
+
+    The backend is any host on the link with the address 198.18.0.2. It sees the attackers' addresses.
+    """
+    opts.require(
+        (iface, "--iface", "the interface of this host"), (backend, "--backend", "the link to the backend")
+    )
+    assert iface is not None
+    assert backend is not None
+    if ":" in iface or iface == backend:
+        raise click.UsageError(f"--iface: {iface}: name an interface of this host, and another as --backend")
+    from vtl_tools.common import units
+    from vtl_tools.common.runtime.control import path_for
+    from vtl_tools.services.vortex.limits import Limits
+    from vtl_tools.services.vortex.ports import parse_ranges
+    from vtl_tools.services.vortex.start import Build, verbs
+
+    build = Build(
+        iface, backend, parse_ranges(ports), _addresses(addresses),
+        Limits(units.rate(rate), units.size(quota), amplification), echo=echo, allow_private=private,
+    )  # fmt: skip
+    if options.control is None:
+        options = replace(options, control=path_for(options.service, iface))
+    run_service(build.stage, build.links, options, guard=guard, vm_sides=1, verbs=verbs)
+
+
+def _addresses(texts: tuple[str, ...]) -> tuple[bytes, bytes]:
+    from ipaddress import ip_address
+
+    found = {4: ip_address("198.18.0.2"), 6: ip_address("2001:2::2")}
+    for text in texts:
+        try:
+            address = ip_address(text)
+        except ValueError:
+            raise SpecError(f"--backend-address: {text!r}: not an address; write 198.18.0.2") from None
+        found[address.version] = address
+    return found[4].packed, found[6].packed
+
+
+@main.command()
+@opts.verb_options
+def pause(link: str | None, json: bool) -> None:
+    """Stop for now: the host's own stack answers for all ports, as without the service."""
+    _switch("pause", link, json)
+
+
+@main.command()
+@opts.verb_options
+def resume(link: str | None, json: bool) -> None:
+    """Go on after a pause."""
+    _switch("resume", link, json)
+
+
+def _switch(verb: str, link: str | None, json: bool) -> None:
+    for told in ask_each(current_tool(), verb, link):
+        if json:
+            print_json([told], "vortex-client.state/1")
+        else:
+            say("paused" if told["paused"] else "running")
+
+
+@main.command("log")
+@opts.verb_options
+def log_(link: str | None, json: bool) -> None:
+    """List what was sent: flows by source and port, with frames and octets of both directions."""
+    found: list[dict[str, Any]] = [
+        flow for told in ask_each(current_tool(), "log", link) for flow in told["flows"]
+    ]
+    if json:
+        print_json(found, "vortex-client.flow/1")
+        return
+    counts = ("frames_in", "octets_in", "frames_out", "octets_out")
+    rows = [
+        (
+            flow["protocol"], f"{flow['from']} {flow['from_port']}", f"{flow['to']} {flow['to_port']}",
+            "ended" if flow["ended"] else "open", *(flow[count] for count in counts),
+        )
+        for flow in found
+    ]  # fmt: skip
+    print_table(("protocol", "from", "to", "state", *counts), rows, right=counts, names=("from", "to"))
+
+
+add_status(main)
+add_events(main)

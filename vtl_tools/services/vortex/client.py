@@ -1,0 +1,322 @@
+"""Vortex: cooperative selective wormholing (paper section 3.6), in one stage beside the volunteer's stack.
+
+Traffic to unused ports of the volunteer goes to a backend as rewritten Ethernet frames. The backend's answers
+come back as the volunteer's. The attacker sees one host. The backend sees the attacker's true address and
+port, and neither address nor Ethernet address of the volunteer. A port that a process uses is never touched.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.errors import Malformed
+from vtl_tools.common.host import privilege
+from vtl_tools.common.packet import ip, tcp, vnet
+from vtl_tools.common.packet.icmp import ICMP
+from vtl_tools.common.packet.ipv4 import IPv4
+from vtl_tools.common.packet.ipv6 import IPv6
+from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.seq import seq_add
+from vtl_tools.common.packet.tcp import TCP
+from vtl_tools.common.stage import Stage
+from vtl_tools.services.vortex.backend_link import GATEWAY_MAC, BackendLink
+from vtl_tools.services.vortex.flows import FlowKey, Flows, WormholeFlow
+from vtl_tools.services.vortex.limits import Allowance, Limits, Quota, Sources
+from vtl_tools.services.vortex.ports import NAMES, Port, PortUse
+
+BACKEND, OUTSIDE = 0, 1
+LOOK_EVERY_S: Final = 1.0
+"""How often closed sockets and old flows are looked for. Ports that become used are told at once."""
+
+
+class VolunteerHost(Protocol):
+    """The volunteer's own stack, as far as the client asks it and silences it."""
+
+    ttl4: int
+    ttl6: int
+
+    def is_own(self, octets: bytes) -> bool:
+        """Return whether an IP address is the volunteer's."""
+        ...
+
+    def sockets(self) -> tuple[set[Port], bool]:
+        """Return the ports that sockets use now, and whether a socket is closing."""
+        ...
+
+    def has_closed(self) -> bool:
+        """Return whether a socket may have been closed since the last call."""
+        ...
+
+    def moved(self) -> bool:
+        """Return whether addresses changed since the last call; then `sources` have the new networks."""
+        ...
+
+    def give_back(self, ports: Iterable[Port]) -> None:
+        """Let the stack refuse at these ports again, and hear nothing of them."""
+        ...
+
+    def take(self, ports: Iterable[Port]) -> None:
+        """Silence the stack for ports that are unused again."""
+        ...
+
+    def apply(self) -> None:
+        """Silence the stack for all ports that are wormholed."""
+        ...
+
+    def restore(self) -> None:
+        """Let the stack answer as without us."""
+        ...
+
+
+class VortexClient(Stage):
+    """Port 0 leads to the backend, port 1 is the volunteer's interface, beside the stack. echo: of ICMP."""
+
+    inline = False
+
+    def __init__(
+        self, ports: PortUse, link: BackendLink, host: VolunteerHost, sources: Sources, limits: Limits,
+        *, echo: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.capabilities = frozenset({privilege.NET_ADMIN})
+        self.ports, self.link, self.host, self.echo = ports, link, host, echo
+        self.flows, self.allowed, self.limits = Flows(), sources, limits
+        self.allowances = [Allowance(limits.rate_bps) for _ in range(2)]
+        self.quota = Quota(limits.quota)
+        self.is_paused = False
+        self.given_back = 0
+        self._due = 0.0
+        self._stale = True
+        self._lifted: list[Port] = []
+        self._picked = Batch()
+
+    # --- frames
+
+    def on_batch(self, port: int, batch: Batch, now: float) -> None:
+        """Rewrite frames in place and send those that may pass; the others are counted by reason."""
+        judge = self._inward if port == OUTSIDE else self._outward
+        kept = []
+        for i, frame in enumerate(batch):
+            try:
+                reason = judge(Packet.at(frame), now)
+            except Malformed:
+                reason = "malformed"
+            if not reason:
+                kept.append(i)
+            elif reason != "done":
+                self.drops[reason] += 1
+        if kept:
+            self.out[1 - port](self._picked.pick(batch, kept), now)
+
+    def _refused(self, pkt: Packet) -> str:
+        """Return why a frame from outside is left to the stack alone; "" if it is not."""
+        net = pkt.ip
+        if self.is_paused:
+            return "paused"
+        if net is None or pkt.ethertype != pkt.eth.type or net.is_fragment or net.is_routed:
+            return "other"
+        if not self.host.is_own(net.dst) or self.host.is_own(net.src):
+            return "not-for-host"
+        return "" if self.allowed.allows(net.src) else "source"
+
+    def _inward(self, pkt: Packet, now: float) -> str:
+        """Rewrite a frame for the backend. Return why it is not sent; "" if it is."""
+        if reason := self._refused(pkt):
+            return reason
+        net, key = pkt.ip, self._key(pkt, from_outside=True)
+        if net is None or key is None:
+            return "other"
+        if key[0] in NAMES and not self.ports.is_open((key[0], key[3])):
+            return "in-use"
+        flow = self.flows.get(key)
+        if flow is None:
+            if (segment := pkt.tcp) is not None and not _may_open(segment):
+                return "no-flow"
+            flow = self.flows.open(key, net.dst, pkt.eth.dst, pkt.eth.src, now)
+            if flow is None:
+                return "flows-of-source"
+        elif flow.local != net.dst:
+            return "collision"
+        octets = len(pkt.buf) - vnet.VNET
+        if reason := self._exceeds(OUTSIDE, octets, now):
+            return reason
+        self._note(flow, pkt, octets, now)
+        net.dst = self.link.addresses[len(net.dst)]
+        pkt.eth.src = GATEWAY_MAC
+        if self.link.mac:
+            pkt.eth.dst = self.link.mac
+            return ""
+        return "done" if self.link.wait(bytes(pkt.buf)) else "backend-unknown"
+
+    def _note(self, flow: WormholeFlow, pkt: Packet, octets: int, now: float) -> None:
+        """Account a frame from outside, which may prove that its source receives what is sent there."""
+        self.flows.touch(flow, now)
+        flow.hop_mac = pkt.eth.src
+        flow.frames_in += 1
+        flow.octets_in += octets
+        if (segment := pkt.tcp) is not None and not flow.is_proven:
+            is_ack = segment.flags & (tcp.ACK | tcp.RST) == tcp.ACK
+            if is_ack and segment.ack == flow.expected_ack:
+                self.flows.prove(flow, now)
+
+    def _outward(self, pkt: Packet, now: float) -> str:
+        """Rewrite an answer of the backend to be the volunteer's. Return why it is not sent."""
+        if pkt.ethertype != pkt.eth.type:
+            return "other"
+        if (mac := self.link.speaker(pkt)) and (ready := self.link.learn(mac)):
+            self.send(BACKEND, ready, now)
+        if (answer := self.link.answer(pkt)) is not None:
+            self.send(BACKEND, [(bytes(answer),)], now)
+            return "done"
+        net = pkt.ip
+        if net is None or pkt.nd is not None or net.is_fragment or net.is_routed:
+            return "other"
+        key = self._key(pkt, from_outside=False)
+        if net.src != self.link.addresses[len(net.src)] or key is None or self.is_paused:
+            return "paused" if self.is_paused else "not-an-answer"
+        segment = pkt.tcp
+        if segment is not None and segment.flags & (tcp.SYN | tcp.ACK) == tcp.SYN:
+            return "opens-flow"
+        flow = self.flows.get(key)
+        if flow is None or self.host.is_own(net.dst):
+            return "no-flow"
+        octets = len(pkt.buf) - vnet.VNET
+        if not flow.is_proven and flow.octets_out + octets > self.limits.amplification * flow.octets_in:
+            return "amplification"
+        if reason := self._exceeds(BACKEND, octets, now):
+            return reason
+        flow.frames_out += 1
+        flow.octets_out += octets
+        if segment is not None and segment.flags & (tcp.SYN | tcp.ACK) == tcp.SYN | tcp.ACK:
+            flow.expected_ack = seq_add(segment.seq, 1)
+        self._disguise(pkt, net, segment, flow)
+        return ""
+
+    def _disguise(self, pkt: Packet, net: IPv4 | IPv6, segment: TCP | None, flow: WormholeFlow) -> None:
+        """Let a packet be one that the volunteer's own stack sends: addresses, TTL, and IP identification."""
+        pkt.eth.src, pkt.eth.dst = flow.own_mac, flow.hop_mac
+        net.src = flow.local
+        if isinstance(net, IPv4):
+            net.ttl = self.host.ttl4
+            if segment is not None and segment.flags & (tcp.SYN | tcp.RST):
+                net.identification = 0  # as Linux sends a SYN-ACK, and a RST of no connection
+                net.dont_fragment = 1
+        else:
+            net.hop_limit = self.host.ttl6
+
+    def _key(self, pkt: Packet, *, from_outside: bool) -> FlowKey | None:
+        """Return the key of a packet's flow; None if it is of no kind that is wormholed."""
+        flow, message = pkt.flow, pkt.icmp
+        if flow is None or flow[0] not in (ip.TCP, ip.UDP, ip.ICMP, ip.ICMPV6) or pkt.transport is None:
+            return None
+        if isinstance(message, ICMP) and not (
+            self.echo and message.is_echo and message.is_echo_request == from_outside
+        ):
+            return None
+        protocol, src, sport, dst, dport = flow
+        return (protocol, src, sport, dport) if from_outside else (protocol, dst, dport, sport)
+
+    def _exceeds(self, port: int, octets: int, now: float) -> str:
+        if not self.allowances[port].take(octets, now):
+            return "rate"
+        return "" if self.quota.take(octets, now) else "quota"
+
+    # --- ports of the volunteer
+
+    def on_used(self, port: Port, now: float) -> None:
+        """Give a port back at once: a process uses it now, and no frame to it goes to the backend.
+
+        The stack was never kept from it: what it refuses there passes again once settle() is through.
+        """
+        if not self.ports.use(port):
+            return
+        self.flows.end_of_port(*port, now)
+        self.given_back += 1
+        self._stale = True  # the next look tells whether it still is
+        self._lifted.append(port)
+
+    def settle(self, now: float) -> None:
+        """Lift the silence of the ports that were given back, all at once, and tell of them."""
+        if not self._lifted:
+            return
+        lifted, self._lifted = self._lifted, []
+        if not self.is_paused:
+            self.host.give_back(lifted)
+        for protocol, port in lifted:
+            self.event("given-back", protocol=NAMES[protocol], port=port, cause=NAMES[protocol])
+
+    def look(self, now: float) -> None:
+        """Compare with the sockets that there are, and take the ports that are unused again."""
+        used, is_closing = self.host.sockets()
+        for port in used:
+            self.on_used(port, now)
+        self._stale = is_closing
+        if (unused := self.ports.free(used)) and not self.is_paused:
+            self.settle(now)  # before its end is noted, the use is
+            self.host.take(unused)
+
+    def deadline(self) -> float | None:
+        """Return when wake() is due."""
+        return self._due
+
+    def wake(self, now: float) -> None:
+        """Look for closed sockets, changed addresses, old flows, and the backend."""
+        if now < self._due:
+            return
+        self._due = now + LOOK_EVERY_S
+        if self.host.moved() and not self.is_paused:
+            self.host.apply()
+        closed = self.host.has_closed()
+        if closed or self._stale:
+            self.look(now)
+        self.flows.expire(now)
+        if asks := self.link.questions(now):
+            self.send(BACKEND, asks, now)
+
+    # --- verbs
+
+    def pause(self, now: float) -> None:
+        """Stop: the volunteer's stack answers as before."""
+        if not self.is_paused:
+            self.is_paused = True
+            self.host.restore()
+            self.flows.end_all(now)
+            self.event("paused")
+
+    def resume(self, now: float) -> None:
+        """Go on."""
+        if self.is_paused:
+            self.look(now)
+            self.is_paused = False
+            self.host.apply()
+            self.event("resumed")
+
+    def status(self, now: float) -> dict[str, object]:
+        """Return counters, and the ports in use."""
+        return {
+            "vortex": {
+                "paused": self.is_paused,
+                "backend": self.link.mac.hex(":"),
+                "flows": len(self.flows),
+                "opened": self.flows.opened,
+                "given_back": self.given_back,
+                "in_use": _texts(sorted(self.ports.used)),
+                "quota_octets": self.quota.octets,
+                "quota_used_octets": self.quota.used,
+            }
+        }
+
+
+def _may_open(segment: TCP) -> bool:
+    """Return whether a segment may open a flow: one that a closed port answers, and no answer itself.
+
+    A SYN-ACK may be for a connection that the volunteer opens at this moment.
+    """
+    return not segment.flags & tcp.RST and segment.flags & (tcp.SYN | tcp.ACK) != tcp.SYN | tcp.ACK
+
+
+def _texts(ports: Iterable[Port]) -> list[str]:
+    return [f"{NAMES[protocol]} {number}" for protocol, number in ports]
+
+
+OnUsed = Callable[[Port, float], None]
