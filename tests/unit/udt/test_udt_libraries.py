@@ -17,7 +17,7 @@ from vtl_tools.services.udt.transport.udt import UDTTransport
 PROFILE = PathProfile()
 LOADED = """
 import sys
-from vtl_tools.services.udt.transport.{0} import {1}Transport
+from vtl_tools.{0}.{1} import {2}Transport
 sys.exit(any(name in sys.modules for name in ("udt4py", "cryptography")))
 """
 
