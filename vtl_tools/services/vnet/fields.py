@@ -32,7 +32,7 @@ class FrameFields(NamedTuple):
 
 def key_of(frame: memoryview) -> bytes:
     """Return octets of a frame of FIXED octets at least; frames that share them share their fields."""
-    if frame[_KIND : _KIND + 2] == b"\x08\x00" and len(frame) >= VNET + 34:
+    if frame[_KIND] == 8 and not frame[_KIND + 1] and len(frame) >= VNET + 34:
         return bytes(frame[VNET : VNET + 14]) + bytes(frame[VNET + 23 : VNET + 34])
     return bytes(frame[VNET : VNET + 62])
 

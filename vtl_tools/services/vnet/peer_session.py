@@ -1,8 +1,8 @@
 """The session of two daemons over one connection: frames in sealed records. Sans-IO.
 
-A record (common/session/secure_channel.py) is items, each with a head: kind, hops, length. A frame is sent with
-its virtio_net_hdr, so that super-segments stay whole; numbers in that header are little-endian, as they are on
-all machines that VTL runs on.
+A record (common/session/secure_channel.py) is items, each with a head: kind, hops, length. A frame is sent
+with its virtio_net_hdr, so that super-segments stay whole. Numbers in that header are little-endian, as they
+are on all machines that VTL runs on.
 """
 
 import struct
@@ -23,8 +23,8 @@ STAMP: Final = struct.Struct("!Q")
 _FRAME, _PING, _PONG, _BYE = 0, 1, 2, 3
 _RECORD: Final = 1 << 16
 """Octets of items after which a record is sealed."""
-_WAITING_MAX: Final = 4096
-"""Frames that wait to be read: those of a few records."""
+_WAITING_MAX: Final = 1 << 14
+"""Frames that wait to be read: more than one reading of a connection brings."""
 
 
 class PeerSession(SecureChannel):
@@ -66,7 +66,7 @@ class PeerSession(SecureChannel):
         self.frames.clear()
 
     def on_record(self, body: memoryview) -> None:
-        """Take the items of a record. Raises Malformed. A frame that no link may get is counted and dropped."""
+        """Take the items of a record. A frame that is none is counted and dropped. Raises Malformed."""
         at, end = 0, len(body)
         while at < end:
             if end - at < HEAD.size:

@@ -43,6 +43,7 @@ class _Caller:
 
     def __init__(self, connection: TCPConnection, session: PeerSession, *, is_open: bool) -> None:
         self.connection, self.session, self.is_open = connection, session, is_open
+        self.waits_to_write = True
 
 
 class TCPLink(Device):
@@ -177,8 +178,9 @@ class TCPLink(Device):
             pass
         except OSError as e:
             session.end((e.strerror or str(e)).lower())
-        with suppress(OSError):
-            self.handle.watch(caller.connection.fileno(), write=bool(session.outbox))
+        if caller.waits_to_write != bool(session.outbox):
+            caller.waits_to_write = not caller.waits_to_write
+            self.handle.watch(caller.connection.fileno(), write=caller.waits_to_write)
 
     # --- a link
 
