@@ -32,8 +32,10 @@ class FrameFields(NamedTuple):
 
 def key_of(frame: memoryview) -> bytes:
     """Return octets of a frame of FIXED octets at least; frames that share them share their fields."""
-    if frame[_KIND] == 8 and not frame[_KIND + 1] and len(frame) >= VNET + 34:
-        return bytes(frame[VNET : VNET + 14]) + bytes(frame[VNET + 23 : VNET + 34])
+    if frame[_KIND] == _IPV4 >> 8 and not frame[_KIND + 1] and len(frame) >= VNET + 34:
+        return bytes(frame[VNET:FIXED]) + bytes((frame[VNET + 23],)) + bytes(frame[VNET + 26 : VNET + 34])
+    if frame[_KIND] == _IPV6 >> 8 and frame[_KIND + 1] == _IPV6 & 0xFF and len(frame) >= VNET + 54:
+        return bytes(frame[VNET:FIXED]) + bytes((frame[VNET + 20],)) + bytes(frame[VNET + 22 : VNET + 54])
     return bytes(frame[VNET : VNET + 62])
 
 

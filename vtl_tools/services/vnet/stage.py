@@ -1,4 +1,4 @@
-"""The stage of vtl-vnet: frames of all links, sent by the decisions of the switch; links and rules that change."""
+"""The stage of vtl-vnet: sends the frames of all links as the switch decides; links and rules change."""
 
 import logging
 from collections import Counter
@@ -218,10 +218,10 @@ class Overlay(Stage):
         link.pid = pid
         link.starts += bool(pid)
         if pid:
-            self.event("service", name=name, pid=pid)
+            self.event("service-link", name=name, pid=pid)
         else:
             log.warning("%s: its service ended with status %d; it is started again", name, status)
-            self.event("service", name=name, pid=0, exit=status)
+            self.event("service-link", name=name, pid=0, exit=status)
 
     def deadline(self) -> float:
         """Return when rates are due."""
@@ -276,6 +276,7 @@ class Overlay(Stage):
             "octets_out": link.octets_out,
             "rtt_ms": first.get("rtt_ms"),
             "loss_percent": first.get("loss_percent"),
+            "why": first.get("why", ""),
             "dropped": sum(drops.values()),
             "losses": sum(device.losses for device in link.devices),
             "pid": link.pid,
