@@ -1,6 +1,7 @@
 """vtl-vnet between real kernels: three daemons, one of them a proxy; services as links; links cut; keys."""
 
 import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab.netns import Host, Lab
-from lab.wait import slowness, until
+from lab.wait import PATIENCE_S, slowness, until
 from tests.cmd.tools import BIN
 from tests.running import Bridge, bridge
 
@@ -34,8 +35,8 @@ class Overlaid:
         return not source.run("ping", "-c1", "-W1", address, check=False).returncode
 
     def asks(self, daemon: int, *words: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-        socket = str(self.daemons[daemon].socket)
-        return self.hosts[daemon].run(BIN / "vtl-vnet", *words, "--link", socket, check=check)
+        asked = (*words, "--link", str(self.daemons[daemon].socket))
+        return self.hosts[daemon].run(BIN / "vtl-vnet", *asked, check=check)
 
 
 def make_key(lab: Lab, host: Host, name: str) -> Path:
@@ -111,17 +112,15 @@ def test_three_daemons_are_one_ethernet_and_hear_no_frame_twice(world: Overlaid)
 def test_a_service_is_put_under_a_running_connection_and_taken_away(world: Overlaid) -> None:
     vm1, vm2 = world.vms
     until(lambda: world.reaches(vm1, "10.9.0.2"), "the other VM")
-    listener = vm2.popen("nc", "-l", "-p", "7000", stdout=subprocess.PIPE)
-    sender = vm1.popen("nc", "10.9.0.2", "7000", stdin=subprocess.PIPE)
+    listener = vm2.call(socket.create_server, ("10.9.0.2", 7000))
+    sender = vm1.call(socket.create_connection, ("10.9.0.2", 7000), PATIENCE_S)
+    receiver, _ = listener.accept()
+    receiver.settimeout(PATIENCE_S)
 
     def says(line: bytes) -> None:
-        assert sender.stdin is not None
-        assert listener.stdout is not None
-        sender.stdin.write(line)
-        sender.stdin.flush()
-        assert listener.stdout.readline() == line
+        sender.sendall(line)
+        assert receiver.recv(64) == line
 
-    until(lambda: "LISTEN" in vm2.run("ss", "-ltn").stdout, "the listener")
     says(b"before\n")
     world.asks(0, "link", "add", "wan", "service:wan?delay=30ms")
     world.asks(0, "rule", "add", *f"from-mac {MACS[0]} via wan".split())
@@ -140,8 +139,8 @@ def test_a_service_is_put_under_a_running_connection_and_taken_away(world: Overl
     until(lambda: not Path(f"/proc/{pid}").exists() or pid == 0, "the end of the service")
     says(b"after\n")
     assert least_ms(vm1, "10.9.0.2") < 30 + 30 * slowness()
-    sender.kill()
-    listener.kill()
+    for sock in sender, receiver, listener:
+        sock.close()
 
 
 def test_a_firewall_as_a_link_judges_and_is_started_again_when_it_is_killed(world: Overlaid) -> None:
@@ -154,11 +153,9 @@ def test_a_firewall_as_a_link_judges_and_is_started_again_when_it_is_killed(worl
     until(lambda: world.reaches(vm1, "10.9.0.3"), "the server, through the firewall")
     assert not world.reaches(vm1, "10.9.0.2")
     assert not world.reaches(world.vms[1], "10.9.0.1")
-    socket = next(Path("/tmp").glob("vtl-vnet-*/fw.sock"))
-    world.hosts[0].run(BIN / "vtl-fw", "status", "--link", str(socket))
-    starts = world.daemons[0].status()["overlay"]["fw"]["starts"]
-    world.hosts[0].run("pkill", "-9", "-f", f"control {socket}")
-    until(lambda: world.daemons[0].status()["overlay"]["fw"]["starts"] > starts, "another start")
+    pid = world.daemons[0].status()["overlay"]["fw"]["pid"]
+    world.hosts[0].run("kill", "-9", str(pid))
+    world.daemons[0].wait_for("service-link", name="fw", pid=0, exit=-9)
     until(lambda: world.reaches(vm1, "10.9.0.3"), "the server again")
     assert not world.reaches(vm1, "10.9.0.2")
 

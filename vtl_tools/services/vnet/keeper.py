@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl
@@ -65,6 +65,7 @@ _FIRST_S: Final = 0.25
 _LONGEST_S: Final = 10.0
 _STEADY_S: Final = 30.0
 """Life after which a service counts as started well."""
+_LOOK_S: Final = 0.02
 _PATIENCE_S: Final = 3.0
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -110,6 +111,8 @@ class _Kept:
     began_at: float = 0.0
     due: float = 0.0
     delay_s: float = _FIRST_S
+    unowned: list[str] = field(default_factory=list)
+    """Sockets that it will listen on, and that vtl-vnet's user is to own."""
 
 
 class ServiceKeeper:
@@ -123,14 +126,13 @@ class ServiceKeeper:
         self.on_change: Callable[[str, int, int], object] = lambda name, pid, status: None
         self._program = program
         self.directory = Path(tempfile.mkdtemp(prefix="vtl-vnet-"))
-        if become is not None:
-            os.chown(self.directory, become.uid, become.gid)
+        self.directory.chmod(0o711)  # only its owner can place a file there
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
         if not self._pid:
             try:
                 close_all_but(2, theirs.fileno())
-                _Keeping(theirs, self.directory).run()
+                _Keeping(theirs, self.directory, become).run()
             finally:
                 os._exit(1)
         theirs.close()
@@ -187,8 +189,8 @@ class ServiceKeeper:
 class _Keeping:
     """The process itself."""
 
-    def __init__(self, channel: socket.socket, directory: Path) -> None:
-        self._channel, self._directory = channel, directory
+    def __init__(self, channel: socket.socket, directory: Path, become: Account | None) -> None:
+        self._channel, self._directory, self._become = channel, directory, become
         self._kept: dict[str, _Kept] = {}
 
     def run(self) -> None:
@@ -220,6 +222,8 @@ class _Keeping:
                 poll.register(kept.pidfd, select.POLLIN)
         dues = [kept.due for kept in self._kept.values() if kept.process is None]
         patience_s = max(0.0, min(dues) - time.monotonic()) if dues else None
+        if any([self._hand_over(kept) for kept in self._kept.values()]):
+            patience_s = _LOOK_S
         ready = {fd for fd, _ in poll.poll(None if patience_s is None else patience_s * 1000 + 1)}
         for link, kept in self._kept.items():
             if kept.process is not None and kept.pidfd in ready:
@@ -227,6 +231,16 @@ class _Keeping:
             elif kept.process is None and time.monotonic() >= kept.due:
                 self._start(link, kept)
         return self._channel.fileno() not in ready or self._serve()
+
+    def _hand_over(self, kept: _Kept) -> bool:
+        """Give new sockets to vtl-vnet's user. Return whether some are not there yet."""
+        if self._become is None or kept.process is None:
+            return False
+        for path in list(kept.unowned):
+            with suppress(FileNotFoundError):
+                os.chown(path, self._become.uid, self._become.gid, follow_symlinks=False)
+                kept.unowned.remove(path)
+        return bool(kept.unowned)
 
     def _serve(self) -> bool:
         octets = self._channel.recv(_MESSAGE_MAX)
@@ -244,6 +258,13 @@ class _Keeping:
         kept.began_at = time.monotonic()
         environment = {k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", "VTL_RUN")}
         environment["VTL_RUN"] = str(self._directory)
+        kept.unowned = [
+            word.removeprefix("channel:").removesuffix(",server")
+            for word in kept.command
+            if word.startswith("channel:")
+        ]
+        for path in kept.unowned:
+            Path(path).unlink(missing_ok=True)  # of a service that was killed
         kept.process = subprocess.Popen(
             kept.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment,
             preexec_fn=_die_with_parent,
