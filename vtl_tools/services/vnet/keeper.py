@@ -222,7 +222,7 @@ class _Keeping:
                 poll.register(kept.pidfd, select.POLLIN)
         dues = [kept.due for kept in self._kept.values() if kept.process is None]
         patience_s = max(0.0, min(dues) - time.monotonic()) if dues else None
-        if any([self._hand_over(kept) for kept in self._kept.values()]):
+        if any(self._hand_over(kept) for kept in self._kept.values()):
             patience_s = _LOOK_S
         ready = {fd for fd, _ in poll.poll(None if patience_s is None else patience_s * 1000 + 1)}
         for link, kept in self._kept.items():
