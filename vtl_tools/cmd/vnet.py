@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     help="Another link: tcp:HOST:PORT, service:NAME?OPTIONS, ...; may be repeated.",
 )  # fmt: skip
 @click.option(
-    "--rule", "rules", multiple=True, metavar="RULE", help="Which frames go to which link; may be repeated."
+    "--rule", "rules", multiple=True, metavar="RULE", help="The link of some frames; may be repeated."
 )
 @click.option("--key-file", "key", type=SecretParam(), metavar="FILE", help="The key that all daemons share.")
 @opts.guard_option()

@@ -6,7 +6,7 @@ from vtl_tools.common.errors import SpecError
 from vtl_tools.services.vnet.fields import FrameFields, fields_of
 from vtl_tools.services.vnet.rule import parse_vnet_rule
 from vtl_tools.services.vnet.stations import AGE_S, STATIONS_OF_LINK, Stations
-from vtl_tools.services.vnet.switch import NET, VM, LinkKind, LinkRole, Switch, Target
+from vtl_tools.services.vnet.switch import NET, VM, LinkKind, LinkRole, LinkSide, VnetSwitch
 
 A, B, C = (bytes.fromhex(f"02000000000{n}") for n in (1, 2, 3))
 ALL = b"\xff" * 6
@@ -19,8 +19,8 @@ def frame(src: bytes, dst: bytes, protocol: int = 6) -> FrameFields:
 
 
 @pytest.fixture
-def switch() -> Switch:
-    made = Switch()
+def switch() -> VnetSwitch:
+    made = VnetSwitch()
     for name in "vm1", "vm2":
         made.add_link(name, LinkRole())
     for name in "far1", "far2":
@@ -29,65 +29,67 @@ def switch() -> Switch:
     return made
 
 
-def sent(switch: Switch, fields: FrameFields, link: str, side: int = VM, now: float = 0.0) -> set[Target]:
-    return set(switch.decide(fields, Target(link, side), now).targets)
+def sent(
+    switch: VnetSwitch, fields: FrameFields, link: str, side: int = VM, now: float = 0.0
+) -> set[LinkSide]:
+    return set(switch.decide(fields, LinkSide(link, side), now).targets)
 
 
-def test_a_frame_goes_to_all_links_until_its_destination_was_seen(switch: Switch) -> None:
-    assert sent(switch, frame(A, B), "vm1") == {Target("vm2"), Target("far1"), Target("far2")}
-    assert sent(switch, frame(B, A), "vm2") == {Target("vm1")}
-    assert sent(switch, frame(A, B), "vm1") == {Target("vm2")}
-    assert switch.decide(frame(A, B), Target("vm1"), AGE_S / 2).moved == ""
-    assert switch.decide(frame(A, B), Target("far1"), AGE_S / 2).moved == "vm1"
+def test_a_frame_goes_to_all_links_until_its_destination_was_seen(switch: VnetSwitch) -> None:
+    assert sent(switch, frame(A, B), "vm1") == {LinkSide("vm2"), LinkSide("far1"), LinkSide("far2")}
+    assert sent(switch, frame(B, A), "vm2") == {LinkSide("vm1")}
+    assert sent(switch, frame(A, B), "vm1") == {LinkSide("vm2")}
+    assert switch.decide(frame(A, B), LinkSide("vm1"), AGE_S / 2).moved == ""
+    assert switch.decide(frame(A, B), LinkSide("far1"), AGE_S / 2).moved == "vm1"
     switch.stations.expire(2 * AGE_S)
     assert len(switch.stations) == 0
 
 
-def test_a_frame_of_a_daemon_is_not_sent_to_another(switch: Switch) -> None:
-    assert sent(switch, frame(A, ALL), "far1") == {Target("vm1"), Target("vm2")}
+def test_a_frame_of_a_daemon_is_not_sent_to_another(switch: VnetSwitch) -> None:
+    assert sent(switch, frame(A, ALL), "far1") == {LinkSide("vm1"), LinkSide("vm2")}
     sent(switch, frame(C, ALL), "far2")
-    assert switch.decide(frame(A, C), Target("far1"), 0.0).reason == "split-horizon"
-    assert switch.decide(frame(C, C), Target("far2"), 0.0).reason == "same-link"
+    assert switch.decide(frame(A, C), LinkSide("far1"), 0.0).reason == "split-horizon"
+    assert switch.decide(frame(C, C), LinkSide("far2"), 0.0).reason == "same-link"
     switch.add_rule(parse_vnet_rule("to-mac 02:00:00:00:00:03 via far2"))
-    assert sent(switch, frame(A, C), "far1") == {Target("far2")}
+    assert sent(switch, frame(A, C), "far1") == {LinkSide("far2")}
 
 
-def test_a_link_for_transit_passes_frames_on(switch: Switch) -> None:
+def test_a_link_for_transit_passes_frames_on(switch: VnetSwitch) -> None:
     switch.add_link("leaf", LinkRole(LinkKind.VNET, transit=True))
-    assert sent(switch, frame(A, ALL), "leaf") == {Target(name) for name in ("vm1", "vm2", "far1", "far2")}
-    assert sent(switch, frame(B, ALL), "far1") == {Target("vm1"), Target("vm2"), Target("leaf")}
+    assert sent(switch, frame(A, ALL), "leaf") == {LinkSide(name) for name in ("vm1", "vm2", "far1", "far2")}
+    assert sent(switch, frame(B, ALL), "far1") == {LinkSide("vm1"), LinkSide("vm2"), LinkSide("leaf")}
 
 
-def test_a_service_has_both_directions_of_a_conversation(switch: Switch) -> None:
+def test_a_service_has_both_directions_of_a_conversation(switch: VnetSwitch) -> None:
     sent(switch, frame(B, ALL), "vm2")
     switch.add_rule(parse_vnet_rule("on vm1 via fw"))
-    assert sent(switch, frame(A, B), "vm1") == {Target("fw", VM)}
-    assert sent(switch, frame(A, B), "fw", NET) == {Target("vm2")}
-    assert sent(switch, frame(B, A), "vm2") == {Target("fw", NET)}
-    assert sent(switch, frame(B, A), "fw", VM) == {Target("vm1")}
+    assert sent(switch, frame(A, B), "vm1") == {LinkSide("fw", VM)}
+    assert sent(switch, frame(A, B), "fw", NET) == {LinkSide("vm2")}
+    assert sent(switch, frame(B, A), "vm2") == {LinkSide("fw", NET)}
+    assert sent(switch, frame(B, A), "fw", VM) == {LinkSide("vm1")}
 
 
-def test_a_broadcast_reaches_stations_behind_a_service_by_it_only(switch: Switch) -> None:
+def test_a_broadcast_reaches_stations_behind_a_service_by_it_only(switch: VnetSwitch) -> None:
     switch.add_rule(parse_vnet_rule("from-mac 02:00:00:00:00:01 via fw"))
-    assert sent(switch, frame(A, ALL), "vm1") == {Target("fw", VM)}
-    assert sent(switch, frame(A, ALL), "fw", NET) == {Target("vm2"), Target("far1"), Target("far2")}
-    assert sent(switch, frame(B, ALL), "far1") == {Target("vm2"), Target("fw", NET)}
-    assert sent(switch, frame(B, ALL), "fw", VM) == {Target("vm1")}
+    assert sent(switch, frame(A, ALL), "vm1") == {LinkSide("fw", VM)}
+    assert sent(switch, frame(A, ALL), "fw", NET) == {LinkSide("vm2"), LinkSide("far1"), LinkSide("far2")}
+    assert sent(switch, frame(B, ALL), "far1") == {LinkSide("vm2"), LinkSide("fw", NET)}
+    assert sent(switch, frame(B, ALL), "fw", VM) == {LinkSide("vm1")}
 
 
-def test_services_are_passed_in_the_order_of_the_rules_and_back(switch: Switch) -> None:
+def test_services_are_passed_in_the_order_of_the_rules_and_back(switch: VnetSwitch) -> None:
     switch.add_link("wan", SERVICE)
     for service in "fw", "wan":
         switch.add_rule(parse_vnet_rule(f"on vm1 via {service}"))
     sent(switch, frame(B, ALL), "vm2")
-    way = [Target("vm1")]
+    way = [LinkSide("vm1")]
     for _ in range(3):
         (target,) = sent(switch, frame(A, B), way[-1].link, NET)
         way.append(target)
     assert [each.link for each in way] == ["vm1", "fw", "wan", "vm2"]
-    assert sent(switch, frame(B, A), "vm2") == {Target("wan", NET)}
-    assert sent(switch, frame(B, A), "wan", VM) == {Target("fw", NET)}
-    assert sent(switch, frame(B, A), "fw", VM) == {Target("vm1")}
+    assert sent(switch, frame(B, A), "vm2") == {LinkSide("wan", NET)}
+    assert sent(switch, frame(B, A), "wan", VM) == {LinkSide("fw", NET)}
+    assert sent(switch, frame(B, A), "fw", VM) == {LinkSide("vm1")}
 
 
 @pytest.mark.parametrize(
@@ -101,12 +103,12 @@ def test_services_are_passed_in_the_order_of_the_rules_and_back(switch: Switch) 
         ("vlan 5000 via vm1", "not a VLAN"),
     ],
 )
-def test_a_rule_that_cannot_hold_is_refused(switch: Switch, text: str, problem: str) -> None:
+def test_a_rule_that_cannot_hold_is_refused(switch: VnetSwitch, text: str, problem: str) -> None:
     with pytest.raises(SpecError, match=problem):
         switch.add_rule(parse_vnet_rule(text))
 
 
-def test_a_link_that_a_rule_names_stays(switch: Switch) -> None:
+def test_a_link_that_a_rule_names_stays(switch: VnetSwitch) -> None:
     switch.add_rule(parse_vnet_rule("on vm1 via fw"))
     with pytest.raises(SpecError, match="remove the rule first"):
         switch.remove_link("fw")

@@ -15,14 +15,14 @@ from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.links import LINKS_MAX, LinkPool, LinkSpec, make_link, parse_link
 from vtl_tools.services.vnet.peer_session import HOPS_MAX
 from vtl_tools.services.vnet.rule import VnetRule, parse_vnet_rule
-from vtl_tools.services.vnet.switch import NET, Decision, LinkKind, LinkRole, Switch, Target
+from vtl_tools.services.vnet.switch import NET, LinkKind, LinkRole, LinkSide, Route, VnetSwitch
 from vtl_tools.services.vnet.tcp_link import TCPLink
 
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
 _DECISIONS_MAX: Final = 8192
-_Group = tuple[tuple[Target, ...], int]
+_Group = tuple[tuple[LinkSide, ...], int]
 
 
 @dataclass
@@ -49,18 +49,18 @@ class Overlay(Stage):
 
     def __init__(self, ports: Sequence[str], key: bytes | None, keeper: ServiceKeeper | None) -> None:
         super().__init__(len(ports))
-        self.switch = Switch()
+        self.switch = VnetSwitch()
         self._key, self._keeper = key, keeper
         self._links: dict[str, _Link] = {}
         self._pool = LinkPool(self._on_pool)
-        self._owners: dict[Device, Target] = {}
-        self._decisions: dict[tuple[Target, bytes], Decision] = {}
+        self._owners: dict[Device, LinkSide] = {}
+        self._decisions: dict[tuple[LinkSide, bytes], Route] = {}
         self._generation = -1
         self._hits: Counter[str] = Counter()
         self._tick_at = 0.0
         self._ticked_at = 0.0
         self._scratch = Batch()
-        self._ingress: list[Target] = []
+        self._ingress: list[LinkSide] = []
         self.sources = [self._pool]
         if keeper is not None:
             keeper.on_change = self._on_service
@@ -68,7 +68,7 @@ class Overlay(Stage):
         for port, spec in enumerate(ports):
             self._links[spec] = _Link(LinkSpec(spec, spec, LinkRole()), port)
             self.switch.add_link(spec, LinkRole())
-            self._ingress.append(Target(spec))
+            self._ingress.append(LinkSide(spec))
 
     # --- changes
 
@@ -92,7 +92,7 @@ class Overlay(Stage):
                 self._pool.remove(device)
             raise
         for side, device in enumerate(added.devices):
-            self._owners[device] = Target(name, side)
+            self._owners[device] = LinkSide(name, side)
         self._links[name] = added
         self.switch.add_link(name, link.role)
 
@@ -147,7 +147,7 @@ class Overlay(Stage):
         self._links[self._owners[device].link].octets_in += batch.octets
         self._pass(self._owners[device], batch, now, hops)
 
-    def _pass(self, ingress: Target, batch: Batch, now: float, hops: Sequence[int]) -> None:
+    def _pass(self, ingress: LinkSide, batch: Batch, now: float, hops: Sequence[int]) -> None:
         if self._generation != self.switch.generation or len(self._decisions) > _DECISIONS_MAX:
             self._decisions.clear()
             self._generation = self.switch.generation
@@ -165,7 +165,7 @@ class Overlay(Stage):
             for target in targets:
                 self._send(target, part, now, left)
 
-    def _targets(self, ingress: Target, frame: memoryview, now: float, hops: int) -> tuple[Target, ...]:
+    def _targets(self, ingress: LinkSide, frame: memoryview, now: float, hops: int) -> tuple[LinkSide, ...]:
         key = ingress, key_of(frame)
         decision = self._decisions.get(key)
         if decision is None:
@@ -184,7 +184,7 @@ class Overlay(Stage):
             self.drops["hop-limit"] += 1
         return local
 
-    def _send(self, target: Target, batch: Batch, now: float, hops: int) -> None:
+    def _send(self, target: LinkSide, batch: Batch, now: float, hops: int) -> None:
         link = self._links[target.link]
         link.octets_out += batch.octets
         if link.port >= 0:
@@ -228,7 +228,7 @@ class Overlay(Stage):
         return self._tick_at
 
     def wake(self, now: float) -> None:
-        """Compute rates, and let stations be learned anew."""
+        """Compute rates, and let stations be confirmed."""
         if now < self._tick_at:
             return
         elapsed_s = max(now - self._ticked_at, 1e-3)

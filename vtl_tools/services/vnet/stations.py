@@ -14,7 +14,7 @@ Key = tuple[int, bytes]
 
 
 @dataclass(slots=True)
-class Station:
+class KnownStation:
     """A station. through: the services that its frames are sent through."""
 
     link: str
@@ -26,7 +26,7 @@ class Stations:
     """A bounded table of stations, the one that was silent longest first."""
 
     def __init__(self) -> None:
-        self._found: dict[Key, Station] = {}
+        self._found: dict[Key, KnownStation] = {}
         self._counts: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -39,7 +39,7 @@ class Stations:
         if station is None:
             if self._counts.get(link, 0) >= STATIONS_OF_LINK or len(self._found) >= STATIONS_MAX:
                 self._evict(link)
-            self._found[key] = Station(link, now)
+            self._found[key] = KnownStation(link, now)
             self._counts[link] = self._counts.get(link, 0) + 1
             return ""
         before, station.link, station.seen_at = station.link, link, now
@@ -59,7 +59,7 @@ class Stations:
     def _remove(self, key: Key) -> None:
         self._counts[self._found.pop(key).link] -= 1
 
-    def find(self, vlan: int, mac: bytes) -> Station | None:
+    def find(self, vlan: int, mac: bytes) -> KnownStation | None:
         """Return the station of an address; None: not known."""
         return self._found.get((vlan, mac))
 
@@ -85,6 +85,6 @@ class Stations:
         for one in self._found.values():
             one.through.discard(service)
 
-    def items(self) -> Iterator[tuple[Key, Station]]:
+    def items(self) -> Iterator[tuple[Key, KnownStation]]:
         """Return all stations."""
         return iter(self._found.items())

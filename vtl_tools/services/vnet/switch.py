@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from vtl_tools.common.errors import SpecError
 from vtl_tools.services.vnet.fields import FrameFields
 from vtl_tools.services.vnet.rule import VnetRule
-from vtl_tools.services.vnet.stations import Station, Stations
+from vtl_tools.services.vnet.stations import KnownStation, Stations
 
 VM, NET = 0, 1
 """The sides of a service."""
@@ -35,30 +35,30 @@ class LinkKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LinkRole:
-    """What is to be known of a link. sides: of a service. transit: floods between VNET links."""
+    """The properties of a link. sides: of a service. transit: floods between VNET links."""
 
     kind: LinkKind = LinkKind.LOCAL
     sides: int = 1
     transit: bool = False
 
 
-class Target(NamedTuple):
+class LinkSide(NamedTuple):
     """A link, and the side of a service at which a frame enters it."""
 
     link: str
     side: int = VM
 
 
-class Decision(NamedTuple):
+class Route(NamedTuple):
     """The targets of a frame; without any, the reason. rules: those that matched. moved: its link before."""
 
-    targets: tuple[Target, ...]
+    targets: tuple[LinkSide, ...]
     reason: str = ""
     rules: tuple[VnetRule, ...] = ()
     moved: str = ""
 
 
-class Switch:
+class VnetSwitch:
     """Links, rules and stations. generation: grows with each change that makes older decisions invalid."""
 
     def __init__(self) -> None:
@@ -122,10 +122,10 @@ class Switch:
 
     # --- decisions
 
-    def decide(self, fields: FrameFields, ingress: Target, now: float) -> Decision:
+    def decide(self, fields: FrameFields, ingress: LinkSide, now: float) -> Route:
         """Return where a frame goes. ingress: the link, and for a service the side, that it came from."""
         if fields.src[0] & 1:
-            return Decision((), "group-source")
+            return Route((), "group-source")
         moved = ""
         is_service = self.links[ingress.link].kind is LinkKind.SERVICE
         if not is_service:
@@ -143,20 +143,20 @@ class Switch:
         return self._backward(fields, ingress, origin, before)._replace(moved=moved)
 
     def _forward(
-        self, fields: FrameFields, origin: str, sender: Station | None, first: int
-    ) -> Decision | None:
+        self, fields: FrameFields, origin: str, sender: KnownStation | None, first: int
+    ) -> Route | None:
         for rule in self.rules[first:]:
             if not rule.matches(fields, origin):
                 continue
             if self.links[rule.via].kind is LinkKind.SERVICE:
                 if sender is not None:
                     sender.through.add(rule.via)
-                return Decision((Target(rule.via, VM),), rules=(rule,))
+                return Route((LinkSide(rule.via, VM),), rules=(rule,))
             if rule.via != origin:
-                return Decision((Target(rule.via),), rules=(rule,))
+                return Route((LinkSide(rule.via),), rules=(rule,))
         return None
 
-    def _backward(self, fields: FrameFields, ingress: Target, origin: str, before: int) -> Decision:
+    def _backward(self, fields: FrameFields, ingress: LinkSide, origin: str, before: int) -> Route:
         """Decide on a frame that no rule matches: it may be an answer, through services, or is delivered."""
         station = None if fields.is_group else self.stations.find(fields.vlan, fields.dst)
         egress = "" if station is None else station.link
@@ -165,23 +165,23 @@ class Switch:
             role = self.links[rule.via]
             if role.kind is LinkKind.SERVICE and role.sides > 1 and rule.mirrors(fields, egress):
                 if not fields.is_group:
-                    return Decision((Target(rule.via, NET),), rules=(rule,))
+                    return Route((LinkSide(rule.via, NET),), rules=(rule,))
                 if rule.via != ingress.link and origin not in self.stations.behind(rule.via):
                     services.setdefault(rule.via, rule)
         if egress:
             return self._to_station(origin, egress)
-        targets = [Target(name) for name in self._flood(ingress, origin, services)]
-        targets += [Target(name, NET) for name in services]
-        return Decision(tuple(targets), "" if targets else "nowhere", tuple(services.values()))
+        targets = [LinkSide(name) for name in self._flood(ingress, origin, services)]
+        targets += [LinkSide(name, NET) for name in services]
+        return Route(tuple(targets), "" if targets else "nowhere", tuple(services.values()))
 
-    def _to_station(self, origin: str, egress: str) -> Decision:
+    def _to_station(self, origin: str, egress: str) -> Route:
         if egress == origin:
-            return Decision((), "same-link")
+            return Route((), "same-link")
         if not self._may_pass(origin, egress):
-            return Decision((), "split-horizon")
-        return Decision((Target(egress),))
+            return Route((), "split-horizon")
+        return Route((LinkSide(egress),))
 
-    def _flood(self, ingress: Target, origin: str, services: dict[str, VnetRule]) -> list[str]:
+    def _flood(self, ingress: LinkSide, origin: str, services: dict[str, VnetRule]) -> list[str]:
         """Return the links for a frame to all: those behind a service get it from the service."""
         behind = set().union(*(self.stations.behind(name) for name in services))
         within: set[str] = set()

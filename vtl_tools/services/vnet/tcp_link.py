@@ -229,7 +229,7 @@ class TCPLink(Device):
         return self.write_hops(batch, HOPS_MAX)
 
     def write_hops(self, batch: Batch, hops: int) -> int:
-        """Send a batch of frames that may pass so many VNET links. What has no room is dropped."""
+        """Send a batch of frames that may pass so many VNET links. Frames without room are dropped."""
         if (peer := self._peer) is None:
             return self.refused(batch, Drop.LINK_DOWN)
         frames = [frame for frame in batch if len(frame) >= FIXED]
