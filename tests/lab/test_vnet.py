@@ -148,8 +148,8 @@ def test_a_firewall_as_a_link_judges_and_is_started_again_when_it_is_killed(worl
     vm1, _ = world.vms
     until(lambda: world.reaches(vm1, "10.9.0.2"), "the other VM")
     rules = world.lab.dir / "fw.rules"
-    rules.write_text("allow out icmp to 10.9.0.3\n")
-    world.asks(0, "link", "add", "fw", f"service:fw?rules={rules}")
+    rules.write_text("allow out icmp to 10.9.0.3\ndeny any\n")
+    world.asks(0, "link", "add", "fw", f"service:fw?rules={rules}&address=10.9.0.1")
     world.asks(0, "rule", "add", "on", "vmnet1", "via", "fw")
     until(lambda: world.reaches(vm1, "10.9.0.3"), "the server, through the firewall")
     assert not world.reaches(vm1, "10.9.0.2")

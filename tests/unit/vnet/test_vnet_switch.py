@@ -5,7 +5,7 @@ import pytest
 from vtl_tools.common.errors import SpecError
 from vtl_tools.services.vnet.fields import FrameFields, fields_of
 from vtl_tools.services.vnet.rule import parse_vnet_rule
-from vtl_tools.services.vnet.stations import AGE_S, STATIONS_OF_LINK, Stations
+from vtl_tools.services.vnet.stations import AGE_S, STATIONS_OF_LINK, StationTable
 from vtl_tools.services.vnet.switch import NET, VM, LinkKind, LinkRole, LinkSide, VnetSwitch
 
 A, B, C = (bytes.fromhex(f"02000000000{n}") for n in (1, 2, 3))
@@ -118,7 +118,7 @@ def test_a_link_that_a_rule_names_stays(switch: VnetSwitch) -> None:
 
 
 def test_invented_addresses_evict_those_of_their_own_link_only() -> None:
-    stations = Stations()
+    stations = StationTable()
     stations.learn(0, B, "vm2", 0.0)
     for number in range(STATIONS_OF_LINK + 10):
         stations.learn(0, b"\x06" + number.to_bytes(5), "vm1", 1.0)

@@ -15,7 +15,7 @@ from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.links import LINKS_MAX, LinkPool, LinkSpec, make_link, parse_link
 from vtl_tools.services.vnet.peer_session import HOPS_MAX
 from vtl_tools.services.vnet.rule import VnetRule, parse_vnet_rule
-from vtl_tools.services.vnet.switch import NET, LinkKind, LinkRole, LinkSide, Route, VnetSwitch
+from vtl_tools.services.vnet.switch import NET, FrameRoute, LinkKind, LinkRole, LinkSide, VnetSwitch
 from vtl_tools.services.vnet.tcp_link import TCPLink
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Overlay(Stage):
         self._links: dict[str, _Link] = {}
         self._pool = LinkPool(self._on_pool)
         self._owners: dict[Device, LinkSide] = {}
-        self._decisions: dict[tuple[LinkSide, bytes], Route] = {}
+        self._decisions: dict[tuple[LinkSide, bytes], FrameRoute] = {}
         self._generation = -1
         self._hits: Counter[str] = Counter()
         self._tick_at = 0.0

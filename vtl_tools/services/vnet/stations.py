@@ -22,7 +22,7 @@ class KnownStation:
     through: set[str] = field(default_factory=set)
 
 
-class Stations:
+class StationTable:
     """A bounded table of stations, the one that was silent longest first."""
 
     def __init__(self) -> None:

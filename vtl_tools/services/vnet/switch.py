@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from vtl_tools.common.errors import SpecError
 from vtl_tools.services.vnet.fields import FrameFields
 from vtl_tools.services.vnet.rule import VnetRule
-from vtl_tools.services.vnet.stations import KnownStation, Stations
+from vtl_tools.services.vnet.stations import KnownStation, StationTable
 
 VM, NET = 0, 1
 """The sides of a service."""
@@ -49,7 +49,7 @@ class LinkSide(NamedTuple):
     side: int = VM
 
 
-class Route(NamedTuple):
+class FrameRoute(NamedTuple):
     """The targets of a frame; without any, the reason. rules: those that matched. moved: its link before."""
 
     targets: tuple[LinkSide, ...]
@@ -64,7 +64,7 @@ class VnetSwitch:
     def __init__(self) -> None:
         self.links: dict[str, LinkRole] = {}
         self.rules: list[VnetRule] = []
-        self.stations = Stations()
+        self.stations = StationTable()
         self.generation = 0
 
     # --- changes
@@ -122,10 +122,10 @@ class VnetSwitch:
 
     # --- decisions
 
-    def decide(self, fields: FrameFields, ingress: LinkSide, now: float) -> Route:
+    def decide(self, fields: FrameFields, ingress: LinkSide, now: float) -> FrameRoute:
         """Return where a frame goes. ingress: the link, and for a service the side, that it came from."""
         if fields.src[0] & 1:
-            return Route((), "group-source")
+            return FrameRoute((), "group-source")
         moved = ""
         is_service = self.links[ingress.link].kind is LinkKind.SERVICE
         if not is_service:
@@ -144,19 +144,19 @@ class VnetSwitch:
 
     def _forward(
         self, fields: FrameFields, origin: str, sender: KnownStation | None, first: int
-    ) -> Route | None:
+    ) -> FrameRoute | None:
         for rule in self.rules[first:]:
             if not rule.matches(fields, origin):
                 continue
             if self.links[rule.via].kind is LinkKind.SERVICE:
                 if sender is not None:
                     sender.through.add(rule.via)
-                return Route((LinkSide(rule.via, VM),), rules=(rule,))
+                return FrameRoute((LinkSide(rule.via, VM),), rules=(rule,))
             if rule.via != origin:
-                return Route((LinkSide(rule.via),), rules=(rule,))
+                return FrameRoute((LinkSide(rule.via),), rules=(rule,))
         return None
 
-    def _backward(self, fields: FrameFields, ingress: LinkSide, origin: str, before: int) -> Route:
+    def _backward(self, fields: FrameFields, ingress: LinkSide, origin: str, before: int) -> FrameRoute:
         """Decide on a frame that no rule matches: it may be an answer, through services, or is delivered."""
         station = None if fields.is_group else self.stations.find(fields.vlan, fields.dst)
         egress = "" if station is None else station.link
@@ -165,21 +165,21 @@ class VnetSwitch:
             role = self.links[rule.via]
             if role.kind is LinkKind.SERVICE and role.sides > 1 and rule.mirrors(fields, egress):
                 if not fields.is_group:
-                    return Route((LinkSide(rule.via, NET),), rules=(rule,))
+                    return FrameRoute((LinkSide(rule.via, NET),), rules=(rule,))
                 if rule.via != ingress.link and origin not in self.stations.behind(rule.via):
                     services.setdefault(rule.via, rule)
         if egress:
             return self._to_station(origin, egress)
         targets = [LinkSide(name) for name in self._flood(ingress, origin, services)]
         targets += [LinkSide(name, NET) for name in services]
-        return Route(tuple(targets), "" if targets else "nowhere", tuple(services.values()))
+        return FrameRoute(tuple(targets), "" if targets else "nowhere", tuple(services.values()))
 
-    def _to_station(self, origin: str, egress: str) -> Route:
+    def _to_station(self, origin: str, egress: str) -> FrameRoute:
         if egress == origin:
-            return Route((), "same-link")
+            return FrameRoute((), "same-link")
         if not self._may_pass(origin, egress):
-            return Route((), "split-horizon")
-        return Route((LinkSide(egress),))
+            return FrameRoute((), "split-horizon")
+        return FrameRoute((LinkSide(egress),))
 
     def _flood(self, ingress: LinkSide, origin: str, services: dict[str, VnetRule]) -> list[str]:
         """Return the links for a frame to all: those behind a service get it from the service."""
