@@ -156,7 +156,7 @@ def test_a_firewall_as_a_link_judges_and_is_started_again_when_it_is_killed(worl
     assert not world.reaches(world.vms[1], "10.9.0.1")
     pid = world.daemons[0].status()["overlay"]["fw"]["pid"]
     world.hosts[0].run("kill", "-9", str(pid))
-    world.daemons[0].wait_for("service-link", name="fw", pid=0, exit=-9)
+    world.daemons[0].wait_for("service-link", pid=0, exit=-9)
     until(lambda: world.reaches(vm1, "10.9.0.3"), "the server again")
     assert not world.reaches(vm1, "10.9.0.2")
 
