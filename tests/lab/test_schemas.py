@@ -77,7 +77,8 @@ def printed() -> Iterator[Printed]:
         found = Printed(lab)
         line = line_of_three(lab)
         for part in (
-            firewall, others, dead, switch, wide_area, overlay, local_ack, freezer, tor, split, other_transport,
+            firewall, others, dead, switch, wide_area, overlay, local_ack, freezer, tor, split,
+            other_transport,
         ):  # fmt: skip
             part(found, line)
         yield found
