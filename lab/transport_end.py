@@ -25,14 +25,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vtl_tools.common.relay.connector import HUNG_UP, READABLE, WRITABLE
+from vtl_tools.common.session.base import PathProfile, Transport
+from vtl_tools.common.session.tcp import TCPTransport
 from vtl_tools.common.socks import Reason
 from vtl_tools.services.udt.transport.answerer import Answerer
-from vtl_tools.services.udt.transport.base import FlowOpening, IncomingFlow, PathProfile, Transport
+from vtl_tools.services.udt.transport.base import FlowOpening, IncomingFlow
 from vtl_tools.services.udt.transport.carrier import Carriers
-from vtl_tools.services.udt.transport.channel import SessionConfig
 from vtl_tools.services.udt.transport.dialer import Dialer
+from vtl_tools.services.udt.transport.session import SessionConfig
 from vtl_tools.services.udt.transport.srt import SRTTransport
-from vtl_tools.services.udt.transport.tcp import TCPTransport
 from vtl_tools.services.udt.transport.udt import UDTTransport
 
 TRANSPORTS: dict[str, Callable[[PathProfile], Transport]] = {

@@ -57,6 +57,7 @@ WITHOUT_A_SERVICE = {
     ("vtl-tor", "check"),
     ("vtl-tor", "selftest"),
     ("vtl-udt", "keygen"),
+    ("vtl-vnet", "keygen"),
     ("vtl-wan", "verify"),
 }
 

@@ -63,6 +63,7 @@ KEPT = {
     "vtl-subnet": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-tor": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-udt": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
+    "vtl-vnet": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-wan": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-ack": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vortex-client": {"CAP_NET_ADMIN", "CAP_NET_RAW"},

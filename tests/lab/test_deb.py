@@ -28,13 +28,14 @@ SETTINGS = {
     "vtl-subnet": "DEFAULT=eth0\nDIRECT=lan0\nOPTIONS=--allow 10.2.0.0/16",
     "vtl-tor": "OPTIONS=--dhcp --no-check",
     "vtl-udt": "OPTIONS=--uplink eth0 --peer 10.99.0.0/16=10.9.0.2:7700 --key-file /etc/vtl/udt.key",
+    "vtl-vnet": "OPTIONS=--uplink eth0",
     "vtl-wan": "UPLINK=eth0\nOPTIONS=--preset lan",
     "vtl-ack": "UPLINK=eth0",
     "vortex-client": "BACKEND=eth0",
 }
 MAC = {"vm": "52:54:00:00:00:02", "net": "52:54:00:00:00:01"}
 INLINE = set(SERVICES) - {"vtl-freeze", "vortex-client"}
-FORWARDING = {"vtl-ack", "vtl-bridge", "vtl-fw", "vtl-subnet", "vtl-udt", "vtl-wan"}
+FORWARDING = {"vtl-ack", "vtl-bridge", "vtl-fw", "vtl-subnet", "vtl-udt", "vtl-vnet", "vtl-wan"}
 DEVICE = "sys-subsystem-net-devices-vmnet1.device"
 
 

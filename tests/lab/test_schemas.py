@@ -77,7 +77,7 @@ def printed() -> Iterator[Printed]:
         found = Printed(lab)
         line = line_of_three(lab)
         for part in (
-            firewall, others, dead, switch, wide_area, local_ack, vortex, freezer, tor, split,
+            firewall, others, dead, switch, wide_area, overlay, local_ack, vortex, freezer, tor, split,
             other_transport,
         ):  # fmt: skip
             part(found, line)
@@ -182,6 +182,25 @@ def wide_area(found: Printed, line: Line) -> None:
     found.ended(running)
     short = ("--frames", "200", "--per-second", "1000")
     found.run(line.middle, "vtl-wan", "verify", "--delay", "1ms", *short, status=None)
+
+
+def overlay(found: Printed, line: Line) -> None:
+    """vtl-vnet, with a service as a link, and a station that moves."""
+    with bridge(
+        found.lab, line.middle, "--iface", "vmnet1", "--uplink", "eth0", service="vtl-vnet", name="vnet"
+    ) as running:
+        until(lambda: not line.client.run("ping", "-c1", "10.9.0.2", check=False).returncode, "the network")
+        link = ("--link", running.socket)
+        found.run(line.middle, "vtl-vnet", "link", "add", "wan", "service:wan?delay=1ms", *link)
+        running.wait_for("service-link")
+        found.run(line.middle, "vtl-vnet", "rule", "add", "on", "vmnet1", "via", "wan", *link)
+        mac = line.client.mac("eth0")
+        line.client.run("ip", "link", "set", "eth0", "address", line.server.mac("eth0"))
+        until(lambda: line.client.run("ping", "-c1", "-W1", "10.9.0.7", check=False).returncode, "a frame")
+        running.wait_for("station")
+        line.client.run("ip", "link", "set", "eth0", "address", mac)
+        found.run(line.middle, "vtl-vnet", "status", *link)
+    found.ended(running)
 
 
 def local_ack(found: Printed, line: Line) -> None:

@@ -21,8 +21,8 @@ from tests.cmd.tools import BIN
 from tests.running import Bridge, bridge
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import NONE
-from vtl_tools.services.udt.transport.channel import Role, SessionConfig
-from vtl_tools.services.udt.transport.session import Session
+from vtl_tools.common.session.secure_channel import Role
+from vtl_tools.services.udt.transport.session import Session, SessionConfig
 from vtl_tools.services.udt.transport.window import WindowBudget
 
 pytestmark = pytest.mark.lab

@@ -32,10 +32,11 @@ RANK = {
     "relay": 5,
     "runtime": 5,
     "selftest": 5,
-    "doctor": 6,
-    "services": 6,
-    "cli": 7,
-    "cmd": 8,
+    "session": 6,
+    "doctor": 7,
+    "services": 7,
+    "cli": 8,
+    "cmd": 9,
 }
 """What may import what: only parts of a lower rank. A new part of common/ gets its place here."""
 

@@ -88,7 +88,7 @@ def main(iface: str, uplink: str | None, guard: str, options: "Options", **setti
 @opts.verbose_option
 def keygen(file: Path) -> None:
     """Create FILE with a random key, for the user only; copy it to the other module's host."""
-    from vtl_tools.services.udt.keys import make_key_file
+    from vtl_tools.common.session.keys import make_key_file
 
     make_key_file(file)
     echo(f"{file}: a new key; copy it to the host of the other module", err=True)

@@ -9,11 +9,11 @@ from typing import Final
 
 from tests.fuzz.octets import Octets, blob, pieces
 from tests.unit.udt.pairs import OPENING, outgoing, read, session
+from vtl_tools.common.session.secure_channel import OUTBOX_MAX, Role
 from vtl_tools.services.udt.transport import frames
-from vtl_tools.services.udt.transport.channel import OUTBOX_MAX, Role, SessionConfig
 from vtl_tools.services.udt.transport.flow import MuxFlow
 from vtl_tools.services.udt.transport.frames import FRAME, FrameKind
-from vtl_tools.services.udt.transport.session import Session
+from vtl_tools.services.udt.transport.session import Session, SessionConfig
 from vtl_tools.services.udt.transport.window import WINDOW_MIN
 
 CONFIG: Final = SessionConfig(encrypt=False, memory=1 << 20, flows=3)

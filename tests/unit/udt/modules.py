@@ -16,6 +16,7 @@ from vtl_tools.common.packet import arp, derive
 from vtl_tools.common.packet.address import ip, mac
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.relay.budget import RelayLimits
+from vtl_tools.common.session.base import PacketCounts
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.wire import Path
@@ -24,9 +25,8 @@ from vtl_tools.services.udt.near import FarModule
 from vtl_tools.services.udt.stage import Transformer
 from vtl_tools.services.udt.start import EVERYWHERE
 from vtl_tools.services.udt.transport.answerer import Answerer
-from vtl_tools.services.udt.transport.base import PacketCounts
-from vtl_tools.services.udt.transport.channel import SessionConfig
 from vtl_tools.services.udt.transport.dialer import Dialer
+from vtl_tools.services.udt.transport.session import SessionConfig
 
 KEY = b"k" * 32
 CONFIG = replace(Config(), delayed_ack_s=0.0, time_wait_s=1.0, no_delay=True)

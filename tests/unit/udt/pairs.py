@@ -3,11 +3,11 @@
 from itertools import count
 from typing import Any
 
+from vtl_tools.common.session.secure_channel import Role
 from vtl_tools.common.socks import Reason
 from vtl_tools.services.udt.transport.base import FlowOpening
-from vtl_tools.services.udt.transport.channel import Role, SessionConfig
 from vtl_tools.services.udt.transport.flow import MuxFlow
-from vtl_tools.services.udt.transport.session import Session
+from vtl_tools.services.udt.transport.session import Session, SessionConfig
 from vtl_tools.services.udt.transport.window import WindowBudget
 
 PSK = bytes(range(32))

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from tests.unit.udt.pairs import OPENING, PSK, read, write
+from vtl_tools.common.session.base import STALLED_AFTER_S, Address, PacketCounts
 from vtl_tools.common.socks import Reason
 from vtl_tools.services.udt.transport import answerer as answerer_module
 from vtl_tools.services.udt.transport.answerer import Answerer
-from vtl_tools.services.udt.transport.base import STALLED_AFTER_S, Address, PacketCounts
-from vtl_tools.services.udt.transport.channel import SessionConfig
 from vtl_tools.services.udt.transport.dialer import WAITING, Dialer, FlowConnector
 from vtl_tools.services.udt.transport.flow import MuxFlow
+from vtl_tools.services.udt.transport.session import SessionConfig
 
 WHERE = ("192.0.2.1", 7000)
 

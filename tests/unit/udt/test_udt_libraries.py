@@ -7,17 +7,17 @@ import sys
 import pytest
 
 from vtl_tools.common.errors import DeviceError, SpecError, VTLError
+from vtl_tools.common.session.base import PathProfile
+from vtl_tools.common.session.tcp import TCPTransport
 from vtl_tools.services.udt.transport import srt
-from vtl_tools.services.udt.transport.base import PathProfile
 from vtl_tools.services.udt.transport.blocking import LibrarySizes
 from vtl_tools.services.udt.transport.srt import SRTTransport
-from vtl_tools.services.udt.transport.tcp import TCPTransport
 from vtl_tools.services.udt.transport.udt import UDTTransport
 
 PROFILE = PathProfile()
 LOADED = """
 import sys
-from vtl_tools.services.udt.transport.{0} import {1}Transport
+from vtl_tools.{0}.{1} import {2}Transport
 sys.exit(any(name in sys.modules for name in ("udt4py", "cryptography")))
 """
 
@@ -38,9 +38,16 @@ def test_without_libsrt_one_line_tells_how_to_get_it(monkeypatch: pytest.MonkeyP
     assert refused.value.lines == ("srt: libsrt is not installed; apt install libsrt1.5-gnutls",)
 
 
-@pytest.mark.parametrize("name", ["udt", "srt", "tcp"])
-def test_a_transport_loads_no_library_before_it_is_used(name: str) -> None:
-    subprocess.run([sys.executable, "-c", LOADED.format(name, name.upper())], check=True)
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("services.udt.transport", "udt"),
+        ("services.udt.transport", "srt"),
+        ("common.session", "tcp"),
+    ],
+)
+def test_a_transport_loads_no_library_before_it_is_used(package: str, name: str) -> None:
+    subprocess.run([sys.executable, "-c", LOADED.format(package, name, name.upper())], check=True)
 
 
 def test_udt_refuses_an_address_of_ipv6() -> None:

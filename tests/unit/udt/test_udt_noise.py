@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.services.udt.transport import noise
-from vtl_tools.services.udt.transport.noise import Cipher, Handshake
+from vtl_tools.common.session import noise
+from vtl_tools.common.session.noise import Cipher, Handshake
 
 VECTOR = {
     "prologue": "4a6f686e2047616c74",

@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 
 from tests.unit.udt.pairs import OPENING, REFUSALS, Pair, fresh, outgoing, read, session, up, write
 from vtl_tools.common.relay.connector import HUNG_UP, READABLE, WRITABLE
+from vtl_tools.common.session.base import DEAD_AFTER_S
+from vtl_tools.common.session.secure_channel import OUTBOX_MAX, Role
 from vtl_tools.common.socks import Reason
 from vtl_tools.services.udt.transport import frames
 from vtl_tools.services.udt.transport.answerer import SeenKeys
-from vtl_tools.services.udt.transport.base import DEAD_AFTER_S, FlowOpening
-from vtl_tools.services.udt.transport.channel import OUTBOX_MAX, Role, SessionConfig
+from vtl_tools.services.udt.transport.base import FlowOpening
 from vtl_tools.services.udt.transport.flow import MuxFlow
 from vtl_tools.services.udt.transport.frames import FRAME, PLAIN_MAX, FrameKind
+from vtl_tools.services.udt.transport.session import SessionConfig
 from vtl_tools.services.udt.transport.window import WINDOW_MIN
 
 PLAIN = SessionConfig(encrypt=False)

@@ -71,7 +71,7 @@ class ChannelDevice(Device):
             self._peer.disconnect("the other end closed it")
         if not batch.is_plain:
             for i, frame in enumerate(batch):
-                if i not in bad and not _is_sane(frame):
+                if i not in bad and not is_sane(frame):
                     bad[i] = Drop.MALFORMED
         drop_frames(self, batch, bad)
         return self.received(batch)
@@ -97,7 +97,7 @@ class ChannelDevice(Device):
         super().close()
 
 
-def _is_sane(frame: memoryview) -> bool:
+def is_sane(frame: memoryview) -> bool:
     """Return whether Linux accepts this virtio_net_hdr for a frame of this size (virtio_net_hdr_to_skb)."""
     flags, gso_type, hdr_len, gso_size, csum_start, csum_offset = vnet.HEADER.unpack_from(frame)
     size = len(frame) - VNET

@@ -48,6 +48,7 @@ NEEDS: Final[Mapping[str, tuple[Use, ...]]] = {
         Use("an interface by name", _INTERFACE, main=True),
         Use("ports in use, at once", ("CAP_BPF", "eBPF")),
     ),
+    "vtl-vnet": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-wan": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-tor": (
         *_OF_ALL,

@@ -15,17 +15,17 @@ from vtl_tools.common.device.peer import resolve
 from vtl_tools.common.errors import SpecError, VTLError
 from vtl_tools.common.host.own_addresses import OwnAddresses
 from vtl_tools.common.relay.budget import RelayLimits
+from vtl_tools.common.session.base import Address, PathProfile, Transport
+from vtl_tools.common.session.tcp import TCPTransport
 from vtl_tools.services.udt.allowed import AllowList, Network, Route
 from vtl_tools.services.udt.causes import Causes
 from vtl_tools.services.udt.near import FarModule
 from vtl_tools.services.udt.stage import OnFlow, Transformer
 from vtl_tools.services.udt.transport.answerer import Answerer
-from vtl_tools.services.udt.transport.base import Address, PathProfile, Transport
-from vtl_tools.services.udt.transport.channel import SessionConfig
 from vtl_tools.services.udt.transport.companion import CompanionTransport
 from vtl_tools.services.udt.transport.dialer import Dialer
+from vtl_tools.services.udt.transport.session import SessionConfig
 from vtl_tools.services.udt.transport.srt import SRTTransport
-from vtl_tools.services.udt.transport.tcp import TCPTransport
 from vtl_tools.services.udt.transport.udt import UDTTransport
 from vtl_tools.services.udt.transport.window import WindowBudget
 

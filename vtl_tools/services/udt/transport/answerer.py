@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from vtl_tools.common.relay.connector import Stream
-from vtl_tools.services.udt.transport.base import Address, Connection, Transport
+from vtl_tools.common.session.base import Address, Connection, Transport
+from vtl_tools.common.session.secure_channel import Role
 from vtl_tools.services.udt.transport.carrier import Carrier, Carriers
-from vtl_tools.services.udt.transport.channel import Role, SessionConfig
 from vtl_tools.services.udt.transport.flow import MuxFlow
-from vtl_tools.services.udt.transport.session import Session
+from vtl_tools.services.udt.transport.session import Session, SessionConfig
 from vtl_tools.services.udt.transport.window import WindowBudget
 
 STRANGERS: Final = 64

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from vtl_tools.common.errors import SpecError, VTLError
 from vtl_tools.common.host import confinement, privilege
 from vtl_tools.common.host.process import close_all_but
-from vtl_tools.services.udt.transport.base import Address, PacketCounts, PathProfile
+from vtl_tools.common.session.base import Address, PacketCounts, PathProfile
 
 CONNECTIONS_MAX: Final = 512
 """Connections of a process at once; each takes two threads."""

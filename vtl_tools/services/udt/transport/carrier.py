@@ -7,9 +7,9 @@ from typing import Final
 
 from vtl_tools.common.relay.connector import HUNG_UP, READABLE, WRITABLE
 from vtl_tools.common.relay.poller import Poller
-from vtl_tools.services.udt.transport.base import Connection, Counters
-from vtl_tools.services.udt.transport.channel import SessionConfig
-from vtl_tools.services.udt.transport.session import Session
+from vtl_tools.common.session.base import Connection
+from vtl_tools.services.udt.transport.base import Counters
+from vtl_tools.services.udt.transport.session import Session, SessionConfig
 from vtl_tools.services.udt.transport.window import WindowBudget
 
 _READ: Final = 1 << 18

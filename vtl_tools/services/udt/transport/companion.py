@@ -21,7 +21,7 @@ from typing import Final
 
 from vtl_tools.common.errors import DeviceError, PermissionNeededError, VTLError
 from vtl_tools.common.relay.connector import READABLE
-from vtl_tools.services.udt.transport.base import Address, PacketCounts, PathProfile
+from vtl_tools.common.session.base import Address, PacketCounts, PathProfile
 from vtl_tools.services.udt.transport.blocking import (
     CONNECTIONS_MAX,
     COUNTS,

@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from vtl_tools.common.session.base import Address, Transport
+from vtl_tools.common.session.secure_channel import Role
 from vtl_tools.common.socks import Reason
-from vtl_tools.services.udt.transport.base import Address, FlowOpening, FlowStream, Transport
+from vtl_tools.services.udt.transport.base import FlowOpening, FlowStream
 from vtl_tools.services.udt.transport.carrier import Carrier, Carriers
-from vtl_tools.services.udt.transport.channel import Role, SessionConfig
 from vtl_tools.services.udt.transport.flow import MuxFlow
-from vtl_tools.services.udt.transport.session import Session
+from vtl_tools.services.udt.transport.session import Session, SessionConfig
 from vtl_tools.services.udt.transport.window import WindowBudget
 
 RETRY_S: Final = 0.2

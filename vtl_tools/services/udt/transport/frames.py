@@ -1,9 +1,8 @@
 """The octets of a session: records, and the frames within them.
 
-A record is a length of four octets and a body: frames, sealed together (noise.Cipher) or, without encryption,
-plain. A frame lies within one record: kind, flow, length, payload. Flow 0 is the session.
+A record (common/session/secure_channel.py) is frames: PLAIN_MAX octets at most. A frame lies within one
+record: kind, flow, length, payload. Flow 0 is the session.
 
-    record   length 4 | body                    body: PLAIN_MAX octets of frames at most, and a tag
     frame    kind 1 | flow 4 | length 4 | payload
 """
 
@@ -15,9 +14,7 @@ from typing import Final
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.socks import Reason
 from vtl_tools.services.udt.transport.base import FlowOpening
-from vtl_tools.services.udt.transport.noise import TAG
 
-LENGTH: Final = struct.Struct("!I")
 FRAME: Final = struct.Struct("!BII")
 PLAIN_MAX: Final = 1 << 16
 """Octets of frames in a record: one that arrives is decrypted when it is complete, so it must not be long."""
@@ -62,15 +59,6 @@ _SIZES: Final = {
 }  # fmt: skip
 _OF_SESSION: Final = frozenset({FrameKind.PING, FrameKind.PONG, FrameKind.BYE})
 _KINDS: Final = {int(kind): kind for kind in FrameKind}
-
-
-def body_size(header: bytes | bytearray | memoryview, *, is_sealed: bool) -> int:
-    """Return the octets that follow a record's length. Raises Malformed if there cannot be so many."""
-    size: int = LENGTH.unpack_from(header)[0]
-    extra = TAG if is_sealed else 0
-    if not FRAME.size <= size - extra <= PLAIN_MAX:
-        raise Malformed("record.length")
-    return size
 
 
 def split_frames(body: memoryview) -> Iterator[tuple[FrameKind, int, memoryview]]:

@@ -12,19 +12,20 @@ a flow twice is cut off: is_over, why.
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.relay.connector import WRITABLE
-from vtl_tools.common.socks import Reason
-from vtl_tools.services.udt.transport import frames
-from vtl_tools.services.udt.transport.channel import (
+from vtl_tools.common.session.secure_channel import (
     OUTBOX_MAX,
     Role,
     SecureChannel,
-    SessionConfig,
+    SecureConfig,
     SessionState,
 )
+from vtl_tools.common.socks import Reason
+from vtl_tools.services.udt.transport import frames
 from vtl_tools.services.udt.transport.flow import MuxFlow
 from vtl_tools.services.udt.transport.frames import DATA_MAX, FRAME, PLAIN_MAX, FrameKind
 from vtl_tools.services.udt.transport.window import ReceiveWindow, WindowBudget
@@ -38,6 +39,17 @@ _FLOW_MAX: Final = (1 << 32) - 1
 _RTT_MAX_S: Final = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class SessionConfig(SecureConfig):
+    """The choices of both modules.
+
+    flows: of one session at once. memory: octets of windows, of all flows that share a WindowBudget.
+    """
+
+    flows: int = 16384
+    memory: int = 128 << 20
+
+
 class Session(SecureChannel):
     """One side of a connection: its flows.
 
@@ -47,6 +59,10 @@ class Session(SecureChannel):
 
     flows: by number. rtt_s, rtt_min_s: of heartbeats.
     """
+
+    prologue = b"vtl-udt 1"
+    sizes = range(FRAME.size, PLAIN_MAX + 1)
+    config: SessionConfig
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ import socket
 from typing import Any, Final
 
 from vtl_tools.common.errors import SpecError, VTLError
-from vtl_tools.services.udt.transport.base import Address, PacketCounts
+from vtl_tools.common.session.base import Address, PacketCounts
 from vtl_tools.services.udt.transport.blocking import (
     LISTENING,
     LISTENING_SENDS,

@@ -15,7 +15,7 @@ from typing import Final
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.host.privilege import NET_ADMIN
 from vtl_tools.common.relay.connector import FAILED, WRITABLE
-from vtl_tools.services.udt.transport.base import Address, Listener, PacketCounts, PathProfile
+from vtl_tools.common.session.base import Address, Listener, PacketCounts, PathProfile
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,13 @@
 """The octets of a session: the handshake, then records; in both directions. Sans-IO.
 
+    record   length 4 | body       the body is sealed (noise.Cipher), and then longer by a tag; or plain
+
 The handshake (noise.py) is two messages of fixed size. The initiator's next 16 octets, an empty message under
 the new key, confirm it to the responder, which serves nothing before. Each message also says whether the
 records are sealed, and both sides must say the same.
 """
 
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,14 +15,13 @@ from enum import Enum
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.services.udt.transport import frames
-from vtl_tools.services.udt.transport.base import DEAD_AFTER_S, HEARTBEAT_S, STALLED_AFTER_S
-from vtl_tools.services.udt.transport.frames import LENGTH
-from vtl_tools.services.udt.transport.noise import KEY, TAG, Cipher, Handshake
+from vtl_tools.common.session.base import DEAD_AFTER_S, HEARTBEAT_S, STALLED_AFTER_S
+from vtl_tools.common.session.noise import KEY, TAG, Cipher, Handshake
 
-PROLOGUE: Final = b"vtl-udt 1"
+LENGTH: Final = struct.Struct("!I")
+"""Before the body of each record."""
 OUTBOX_MAX: Final = 1 << 18
-"""Octets that wait for the connection before flows must wait."""
+"""Octets that wait for the connection before its users must wait."""
 
 _PLAIN, _SEALED = b"\x00", b"\x01"
 _HELLO: Final = KEY + 1 + TAG
@@ -47,12 +49,11 @@ class SessionState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class SessionConfig:
-    """The choices of both modules. Seconds and octets.
+class SecureConfig:
+    """The choices of both ends. Seconds.
 
-    encrypt: whether records are sealed; both modules must say the same. heartbeat_s, dead_after_s,
-    stalled_after_s: see base. handshake_s: time for a handshake. flows: of one session at once. memory:
-    octets of windows, of all flows that share a WindowBudget.
+    encrypt: whether records are sealed; both ends must say the same. heartbeat_s, dead_after_s,
+    stalled_after_s: see base. handshake_s: time for a handshake.
     """
 
     encrypt: bool = True
@@ -60,21 +61,24 @@ class SessionConfig:
     dead_after_s: float = DEAD_AFTER_S
     stalled_after_s: float = STALLED_AFTER_S
     handshake_s: float = 5.0
-    flows: int = 16384
-    memory: int = 128 << 20
 
 
 class SecureChannel:
-    """Base of Session: what arrives becomes records, and records become octets of the outbox.
+    """Base of a session: octets that arrive become records, and records become octets of the outbox.
 
     state; was_up; why: why it is over. outbox: octets for the connection; pending: how many. sent, received:
     octets, all told.
     """
 
+    prologue = b""
+    """The protocol and its version; ends of different ones refuse each other."""
+    sizes = range(1, 1 << 16)
+    """Octets of a record before it is sealed."""
+
     def __init__(
         self,
         role: Role,
-        config: SessionConfig,
+        config: SecureConfig,
         *,
         psk: bytes,
         ephemeral: bytes,
@@ -87,7 +91,7 @@ class SecureChannel:
         self.pending = self.sent = self.received = 0
         self.heard_at = now
         self._is_fresh = is_fresh
-        self._handshake = Handshake(psk, ephemeral, PROLOGUE, is_initiator=role is Role.INITIATOR)
+        self._handshake = Handshake(psk, ephemeral, self.prologue, is_initiator=role is Role.INITIATOR)
         self._mode = _SEALED if config.encrypt else _PLAIN
         self._seal: Cipher | None = None
         self._open: Cipher | None = None
@@ -97,7 +101,7 @@ class SecureChannel:
 
     @property
     def is_up(self) -> bool:
-        """Whether flows can be opened."""
+        """Whether records can be sent."""
         return self.state is SessionState.UP
 
     @property
@@ -114,7 +118,7 @@ class SecureChannel:
         raise NotImplementedError
 
     def on_record(self, body: memoryview) -> None:
-        """Take the frames of a record. They may be kept. Raises Malformed."""
+        """Take the content of a record. It may be kept. Raises Malformed."""
         raise NotImplementedError
 
     # --- octets in
@@ -159,8 +163,15 @@ class SecureChannel:
         if self.state is SessionState.UP:
             if len(octets) < LENGTH.size:
                 return 0
-            return LENGTH.size + frames.body_size(octets, is_sealed=self.config.encrypt)
+            return LENGTH.size + self._body_size(octets)
         return TAG if self.state is SessionState.CONFIRM else _HELLO
+
+    def _body_size(self, header: bytearray | memoryview) -> int:
+        """Return the octets that follow a record's length. Raises Malformed if there cannot be so many."""
+        size: int = LENGTH.unpack_from(header)[0]
+        if size - (TAG if self.config.encrypt else 0) not in self.sizes:
+            raise Malformed("record.length")
+        return size
 
     def _take(self, unit: memoryview) -> None:
         if self.state is SessionState.UP:
@@ -176,7 +187,7 @@ class SecureChannel:
         handshake = self._handshake
         if handshake.read(message) != self._mode:
             ours = "encrypts" if self.config.encrypt else "does not encrypt"
-            self.end(f"was refused: this module {ours}, and the other is set up differently")
+            self.end(f"was refused: this end {ours}, and the other is set up differently")
             return
         if self.role is Role.INITIATOR:
             self._seal, self._open = handshake.split()
@@ -206,7 +217,7 @@ class SecureChannel:
     # --- octets out
 
     def _emit_record(self, pieces: Sequence[bytes | memoryview]) -> None:
-        """Make a record of frames."""
+        """Make a record."""
         body = b"".join(pieces)
         if self.config.encrypt:
             assert self._seal is not None

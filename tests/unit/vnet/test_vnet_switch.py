@@ -1,0 +1,133 @@
+"""Decisions of vtl-vnet: rules, learning, services, and no loop between daemons."""
+
+import pytest
+
+from vtl_tools.common.errors import SpecError
+from vtl_tools.services.vnet.fields import FrameFields, fields_of
+from vtl_tools.services.vnet.rule import parse_vnet_rule
+from vtl_tools.services.vnet.stations import AGE_S, STATIONS_OF_LINK, StationTable
+from vtl_tools.services.vnet.switch import NET, VM, LinkKind, LinkRole, LinkSide, VnetSwitch
+
+A, B, C = (bytes.fromhex(f"02000000000{n}") for n in (1, 2, 3))
+ALL = b"\xff" * 6
+SERVICE = LinkRole(LinkKind.SERVICE, sides=2)
+PEER = LinkRole(LinkKind.VNET)
+
+
+def frame(src: bytes, dst: bytes, protocol: int = 6) -> FrameFields:
+    return FrameFields(dst, src, 0, protocol, b"\x0a\x09\x00" + src[-1:], b"\x0a\x09\x00" + dst[-1:])
+
+
+@pytest.fixture
+def switch() -> VnetSwitch:
+    made = VnetSwitch()
+    for name in "vm1", "vm2":
+        made.add_link(name, LinkRole())
+    for name in "far1", "far2":
+        made.add_link(name, PEER)
+    made.add_link("fw", SERVICE)
+    return made
+
+
+def sent(
+    switch: VnetSwitch, fields: FrameFields, link: str, side: int = VM, now: float = 0.0
+) -> set[LinkSide]:
+    return set(switch.decide(fields, LinkSide(link, side), now).targets)
+
+
+def test_a_frame_goes_to_all_links_until_its_destination_was_seen(switch: VnetSwitch) -> None:
+    assert sent(switch, frame(A, B), "vm1") == {LinkSide("vm2"), LinkSide("far1"), LinkSide("far2")}
+    assert sent(switch, frame(B, A), "vm2") == {LinkSide("vm1")}
+    assert sent(switch, frame(A, B), "vm1") == {LinkSide("vm2")}
+    assert switch.decide(frame(A, B), LinkSide("vm1"), AGE_S / 2).moved == ""
+    assert switch.decide(frame(A, B), LinkSide("far1"), AGE_S / 2).moved == "vm1"
+    switch.stations.expire(2 * AGE_S)
+    assert len(switch.stations) == 0
+
+
+def test_a_frame_of_a_daemon_is_not_sent_to_another(switch: VnetSwitch) -> None:
+    assert sent(switch, frame(A, ALL), "far1") == {LinkSide("vm1"), LinkSide("vm2")}
+    sent(switch, frame(C, ALL), "far2")
+    assert switch.decide(frame(A, C), LinkSide("far1"), 0.0).reason == "split-horizon"
+    assert switch.decide(frame(C, C), LinkSide("far2"), 0.0).reason == "same-link"
+    switch.add_rule(parse_vnet_rule("to-mac 02:00:00:00:00:03 via far2"))
+    assert sent(switch, frame(A, C), "far1") == {LinkSide("far2")}
+
+
+def test_a_link_for_transit_passes_frames_on(switch: VnetSwitch) -> None:
+    switch.add_link("leaf", LinkRole(LinkKind.VNET, transit=True))
+    assert sent(switch, frame(A, ALL), "leaf") == {LinkSide(name) for name in ("vm1", "vm2", "far1", "far2")}
+    assert sent(switch, frame(B, ALL), "far1") == {LinkSide("vm1"), LinkSide("vm2"), LinkSide("leaf")}
+
+
+def test_a_service_has_both_directions_of_a_conversation(switch: VnetSwitch) -> None:
+    sent(switch, frame(B, ALL), "vm2")
+    switch.add_rule(parse_vnet_rule("on vm1 via fw"))
+    assert sent(switch, frame(A, B), "vm1") == {LinkSide("fw", VM)}
+    assert sent(switch, frame(A, B), "fw", NET) == {LinkSide("vm2")}
+    assert sent(switch, frame(B, A), "vm2") == {LinkSide("fw", NET)}
+    assert sent(switch, frame(B, A), "fw", VM) == {LinkSide("vm1")}
+
+
+def test_a_broadcast_reaches_stations_behind_a_service_by_it_only(switch: VnetSwitch) -> None:
+    switch.add_rule(parse_vnet_rule("from-mac 02:00:00:00:00:01 via fw"))
+    assert sent(switch, frame(A, ALL), "vm1") == {LinkSide("fw", VM)}
+    assert sent(switch, frame(A, ALL), "fw", NET) == {LinkSide("vm2"), LinkSide("far1"), LinkSide("far2")}
+    assert sent(switch, frame(B, ALL), "far1") == {LinkSide("vm2"), LinkSide("fw", NET)}
+    assert sent(switch, frame(B, ALL), "fw", VM) == {LinkSide("vm1")}
+
+
+def test_services_are_passed_in_the_order_of_the_rules_and_back(switch: VnetSwitch) -> None:
+    switch.add_link("wan", SERVICE)
+    for service in "fw", "wan":
+        switch.add_rule(parse_vnet_rule(f"on vm1 via {service}"))
+    sent(switch, frame(B, ALL), "vm2")
+    way = [LinkSide("vm1")]
+    for _ in range(3):
+        (target,) = sent(switch, frame(A, B), way[-1].link, NET)
+        way.append(target)
+    assert [each.link for each in way] == ["vm1", "fw", "wan", "vm2"]
+    assert sent(switch, frame(B, A), "vm2") == {LinkSide("wan", NET)}
+    assert sent(switch, frame(B, A), "wan", VM) == {LinkSide("fw", NET)}
+    assert sent(switch, frame(B, A), "fw", VM) == {LinkSide("vm1")}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("on vm1", "a word is unknown, missing"),
+        ("from 10.0.0.1/8 via fw", "not a prefix"),
+        ("protocol tcp via fw", "a service has a VM's side"),
+        ("on vm1 via nobody", "there is no link nobody"),
+        ("from-mac 02 via fw", "not a MAC"),
+        ("vlan 5000 via vm1", "not a VLAN"),
+    ],
+)
+def test_a_rule_that_cannot_hold_is_refused(switch: VnetSwitch, text: str, problem: str) -> None:
+    with pytest.raises(SpecError, match=problem):
+        switch.add_rule(parse_vnet_rule(text))
+
+
+def test_a_link_that_a_rule_names_stays(switch: VnetSwitch) -> None:
+    switch.add_rule(parse_vnet_rule("on vm1 via fw"))
+    with pytest.raises(SpecError, match="remove the rule first"):
+        switch.remove_link("fw")
+    switch.remove_rule("on  vm1 via fw")
+    switch.remove_link("fw")
+    assert "fw" not in switch.links
+
+
+def test_invented_addresses_evict_those_of_their_own_link_only() -> None:
+    stations = StationTable()
+    stations.learn(0, B, "vm2", 0.0)
+    for number in range(STATIONS_OF_LINK + 10):
+        stations.learn(0, b"\x06" + number.to_bytes(5), "vm1", 1.0)
+    assert len(stations) == STATIONS_OF_LINK + 1
+    assert stations.find(0, B) is not None
+
+
+def test_fields_of_tagged_frames_and_of_arp() -> None:
+    arp = bytes(8) + bytes(6) + bytes((10, 9, 0, 1)) + bytes(6) + bytes((10, 9, 0, 2))
+    found = fields_of(bytes(10) + B + A + bytes.fromhex("81000007") + b"\x08\x06" + arp)
+    assert found == FrameFields(B, A, 7, -1, bytes((10, 9, 0, 1)), bytes((10, 9, 0, 2)))
+    assert fields_of(bytes(10) + B + A + b"\x08\x00" + b"\x45") == FrameFields(B, A)

@@ -1,0 +1,64 @@
+"""The fields of a frame by which vtl-vnet chooses its link. Foreign octets: nothing is raised for them."""
+
+from typing import Final, NamedTuple
+
+from vtl_tools.common.packet.vnet import VNET
+
+_TAGS: Final = (0x8100, 0x88A8)
+_ARP, _IPV4, _IPV6 = 0x0806, 0x0800, 0x86DD
+_KIND: Final = VNET + 12
+FIXED: Final = VNET + 14
+"""Octets that every frame has."""
+
+
+class FrameFields(NamedTuple):
+    """Fields of a frame. vlan: 0 without a tag. protocol: -1 where there is none.
+
+    source, destination: addresses of IP or of ARP; b"" without any.
+    """
+
+    dst: bytes
+    src: bytes
+    vlan: int = 0
+    protocol: int = -1
+    source: bytes = b""
+    destination: bytes = b""
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it is for a group: a broadcast or a multicast."""
+        return bool(self.dst[0] & 1)
+
+
+def key_of(frame: memoryview) -> bytes:
+    """Return octets of a frame of FIXED octets at least; frames that share them share their fields."""
+    if frame[_KIND] == _IPV4 >> 8 and not frame[_KIND + 1] and len(frame) >= VNET + 34:
+        return bytes(frame[VNET:FIXED]) + bytes((frame[VNET + 23],)) + bytes(frame[VNET + 26 : VNET + 34])
+    if frame[_KIND] == _IPV6 >> 8 and frame[_KIND + 1] == _IPV6 & 0xFF and len(frame) >= VNET + 54:
+        return bytes(frame[VNET:FIXED]) + bytes((frame[VNET + 20],)) + bytes(frame[VNET + 22 : VNET + 54])
+    return bytes(frame[VNET : VNET + 62])
+
+
+def fields_of(frame: bytes | memoryview) -> FrameFields:
+    """Return the fields of a frame of FIXED octets at least. Those that it is too short for are absent."""
+    dst, src = bytes(frame[VNET : VNET + 6]), bytes(frame[VNET + 6 : _KIND])
+    at, vlan = _KIND, 0
+    kind = int.from_bytes(frame[at : at + 2])
+    for _ in range(2):
+        if kind in _TAGS and len(frame) >= at + 6:
+            vlan = vlan or int.from_bytes(frame[at + 2 : at + 4]) & 0xFFF
+            at += 4
+            kind = int.from_bytes(frame[at : at + 2])
+    at += 2
+    size = len(frame) - at
+    if kind == _IPV4 and size >= 20:
+        addresses = bytes(frame[at + 12 : at + 20])
+        return FrameFields(dst, src, vlan, frame[at + 9], addresses[:4], addresses[4:])
+    if kind == _IPV6 and size >= 40:
+        addresses = bytes(frame[at + 8 : at + 40])
+        return FrameFields(dst, src, vlan, frame[at + 6], addresses[:16], addresses[16:])
+    if kind == _ARP and size >= 28:
+        return FrameFields(
+            dst, src, vlan, -1, bytes(frame[at + 14 : at + 18]), bytes(frame[at + 24 : at + 28])
+        )
+    return FrameFields(dst, src, vlan)

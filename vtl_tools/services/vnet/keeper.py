@@ -1,0 +1,298 @@
+"""Runs the services that are links: a process beside vtl-vnet starts, supervises and ends them.
+
+A running vtl-vnet may start no program (common/host/confinement.py). So it forks this process before, which
+keeps the rights of the user who started vtl-vnet. It starts no other programs than VTL's, and gives them no
+interface, file of output, socket or user by option: those are vtl-vnet's to choose. Each service gives up its
+own rights as always. One that ends is started again, later each time. All end when vtl-vnet does.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qsl
+
+from vtl_tools.common.errors import SpecError, VTLError
+from vtl_tools.common.host.privilege import Account
+from vtl_tools.common.host.process import close_all_but, end
+
+log = logging.getLogger(__name__)
+
+SIDES: Final = {"ack": 2, "bridge": 2, "fw": 2, "split": 1, "subnet": 1, "tor": 1, "udt": 2, "wan": 2}
+"""The services that can be a link, with the number of their links."""
+_OURS: Final = frozenset(
+    (
+        *(
+            "iface",
+            "uplink",
+            "default",
+            "direct",
+            "control",
+            "user",
+            "guard",
+            "log",
+            "watch",
+            "json",
+            "metrics",
+        ),
+        *(
+            "pcap",
+            "pcap-size",
+            "pcap-files",
+            "pcap-overwrite",
+            "pcap-rules",
+            "pcap-dropped",
+            "state",
+            "version",
+        ),
+        *("no-reconnect", "help", "start-tor", "torrc", "workers", "realtime"),
+    )
+)
+"""Options that a user of vtl-vnet cannot give to a service."""
+_MESSAGE_MAX: Final = 1 << 16
+_FIRST_S: Final = 0.25
+_LONGEST_S: Final = 10.0
+_STEADY_S: Final = 30.0
+"""Life after which a service counts as started well."""
+_LOOK_S: Final = 0.02
+_PATIENCE_S: Final = 3.0
+_PR_SET_PDEATHSIG: Final = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """A service that is a link: its name, and its options as words."""
+
+    name: str
+    words: tuple[str, ...]
+
+    @property
+    def sides(self) -> int:
+        """Return the number of its links."""
+        return SIDES[self.name]
+
+
+def parse_service(spec: str) -> ServiceSpec:
+    """Return the service of service:NAME?option=value&flag. Raises SpecError."""
+    name, mark, query = spec.removeprefix("service:").partition("?")
+    if name not in SIDES:
+        raise SpecError(f"{spec!r}: no service that can be a link; write one of {', '.join(SIDES)}")
+    words: list[str] = []
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(mark), max_num_fields=64)
+    except ValueError:
+        raise SpecError(f"{spec!r}: cannot be read; write service:NAME?option=value&option=value") from None
+    for option, value in pairs:
+        if option in _OURS or not option.replace("-", "").isalnum() or not value.isprintable():
+            raise SpecError(f"{spec!r}: {option!r} is not to be given; leave it out (vtl-vnet(1))")
+        words += [f"--{option}={value}"] if value else [f"--{option}"]
+    return ServiceSpec(name, tuple(words))
+
+
+@dataclass
+class _Kept:
+    """A service in the keeper's process."""
+
+    command: list[str]
+    process: "subprocess.Popen[bytes] | None" = None
+    pidfd: int = -1
+    began_at: float = 0.0
+    due: float = 0.0
+    delay_s: float = _FIRST_S
+    unowned: list[str] = field(default_factory=list)
+    """Sockets that it will listen on, and that vtl-vnet's user is to own."""
+
+
+class ServiceKeeper:
+    """The process, as vtl-vnet sees it; a Source. on_change: is called with a link's name, its PID (0: it has
+    ended) and its exit status.
+
+    program: returns the command line of an executable of VTL. become: the user that vtl-vnet changes to.
+    """
+
+    def __init__(self, program: Callable[[str], list[str]], become: Account | None) -> None:
+        self.on_change: Callable[[str, int, int], object] = lambda name, pid, status: None
+        self._program = program
+        self.directory = Path(tempfile.mkdtemp(prefix="vtl-vnet-"))
+        self.directory.chmod(0o711)  # only its owner can place a file there
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._pid = os.fork()
+        if not self._pid:
+            try:
+                close_all_but(2, theirs.fileno())
+                _Keeping(theirs, self.directory, become).run()
+            finally:
+                os._exit(1)
+        theirs.close()
+        self._channel.setblocking(False)
+
+    def places(self, link: str) -> tuple[str, str, str]:
+        """Return the paths of the channels at both sides of a service, and of its control socket."""
+        base = f"{self.directory}/{link}"
+        return f"{base}.vm", f"{base}.net", f"{base}.sock"
+
+    def start(self, link: str, spec: ServiceSpec) -> None:
+        """Start a service. Raises VTLError."""
+        vm, net, control = self.places(link)
+        command = [*self._program(f"vtl-{spec.name}"), "--iface", f"channel:{vm},server"]
+        if spec.sides > 1:
+            command += ["--uplink", f"channel:{net},server"]
+        self._tell({"start": link, "command": [*command, *spec.words, "--control", control]})
+
+    def stop(self, link: str) -> None:
+        """End a service. Raises VTLError."""
+        self._tell({"stop": link})
+
+    def _tell(self, message: dict[str, object]) -> None:
+        try:
+            self._channel.send(json.dumps(message).encode())
+        except OSError as e:
+            raise VTLError(f"services: {e.strerror}; start vtl-vnet again") from None
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when poll() has something to do."""
+        return self._channel.fileno()
+
+    def poll(self, now: float) -> bool:
+        """Take what the process tells."""
+        try:
+            octets = self._channel.recv(_MESSAGE_MAX)
+        except OSError:
+            return False
+        if not octets:
+            return False
+        told = json.loads(octets)
+        self.on_change(told["link"], told["pid"], told["status"])
+        return True
+
+    def close(self) -> None:
+        """End the process, and all services. Idempotent."""
+        self._channel.close()
+        if self._pid:
+            with suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
+            self._pid = 0
+
+
+class _Keeping:
+    """The process itself."""
+
+    def __init__(self, channel: socket.socket, directory: Path, become: Account | None) -> None:
+        self._channel, self._directory, self._become = channel, directory, become
+        self._kept: dict[str, _Kept] = {}
+
+    def run(self) -> None:
+        """Serve until vtl-vnet has ended."""
+        signal.set_wakeup_fd(-1)
+        os.setsid()
+        for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)
+        with suppress(OSError):
+            Path("/proc/self/comm").write_text("vtl-keeper")
+        while self._turn():
+            pass
+        for kept in self._kept.values():
+            if kept.process is not None:
+                kept.process.terminate()
+        for link in list(self._kept):
+            self._stop(link)
+        for path in self._directory.iterdir():
+            path.unlink(missing_ok=True)
+        self._directory.rmdir()
+        os._exit(0)
+
+    def _turn(self) -> bool:
+        """Wait for something and do it. Return False when vtl-vnet has ended."""
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        for kept in self._kept.values():
+            if kept.process is not None:
+                poll.register(kept.pidfd, select.POLLIN)
+        dues = [kept.due for kept in self._kept.values() if kept.process is None]
+        patience_s = max(0.0, min(dues) - time.monotonic()) if dues else None
+        if any(self._hand_over(kept) for kept in self._kept.values()):
+            patience_s = _LOOK_S
+        ready = {fd for fd, _ in poll.poll(None if patience_s is None else patience_s * 1000 + 1)}
+        for link, kept in self._kept.items():
+            if kept.process is not None and kept.pidfd in ready:
+                self._on_end(link, kept)
+            elif kept.process is None and time.monotonic() >= kept.due:
+                self._start(link, kept)
+        return self._channel.fileno() not in ready or self._serve()
+
+    def _hand_over(self, kept: _Kept) -> bool:
+        """Give new sockets to vtl-vnet's user. Return whether some are not there yet."""
+        if self._become is None or kept.process is None:
+            return False
+        for path in list(kept.unowned):
+            with suppress(FileNotFoundError):
+                os.chown(path, self._become.uid, self._become.gid, follow_symlinks=False)
+                kept.unowned.remove(path)
+        return bool(kept.unowned)
+
+    def _serve(self) -> bool:
+        octets = self._channel.recv(_MESSAGE_MAX)
+        if not octets:
+            return False
+        asked = json.loads(octets)
+        if "stop" in asked:
+            self._stop(asked["stop"])
+        else:
+            kept = self._kept[asked["start"]] = _Kept(asked["command"])
+            self._start(asked["start"], kept)
+        return True
+
+    def _start(self, link: str, kept: _Kept) -> None:
+        kept.began_at = time.monotonic()
+        environment = {k: v for k, v in os.environ.items() if k not in ("NOTIFY_SOCKET", "VTL_RUN")}
+        environment["VTL_RUN"] = str(self._directory)
+        kept.unowned = [
+            word.removeprefix("channel:").removesuffix(",server")
+            for word in kept.command
+            if word.startswith("channel:")
+        ]
+        for path in kept.unowned:
+            Path(path).unlink(missing_ok=True)  # of a service that was killed
+        kept.process = subprocess.Popen(
+            kept.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment,
+            preexec_fn=_die_with_parent,
+        )  # fmt: skip
+        kept.pidfd = os.pidfd_open(kept.process.pid)
+        self._say(link, kept.process.pid, 0)
+
+    def _on_end(self, link: str, kept: _Kept) -> None:
+        assert kept.process is not None
+        status = kept.process.wait()
+        os.close(kept.pidfd)
+        now = time.monotonic()
+        kept.delay_s = _FIRST_S if now > kept.began_at + _STEADY_S else min(2 * kept.delay_s, _LONGEST_S)
+        kept.process, kept.due = None, now + kept.delay_s
+        self._say(link, 0, status)
+
+    def _stop(self, link: str) -> None:
+        kept = self._kept.pop(link, None)
+        if kept is not None and kept.process is not None:
+            end(kept.process, _PATIENCE_S)
+            os.close(kept.pidfd)
+
+    def _say(self, link: str, pid: int, status: int) -> None:
+        with suppress(OSError):
+            self._channel.send(json.dumps({"link": link, "pid": pid, "status": status}).encode())
+
+
+def _die_with_parent() -> None:
+    for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
+        signal.signal(number, signal.SIG_DFL)
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -1,0 +1,94 @@
+"""Makes the stage of vtl-vnet from its options and its configuration file."""
+
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+# The library imports it at its first use, when the service may not read root's modules any more.
+import cryptography.hazmat.backends.openssl.backend  # noqa: F401
+
+import vtl_tools.common.device.channel
+import vtl_tools.common.device.dgram
+import vtl_tools.common.device.stream
+import vtl_tools.common.device.vxlan  # noqa: F401 - likewise: links are added while the service runs
+from vtl_tools.common.errors import SpecError
+from vtl_tools.common.host import privilege
+from vtl_tools.services.vnet.keeper import ServiceKeeper
+from vtl_tools.services.vnet.links import parse_link
+from vtl_tools.services.vnet.rule import parse_vnet_rule
+from vtl_tools.services.vnet.stage import Overlay
+
+_OCTETS_MAX: Final = 1 << 20
+
+
+@dataclass
+class VnetSettings:
+    """The overlay at the start. links: (name, spec)."""
+
+    iface: list[str] = field(default_factory=list)
+    uplink: str | None = None
+    key_file: str | None = None
+    links: list[tuple[str, str]] = field(default_factory=list)
+    rules: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise SpecError for a link or a rule that cannot be."""
+        for name, spec in self.links:
+            parse_link(name, spec)
+        for text in self.rules:
+            parse_vnet_rule(text)
+
+
+def read_config(path: Path) -> VnetSettings:
+    """Return the settings of a TOML file. Raises SpecError."""
+    try:
+        with path.open("rb") as file:
+            found = tomllib.loads(file.read(_OCTETS_MAX).decode())
+    except OSError as e:
+        raise SpecError(f"{path}: {e.strerror}; name a file that can be read") from None
+    except ValueError as e:
+        raise SpecError(f"{path}: {str(e).splitlines()[0]}; mend the file (vtl-vnet(1))") from None
+    known: dict[str, type | tuple[type, ...]] = {
+        "iface": (str, list), "uplink": str, "key-file": str, "links": dict, "rules": list,
+    }  # fmt: skip
+    for name, value in found.items():
+        if name not in known:
+            raise SpecError(f"{path}: {name!r} is unknown; write {', '.join(known)}")
+        if not isinstance(value, known[name]) or not _is_text(value):
+            raise SpecError(f"{path}: {name!r} has the wrong type; see vtl-vnet(1)")
+    iface: Any = found.get("iface", [])
+    return VnetSettings(
+        [iface] if isinstance(iface, str) else iface,
+        found.get("uplink"),
+        found.get("key-file"),
+        list(found.get("links", {}).items()),
+        found.get("rules", []),
+    )
+
+
+def _is_text(value: object) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(isinstance(one, str) for one in inner)
+
+
+def make_stage(
+    settings: VnetSettings,
+    key: bytes | None,
+    program: Callable[[str], list[str]],
+    user: str | None,
+    ports: Sequence[str],
+) -> Overlay:
+    """Return the stage, with its links open. Raises VTLError."""
+    keeper = ServiceKeeper(program, privilege.account(user))
+    try:
+        overlay = Overlay(ports, key, keeper)
+        for name, spec in settings.links:
+            overlay.add_link(name, spec)
+        for text in settings.rules:
+            overlay.add_rule(text)
+    except BaseException:
+        keeper.close()
+        raise
+    return overlay
