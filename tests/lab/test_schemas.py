@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from scapy.layers.l2 import Ether
 
 from lab.netns import Host, Lab
 from lab.scenes import Line, line_of_three
@@ -194,11 +195,10 @@ def overlay(found: Printed, line: Line) -> None:
         found.run(line.middle, "vtl-vnet", "link", "add", "wan", "service:wan?delay=1ms", *link)
         running.wait_for("service-link")
         found.run(line.middle, "vtl-vnet", "rule", "add", "on", "vmnet1", "via", "wan", *link)
-        mac = line.client.mac("eth0")
-        line.client.run("ip", "link", "set", "eth0", "address", line.server.mac("eth0"))
-        until(lambda: line.client.run("ping", "-c1", "-W1", "10.9.0.7", check=False).returncode, "a frame")
+        clone = Ether(src=line.server.mac("eth0"), dst="ff:ff:ff:ff:ff:ff", type=0x88B5)
+        line.client.wire("eth0").send(clone)
         running.wait_for("station")
-        line.client.run("ip", "link", "set", "eth0", "address", mac)
+        found.run(line.middle, "vtl-vnet", "rule", "list", *link)
         found.run(line.middle, "vtl-vnet", "status", *link)
     found.ended(running)
 
