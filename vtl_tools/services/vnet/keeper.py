@@ -1,15 +1,17 @@
 """Runs the services that are links: a process beside vtl-vnet starts, supervises and ends them.
 
 A running vtl-vnet may start no program (common/host/confinement.py). So it forks this process before, which
-keeps the rights of the user who started vtl-vnet. It starts no other programs than VTL's, and gives them no
-interface, file of output, socket or user by option: those are vtl-vnet's to choose. Each service gives up its
-own rights as always. One that ends is started again, later each time. All end when vtl-vnet does.
+keeps the rights of the user who started vtl-vnet. It takes names and specs, and makes the command lines
+itself, since vtl-vnet reads foreign octets and may be taken over: no other programs than VTL's, and no
+interface, file of output, socket or user by option. Each service gives up its own rights as always. One that
+ends is started again, later each time. All end when vtl-vnet does.
 """
 
 import ctypes
 import json
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -60,6 +62,9 @@ _OURS: Final = frozenset(
     )
 )
 """Options that a user of vtl-vnet cannot give to a service."""
+LINK_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,31}")
+"""Of a link; a part of the names of files."""
+_SERVICES_MAX: Final = 256
 _MESSAGE_MAX: Final = 1 << 16
 _FIRST_S: Final = 0.25
 _LONGEST_S: Final = 10.0
@@ -73,8 +78,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """A service that is a link: its name, and its options as words."""
+    """A service that is a link: the spec, its name, and its options as words."""
 
+    text: str
     name: str
     words: tuple[str, ...]
 
@@ -98,7 +104,12 @@ def parse_service(spec: str) -> ServiceSpec:
         if option in _OURS or not option.replace("-", "").isalnum() or not value.isprintable():
             raise SpecError(f"{spec!r}: {option!r} is not to be given; leave it out (vtl-vnet(1))")
         words += [f"--{option}={value}"] if value else [f"--{option}"]
-    return ServiceSpec(name, tuple(words))
+    return ServiceSpec(spec, name, tuple(words))
+
+
+def _places(directory: Path, link: str) -> tuple[str, str, str]:
+    base = f"{directory}/{link}"
+    return f"{base}.vm", f"{base}.net", f"{base}.sock"
 
 
 @dataclass
@@ -124,7 +135,6 @@ class ServiceKeeper:
 
     def __init__(self, program: Callable[[str], list[str]], become: Account | None) -> None:
         self.on_change: Callable[[str, int, int], object] = lambda name, pid, status: None
-        self._program = program
         self.directory = Path(tempfile.mkdtemp(prefix="vtl-vnet-"))
         self.directory.chmod(0o711)  # only its owner can place a file there
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -132,7 +142,7 @@ class ServiceKeeper:
         if not self._pid:
             try:
                 close_all_but(2, theirs.fileno())
-                _Keeping(theirs, self.directory, become).run()
+                _Keeping(theirs, self.directory, program, become).run()
             finally:
                 os._exit(1)
         theirs.close()
@@ -140,16 +150,11 @@ class ServiceKeeper:
 
     def places(self, link: str) -> tuple[str, str, str]:
         """Return the paths of the channels at both sides of a service, and of its control socket."""
-        base = f"{self.directory}/{link}"
-        return f"{base}.vm", f"{base}.net", f"{base}.sock"
+        return _places(self.directory, link)
 
     def start(self, link: str, spec: ServiceSpec) -> None:
         """Start a service. Raises VTLError."""
-        vm, net, control = self.places(link)
-        command = [*self._program(f"vtl-{spec.name}"), "--iface", f"channel:{vm},server"]
-        if spec.sides > 1:
-            command += ["--uplink", f"channel:{net},server"]
-        self._tell({"start": link, "command": [*command, *spec.words, "--control", control]})
+        self._tell({"start": link, "service": spec.text})
 
     def stop(self, link: str) -> None:
         """End a service. Raises VTLError."""
@@ -189,8 +194,15 @@ class ServiceKeeper:
 class _Keeping:
     """The process itself."""
 
-    def __init__(self, channel: socket.socket, directory: Path, become: Account | None) -> None:
+    def __init__(
+        self,
+        channel: socket.socket,
+        directory: Path,
+        program: Callable[[str], list[str]],
+        become: Account | None,
+    ) -> None:
         self._channel, self._directory, self._become = channel, directory, become
+        self._program = program
         self._kept: dict[str, _Kept] = {}
 
     def run(self) -> None:
@@ -243,16 +255,32 @@ class _Keeping:
         return bool(kept.unowned)
 
     def _serve(self) -> bool:
-        octets = self._channel.recv(_MESSAGE_MAX)
-        if not octets:
+        """Do what vtl-vnet asks for. Return False if it has ended, or asks for what it never would."""
+        try:
+            octets = self._channel.recv(_MESSAGE_MAX)
+            if not octets:
+                return False
+            asked = json.loads(octets)
+            if "stop" in asked:
+                self._stop(asked["stop"])
+                return True
+            link, command = asked["start"], self._command(asked["start"], parse_service(asked["service"]))
+        except (OSError, AttributeError, KeyError, TypeError, ValueError, SpecError):
             return False
-        asked = json.loads(octets)
-        if "stop" in asked:
-            self._stop(asked["stop"])
-        else:
-            kept = self._kept[asked["start"]] = _Kept(asked["command"])
-            self._start(asked["start"], kept)
+        if link in self._kept or len(self._kept) >= _SERVICES_MAX:
+            return False
+        kept = self._kept[link] = _Kept(command)
+        self._start(link, kept)
         return True
+
+    def _command(self, link: str, spec: ServiceSpec) -> list[str]:
+        if not LINK_NAME.fullmatch(link):
+            raise SpecError(f"link {link!r}: not a name")
+        vm, net, control = _places(self._directory, link)
+        sides = ["--iface", f"channel:{vm},server"]
+        if spec.sides > 1:
+            sides += ["--uplink", f"channel:{net},server"]
+        return [*self._program(f"vtl-{spec.name}"), *sides, *spec.words, "--control", control]
 
     def _start(self, link: str, kept: _Kept) -> None:
         kept.began_at = time.monotonic()

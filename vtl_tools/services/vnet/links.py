@@ -10,12 +10,11 @@ from vtl_tools.common.device.base import Device
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.spec import open_device
 from vtl_tools.common.errors import SpecError
-from vtl_tools.services.vnet.keeper import ServiceSpec, parse_service
+from vtl_tools.services.vnet.keeper import LINK_NAME, ServiceSpec, parse_service
 from vtl_tools.services.vnet.switch import LinkKind, LinkRole
 from vtl_tools.services.vnet.tcp_link import TCPLink
 
 LINKS_MAX: Final = 256
-_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,31}")
 _TCP: Final = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\],]+)):(?P<port>\d{1,5})(?P<words>(?:,\w+)*)")
 _AT_START: Final = ("tap", "libpcap")
 
@@ -32,7 +31,7 @@ class LinkSpec:
 
 def parse_link(name: str, spec: str) -> LinkSpec:
     """Return the link of a name and a spec. Raises SpecError."""
-    if not _NAME.fullmatch(name):
+    if not LINK_NAME.fullmatch(name):
         raise SpecError(f"link {name!r}: not a name; write up to 32 letters, digits, '_', '.' and '-'")
     kind, colon, rest = spec.partition(":")
     if not colon or kind in _AT_START:
