@@ -3,7 +3,7 @@
 import pytest
 
 from vtl_tools.common.errors import SpecError
-from vtl_tools.services.vnet.fields import FrameFields, fields_of
+from vtl_tools.services.vnet.fields import FrameFields, fields_of, key_of
 from vtl_tools.services.vnet.rule import parse_vnet_rule
 from vtl_tools.services.vnet.stations import AGE_S, STATIONS_OF_LINK, StationTable
 from vtl_tools.services.vnet.switch import NET, VM, LinkKind, LinkRole, LinkSide, VnetSwitch
@@ -126,8 +126,55 @@ def test_invented_addresses_evict_those_of_their_own_link_only() -> None:
     assert stations.find(0, B) is not None
 
 
+def test_the_links_behind_a_service_follow_moves_and_evictions() -> None:
+    stations = StationTable()
+
+    def behind(mac: bytes, link: str) -> set[str]:
+        stations.learn(0, mac, link, 0.0)
+        station = stations.find(0, mac)
+        assert station is not None
+        stations.send_through(station, "fw")
+        return stations.behind("fw")
+
+    assert behind(A, "vm1") == {"vm1"}
+    assert behind(A, "vm2") == {"vm2"}
+    assert behind(B, "vm1") == behind(B, "vm1") == {"vm1", "vm2"}
+    stations.forget_link("vm1")
+    assert stations.behind("fw") == {"vm2"}
+    for number in range(STATIONS_OF_LINK):
+        stations.learn(0, b"\x06" + number.to_bytes(5), "vm2", 0.0)
+    assert stations.behind("fw") == set()
+    behind(A, "vm2")
+    stations.forget_service("fw")
+    assert behind(B, "vm1") == {"vm1"}
+
+
 def test_fields_of_tagged_frames_and_of_arp() -> None:
     arp = bytes(8) + bytes(6) + bytes((10, 9, 0, 1)) + bytes(6) + bytes((10, 9, 0, 2))
     found = fields_of(bytes(10) + B + A + bytes.fromhex("81000007") + b"\x08\x06" + arp)
     assert found == FrameFields(B, A, 7, -1, bytes((10, 9, 0, 1)), bytes((10, 9, 0, 2)))
     assert fields_of(bytes(10) + B + A + b"\x08\x00" + b"\x45") == FrameFields(B, A)
+
+
+def test_a_short_frame_shares_its_key_with_no_whole_one() -> None:
+    whole4 = bytes(10) + B + A + b"\x08\x00" + bytes(9) + b"\x06" + bytes(2) + bytes(range(1, 9)) + bytes(20)
+    whole6 = bytes(10) + B + A + b"\x86\xdd" + bytes(6) + b"\x06\x40" + bytes(range(1, 33)) + bytes(20)
+    for whole, protocol_at, rest in (whole4, 33, slice(36, 44)), (whole6, 30, slice(32, 64)):
+        short = whole[:24] + whole[protocol_at : protocol_at + 1] + whole[rest]
+        assert fields_of(short).protocol == -1
+        assert key_of(memoryview(short)) != key_of(memoryview(whole))
+
+
+@pytest.mark.parametrize("tag", [b"", bytes.fromhex("81000007")])
+def test_a_protocol_hides_behind_no_extension_header(tag: bytes) -> None:
+    headers = b"\x3c\x00" + bytes(6) + b"\x2c\x00" + bytes(6) + b"\x06" + bytes(7)
+
+    def sent(extensions: bytes, first: int) -> memoryview:
+        ipv6 = bytes(4) + b"\x00\x40" + bytes((first, 64)) + bytes(range(32))
+        return memoryview(bytes(10) + B + A + tag + b"\x86\xdd" + ipv6 + extensions + bytes(20))
+
+    plain, hidden = sent(b"", 6), sent(headers, 0)
+    assert fields_of(hidden) == fields_of(plain)
+    assert fields_of(hidden).protocol == 6
+    assert key_of(hidden) != key_of(sent(headers[:-8] + b"\x11" + bytes(7), 0))
+    assert fields_of(hidden[:-24]).protocol == 44, "cut off: nothing is raised"

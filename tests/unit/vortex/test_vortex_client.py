@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.packet import address, build, ip, tcp
+from vtl_tools.common.packet import address, build, ip, tcp, vnet
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.services.vortex.backend_link import GATEWAY_MAC, BackendLink
-from vtl_tools.services.vortex.client import BACKEND, OUTSIDE, VortexClient
+from vtl_tools.services.vortex.client import AFTER_USE_S, BACKEND, OUTSIDE, VortexClient
 from vtl_tools.services.vortex.limits import Limits, Sources
 from vtl_tools.services.vortex.ports import Port, PortUse
 
@@ -266,3 +266,54 @@ def test_foreign_octets_pass_or_are_counted(port: int, octets: bytes) -> None:
     world = World()
     world.put(port, bytes(10) + octets)
     assert len(world.came[1 - port]) + len(world.came[port]) + sum(world.stage.drops.values()) >= 1
+
+
+def test_no_checksum_is_written_over_the_address_that_was_judged(world: World) -> None:
+    world.put(OUTSIDE, datagram(4, 100, outside=True))
+    for place in (14, 12), (14, 16), (14 + 20, 0), (14 + 20, 2):  # addresses, and ports
+        answer = datagram(4, 58, outside=False)
+        answer[: vnet.VNET] = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, *place)
+        for pkt in world.put(BACKEND, answer):
+            assert not pkt.buf[0] & vnet.F_NEEDS_CSUM
+            assert pkt.flow == (ip.UDP, OWN[4], 53, ATTACKER[4], 4000)
+
+
+def test_a_super_segment_counts_as_what_is_sent_of_it(world: World) -> None:
+    world.put(OUTSIDE, datagram(4, 1000, outside=True))
+    answer = datagram(4, 1000, outside=False)
+    answer[: vnet.VNET] = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, vnet.GSO_UDP_L4, 42, 1, 34, 6)
+    assert world.put(BACKEND, answer) == [], "a thousand datagrams of 43 octets"
+    assert world.stage.drops == {"amplification": 1}
+
+
+def test_a_flow_has_no_group_for_its_next_hop(world: World) -> None:
+    asks = segment(4, tcp.SYN, outside=True)
+    asks[vnet.VNET + 6] |= 1
+    assert world.put(OUTSIDE, asks) == []
+    assert world.stage.drops == {"other": 1}
+
+
+def test_late_segments_of_the_volunteers_own_connection_are_not_wormholed(world: World) -> None:
+    world.host.in_use = {(ip.TCP, 23)}
+    world.stage.on_used((ip.TCP, 23), world.now)
+    world.host.in_use = set()
+    world.now += 2
+    world.stage.wake(world.now)
+    for flags in tcp.ACK, tcp.ACK | tcp.PSH, tcp.FIN | tcp.ACK, tcp.RST, 0:
+        assert world.put(OUTSIDE, segment(4, flags, outside=True)) == []
+    assert world.put(OUTSIDE, segment(4, tcp.SYN, outside=True)) != []
+    world.stage.flows.end_all(world.now)
+    world.now += AFTER_USE_S
+    assert world.put(OUTSIDE, segment(4, tcp.ACK, outside=True)) != [], "a scan"
+
+
+@pytest.mark.parametrize("is_pause", [True, False])
+def test_no_frame_that_waited_goes_to_the_backend_once_its_port_is_used(*, is_pause: bool) -> None:
+    world = World()
+    world.put(OUTSIDE, segment(4, tcp.SYN, outside=True))
+    if is_pause:
+        world.stage.pause(world.now)
+    else:
+        world.stage.on_used((ip.TCP, 23), world.now)
+    world.know_backend()
+    assert len(world.came[BACKEND]) == 1, "the answer to ARP"

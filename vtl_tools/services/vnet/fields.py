@@ -6,13 +6,16 @@ from vtl_tools.common.packet.vnet import VNET
 
 _TAGS: Final = (0x8100, 0x88A8)
 _ARP, _IPV4, _IPV6 = 0x0806, 0x0800, 0x86DD
+_FRAGMENT, _AH = 44, 51
+_EXTENSIONS: Final = frozenset((0, 43, _FRAGMENT, _AH, 60))
 _KIND: Final = VNET + 12
 FIXED: Final = VNET + 14
 """Octets that every frame has."""
 
 
 class FrameFields(NamedTuple):
-    """Fields of a frame. vlan: 0 without a tag. protocol: -1 where there is none.
+    """Fields of a frame. vlan: 0 without a tag. protocol: -1 where there is none; of IPv6 that behind
+    all extension headers.
 
     source, destination: addresses of IP or of ARP; b"" without any.
     """
@@ -30,13 +33,26 @@ class FrameFields(NamedTuple):
         return bool(self.dst[0] & 1)
 
 
-def key_of(frame: memoryview) -> bytes:
-    """Return octets of a frame of FIXED octets at least; frames that share them share their fields."""
+def key_of(frame: memoryview) -> bytes | FrameFields:
+    """Return a key of a frame of FIXED octets at least; frames that share it share their fields."""
     if frame[_KIND] == _IPV4 >> 8 and not frame[_KIND + 1] and len(frame) >= VNET + 34:
         return bytes(frame[VNET:FIXED]) + bytes((frame[VNET + 23],)) + bytes(frame[VNET + 26 : VNET + 34])
     if frame[_KIND] == _IPV6 >> 8 and frame[_KIND + 1] == _IPV6 & 0xFF and len(frame) >= VNET + 54:
-        return bytes(frame[VNET:FIXED]) + bytes((frame[VNET + 20],)) + bytes(frame[VNET + 22 : VNET + 54])
-    return bytes(frame[VNET : VNET + 62])
+        protocol = _last_protocol(frame, FIXED)
+        return bytes(frame[VNET:FIXED]) + bytes((protocol,)) + bytes(frame[VNET + 22 : VNET + 54])
+    return fields_of(frame)  # octets alone could be those of a longer frame's key
+
+
+def _last_protocol(frame: bytes | memoryview, at: int) -> int:
+    """Return the protocol behind an IPv6 header and its extension headers (RFC 8200 section 4)."""
+    protocol, at = frame[at + 6], at + 40
+    while protocol in _EXTENSIONS and at + 8 <= len(frame):
+        fragment = protocol == _FRAGMENT
+        if fragment and int.from_bytes(frame[at + 2 : at + 4]) >> 3:
+            return frame[at]  # a later fragment: no header follows
+        octets = 8 if fragment else (frame[at + 1] + 2) * 4 if protocol == _AH else (frame[at + 1] + 1) * 8
+        protocol, at = frame[at], at + octets
+    return protocol
 
 
 def fields_of(frame: bytes | memoryview) -> FrameFields:
@@ -56,7 +72,7 @@ def fields_of(frame: bytes | memoryview) -> FrameFields:
         return FrameFields(dst, src, vlan, frame[at + 9], addresses[:4], addresses[4:])
     if kind == _IPV6 and size >= 40:
         addresses = bytes(frame[at + 8 : at + 40])
-        return FrameFields(dst, src, vlan, frame[at + 6], addresses[:16], addresses[16:])
+        return FrameFields(dst, src, vlan, _last_protocol(frame, at), addresses[:16], addresses[16:])
     if kind == _ARP and size >= 28:
         return FrameFields(
             dst, src, vlan, -1, bytes(frame[at + 14 : at + 18]), bytes(frame[at + 24 : at + 28])

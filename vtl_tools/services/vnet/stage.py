@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from vtl_tools.common.device.base import Device
 from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.errors import SpecError, VTLError
+from vtl_tools.common.errors import Malformed, SpecError, VTLError
+from vtl_tools.common.packet.offload import bind, is_plain
 from vtl_tools.common.stage import Stage
-from vtl_tools.services.vnet.fields import FIXED, fields_of, key_of
+from vtl_tools.services.vnet.fields import FIXED, FrameFields, fields_of, key_of
 from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.links import LINKS_MAX, LinkPool, LinkSpec, make_link, parse_link
 from vtl_tools.services.vnet.peer_session import HOPS_MAX
@@ -54,7 +55,7 @@ class Overlay(Stage):
         self._links: dict[str, _Link] = {}
         self._pool = LinkPool(self._on_pool)
         self._owners: dict[Device, LinkSide] = {}
-        self._decisions: dict[tuple[LinkSide, bytes], FrameRoute] = {}
+        self._decisions: dict[tuple[LinkSide, bytes | FrameFields], FrameRoute] = {}
         self._generation = -1
         self._hits: Counter[str] = Counter()
         self._tick_at = 0.0
@@ -156,6 +157,8 @@ class Overlay(Stage):
             if len(frame) < FIXED:
                 self.drops["runt"] += 1
                 continue
+            if not is_plain(frame) and not self._bind(frame):
+                continue
             left = hops[i] if hops else HOPS_MAX
             targets = self._targets(ingress, frame, now, left)
             if targets:
@@ -164,6 +167,15 @@ class Overlay(Stage):
             part = batch if len(indices) == batch.count else self._scratch.pick(batch, indices)
             for target in targets:
                 self._send(target, part, now, left)
+
+    def _bind(self, frame: memoryview) -> bool:
+        """See to it that no checksum is written over what is judged. Return whether that can be."""
+        try:
+            bind(frame)
+        except Malformed:
+            self.drops["malformed"] += 1
+            return False
+        return True
 
     def _targets(self, ingress: LinkSide, frame: memoryview, now: float, hops: int) -> tuple[LinkSide, ...]:
         key = ingress, key_of(frame)

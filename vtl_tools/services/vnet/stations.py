@@ -1,5 +1,6 @@
 """The stations of the overlay: which link each Ethernet address was last seen at, by VLAN."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,11 +24,15 @@ class KnownStation:
 
 
 class StationTable:
-    """A bounded table of stations, the one that was silent longest first."""
+    """A bounded table of stations, the one that was silent longest first.
+
+    Nothing that a frame causes takes longer when the table is full.
+    """
 
     def __init__(self) -> None:
         self._found: dict[Key, KnownStation] = {}
-        self._counts: dict[str, int] = {}
+        self._of_link: dict[str, dict[Key, None]] = {}
+        self._behind: dict[str, Counter[str]] = {}
 
     def __len__(self) -> int:
         return len(self._found)
@@ -36,28 +41,42 @@ class StationTable:
         """Note a frame of a station. Return the link that it was at before if it has moved, else ""."""
         key = vlan, mac
         station = self._found.pop(key, None)
+        of_link = self._of_link.setdefault(link, {})
         if station is None:
-            if self._counts.get(link, 0) >= STATIONS_OF_LINK or len(self._found) >= STATIONS_MAX:
-                self._evict(link)
+            if len(of_link) >= STATIONS_OF_LINK:
+                self._remove(next(iter(of_link)))
+            elif len(self._found) >= STATIONS_MAX:
+                self._remove(next(iter(self._found)))
             self._found[key] = KnownStation(link, now)
-            self._counts[link] = self._counts.get(link, 0) + 1
+            of_link[key] = None
             return ""
         before, station.link, station.seen_at = station.link, link, now
         self._found[key] = station
+        del self._of_link[before][key]
+        of_link[key] = None
         if before == link:
             return ""
-        station.through.clear()
-        self._counts[before] -= 1
-        self._counts[link] = self._counts.get(link, 0) + 1
+        self._leave(station, before)
         return before
 
-    def _evict(self, link: str) -> None:
-        is_full = self._counts.get(link, 0) >= STATIONS_OF_LINK
-        oldest = next(key for key, one in self._found.items() if not is_full or one.link == link)
-        self._remove(oldest)
+    def send_through(self, station: KnownStation, service: str) -> None:
+        """Note that frames of a station are sent through a service."""
+        if service not in station.through:
+            station.through.add(service)
+            self._behind.setdefault(service, Counter())[station.link] += 1
+
+    def _leave(self, station: KnownStation, link: str) -> None:
+        for service in station.through:
+            links = self._behind[service]
+            links[link] -= 1
+            if not links[link]:
+                del links[link]
+        station.through.clear()
 
     def _remove(self, key: Key) -> None:
-        self._counts[self._found.pop(key).link] -= 1
+        station = self._found.pop(key)
+        del self._of_link[station.link][key]
+        self._leave(station, station.link)
 
     def find(self, vlan: int, mac: bytes) -> KnownStation | None:
         """Return the station of an address; None: not known."""
@@ -65,7 +84,7 @@ class StationTable:
 
     def behind(self, service: str) -> set[str]:
         """Return the links of the stations whose frames are sent through a service."""
-        return {one.link for one in self._found.values() if service in one.through}
+        return set(self._behind.get(service, ()))
 
     def expire(self, now: float) -> None:
         """Forget stations that were silent."""
@@ -77,13 +96,15 @@ class StationTable:
 
     def forget_link(self, link: str) -> None:
         """Forget the stations of a link that is gone."""
-        for key in [key for key, one in self._found.items() if one.link == link]:
+        for key in list(self._of_link.get(link, ())):
             self._remove(key)
+        self._of_link.pop(link, None)
 
     def forget_service(self, service: str) -> None:
         """Forget which stations were behind a service."""
         for one in self._found.values():
             one.through.discard(service)
+        self._behind.pop(service, None)
 
     def items(self) -> Iterator[tuple[Key, KnownStation]]:
         """Return all stations."""

@@ -150,7 +150,7 @@ class VnetSwitch:
                 continue
             if self.links[rule.via].kind is LinkKind.SERVICE:
                 if sender is not None:
-                    sender.through.add(rule.via)
+                    self.stations.send_through(sender, rule.via)
                 return FrameRoute((LinkSide(rule.via, VM),), rules=(rule,))
             if rule.via != origin:
                 return FrameRoute((LinkSide(rule.via),), rules=(rule,))

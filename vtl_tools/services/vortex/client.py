@@ -11,13 +11,14 @@ from typing import Final, Protocol
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.host import privilege
-from vtl_tools.common.packet import ip, tcp, vnet
+from vtl_tools.common.packet import ip, offload, tcp, vnet
 from vtl_tools.common.packet.icmp import ICMP
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.seq import seq_add
 from vtl_tools.common.packet.tcp import TCP
+from vtl_tools.common.packet.udp import UDP
 from vtl_tools.common.stage import Stage
 from vtl_tools.services.vortex.backend_link import GATEWAY_MAC, BackendLink
 from vtl_tools.services.vortex.flows import FlowKey, Flows, WormholeFlow
@@ -27,6 +28,8 @@ from vtl_tools.services.vortex.ports import NAMES, Port, PortUse
 BACKEND, OUTSIDE = 0, 1
 LOOK_EVERY_S: Final = 1.0
 """How often closed sockets and old flows are looked for. Ports that become used are told at once."""
+AFTER_USE_S: Final = 60.0
+"""How long after the last use of a port late segments may come for it, as long as TIME-WAIT of Linux."""
 
 
 class VolunteerHost(Protocol):
@@ -88,6 +91,7 @@ class VortexClient(Stage):
         self._due = 0.0
         self._stale = True
         self._lifted: list[Port] = []
+        self._freed: dict[int, float] = {}
         self._picked = Batch()
 
     # --- frames
@@ -98,6 +102,8 @@ class VortexClient(Stage):
         kept = []
         for i, frame in enumerate(batch):
             try:
+                if not offload.is_plain(frame):
+                    offload.bind(frame)  # no checksum is written over what was judged
                 reason = judge(Packet.at(frame), now)
             except Malformed:
                 reason = "malformed"
@@ -115,6 +121,8 @@ class VortexClient(Stage):
             return "paused"
         if net is None or pkt.ethertype != pkt.eth.type or net.is_fragment or net.is_routed:
             return "other"
+        if pkt.eth.src[0] & 1:  # answers would go to a group
+            return "other"
         if not self.host.is_own(net.dst) or self.host.is_own(net.src):
             return "not-for-host"
         return "" if self.allowed.allows(net.src) else "source"
@@ -130,14 +138,14 @@ class VortexClient(Stage):
             return "in-use"
         flow = self.flows.get(key)
         if flow is None:
-            if (segment := pkt.tcp) is not None and not _may_open(segment):
+            if (segment := pkt.tcp) is not None and not self._may_open(segment, key[3], now):
                 return "no-flow"
             flow = self.flows.open(key, net.dst, pkt.eth.dst, pkt.eth.src, now)
             if flow is None:
                 return "flows-of-source"
         elif flow.local != net.dst:
             return "collision"
-        octets = len(pkt.buf) - vnet.VNET
+        octets = _octets(pkt)
         if reason := self._exceeds(OUTSIDE, octets, now):
             return reason
         self._note(flow, pkt, octets, now)
@@ -147,6 +155,17 @@ class VortexClient(Stage):
             pkt.eth.dst = self.link.mac
             return ""
         return "done" if self.link.wait(bytes(pkt.buf)) else "backend-unknown"
+
+    def _may_open(self, segment: TCP, port: int, now: float) -> bool:
+        """Return whether a segment may open a flow: one that a closed port answers, and no answer itself.
+
+        A SYN-ACK may be for a connection that the volunteer opens at this moment. All but a SYN may be of one
+        that the volunteer closed lately.
+        """
+        kind = segment.flags & (tcp.SYN | tcp.ACK | tcp.RST)
+        if now < self._freed.get(port, -AFTER_USE_S) + AFTER_USE_S:
+            return kind == tcp.SYN
+        return not kind & tcp.RST and kind != tcp.SYN | tcp.ACK
 
     def _note(self, flow: WormholeFlow, pkt: Packet, octets: int, now: float) -> None:
         """Account a frame from outside, which may prove that its source receives what is sent there."""
@@ -180,7 +199,7 @@ class VortexClient(Stage):
         flow = self.flows.get(key)
         if flow is None or self.host.is_own(net.dst):
             return "no-flow"
-        octets = len(pkt.buf) - vnet.VNET
+        octets = _octets(pkt)
         if not flow.is_proven and flow.octets_out + octets > self.limits.amplification * flow.octets_in:
             return "amplification"
         if reason := self._exceeds(BACKEND, octets, now):
@@ -231,6 +250,7 @@ class VortexClient(Stage):
         if not self.ports.use(port):
             return
         self.flows.end_of_port(*port, now)
+        self.link.waiting.clear()
         self.given_back += 1
         self._stale = True  # the next look tells whether it still is
         self._lifted.append(port)
@@ -251,7 +271,9 @@ class VortexClient(Stage):
         for port in used:
             self.on_used(port, now)
         self._stale = is_closing
-        if (unused := self.ports.free(used)) and not self.is_paused:
+        unused = self.ports.free(used)
+        self._freed.update((number, now) for protocol, number in unused if protocol == ip.TCP)
+        if unused and not self.is_paused:
             self.settle(now)  # before its end is noted, the use is
             self.host.take(unused)
 
@@ -281,6 +303,7 @@ class VortexClient(Stage):
             self.is_paused = True
             self.host.restore()
             self.flows.end_all(now)
+            self.link.waiting.clear()
             self.event("paused")
 
     def resume(self, now: float) -> None:
@@ -307,12 +330,14 @@ class VortexClient(Stage):
         }
 
 
-def _may_open(segment: TCP) -> bool:
-    """Return whether a segment may open a flow: one that a closed port answers, and no answer itself.
-
-    A SYN-ACK may be for a connection that the volunteer opens at this moment.
-    """
-    return not segment.flags & tcp.RST and segment.flags & (tcp.SYN | tcp.ACK) != tcp.SYN | tcp.ACK
+def _octets(pkt: Packet) -> int:
+    """Return the octets of a frame as they are sent: each segment of a super-segment has headers."""
+    octets, inner = len(pkt.buf) - vnet.VNET, pkt.transport
+    if pkt.buf[1] == vnet.GSO_NONE or not isinstance(inner, TCP | UDP):
+        return octets
+    data = len(inner.payload)
+    size: int = vnet.HEADER.unpack_from(pkt.buf)[3]
+    return octets + (octets - data) * (data // max(size, 1))
 
 
 def _texts(ports: Iterable[Port]) -> list[str]:

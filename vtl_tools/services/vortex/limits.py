@@ -36,7 +36,7 @@ class Allowance:
 
     def __init__(self, rate_bps: float) -> None:
         self._octets_per_s = rate_bps / 8
-        self._burst = max(self._octets_per_s, 65536.0)  # a second; always one super-segment
+        self._burst = max(self._octets_per_s, 131072.0)  # a second; always one super-segment
         self._left, self._at = self._burst, 0.0
 
     def take(self, octets: int, now: float) -> bool:

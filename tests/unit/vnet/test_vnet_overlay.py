@@ -1,0 +1,54 @@
+"""The stage of vtl-vnet against frames that say of themselves what will not be sent."""
+
+import pytest
+
+from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.packet import build, vnet
+from vtl_tools.services.vnet.stage import Overlay
+
+A, B = (bytes.fromhex(f"02000000000{n}") for n in (1, 2))
+
+
+def came(frame: bytearray, rule: str) -> tuple[list[int], Overlay]:
+    """Return the ports at which a frame of the first comes out."""
+    overlay, seen = Overlay(["vm1", "vm2", "far"], None, None), []
+    for port in range(3):
+        overlay.out[port] = lambda batch, now, port=port: seen.extend([port] * batch.count)
+    overlay.add_rule(rule)
+    overlay.on_batch(0, Batch.of([frame]), 0.0)
+    return seen, overlay
+
+
+def datagram() -> bytearray:
+    ends = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2))
+    return build.udp(
+        src_mac=A, dst_mac=B, src=ends[0], dst=ends[1], sport=1, dport=2, payload=b"\xf5\xfd" + bytes(8)
+    )
+
+
+def test_no_checksum_is_written_over_the_address_that_a_rule_judged() -> None:
+    frame = datagram()
+    assert came(bytearray(frame), "to 10.0.0.2 via far")[0] == [2]
+    # The kernel would write the second half of the destination when the frame is sent.
+    frame[: vnet.VNET] = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, 14, 18)
+    seen, overlay = came(frame, "to 10.0.0.2 via far")
+    assert seen == []
+    assert overlay.drops == {"malformed": 1}
+
+
+def test_a_rule_judges_the_address_that_a_checksum_makes() -> None:
+    ends = bytes(15) + b"\x01", bytes(15) + b"\x02"
+    frame = build.udp(src_mac=A, dst_mac=B, src=ends[0], dst=ends[1], sport=1, dport=2, payload=bytes(8))
+    frame[: vnet.VNET] = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, 34, 18)
+    seen, overlay = came(frame, "to ::2 via far")
+    assert seen == [1, 2], "the destination is another one"
+    assert not overlay.drops
+
+
+@pytest.mark.parametrize("kind", [vnet.GSO_TCPV4, vnet.GSO_TCPV6])
+def test_a_super_segment_of_another_protocol_is_dropped(kind: int) -> None:
+    frame = datagram()
+    frame[: vnet.VNET] = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, kind, 42, 4, 34, 6)
+    seen, overlay = came(frame, "to 10.0.0.2 via far")
+    assert seen == []
+    assert overlay.drops == {"malformed": 1}
