@@ -1,6 +1,8 @@
 """The stage of vtl-vnet against frames that say of themselves what will not be sent."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.packet import build, vnet
@@ -52,3 +54,13 @@ def test_a_super_segment_of_another_protocol_is_dropped(kind: int) -> None:
     seen, overlay = came(frame, "to 10.0.0.2 via far")
     assert seen == []
     assert overlay.drops == {"malformed": 1}
+
+
+TAGS = st.sampled_from([b"", bytes.fromhex("81000007"), bytes.fromhex("88a8000081000007")])
+KINDS = st.sampled_from([b"\x08\x00", b"\x86\xdd", b"\x08\x06", b"\x81\x00"])
+
+
+@given(st.binary(min_size=10, max_size=10), TAGS, KINDS, st.binary(max_size=90))
+def test_any_frame_passes_or_is_counted(header: bytes, tags: bytes, kind: bytes, rest: bytes) -> None:
+    seen, overlay = came(bytearray(header + B + A + tags + kind + rest), "protocol udp via far")
+    assert seen in ([1, 2], [2]) or sum(overlay.drops.values()) == 1

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.packet import address, build, ip, tcp, vnet
+from vtl_tools.common.packet.offload import partial_to_full
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.services.vortex.backend_link import GATEWAY_MAC, BackendLink
 from vtl_tools.services.vortex.client import AFTER_USE_S, BACKEND, OUTSIDE, VortexClient
@@ -261,10 +262,14 @@ def test_a_pause_lets_nothing_pass(world: World) -> None:
     assert [flow["ended"] for flow in world.stage.flows.told(world.now)] == [True, False]
 
 
-@given(st.sampled_from([BACKEND, OUTSIDE]), st.binary(max_size=120))
-def test_foreign_octets_pass_or_are_counted(port: int, octets: bytes) -> None:
+@given(
+    st.sampled_from([BACKEND, OUTSIDE]),
+    st.binary(max_size=120),
+    st.just(bytes(10)) | st.binary(min_size=10, max_size=10),
+)
+def test_foreign_octets_pass_or_are_counted(port: int, octets: bytes, header: bytes) -> None:
     world = World()
-    world.put(port, bytes(10) + octets)
+    world.put(port, header + octets)
     assert len(world.came[1 - port]) + len(world.came[port]) + sum(world.stage.drops.values()) >= 1
 
 
@@ -284,6 +289,19 @@ def test_a_super_segment_counts_as_what_is_sent_of_it(world: World) -> None:
     answer[: vnet.VNET] = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, vnet.GSO_UDP_L4, 42, 1, 34, 6)
     assert world.put(BACKEND, answer) == [], "a thousand datagrams of 43 octets"
     assert world.stage.drops == {"amplification": 1}
+
+
+@given(st.integers(0, 3), st.integers(0, 8), st.lists(st.integers(0, 80), min_size=4, max_size=4))
+def test_an_answer_is_the_flows_whatever_its_offload_says(flags: int, gso: int, rest: list[int]) -> None:
+    world = World()
+    world.know_backend()
+    world.put(OUTSIDE, datagram(4, 400, outside=True))
+    answer = datagram(4, 58, outside=False)
+    answer[: vnet.VNET] = vnet.HEADER.pack(flags, gso, *rest)
+    for pkt in world.put(BACKEND, answer):
+        partial_to_full(pkt.buf)  # as the kernel does when it is sent
+        assert Packet.at(pkt.buf).flow == (ip.UDP, OWN[4], 53, ATTACKER[4], 4000)
+        assert pkt.eth.dst == ROUTER_MAC
 
 
 def test_a_flow_has_no_group_for_its_next_hop(world: World) -> None:
