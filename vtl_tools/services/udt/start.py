@@ -131,7 +131,7 @@ class _Told:
         """Tell and log."""
         level = logging.WARNING if name in _AT_WARNING else logging.INFO
         host = fields["peer"].rpartition(":")[0]
-        if "cause" in fields and not self._logged.is_first((name, host)):
+        if "cause" in fields and not self._logged.is_first((name, host, fields.get("why"))):
             level = logging.DEBUG
         why = f": {fields['why']}" if "why" in fields else ""
         log.log(level, "%s: %s by %s%s", fields["peer"], name.removeprefix("peer-"), fields["transport"], why)
