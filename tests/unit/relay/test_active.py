@@ -9,7 +9,6 @@ import pytest
 from far import CLIENT_MAC, HOP_MAC, FarScene, path_of, read
 
 from vtl_tools.common.packet import build, tcp
-from vtl_tools.common.relay import active as active_module
 from vtl_tools.common.relay.active import ACTIVE
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.config import Config
@@ -260,8 +259,8 @@ def test_an_orphan_does_not_wait_for_a_silent_peer(opened):
     assert not scene.active.streams
 
 
-def test_orphans_are_bounded(scene, monkeypatch):
-    monkeypatch.setattr(active_module, "_ORPHANED_MAX", 200_000)
+def test_orphans_are_bounded(scene):
+    scene.active.orphaned_max = 200_000
     streams = [scene.open(port)[0] for port in range(40000, 40004)]
     scene.lose = lambda pkt: bool(len(pkt.tcp.payload))
     for stream in streams:

@@ -242,7 +242,8 @@ class ActiveEndpoints:
     """The active endpoints of one link. Sans-IO: frames and time go in, frames and a deadline come out.
 
     send: puts frames on the link. secret: up to 64 octets that nobody else knows. drops: counts frames that
-    are dropped. is_full: tells whether so much is buffered that data in order only is taken.
+    are dropped. is_full: tells whether so much is buffered that data in order only is taken. orphaned_max:
+    octets of streams that were closed and still deliver.
     """
 
     def __init__(
@@ -258,7 +259,7 @@ class ActiveEndpoints:
         self.drops: Counter[str] = Counter() if drops is None else drops
         self.streams: dict[bytes, ActiveStream] = {}
         self._orphans: dict[bytes, ActiveStream] = {}
-        self._orphaned = 0
+        self._orphaned, self.orphaned_max = 0, _ORPHANED_MAX
         self._timers: FlowTimers[ActiveStream] = FlowTimers(self.streams)
         self._outbox = FrameQueue(send)
         self._scheduled: list[ActiveStream] = []
@@ -375,7 +376,7 @@ class ActiveEndpoints:
                 tune(endpoint, now, may_grow=not self._is_full())
             if stream.orphaned >= 0:
                 self._recount(stream)
-        if self._orphaned > _ORPHANED_MAX or len(self._orphans) > _ORPHANS_MAX:
+        if self._orphaned > self.orphaned_max or len(self._orphans) > _ORPHANS_MAX:
             self._evict(now)
         self._outbox.flush(now)
 
@@ -387,7 +388,7 @@ class ActiveEndpoints:
     def _evict(self, now: float) -> None:
         """Reset the oldest connections without an owner."""
         for stream in list(self._orphans.values()):
-            if self._orphaned <= _ORPHANED_MAX and len(self._orphans) <= _ORPHANS_MAX:
+            if self._orphaned <= self.orphaned_max and len(self._orphans) <= _ORPHANS_MAX:
                 return
             if stream.endpoint.state is not State.TIME_WAIT:
                 self.evicted += 1
