@@ -64,7 +64,7 @@ LINES = [
 
 
 class Readings:
-    """What was read: a cell's lines in Mbit/s. file: where it is kept; None: nowhere."""
+    """Readings: a cell's lines in Mbit/s. file: where it is kept; None: nowhere."""
 
     def __init__(self, file: Path | None) -> None:
         self.file = file

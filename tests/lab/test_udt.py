@@ -268,7 +268,7 @@ def attack(host: Host, octets: bytes, port: int = 7700) -> bytes:
 
 
 def recorded(service: Service) -> bytes:
-    """What a near module sends until it is up, as one on the path sees it."""
+    """The octets that a near module sends until it is up, as one on the path sees it."""
     sent = bytearray()
 
     def pass_on(source: socket.socket, sink: socket.socket, note: bytearray) -> None:

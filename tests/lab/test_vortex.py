@@ -98,7 +98,7 @@ def vortex(lab: Lab, world: World, *options: str) -> Iterator[Bridge]:
 
 
 def login(host: Host, address: str, port: int) -> str:
-    """What a service says to a guest; what connect() says if there is none."""
+    """The words of a service to a guest; the error of connect() if there is none."""
 
     def talk() -> str:
         try:

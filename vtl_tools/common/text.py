@@ -31,3 +31,8 @@ def stamp(seconds: float | None = None, *, exact: bool = True) -> str:
     """
     when = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
     return f"{when.replace(tzinfo=None).isoformat(timespec='microseconds' if exact else 'seconds')}Z"
+
+
+def host_and_port(host: str, port: int) -> str:
+    """Return HOST:PORT, or [HOST]:PORT of an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -60,7 +60,7 @@ CLAIMS = {  # the last step's answer: ours, and the kernel's
 
 
 def last(steps, answers):
-    """What was said to the last step that is no wait, and in the wait behind it."""
+    """The answers to the last step that is no wait, and in the wait behind it."""
     return [said for each in answers[-2:] for said in each] if steps[-1].startswith("wait") else answers[-1]
 
 

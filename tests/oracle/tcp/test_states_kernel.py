@@ -155,7 +155,7 @@ RULES = [
 
 
 def answers(given, case):
-    """What was said on the way to the state; to the segment; and to the ACK that follows."""
+    """The answers on the way to the state; to the segment; and to the ACK that follows."""
     way = len(STATES[case.state][0])
     return given[:way], [given[way] + given[way + 1], given[way + 2]]
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import socks
 
 from vtl_tools.common.errors import SpecError, VTLError
+from vtl_tools.common.text import host_and_port
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def described(proxy: Proxy) -> str:
     """Return a proxy as the user writes it."""
     if isinstance(proxy, str):
         return f"unix:{proxy}"
-    return f"[{proxy[0]}]:{proxy[1]}" if ":" in proxy[0] else f"{proxy[0]}:{proxy[1]}"
+    return host_and_port(*proxy)
 
 
 def resolved(proxy: Proxy) -> Proxy:

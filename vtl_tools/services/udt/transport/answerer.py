@@ -8,6 +8,7 @@ from typing import Final, cast
 from vtl_tools.common.relay.connector import Stream
 from vtl_tools.common.session.base import Address, Connection, Transport
 from vtl_tools.common.session.secure_channel import Role
+from vtl_tools.common.text import host_and_port
 from vtl_tools.services.udt.transport.carrier import Carrier, Carriers
 from vtl_tools.services.udt.transport.flow import MuxFlow
 from vtl_tools.services.udt.transport.session import Session, SessionConfig
@@ -91,7 +92,6 @@ class Answerer(Carriers):
             self._begin(connection, now)
 
     def _begin(self, connection: Connection, now: float) -> None:
-        host, port = connection.remote
         session = Session(
             Role.RESPONDER,
             self.config,
@@ -99,7 +99,7 @@ class Answerer(Carriers):
             psk=self._psk,
             ephemeral=os.urandom(32),
             now=now,
-            peer=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            peer=host_and_port(*connection.remote),
             is_fresh=self._seen.is_fresh,
             on_flow=self._on_flow,
             on_change=self._on_change,

@@ -9,6 +9,7 @@ from typing import Final
 from vtl_tools.common.session.base import Address, Transport
 from vtl_tools.common.session.secure_channel import Role
 from vtl_tools.common.socks import Reason
+from vtl_tools.common.text import host_and_port
 from vtl_tools.services.udt.transport.base import FlowOpening, FlowStream
 from vtl_tools.services.udt.transport.carrier import Carrier, Carriers
 from vtl_tools.services.udt.transport.flow import MuxFlow
@@ -66,7 +67,7 @@ class Dialer(Carriers):
         super().__init__(config, event, budget)
         transport.start()
         self.transport, self.address, self._psk, self._most = transport, address, psk, sessions
-        self.peer = f"{address[0]}:{address[1]}" if ":" not in address[0] else f"[{address[0]}]:{address[1]}"
+        self.peer = host_and_port(*address)
         self.why = "no attempt yet"
         """Why there is no session."""
         self._waiting: deque[MuxFlow] = deque()

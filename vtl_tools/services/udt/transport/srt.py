@@ -20,6 +20,7 @@ from vtl_tools.services.udt.transport.blocking import (
     LibrarySizes,
 )
 from vtl_tools.services.udt.transport.companion import CompanionTransport
+from vtl_tools.services.udt.transport.library_totals import LibraryTotals
 
 _NAMES: Final = ("libsrt-gnutls.so.1.5", "libsrt-openssl.so.1.5", "libsrt.so.1.5", "libsrt.so.1")
 _REMEDY: Final = "srt: libsrt is not installed; apt install libsrt1.5-gnutls"
@@ -27,24 +28,6 @@ _MSS, _FC, _SNDBUF, _RCVBUF, _NAKREPORT, _TRANSTYPE = 0, 4, 5, 6, 33, 50  # SRTO
 _FILE: Final = 1  # SRTT_FILE
 _BACKLOG: Final = 128
 _ADDRESS: Final = 28  # struct sockaddr_in6, the longer one
-
-
-class _Stats(ctypes.Structure):
-    """struct CBytePerfMon of srt.h: its totals, and room for the rest."""
-
-    _fields_ = [
-        ("time_ms", ctypes.c_int64),
-        ("sent", ctypes.c_int64),
-        ("received", ctypes.c_int64),
-        ("send_loss", ctypes.c_int),
-        ("receive_loss", ctypes.c_int),
-        ("sent_again", ctypes.c_int),
-        ("acks_sent", ctypes.c_int),
-        ("acks_received", ctypes.c_int),
-        ("naks_sent", ctypes.c_int),
-        ("naks_received", ctypes.c_int),
-        ("_rest", ctypes.c_char * 1024),
-    ]
 
 
 def _load() -> Any:
@@ -137,7 +120,7 @@ class _SRTConnection:
         return self._checked(self._api.srt_recv(self._number, held, len(room)))
 
     def packets(self) -> PacketCounts:
-        seen = _Stats()
+        seen = LibraryTotals()
         if self._api.srt_bistats(self._number, ctypes.byref(seen), 0, 1):
             return PacketCounts()
         heard = seen.received + seen.acks_received + seen.naks_received

@@ -29,28 +29,11 @@ from vtl_tools.services.udt.transport.blocking import (
     LibrarySizes,
 )
 from vtl_tools.services.udt.transport.companion import CompanionTransport
+from vtl_tools.services.udt.transport.library_totals import LibraryTotals
 
 _REMEDY: Final = "udt: udt4py is not installed; apt install libudt-dev, then pip install 'vtl-tools[udt]'"
 _PERFMON: Final = "_ZN3UDT7perfmonEiP8CPerfMonb"  # UDT::perfmon(int, CPerfMon*, bool)
 _ERRNO: Final = {1001: errno.ETIMEDOUT, 1002: errno.ECONNREFUSED, 2001: errno.ECONNRESET}
-
-
-class _PerfMon(ctypes.Structure):
-    """struct CPerfMon of udt.h: its totals, and room for the rest."""
-
-    _fields_ = [
-        ("time_ms", ctypes.c_int64),
-        ("sent", ctypes.c_int64),
-        ("received", ctypes.c_int64),
-        ("send_loss", ctypes.c_int),
-        ("receive_loss", ctypes.c_int),
-        ("sent_again", ctypes.c_int),
-        ("acks_sent", ctypes.c_int),
-        ("acks_received", ctypes.c_int),
-        ("naks_sent", ctypes.c_int),
-        ("naks_received", ctypes.c_int),
-        ("_rest", ctypes.c_char * 512),
-    ]
 
 
 class UDTLibrary:
@@ -72,7 +55,7 @@ class UDTLibrary:
         self._api = udt4py
         try:
             self._perfmon = getattr(ctypes.CDLL("libudt.so.0"), _PERFMON)
-            self._perfmon.argtypes = [ctypes.c_int, ctypes.POINTER(_PerfMon), ctypes.c_bool]
+            self._perfmon.argtypes = [ctypes.c_int, ctypes.POINTER(LibraryTotals), ctypes.c_bool]
         except (OSError, AttributeError):
             pass  # another libudt: loss is not known
         self._where = udp.getsockname()
@@ -115,7 +98,7 @@ class _UDTConnection:
         return int(_checked(self._sock.recv, room))
 
     def packets(self) -> PacketCounts:
-        number, seen = self._sock.socket, _PerfMon()
+        number, seen = self._sock.socket, LibraryTotals()
         if self._perfmon is None or number is None or self._perfmon(number, ctypes.byref(seen), False):
             return PacketCounts()
         heard = seen.received + seen.acks_received + seen.naks_received
