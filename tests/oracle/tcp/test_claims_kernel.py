@@ -46,9 +46,9 @@ CLAIMS = {  # the last step's answer: ours, and the kernel's
         [". 1:(0) ack 1 <ecr 100>"],
         [". 1:(0) ack 101 <ecr 100>"],
     ),
-    "the first segment's acknowledgement is delayed": (
+    "the first segment is acknowledged at once": (
         [*OPEN, ". 1:101(100) ack 1"],
-        [],
+        [". 1:(0) ack 101"],
         [". 1:(0) ack 101"],
     ),
     "a FIN behind a gap is told by SACK": (

@@ -50,7 +50,7 @@ def test_data_behind_the_window_is_not_taken(make):
 
 
 def test_acks_are_delayed_but_not_for_two_full_segments(make):
-    _, peer = make(replace(PLAIN, delayed_ack_s=0.2))
+    _, peer = make(replace(PLAIN, delayed_ack_s=0.2, quick_acks=0))
     peer.inject(".", 1, 1000, ack=1)
     peer.expect_nothing()
     peer.inject(".", 1001, 1000, ack=1)

@@ -53,7 +53,8 @@ SUPER_SEGMENT: Final = 65_455
 """Octets of data that fit a packet of 65,535 with all the options that may come with them."""
 
 RELAYED: Final = Config(
-    super_segment=SUPER_SEGMENT, no_delay=True, delayed_fin_ack=True, syn_timeout_s=30.0, time_wait_s=1.0,
+    super_segment=SUPER_SEGMENT, no_delay=True, quick_acks=0, delayed_fin_ack=True, syn_timeout_s=30.0,
+    time_wait_s=1.0,
     keep_alive_s=300.0, keep_alive_interval_s=30.0, keep_alive_probes=5,
 )  # fmt: skip
 """Configuration of the endpoints. The guest is one link away, so a late answer is soon a lost one."""

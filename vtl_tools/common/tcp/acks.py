@@ -32,6 +32,7 @@ def advance(tcb: TCB, ack: int, now: float) -> None:
     snd, sample = tcb.snd, _SAMPLE
     runs, cc = snd.runs, snd.cc
     nxt = snd.nxt
+    snd.more = False  # as in Linux: what waits for more goes with the next ACK, if Nagle permits
     sample.before = nxt - snd.una
     sample.delivered = ack - snd.una
     if ack > snd.measured_to and not (first := runs.runs[0]).again:
@@ -79,6 +80,7 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
     fresh = []
     if advanced:
         snd.una = ack
+        snd.more = False
         if ack > snd.nxt:
             snd.nxt = ack
         snd.queue.drop(ack if ack < snd.queue.tail else snd.queue.tail)

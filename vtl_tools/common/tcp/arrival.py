@@ -107,6 +107,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
         tcb.rtt.handshake_was_slow()
         snd.cc.syn_was_lost()
     tcb.rtt.progressed()
+    tcb.quicken()
     snd.cc.opened(now, tcb.rtt.srtt_s)
     snd.una = ack
     tcb.timed, tcb.retransmit_at, tcb.stalled_since, tcb.syn_due = None, NEVER, None, False
@@ -378,13 +379,10 @@ def _text(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     tcb.ack_due_octets += rcv.nxt - before
     if segment.length > rcv.full:
         rcv.full = min(segment.length, rcv.mss)
-    if (
-        gap
-        or rcv.has_gap
-        or rcv.nxt - before < segment.length
-        or tcb.ack_due_octets > rcv.full
-        or not tcb.config.delayed_ack_s
-    ):
+    if gap or rcv.has_gap or rcv.nxt - before < segment.length:
+        tcb.quicken()
+        tcb.ack_now = True
+    elif tcb.quick or tcb.ack_due_octets > rcv.full or not tcb.config.delayed_ack_s:
         tcb.ack_now = True
     elif tcb.delayed_at == NEVER:
         tcb.delayed_at = now + tcb.config.delayed_ack_s

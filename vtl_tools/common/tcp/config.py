@@ -19,7 +19,8 @@ class Config:
     the link segments; less than two segments turns it off.
 
     no_delay: small segments are not delayed (RFC 9293 MUST-17). delayed_ack_s: below 0.5 (MUST-60); 0: every
-    segment is acknowledged at once. delayed_fin_ack: a FIN's acknowledgement is delayed as well, for a user
+    segment is acknowledged at once. quick_acks: acknowledgements that are not delayed, for a peer in slow
+    start: at the start, and after loss or silence. delayed_fin_ack: a FIN's acknowledgement is delayed as well, for a user
     that is likely to close at once, too. initial_window: segments (RFC 6928). congestion: the algorithm of
     congestion control, a name in congestion/choice.py. ecn: explicit congestion notification (RFC 3168) is
     offered, and accepted if the peer offers it.
@@ -45,6 +46,7 @@ class Config:
     shift: int | None = None
     no_delay: bool = False
     delayed_ack_s: float = 0.04
+    quick_acks: int = 16
     delayed_fin_ack: bool = False
     initial_window: int = 10
     congestion: str = "newreno"

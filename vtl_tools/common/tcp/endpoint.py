@@ -328,7 +328,7 @@ class Endpoint(TCB):
 
         The caller must not change data until it is acknowledged. urgent: all data up to the end of the
         accepted part is urgent (3.8.5), and the peer learns this even while its window is zero. more: more
-        will be written soon: less than a full segment waits for it, or for the RTO (MSG_MORE); a write
+        will be written soon: less than a full segment waits for it, an ACK or the RTO (MSG_MORE); a write
         without it, even of nothing, sends the rest. eor: if all of it was accepted, data written later does
         not share a segment with it (MSG_EOR).
         """

@@ -1,10 +1,14 @@
 """The STATUS call (RFC 9293 section 3.10.6): what the user may know of a connection."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from vtl_tools.common.tcp.rack import DUP_THRESH
+from vtl_tools.common.tcp.snd import Sender
 from vtl_tools.common.tcp.state import SegmentDrop, State
 from vtl_tools.common.tcp.tcb import TCB
+
+_REORDERING_MAX: Final = 300  # as in Linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,8 +16,8 @@ class ConnectionInfo:
     """The state of a connection, like TCP_INFO. Octets and seconds.
 
     rto_s: doubled for each timeout in a row, which backoffs counts. phase: open, disorder, recovery or loss.
-    lost: considered lost, and not retransmitted yet. reordering: segments that must overtake another before
-    it is considered lost. retransmits: segments or super-segments, in all. due_s: time of wake(); None:
+    lost: considered lost, retransmitted or not, and not acknowledged. reordering: segments that overtook
+    another, at most; 3 at least. retransmits: segments or super-segments, in all. due_s: time of wake(); None:
     never.
     """
 
@@ -54,6 +58,10 @@ class ConnectionInfo:
         return self.cwnd // self.mss
 
 
+def _reordering(snd: Sender) -> int:
+    return min(max(DUP_THRESH, -(-snd.rack.extent // snd.mss)), _REORDERING_MAX)
+
+
 def describe(tcb: TCB, due_s: float | None) -> ConnectionInfo:
     """Return the state of a connection. due_s: its deadline."""
     snd, rcv = tcb.snd, tcb.rcv
@@ -61,7 +69,7 @@ def describe(tcb: TCB, due_s: float | None) -> ConnectionInfo:
         state=tcb.state, mss=snd.mss, rtt_s=tcb.rtt.srtt_s, rttvar_s=tcb.rtt.rttvar_s,
         rto_s=tcb.rtt.timeout_s, backoffs=tcb.rtt.backoffs,
         cwnd=snd.cc.cwnd, ssthresh=snd.cc.ssthresh, unacked=snd.flight, unsent=max(0, snd.unsent),
-        sacked=snd.runs.sacked, lost=snd.lost, reordering=DUP_THRESH, phase=snd.phase,
+        sacked=snd.runs.sacked, lost=snd.lost, reordering=_reordering(snd), phase=snd.phase,
         retransmits=snd.retransmits, sent=snd.max, received=rcv.received,
         readable=rcv.readable, snd_wnd=snd.wnd, rcv_wnd=rcv.wnd, snd_wscale=snd.shift,
         rcv_wscale=rcv.shift, rcv_mss=rcv.mss,

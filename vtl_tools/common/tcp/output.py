@@ -14,6 +14,8 @@ _STAMPS_ALONE: Final = 0x0101_080A
 _LATE_S: Final = 0.01
 """How much of what a late driver did not send in time it may send at once."""
 _SEGMENT_MIN: Final = 536  # RFC 9293 MUST-15, IPv4; 1220 over IPv6
+_ANSWER_S: Final = 0.04
+"""Data sent within this time after the peer's is an answer to it."""
 _URGENT_MAX: Final = 0xFFFF  # if SND.UP is further ahead, later segments announce the rest
 
 
@@ -67,6 +69,11 @@ def frame(
 ) -> Pieces:
     """Return a segment that acknowledges all received data, and record that it does."""
     rcv, snd = tcb.rcv, tcb.snd
+    if tcb.quick:
+        if length and rcv.received and now - tcb.heard_at < _ANSWER_S:
+            tcb.quick, tcb.is_interactive = 0, True
+        elif tcb.ack_due_octets:
+            tcb.quick -= 1
     tcb.ack_now, tcb.delayed_at, tcb.ack_due_octets = False, NEVER, 0
     tcb.last_ack = rcv.nxt
     tcb.segments_out += 1

@@ -51,6 +51,8 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
             return False
         if rcv.nxt <= tcb.last_ack:
             tcb.ts_recent, tcb.ts_recent_at = stamps[0], now
+    if length and now - tcb.heard_at > tcb.rtt.rto_s and not tcb.is_interactive:
+        tcb.quicken()
     tcb.heard_at = now
     tcb.keep_alives = 0
     if octets:
@@ -64,7 +66,7 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
         tcb.ack_due_octets += length
         if length > rcv.full:
             rcv.full = length if length < rcv.mss else rcv.mss
-        if tcb.ack_due_octets > rcv.full or not tcb.config.delayed_ack_s:
+        if tcb.ack_due_octets > rcv.full or tcb.quick or not tcb.config.delayed_ack_s:
             tcb.ack_now = True
         elif tcb.delayed_at == NEVER:
             tcb.delayed_at = now + tcb.config.delayed_ack_s

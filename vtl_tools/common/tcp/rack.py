@@ -19,12 +19,12 @@ class Rack:
     """RACK.* of one connection (section 5.2). xmit_at, end: of the segment delivered that was sent last.
 
     min_rtt_s: infinite before the first sample. fack: the highest position delivered. reordered: a segment
-    was delivered after one sent later. mult, persist: RACK.reo_wnd_mult, RACK.reo_wnd_persist. round_end:
+    was delivered after one sent later. extent: octets that it was overtaken by, at most. mult, persist: RACK.reo_wnd_mult, RACK.reo_wnd_persist. round_end:
     SND.NXT when a D-SACK last widened the window.
     """
 
     __slots__ = (
-        "_min_at", "end", "fack", "min_rtt_s", "mult", "persist", "reordered", "round_end", "rtt_s",
+        "_min_at", "end", "extent", "fack", "min_rtt_s", "mult", "persist", "reordered", "round_end", "rtt_s",
         "xmit_at",
     )  # fmt: skip
 
@@ -33,6 +33,7 @@ class Rack:
         self.min_rtt_s = _NONE
         self._min_at = 0.0
         self.reordered = False
+        self.extent = 0
         self.mult, self.persist, self.round_end = 1, _PERSIST, 0
 
     def measured(self, rtt_s: float, now: float) -> None:
@@ -44,15 +45,16 @@ class Rack:
         """Steps 2 and 3. echo_ms: the time that the peer echoes, in milliseconds, mod 2**32."""
         if run.again:  # it may be the original that was delivered
             rtt_s = now - run.sent_at
-            if echo_ms is not None:
-                if (echo_ms - int(run.sent_at * 1000)) & _MASK >= _HALF:
-                    return
-            elif rtt_s < self.min_rtt_s < _NONE:
+            if echo_ms is not None and (echo_ms - int(run.sent_at * 1000)) & _MASK >= _HALF:
+                return
+            if rtt_s < self.min_rtt_s < _NONE:
                 return
         elif run.end < self.fack:
             self.reordered = True
+            self.extent = max(self.extent, self.fack - run.start)
+        self.rtt_s = now - run.sent_at
         if run.is_after(self.xmit_at, self.end):
-            self.xmit_at, self.end, self.rtt_s = run.sent_at, run.end, now - run.sent_at
+            self.xmit_at, self.end = run.sent_at, run.end
         if run.end > self.fack:
             self.fack = run.end
 

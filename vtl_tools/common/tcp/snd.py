@@ -165,8 +165,8 @@ class Sender:
 
     @property
     def lost(self) -> int:
-        """Octets considered lost and not retransmitted yet."""
-        return self.runs.lost
+        """Octets considered lost, retransmitted or not. A tail loss probe counts as a retransmission."""
+        return self.runs.lost + self.runs.repaired
 
     @property
     def phase(self) -> str:
@@ -244,7 +244,10 @@ class Sender:
         size = min(end - self.nxt, self.una + self.wnd - self.nxt, self.mss)
         if size > 0:
             return self._piece(self.nxt, self.nxt + size, again=False)
-        start = max(self.una, self.nxt - self.mss)
+        start = self.una
+        if self.runs.runs:  # a run is whole segments, and at most one small one at its end
+            last = self.runs.runs[-1]
+            start = max(start, self.nxt - ((last.end - last.start - 1) % self.mss + 1))
         if at := bisect_left(self.records, self.nxt):
             start = max(start, self.records[at - 1])
         return self._piece(start, self.nxt, again=True) if start < self.nxt else None

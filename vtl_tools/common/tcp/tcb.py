@@ -17,7 +17,7 @@ NEVER: Final = float("inf")
 _MASK: Final = 0xFFFF_FFFF
 _CHALLENGES: Final = 10
 """Maximum challenge ACKs per second (RFC 5961 section 7)."""
-_PTO_MIN_S: Final = 0.01
+_PTO_MARGIN_S: Final = 0.002  # as in Linux: a delay of an acknowledgement's way, where several are due
 _WORST_DELAYED_ACK_S: Final = 0.2  # RFC 8985 section 7.2: WCDelAckT
 
 
@@ -32,6 +32,8 @@ class TCB:
     Last.ACK.sent, a position. stalled_since: time since which nothing was acknowledged although data is
     outstanding; None if none is. timed: the position after the SYN and its sending time, for an RTT sample.
     retransmit_at: of the RTO, or of a tail loss probe before it (probe_is_next); rto_at: of the RTO.
+    quick: acknowledgements that are not delayed. is_interactive: the user answers what it receives, so they
+    are delayed.
     reorder_at: time at which data missing below SACKed ranges is considered lost. pace_at: time from which
     the pacing rate lets the next segment leave; paced_at: the same while one waits for it. probe: end of the
     data in flight when the tail was probed, and whether the probe was a retransmission.
@@ -52,6 +54,7 @@ class TCB:
         "ended",
         "framer",
         "heard_at",
+        "is_interactive",
         "keep_alives",
         "last_ack",
         "once",
@@ -65,6 +68,7 @@ class TCB:
         "persists",
         "probe",
         "probe_is_next",
+        "quick",
         "rcv",
         "reorder_at",
         "reset_due",
@@ -115,7 +119,8 @@ class TCB:
         self.heard_at = self.sent_at = 0.0
         self.stalled_since: float | None = None
         self.timed: tuple[int, float] | None = None
-        self.ack_due_octets = 0
+        self.ack_due_octets = self.quick = 0
+        self.is_interactive = False
         self.tune_at = NEVER if config.buffer_max is None else 0.0
         self.tuned = 0, 0.0
         self.segments_in = self.segments_out = 0
@@ -177,6 +182,12 @@ class TCB:
         self.timed = None
         self.wait(now)
 
+    def quicken(self) -> None:
+        """Delay no acknowledgement for some time: the peer's window is small, and grows with each (Linux)."""
+        rcv = self.rcv
+        self.quick = min(self.config.quick_acks, max(2, rcv.wnd // (2 * rcv.full)))
+        self.is_interactive = False
+
     def tsval(self, now: float) -> int:
         """Return the timestamp clock: milliseconds (RFC 7323 section 5.4)."""
         return (int(now * 1000) + self.ts_offset) & _MASK
@@ -214,9 +225,8 @@ class TCB:
             or not self.config.tail_loss_probe
         ):
             return
-        probe_s = 2 * srtt_s if 2 * srtt_s > _PTO_MIN_S else _PTO_MIN_S
-        if snd.nxt - snd.una <= snd.mss:
-            probe_s += _WORST_DELAYED_ACK_S
+        alone = snd.nxt - snd.una <= snd.mss
+        probe_s = 2 * srtt_s + (_WORST_DELAYED_ACK_S if alone else _PTO_MARGIN_S)
         self.probe_is_next = True
         if now + probe_s < self.rto_at:
             self.retransmit_at = now + probe_s

@@ -74,11 +74,11 @@ class Cubic(LossBased):
         return now
 
     def reduced(self, flight: int, now: float) -> int:
-        """Section 4.6, with fast convergence (4.7)."""
+        """Section 4.6, with fast convergence (4.7). As in Linux, of cwnd, which grows only where it is used."""
         self._since = None
         self._prior = cwnd = self.cwnd / self.smss
         self._w_max = cwnd * (1 + _BETA) / 2 if cwnd < self._w_max else cwnd
-        return int(flight * _BETA)
+        return int(self.cwnd * _BETA)
 
     def timed_out(self, now: float, in_flight: int, flight: int, *, again: bool) -> None:
         """Section 4.8. In fast recovery it is the same congestion, as in Linux."""
