@@ -1,81 +1,124 @@
-"""The endpoint's goodput by buffer, loss and round-trip time, in virtual time, endpoint against endpoint.
+"""The endpoint's goodput beside the kernel's over the same emulated wide area, by round trip and loss.
 
-The link has a rate and a queue, as a real one. Ideal is the least of its rate, buffer / RTT, and what
-additive increase and halving get at such a loss: MSS / RTT * sqrt(3 / 2 p) (Mathis et al., 1997). That holds
-for long transfers; a short one may be done before it has lost anything.
+usage: bench/endpoint_matrix.py [--quick] [--json] [--congestion NAME ...]      (needs root, and tcp_bbr)
+
+A row per control, round trip and loss: goodput of our endpoint and of the kernel's with the same control, to
+a kernel, both means over the rounds, and their ratio. The path is vtl-wan with a rate of 20 Mbit/s and
+a queue of one round trip, at least 20 ms. Loss falls in both directions, in each round on the same packets for
+both. Where it is random, one run says little: a cell has as many rounds as its loss needs.
 """
 
 import argparse
 import json
-import math
+import statistics
+import subprocess
 import sys
 from pathlib import Path
-from random import Random
-from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/sim")]
+from scene import ROOT, SERVER, Scene, say
 
-from tcp_link import Link, measure  # noqa: E402 - after the path is set
+from lab.netns import Lab
 
-MBIT_S = 50.0
-MSS = 1448
-BUFFERS = (65_536, 262_144, 1_048_576)
-LOSSES = (0.0, 0.001, 0.01, 0.03, 0.1)
-DELAYS_S = (0.002, 0.02, 0.1)
+PORT = 5997
+OURS, OUR_MAC = "10.9.0.3", "02:00:00:00:00:77"  # of endpoint_sender.py
+RATE = "20mbit"
+ROUND_TRIPS_MS = (1, 10, 50, 100, 400)
+LOSSES = ("0%", "0.1%", "1%", "5%")
+SINK = f"""
+import socket, sys, time
+s = socket.socket()
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
+s.bind(("", {PORT}))
+s.listen()
+print("ready", flush=True)
+c, _ = s.accept()
+room, octets, began, seconds = bytearray(1 << 20), 0, time.monotonic(), float(sys.argv[1])
+c.settimeout(seconds)
+while (now := time.monotonic()) < began + seconds:
+    try:
+        octets += c.recv_into(room)
+    except TimeoutError:
+        pass
+print(octets * 8 / (now - began) / 1e6)
+"""
+SOURCE = """
+import socket, sys
+s = socket.socket()
+s.setsockopt(socket.SOL_SOCKET, 32, 16 << 20)  # SO_SNDBUFFORCE
+s.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, sys.argv[3].encode())
+s.connect((sys.argv[1], int(sys.argv[2])))
+data = bytes(1 << 18)
+try:
+    while True:
+        s.sendall(data)
+except OSError:
+    pass
+"""
 
 
-def rows(octets: int, seeds: int) -> list[dict[str, Any]]:
-    found = []
-    for delay_s in DELAYS_S:
-        for buffer in BUFFERS:
-            for loss in LOSSES:
-                runs = [
-                    measure(Link(Random(seed), mbit_s=MBIT_S, delay_s=delay_s / 2, loss=loss), buffer, octets)
-                    for seed in range(seeds)
-                ]
-                goodput = sum(run.mbit_s for run in runs) / seeds
-                limits = [MBIT_S, buffer * 8 / delay_s / 1e6]
-                if loss:
-                    limits.append(MSS * 8 / delay_s * math.sqrt(1.5 / loss) / 1e6)
-                ideal = min(limits)
-                found.append(
-                    {"rtt_ms": delay_s * 1e3, "buffer": buffer, "loss": loss,
-                     "mbit_s": round(goodput, 2), "ideal_mbit_s": round(ideal, 2),
-                     "of_ideal": round(goodput / ideal, 3),
-                     "retransmits": round(sum(run.retransmits for run in runs) / seeds, 1)}
-                )  # fmt: skip
-    return found
+def measure(scene: Scene, seconds: float, *source: str | Path) -> float:
+    """Return the goodput of a source in Mbit/s."""
+    sink = scene.server.popen(sys.executable, "-c", SINK, str(seconds), stdout=subprocess.PIPE, text=True)
+    assert sink.stdout is not None
+    sink.stdout.readline()
+    running = scene.client.popen(sys.executable, *source)
+    try:
+        return float(sink.communicate(timeout=10 * seconds + 60)[0])
+    finally:
+        running.kill()
+        running.wait()
+
+
+def cell(scene: Scene, congestion: str, rtt_ms: float, loss: str, rounds: int) -> dict[str, float | str]:
+    settings = [
+        "--delay", f"{rtt_ms / 2}ms", "--rate", RATE, "--queue", f"{max(20.0, rtt_ms)}ms", "--loss", loss,
+    ]  # fmt: skip
+    if loss == "0%":
+        del settings[-2:]
+    seconds = 6.0 + 25 * rtt_ms / 1000
+    program = ROOT / "bench/endpoint_sender.py"
+    mine = program, "vc", OURS, SERVER, scene.server.mac("vs"), str(PORT), congestion
+    ours, theirs = [], []
+    for seed in range(rounds):
+        path = ("--iface", "vmnet1", "--uplink", "eth0", *settings, "--seed", str(seed))
+        for found, source in (ours, mine), (theirs, ("-c", SOURCE, SERVER, str(PORT), congestion)):
+            with scene.vtl(*path, service="vtl-wan"):
+                found.append(measure(scene, seconds, *source))
+    row: dict[str, float | str] = {
+        "congestion": congestion, "rtt_ms": rtt_ms, "loss": loss,
+        "mbit_s": round(statistics.mean(ours), 2), "kernel_mbit_s": round(statistics.mean(theirs), 2),
+        "ratio": round(sum(ours) / sum(theirs), 3),
+    }  # fmt: skip
+    say(f"{row}  {[round(x, 2) for x in ours]} {[round(x, 2) for x in theirs]}")
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round, and fewer cells")
     parser.add_argument("--json", action="store_true", help="a row of JSON per cell")
-    parser.add_argument("--octets", type=int, default=3_000_000, help="octets per transfer")
-    parser.add_argument(
-        "--seeds", type=int, default=2, help="transfers per cell, each with a seed of its own"
-    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rtt", nargs="*", type=float, default=ROUND_TRIPS_MS, metavar="MS")
+    parser.add_argument("--loss", nargs="*", default=LOSSES, metavar="PERCENT")
+    parser.add_argument("--congestion", nargs="*", default=["cubic", "bbr"], metavar="NAME")
     asked = parser.parse_args()
-    found = rows(asked.octets, asked.seeds)
-    if asked.json:
-        for row in found:
-            print(json.dumps(row))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    for delay_s in DELAYS_S:
-        title = f"Mbit/s (and share of the ideal) at {MBIT_S:g} Mbit/s and an RTT of {delay_s * 1e3:g} ms"
-        table = Table(title=title)
-        table.add_column("buffer", justify="right")
-        for loss in LOSSES:
-            table.add_column(f"loss {loss:.1%}", justify="right")
-        for buffer in BUFFERS:
-            cells = [r for r in found if r["rtt_ms"] == delay_s * 1e3 and r["buffer"] == buffer]
-            table.add_row(
-                f"{buffer // 1024} KiB", *(f"{c['mbit_s']:.1f} ({c['of_ideal']:.0%})" for c in cells)
-            )
-        Console().print(table)
+    trips, losses, rounds = asked.rtt, asked.loss, asked.rounds
+    if asked.quick:
+        trips, losses, rounds = (10, 100), ("0%", "1%"), 1
+    with Lab() as lab:
+        scene = Scene(lab)
+        neighbour = (OURS, "lladdr", OUR_MAC, "dev", "vs")  # the client's kernel is known to the server, too
+        scene.server.run("ip", "neigh", "replace", *neighbour)
+        rows = [
+            cell(scene, congestion, rtt_ms, loss, rounds)
+            for congestion in asked.congestion
+            for rtt_ms in trips
+            for loss in losses
+        ]
+    form = "{congestion:6} {rtt_ms:4} ms {loss:>5} {mbit_s:8} {kernel_mbit_s:8} {ratio:6}"
+    for row in rows:
+        print(json.dumps(row) if asked.json else form.format(**row))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sends as fast as it may to a TCP server, by our endpoint: a process of endpoint_kernel.py.
+"""Sends as fast as it may to a TCP server, by our endpoint: a process of endpoint_matrix.py.
 
 usage: bench/endpoint_sender.py INTERFACE OUR_ADDRESS SERVER SERVER_MAC PORT CONGESTION
 """

@@ -237,7 +237,8 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     length = segment.length + (flags & FIN) + (flags >> 1 & 1)
     # As in Linux, an empty segment right after the window is acceptable: the peer used up the window.
     # With a window of zero, data at RCV.NXT is not accepted, but its ACK is (3.10.7.4).
-    if seq + length >= rcv.nxt and seq <= rcv.edge and (seq + length > rcv.nxt or not length):
+    within = seq < rcv.edge or (seq == rcv.edge and (not length or seq == rcv.nxt))
+    if within and (seq + length > rcv.nxt or (seq == rcv.nxt and not length)):
         return True
     if flags & SYN:
         _unexpected_syn(tcb, segment, seq, now)

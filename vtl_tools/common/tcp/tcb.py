@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 NEVER: Final = float("inf")
 _MASK: Final = 0xFFFF_FFFF
 _CHALLENGES: Final = 10
-"""Maximum challenge ACKs per second (RFC 5961 section 7)."""
+_CHALLENGES_S: Final = 5.0
+"""Maximum challenge ACKs in a time (RFC 5961 section 7)."""
 _PTO_MARGIN_S: Final = 0.002  # as in Linux: a delay of an acknowledgement's way, where several are due
 _WORST_DELAYED_ACK_S: Final = 0.2  # RFC 8985 section 7.2: WCDelAckT
 
@@ -194,7 +195,7 @@ class TCB:
 
     def may_challenge(self, now: float) -> bool:
         """Return whether to answer another unacceptable segment: limited, or two endpoints could loop."""
-        if now - self._challenged >= 1.0:
+        if now - self._challenged >= _CHALLENGES_S:
             self._challenged, self._challenges = now, 0
         self._challenges += 1
         return self._challenges <= _CHALLENGES
