@@ -245,7 +245,11 @@ def test_challenges_are_limited(established):
     _, peer = established
     for _ in range(50):
         peer.inject("S", 5)
+        peer.pass_(0.06)
     assert len(peer.said) == 10
+    peer.pass_(2.5)
+    peer.inject("S", 5)
+    assert len(peer.said) == 11
 
 
 def test_a_reset_outside_of_the_window_is_ignored(established):

@@ -355,7 +355,7 @@ def _rate(snd: Sender, newest: Run | None, now: float) -> None:
 
 
 def reordering_is_over(tcb: TCB, now: float) -> None:
-    """Process the reordering timer (RFC 8985 section 6.3)."""
+    """Process the reordering timer (RFC 8985 section 6.2, step 5)."""
     snd = tcb.snd
     sample = _SAMPLE
     sample.before, sample.now, sample.lost, sample.delivered = snd.pipe(), now, 0, 0
