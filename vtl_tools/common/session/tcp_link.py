@@ -22,10 +22,9 @@ from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.device.peer import resolve
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.session.base import Address, Listener, PathProfile
+from vtl_tools.common.session.peer_session import FRAME_MIN, HOPS_MAX, PeerSession
 from vtl_tools.common.session.secure_channel import OUTBOX_MAX, Role, SecureConfig
 from vtl_tools.common.session.tcp import TCPConnection, TCPTransport
-from vtl_tools.services.vnet.fields import FIXED
-from vtl_tools.services.vnet.peer_session import HOPS_MAX, PeerSession
 
 _TICK_S: Final = 0.25
 _READ: Final = 1 << 18
@@ -232,7 +231,7 @@ class TCPLink(Device):
         """Send a batch of frames that may pass so many VNET links. Frames without room are dropped."""
         if (peer := self._peer) is None:
             return self.refused(batch, Drop.LINK_DOWN)
-        frames = [frame for frame in batch if len(frame) >= FIXED]
+        frames = [frame for frame in batch if len(frame) >= FRAME_MIN]
         self.drops[Drop.RUNT] += batch.count - len(frames)
         taken = self._send(peer, frames, hops)
         lost = frames[taken:]
