@@ -24,7 +24,7 @@ _UNSENT_MAX: Final = 2 << 20
 """Octets that wait in the kernel before frames are dropped: TCP within the frames needs to feel the link."""
 
 
-class Watch(Protocol):
+class WatchDescriptor(Protocol):
     """Wakes the owner for input of a descriptor and, with `write`, for room in its output."""
 
     def __call__(self, fd: int, *, write: bool) -> None:
@@ -36,7 +36,7 @@ class FramedConnection:
     """A connection with its session. watch: is told which events it waits for."""
 
     def __init__(
-        self, connection: TCPConnection, session: PeerSession, watch: Watch, *, is_open: bool
+        self, connection: TCPConnection, session: PeerSession, watch: WatchDescriptor, *, is_open: bool
     ) -> None:
         self.connection, self.session, self.is_open = connection, session, is_open
         self._watch, self._waits_to_write = watch, True
