@@ -1,7 +1,8 @@
 """The paper's Figure 7 anew: goodput of one TCP connection of a guest, against the latency of its path.
 
 usage: bench/figure7.py [--quick] [--json] [--only LINE...] [--ms MS...] [--loss PERCENT...]
-                        [--add FILE] [--output FILE]      (needs root; --output needs matplotlib)
+                        [--server-buffer PRODUCTS] [--add FILE] [--output FILE]
+                        (needs root; --output needs matplotlib)
 
     client - [edge] - vtl-wan - [far] - server
 
@@ -25,6 +26,11 @@ near both ends at which nothing is missing: a connection that waits for a lost s
 then much at once. There are two such paths, since a long connection starts slowly: the next one starts on the
 other path while one is read, if the round trip is 200 ms or more. CUBIC with loss at 100 ms or more, a few
 Mbit/s, is read on a third path meanwhile.
+
+A receiver's window bounds what is in flight, and a lost segment keeps it from moving for two round trips.
+So the server's buffer, which the kernel lets grow to the maximum of net.ipv4.tcp_rmem, bounds split and ack
+on long paths. --server-buffer PRODUCTS gives it so many bandwidth-delay products at least. The table has
+split over bbr, and --json the same at 100 ms and 0.1 %: split_over_bbr.
 
 --add FILE keeps readings in a file, so that lines and cells can be measured one by one; the figure is drawn
 from all of them.
@@ -79,16 +85,23 @@ class Readings:
 
     def told(self) -> dict[str, Any]:
         cells = [{**cell._asdict(), **values} for cell, values in sorted(self.cells.items())]
-        return {"link_mbit": LINK_MBIT, "cells": cells}
+        ratio = over_bbr(self.cells.get(Cell(100, 0.1), {}))
+        return {"link_mbit": LINK_MBIT, "cells": cells} | ({"split_over_bbr": ratio} if ratio else {})
 
     def table(self) -> str:
         """Return a table in Markdown."""
         names = [line.name for line in LINES]
-        rows = [["loss, %", "RTT, ms", *names], ["---"] * (len(names) + 2)]
+        rows = [["loss, %", "RTT, ms", *names, "split / bbr"], ["---"] * (len(names) + 3)]
         for cell, values in sorted(self.cells.items(), key=lambda item: item[0][::-1]):
             numbers = ["" if values[name] is None else f"{values[name]:.3g}" for name in names]
-            rows.append([f"{cell.loss_percent:g}", f"{cell.ms:g}", *numbers])
+            rows.append([f"{cell.loss_percent:g}", f"{cell.ms:g}", *numbers, str(over_bbr(values) or "")])
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def over_bbr(values: dict[str, float | None]) -> float | None:
+    """Return the goodput of split over that of the kernel's BBR; None if one of them is missing."""
+    ours, theirs = values.get("split"), values.get("bbr")
+    return round(ours / theirs, 2) if ours and theirs else None
 
 
 def draw(found: Readings, output: Path) -> None:
@@ -116,10 +129,13 @@ def draw(found: Readings, output: Path) -> None:
     save(figure, output)
 
 
-def measure(lab: Lab, jobs: list[tuple[Cell, Line]], reading: Reading, found: Readings) -> None:
+def measure(
+    lab: Lab, jobs: list[tuple[Cell, Line]], reading: Reading, found: Readings, products: float
+) -> None:
     """Take a reading of each line in each cell, alternately on two paths, of which one is read at a time.
 
     A third path has the lines of which it is known that they need next to nothing of the machine.
+    products: of bandwidth and delay in the server's buffer, at least.
     """
 
     def one(path: LongPath, cell: Cell, line: Line, turn: Turn) -> float | None:
@@ -128,7 +144,7 @@ def measure(lab: Lab, jobs: list[tuple[Cell, Line]], reading: Reading, found: Re
         finally:
             turn.ends()
 
-    workers = [(LongPath(lab), ThreadPoolExecutor(1)) for _ in range(3)]
+    workers = [(LongPath(lab, products), ThreadPoolExecutor(1)) for _ in range(3)]
     turns: dict[bool, Turn | None] = {True: None, False: None}
     results = []
     for number, (cell, line) in enumerate(jobs):
@@ -149,6 +165,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[line.name for line in LINES])
     parser.add_argument("--ms", nargs="+", type=float)
     parser.add_argument("--loss", nargs="+", type=float)
+    parser.add_argument("--server-buffer", type=float, default=0.0)
     parser.add_argument("--add", type=Path)
     parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
@@ -158,7 +175,7 @@ def main() -> None:
     lines = [line for line in LINES if line.name in (asked.only or line.name)]
     jobs = [(cell, line) for cell in cells for line in lines if line.with_loss or not cell.loss_percent]
     with Lab() as lab:
-        measure(lab, jobs, READINGS[asked.quick], found)
+        measure(lab, jobs, READINGS[asked.quick], found, asked.server_buffer)
     if asked.output is not None:
         draw(found, asked.output)
     print(json.dumps(found.told()) if asked.json else found.table())

@@ -124,10 +124,13 @@ class Line:
 
 
 class LongPath:
-    """The hosts, and the path between them."""
+    """The hosts, and the path between them.
 
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
+    products: of bandwidth and delay in the server's buffer at least; 0: as the line has it.
+    """
+
+    def __init__(self, lab: Lab, products: float = 0.0) -> None:
+        self.lab, self.products = lab, products
         self.client, self.edge, self.wan, self.far, self.server = (
             lab.host(name, ipv6=False) for name in ("client", "edge", "wan", "far", "server")
         )
@@ -199,7 +202,9 @@ class LongPath:
     @contextmanager
     def at_edge(self, tool: str) -> Iterator[None]:
         """A service at the edge, with an uplink."""
-        links = ("--iface", "vmnet1", "--uplink", "eth0", "--guard", "process")
+        links: tuple[str, ...] = ("--iface", "vmnet1", "--uplink", "eth0", "--guard", "process")
+        if tool == "vtl-split":
+            links += ("--memory", "1024")  # so that a buffer grows to three products of a second's path
         with self.bridged(self.far), services(self.lab, tool, (self.edge, links)):
             yield
 
@@ -217,17 +222,20 @@ class LongPath:
     def goodput(self, line: Line, cell: Cell, reading: Reading, turn: "Turn") -> float | None:
         """Return Mbit/s of a connection from the client to the server; None: there is none."""
         self.port += 1
-        buffer = int(max(line.products * cell.bdp, 1 << 18)) if line.products else 0
+        sends, reads = (
+            int(max(each * cell.bdp, 1 << 18)) if each else 0
+            for each in (line.products, max(line.products, self.products))
+        )
         self.set(cell)
         turn.may_prepare(cell)
         with line.at(self), ExitStack() as stack:
             turn.may_start()
-            words = (sys.executable, "-c", SINK, str(self.port), str(buffer))
+            words = (sys.executable, "-c", SINK, str(self.port), str(reads))
             sink = self.server.popen(*words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             stack.callback(sink.kill)
             assert sink.stdout is not None
             sink.stdout.readline()
-            words = (sys.executable, "-c", SOURCE, SERVER, str(self.port), line.congestion, str(buffer))
+            words = (sys.executable, "-c", SOURCE, SERVER, str(self.port), line.congestion, str(sends))
             source = self.client.popen(*words, stderr=subprocess.DEVNULL)
             stack.callback(source.kill)
             found = steady(sink.stdout, cell, reading, turn.begins)

@@ -15,13 +15,18 @@ DEFAULTS = (Config(), Config())
 HOSTS = {4: ("10.0.0.1", "10.0.0.2"), 6: ("fd00::1", "fd00::2")}
 
 
-def paths(version=4):
+def paths(version=4, port=80):
     one, two = (address.ip(text) for text in HOSTS[version])
-    return Path(*MACS, one, two, 40000, 80), Path(*MACS[::-1], two, one, 80, 40000)
+    return Path(*MACS, one, two, 40000, port), Path(*MACS[::-1], two, one, port, 40000)
 
 
 class Network:
-    """Plain frames with full checksums, each lost, doubled, delayed or damaged by chance."""
+    """Plain frames with full checksums, each lost, doubled, delayed or damaged by chance.
+
+    done_at: when each end had the last octet of a transfer.
+    """
+
+    port = 80
 
     def __init__(self, rng, *, loss=0.0, reorder=0.0, duplicate=0.0, corrupt=0.0, delay_s=0.01, version=4,
                  configs=DEFAULTS, plain=True, iss=(None, None)):  # fmt: skip
@@ -29,17 +34,23 @@ class Network:
         self.loss, self.reorder, self.duplicate, self.corrupt = loss, reorder, duplicate, corrupt
         self.delay_s = delay_s
         self.wire, self.order = [], count()
-        self.frames = 0
+        self.frames, self.done_at = 0, [0.0, 0.0]
         self.renew(configs, version, iss)
 
     def renew(self, configs, version=4, iss=(None, None)):
         """Put new endpoints to the ends."""
         self.ends = [
             Endpoint(path, b"secret", self.now, config, iss=number)
-            for path, config, number in zip(paths(version), configs, iss, strict=True)
+            for path, config, number in zip(paths(version, self.port), configs, iss, strict=True)
         ]
 
+    @property
+    def machines(self):
+        """All that has deadlines."""
+        return self.ends
+
     def pump(self):
+        """Put on the wire what may be sent."""
         for i, end in enumerate(self.ends):
             for frame in end.transmit(self.now):
                 for piece in segment(frame) if self.plain else [frame]:
@@ -60,10 +71,14 @@ class Network:
     def put(self, when, to, frame):
         heapq.heappush(self.wire, (when, next(self.order), to, frame))
 
+    def deliver(self, to, frame):
+        """Take a frame off the wire."""
+        self.ends[to].receive(frame, self.now)
+
     def step(self):
         """Send what may be sent, then go to the next arrival or deadline. False: nothing will ever happen."""
         self.pump()
-        dues = [due for end in self.ends if (due := end.deadline()) is not None]
+        dues = [due for one in self.machines if (due := one.deadline()) is not None]
         if self.wire:
             dues.append(self.wire[0][0])
         if not dues:
@@ -71,10 +86,10 @@ class Network:
         self.now = max(self.now, min(dues))
         while self.wire and self.wire[0][0] <= self.now:
             _, _, to, frame = heapq.heappop(self.wire)
-            self.ends[to].receive(frame, self.now)
-        for end in self.ends:
-            if (due := end.deadline()) is not None and due <= self.now:
-                end.wake(self.now)
+            self.deliver(to, frame)
+        for one in self.machines:
+            if (due := one.deadline()) is not None and due <= self.now:
+                one.wake(self.now)
         return True
 
     def run(self, done, limit_s=3600.0):
@@ -83,8 +98,8 @@ class Network:
             assert self.step(), f"nothing will ever happen: {self.ends}"
             assert self.now < until, f"not in time: {self.ends} {[e.info() for e in self.ends]}"
 
-    def open(self):
-        client, server = self.ends
+    def open(self, opener=0):
+        client, server = self.ends[opener], self.ends[1 - opener]
         server.listen()
         client.connect()
         self.run(lambda: server.asked)
@@ -105,6 +120,7 @@ class Network:
                         left[i] = None
                 while data := end.read(read):
                     got[i] += data
+                    self.done_at[i] = self.now
             return all(end.at_eof for end in self.ends)
 
         self.run(turn, limit_s)

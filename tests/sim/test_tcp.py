@@ -61,6 +61,19 @@ def test_a_network_without_faults_needs_no_retransmission():
     assert [end.info().retransmits for end in net.ends] == [0, 0]
 
 
+@pytest.mark.parametrize(("timestamps", "segments"), [(True, 10), (False, 1)])
+def test_a_round_trip_above_a_second_is_not_a_lost_syn(timestamps, segments):
+    """Both ends send their SYN again, and timestamps tell that the first one arrived."""
+    configs = Config(timestamps=timestamps), Config(timestamps=timestamps)
+    net = Network(Random(1), delay_s=0.6, configs=configs)
+    net.open()
+    net.run(lambda: all(end.state is State.ESTABLISHED for end in net.ends))
+    told = [end.info() for end in net.ends]
+    assert [info.retransmits for info in told] == [1, 1]
+    assert [info.cwnd_segments for info in told] == [segments] * 2
+    assert [info.rtt_s for info in told] == ([pytest.approx(1.2)] * 2 if timestamps else [None] * 2)
+
+
 def test_in_time_both_ends_are_closed():
     net = Network(Random(1))
     net.open()

@@ -32,7 +32,7 @@ def mutated(rng, frame):
 def test_mutated_frames_of_both_ends(taken, seed):
     rng = Random(seed)
     world = AckWorld(taken=taken, seed=seed, plain=False, buffer=100_000, memory=200_000)
-    put, kept = world.put, []
+    put, kept = world.pass_on, []
 
     def hostile(end, way, frame):
         if way == 1:
@@ -46,7 +46,7 @@ def test_mutated_frames_of_both_ends(taken, seed):
                 world.stage.settle(world.now)
         put(end, way, frame)
 
-    world.put = hostile
+    world.pass_on = hostile
     first, second = world.ends
     second.listen()
     first.connect()

@@ -42,8 +42,8 @@ def test_each_octet_arrives_once_and_in_order(
         configs=configs, buffer=buffer, seed=seed, give_up_s=10_000.0,
     )  # fmt: skip
     world.open()
-    sent = [world.rng.randbytes(size) for size in limit]
-    got, _ = world.transfer(sent, limit_s=20_000, chunk=chunk)
+    sent = tuple(world.rng.randbytes(size) for size in limit)
+    got = world.transfer(*sent, limit_s=20_000, read=chunk)
     assert got == sent[::-1]
     world.go(10)
     assert (world.told["held_octets"], world.told["lost_octets"], world.events) == (0, 0, [])

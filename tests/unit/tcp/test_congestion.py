@@ -205,6 +205,21 @@ def test_bbr_bounds_what_is_in_flight_where_a_buffer_overflows():
     assert control.model.inflight_hi < UNLIMITED
 
 
+def test_bbr_takes_loss_among_the_last_holes_of_a_window_for_no_bound():
+    pipe = Pipe()
+    while pipe.control.phase is not Phase.UP:
+        pipe.round()
+    control = pipe.control
+    facts = {
+        "now": pipe.now, "delivered": MSS, "total": pipe.total, "prior": pipe.total - MSS, "rtt_s": 0.1,
+        "lost_since": 26 * MSS, "before": MSS, "in_flight": MSS,
+    }  # fmt: skip
+    control.acked(told(tx_in_flight=50 * MSS, **facts))
+    assert control.model.inflight_hi == UNLIMITED
+    control.acked(told(tx_in_flight=110 * MSS, **facts))
+    assert control.model.inflight_hi == 110 * MSS
+
+
 def test_bbr_forgets_a_timeout_that_was_not_due():
     pipe = Pipe()
     pipe.phases(3.0)

@@ -98,14 +98,26 @@ def _begin(tcb: TCB, syn: Segment, now: float) -> None:
         tcb.ts_recent, tcb.ts_recent_at = syn.stamps[0], now
 
 
+def _synchronized_late(tcb: TCB, segment: Segment, now: float) -> None:
+    """Judge a handshake in which our SYN was sent again: the time that is echoed tells which one arrived.
+
+    If it was the first, nothing was lost: the round trip is longer than the timer (RFC 3522 section 3).
+    """
+    first_at, stamps = tcb.stalled_since, segment.stamps
+    if tcb.timestamps and stamps is not None and first_at is not None and stamps[1] == tcb.tsval(first_at):
+        tcb.rtt.sample(now - first_at)
+        return
+    tcb.rtt.handshake_was_slow()
+    tcb.snd.cc.syn_was_lost()
+
+
 def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     """Enter ESTABLISHED: our SYN is acknowledged."""
     snd = tcb.snd
     if tcb.timed is not None:
         tcb.rtt.sample(now - tcb.timed[1])
     elif tcb.rtt.backoffs:
-        tcb.rtt.handshake_was_slow()
-        snd.cc.syn_was_lost()
+        _synchronized_late(tcb, segment, now)
     tcb.rtt.progressed()
     tcb.quicken()
     snd.cc.opened(now, tcb.rtt.srtt_s)

@@ -12,8 +12,9 @@ from vtl_tools.common.relay.relay import RELAYED
 from vtl_tools.common.stage import Stage
 from vtl_tools.services.split.side import SplitSide, Stations
 
-BUFFER_MAX: Final = 64 << 20
-"""Octets up to which a buffer grows: a gigabit a second over half a second."""
+BUFFER_MAX: Final = 128 << 20
+"""Octets up to which a buffer grows: a gigabit a second over half a second, twice, since a lost segment keeps
+what was sent after it for another round trip."""
 _HALF_OPEN: Final = 1024
 """Connections that are being opened at once from the network: each costs the guest a connection, too."""
 
@@ -33,7 +34,7 @@ class SplitByUplink(Stage):
     ) -> None:
         super().__init__()
         self.early_ack, self.congestion = early_ack, congestion
-        most = min(BUFFER_MAX, limits.memory // 2)
+        most = min(BUFFER_MAX, limits.memory * 3 // 4)  # with less than all of it the other flows still move
         make = partial(SplitSide, secret=os.urandom(32), stations=Stations(), drops=self.drops)
         guest = make(
             partial(self.send, 0),

@@ -3,11 +3,13 @@
 The sender paces at the estimated bottleneck bandwidth, and keeps about twice the bandwidth-delay product in
 flight at most. The names are the draft's, in model.py and here.
 
-One departure: loss without a queue. The draft takes more than 2 % of loss in a round as a full buffer. Here
-that holds only while the round trip shows a queue; otherwise the limit is 10 %, and less loss than the limit
-does not lower the short-term bounds, and is made up for by the pacing rate. A radio link that loses 5 % is
-thus used, as by version 1, and a shallow buffer, which loses a fifth of what probes beyond it, is still
-respected.
+Two departures. The first is loss without a queue. The draft takes more than 2 % of loss in a round as a full
+buffer. Here that holds only while the round trip shows a queue; otherwise the limit is 10 %, and less loss
+than the limit does not lower the short-term bounds, and is made up for by the pacing rate. A radio link that
+loses 5 % is thus used, as by version 1, and a shallow buffer, which loses a fifth of what probes beyond it,
+is still respected. The second is loss while little is in flight, which no probe can have caused: where the
+window of the peer has stopped the sender, all that is in flight are holes, and those of them that are lost
+again are a large share. It bounds nothing.
 """
 
 from enum import Enum, auto
@@ -279,12 +281,12 @@ class Bbr(Congestion):
                     model.advance_max_bw()
         if sample.prior < 0:
             return
-        if model.is_too_high(sample, self.smss):
+        least = int(min(self._bdp(1.0), self.cwnd) * _BETA)
+        if sample.tx_in_flight >= least and model.is_too_high(sample, self.smss):
             if self._samples_probe:
                 self._samples_probe = False
                 if not sample.app_limited:
-                    target = min(self._bdp(1.0), self.cwnd)
-                    model.inflight_hi = max(sample.tx_in_flight, int(target * _BETA))
+                    model.inflight_hi = sample.tx_in_flight
                 if self.phase is Phase.UP:
                     self._go_down(sample.now)
         elif model.inflight_hi < UNLIMITED:
