@@ -194,7 +194,10 @@ class RelayFlow:
     @property
     def can_read_more(self) -> bool:
         """Whether the stream is to be read: all that it brought was sent, and the budget allows more."""
-        return self.endpoint.has_room_for(BUFFER) and self.budget.allows(self.buffered)
+        if not self.endpoint.has_room_for(BUFFER):
+            return False
+        # octets that an internal stream holds are not buffered by moving them on
+        return not self.budget.is_full or self.budget.allows(self.endpoint.buffered + self.slack)
 
     def _carry_down(self) -> None:
         """Write what the stream brings to the guest: one buffer, so that other flows have their turn."""

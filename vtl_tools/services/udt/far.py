@@ -211,7 +211,9 @@ class FarSide:
             if flow.ended or splice is None:
                 continue
             up, down = splice.up.moved, splice.down.moved
-            may_buffer = self.budget.allows(flow.buffered)
+            assert flow.connector is not None
+            # octets of the flow itself are not buffered by moving them on
+            may_buffer = self.budget.allows(splice.buffered + flow.connector.stream.buffered)
             splice.carry(up=may_buffer)
             self.budget.octets_up += splice.up.moved - up
             self.budget.octets_down += splice.down.moved - down

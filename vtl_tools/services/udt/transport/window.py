@@ -10,6 +10,8 @@ WINDOW_MIN: Final = 1 << 16
 """Octets that every flow gets, whatever is promised already."""
 WINDOW_MAX: Final = 1 << 27
 _FIRST_MAX: Final = 1 << 24
+_WIDE: Final = 1 << 26
+"""Octets of a window for several connections: what the others bring while one waits for a lost segment."""
 _UPDATE_MAX: Final = 1 << 20
 """Octets read after which the other module is told, at the latest."""
 
@@ -50,10 +52,11 @@ class ReceiveWindow:
         self.credit -= octets
         return self.credit >= 0
 
-    def read(self, octets: int, now: float, rtt_s: float) -> int:
+    def read(self, octets: int, now: float, within_s: float) -> int:
         """Count octets that were read; return the octets by which the other module's credit is to rise.
 
-        The window doubles if it was read through within two round trips: it may be what limits the flow.
+        The window doubles if it was read through within a time, two round trips or so: it may be what limits
+        the flow.
         """
         self._read += octets
         self._epoch_read += octets
@@ -61,7 +64,7 @@ class ReceiveWindow:
             return 0
         more = 0
         if self._epoch_read >= self.size:
-            if now - self._epoch_at < 2 * rtt_s:
+            if now - self._epoch_at < within_s:
                 more = self._budget.take(min(self.size, WINDOW_MAX - self.size, self._budget.left // 2))
                 self.size += more
             self._epoch_read, self._epoch_at = 0, now
@@ -69,6 +72,13 @@ class ReceiveWindow:
         self._read = 0
         self.credit += credit
         return credit
+
+    def widen(self) -> int:
+        """Grow for a flow on several sessions; return by how much the other module's credit rises."""
+        more = self._budget.take(min(_WIDE - self.size, self._budget.left // 2))
+        self.size += more
+        self.credit += more
+        return more
 
     def close(self) -> None:
         """Give the promise back. Idempotent."""
