@@ -166,19 +166,24 @@ def test_datagrams_that_the_guest_segments_and_those_that_come_in_a_burst_stay_w
     lab: Lab, version: int
 ) -> None:
     world = SplitWorld(lab)
-    with world.split(), world.open(world.guest, version, UDP) as client:
+    with world.split() as running, world.open(world.guest, version, UDP) as client:
         server = world.open(world.server, version, UDP)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         server.bind((SERVER[version], 7))
         sent = [bytes([number]) * 1000 for number in range(20)] + [b"last"]
-        client.sendmsg(
-            [b"".join(sent)], [(17, 103, struct.pack("=H", 1000))], 0, (SERVER[version], 7)
-        )  # UDP_SEGMENT
+        segmented = [b"".join(sent)], [(17, 103, struct.pack("=H", 1000))], 0  # UDP_SEGMENT
+        client.sendmsg(*segmented, (SERVER[version], 7))
         got = [server.recvfrom(2000) for _ in sent]
         assert [octets for octets, _ in got] == sent
         for octets in sent:
             server.sendto(octets, got[0][1])
         assert [client.recv(2000) for _ in sent] == sent
+        before = running.status()["links"][0]["tx_frames"]
+        server.sendmsg(*segmented, got[0][1])
+        assert [client.recv(2000) for _ in sent] == sent
+        told = running.status()
+        assert told["links"][0]["tx_frames"] - before < len(sent) // 2  # the kernel joins and cuts them
+        assert told["datagrams"]["datagrams_down"] == 2 * len(sent)
         server.close()
 
 
