@@ -280,7 +280,7 @@ LEASE = """#!/bin/sh
 [ "$1" = bound ] || exit 0
 ip addr add "$ip/$mask" dev "$interface"
 ip route add default via "$router"
-echo "$ip $router $dns $mtu"
+echo "$ip $router $mtu $domain $search $dns"
 """
 
 
@@ -294,10 +294,11 @@ def test_a_guest_that_knows_nothing_gets_addresses_names_and_the_world(lab: Lab)
     script.chmod(0o755)
     lab.http(world.server, 80, {"index.html": b"hello"})
     world.guest.sysctl("net.ipv6.conf.eth0.accept_ra", 2)
-    with world.split("--dns", "198.51.100.53") as running:
-        leased = world.guest.run("busybox", "udhcpc", "-i", "eth0", "-nq", "-t60", "-s", script).stdout
-        address, *rest = leased.split()
-        assert rest == ["10.0.2.2", "10.0.2.2", "1500"]
+    servers = ("--dns", "198.51.100.53", "--dns", "198.51.100.54", "--search", "lab.example")
+    with world.split(*servers) as running:
+        ask = ("busybox", "udhcpc", "-i", "eth0", "-nq", "-t60", "-O", "search", "-s", script)
+        address, *rest = world.guest.run(*ask).stdout.split()
+        assert rest == ["10.0.2.2", "1500", "lab.example", "lab.example", "10.0.2.2", "10.0.2.3"]
         assert address.startswith("10.0.2.")
         for kind, expected in ("a", SERVER[4]), ("aaaa", SERVER[6]):
             told = world.guest.run("busybox", "nslookup", f"-type={kind}", "www.example", "10.0.2.2").stdout
@@ -313,7 +314,7 @@ def test_a_guest_that_knows_nothing_gets_addresses_names_and_the_world(lab: Lab)
 def test_queries_go_to_the_resolver_of_the_host_over_udp_and_tcp_and_follow_it(lab: Lab) -> None:
     world = SplitWorld(lab)
     resolv_conf = lab.dir / "resolv.conf"
-    resolv_conf.write_text(f"nameserver {SERVER[4]}\n")
+    resolv_conf.write_text(f"nameserver {SERVER[4]}\nnameserver {SERVER[6]}\n")
     resolv_conf.chmod(0o644)
     world.host.run("mount", "--bind", resolv_conf, Path("/etc/resolv.conf").resolve())
     first, second = (world.echo(world.server, address, 53) for address in (SERVER[4], SERVER[6]))
@@ -324,6 +325,8 @@ def test_queries_go_to_the_resolver_of_the_host_over_udp_and_tcp_and_follow_it(l
             with world.connect(4, 53, GATEWAY[4]), listener.accept()[0]:
                 pass
             first.close()
+            client.sendto(b"to the other one", ("10.0.2.3", 53))
+            assert client.recvfrom(99) == (b"to the other one", ("10.0.2.3", 53))
             with resolv_conf.open("w") as file:
                 file.write(f"nameserver {SERVER[6]}\n")
             until(lambda: asked(client) == b"again", "the other resolver")

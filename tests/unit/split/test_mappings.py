@@ -20,7 +20,7 @@ class Table:
     def __init__(self, most: int = 100) -> None:
         self.own, self.closed = Own(), []
         self.resolver = ("192.0.2.53", 53)
-        destinations = Destinations(GuestAddresses(), self.own, lambda: self.resolver)
+        destinations = Destinations(GuestAddresses(), self.own, lambda _: self.resolver)
         self.table = MappingTable(destinations, self._on_close, most)
 
     def _on_close(self, mapping: DatagramMapping) -> None:

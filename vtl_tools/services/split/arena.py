@@ -44,7 +44,7 @@ class DatagramArena:
         self._make_room(COUNT)
 
     def _make_room(self, count: int) -> None:
-        """Tell the kernel how much room there is for names and control messages: it has written other sizes."""
+        """Tell the kernel the room for names and control messages, as it has written what it used."""
         msgs, end = self._msgs, count * mmsg.WORDS
         msgs[mmsg.NAMELEN : end : mmsg.WORDS] = self._name_sizes[:count]
         msgs[mmsg.CONTROLLEN : end : mmsg.WORDS] = self._control_sizes[:count]
