@@ -166,19 +166,24 @@ def test_datagrams_that_the_guest_segments_and_those_that_come_in_a_burst_stay_w
     lab: Lab, version: int
 ) -> None:
     world = SplitWorld(lab)
-    with world.split(), world.open(world.guest, version, UDP) as client:
+    with world.split() as running, world.open(world.guest, version, UDP) as client:
         server = world.open(world.server, version, UDP)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         server.bind((SERVER[version], 7))
         sent = [bytes([number]) * 1000 for number in range(20)] + [b"last"]
-        client.sendmsg(
-            [b"".join(sent)], [(17, 103, struct.pack("=H", 1000))], 0, (SERVER[version], 7)
-        )  # UDP_SEGMENT
+        segmented = [b"".join(sent)], [(17, 103, struct.pack("=H", 1000))], 0  # UDP_SEGMENT
+        client.sendmsg(*segmented, (SERVER[version], 7))
         got = [server.recvfrom(2000) for _ in sent]
         assert [octets for octets, _ in got] == sent
         for octets in sent:
             server.sendto(octets, got[0][1])
         assert [client.recv(2000) for _ in sent] == sent
+        before = running.status()["links"][0]["tx_frames"]
+        server.sendmsg(*segmented, got[0][1])
+        assert [client.recv(2000) for _ in sent] == sent
+        told = running.status()
+        assert told["links"][0]["tx_frames"] - before < len(sent) // 2  # the kernel joins and cuts them
+        assert told["datagrams"]["datagrams_down"] == 2 * len(sent)
         server.close()
 
 
@@ -275,7 +280,7 @@ LEASE = """#!/bin/sh
 [ "$1" = bound ] || exit 0
 ip addr add "$ip/$mask" dev "$interface"
 ip route add default via "$router"
-echo "$ip $router $dns $mtu"
+echo "$ip $router $mtu $domain $search $dns"
 """
 
 
@@ -289,10 +294,11 @@ def test_a_guest_that_knows_nothing_gets_addresses_names_and_the_world(lab: Lab)
     script.chmod(0o755)
     lab.http(world.server, 80, {"index.html": b"hello"})
     world.guest.sysctl("net.ipv6.conf.eth0.accept_ra", 2)
-    with world.split("--dns", "198.51.100.53") as running:
-        leased = world.guest.run("busybox", "udhcpc", "-i", "eth0", "-nq", "-t60", "-s", script).stdout
-        address, *rest = leased.split()
-        assert rest == ["10.0.2.2", "10.0.2.2", "1500"]
+    servers = ("--dns", "198.51.100.53", "--dns", "198.51.100.54", "--search", "lab.example")
+    with world.split(*servers) as running:
+        ask = ("busybox", "udhcpc", "-i", "eth0", "-nq", "-t60", "-O", "search", "-s", script)
+        address, *rest = world.guest.run(*ask).stdout.split()
+        assert rest == ["10.0.2.2", "1500", "lab.example", "lab.example", "10.0.2.2", "10.0.2.3"]
         assert address.startswith("10.0.2.")
         for kind, expected in ("a", SERVER[4]), ("aaaa", SERVER[6]):
             told = world.guest.run("busybox", "nslookup", f"-type={kind}", "www.example", "10.0.2.2").stdout
@@ -308,7 +314,7 @@ def test_a_guest_that_knows_nothing_gets_addresses_names_and_the_world(lab: Lab)
 def test_queries_go_to_the_resolver_of_the_host_over_udp_and_tcp_and_follow_it(lab: Lab) -> None:
     world = SplitWorld(lab)
     resolv_conf = lab.dir / "resolv.conf"
-    resolv_conf.write_text(f"nameserver {SERVER[4]}\n")
+    resolv_conf.write_text(f"nameserver {SERVER[4]}\nnameserver {SERVER[6]}\n")
     resolv_conf.chmod(0o644)
     world.host.run("mount", "--bind", resolv_conf, Path("/etc/resolv.conf").resolve())
     first, second = (world.echo(world.server, address, 53) for address in (SERVER[4], SERVER[6]))
@@ -319,6 +325,8 @@ def test_queries_go_to_the_resolver_of_the_host_over_udp_and_tcp_and_follow_it(l
             with world.connect(4, 53, GATEWAY[4]), listener.accept()[0]:
                 pass
             first.close()
+            client.sendto(b"to the other one", ("10.0.2.3", 53))
+            assert client.recvfrom(99) == (b"to the other one", ("10.0.2.3", 53))
             with resolv_conf.open("w") as file:
                 file.write(f"nameserver {SERVER[6]}\n")
             until(lambda: asked(client) == b"again", "the other resolver")

@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from vtl_tools.common.cli import options as opts
 from vtl_tools.common.cli.completion import LINK
 from vtl_tools.common.cli.flows import add_flows
-from vtl_tools.common.cli.parameters import OpeningParam, RateParam, ResolverParam, SubnetParam
+from vtl_tools.common.cli.parameters import DomainParam, OpeningParam, RateParam, ResolverParam, SubnetParam
 from vtl_tools.common.cli.run import links_of, run_service
 from vtl_tools.common.cli.tool import Tool
 from vtl_tools.common.cli.verbs import add_events, add_status
@@ -18,7 +18,7 @@ from vtl_tools.common.cli.verbs import add_events, add_status
 if TYPE_CHECKING:
     from vtl_tools.common.runtime.runner import Options
 
-_OF_SOCKETS = ("bandwidth", "buffers", "allow", "dns", "dhcp", "subnet")
+_OF_SOCKETS = ("bandwidth", "buffers", "allow", "dns", "search", "dhcp", "subnet")
 """Options without a meaning where the second connection leaves by a link."""
 
 
@@ -46,8 +46,13 @@ _OF_SOCKETS = ("bandwidth", "buffers", "allow", "dns", "dhcp", "subnet")
     help="Open loopback, link-local or own addresses of the host. May be repeated.",
 )  # fmt: skip
 @click.option(
-    "--dns", type=ResolverParam(), metavar="ADDRESS", help="DNS server of the guest.  [default: the host's]"
-)
+    "--dns", type=ResolverParam(), multiple=True, metavar="ADDRESS",
+    help="DNS server of the guest. May be repeated.  [default: the host's, three at most]",
+)  # fmt: skip
+@click.option(
+    "--search", type=DomainParam(), multiple=True, metavar="DOMAIN",
+    help="Domain in which the guest looks up short names, or none. May be repeated.  [default: the host's]",
+)  # fmt: skip
 @click.option("--dhcp/--no-dhcp", default=True, help="Lease addresses (default).")
 @click.option(
     "--subnet", type=SubnetParam(), metavar="NETWORK", help="The guest's network.  [default: 10.0.2.0/24]"

@@ -79,6 +79,16 @@ def test_an_offer_says_all_that_a_guest_needs(server, guest, network):
     assert len(pkt.payload) >= wire.SIZE_MIN
 
 
+def test_a_guest_learns_all_name_servers_and_the_search_list():
+    network = GuestAddresses(name_servers=3, search=("lab.example", "example.org"))
+    offer = reply(DHCPServer(network).answer(Guest(network).dhcp(wire.DISCOVER), 0.0))
+    assert offer.options[wire.DNS] == b"".join(map(address.ip, ("10.0.2.2", "10.0.2.3", "10.0.2.4")))
+    assert offer.options[wire.DOMAIN_NAME] == b"lab.example"
+    assert offer.options[wire.DOMAIN_SEARCH] == b"\3lab\7example\0\7example\3org\0"  # RFC 3397 section 2
+    with pytest.raises(ValueError, match="no room for 9 name servers"):
+        GuestAddresses.of_subnet(IPv4Network("10.0.9.0/29"), name_servers=9)
+
+
 def test_who_cannot_take_unicast_hears_a_broadcast(server, guest):
     pkt = said(server.answer(guest.dhcp(wire.DISCOVER, flags=wire.BROADCAST), 0.0))
     assert (pkt.eth.dst, pkt.ip.dst) == (address.BROADCAST, EVERYBODY)

@@ -117,6 +117,14 @@ def test_a_router_solicitation_is_answered_to_its_sender(neighbours, guest, netw
     assert router.option(nd.RDNSS) == bytes(2) + (1800).to_bytes(4, "big") + network.dns6
 
 
+def test_a_router_tells_all_name_servers_and_the_search_list():
+    network = GuestAddresses(name_servers=2, search=("lab.example",))
+    router = said(NeighbourResponder(network, 0.0).answer(Guest(network).router_solicit(), 0.0)).nd
+    lifetime = bytes(2) + (1800).to_bytes(4, "big")
+    assert router.option(nd.RDNSS) == lifetime + b"".join(network.dns_servers6)
+    assert router.option(nd.DNSSL) == lifetime + b"\3lab\7example\0" + bytes(3)  # RFC 8106 section 5.2
+
+
 def test_who_has_no_address_yet_hears_the_router_with_all_others(neighbours, guest):
     reply = said(neighbours.answer(guest.router_solicit(src=NOBODY6), 0.0))
     assert (reply.eth.dst, reply.ipv6.dst) == (b"\x33\x33\0\0\0\1", address.ALL_NODES)

@@ -23,7 +23,7 @@ def find(text: str, port: int = 80, *opened: str) -> SocketAddress | Reason:
     for each in opened:
         network, _, number = each.rpartition("@")
         openings.append(OpenedNetwork(ip_network(network), int(number)))
-    found = Destinations(GuestAddresses(), OWN, lambda: RESOLVER, openings)
+    found = Destinations(GuestAddresses(), OWN, lambda _: RESOLVER, openings)
     return found.find(address.ip(text), port)
 
 
@@ -75,8 +75,19 @@ def test_the_router_stands_for_the_loopback_address_as_far_as_that_is_open() -> 
 def test_queries_to_the_router_go_to_the_resolver() -> None:
     assert find("10.0.2.2", 53) == RESOLVER
     assert find("fd76:746c:0:1::1", 53) == RESOLVER
-    nobody = Destinations(GuestAddresses(), OWN, lambda: None)
+    assert find("10.0.2.3", 53) is Reason.HOST_UNREACHABLE
+    nobody = Destinations(GuestAddresses(), OWN, lambda _: None)
     assert nobody.find(address.ip("10.0.2.2"), 53) is Reason.REFUSED
+
+
+def test_each_name_server_address_stands_for_a_server_of_its_own() -> None:
+    servers = [("192.0.2.53", 53), ("2001:db8::53", 53, 0, 0)]
+    network = GuestAddresses(name_servers=3)
+    found = Destinations(network, OWN, lambda number: servers[number] if number < 2 else None)
+    for number, expected in enumerate((*servers, Reason.REFUSED)):
+        for each in network.dns_servers[number], network.dns_servers6[number]:
+            assert found.find(each, 53) == expected
+            assert found.find(each, 80) is Reason.REFUSED
 
 
 @pytest.mark.parametrize("text", ["10.0.2.77", "10.0.2.255", "10.0.2.0", "fd76:746c:0:1::77"])

@@ -20,7 +20,7 @@ class Table:
     def __init__(self, most: int = 100) -> None:
         self.own, self.closed = Own(), []
         self.resolver = ("192.0.2.53", 53)
-        destinations = Destinations(GuestAddresses(), self.own, lambda: self.resolver)
+        destinations = Destinations(GuestAddresses(), self.own, lambda _: self.resolver)
         self.table = MappingTable(destinations, self._on_close, most)
 
     def _on_close(self, mapping: DatagramMapping) -> None:
@@ -33,6 +33,7 @@ class Table:
         )
         if dport == 53:
             parties = parties[:4] + bytes((10, 0, 2, 2)) + parties[8:]
+        self.table.look_again()
         return self.table.find(MACS + parties, UDPMapping, parties, now, lambda _: None)
 
     def mapping(self, *args: float) -> DatagramMapping:
@@ -107,6 +108,16 @@ def test_a_destination_that_becomes_the_hosts_own_loses_its_peer(table):
     table.own.version = table.own.version + 1
     assert table.find(1, 1, 2.0) is Reason.PROHIBITED
     assert not mapping.peers
+
+
+def test_the_kernel_is_asked_for_news_once_a_batch(table):
+    parties = bytes((10, 0, 2, 15, 198, 51, 100, 1, 0, 1, 0, 9))
+    assert isinstance(table.find(1, 1, 0.0), MappingPeer)
+    table.own.add(parties[4:8])
+    table.own.version = table.own.version + 1
+    again = table.table.find(MACS + parties, UDPMapping, parties, 0.0, lambda _: None)
+    assert isinstance(again, MappingPeer)
+    assert table.find(1, 1, 0.0) is Reason.PROHIBITED
 
 
 def test_another_resolver_of_the_host_is_used_soon(table):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from vtl_tools.common.errors import SpecError
+from vtl_tools.common.guest_net.search_list import NO_SEARCH, domain
 from vtl_tools.common.packet import address
 from vtl_tools.common.units import rate
 
@@ -137,6 +138,19 @@ class ResolverParam(ParamType):
         except ValueError as e:
             self.fail(f"{e}; write an address such as 192.0.2.1 or fe80::1%eth0", param, ctx)
         return str(value)
+
+
+class DomainParam(ParamType):
+    """A domain of a search list, or the word for none."""
+
+    name = "domain"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the domain."""
+        try:
+            return domain(str(value))
+        except ValueError as e:
+            self.fail(f"{e}; write a domain such as lab.example, or {NO_SEARCH}", param, ctx)
 
 
 class RateParam(ParamType):

@@ -21,7 +21,8 @@ class GuestAddresses:
 
     The IPv4 default is that of QEMU's user network, so that a guest configured statically for that network
     finds its router. prefix: a ULA (RFC 4193) for SLAAC; None: there is no IPv6 router. mtu: largest IP
-    packet in octets.
+    packet in octets. name_servers: how many addresses of each version answer DNS, so that the guest has
+    another one to ask. search: domains in which the guest looks up short names.
     """
 
     mac: bytes = GATEWAY_MAC
@@ -30,6 +31,8 @@ class GuestAddresses:
     dns: bytes = address.ip("10.0.2.2")
     prefix: IPv6Network | None = field(default=IPv6Network("fd76:746c:0:1::/64"))
     mtu: int = 1500
+    name_servers: int = 1
+    search: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.mac) != 6 or address.is_multicast_mac(self.mac) or not any(self.mac):
@@ -43,14 +46,18 @@ class GuestAddresses:
             raise ValueError(f"{self.prefix}: SLAAC needs a prefix length of {PREFIX_BITS}")
         if not MTU_MIN <= self.mtu <= 0xFFFF:
             raise ValueError(f"an MTU of {self.mtu}: use {MTU_MIN} to 65535 octets")
+        if not all(map(self.is_host, self.dns_servers)):
+            raise ValueError(f"{self.subnet} has no room for {self.name_servers} name servers")
 
     @classmethod
-    def of_subnet(cls, subnet: IPv4Network | None) -> Self:
+    def of_subnet(
+        cls, subnet: IPv4Network | None, *, name_servers: int = 1, search: tuple[str, ...] = ()
+    ) -> Self:
         """Return the addresses of a subnet, whose first one is gateway and name server; None: the default."""
         if subnet is None:
-            return cls()
+            return cls(name_servers=name_servers, search=search)
         first = subnet[1].packed
-        return cls(subnet=subnet, gateway=first, dns=first)
+        return cls(subnet=subnet, gateway=first, dns=first, name_servers=name_servers, search=search)
 
     @property
     def link_local(self) -> bytes:
@@ -61,6 +68,23 @@ class GuestAddresses:
     def dns6(self) -> bytes | None:
         """The IPv6 address of the name server: the first address of the prefix."""
         return None if self.prefix is None else self.prefix[1].packed
+
+    @property
+    def dns_servers(self) -> list[bytes]:
+        """The IPv4 addresses of the name servers: `dns`, and those behind it."""
+        first = int.from_bytes(self.dns, "big")
+        return [(first + number).to_bytes(4, "big") for number in range(self.name_servers)]
+
+    @property
+    def dns_servers6(self) -> list[bytes]:
+        """The IPv6 addresses of the name servers: the first of the prefix; none without one."""
+        prefix = self.prefix
+        return [] if prefix is None else [prefix[1 + number].packed for number in range(self.name_servers)]
+
+    def name_server(self, octets: bytes) -> int | None:
+        """Return the number, from 0, of the name server with an address; None: none has it."""
+        servers = self.dns_servers if len(octets) == 4 else self.dns_servers6
+        return servers.index(octets) if octets in servers else None
 
     def is_host(self, octets: bytes) -> bool:
         """Return whether an IPv4 address is a possible host address of the subnet."""
@@ -77,4 +101,4 @@ class GuestAddresses:
 
     def is_ours(self, octets: bytes) -> bool:
         """Return whether an address, of either version, is the router's or the name server's."""
-        return octets in (self.gateway, self.dns, self.link_local, self.dns6)
+        return octets in (self.gateway, self.link_local) or self.name_server(octets) is not None

@@ -12,6 +12,7 @@ from vtl_tools.common.guest_net import dhcp_wire as wire
 from vtl_tools.common.guest_net.addresses import GuestAddresses
 from vtl_tools.common.guest_net.dhcp_wire import DHCPMessage
 from vtl_tools.common.guest_net.leases import LeaseTable
+from vtl_tools.common.guest_net.search_list import encode_names
 from vtl_tools.common.packet import address, build
 from vtl_tools.common.packet.address import is_single_host
 from vtl_tools.common.packet.packet import Packet
@@ -125,8 +126,11 @@ class DHCPServer:
         else:
             options[wire.SUBNET_MASK] = network.subnet.netmask.packed
             options[wire.ROUTER] = network.gateway
-            options[wire.DNS] = network.dns
+            options[wire.DNS] = b"".join(network.dns_servers)
             options[wire.INTERFACE_MTU] = network.mtu.to_bytes(2, "big")
+            if network.search:
+                options[wire.DOMAIN_NAME] = network.search[0].encode()
+                options[wire.DOMAIN_SEARCH] = encode_names(network.search)
         client_id = message.options.get(wire.CLIENT_ID, b"")
         if 0 < len(client_id) <= CLIENT_ID_MAX:  # RFC 6842: a client may check it
             options[wire.CLIENT_ID] = client_id

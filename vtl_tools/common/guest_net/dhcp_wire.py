@@ -30,6 +30,7 @@ PAD: Final = 0  # options, RFC 2132
 SUBNET_MASK: Final = 1
 ROUTER: Final = 3
 DNS: Final = 6
+DOMAIN_NAME: Final = 15
 INTERFACE_MTU: Final = 26
 REQUESTED_ADDRESS: Final = 50
 LEASE_TIME: Final = 51
@@ -40,6 +41,7 @@ MESSAGE: Final = 56
 RENEWAL_TIME: Final = 58  # T1
 REBINDING_TIME: Final = 59  # T2
 CLIENT_ID: Final = 61
+DOMAIN_SEARCH: Final = 119  # RFC 3397
 END: Final = 255
 
 SIZE_MIN: Final = 300

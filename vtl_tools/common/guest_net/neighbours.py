@@ -9,6 +9,7 @@ from collections import OrderedDict
 from typing import Final
 
 from vtl_tools.common.guest_net.addresses import PREFIX_BITS, GuestAddresses
+from vtl_tools.common.guest_net.search_list import encode_names
 from vtl_tools.common.packet import address, arp, build, derive, nd
 from vtl_tools.common.packet.address import ALL_NODES, is_multicast_mac, is_single_host
 from vtl_tools.common.packet.packet import Packet
@@ -129,13 +130,15 @@ class NeighbourResponder:
     def _advertisement(self, dst_mac: bytes, dst: bytes, tags: tuple[int, ...]) -> bytearray:
         network = self.network
         assert network.prefix is not None
-        assert network.dns6 is not None
         prefix = bytes((PREFIX_BITS, ON_LINK | AUTONOMOUS))
         prefix += VALID_S.to_bytes(4, "big") + PREFERRED_S.to_bytes(4, "big") + bytes(4)
         options = build.nd_option(nd.SOURCE_LLADDR, network.mac)
         options += build.nd_option(nd.MTU, bytes(2) + network.mtu.to_bytes(4, "big"))
         options += build.nd_option(nd.PREFIX_INFORMATION, prefix + network.prefix.network_address.packed)
-        options += build.nd_option(nd.RDNSS, bytes(2) + LIFETIME_S.to_bytes(4, "big") + network.dns6)
+        lifetime = bytes(2) + LIFETIME_S.to_bytes(4, "big")
+        options += build.nd_option(nd.RDNSS, lifetime + b"".join(network.dns_servers6))
+        if network.search:
+            options += build.nd_option(nd.DNSSL, lifetime + encode_names(network.search))
         return build.nd_message(
             src_mac=network.mac,
             dst_mac=dst_mac,

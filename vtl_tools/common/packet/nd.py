@@ -20,6 +20,7 @@ TARGET_LLADDR: Final = 2
 PREFIX_INFORMATION: Final = 3
 MTU: Final = 5
 RDNSS: Final = 25  # RFC 8106
+DNSSL: Final = 31
 
 _OPTIONS_MAX: Final = 255
 """Maximum number of options: more than a 1,500-octet frame holds. Parsing 64 KiB of them took 3 ms."""

@@ -2,6 +2,7 @@
 
 import ctypes
 import socket
+import struct
 from typing import Final
 
 from vtl_tools.common.device import mmsg
@@ -11,9 +12,12 @@ COUNT: Final = 64
 _DATAGRAM: Final = 65_536
 _NAME: Final = 32
 """Octets of a slot for a struct sockaddr_in6 (28) or sockaddr_in (16)."""
+_GRO: Final = struct.Struct("=QiiI4x")
+"""A struct cmsghdr of UDP_GRO, with its number."""
 
-Received = tuple[memoryview, bytes]
-"""The octets of a datagram, borrowed until the next call; and its sender as sender_of() makes it."""
+Received = tuple[memoryview, bytes, int]
+"""The octets of a datagram, borrowed until the next call; its sender as sender_of() makes it; and the size of
+each datagram, if the kernel has joined several (UDP_GRO); else 0."""
 
 
 class DatagramArena:
@@ -22,6 +26,8 @@ class DatagramArena:
     def __init__(self) -> None:
         octets, names = bytearray(COUNT * _DATAGRAM), bytearray(COUNT * _NAME)
         self._octets, self._names = memoryview(octets), memoryview(names)
+        self._control = bytearray(COUNT * _GRO.size)
+        control_at = ctypes.addressof(ctypes.c_char.from_buffer(self._control))
         octets_at = ctypes.addressof(ctypes.c_char.from_buffer(octets))
         names_at = ctypes.addressof(ctypes.c_char.from_buffer(names))
         iov_at, iov = mmsg.words(2 * COUNT)
@@ -32,24 +38,37 @@ class DatagramArena:
             word = i * mmsg.WORDS
             msgs[word + mmsg.NAME] = names_at + i * _NAME
             msgs[word + mmsg.IOV], msgs[word + mmsg.IOVLEN] = iov_at + i * 16, 1
+            msgs[word + mmsg.CONTROL] = control_at + i * _GRO.size
         self._name_sizes = mmsg.column([_NAME] * COUNT)
+        self._control_sizes = mmsg.column([_GRO.size] * COUNT)
+        self._make_room(COUNT)
+
+    def _make_room(self, count: int) -> None:
+        """Tell the kernel the room for names and control messages, as it has written what it used."""
+        msgs, end = self._msgs, count * mmsg.WORDS
+        msgs[mmsg.NAMELEN : end : mmsg.WORDS] = self._name_sizes[:count]
+        msgs[mmsg.CONTROLLEN : end : mmsg.WORDS] = self._control_sizes[:count]
 
     def receive(self, sock: socket.socket) -> list[Received]:
         """Return the datagrams that wait, at most COUNT. Never blocks; an error of the socket ends it."""
         msgs = self._msgs
-        msgs[mmsg.NAMELEN :: mmsg.WORDS] = self._name_sizes
         count = mmsg.recvmmsg(sock.fileno(), self._pointer, COUNT, mmsg.MSG_DONTWAIT, None)
         if count <= 0:
             return []
-        lengths = msgs[mmsg.LEN : count * mmsg.WORDS : mmsg.WORDS].tolist()
+        end = count * mmsg.WORDS
+        lengths = msgs[mmsg.LEN : end : mmsg.WORDS].tolist()
+        controls = msgs[mmsg.CONTROLLEN : end : mmsg.WORDS].tolist()
+        self._make_room(count)
         octets, names, received = self._octets, self._names, []
-        for i, length in enumerate(lengths):
+        for i, (length, control) in enumerate(zip(lengths, controls, strict=True)):
             at, name = i * _DATAGRAM, i * _NAME
             if names[name] == socket.AF_INET:
                 sender = bytes(names[name + 2 : name + 8])
             else:
                 sender = bytes(names[name + 2 : name + 4]) + bytes(names[name + 8 : name + 24])
-            received.append((octets[at : at + (length & 0xFFFF_FFFF)], sender))
+            length &= 0xFFFF_FFFF
+            size = _GRO.unpack_from(self._control, i * _GRO.size)[3] if control else 0
+            received.append((octets[at : at + length], sender, size if size < length else 0))
         return received
 
 

@@ -3,9 +3,10 @@
 import errno
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from vtl_tools.common.device.batch import Pieces
 from vtl_tools.common.guest_net.addresses import GuestAddresses
 from vtl_tools.common.packet import derive, icmp, quick, vnet
 from vtl_tools.common.packet.fragment import fragments
@@ -23,6 +24,7 @@ from vtl_tools.services.split import socket_errors
 from vtl_tools.services.split.arena import COUNT, DatagramArena, sender_of
 from vtl_tools.services.split.destinations import Destinations
 from vtl_tools.services.split.mapping import (
+    SOL_UDP,
     DatagramMapping,
     EchoMapping,
     MappingPeer,
@@ -42,7 +44,7 @@ _ERRORS_PER_S: Final = 1000
 _SEGMENTS_MAX: Final = 64
 """Datagrams that one system call sends (UDP_MAX_SEGMENTS of Linux before 6.11)."""
 _RUN_OCTETS_MAX: Final = 65_000
-_SOL_UDP, _UDP_SEGMENT = 17, 103
+_UDP_SEGMENT = 103
 _NOT_CUT: Final = (errno.EINVAL, errno.EIO, errno.EMSGSIZE)
 """Errors of a kernel, or a path, that cuts no large datagram into segments."""
 _DONT_FRAGMENT: Final = 0x40
@@ -78,7 +80,7 @@ class Datagrams:
         network: GuestAddresses,
         poller: Poller,
         *,
-        send: Callable[[list[tuple[bytes]], float], object],
+        send: Callable[[Sequence[Pieces], float], object],
         drop: Callable[[memoryview, str, float], object],
         on_no_ping: Callable[[], object],
         most: int,
@@ -191,6 +193,7 @@ class Datagrams:
 
     def flush(self, now: float) -> None:
         """Send what was taken, so that its frames may become invalid."""
+        self.table.look_again()
         if self._runs:
             runs, self._runs = self._runs, {}
             for run in runs.values():
@@ -204,7 +207,7 @@ class Datagrams:
         if count == 1:
             self._send_out(run, pieces, (), now)
             return
-        cut = [(_SOL_UDP, _UDP_SEGMENT, run.size.to_bytes(2, sys.byteorder))]
+        cut = [(SOL_UDP, _UDP_SEGMENT, run.size.to_bytes(2, sys.byteorder))]
         if mapping.segments and self._send_out(run, pieces, cut, now):
             return
         mapping.segments = False
@@ -314,26 +317,41 @@ class Datagrams:
     def _receive(self, mapping: DatagramMapping, now: float) -> bool:
         """Read a socket once; return whether more may wait there."""
         received = self._arena.receive(mapping.sock)
-        frames: list[tuple[bytes]] = []
-        octets_down = 0
-        for octets, sender in received:
+        frames: list[Pieces] = []
+        datagrams = octets_down = 0
+        for octets, sender, size in received:
             peer = mapping.peers.get(sender) or mapping.peer_of(sender)
+            count = -(-len(octets) // size) if size else 1
             if peer is None:
-                self.counts["uninvited"] += 1
+                self.counts["uninvited"] += count
                 continue
+            datagrams += count
             octets_down += len(octets)
-            frame = mapping.frame(peer, octets, self.mtu)
-            if len(frame) - quick.L3 <= self.mtu:
-                frames.append((bytes(frame),))
+            whole = mapping.super_frame(peer, octets, size, self.mtu) if size else None
+            if whole is not None:
+                frames.append(whole)
+            elif size:
+                for at in range(0, len(octets), size):
+                    self._add(frames, mapping, peer, octets[at : at + size])
             else:
-                self._number += 1
-                frames += [(each,) for each in fragments(frame, self.mtu, self._number)]
+                self._add(frames, mapping, peer, octets)
         if frames:
             self.table.touch(mapping, now)
-            self.counts["datagrams_down"] += len(frames)
+            self.counts["datagrams_down"] += datagrams
             self.counts["octets_down"] += octets_down
             self._send(frames, now)
         return len(received) == COUNT
+
+    def _add(
+        self, frames: list[Pieces], mapping: DatagramMapping, peer: MappingPeer, octets: memoryview
+    ) -> None:
+        """Add the frames that bring the guest one datagram."""
+        frame = mapping.frame(peer, octets, self.mtu)
+        if len(frame) - quick.L3 <= self.mtu:
+            frames.append((bytes(frame),))
+        else:
+            self._number += 1
+            frames += [(each,) for each in fragments(frame, self.mtu, self._number)]
 
     def _report(self, mapping: DatagramMapping, now: float) -> bool:
         """Tell the guest the errors of a socket; return whether more may wait there."""

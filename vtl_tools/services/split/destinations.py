@@ -55,15 +55,15 @@ class OwnSet(Protocol):
 class Destinations:
     """Finds the socket address of a destination. own: contains the host's own addresses at this moment.
 
-    resolver: returns the address of the DNS server for the guest, or None. The address of the guest network's
-    gateway stands for the loopback interface, as far as that is opened.
+    resolver: returns the address of the DNS server with a number, from 0 on, or None. The address of the
+    guest network's gateway stands for the loopback interface, as far as that is opened.
     """
 
     def __init__(
         self,
         network: GuestAddresses,
         own: OwnSet,
-        resolver: Callable[[], SocketAddress | None],
+        resolver: Callable[[int], SocketAddress | None],
         openings: Sequence[OpenedNetwork] = (),
     ) -> None:
         self._network, self._own, self._resolver, self._openings = network, own, resolver, openings
@@ -81,8 +81,9 @@ class Destinations:
         """Return the socket address for a destination of the guest, or why there is none. Raises OSError."""
         network = self._network
         if network.is_ours(octets):
-            if port == DNS_PORT and octets != network.link_local:
-                return self._resolver() or Reason.REFUSED
+            number = network.name_server(octets)
+            if port == DNS_PORT and number is not None:
+                return self._resolver(number) or Reason.REFUSED
             loopback = _LOOPBACK4 if len(octets) == 4 else _LOOPBACK6
             return _address(loopback, port) if self._is_opened(loopback, port) else Reason.REFUSED
         if network.is_on_link(octets):

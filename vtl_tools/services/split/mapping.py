@@ -1,10 +1,13 @@
 """A socket of the host that stands for one endpoint of the guest, for all its destinations (RFC 4787)."""
 
+import os
+import re
 import socket
 import struct
 from collections import Counter
 from typing import Final
 
+from vtl_tools.common.device.batch import Pieces
 from vtl_tools.common.packet import build, ether, icmp, ip, vnet
 from vtl_tools.common.packet.checksum import fold, ones_sum
 from vtl_tools.common.packet.ipv4 import IPv4
@@ -30,6 +33,11 @@ _UDP4: Final = struct.Struct("!24sBBHHHBBH8sHHHH")
 _UDP6: Final = struct.Struct("!24sIHBB32sHHHH")
 _CSUM4: Final = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, vnet.GSO_NONE, 0, 0, 14 + 20, UDP.SUM)
 _CSUM6: Final = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, vnet.GSO_NONE, 0, 0, 14 + 40, UDP.SUM)
+SOL_UDP: Final = 17
+_UDP_GRO: Final = 104
+_SUPER_MAX: Final = 0xFFFF - IPv4.SIZE - UDP.SIZE
+_TAKES_SUPER_FRAMES: Final = [int(n) for n in re.findall(r"\d+", os.uname().release)[:2]] >= [6, 2]
+"""Whether interfaces take several datagrams in one frame (VIRTIO_NET_HDR_GSO_UDP_L4)."""
 ECHO_HEADER: Final = 8
 
 
@@ -90,6 +98,10 @@ class DatagramMapping:
         """Return the frame that brings the guest what a peer sent; its checksums are full above the MTU."""
         raise NotImplementedError
 
+    def super_frame(self, peer: MappingPeer, octets: memoryview, size: int, mtu: int) -> Pieces | None:
+        """Return one frame for several datagrams, or None."""
+        return None
+
     def quote(self, peer: MappingPeer, octets: bytes) -> bytearray:
         """Return the frame with which the guest sent octets, as an error reports them, to a peer."""
         raise NotImplementedError
@@ -142,16 +154,37 @@ class UDPMapping(DatagramMapping):
     __slots__ = ()
 
     def _open(self, family: int) -> socket.socket:
-        return socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        if _TAKES_SUPER_FRAMES:
+            sock.setsockopt(SOL_UDP, _UDP_GRO, 1)
+        return sock
 
     def frame(self, peer: MappingPeer, octets: memoryview, mtu: int) -> bytes | bytearray:
         """Return the frame that brings the guest a datagram."""
-        length = UDP.SIZE + len(octets)
-        if (IPv4.SIZE if len(self.guest) == 4 else IPv6.SIZE) + length > mtu:
+        if (IPv4.SIZE if len(self.guest) == 4 else IPv6.SIZE) + UDP.SIZE + len(octets) > mtu:
             return build.udp(
                 src_mac=self.macs[:6], dst_mac=self.macs[6:], src=peer.local, dst=self.guest,
                 sport=peer.port, dport=self.port, payload=octets,
             )  # fmt: skip
+        return self._head(peer, UDP.SIZE + len(octets)) + octets
+
+    def super_frame(self, peer: MappingPeer, octets: memoryview, size: int, mtu: int) -> Pieces | None:
+        """Return the frame that brings the guest datagrams of one size, the last may be shorter.
+
+        None: it has to be cut, as the datagrams do not fit the MTU, or all of them no frame.
+        """
+        header = IPv4.SIZE if len(self.guest) == 4 else IPv6.SIZE
+        if header + UDP.SIZE + size > mtu or len(octets) > _SUPER_MAX:
+            return None
+        head = self._head(peer, UDP.SIZE + len(octets))
+        link = 14 + header
+        start = vnet.HEADER.pack(
+            vnet.F_NEEDS_CSUM, vnet.GSO_UDP_L4, link + UDP.SIZE, size, link, UDP.SUM
+        )  # fmt: skip
+        return start + head[vnet.VNET :], octets
+
+    def _head(self, peer: MappingPeer, length: int) -> bytes:
+        """Return the headers of a frame. length: of the UDP header and the data."""
         prefix, ip_sum, pseudo, parties = peer.template or self._template(peer)
         partial = fold(pseudo + length)
         if len(parties) == 8:
@@ -164,7 +197,7 @@ class UDPMapping(DatagramMapping):
             head = _UDP6.pack(
                 prefix, 6 << 28, length, ip.UDP, _TTL, parties, peer.port, self.port, length, partial
             )
-        return head + octets
+        return head
 
     def _template(self, peer: MappingPeer) -> tuple[bytes, int, int, bytes]:
         """Return what all frames from a peer share: the start, the sums, the addresses."""

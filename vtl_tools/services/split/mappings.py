@@ -41,6 +41,7 @@ class MappingTable:
         self._lasting: OrderedDict[bytes, DatagramMapping] = OrderedDict()
         self._brief: OrderedDict[bytes, DatagramMapping] = OrderedDict()
         self._peers: OrderedDict[bytes, MappingPeer] = OrderedDict()
+        self._version: int | None = None
 
     def __len__(self) -> int:
         return len(self._lasting) + len(self._brief)
@@ -58,8 +59,9 @@ class MappingTable:
         key: of the peer. parties: addresses and ports, as in quick.Headers. register: called with a mapping
         that is new. Raises OSError: PermissionError where the host allows no such socket.
         """
-        peer = self._peers.get(key)
-        version = self._destinations.version
+        peer, version = self._peers.get(key), self._version
+        if version is None:
+            version = self._version = self._destinations.version
         if peer is not None and peer.version == version and now < peer.check_at:
             self._peers.move_to_end(key)
             self.touch(peer.mapping, now)
@@ -84,6 +86,10 @@ class MappingTable:
         peer.check_at = now + _DNS_CHECK_S if dport == DNS_PORT else float("inf")
         self.touch(peer.mapping, now)
         return peer
+
+    def look_again(self) -> None:
+        """Have the next find() see what has changed at the host: a system call, so one for each batch."""
+        self._version = None
 
     def _mapping(
         self,

@@ -5,6 +5,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from vtl_tools.common.guest_net.addresses import GuestAddresses
+from vtl_tools.common.guest_net.search_list import NO_SEARCH, shortened
 from vtl_tools.common.host.open_files import raise_limit
 from vtl_tools.common.host.own_addresses import OwnAddresses
 from vtl_tools.common.relay.budget import RelayLimits
@@ -26,7 +27,8 @@ def make_stage(
     bandwidth: float,
     buffers: int,
     allow: Sequence[tuple[IPv4Network | IPv6Network, int]],
-    dns: str | None,
+    dns: Sequence[str],
+    search: Sequence[str],
     dhcp: bool,
     subnet: IPv4Network | None,
     connections: int,
@@ -34,10 +36,12 @@ def make_stage(
     idle: int,
 ) -> SplitBySockets:
     """Return the stage; see vtl-split(1) for the options. Raises SpecError."""
-    network, most = GuestAddresses.of_subnet(subnet), raise_limit(_RESERVED)
+    resolver, most = HostResolver(dns), raise_limit(_RESERVED)
+    domains = [each for each in search or resolver.search if each != NO_SEARCH]
+    network = GuestAddresses.of_subnet(subnet, name_servers=max(resolver.count, 1), search=shortened(domains))
     openings = [OpenedNetwork(each, port) for each, port in allow]
     return SplitBySockets(
-        Destinations(network, OwnAddresses(), HostResolver(dns), openings),
+        Destinations(network, OwnAddresses(), resolver, openings),
         Tuning(congestion, bandwidth, buffers << 20),
         network=network,
         dhcp=dhcp,
