@@ -16,7 +16,12 @@ from setuptools import Extension, setup
 FILES = {"bash": "{}", "zsh": "_{}", "fish": "{}.fish"}
 """The name of an executable's file, as each shell finds it."""
 
-HOT = ("common/relay/*.py", "common/tcp/**/*.py")
+HOT = (
+    "common/device/batch.py",
+    "common/packet/checksum.py", "common/packet/options.py", "common/packet/quick.py",
+    "common/relay/*.py",
+    "common/tcp/**/*.py",
+)  # fmt: skip
 """The files on the path of each segment, below vtl_tools. They run as they are, too, several times slower."""
 
 
