@@ -13,7 +13,9 @@ ALONE := $(PY) -m pytest --last-failed --last-failed-no-failures none
 
 # The tests of the compiled modules, which are run with them once more; one of them replaces a method.
 COMPILED := tests/unit/tcp tests/unit/relay tests/cmd/test_help.py tests/lab/test_tcp_kernel.py \
-	tests/lab/test_tcp_faults.py tests/lab/test_relay_programs.py \
+	tests/lab/test_tcp_faults.py tests/lab/test_relay_programs.py tests/unit/packet/test_quick.py \
+	tests/unit/device/test_batch.py tests/unit/ack/test_ack_flow.py tests/unit/split/test_split_connector.py \
+	tests/unit/tor/test_tor_names.py tests/unit/udt/test_udt_stage.py tests/unit/udt/test_udt_ends.py \
 	-k 'not test_a_rate_sample_is_what_was_delivered'
 
 .PHONY: help setup demo check test compiled pure fuzz bench deb lint clean

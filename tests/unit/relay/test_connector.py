@@ -4,6 +4,7 @@ import select
 import socket
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
@@ -70,7 +71,7 @@ def test_a_tcp_call_stands(server, poller):
     call = call_to(server)
     assert outcome_of(call, poller) == b""
     far, _ = server.accept()
-    with far, call.stream as stream:
+    with far, closing(call.stream) as stream:
         stream.send(b"hello")
         far.settimeout(DEADLINE_S)
         assert far.recv(10) == b"hello"

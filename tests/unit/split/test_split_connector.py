@@ -2,6 +2,7 @@
 
 import select
 import socket
+from contextlib import closing
 
 from vtl_tools.common.relay.connector import WRITABLE
 from vtl_tools.common.socks import Reason
@@ -13,7 +14,7 @@ def opened(is_open: bool) -> bytes | Reason | None:
     tuning = Tuning(None, 1e9, 1 << 30)
     with socket.create_server(("127.0.0.1", 0)) as server:
         connector = SplitConnector(server.getsockname(), tuning, lambda: is_open)
-        with connector.stream:
+        with closing(connector.stream):
             result = connector.step(0)
             if result is None:
                 poll = select.poll()

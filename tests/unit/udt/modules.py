@@ -127,12 +127,12 @@ class Station:
                 return [derive.rst(pkt)]
             endpoint = Endpoint(Path.answering(frame), b"server", now, CONFIG)
             endpoint.listen()
-            endpoint.receive(frame, now)
+            endpoint.receive(bytearray(frame), now)
             endpoint.accept()
             self.endpoints[endpoint.framer.expected] = endpoint
             self.accepted.append(endpoint)
             return []
-        endpoint.receive(frame, now)
+        endpoint.receive(bytearray(frame), now)
         return []
 
     @staticmethod

@@ -283,7 +283,7 @@ class UnixTarget(BrokeredResource):
         self._where = path  # an absolute path might be too long for a socket
         self._is_denied = False
 
-    def connect_ex(self, sock: socket.socket) -> int:
+    def connect_ex(self, sock: socket.SocketType) -> int:
         """Connect a non-blocking socket like socket.connect_ex(), by the broker if the service may not."""
         code = errno.EACCES if self._is_denied else sock.connect_ex(self._where)
         if code not in (errno.EACCES, errno.EPERM) or self._channel is None:

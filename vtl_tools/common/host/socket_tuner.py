@@ -28,12 +28,12 @@ class SocketTuner(BrokeredResource):
         self._most, self.congestion = most, congestion
         self._is_denied = [False] * 3
 
-    def set_congestion(self, sock: socket.socket) -> None:
+    def set_congestion(self, sock: socket.SocketType) -> None:
         """Have a socket use the congestion control. Raises OSError if there is none of the name by now."""
         if self.congestion is not None:
             self._set(sock, CONGESTION, 0)
 
-    def set_buffer(self, sock: socket.socket, kind: int, octets: int) -> None:
+    def set_buffer(self, sock: socket.SocketType, kind: int, octets: int) -> None:
         """Give a buffer, SEND or RECEIVE, so many octets of memory, or as many as are allowed."""
         try:
             self._set(sock, kind, min(octets, self._most))
@@ -41,7 +41,7 @@ class SocketTuner(BrokeredResource):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, _BUFFERS[kind][1], min(octets, self._most) // 2)
 
-    def _set(self, sock: socket.socket, kind: int, octets: int) -> None:
+    def _set(self, sock: socket.SocketType, kind: int, octets: int) -> None:
         if not self._is_denied[kind] or self._channel is None:
             try:
                 self._apply(sock, kind, octets)
@@ -54,7 +54,7 @@ class SocketTuner(BrokeredResource):
         if code:
             raise OSError(code, "refused by the broker")
 
-    def _apply(self, sock: socket.socket, kind: int, octets: int) -> None:
+    def _apply(self, sock: socket.SocketType, kind: int, octets: int) -> None:
         if kind != CONGESTION:
             sock.setsockopt(socket.SOL_SOCKET, _BUFFERS[kind][0], octets // 2)  # the kernel doubles it
         elif self.congestion is not None:

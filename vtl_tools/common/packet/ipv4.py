@@ -7,7 +7,8 @@ from typing import ClassVar, Final, Self
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import ip
 from vtl_tools.common.packet.checksum import update
-from vtl_tools.common.packet.view import U16, Buffer, bits, u8, u16, walk_options
+from vtl_tools.common.packet.options import walk_options
+from vtl_tools.common.packet.view import U16, Buffer, bits, u8, u16
 
 RECORD_ROUTE: Final = 7
 TIMESTAMP: Final = 68

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar, Final, Self
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.packet.view import U16, U32, Buffer, View, bits, u8, u16, u32, walk_options
+from vtl_tools.common.packet.options import walk_options
+from vtl_tools.common.packet.view import U16, U32, Buffer, View, bits, u8, u16, u32
 
 FIN: Final = 0x01  # ints, since & of an IntFlag takes fifty times as long
 SYN: Final = 0x02

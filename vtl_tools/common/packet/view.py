@@ -8,7 +8,6 @@ The header's own checksum covers a *summed* field. Writing it updates that check
 """
 
 import struct
-from collections.abc import Iterator
 from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, overload
 
 from vtl_tools.common.packet.checksum import ones_sum, update
@@ -161,25 +160,3 @@ def bits(word: Field[int], shift: int, width: int) -> Field[int]:
 
 def _field(read: Any, write: Any) -> Field[Any]:
     return cast("Field[Any]", property(read, write))
-
-
-def walk_options(buf: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Iterate over IPv4 or TCP options as (kind, offset in buf, size in octets).
-
-    No-operations are skipped. Stops at the end-of-list option, at end, and at an invalid length, after which
-    nothing has a meaning.
-    """
-    while at < end:
-        kind = buf[at]
-        if kind == 0:
-            return
-        if kind == 1:
-            at += 1
-            continue
-        if at + 2 > end:
-            return
-        length = buf[at + 1]
-        if length < 2 or at + length > end:
-            return
-        yield kind, at, length
-        at += length

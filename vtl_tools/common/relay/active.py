@@ -22,7 +22,7 @@ from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
 from vtl_tools.common.relay.connector import HUNG_UP, WRITABLE, InternalStream
 from vtl_tools.common.relay.frame_queue import FrameQueue
 from vtl_tools.common.relay.icmp_errors import SegmentError, apply_error
-from vtl_tools.common.relay.timers import FlowTimers
+from vtl_tools.common.relay.timers import SOON_S, FlowTimers
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
@@ -36,8 +36,6 @@ ACTIVE: Final = Config(
 )
 """Configuration of active endpoints: the peer may be anywhere."""
 
-_TICK_S: Final = 0.01
-"""Resolution of a timer: it is armed again when this has passed, not at every frame."""
 _ORPHANS_MAX: Final = 4096
 """Connections without an owner: data still on its way to the peer, or TIME-WAIT."""
 _ORPHANED_MAX: Final = 64 << 20
@@ -369,9 +367,10 @@ class ActiveEndpoints:
             if endpoint.ended is not None:
                 self._remove(stream)
                 continue
-            due = min(endpoint.paced_at, now + _TICK_S)
-            if stream.armed_at > due:
-                self._timers.arm(stream, due)
+            if endpoint.paced_at < now + SOON_S and endpoint.paced_at < stream.armed_at:
+                self._timers.arm(stream, endpoint.paced_at)
+            else:
+                self._timers.arm_soon(stream, now)
             if now >= endpoint.tune_at:
                 tune(endpoint, now, may_grow=not self._is_full())
             if stream.orphaned >= 0:

@@ -143,6 +143,7 @@ class SocksConnector:
         self._client = Client(credentials=credentials, pipelined=pipelined)
         self._request = self._client.request(command, target, port)
         self._started = False
+        self.stream: socket.SocketType
         if isinstance(proxy, str | UnixTarget):
             self.stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         else:
@@ -186,7 +187,8 @@ class SocksConnector:
         return None
 
 
-def _tcp(family: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+def _tcp(family: int) -> socket.SocketType:
+    """Return a socket of the type beneath socket.socket, which is made and closed without Python code."""
+    sock = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock

@@ -5,7 +5,6 @@ import struct
 from collections import deque
 from contextlib import suppress
 from enum import Enum, StrEnum
-from itertools import islice
 from typing import Final
 
 from vtl_tools.common.relay.budget import BUFFER, SUPER_SEGMENTS, RelayBudget
@@ -166,7 +165,7 @@ class RelayFlow:
                     sent = stream.send(pieces[0])
                     self.may_write = sent == waiting  # if not, until the next event
                 else:
-                    sent = stream.sendmsg(tuple(islice(pieces, _PIECES_MAX)))
+                    sent = stream.sendmsg(pieces[:_PIECES_MAX])
                 endpoint.skip(sent)
                 self.budget.octets_up += sent
                 waiting -= sent
@@ -180,8 +179,10 @@ class RelayFlow:
     def _finish_up(self) -> None:
         """Close the stream's sending side: the guest has closed its own, and all it sent is on its way."""
         self.sent_eof = True
-        with suppress(OSError):  # the stream may be broken already, which the next read reports
+        try:
             self.stream.shutdown(socket.SHUT_WR)
+        except OSError:  # the stream is broken, which the next read reports
+            self.may_write = False
 
     def _reclaim(self, unacked: deque[tuple[int, memoryview, int]]) -> None:
         """Return the buffers whose data the guest has acknowledged."""

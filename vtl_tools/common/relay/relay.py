@@ -27,7 +27,7 @@ from vtl_tools.common.relay.frames import is_broken, path_back, syn_alone
 from vtl_tools.common.relay.icmp_errors import SegmentError, apply_error
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.relay.syn_flood import SynFloodGuard, SynVerdict
-from vtl_tools.common.relay.timers import FlowTimers
+from vtl_tools.common.relay.timers import SOON_S, FlowTimers
 from vtl_tools.common.socks import ANSWER, Reason
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.config import Config
@@ -38,8 +38,6 @@ from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
 
 _ETHERTYPE: Final = VNET + 12
 _IP: Final = (0x08, 0x86)  # the first octets of IPv4's and IPv6's Ethertypes; a tag's is 0x81, 0x88 or 0x91
-_TICK_S: Final = 0.01
-"""Resolution of a flow's timer: it is armed again when this has passed, not at every frame."""
 _READ_AGAIN_MAX: Final = 64
 """Flows with a readable stream that have a turn before frames are read again."""
 _FLOWS_SHOWN_MAX: Final = 1000
@@ -220,7 +218,7 @@ class Relay(Stage):
             self._remove(flow, now)
             return
         budget.opened += 1
-        self.timers.arm(flow, flow.deadline())
+        self.timers.arm_soon(flow, now)
         self._act(flow, flow.connect(0, now), now)
         if self._early_ack and flow.connector is not None:
             endpoint.accept()
@@ -341,8 +339,10 @@ class Relay(Stage):
                 tune(endpoint, now, may_grow=not budget.is_full)
             if endpoint.ended is not None and flow.is_over:
                 self._remove(flow, now)
-            elif flow.armed_at > (due := min(endpoint.paced_at, now + _TICK_S)):
-                self.timers.arm(flow, due)
+            elif endpoint.paced_at < now + SOON_S and endpoint.paced_at < flow.armed_at:
+                self.timers.arm(flow, endpoint.paced_at)
+            else:
+                self.timers.arm_soon(flow, now)
         if budget.is_exceeded:
             self._evict(now)
         self._outbox.flush(now)

@@ -1,6 +1,7 @@
 """Timers of a relay's flows or of active endpoints.
 
-One heap, in which an entry that was superseded stays until it is due.
+A flow that has just had something to do is looked at within SOON_S. A short one has ended by then; of the
+others the deadline goes on a heap, in which an entry that was superseded stays until it is due.
 """
 
 import heapq
@@ -9,6 +10,8 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from vtl_tools.common.tcp.tcb import NEVER
 
+SOON_S: Final = 0.01
+"""Resolution of a flow's timer: its deadline is read when this has passed, not at every frame."""
 STALE_MAX: Final = 1024
 """Superseded entries, beyond one for each flow, after which the heap is rebuilt."""
 _WOKEN_MAX: Final = 64
@@ -42,9 +45,11 @@ class FlowTimers(Generic[F]):
         self._flows = flows
         self._heap: list[tuple[float, int, F]] = []
         self._count = 0
+        self._soon: list[F] = []
+        self._soon_at = NEVER
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self._heap) + len(self._soon)
 
     def arm(self, flow: F, due: float) -> None:
         """Set a flow's timer, whatever it was before."""
@@ -52,6 +57,14 @@ class FlowTimers(Generic[F]):
         self._count += 1
         heapq.heappush(self._heap, (due, self._count, flow))
         self.prune()
+
+    def arm_soon(self, flow: F, now: float) -> None:
+        """Read a flow's deadline within SOON_S, unless its timer is due before that."""
+        if flow.armed_at > now + SOON_S:
+            if not self._soon:
+                self._soon_at = now + SOON_S
+            flow.armed_at = self._soon_at
+            self._soon.append(flow)
 
     def prune(self) -> None:
         """Remove superseded entries, and the flows that they refer to, once there are many."""
@@ -64,18 +77,26 @@ class FlowTimers(Generic[F]):
 
     def deadline(self) -> float | None:
         """Return when the first entry is due; None: never."""
-        return self._heap[0][0] if self._heap else None
+        due = self._soon_at if self._soon else NEVER
+        if self._heap and self._heap[0][0] < due:
+            return self._heap[0][0]
+        return None if due == NEVER else due
 
     def expired(self, now: float) -> Iterator[F]:
         """Return flows whose time has come, without a timer from now on. The rest stay due.
 
         A flow whose own deadline has moved is armed again instead.
         """
-        heap, woken = self._heap, 0
+        heap, soon, woken = self._heap, self._soon, 0
         for _ in range(_EXAMINED_MAX):
-            if not heap or heap[0][0] > now or woken == _WOKEN_MAX:
+            if woken == _WOKEN_MAX:
                 return
-            at, _, flow = heapq.heappop(heap)
+            if soon and self._soon_at <= now:
+                at, flow = self._soon_at, soon.pop()
+            elif heap and heap[0][0] <= now:
+                at, _, flow = heapq.heappop(heap)
+            else:
+                return
             if at != flow.armed_at or self._flows.get(flow.key) is not flow:
                 continue
             due = flow.deadline()

@@ -140,9 +140,9 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
 def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
     """Return a segment, or super-segment, of data or a FIN or both."""
     snd = tcb.snd
-    start, end, fin, again = piece
+    start, end, again = piece.start, piece.end, piece.again
     flags = ACK
-    if fin:
+    if piece.fin:
         flags |= FIN
     data = None
     if end > start:
@@ -198,7 +198,7 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
     queue, mss, no_delay = snd.queue, snd.mss, snd.config.no_delay
     edge = snd.una + min(snd.wnd, snd.cc.cwnd)
     most = snd.send_size
-    while (size := min(queue.tail - snd.nxt, edge - snd.nxt, most)) > 0:
+    while (size := min(min(queue.tail, edge) - snd.nxt, most)) > 0:
         start = snd.nxt
         end = start + size
         flags = ACK

@@ -3,7 +3,6 @@
 Numbers are *positions*, as in snd.py: octets counted from the IRS, which never wrap.
 """
 
-from collections import deque
 from typing import Final
 
 from vtl_tools.common.tcp.config import Config
@@ -40,7 +39,7 @@ class Receiver:
         self.shift = 0
         self.mss = self.full = 536
         self.fin: int | None = None
-        self.queue: deque[Octets] = deque()
+        self.queue: list[Octets] = []
         self.borrowed = 0  # pieces at the queue's end that are views of frames
         self.readable = 0
         self.received = 0
@@ -147,33 +146,36 @@ class Receiver:
         """Return at most so many octets: one piece, as it arrived; empty if there is none."""
         if not self.queue:
             return b""
-        piece = self.queue.popleft()
+        piece = self.queue[0]
         if piece is self._tail:
             self._tail = None
         if len(piece) > octets:
             whole = memoryview(piece)
-            self.queue.appendleft(whole[octets:])
+            self.queue[0] = whole[octets:]
             piece = whole[:octets]
             self._used += octets
         else:
+            del self.queue[0]
             self._used = 0
         self.readable -= len(piece)
         return piece
 
     def skip(self, octets: int) -> None:
         """Discard so many octets."""
-        queue = self.queue
+        queue, done = self.queue, 0
         self.readable -= octets
         while octets:
-            piece = queue.popleft()
+            piece = queue[done]
             if piece is self._tail:
                 self._tail = None
             if len(piece) > octets:
-                queue.appendleft(memoryview(piece)[octets:])
+                queue[done] = memoryview(piece)[octets:]
                 self._used += octets
-                return
+                break
             octets -= len(piece)
             self._used = 0
+            done += 1
+        del queue[:done]
 
     def forget(self) -> None:
         """Discard all received data."""

@@ -5,7 +5,7 @@ is at 0, data begins at 1. seq() converts a position to 32 bits, and position() 
 """
 
 from bisect import bisect_left, bisect_right
-from typing import Final, NamedTuple
+from typing import Final
 
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.congestion.base import Congestion
@@ -20,13 +20,16 @@ _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
 
 
-class Piece(NamedTuple):
-    """A segment to send: octets from start to end of the queue, and the FIN after them."""
+class Piece:
+    """A segment to send: octets from start to end of the queue, and the FIN after them.
 
-    start: int
-    end: int
-    fin: bool
-    again: bool  # a retransmission
+    again: it is a retransmission.
+    """
+
+    __slots__ = ("again", "end", "fin", "start")
+
+    def __init__(self, start: int, end: int, fin: bool, again: bool) -> None:
+        self.start, self.end, self.fin, self.again = start, end, fin, again
 
 
 class Sender:
@@ -215,7 +218,7 @@ class Sender:
             return self._piece(self.nxt, self.nxt + 1, again=False) if window > 0 else None
         if window <= 0 or room < min(self.mss, data):
             return None
-        size = min(data, window, self._whole(room))
+        size = min(min(data, window), self._whole(room))
         at_once = self.config.no_delay or self.fin is not None or self.up > self.nxt or within
         if size < data or self.more or not at_once:
             # 3.8.6.2.1: (1) full segments, (2) all data if nothing is in flight, (3) half of the window
@@ -268,7 +271,7 @@ class Sender:
         most = (
             0
             if self.up > self.una
-            else min(self.config.super_segment, _SEGMENTS_MAX * self.mss, self.cc.quantum)
+            else min(min(self.config.super_segment, _SEGMENTS_MAX * self.mss), self.cc.quantum)
         )
         whole = (octets if octets < most else most) // self.mss * self.mss
         return whole or self.mss

@@ -39,6 +39,7 @@ class TCB:
     the pacing rate lets the next segment leave; paced_at: the same while one waits for it. probe: end of the
     data in flight when the tail was probed, and whether the probe was a retransmission.
     tune_at: when tune() is due; tuned: octets that the user had read at its last call, and its time.
+    is_logged: changes of state are logged, as was decided at the start.
     """
 
     __slots__ = (
@@ -56,6 +57,7 @@ class TCB:
         "framer",
         "heard_at",
         "is_interactive",
+        "is_logged",
         "keep_alives",
         "last_ack",
         "once",
@@ -96,6 +98,7 @@ class TCB:
 
     def __init__(self, path: Path, config: Config, iss: int, ts_offset: int) -> None:
         self.path, self.config = path, config
+        self.is_logged = log.isEnabledFor(logging.DEBUG)
         self.framer = Framer(path, config.ttl, config.dscp)
         self._begin(iss)
         self.state = State.CLOSED
@@ -148,7 +151,7 @@ class TCB:
 
     def become(self, state: State) -> None:
         """Change the state. No other code changes it."""
-        if log.isEnabledFor(logging.DEBUG):
+        if self.is_logged:
             ends = self.path.remote.hex(), self.path.remote_port
             log.debug("%s:%d: %s -> %s", *ends, self.state.value, state.value)
         self.state = state

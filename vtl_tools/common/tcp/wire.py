@@ -6,9 +6,10 @@ from typing import Final, NamedTuple, Self
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import ether, ip, quick, vnet
 from vtl_tools.common.packet.checksum import ones_sum
+from vtl_tools.common.packet.options import walk_options
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import CWR, MSS, SACK, SACK_PERMITTED, TCP, TIMESTAMPS, URG, WINDOW_SCALE
-from vtl_tools.common.packet.view import U16, walk_options
+from vtl_tools.common.packet.view import U16
 
 Frame = bytearray | memoryview
 Pieces = tuple[bytes | memoryview, ...]

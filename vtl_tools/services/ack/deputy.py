@@ -1,7 +1,7 @@
 """The deputy of one end: delivers its data to the other end, in its name and by its sequence numbers."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from vtl_tools.common.device.batch import Pieces
 from vtl_tools.common.model.tcp_end import TcpEnd
@@ -38,13 +38,16 @@ class DeputyFramer(Framer):
         window: int,
         options: bytes,
         length: int = 0,
-        *rest: Any,
-        **more: Any,
+        data: list[memoryview] | None = None,
+        gso_size: int = 0,
+        urgent: int = 0,
+        ect: bool = False,
     ) -> Pieces:
         """Return a segment as Framer does. ack and window are not used."""
         if length or flags & FIN:
             self.note(seq, flags, self.window, length)
-        return super().frame(seq, self.ack, flags, self.window, options, length, *rest, **more)
+        ack, window = self.ack, self.window
+        return super().frame(seq, ack, flags, window, options, length, data, gso_size, urgent, ect)
 
 
 class Deputy(Endpoint):

@@ -3,9 +3,9 @@
 import struct
 from typing import Final
 
+from vtl_tools.common.packet.options import walk_options
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import CWR, ECE, SACK, TCP
-from vtl_tools.common.packet.view import walk_options
 from vtl_tools.common.packet.vnet import F_NEEDS_CSUM
 
 MD5: Final = 19  # RFC 2385

@@ -6,8 +6,9 @@ from typing import Final, NamedTuple
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import ether, ip, quick, vnet
 from vtl_tools.common.packet.checksum import ones_sum
+from vtl_tools.common.packet.options import walk_options
 from vtl_tools.common.packet.tcp import FIN, TCP, TIMESTAMPS, WINDOW_SCALE
-from vtl_tools.common.packet.view import U16, Buffer, walk_options
+from vtl_tools.common.packet.view import U16, Buffer
 
 USER_TIMEOUT: Final = 28  # RFC 5482
 

@@ -8,8 +8,8 @@ from typing import Final
 from vtl_tools.common.device.batch import Pieces
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import ip, quick
+from vtl_tools.common.packet.options import walk_options
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.packet.view import walk_options
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.relay.active import ActiveConnector, ActiveEndpoints, ActiveStream
 from vtl_tools.common.relay.budget import RelayLimits

@@ -41,7 +41,7 @@ class Tuning:
         self._taken: dict[Stream, int] = {}
         self._automatic = _limit("tcp_wmem"), _limit("tcp_rmem")
 
-    def prepare(self, sock: socket.socket) -> None:
+    def prepare(self, sock: socket.SocketType) -> None:
         """Set the congestion control, and a receive buffer for the window scale, before connect()."""
         with contextlib.suppress(OSError):  # the module was unloaded: the host's own then
             self._tuner.set_congestion(sock)
@@ -49,7 +49,7 @@ class Tuning:
         if wanted > self._automatic[1]:
             self._tuner.set_buffer(sock, RECEIVE, wanted)
 
-    def fit(self, sock: socket.socket) -> None:
+    def fit(self, sock: socket.SocketType) -> None:
         """Size the buffers of a connection that is established, by its round-trip time."""
         wanted = self._wanted(_rtt_s(sock))
         grown = 0
@@ -63,7 +63,7 @@ class Tuning:
             self._taken[sock] = grown
             self.enlarged += grown
 
-    def _let_grow(self, sock: socket.socket) -> None:
+    def _let_grow(self, sock: socket.SocketType) -> None:
         """Leave the receive buffer, which prepare() has enlarged, to the kernel."""
         with contextlib.suppress(OSError):  # an older kernel leaves it at that
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
@@ -78,7 +78,7 @@ class Tuning:
         self.enlarged -= self._taken.pop(stream, 0)
 
 
-def _rtt_s(sock: socket.socket) -> float:
+def _rtt_s(sock: socket.SocketType) -> float:
     rtt_us: int = _RTT.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT.size))[0]
     return rtt_us / 1e6
 
