@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import Final
@@ -48,7 +49,7 @@ class GobgpClient:
         self._sock: socket.socket | None = None
         self._grpc: GrpcConnection | None = None
         self._asked = self._updates = self._watch = 0
-        self._paths: deque[memoryview] = deque()
+        self._paths: Iterator[memoryview] | None = None
         self._messages: deque[GrpcMessage] = deque()
         self._bucket = TokenBucket(PER_S, BURST)
         self._waits_to_write = False
@@ -70,9 +71,8 @@ class GobgpClient:
                 self._connect(now)
             self._read()
             self._announce(now)
+            self._ask(now)
             self._write()
-            if not self.is_up and now >= self._due:
-                raise OSError(errno.ETIMEDOUT, "does not answer")
         except Malformed as e:
             self.malformed += 1
             self._end(str(e), now)
@@ -92,6 +92,15 @@ class GobgpClient:
         self._waits_to_write = True
         self._handle.watch(sock.fileno(), write=True)
 
+    def _ask(self, now: float) -> None:
+        """Ask from time to time, to see that gobgpd is not merely there. It refuses frequent PINGs."""
+        if now < self._due:
+            return
+        if self._asked or self._grpc is None:
+            raise OSError(errno.ETIMEDOUT, "does not answer")
+        self._asked = self._grpc.call(f"{api.SERVICE}GetBgp", b"")
+        self._due = now + _ANSWER_S
+
     def _end(self, why: str, now: float) -> None:
         if self._sock is not None:
             self._handle.forget(self._sock.fileno())
@@ -100,14 +109,14 @@ class GobgpClient:
             log.warning("%s: gobgpd %s; trying again", self._spec, why)
         self._sock, self._grpc, self.why = None, None, why
         self._asked = self._updates = self._watch = 0
-        self._paths.clear()
+        self._paths = None
         self._messages.clear()
         self._due = now + RETRY_S
 
     def _read(self) -> None:
         """Take routes; octets only when all earlier ones are taken."""
         assert self._sock is not None
-        if not self._paths and not self._messages:
+        if self._paths is None and not self._messages:
             try:
                 octets = self._sock.recv(_READ)
             except BlockingIOError:
@@ -115,14 +124,17 @@ class GobgpClient:
             if not octets:
                 raise OSError(errno.ECONNRESET, "closed the connection")
             assert self._grpc is not None
-            for told in self._grpc.receive(octets):
-                if isinstance(told, GrpcMessage):
-                    self._messages.append(told)
+            for event in self._grpc.receive(octets):
+                if isinstance(event, GrpcMessage):
+                    self._messages.append(event)
                 else:
-                    self._on_end(told)
+                    self._on_end(event)
         for _ in range(_PATHS_AT_ONCE):
-            if self._paths:
-                self._take(self._paths.popleft())
+            if self._paths is not None:
+                if (told := next(self._paths, None)) is None:
+                    self._paths = None
+                else:
+                    self._take(told)
             elif self._messages:
                 self._on_message(self._messages.popleft())
             else:
@@ -136,14 +148,16 @@ class GobgpClient:
     def _on_message(self, told: GrpcMessage) -> None:
         message = memoryview(told.octets)
         if told.call == self._watch:
-            self._paths.extend(api.paths_of(message))
+            self._paths = api.paths_of(message)
         elif told.call == self._asked:
-            self._begin(api.asn_of(message))
+            self._asked = 0
+            if not (asn := api.asn_of(message)):
+                raise OSError(errno.EPROTO, "runs no BGP")
+            if not self.is_up:
+                self._begin(asn)
 
     def _begin(self, asn: int) -> None:
         assert self._grpc is not None
-        if not asn:
-            raise OSError(errno.EPROTO, "runs no BGP yet")
         self._network = self._table.join(asn)
         self._table.begin()
         self._updates = self._grpc.call(

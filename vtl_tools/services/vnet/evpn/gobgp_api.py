@@ -5,6 +5,7 @@ are those of GoBGP's api/gobgp.proto and api/attribute.proto.
 """
 
 import ipaddress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -108,9 +109,9 @@ def asn_of(answer: memoryview) -> int:
     return pick_int(pick(answer, 1), 1)
 
 
-def paths_of(event: memoryview) -> list[memoryview]:
-    """Return the paths of a WatchEventResponse. Raises Malformed."""
-    return list(pick_all(pick(event, 3), 2))
+def paths_of(event: memoryview) -> Iterator[memoryview]:
+    """Yield the paths of a WatchEventResponse. Raises Malformed."""
+    yield from pick_all(pick(event, 3), 2)
 
 
 def read_route(told: memoryview) -> EvpnRoute | None:

@@ -95,6 +95,7 @@ class GrpcConnection:
                 words = found.get(b"grpc-message", b"").decode("ascii", "replace")
                 return [GrpcEnd(event.stream_id or 0, words[:200] or f"gRPC status {status[:8].decode()!r}")]
         elif isinstance(event, h2.events.StreamEnded):
+            self._partial.pop(event.stream_id or 0, None)
             return [GrpcEnd(event.stream_id or 0, "")]
         elif isinstance(event, h2.events.StreamReset):
             return [GrpcEnd(event.stream_id or 0, "reset the call")]
