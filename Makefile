@@ -70,6 +70,7 @@ bench: setup
 	$(PY) bench/wan.py --quick --json
 	$(PY) bench/figure7.py --quick --json
 	$(PY) bench/vortex.py --quick --json
+	$(PY) bench/evpn.py --quick --json
 
 deb: setup
 	@tools/deb

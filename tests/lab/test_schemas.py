@@ -33,6 +33,7 @@ allow out tcp port 81
 deny any log
 """
 ELSEWHERE = {
+    "control-plane": "tests/lab/test_evpn.py",
     "shortcut": "tests/lab/test_subnet.py",
     "bootstrap": "tests/tor/torservice.py",
     "left": "tests/unit/freeze/test_freeze_stage.py",

@@ -178,3 +178,39 @@ def test_a_protocol_hides_behind_no_extension_header(tag: bytes) -> None:
     assert fields_of(hidden).protocol == 6
     assert key_of(hidden) != key_of(sent(headers[:-8] + b"\x11" + bytes(7), 0))
     assert fields_of(hidden[:-24]).protocol == 44, "cut off: nothing is raised"
+
+
+TOLD = LinkRole(told=True)
+
+
+def test_a_station_that_a_control_plane_tells_of_is_there(switch: VnetSwitch) -> None:
+    switch.add_link("dc", TOLD)
+    sent(switch, frame(B, ALL), "vm1")
+    assert switch.tell(A, "dc", 0.0) == ""
+    assert sent(switch, frame(B, A), "vm1") == {LinkSide("dc")}
+    switch.tell(A, "", 0.0)
+    assert len(sent(switch, frame(B, A), "vm1")) > 1
+
+
+def test_a_station_moves_from_and_to_a_control_plane(switch: VnetSwitch) -> None:
+    switch.add_link("dc", TOLD)
+    switch.stations.keep_news(wanted=True)
+    sent(switch, frame(A, ALL), "vm1")
+    assert switch.stations.take_news() == [A]
+    assert switch.stations.link_of(A) == "vm1"
+    assert switch.tell(A, "dc", 0.0) == "vm1"
+    assert sent(switch, frame(B, A), "vm2") == {LinkSide("dc")}
+    assert switch.decide(frame(A, ALL), LinkSide("vm2"), 1.0).moved == "dc"
+    assert A in switch.stations.take_news()
+    assert sent(switch, frame(B, A), "vm1") == {LinkSide("vm2")}
+
+
+def test_a_frame_from_a_link_with_a_control_plane_moves_no_station(switch: VnetSwitch) -> None:
+    switch.add_link("dc", TOLD)
+    sent(switch, frame(A, ALL), "vm1")
+    assert switch.decide(frame(A, ALL), LinkSide("dc"), 0.0).moved == ""
+    assert switch.stations.link_of(A) == "vm1"
+    sent(switch, frame(B, ALL), "dc")
+    assert sent(switch, frame(A, B), "vm1") == {LinkSide("dc")}
+    switch.forget_stations("dc")
+    assert switch.stations.link_of(B) == ""

@@ -108,6 +108,10 @@ class Outbox:
             msgs[mmsg.NAMELEN :: mmsg.WORDS] = mmsg.column([len(name)] * SLOTS)
         self._msgs = msgs
 
+    def aim(self, name: bytes) -> None:
+        """Send to another address from now on, one of the same family."""
+        self._name.raw = name
+
     def send(self, device: Device, fd: int, batch: Batch) -> int:
         """Send a batch of at most SLOTS frames, each longer than skip. See send_messages()."""
         skip, step, end = self._skip, 2 * self._parts, 2 * self._parts * batch.count

@@ -21,7 +21,7 @@ PORT: Final = 4789  # RFC 7348 section 8
 HEADER: Final = struct.Struct("!BxxxI")
 """Flags, three reserved octets, three octets of VNI, one reserved octet (section 5)."""
 
-_FLAG_I: Final = 0x08  # the VNI is valid
+FLAG_I: Final = 0x08  # the VNI is valid
 
 _UNDERLAY_MTU: Final = 1500  # while the route to the peer is unknown
 _IP_MTU: Final = 14
@@ -53,7 +53,7 @@ class VxlanDevice(Device):
         self._dev = dev
         self._remote, self._local, self._port = remote, local, port
         self._vni = vni
-        self._header = HEADER.pack(_FLAG_I, vni << 8)
+        self._header = HEADER.pack(FLAG_I, vni << 8)
         self._sock: socket.socket | None = None
         self._hosts: list[tuple[memoryview, bytes]] = []  # columns of senders' addresses, the peer's value
         self._batch = Batch()
@@ -67,19 +67,9 @@ class VxlanDevice(Device):
         """Bind the port, and derive the network's MTU from the route to the peer."""
         with translated_errors(self.spec):
             family, where = resolve(self.spec, self._remote, socket.SOCK_DGRAM)
-            self._outbox = Outbox(VNET, self._header, _sockaddr(family, where))
-            self._hosts = _host_columns(family, self._inbox.names, _sockaddr(family, where))
-            sock = self._sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            enlarge(sock, BUFFER)
-            if self._dev:  # else a guest on another interface may spoof the peer's address
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._dev.encode())
-            # "VTEPs MUST NOT fragment VXLAN packets" (section 4.3): a larger packet is not sent. ICMP errors
-            # are ignored: anybody can quote our addresses and ports, which are no secret.
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
-            else:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+            self._outbox = Outbox(VNET, self._header, sockaddr(family, where))
+            self._hosts = _host_columns(family, self._inbox.names, sockaddr(family, where))
+            sock = self._sock = tunnel_socket(family, self._dev)
             any_address = "::" if family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 - told by `local`
             local_family, local = resolve(
                 self.spec, (self._local or any_address, self._port), socket.SOCK_DGRAM
@@ -87,7 +77,7 @@ class VxlanDevice(Device):
             if local_family != family:
                 raise DeviceError(f"{self.spec}: one end is IPv4, the other IPv6; use one version for both")
             sock.bind(local)
-            self.mtu = _path_mtu(family, where)
+            self.mtu = path_mtu(family, where)
         self.handle.watch(sock.fileno())
         self.went_up()
 
@@ -111,7 +101,7 @@ class VxlanDevice(Device):
                 continue
             flags, vni = HEADER.unpack_from(frame, self._at)
             # Reserved bits are ignored on receipt (section 5).
-            if not flags & _FLAG_I or vni >> 8 != self._vni or (strange and not self._is_peer(i)):
+            if not flags & FLAG_I or vni >> 8 != self._vni or (strange and not self._is_peer(i)):
                 bad[i] = Drop.FOREIGN
         if len(bad) < batch.count:
             self.went_up()
@@ -140,7 +130,27 @@ class VxlanDevice(Device):
         super().close()
 
 
-def _sockaddr(family: socket.AddressFamily, where: SocketAddress) -> bytes:
+def tunnel_socket(family: socket.AddressFamily, dev: str) -> socket.socket:
+    """Return a socket for VXLAN, not yet bound. dev: its only interface; "": any. Raises OSError."""
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        enlarge(sock, BUFFER)
+        if dev:  # else a guest on another interface may spoof the peer's address
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, dev.encode())
+        # "VTEPs MUST NOT fragment VXLAN packets" (section 4.3): a larger packet is not sent. ICMP errors
+        # are ignored: anybody can quote our addresses and ports, which are no secret.
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def sockaddr(family: socket.AddressFamily, where: SocketAddress) -> bytes:
     """Return a struct sockaddr_in or sockaddr_in6."""
     assert not isinstance(where, str)
     address = socket.inet_pton(family, where[0].partition("%")[0])
@@ -163,7 +173,7 @@ def _host_columns(
     return [(words[i :: NAME_SIZE // 8], peer[8 * i : 8 * i + 8].ljust(8, b"\0")) for i in (1, 2, 3)]
 
 
-def _path_mtu(family: socket.AddressFamily, where: SocketAddress) -> int:
+def path_mtu(family: socket.AddressFamily, where: SocketAddress) -> int:
     """Return the MTU within the tunnel, from the MTU of the route to the peer."""
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         if probe.connect_ex(where):

@@ -44,6 +44,9 @@ def parse_link(name: str, spec: str) -> LinkSpec:
     if kind == "tcp":
         _, _, transit = _tcp(spec, rest)
         return LinkSpec(name, spec, LinkRole(LinkKind.VNET, transit=transit))
+    if kind == "evpn":
+        _evpn(spec).close()
+        return LinkSpec(name, spec, LinkRole(told=True))
     open_device(spec).close()
     return LinkSpec(name, spec, LinkRole())
 
@@ -57,9 +60,19 @@ def _tcp(spec: str, rest: str) -> tuple[tuple[str, int], bool, bool]:
     return (match["v6"] or match["host"], int(match["port"])), "server" in words, "transit" in words
 
 
+def _evpn(spec: str) -> Device:
+    try:
+        from vtl_tools.services.vnet.evpn.link import EvpnLink, parse_evpn
+    except ImportError:
+        raise SpecError(f"{spec!r}: needs the library h2; install python3-h2 and start again") from None
+    return EvpnLink(parse_evpn(spec))
+
+
 def make_link(link: LinkSpec, key: bytes | None) -> Device:
     """Return the device of a link that is no service. Raises SpecError."""
     kind, _, rest = link.spec.partition(":")
+    if kind == "evpn":
+        return _evpn(link.spec)
     if kind != "tcp":
         return open_device(link.spec)
     if key is None:

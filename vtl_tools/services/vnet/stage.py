@@ -4,7 +4,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 from vtl_tools.common.device.base import Device
 from vtl_tools.common.device.batch import Batch
@@ -19,10 +20,15 @@ from vtl_tools.services.vnet.links import LINKS_MAX, LinkPool, LinkSpec, make_li
 from vtl_tools.services.vnet.rule import VnetRule, parse_vnet_rule
 from vtl_tools.services.vnet.switch import NET, FrameRoute, LinkKind, LinkRole, LinkSide, VnetSwitch
 
+if TYPE_CHECKING:
+    from vtl_tools.services.vnet.evpn.exchange import EvpnExchange
+
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
 _DECISIONS_MAX: Final = 8192
+_TOLD_SHOWN: Final = 1024
+"""Stations of a control plane that the status lists."""
 _Group = tuple[tuple[LinkSide, ...], int]
 
 
@@ -61,6 +67,7 @@ class Overlay(Stage):
         self._tick_at = 0.0
         self._ticked_at = 0.0
         self._scratch = Batch()
+        self._exchange: EvpnExchange | None = None
         self._ingress: list[LinkSide] = []
         self.sources = [self._pool]
         if keeper is not None:
@@ -80,6 +87,8 @@ class Overlay(Stage):
             raise SpecError(f"{name}: there is a link of this name; choose another")
         if len(self._links) >= LINKS_MAX:
             raise SpecError(f"{name}: there are {LINKS_MAX} links already; remove one")
+        if link.role.told and any(other.spec.role.told for other in self._links.values()):
+            raise SpecError(f"{name}: there is an evpn: link already; remove it first")
         added = _Link(link)
         try:
             for device in self._devices(link):
@@ -96,6 +105,10 @@ class Overlay(Stage):
             self._owners[device] = LinkSide(name, side)
         self._links[name] = added
         self.switch.add_link(name, link.role)
+        if link.role.told:
+            from vtl_tools.services.vnet.evpn.exchange import EvpnExchange
+
+            self._exchange = EvpnExchange(name, added.devices[0], self.switch)
 
     def _devices(self, link: LinkSpec) -> list[Device]:
         if link.service is None:
@@ -115,6 +128,9 @@ class Overlay(Stage):
         self.switch.remove_link(name)
         assert link is not None
         del self._links[name]
+        if link.spec.role.told:
+            self._exchange = None
+            self.switch.stations.keep_news(wanted=False)
         for device in link.devices:
             del self._owners[device]
             self._pool.remove(device)
@@ -215,13 +231,22 @@ class Overlay(Stage):
     # --- what changes by itself
 
     def settle(self, now: float) -> None:
-        """Tell which links went up or down."""
+        """Tell which links went up or down; exchange stations with a control plane."""
+        if self._exchange is not None:
+            self._exchange_stations(self._exchange, now)
         for name, link in self._links.items():
             for side, device in enumerate(link.devices):
                 if device.up != link.up[side]:
                     link.up[side] = device.up
                     changed = f"{name}.{'net' if side == NET else 'vm'}" if link.spec.service else name
                     self.event("link", changed=changed, up=device.up)
+
+    def _exchange_stations(self, exchange: "EvpnExchange", now: float) -> None:
+        for mac, before in exchange.run(now):
+            text = mac.hex(":")
+            self.event("station", mac=text, before=before, at=exchange.name, cause=("station", text))
+        if (connected := exchange.news_of_control()) is not None:
+            self.event("control-plane", name=exchange.name, connected=connected)
 
     def _on_service(self, name: str, pid: int, status: int) -> None:
         link = self._links.get(name)
@@ -267,10 +292,26 @@ class Overlay(Stage):
                 mac.hex(":") if not vlan else f"{mac.hex(':')} vlan {vlan}": {
                     "link": station.link,
                     "through": " ".join(sorted(station.through)),
+                    "vtep": "",
                     "idle_s": round(max(0.0, now - station.seen_at), 1),
                 }
                 for (vlan, mac), station in self.switch.stations.items()
-            },
+            }
+            | self._told_stations(now),
+        }
+
+    def _told_stations(self, now: float) -> dict[str, dict[str, object]]:
+        exchange = self._exchange
+        if exchange is None:
+            return {}
+        return {
+            mac.hex(":"): {
+                "link": station.link,
+                "through": " ".join(sorted(station.through)),
+                "vtep": exchange.vtep_of(mac),
+                "idle_s": round(max(0.0, now - station.seen_at), 1),
+            }
+            for mac, station in islice(self.switch.stations.told(), _TOLD_SHOWN)
         }
 
     def _link_status(self, link: _Link) -> dict[str, object]:
@@ -289,6 +330,7 @@ class Overlay(Stage):
             "rtt_ms": first.get("rtt_ms"),
             "loss_percent": first.get("loss_percent"),
             "why": first.get("why", ""),
+            "evpn": first.get("evpn"),
             "dropped": sum(drops.values()),
             "losses": sum(device.losses for device in link.devices),
             "pid": link.pid,

@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -12,13 +13,16 @@ import cryptography.hazmat.backends.openssl.backend  # noqa: F401
 import vtl_tools.common.device.channel
 import vtl_tools.common.device.dgram
 import vtl_tools.common.device.stream
-import vtl_tools.common.device.vxlan  # noqa: F401 - likewise: links are added while the service runs
+import vtl_tools.common.device.vxlan  # likewise: links are added while the service runs
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.host import privilege
 from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.links import parse_link
 from vtl_tools.services.vnet.rule import parse_vnet_rule
 from vtl_tools.services.vnet.stage import Overlay
+
+with suppress(ImportError):  # without h2 there are no evpn: links
+    import vtl_tools.services.vnet.evpn.exchange  # noqa: F401
 
 _OCTETS_MAX: Final = 1 << 20
 

@@ -26,10 +26,14 @@ class KnownStation:
 class StationTable:
     """A bounded table of stations, the one that was silent longest first.
 
-    Nothing that a frame causes takes longer when the table is full.
+    Nothing that a frame causes takes longer when the table is full. Beside the stations that frames show
+    there are those that a control plane tells of, by their Ethernet address alone. The later of both counts.
     """
 
     def __init__(self) -> None:
+        self._told: dict[bytes, KnownStation] = {}
+        self._vlans: dict[bytes, set[int]] = {}
+        self._news: dict[bytes, None] | None = None
         self._found: dict[Key, KnownStation] = {}
         self._of_link: dict[str, dict[Key, None]] = {}
         self._behind: dict[str, Counter[str]] = {}
@@ -42,6 +46,11 @@ class StationTable:
         key = vlan, mac
         station = self._found.pop(key, None)
         of_link = self._of_link.setdefault(link, {})
+        told = self._told.get(mac)
+        if told is not None and told.link != link:
+            del self._told[mac]
+        else:
+            told = None
         if station is None:
             if len(of_link) >= STATIONS_OF_LINK:
                 self._remove(next(iter(of_link)))
@@ -49,7 +58,9 @@ class StationTable:
                 self._remove(next(iter(self._found)))
             self._found[key] = KnownStation(link, now)
             of_link[key] = None
-            return ""
+            self._vlans.setdefault(mac, set()).add(vlan)
+            self._note(mac)
+            return "" if told is None else told.link
         before, station.link, station.seen_at = station.link, link, now
         self._found[key] = station
         del self._of_link[before][key]
@@ -57,6 +68,7 @@ class StationTable:
         if before == link:
             return ""
         self._leave(station, before)
+        self._note(mac)
         return before
 
     def send_through(self, station: KnownStation, service: str) -> None:
@@ -77,10 +89,55 @@ class StationTable:
         station = self._found.pop(key)
         del self._of_link[station.link][key]
         self._leave(station, station.link)
+        vlan, mac = key
+        self._vlans[mac].discard(vlan)
+        if not self._vlans[mac]:
+            del self._vlans[mac]
+        self._note(mac)
 
     def find(self, vlan: int, mac: bytes) -> KnownStation | None:
         """Return the station of an address; None: not known."""
-        return self._found.get((vlan, mac))
+        return self._found.get((vlan, mac)) or self._told.get(mac)
+
+    # --- a control plane
+
+    def keep_news(self, *, wanted: bool) -> None:
+        """Note from now on which addresses are learned, moved or forgotten. At first, all are news."""
+        self._news = dict.fromkeys(self._vlans) if wanted else None
+
+    def _note(self, mac: bytes) -> None:
+        if self._news is not None:
+            self._news[mac] = None
+
+    def take_news(self) -> list[bytes]:
+        """Return the addresses that are news since the last call."""
+        news = list(self._news or ())
+        if self._news:
+            self._news.clear()
+        return news
+
+    def link_of(self, mac: bytes) -> str:
+        """Return the link that frames of an address came from last, in any VLAN; "": none is known."""
+        for vlan in self._vlans.get(mac, ()):
+            return self._found[vlan, mac].link
+        return ""
+
+    def tell(self, mac: bytes, link: str, now: float) -> str:
+        """Note that a station is at a link; "": no longer there. Return another link that it was seen at."""
+        old = self._told.pop(mac, None)
+        if link:
+            self._told[mac] = KnownStation(link, now)
+        before = ""
+        for vlan in list(self._vlans.get(mac, ())):
+            seen_at = self._found[vlan, mac].link
+            if (seen_at != link) if link else (old is not None and seen_at == old.link):
+                before = seen_at
+                self._remove((vlan, mac))
+        return before
+
+    def told(self) -> Iterator[tuple[bytes, KnownStation]]:
+        """Return the stations that a control plane told of."""
+        return iter(self._told.items())
 
     def behind(self, service: str) -> set[str]:
         """Return the links of the stations whose frames are sent through a service."""
@@ -99,6 +156,7 @@ class StationTable:
         for key in list(self._of_link.get(link, ())):
             self._remove(key)
         self._of_link.pop(link, None)
+        self._told = {mac: station for mac, station in self._told.items() if station.link != link}
 
     def forget_service(self, service: str) -> None:
         """Forget which stations were behind a service."""

@@ -35,11 +35,15 @@ class LinkKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LinkRole:
-    """The properties of a link. sides: of a service. transit: floods between VNET links."""
+    """The properties of a link. sides: of a service. transit: floods between VNET links.
+
+    told: a control plane tells which stations it leads to, so that a frame from it moves none.
+    """
 
     kind: LinkKind = LinkKind.LOCAL
     sides: int = 1
     transit: bool = False
+    told: bool = False
 
 
 class LinkSide(NamedTuple):
@@ -120,6 +124,16 @@ class VnetSwitch:
                 return rule
         raise SpecError(f"rule '{wanted}': no such rule; 'vtl-vnet rule list' lists them")
 
+    def tell(self, mac: bytes, link: str, now: float) -> str:
+        """Note the link of a station that a control plane told of. See StationTable.tell()."""
+        self.generation += 1
+        return self.stations.tell(mac, link, now)
+
+    def forget_stations(self, link: str) -> None:
+        """Forget the stations of a link that leads nowhere any more."""
+        self.generation += 1
+        self.stations.forget_link(link)
+
     # --- decisions
 
     def decide(self, fields: FrameFields, ingress: LinkSide, now: float) -> FrameRoute:
@@ -127,8 +141,9 @@ class VnetSwitch:
         if fields.src[0] & 1:
             return FrameRoute((), "group-source")
         moved = ""
-        is_service = self.links[ingress.link].kind is LinkKind.SERVICE
-        if not is_service:
+        role = self.links[ingress.link]
+        is_service = role.kind is LinkKind.SERVICE
+        if not is_service and not (role.told and self.stations.find(fields.vlan, fields.src)):
             moved = self.stations.learn(fields.vlan, fields.src, ingress.link, now)
             if moved:
                 self.generation += 1

@@ -1,0 +1,210 @@
+"""The messages of GoBGP 3's interface (package apipb): routes of EVPN in and out.
+
+A path has an NLRI and attributes; each is a google.protobuf.Any, a name and a message. The numbers of fields
+are those of GoBGP's api/gobgp.proto and api/attribute.proto.
+"""
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from vtl_tools.common.errors import Malformed
+from vtl_tools.services.vnet.evpn.protobuf import fields, integer, octets, pick, pick_all, pick_int
+
+SERVICE: Final = "/apipb.GobgpApi/"
+_TYPE: Final = "type.googleapis.com/apipb."
+_FAMILY: Final = integer(1, 25) + integer(2, 70)  # L2VPN, EVPN
+_ROUTE_TARGET: Final = 2  # RFC 4360 section 4
+_VXLAN: Final = 8  # RFC 8365 section 11
+_INGRESS_REPLICATION: Final = 6  # RFC 6514 section 5
+_RD_MAX: Final = 64
+
+
+class EvpnRoute(NamedTuple):
+    """A route to a station, or with mac b"" to a VTEP that takes frames for all (RFC 7432 section 7).
+
+    rd, ip: what else the NLRI is told apart by. vtep: four octets. targets: "AS:NUMBER".
+    """
+
+    mac: bytes
+    rd: str
+    ip: str
+    vtep: bytes
+    vni: int
+    sequence: int
+    targets: frozenset[str]
+    is_withdrawn: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OwnNetwork:
+    """The network that a link is part of. vtep: our address; target: the route target "AS:NUMBER"."""
+
+    vni: int
+    vtep: str
+    target: str
+
+    @property
+    def rd(self) -> str:
+        """Return the route distinguisher (RFC 7432 section 7.9): our address, and 16 bits of the VNI."""
+        return f"{self.vtep}:{self.vni & 0xFFFF}"
+
+
+# --- out
+
+
+def _any(name: str, message: bytes) -> bytes:
+    return octets(1, f"{_TYPE}{name}".encode()) + octets(2, message)
+
+
+def path(network: OwnNetwork, mac: bytes, sequence: int, *, withdraw: bool = False) -> bytes:
+    """Return the path of an own station; with mac b"" that of our VTEP."""
+    admin, _, assigned = network.rd.partition(":")
+    rd = octets(1, _any("RouteDistinguisherIPAddress", octets(1, admin.encode()) + integer(2, int(assigned))))
+    vtep = network.vtep.encode()
+    asn, _, number = network.target.partition(":")
+    target = integer(1, 1) + integer(2, _ROUTE_TARGET) + integer(3, int(asn)) + integer(4, int(number))
+    communities = [_any("TwoOctetAsSpecificExtended", target)]
+    communities.append(_any("EncapExtended", integer(1, _VXLAN)))
+    if mac:
+        label = octets(6, integer(0, network.vni)[1:])  # packed
+        nlri = _any(
+            "EVPNMACIPAdvertisementRoute",
+            rd + octets(2, octets(2, bytes(9))) + octets(4, mac.hex(":").encode())
+            + label,
+        )  # fmt: skip
+        if sequence:  # RFC 7432 section 15
+            communities.append(_any("MacMobilityExtended", integer(2, sequence)))
+    else:
+        nlri = _any("EVPNInclusiveMulticastEthernetTagRoute", rd + octets(3, vtep))
+    reach = octets(1, _FAMILY) + octets(2, vtep) + octets(3, nlri)
+    attributes = [
+        _any("OriginAttribute", integer(1, 0)),
+        _any("MpReachNLRIAttribute", reach),
+        _any("ExtendedCommunitiesAttribute", b"".join(octets(1, each) for each in communities)),
+    ]
+    if not mac:
+        address = ipaddress.IPv4Address(network.vtep).packed
+        tunnel = integer(2, _INGRESS_REPLICATION) + integer(3, network.vni) + octets(4, address)
+        attributes.append(_any("PmsiTunnelAttribute", tunnel))
+    told = octets(1, nlri) + b"".join(octets(2, each) for each in attributes)
+    return told + integer(5, int(withdraw)) + octets(9, _FAMILY)
+
+
+def add_paths(paths: list[bytes]) -> bytes:
+    """Return an AddPathStreamRequest."""
+    return b"".join(octets(3, each) for each in paths)
+
+
+WATCH: Final = octets(2, octets(1, integer(1, 0) + integer(2, 1)))
+"""A WatchEventRequest: best paths, those that are there already first."""
+
+
+# --- in
+
+
+def asn_of(answer: memoryview) -> int:
+    """Return the AS of a GetBgpResponse; 0: BGP does not run. Raises Malformed."""
+    return pick_int(pick(answer, 1), 1)
+
+
+def paths_of(event: memoryview) -> Iterator[memoryview]:
+    """Yield the paths of a WatchEventResponse. Raises Malformed."""
+    yield from pick_all(pick(event, 3), 2)
+
+
+def read_route(told: memoryview) -> EvpnRoute | None:
+    """Return the route of a path, or None if it is none of these two kinds. Raises Malformed."""
+    name, nlri = _named(pick(told, 1))
+    if name == "EVPNMACIPAdvertisementRoute":
+        mac, ip = _mac(pick(nlri, 4)), _text(pick(nlri, 5))
+        tag, labels = pick_int(nlri, 3), _labels(nlri)
+    elif name == "EVPNInclusiveMulticastEthernetTagRoute":
+        mac, ip, tag, labels = b"", _text(pick(nlri, 3)), pick_int(nlri, 2), []
+    else:
+        return None
+    if tag:  # of a VLAN-aware bundle (RFC 7432 section 6.3), which we are no part of
+        return None
+    rd, withdrawn = _rd(pick(nlri, 1)), bool(pick_int(told, 5))
+    vtep, sequence, targets = b"", 0, set()
+    for attribute in pick_all(told, 2):
+        name, value = _named(attribute)
+        if name == "MpReachNLRIAttribute":
+            vtep = _address(_text(pick(value, 2)))
+        elif name == "PmsiTunnelAttribute":
+            if pick_int(value, 2) != _INGRESS_REPLICATION:
+                return None
+            labels = [pick_int(value, 3)]
+        elif name == "ExtendedCommunitiesAttribute":
+            for community in pick_all(value, 1):
+                name, content = _named(community)
+                if name == "MacMobilityExtended":
+                    sequence = pick_int(content, 2) & 0xFFFFFFFF
+                elif name.endswith("AsSpecificExtended") and pick_int(content, 2) == _ROUTE_TARGET:
+                    targets.add(f"{pick_int(content, 3)}:{pick_int(content, 4)}")
+    if not withdrawn and not vtep:
+        return None
+    vni = labels[0] if labels else 0
+    return EvpnRoute(mac, rd, ip, vtep, vni, sequence, frozenset(targets), withdrawn)
+
+
+def _named(message: memoryview) -> tuple[str, memoryview]:
+    return _text(pick(message, 1)).removeprefix(_TYPE), pick(message, 2)
+
+
+def _text(value: memoryview) -> str:
+    if len(value) > 256:
+        raise Malformed("gobgp.text")
+    return bytes(value).decode("ascii", "replace")
+
+
+def _mac(value: memoryview) -> bytes:
+    try:
+        mac = bytes.fromhex(bytes(value[:32]).replace(b":", b"").decode())
+    except ValueError:
+        raise Malformed("gobgp.mac") from None
+    if len(mac) != 6 or mac[0] & 1 or not any(mac):
+        raise Malformed("gobgp.mac")
+    return mac
+
+
+def _address(text: str) -> bytes:
+    """Return an IPv4 address of a host; b"": it is none."""
+    try:
+        address = ipaddress.IPv4Address(text)
+    except ValueError:
+        return b""
+    if address.is_multicast or address.is_unspecified or address.is_loopback or address == _BROADCAST:
+        return b""
+    return address.packed
+
+
+_BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
+
+
+def _rd(value: memoryview) -> str:
+    name, content = _named(value)
+    if name == "RouteDistinguisherIPAddress":
+        return f"{_text(pick(content, 1))[:_RD_MAX]}:{pick_int(content, 2)}"
+    return f"{pick_int(content, 1)}:{pick_int(content, 2)}"
+
+
+def _labels(nlri: memoryview) -> list[int]:
+    """Return the first labels: packed, as a compiler of Protocol Buffers writes numbers that repeat."""
+    found: list[int] = []
+    for number, value in fields(nlri):
+        if number == 6:
+            found += [value] if isinstance(value, int) else _unpacked(value)
+    return found[:2]
+
+
+def _unpacked(packed: memoryview) -> list[int]:
+    found, value, shift = [], 0, 0
+    for octet in packed[:20]:
+        value |= (octet & 0x7F) << shift
+        shift += 7
+        if octet < 0x80:
+            found.append(value)
+            value = shift = 0
+    return found
