@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from vtl_tools.common.device.base import Device
@@ -10,6 +11,10 @@ from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.host import interface
 from vtl_tools.common.host.guard import MARK
 from vtl_tools.common.runtime.control import Result, Verb
+from vtl_tools.common.session.base import Address
+from vtl_tools.common.session.keys import key_id
+from vtl_tools.common.session.tcp_link import TCPLink
+from vtl_tools.services.vortex.addresses import Pair
 from vtl_tools.services.vortex.backend_link import BackendLink
 from vtl_tools.services.vortex.client import VortexClient
 from vtl_tools.services.vortex.limits import Limits, Sources
@@ -23,14 +28,30 @@ from vtl_tools.services.vortex.volunteer import Volunteer
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Wormhole:
+    """The link to the backend. address, key: of a tcp: link, which is a session with vortex-backend."""
+
+    spec: str
+    address: Address | None = None
+    key: bytes = b""
+
+    def open(self) -> Device:
+        """Return the link, not open yet."""
+        if self.address is None:
+            return open_device(self.spec, mark=MARK)
+        own = key_id(self.key)
+        return TCPLink(self.spec, self.address, server=False, key=self.key, introduction=own)
+
+
 class Build:
     """The links and the stage of one vortex-client, which share what is open of the interface."""
 
     def __init__(
-        self, name: str, backend: str, scope: list[Range], addresses: tuple[bytes, bytes], limits: Limits,
+        self, name: str, wormhole: Wormhole, scope: list[Range], addresses: Pair, limits: Limits,
         *, echo: bool, allow_private: bool,
     ) -> None:  # fmt: skip
-        self._name, self._backend, self._echo, self._limits = name, backend, echo, limits
+        self._name, self._wormhole, self._echo, self._limits = name, wormhole, echo, limits
         self._addresses = addresses
         self.ports = PortUse(scope)
         self._sources = Sources(allow_private=allow_private)
@@ -38,7 +59,7 @@ class Build:
 
     def links(self, _: int) -> list[Device]:
         """Return the links, not open yet: that of the backend, and the interface."""
-        return [open_device(self._backend, mark=MARK), self._tap]
+        return [self._wormhole.open(), self._tap]
 
     def stage(self) -> VortexClient:
         """Return the stage; from now on the host is silent for unused ports. Raises VTLError."""
