@@ -35,8 +35,16 @@ class WormholeFlow:
     frames_in: int = 0
     frames_out: int = 0
     is_proven: bool = False
+    offset: int = 0
+    """Of TCP: by how much sequence numbers of the backend are ahead of those that it knows."""
     expected_ack: int = -1
-    """Of TCP: the acknowledgement of the backend's SYN, which proves the source; -1: none was sent yet."""
+    """Of TCP: the acknowledgement of the SYN-ACK, which proves the source; -1: none was sent yet."""
+    is_open: bool = False
+    """Of TCP: whether it came."""
+    guesses: int = 0
+    """Of TCP: other acknowledgements that came before it."""
+    scale: tuple[int, int] | None = None
+    """Of TCP: the window scale of the backend, and that which the attacker was told."""
     ended: float | None = None
 
     def told(self, now: float) -> dict[str, object]:

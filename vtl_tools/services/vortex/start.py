@@ -1,6 +1,7 @@
 """Builds vortex-client: the tap beside the stack, what tells of ports, and the stage."""
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,14 @@ from vtl_tools.common.session.tcp_link import TCPLink
 from vtl_tools.services.vortex.addresses import Pair
 from vtl_tools.services.vortex.backend_link import BackendLink
 from vtl_tools.services.vortex.client import VortexClient
+from vtl_tools.services.vortex.disguise import Disguise
 from vtl_tools.services.vortex.limits import Limits, Sources
 from vtl_tools.services.vortex.port_events import PolledPorts, PortEvents
 from vtl_tools.services.vortex.ports import PortUse, Range
 from vtl_tools.services.vortex.silence import Silence
 from vtl_tools.services.vortex.sock_diag import sockets_of_host
 from vtl_tools.services.vortex.tap import BesideStack, Leaving
-from vtl_tools.services.vortex.volunteer import Volunteer
+from vtl_tools.services.vortex.volunteer import Volunteer, traits_of_host
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +71,10 @@ class Build:
             events = _events()
             silence = Silence(index, self.ports.scope, echo=self._echo)
             host = Volunteer(self._name, self.ports, self._sources, self._tap, leaving, events, silence)
+            disguise = Disguise(traits_of_host(self._name), lambda: int.from_bytes(os.urandom(4)))
+            link = BackendLink(*self._addresses)
             stage = VortexClient(
-                self.ports, BackendLink(*self._addresses), host, self._sources, self._limits, echo=self._echo
+                self.ports, link, host, disguise, self._sources, self._limits, echo=self._echo
             )
             for source in leaving, events:
                 source.on_used = stage.on_used

@@ -12,7 +12,8 @@ from vtl_tools.common.packet.icmp import ICMPv4
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import PORTS, Packet
-from vtl_tools.common.packet.view import U16
+from vtl_tools.common.packet.seq import seq_add
+from vtl_tools.common.packet.view import U16, U32
 from vtl_tools.services.vortex.flows import FlowKey
 
 _ERRORS4: Final = frozenset((icmp.UNREACHABLE, icmp.TIME_EXCEEDED, icmp.PARAMETER_PROBLEM))
@@ -20,6 +21,7 @@ _ERRORS6: Final = frozenset(
     (icmp.V6_UNREACHABLE, icmp.V6_PACKET_TOO_BIG, icmp.V6_TIME_EXCEEDED, icmp.V6_PARAMETER_PROBLEM)
 )
 _IDENTIFIER: Final = 4  # of an echo, from the start of the message
+_SEQUENCE: Final = 4  # of a segment
 
 
 def quoted(pkt: Packet) -> IPv4 | IPv6 | None:
@@ -64,15 +66,19 @@ def _quoted_key(pkt: Packet, *, from_outside: bool) -> FlowKey | None:
     return (protocol, inner.dst, dport, sport) if from_outside else (protocol, inner.src, sport, dport)
 
 
-def to_backend(pkt: Packet, address: bytes) -> None:
+def to_backend(pkt: Packet, address: bytes, offset: int = 0) -> None:
     """Replace the destination. Checksums follow by difference, so that a wrong one stays wrong.
 
-    Raises Malformed, also for an ICMP error whose checksum is wrong.
+    offset: by how much a quoted sequence number is ahead of the backend's. Raises Malformed, also for an ICMP
+    error whose checksum is wrong.
     """
     assert pkt.ip is not None
     if (inner := quoted(pkt)) is not None:
         _check(pkt)
         inner.src = address
+        if offset:
+            at = inner.payload_off + _SEQUENCE
+            U32.pack_into(pkt.buf, at, seq_add(U32.unpack_from(pkt.buf, at)[0], -offset))
         pkt.ip.dst = address
         pkt.compute_transport_checksum()
         return
