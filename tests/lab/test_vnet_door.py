@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from lab.netns import Host, Lab
-from lab.wait import until
+from lab.wait import PATIENCE_S, until
 from tests.cmd.tools import BIN
 from tests.running import Bridge, bridge
+from vtl_tools.services.vnet.datagram_session import FIRST, NOISE
 
 pytestmark = pytest.mark.lab
 PORT = 7700
@@ -24,6 +25,7 @@ class Star:
 
     lab: Lab
     hosts: dict[str, Host]
+    underlay: Host
     key: Path
 
     @contextmanager
@@ -46,6 +48,12 @@ class Star:
         return not self.hosts[source].run("ping", "-c1", "-W1", address, check=False).returncode
 
 
+def connected_datagrams(address: tuple[str, int]) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.connect(address)
+    return sock
+
+
 @pytest.fixture
 def star(lab: Lab) -> Star:
     underlay = lab.host("underlay")
@@ -60,19 +68,21 @@ def star(lab: Lab) -> Star:
         hosts[f"vm{number}"].addr("eth0", f"10.9.0.{number + 1}/24")
     key = lab.dir / "vnet.key"
     hosts["hub"].run(BIN / "vtl-vnet", "keygen", str(key))
-    return Star(lab, hosts, key)
+    return Star(lab, hosts, underlay, key)
 
 
-def test_a_door_serves_many_daemons_by_name_whatever_strangers_do(star: Star) -> None:
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_a_door_serves_many_daemons_by_name_whatever_strangers_do(star: Star, kind: str) -> None:
     stranger = star.hosts["site2"]
     with ExitStack() as stack:
-        hub = stack.enter_context(star.hub("tcp"))
-        held = [stranger.call(socket.create_connection, (DOOR, PORT)) for _ in range(150)]
-        for one in held[::2]:
-            one.sendall(bytes(40))
-        stack.enter_context(star.site("tcp", 1))
+        hub = stack.enter_context(star.hub(kind))
+        connect = socket.create_connection if kind == "tcp" else connected_datagrams
+        held = [stranger.call(connect, (DOOR, PORT)) for _ in range(150)]
+        for number, one in enumerate(held[::2]):
+            one.sendall(bytes((1 + number % 4,)) + bytes(75 + number % 3))
+        stack.enter_context(star.site(kind, 1))
         until(lambda: hub.status()["overlay"].get("site1", {}).get("up"), "the first daemon")
-        stack.enter_context(star.site("tcp", 2))
+        stack.enter_context(star.site(kind, 2))
         for one in held:
             one.close()
         until(lambda: hub.status()["overlay"].get("site2", {}).get("up"), "the second daemon")
@@ -82,11 +92,46 @@ def test_a_door_serves_many_daemons_by_name_whatever_strangers_do(star: Star) ->
         assert (overlay["site1"]["door"], overlay["site1"]["daemon"]) == ("door", "site1")
 
 
-def test_a_daemon_that_starts_again_has_its_link_again(star: Star) -> None:
-    with star.hub("tcp") as hub:
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_a_daemon_that_starts_again_has_its_link_again(star: Star, kind: str) -> None:
+    with star.hub(kind) as hub:
         for _ in range(2):
-            with star.site("tcp", 1):
+            with star.site(kind, 1):
                 until(lambda: hub.status()["overlay"].get("site1", {}).get("up"), "the daemon")
                 until(lambda: star.reaches("vm1", "10.9.0.1"), "the VM")
             until(lambda: not hub.status()["overlay"]["site1"]["up"], "its end")
         assert hub.status()["overlay"]["site1"]["losses"] == 2
+
+
+def test_an_udp_link_follows_its_peer_to_another_address_and_answers_no_spoofed_caller_at_length(
+    star: Star,
+) -> None:
+    with star.hub("udp") as hub, star.site("udp", 1):
+        until(lambda: hub.status()["overlay"].get("site1", {}).get("up"), "the daemon")
+        until(lambda: star.reaches("vm1", "10.9.0.1"), "the VM")
+        site = star.hosts["site1"]
+        site.addr("wan", "192.0.2.77/24")
+        site.run("ip", "address", "del", "192.0.2.2/24", "dev", "wan")
+        site.run("ip", "address", "replace", "192.0.2.77/24", "dev", "wan")
+        until(lambda: star.reaches("vm1", "10.9.0.1"), "the VM, from another address")
+        assert hub.status()["overlay"]["site1"]["losses"] == 0
+        asks = star.hosts["site2"].call(connected_datagrams, (DOOR, PORT))
+        asks.settimeout(PATIENCE_S)
+        first = FIRST.pack(1, 7, bytes(16)) + bytes(NOISE)
+        asks.send(first)
+        answer = asks.recv(2000)
+        assert (answer[0], len(answer) < len(first)) == (3, True)
+        asks.close()
+
+
+def test_a_path_that_carries_less_is_found_and_large_frames_still_cross(star: Star) -> None:
+    with star.hub("udp") as hub, star.site("udp", 1):
+        until(lambda: star.reaches("vm1", "10.9.0.1"), "the VM")
+        star.underlay.run("ip", "link", "set", "p0", "mtu", "1300")
+
+        def large() -> bool:
+            words = ("ping", "-c1", "-W1", "-s1472", "-Mdo", "10.9.0.1")
+            return not star.hosts["vm1"].run(*words, check=False).returncode
+
+        until(large, "a frame of 1514 octets", timeout=2 * PATIENCE_S)
+        assert hub.status()["overlay"]["site1"]["losses"] == 0

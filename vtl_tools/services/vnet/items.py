@@ -1,4 +1,4 @@
-"""What two daemons say to each other: frames, heartbeats, their names. Sans-IO.
+"""Items that two daemons send each other: frames, heartbeats, their names. Sans-IO.
 
 A record is items, each with a head: kind, hops, length. A frame is sent with its virtio_net_hdr, so that
 super-segments stay whole. Numbers in that header are little-endian, as they are on all machines that VTL
@@ -25,7 +25,8 @@ HOPS_MAX: Final = 8
 """VNET links that a frame passes at most."""
 HEAD: Final = struct.Struct("!BBI")
 STAMP: Final = struct.Struct("!Q")
-FRAME, _PING, _PONG, BYE, _HELLO = 0, 1, 2, 3, 4
+_REPORT: Final = struct.Struct("!QQQ")
+FRAME, PING, _PONG, BYE, HELLO = 0, 1, 2, 3, 4
 _HELLO_MAX: Final = 1024
 _WAITING_MAX: Final = 1 << 14
 """Frames that wait to be read: more than one reading of a connection brings."""
@@ -33,7 +34,7 @@ _WAITING_MAX: Final = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What a daemon tells of itself. name: the link to it, where it is not chosen."""
+    """Tells of a daemon. name: the link to it, where it is not chosen."""
 
     name: str
 
@@ -89,8 +90,19 @@ class Conversation:
     def on_up(self) -> None:
         """Tell the name, and measure the round trip at once."""
         self._beat_at = self.now
+        self.emit(self.hello_pieces())
+
+    def hello_pieces(self) -> list[bytes | memoryview]:
+        """Return the item that tells of this daemon."""
         item = self.hello.to_octets()
-        self.emit([HEAD.pack(_HELLO, 0, len(item)), item])
+        return [HEAD.pack(HELLO, 0, len(item)), item]
+
+    def report(self) -> tuple[int, int, int]:
+        """Return, for the other end: the records that came, that it has sent, and that came in part."""
+        return 0, 0, 0
+
+    def on_report(self, came: int, sent: int, broken: int) -> None:
+        """Take the other end's report, in answer to a heartbeat."""
 
     def on_record(self, body: memoryview) -> None:
         """Take the items of a record. A frame that is none is counted and dropped. Raises Malformed."""
@@ -114,9 +126,9 @@ class Conversation:
 
     def on_item(self, kind: int, item: memoryview) -> bool:
         """Take an item that is no frame. Return whether the kind is known. Raises Malformed."""
-        if kind in (_PING, _PONG):
+        if kind in (PING, _PONG):
             self._take_stamp(kind, item)
-        elif kind == _HELLO:
+        elif kind == HELLO:
             self.remote = Hello.of(item)
         else:
             return False
@@ -130,12 +142,14 @@ class Conversation:
         self.frames.append((min(hops, HOPS_MAX), frame))
 
     def _take_stamp(self, kind: int, item: memoryview) -> None:
-        if len(item) != STAMP.size:
+        if len(item) != STAMP.size + (0 if kind == PING else _REPORT.size):
             raise Malformed("item.stamp")
-        if kind == _PING:
-            self.emit([HEAD.pack(_PONG, 0, STAMP.size), bytes(item)])
+        if kind == PING:
+            report = _REPORT.pack(*self.report())
+            self.emit([HEAD.pack(_PONG, 0, STAMP.size + _REPORT.size), bytes(item), report])
             return
-        sent_at = STAMP.unpack(item)[0] / 1e6
+        self.on_report(*_REPORT.unpack_from(item, STAMP.size))
+        sent_at = STAMP.unpack_from(item)[0] / 1e6
         rtt_s = self.now - sent_at
         if 0 <= rtt_s < self.config.dead_after_s:  # else the other end invents stamps
             self.rtt_s = rtt_s if self.rtt_s is None else self.rtt_s + (rtt_s - self.rtt_s) / 8
@@ -156,4 +170,9 @@ class Conversation:
 
     def beat(self, now: float) -> None:
         """Send a heartbeat."""
-        self.emit([HEAD.pack(_PING, 0, STAMP.size), STAMP.pack(int(now * 1e6))])
+        self.emit(ping_pieces(now))
+
+
+def ping_pieces(now: float) -> list[bytes | memoryview]:
+    """Return a heartbeat."""
+    return [HEAD.pack(PING, 0, STAMP.size), STAMP.pack(int(now * 1e6))]

@@ -14,12 +14,13 @@ from vtl_tools.services.vnet.items import LINK_NAME, Hello
 from vtl_tools.services.vnet.keeper import ServiceSpec, parse_service
 from vtl_tools.services.vnet.switch import LinkKind, LinkRole
 from vtl_tools.services.vnet.tcp_link import TCPDoor, TCPLink
+from vtl_tools.services.vnet.udp_link import UDPDoor, UDPLink
 
 LINKS_MAX: Final = 256
 _PEER: Final = re.compile(
     r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\],]+)):(?P<port>\d{1,5})(?P<words>(?:,\w+)*)"
 )
-_KINDS: Final = ("tcp",)
+_KINDS: Final = ("tcp", "udp")
 """Of links between daemons."""
 _AT_START: Final = ("tap", "libpcap")
 
@@ -86,8 +87,10 @@ def make_link(link: LinkSpec, key: bytes | None, hello: Hello) -> Device:
         raise SpecError(f"{link.spec}: needs a key; start with --key-file ('vtl-vnet keygen FILE' makes one)")
     peer = _peer(link.spec)
     if peer.listen:
-        return TCPDoor(link.spec, peer.address, key=key, hello=hello)
-    return TCPLink(link.spec, peer.address, server=peer.server, key=key, hello=hello)
+        door = UDPDoor if peer.kind == "udp" else TCPDoor
+        return door(link.spec, peer.address, key=key, hello=hello)
+    way = UDPLink if peer.kind == "udp" else TCPLink
+    return way(link.spec, peer.address, server=peer.server, key=key, hello=hello)
 
 
 class LinkPool:

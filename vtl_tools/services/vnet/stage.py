@@ -121,7 +121,9 @@ class Overlay(Stage):
             log.warning("%s: no link for the daemon %s: there is one of this name, or too many", door, name)
             return False
         role = self._links[door].spec.role
-        added = _Link(LinkSpec(name, device.spec, role), devices=[device], up=[False], door=door)
+        added = _Link(
+            LinkSpec(name, device.spec, role), devices=[device], up=[False], door=door, up_at=self._ticked_at
+        )
         self._pool.add(device)
         self._enter(added)
         return True
