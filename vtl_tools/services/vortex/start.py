@@ -14,12 +14,12 @@ from vtl_tools.common.host.guard import MARK
 from vtl_tools.common.runtime.control import Result, Verb
 from vtl_tools.common.session.base import Address
 from vtl_tools.common.session.keys import key_id
-from vtl_tools.common.session.tcp_link import TCPLink
 from vtl_tools.services.vortex.addresses import Pair
 from vtl_tools.services.vortex.backend_link import BackendLink
 from vtl_tools.services.vortex.client import VortexClient
 from vtl_tools.services.vortex.disguise import Disguise
 from vtl_tools.services.vortex.limits import Limits, Sources
+from vtl_tools.services.vortex.listener import HELLO
 from vtl_tools.services.vortex.port_events import PolledPorts, PortEvents
 from vtl_tools.services.vortex.ports import PortUse, Range
 from vtl_tools.services.vortex.silence import Silence
@@ -42,8 +42,15 @@ class Wormhole:
         """Return the link, not open yet."""
         if self.address is None:
             return open_device(self.spec, mark=MARK)
-        own = key_id(self.key)
-        return TCPLink(self.spec, self.address, server=False, key=self.key, introduction=own)
+        # The library imports it at its first use, when the service may not read root's modules any more.
+        import cryptography.hazmat.backends.openssl.backend  # noqa: F401
+
+        from vtl_tools.common.session.tcp_link import TCPLink
+
+        return TCPLink(
+            self.spec, self.address, server=False, key=self.key, hello=HELLO,
+            introduction=key_id(self.key),
+        )  # fmt: skip
 
 
 class Build:
