@@ -64,10 +64,10 @@ from pathlib import Path
 from vtl_tools.common.packet import address
 from vtl_tools.common.runtime.runner import Options, Runner
 from vtl_tools.services.vortex.limits import Limits
-from vtl_tools.services.vortex.start import Build
+from vtl_tools.services.vortex.start import Build, Wormhole
 
 place = (address.ip("198.18.0.2"), address.ip("2001:2::2"))
-build = Build("eth0", "worm", [(1, 32767)], place, Limits(), echo=False, allow_private=False)
+build = Build("eth0", Wormhole("worm"), [(1, 32767)], place, Limits(), echo=False, allow_private=False)
 links = build.links(0)
 stage = build.stage()
 use, give_back, noted = stage.ports.use, stage.host.give_back, []

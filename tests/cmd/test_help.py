@@ -56,6 +56,7 @@ WITHOUT_A_SERVICE = {
     ("vtl-fw", "selftest"),
     ("vtl-tor", "check"),
     ("vtl-tor", "selftest"),
+    ("vortex-backend", "keygen"),
     ("vtl-udt", "keygen"),
     ("vtl-vnet", "keygen"),
     ("vtl-wan", "verify"),

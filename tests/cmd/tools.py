@@ -66,6 +66,7 @@ KEPT = {
     "vtl-vnet": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-wan": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vtl-ack": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
+    "vortex-backend": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
     "vortex-client": {"CAP_NET_ADMIN", "CAP_NET_RAW"},
 }
 """What of root's rights each service may keep, with one link or another."""

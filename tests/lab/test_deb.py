@@ -31,6 +31,7 @@ SETTINGS = {
     "vtl-vnet": "OPTIONS=--uplink eth0",
     "vtl-wan": "UPLINK=eth0\nOPTIONS=--preset lan",
     "vtl-ack": "UPLINK=eth0",
+    "vortex-backend": "LISTEN=127.0.0.1:7701",
     "vortex-client": "BACKEND=eth0",
 }
 MAC = {"vm": "52:54:00:00:00:02", "net": "52:54:00:00:00:01"}
@@ -110,6 +111,8 @@ def configure(debian: CleanRoot, service: str) -> None:
     where.mkdir(exist_ok=True)
     (where / "web.rules").write_text("allow any\n")
     (where / "udt.key").write_text("a key that both modules share\n")
+    (where / "clients").mkdir(exist_ok=True)
+    (where / "clients/1-alice").write_text("a key of a client\n")
     (where / f"{service.removeprefix('vtl-')}-vmnet1").write_text(f"{SETTINGS[service]}\n")
 
 

@@ -228,9 +228,27 @@ def vortex(found: Printed, line: Line) -> None:
         for words in ["log"], ["status"], ["pause"], ["resume"]:
             found.run(middle, "vortex-client", *words, "--link", running.socket)
     found.ended(running)
+    wormholes(found, line)
     line.client.run("ip", "addr", "del", "198.18.0.2/24", "dev", "eth0")
     line.client.run("ip", "route", "del", "default")
     middle.run("ip", "addr", "del", "10.9.0.9/24", "dev", "eth0")
+
+
+def wormholes(found: Printed, line: Line) -> None:
+    """vortex-backend, whose honeypot is the client, with a flow of a vortex-client."""
+    middle, server, keys = line.middle, line.server, found.lab.dir / "clients"
+    middle.run(BIN / "vortex-backend", "keygen", keys, "alice")
+    links = ("--iface", "vmnet1", "--listen", "127.0.0.1:7701", "--keys", keys)
+    key = ("--backend", "tcp:127.0.0.1:7701", "--key-file", keys / "1-alice", "--private")
+    with bridge(found.lab, middle, *links, service="vortex-backend", name="end") as running:
+        with bridge(found.lab, middle, "--iface", "eth0", *key, service="vortex-client", name="vortex"):
+            running.wait_for("client")
+            with server.call(partial(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)) as sender:
+                sender.sendto(b"x", ("10.9.0.9", 99))
+            running.wait_for("attack")
+        for words in ["log"], ["status"]:
+            found.run(middle, "vortex-backend", *words, "--link", running.socket)
+    found.ended(running)
 
 
 def freezer(found: Printed, line: Line) -> None:

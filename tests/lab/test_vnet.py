@@ -69,8 +69,8 @@ def world(lab: Lab) -> Iterator[Overlaid]:
         'a = "tcp:192.0.2.3:7001,server"\nb = "tcp:192.0.2.3:7002,server"\n'
     )
     links: list[list[str | Path]] = [
-        ["--iface", "vmnet1", "--key-file", key, "--attach", "b=tcp:192.0.2.2:7001"],
-        ["--iface", "vmnet1", "--key-file", key, "--attach", "a=tcp:192.0.2.2:7001,server"],
+        ["--iface", "vmnet1", "--key-file", key, "--attach", "b=udp:192.0.2.2:7001"],
+        ["--iface", "vmnet1", "--key-file", key, "--attach", "a=udp:192.0.2.2:7001,server"],
         ["--config", config],
     ]
     links[0] += ["--attach", "c=tcp:192.0.2.3:7001"]

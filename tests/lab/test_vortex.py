@@ -14,6 +14,9 @@ import pytest
 from lab.netns import Host, Lab
 from lab.wait import PATIENCE_S, until
 from tests.running import BIN, Bridge, bridge
+from vtl_tools.common.packet import tcp
+from vtl_tools.common.packet.ipv4 import IPv4
+from vtl_tools.common.packet.packet import Packet
 
 pytestmark = pytest.mark.lab
 
@@ -203,6 +206,65 @@ def test_datagrams_of_an_unproven_source_are_not_amplified(lab: Lab, world: Worl
 def _send(data: bytes) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.sendto(data, (V4, 123))
+
+
+@pytest.mark.parametrize("address", [V4, V6])
+def test_fragments_and_a_closed_udp_port_are_as_of_the_volunteer(
+    lab: Lab, world: World, address: str
+) -> None:
+    with vortex(lab, world):
+        long = bytes(range(256)) * 12
+        assert datagram(world.attacker, address, 69, long) == long
+        with pytest.raises(ConnectionRefusedError):
+            datagram(world.attacker, address, 70, b"anybody?")
+
+
+SNIFF = """
+import socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+s.bind(("eth0", 0))
+print("ready", flush=True)
+while True:
+    frame = s.recv(65536)
+    at = {b"\\x08\\x00": 34, b"\\x86\\xdd": 54}.get(frame[12:14], 0)
+    if at and len(frame) > at + 20 and frame[at + 13] == 0x12:
+        print(frame.hex(), flush=True)
+"""
+
+
+def traits(frame: bytearray) -> tuple[object, ...]:
+    """All of a SYN-ACK that a stack decides: but for checksums, ports, numbers, and the clock."""
+    pkt = Packet.at(frame)
+    net, segment = pkt.ip, pkt.tcp
+    assert net is not None
+    assert segment is not None
+    header = (
+        (net.ttl, net.identification, net.dont_fragment, net.tos) if isinstance(net, IPv4) else net.hop_limit
+    )
+    options = [(kind, len(data) if kind == tcp.TIMESTAMPS else data) for kind, data in segment.options()]
+    padding = bytes(frame[segment.off + 20 : segment.payload_off]).count(tcp.NOP)
+    return header, segment.window, options, segment.header_length, padding > 0, segment.flags
+
+
+@pytest.mark.parametrize("address", [V4, V6])
+def test_a_syn_ack_is_the_volunteers_whatever_stack_the_honeypot_has(
+    lab: Lab, world: World, address: str
+) -> None:
+    for name, value in (
+        ("ip_default_ttl", 128), ("tcp_rmem", "4096 87380 1048576"), ("tcp_ecn", 2),
+    ):  # fmt: skip
+        world.honeypot.sysctl(f"net.ipv4.{name}", value)
+    world.honeypot.sysctl("net.ipv6.conf.eth0.hop_limit", 255)
+    world.honeypot.run("ip", "link", "set", "eth0", "mtu", "1400")
+    serve(world.volunteer, LOGIN, 80, "volunteer")
+    sniffer = serve(world.attacker, SNIFF)
+    assert sniffer.stdout is not None
+    with vortex(lab, world):
+        seen = []
+        for port, who in (80, "volunteer"), (23, "honeypot"):
+            assert login(world.attacker, address, port).endswith(f"{who}\n")
+            seen.append(traits(bytearray(10) + bytes.fromhex(sniffer.stdout.readline())))
+    assert seen[0] == seen[1]
 
 
 def test_a_pause_and_a_kill_leave_the_host_as_it_was(lab: Lab, world: World) -> None:

@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     "--rule", "rules", multiple=True, metavar="RULE", help="The link of some frames; may be repeated."
 )
 @click.option("--key-file", "key", type=SecretParam(), metavar="FILE", help="The key that all daemons share.")
+@click.option("--name", metavar="NAME", help="Of this daemon, for the others.  [default: the host's]")
 @opts.guard_option()
 @opts.common_options
 def main(
     config: Path | None, iface: tuple[str, ...], uplink: str | None, attached: tuple[str, ...],
-    rules: tuple[str, ...], key: bytes | None, guard: str, options: "Options",
+    rules: tuple[str, ...], key: bytes | None, name: str | None, guard: str, options: "Options",
 ) -> None:  # fmt: skip
     """Join virtual machines on many hosts to one Ethernet, with services as links of it.
 
@@ -49,12 +50,13 @@ def main(
     settings = VnetSettings() if config is None else read_config(config)
     settings.iface += iface
     settings.uplink = uplink or settings.uplink
+    settings.name = name or settings.name
     settings.rules += rules
     for each in attached:
-        name, equals, spec = each.partition("=")
+        link, equals, spec = each.partition("=")
         if not equals:
             raise click.UsageError(f"--attach: {each!r} is not NAME=SPEC")
-        settings.links.append((name, spec))
+        settings.links.append((link, spec))
     settings.check()
     opts.require((settings.iface or settings.uplink, "--iface or --uplink", "the first link"))
     if key is None and settings.key_file is not None:

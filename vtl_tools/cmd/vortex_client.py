@@ -8,10 +8,10 @@ import click
 from vtl_tools.common.cli import options as opts
 from vtl_tools.common.cli.output import echo as say
 from vtl_tools.common.cli.output import print_json, print_table
+from vtl_tools.common.cli.parameters import ListenParam, SecretParam
 from vtl_tools.common.cli.run import run_service
 from vtl_tools.common.cli.tool import Tool
 from vtl_tools.common.cli.verbs import add_events, add_status, ask_each, current_tool
-from vtl_tools.common.errors import SpecError
 
 if TYPE_CHECKING:
     from vtl_tools.common.runtime.runner import Options
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @click.group("vortex-client", cls=Tool)
 @opts.iface_option()
-@click.option("--backend", metavar="LINK", help="The link to the backend.")
+@click.option("--backend", metavar="LINK", help="The link to the backend: tcp:HOST:PORT, or any other.")
+@click.option("--key-file", "key", type=SecretParam(), metavar="FILE", help="The key for a tcp: link.")
 @click.option(
     "--ports", default="1-32767", show_default=True, metavar="RANGES", help="The scope: 1-1023,8080."
 )
@@ -40,15 +41,17 @@ if TYPE_CHECKING:
 @opts.guard_option()
 @opts.common_options
 def main(
-    iface: str | None, backend: str | None, ports: str, addresses: tuple[str, ...], echo: bool, private: bool,
-    rate: str, quota: str, amplification: int, guard: str, options: "Options",
+    iface: str | None, backend: str | None, key: bytes | None, ports: str, addresses: tuple[str, ...],
+    echo: bool, private: bool, rate: str, quota: str, amplification: int, guard: str, options: "Options",
 ) -> None:  # fmt: skip
     """Let a backend answer for the ports of this host that no process uses. The host keeps its stack.
 
     \b
+    vortex-client --iface eth0 --backend tcp:198.51.100.7:7701 --key-file alice.key
     vortex-client --iface eth0 --backend vxlan:192.0.2.7/51
 
-    The backend is any host on the link with the address 198.18.0.2. It sees the attackers' addresses.
+    The backend is vortex-backend, or any host on the link with the address 198.18.0.2. It sees the
+    attackers' addresses.
     """
     opts.require(
         (iface, "--iface", "the interface of this host"), (backend, "--backend", "the link to the backend")
@@ -59,12 +62,14 @@ def main(
         raise click.UsageError(f"--iface: {iface}: name an interface of this host, and another as --backend")
     from vtl_tools.common import units
     from vtl_tools.common.runtime.control import path_for
+    from vtl_tools.services.vortex.addresses import parse_pair
     from vtl_tools.services.vortex.limits import Limits
     from vtl_tools.services.vortex.ports import parse_ranges
-    from vtl_tools.services.vortex.start import Build, verbs
+    from vtl_tools.services.vortex.start import Build, Wormhole, verbs
 
+    wormhole = Wormhole(backend, _target(backend, key), key or b"")
     build = Build(
-        iface, backend, parse_ranges(ports), _addresses(addresses),
+        iface, wormhole, parse_ranges(ports), parse_pair(addresses, "--backend-address"),
         Limits(units.rate(rate), units.size(quota), amplification), echo=echo, allow_private=private,
     )  # fmt: skip
     if options.control is None:
@@ -72,17 +77,15 @@ def main(
     run_service(build.stage, build.links, options, guard=guard, vm_sides=1, verbs=verbs)
 
 
-def _addresses(texts: tuple[str, ...]) -> tuple[bytes, bytes]:
-    from ipaddress import ip_address
-
-    found = {4: ip_address("198.18.0.2"), 6: ip_address("2001:2::2")}
-    for text in texts:
-        try:
-            address = ip_address(text)
-        except ValueError:
-            raise SpecError(f"--backend-address: {text!r}: not an address; write 198.18.0.2") from None
-        found[address.version] = address
-    return found[4].packed, found[6].packed
+def _target(backend: str, key: bytes | None) -> tuple[str, int] | None:
+    """Return where a tcp: link leads; None: it is another one."""
+    if not backend.startswith("tcp:"):
+        if key is not None:
+            raise click.UsageError("--key-file: is for --backend tcp:HOST:PORT; leave it out")
+        return None
+    if key is None:
+        raise click.UsageError("give --key-file: the key that the backend made for this host")
+    return ListenParam().convert(backend.removeprefix("tcp:"), None, None)
 
 
 @main.command()

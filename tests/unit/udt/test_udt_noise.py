@@ -109,11 +109,11 @@ def test_messages_open_once_and_in_order() -> None:
 
 
 def test_the_key_changes_after_a_number_of_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noise, "_RENEW_AFTER", 3)
+    monkeypatch.setattr(noise, "RENEW_AFTER", 3)
     seal, opens, kept = Cipher(bytes(32)), Cipher(bytes(32)), Cipher(bytes(32))
     messages = [seal.seal(b"same") for _ in range(10)]
     assert [opens.open(message) for message in messages] == [b"same"] * 10
-    monkeypatch.setattr(noise, "_RENEW_AFTER", 1 << 20)
+    monkeypatch.setattr(noise, "RENEW_AFTER", 1 << 20)
     forever = Cipher(bytes(32))
     assert [forever.seal(b"same") for _ in range(10)] != messages
     assert kept.open(messages[0]) == b"same"

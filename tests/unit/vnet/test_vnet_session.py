@@ -2,7 +2,8 @@
 
 import pytest
 
-from vtl_tools.common.session.peer_session import HEAD, HOPS_MAX, PeerSession
+from vtl_tools.common.session.items import HEAD, HOPS_MAX, Hello
+from vtl_tools.common.session.peer_session import PeerSession
 from vtl_tools.common.session.secure_channel import Role, SecureConfig
 
 KEY = b"k" * 32
@@ -11,8 +12,9 @@ FRAME = memoryview(bytes(10) + b"\x02" * 12 + b"\x08\x00" + b"data")
 
 def ends(other_key: bytes = KEY) -> tuple[PeerSession, PeerSession]:
     config = SecureConfig()
-    near = PeerSession(Role.INITIATOR, config, psk=KEY, ephemeral=b"1" * 32, now=0.0)
-    return near, PeerSession(Role.RESPONDER, config, psk=other_key, ephemeral=b"2" * 32, now=0.0)
+    near = PeerSession(Role.INITIATOR, config, psk=KEY, ephemeral=b"1" * 32, now=0.0, hello=Hello("near"))
+    far = PeerSession(Role.RESPONDER, config, psk=other_key, ephemeral=b"2" * 32, now=0.0, hello=Hello("far"))
+    return near, far
 
 
 def carry(source: PeerSession, target: PeerSession, now: float = 0.0) -> None:
@@ -63,13 +65,15 @@ def test_a_heartbeat_measures_the_round_trip_and_silence_ends(pair: tuple[PeerSe
         HEAD.pack(0, 1, 1000) + bytes(FRAME),
         HEAD.pack(9, 1, 0),
         HEAD.pack(1, 0, 3) + b"abc",
+        HEAD.pack(4, 0, 3) + b"abc",
+        HEAD.pack(4, 0, 16) + b'{"name": "../a"}',
     ],
 )
 def test_a_record_that_is_wrong_ends_the_session(
     pair: tuple[PeerSession, PeerSession], record: bytes
 ) -> None:
     near, far = pair
-    near._emit_record([record])
+    near.emit([record])
     carry(near, far)
     assert far.is_over
     assert far.why.startswith("broke the protocol")

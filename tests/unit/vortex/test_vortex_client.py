@@ -12,6 +12,7 @@ from vtl_tools.common.packet.offload import partial_to_full
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.services.vortex.backend_link import GATEWAY_MAC, BackendLink
 from vtl_tools.services.vortex.client import AFTER_USE_S, BACKEND, OUTSIDE, VortexClient
+from vtl_tools.services.vortex.disguise import Disguise, StackTraits
 from vtl_tools.services.vortex.limits import Limits, Sources
 from vtl_tools.services.vortex.ports import Port, PortUse
 
@@ -24,8 +25,6 @@ VERSIONS = pytest.mark.parametrize("version", [4, 6])
 
 class Host:
     """A volunteer that remembers what it is told to do."""
-
-    ttl4, ttl6 = 61, 62
 
     def __init__(self) -> None:
         self.in_use: set[Port] = set()
@@ -60,11 +59,19 @@ class Host:
 class World:
     """The stage, and what came out of it by port."""
 
-    def __init__(self, *, echo: bool = True, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        echo: bool = True,
+        limits: Limits | None = None,
+        traits: StackTraits | None = None,
+        offset: int = 0,
+    ) -> None:
         self.host = Host()
+        disguise = Disguise(traits or StackTraits(ttl4=61, ttl6=62), lambda: offset)
         link = BackendLink(PLACE[4], PLACE[6])
         ports = PortUse([(1, 1023)])
-        self.stage = VortexClient(ports, link, self.host, Sources(), limits or Limits(), echo=echo)
+        self.stage = VortexClient(ports, link, self.host, disguise, Sources(), limits or Limits(), echo=echo)
         self.came: list[list[bytes]] = [[], []]
         for port in BACKEND, OUTSIDE:
             self.stage.out[port] = lambda batch, now, port=port: self.came[port].extend(map(bytes, batch))

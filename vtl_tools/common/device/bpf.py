@@ -11,6 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from vtl_tools.common.packet import ether, ip
+from vtl_tools.common.packet.icmp import (
+    PARAMETER_PROBLEM,
+    TIME_EXCEEDED,
+    UNREACHABLE,
+    V6_PARAMETER_PROBLEM,
+)
 from vtl_tools.common.packet.tcp import FIN, RST, SYN
 from vtl_tools.common.packet.view import Buffer
 
@@ -205,19 +211,27 @@ Ranges = Sequence[tuple[int, int]]
 def port_filter(tcp: Ranges, udp: Ranges, *, echo: bool) -> bytes:
     """Return a filter that keeps whole packets for the host itself to these ports; echo: and ICMP echoes.
 
-    Untagged, no fragments, and of IPv6 without extension headers.
+    Untagged, and of IPv6 without extension headers but that of a fragment. All fragments, whose ports may be
+    elsewhere, and all ICMP errors are kept.
     """
 
     def steps(version: int, l4: int, icmp: int, request: int) -> list[Step]:
-        asks: list[Step] = [(_LD_B_X if version == 4 else _LD_B, l4), (_JEQ, request, "keep", "drop")]
-        icmp_steps: list[Step] = [(_JEQ, icmp, "", "drop"), *asks] if echo else [(_RET, 0)]
-        return [*_to_lists(version), *icmp_steps]
+        load = _LD_B_X if version == 4 else _LD_B
+        asks: list[Step] = [(_JEQ, request, "keep", "")] if echo else []
+        kinds: list[Step] = (
+            [(_JEQ, kind, "keep", "") for kind in (UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM)]
+            if version == 4
+            else [(_JGT, V6_PARAMETER_PROBLEM, "", "keep")]
+        )
+        fragments: list[Step] = [] if version == 4 else [(_JEQ, ip.FRAGMENT, "keep", "")]
+        icmp_steps: list[Step] = [(_JEQ, icmp, "", "drop"), (load, l4), *asks, *kinds, (_RET, 0)]
+        return [*_to_lists(version), *fragments, *icmp_steps]
 
     return assemble(
         [
             (_LD_B, _PKTTYPE),
             (_JEQ, _HOST, "", "drop"),
-            *_by_version(steps),
+            *_by_version(steps, fragments="keep"),
             "drop",
             (_RET, 0),
             "keep",
@@ -247,14 +261,17 @@ def leaving_filter(tcp: Ranges, udp: Ranges, mark: int) -> bytes:
     )
 
 
-def _by_version(steps: Callable[[int, int, int, int], list[Step]]) -> list[Step]:
-    """Load the protocol of an untagged packet. steps: by version, payload offset, ICMP, echo request."""
+def _by_version(steps: Callable[[int, int, int, int], list[Step]], fragments: str = "drop") -> list[Step]:
+    """Load the protocol of an untagged packet. steps: by version, payload offset, ICMP, echo request.
+
+    fragments: the label for those of IPv4.
+    """
     return [
         (_LD_H, 12),
         (_JEQ, ether.IPV6, "v6", ""),
         (_JEQ, ether.IPV4, "", "drop"),
         (_LD_H, 20),
-        (_JSET, _FRAGMENT | 0x2000, "drop", ""),
+        (_JSET, _FRAGMENT | 0x2000, fragments, ""),
         (_LDX_IHL, 14),
         (_LD_B, 23),
         *steps(4, 14, ip.ICMP, 8),

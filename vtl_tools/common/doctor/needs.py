@@ -43,6 +43,7 @@ NEEDS: Final[Mapping[str, tuple[Use, ...]]] = {
     "vtl-subnet": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-udt": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vtl-ack": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
+    "vortex-backend": (*_OF_ALL, Use("an interface by name", _INTERFACE, main=True)),
     "vortex-client": (
         *_OF_ALL,
         Use("an interface by name", _INTERFACE, main=True),

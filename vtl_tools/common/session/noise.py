@@ -29,11 +29,16 @@ KEY: Final = 32
 TAG: Final = 16
 """Octets by which encryption makes a message longer."""
 
-_NONCE: Final = struct.Struct("!4xQ")
-_LAST: Final = _NONCE.pack(2**64 - 1)
+NONCE: Final = struct.Struct("!4xQ")
+_LAST: Final = NONCE.pack(2**64 - 1)
 """The nonce that is only for a cipher's next key (Noise section 4.2)."""
-_RENEW_AFTER: Final = 1 << 20
+RENEW_AFTER: Final = 1 << 20
 """Messages under one key: with 64 KiB each, 2**36 octets, well below the limit of AES-GCM."""
+
+
+def next_key(aead: AESGCM) -> bytes:
+    """Return the key that follows another one, which cannot be computed from it (Noise section 4.2)."""
+    return aead.encrypt(_LAST, bytes(KEY), None)[:KEY]
 
 
 class Cipher:
@@ -49,14 +54,14 @@ class Cipher:
 
     def _use(self, key: bytes) -> None:
         self._aead = AESGCM(key)
-        self._nonce, self._left = 0, _RENEW_AFTER
+        self._nonce, self._left = 0, RENEW_AFTER
 
     def _next(self) -> bytes:
         """Return the next message's nonce; change the key when it is due (Noise section 11.3)."""
         if not self._left:
-            self._use(self._aead.encrypt(_LAST, bytes(KEY), None)[:KEY])
+            self._use(next_key(self._aead))
         self._left -= 1
-        nonce = _NONCE.pack(self._nonce)
+        nonce = NONCE.pack(self._nonce)
         self._nonce += 1
         return nonce
 
@@ -132,7 +137,7 @@ class Handshake:
         """Return this side's message."""
         self._mix_tokens(self.public)
         assert self._cipher is not None
-        sealed = self._cipher.encrypt(_NONCE.pack(self._nonce), payload, self._hash)
+        sealed = self._cipher.encrypt(NONCE.pack(self._nonce), payload, self._hash)
         self._mix_hash(sealed)
         return self.public + sealed
 
@@ -142,13 +147,18 @@ class Handshake:
         self._mix_tokens(self.remote)
         assert self._cipher is not None
         try:
-            payload = self._cipher.decrypt(_NONCE.pack(self._nonce), sealed, self._hash)
+            payload = self._cipher.decrypt(NONCE.pack(self._nonce), sealed, self._hash)
         except InvalidTag:
             raise Malformed("handshake.tag") from None
         self._mix_hash(sealed)
         return payload
 
+    def keys(self) -> tuple[bytes, bytes]:
+        """Return the keys of the session: to seal, and to open."""
+        first, second = self._derive(b"", 2)
+        return (first, second) if self._is_initiator else (second, first)
+
     def split(self) -> tuple[Cipher, Cipher]:
         """Return the ciphers of the session: to seal, and to open."""
-        first, second = (Cipher(key) for key in self._derive(b"", 2))
-        return (first, second) if self._is_initiator else (second, first)
+        seal, unseal = self.keys()
+        return Cipher(seal), Cipher(unseal)

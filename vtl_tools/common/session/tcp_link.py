@@ -2,207 +2,97 @@
 
 tcp:HOST:PORT                 connects
 tcp:ADDRESS:PORT,server       listens, for one other daemon; a new session of it replaces the old one
+tcp:ADDRESS:PORT,listen       listens, for any number of daemons; each has a link of its name
 """
 
-import os
 import socket
 import time
-from collections import deque
-from typing import Final
+from collections.abc import Sequence
 
-from vtl_tools.common.device.base import RETRY_S, Device, Drop
-from vtl_tools.common.device.batch import SLOTS, Batch
+from vtl_tools.common.device.base import RETRY_S, Device
+from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.peer import resolve
-from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.session.base import Address, Listener, PathProfile
-from vtl_tools.common.session.peer_connection import READ, FramedConnection
-from vtl_tools.common.session.peer_session import FRAME_MIN, HOPS_MAX, PeerSession
+from vtl_tools.common.session.callers import Caller, CallerTable
+from vtl_tools.common.session.items import Hello
+from vtl_tools.common.session.peer_link import TICK_S, Door, PeerLink
 from vtl_tools.common.session.secure_channel import Role, SecureConfig
-from vtl_tools.common.session.tcp import TCPConnection, TCPTransport
-
-_TICK_S: Final = 0.25
-_CALLERS_MAX: Final = 8
-"""Connections that a server examines at once; the oldest of more is closed."""
-_KEYS_SEEN: Final = 4096
+from vtl_tools.common.session.tcp import TCPTransport
 
 
-class TCPLink(Device):
-    """A link to another daemon. address: see the module. key: the pre-shared key.
+class TCPPeerLink(PeerLink):
+    """A link over the connection that it was given last: of a daemon that came through a door."""
 
-    introduction: octets that a caller sends in the clear before the handshake, if the other end expects any.
-
-    hops: of each frame of the last batch that was read: the VNET links that it may still pass.
-    """
-
-    offload = True
-
-    def __init__(
-        self,
-        spec: str,
-        address: Address,
-        *,
-        server: bool,
-        key: bytes,
-        introduction: bytes = b"",
-        config: SecureConfig | None = None,
-    ) -> None:
+    def __init__(self, spec: str, buffer: memoryview) -> None:
         super().__init__(spec)
-        self._introduction = introduction
-        self._address, self._server, self._key = address, server, key
-        self._config = config or SecureConfig()
-        self._transport = TCPTransport(PathProfile())
-        self._where: Address = address
-        self._listener: Listener | None = None
-        self._callers: list[FramedConnection] = []
-        self._peer: FramedConnection | None = None
-        self._seen: deque[bytes] = deque(maxlen=_KEYS_SEEN)
-        self._retry_at = 0.0
-        self._why = "is not connected yet"
-        self._batch = Batch()
-        self._buffer = memoryview(bytearray(READ))
-        self.hops: list[int] = []
+        self._buffer = buffer
+        self._peer: Caller | None = None
 
     def connect(self) -> None:
-        """Listen, or begin to connect. Raises DeviceError, PermissionNeededError."""
-        _, where = resolve(self.spec, self._address, socket.SOCK_STREAM)
-        self._where = str(where[0]), int(where[1])
-        if self._server:
-            self._listener = self._transport.listen(self._where)
-            self.handle.watch(self._listener.fileno())
-        else:
-            self._call(time.monotonic())
-        self.handle.alarm(_TICK_S)
+        """Begin to look after the connection."""
+        self.handle.alarm(TICK_S)
 
-    # --- connections
-
-    def _call(self, now: float) -> None:
-        self._retry_at = now + RETRY_S
-        try:
-            connection = self._transport.connect(self._where)
-        except OSError as e:
-            self._why = (e.strerror or str(e)).lower()
-            return
-        self._add(connection, Role.INITIATOR, now, is_open=False)
-
-    def _accept(self, now: float) -> None:
-        assert self._listener is not None
-        for _ in range(_CALLERS_MAX):
-            try:
-                connection = self._listener.accept()
-            except OSError:
-                return
-            assert isinstance(connection, TCPConnection)
-            if len(self._callers) >= _CALLERS_MAX:
-                self._end(self._callers[0], "made way for another")
-            self._add(connection, Role.RESPONDER, now, is_open=True)
-
-    def _add(self, connection: TCPConnection, role: Role, now: float, *, is_open: bool) -> None:
-        session = PeerSession(
-            role, self._config, psk=self._key, ephemeral=os.urandom(32), now=now, is_fresh=self._is_fresh
-        )
-        if role is Role.INITIATOR and self._introduction:
-            session.precede(self._introduction)
-        self._callers.append(FramedConnection(connection, session, self.handle.watch, is_open=is_open))
-
-    def _is_fresh(self, key: bytes) -> bool:
-        if key in self._seen:
-            return False
-        self._seen.append(key)
-        return True
-
-    def _end(self, caller: FramedConnection, why: str) -> None:
-        caller.session.end(why)
-        self.handle.forget(caller.connection.fileno())
-        caller.connection.close()
-        if caller in self._callers:
-            self._callers.remove(caller)
-            self._why = why
-        if caller is self._peer:
-            self._peer, self._why = None, why
-            self.went_down(f"the other daemon {why}")
-            self.handle.alarm(_TICK_S)
-
-    def _take(self, caller: FramedConnection) -> None:
-        """Make an authenticated connection the link's."""
-        self._callers.remove(caller)
+    def take(self, caller: Caller) -> None:
+        """Make an authenticated connection the link's, in place of the one before."""
         if (old := self._peer) is not None:
-            self._peer = None
             self.handle.forget(old.connection.fileno())
             old.connection.close()
         self._peer, self._why = caller, ""
+        self.remote = "" if caller.session.remote is None else caller.session.remote.name
+        self._watch(caller)
         self.went_up()
-        self.handle.alarm(_TICK_S)
+        self.handle.wake()
 
-    # --- octets
+    def _watch(self, caller: Caller) -> None:
+        caller.waits_to_write = bool(caller.session.outbox)
+        self.handle.watch(caller.connection.fileno(), write=caller.waits_to_write)
 
-    def _advance(self, caller: FramedConnection, now: float) -> None:
-        """Read once and write; find out that it is authenticated or lost."""
-        if why := caller.advance(self._buffer, now):
-            self._end(caller, why)
-        elif caller.session.is_up and caller is not self._peer:
-            self._take(caller)
-
-    # --- a link
+    def _lose(self, why: str) -> None:
+        assert self._peer is not None
+        self.handle.forget(self._peer.connection.fileno())
+        self._peer.connection.close()
+        self._peer, self._why = None, why
+        self.went_down(f"the other daemon {why}")
 
     def read(self) -> Batch:
-        """Receive up to a batch of frames; keep the connection alive, or make it again."""
+        """Receive up to a batch of frames; keep the connection alive."""
         now = time.monotonic()
-        batch = self._batch
-        batch.clear()
+        self._batch.clear()
         self.hops = []
         if self.handle.alarm_expired():
             self._tick(now)
-        if self._listener is not None:
-            self._accept(now)
-        for caller in list(self._callers):
-            self._advance(caller, now)
+        self._look_for_peer(now)
         if (peer := self._peer) is not None:
-            self._advance(peer, now)
-        if (peer := self._peer) is None:
-            return batch
-        session = peer.session
-        while session.frames and batch.count < SLOTS:
-            hops, frame = session.frames.popleft()
-            batch.append(frame)
-            self.hops.append(hops)
-        if session.malformed:
-            self.drops[Drop.MALFORMED] += session.malformed
-            session.malformed = 0
-        if session.frames:
-            self.handle.wake()
-        return self.received(batch)
+            if why := peer.advance(self._buffer, now):
+                self._lose(why)
+            else:
+                if peer.waits_to_write != bool(peer.session.outbox):
+                    self._watch(peer)
+                self.take_frames(peer.session)
+        return self.received(self._batch)
+
+    def _look_for_peer(self, now: float) -> None:
+        """Find another connection of the peer; a door brings it."""
 
     def _tick(self, now: float) -> None:
-        peers = () if self._peer is None else (self._peer,)
-        for caller in (*self._callers, *peers):
-            caller.session.wake(now)
-            if caller.session.is_over:
-                self._end(caller, caller.session.why)
-            elif caller.is_open:
-                caller.write()
-        if not self._server and self._peer is None and not self._callers and now >= self._retry_at:
-            self._call(now)
-        self.handle.alarm(_TICK_S)
+        if (peer := self._peer) is not None:
+            peer.session.wake(now)
+            if peer.session.is_over:
+                self._lose(peer.session.why)
+            else:
+                peer.write()
+        self.handle.alarm(TICK_S)
 
-    def write(self, batch: Batch) -> int:
-        """Send a batch of frames of this host."""
-        return self.write_hops(batch, HOPS_MAX)
-
-    def write_hops(self, batch: Batch, hops: int) -> int:
-        """Send a batch of frames that may pass so many VNET links. Frames without room are dropped."""
+    def send(self, frames: Sequence[memoryview], hops: int) -> int:
+        """Send frames while the connection has room."""
         if (peer := self._peer) is None:
-            return self.refused(batch, Drop.LINK_DOWN)
-        frames = [frame for frame in batch if len(frame) >= FRAME_MIN]
-        self.drops[Drop.RUNT] += batch.count - len(frames)
-        taken = peer.send(frames, hops)
-        lost = frames[taken:]
-        if lost:
-            self.drops[Drop.QUEUE_FULL] += len(lost)
-        if peer.session.is_over:
+            return 0
+        taken, session = peer.send(frames, hops), peer.session
+        if session.is_over:
             self.handle.wake()  # read() finds out
-        runts = batch.count - len(frames)
-        octets = sum(map(len, lost)) - VNET * len(lost)
-        return self.sent(batch, runts + len(lost), octets)
+        elif peer.waits_to_write != bool(session.outbox):
+            self._watch(peer)
+        return taken
 
     def status(self) -> dict[str, object]:
         """Return the link's part of --json."""
@@ -220,10 +110,138 @@ class TCPLink(Device):
 
     def close(self) -> None:
         """End the session. Idempotent."""
-        for caller in (*self._callers, *(() if self._peer is None else (self._peer,))):
-            caller.bid_farewell()
-        self._callers, self._peer = [], None
+        if (peer := self._peer) is not None:
+            peer.session.end("ends", say=True)
+            peer.write()
+            peer.connection.close()
+            self._peer = None
+        super().close()
+
+
+class TCPLink(TCPPeerLink):
+    """A link that connects to another daemon, or listens for one. address: see the module.
+
+    key: the pre-shared key. hello: what this daemon tells of itself. introduction: see CallerTable.
+    """
+
+    def __init__(
+        self, spec: str, address: Address, *, server: bool, key: bytes, hello: Hello,
+        introduction: bytes = b"", config: SecureConfig | None = None,
+    ) -> None:  # fmt: skip
+        self._address, self._server = address, server
+        self._transport = TCPTransport(PathProfile())
+        self._where: Address = address
+        self._listener: Listener | None = None
+        self._retry_at = 0.0
+        super().__init__(spec, memoryview(b""))
+        self._callers = CallerTable(self.handle, key, config or SecureConfig(), hello, introduction)
+        self._buffer = self._callers.buffer
+
+    def connect(self) -> None:
+        """Listen, or begin to connect. Raises DeviceError, PermissionNeededError."""
+        self._where = numeric(self.spec, self._address, socket.SOCK_STREAM)
+        if self._server:
+            self._listener = self._transport.listen(self._where)
+            self.handle.watch(self._listener.fileno())
+        else:
+            self._call(time.monotonic())
+        super().connect()
+
+    def _call(self, now: float) -> None:
+        self._retry_at = now + RETRY_S
+        try:
+            connection = self._transport.connect(self._where)
+        except OSError as e:
+            self._why = (e.strerror or str(e)).lower()
+            return
+        self._callers.add(connection, Role.INITIATOR, now, is_open=False)
+
+    def _look_for_peer(self, now: float) -> None:
+        if self._listener is not None:
+            self._callers.accept(self._listener, now)
+        for caller in self._callers.advance(now):
+            self.take(caller)
+        if self._peer is None:
+            self._why = self._callers.why if self._why in ("", "is not connected yet") else self._why
+
+    def _tick(self, now: float) -> None:
+        self._callers.tick(now)
+        if not self._server and self._peer is None and not self._callers and now >= self._retry_at:
+            self._why = self._callers.why
+            self._call(now)
+        super()._tick(now)
+
+    def close(self) -> None:
+        """End the session, stop listening. Idempotent."""
+        self._callers.close()
         if self._listener is not None:
             self._listener.close()
             self._listener = None
         super().close()
+
+
+class TCPDoor(Door):
+    """Listens for any number of daemons."""
+
+    def __init__(
+        self, spec: str, address: Address, *, key: bytes, hello: Hello, config: SecureConfig | None = None
+    ) -> None:
+        super().__init__(spec)
+        self._address = address
+        self._listener: Listener | None = None
+        self._callers = CallerTable(self.handle, key, config or SecureConfig(), hello)
+        self._links: dict[str, TCPPeerLink] = {}
+
+    def connect(self) -> None:
+        """Listen. Raises DeviceError, PermissionNeededError."""
+        where = numeric(self.spec, self._address, socket.SOCK_STREAM)
+        self._listener = TCPTransport(PathProfile()).listen(where)
+        self.handle.watch(self._listener.fileno())
+        self.handle.alarm(TICK_S)
+        self.up = True
+
+    def read(self) -> Batch:
+        """Bring daemons that have arrived to their links."""
+        now = time.monotonic()
+        if self.handle.alarm_expired():
+            self._callers.tick(now)
+            self.handle.alarm(TICK_S)
+        if self._listener is not None:
+            self._callers.accept(self._listener, now)
+        for caller in self._callers.advance(now):
+            self._bring(caller)
+        return self._nothing
+
+    def _bring(self, caller: Caller) -> None:
+        assert caller.session.remote is not None
+        name = caller.session.remote.name
+        link = self._links.get(name)
+        if link is None:
+            host, port = caller.connection.remote
+            link = TCPPeerLink(f"{self.spec} from {host} port {port}", self._callers.buffer)
+            if not self.on_peer(name, link):
+                caller.session.end("has no place for another daemon of this name", say=True)
+                caller.write()
+                caller.connection.close()
+                link.close()
+                return
+            self._links[name] = link
+        link.take(caller)
+
+    def forget(self, link: Device) -> None:
+        """Note that the link of a daemon is closed."""
+        self._links = {name: one for name, one in self._links.items() if one is not link}
+
+    def close(self) -> None:
+        """Stop listening. Idempotent."""
+        self._callers.close()
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        super().close()
+
+
+def numeric(spec: str, address: Address, kind: socket.SocketKind) -> Address:
+    """Return the numeric address of a host and port. Raises DeviceError."""
+    _, where = resolve(spec, address, kind)
+    return str(where[0]), int(where[1])

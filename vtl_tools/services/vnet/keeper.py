@@ -11,7 +11,6 @@ import ctypes
 import json
 import logging
 import os
-import re
 import select
 import signal
 import socket
@@ -28,6 +27,7 @@ from urllib.parse import parse_qsl
 from vtl_tools.common.errors import SpecError, VTLError
 from vtl_tools.common.host.privilege import Account
 from vtl_tools.common.host.process import close_all_but, end
+from vtl_tools.common.session.items import LINK_NAME
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,6 @@ _OURS: Final = frozenset(
     )
 )
 """Options that a user of vtl-vnet cannot give to a service."""
-LINK_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,31}")
-"""Of a link; a part of the names of files."""
 _SERVICES_MAX: Final = 256
 _MESSAGE_MAX: Final = 1 << 16
 _FIRST_S: Final = 0.25

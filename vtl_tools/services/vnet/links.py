@@ -10,30 +10,37 @@ from vtl_tools.common.device.base import Device
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.spec import open_device
 from vtl_tools.common.errors import SpecError
-from vtl_tools.common.session.tcp_link import TCPLink
-from vtl_tools.services.vnet.keeper import LINK_NAME, ServiceSpec, parse_service
+from vtl_tools.common.session.items import LINK_NAME, Hello
+from vtl_tools.common.session.tcp_link import TCPDoor, TCPLink
+from vtl_tools.services.vnet.keeper import ServiceSpec, parse_service
 from vtl_tools.services.vnet.switch import LinkKind, LinkRole
+from vtl_tools.services.vnet.udp_link import UDPDoor, UDPLink
 
 LINKS_MAX: Final = 256
-_TCP: Final = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\],]+)):(?P<port>\d{1,5})(?P<words>(?:,\w+)*)")
+_PEER: Final = re.compile(
+    r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\],]+)):(?P<port>\d{1,5})(?P<words>(?:,\w+)*)"
+)
+_KINDS: Final = ("tcp", "udp")
+"""Of links between daemons."""
 _AT_START: Final = ("tap", "libpcap")
 
 
 @dataclass(frozen=True, slots=True)
 class LinkSpec:
-    """A link as it was asked for."""
+    """A link as it was asked for. is_door: it is none itself, and listens for daemons."""
 
     name: str
     spec: str
     role: LinkRole
     service: ServiceSpec | None = None
+    is_door: bool = False
 
 
 def parse_link(name: str, spec: str) -> LinkSpec:
     """Return the link of a name and a spec. Raises SpecError."""
     if not LINK_NAME.fullmatch(name):
         raise SpecError(f"link {name!r}: not a name; write up to 32 letters, digits, '_', '.' and '-'")
-    kind, colon, rest = spec.partition(":")
+    kind, colon, _ = spec.partition(":")
     if not colon or kind in _AT_START:
         raise SpecError(
             f"{spec!r}: an interface is locked and guarded at the start; name it by --iface or --uplink"
@@ -41,23 +48,38 @@ def parse_link(name: str, spec: str) -> LinkSpec:
     if kind == "service":
         service = parse_service(spec)
         return LinkSpec(name, spec, LinkRole(LinkKind.SERVICE, service.sides), service)
-    if kind == "tcp":
-        _, _, transit = _tcp(spec, rest)
-        return LinkSpec(name, spec, LinkRole(LinkKind.VNET, transit=transit))
     if kind == "evpn":
         _evpn(spec).close()
         return LinkSpec(name, spec, LinkRole(told=True))
+    if kind in _KINDS:
+        peer = _peer(spec)
+        return LinkSpec(name, spec, LinkRole(LinkKind.VNET, transit=peer.transit), is_door=peer.listen)
     open_device(spec).close()
     return LinkSpec(name, spec, LinkRole())
 
 
-def _tcp(spec: str, rest: str) -> tuple[tuple[str, int], bool, bool]:
-    """Return address, server and transit."""
-    match = _TCP.fullmatch(rest)
+@dataclass(frozen=True, slots=True)
+class _PeerSpec:
+    """The spec of a link between daemons, read."""
+
+    kind: str
+    address: tuple[str, int]
+    server: bool
+    listen: bool
+    transit: bool
+
+
+def _peer(spec: str) -> _PeerSpec:
+    kind, _, rest = spec.partition(":")
+    match = _PEER.fullmatch(rest)
     words = match["words"].split(",")[1:] if match else []
-    if match is None or not 0 < int(match["port"]) < 65536 or not set(words) <= {"server", "transit"}:
-        raise SpecError(f"{spec!r}: not a link to a daemon; write tcp:HOST:PORT[,server][,transit]")
-    return (match["v6"] or match["host"], int(match["port"])), "server" in words, "transit" in words
+    is_known = set(words) <= {"server", "listen", "transit"} and len({"server", "listen"} & set(words)) < 2
+    if match is None or not 0 < int(match["port"]) < 65536 or not is_known:
+        raise SpecError(
+            f"{spec!r}: not a link to a daemon; write {kind}:HOST:PORT[,server | ,listen][,transit]"
+        )
+    address = match["v6"] or match["host"], int(match["port"])
+    return _PeerSpec(kind, address, "server" in words, "listen" in words, "transit" in words)
 
 
 def _evpn(spec: str) -> Device:
@@ -68,17 +90,20 @@ def _evpn(spec: str) -> Device:
     return EvpnLink(parse_evpn(spec))
 
 
-def make_link(link: LinkSpec, key: bytes | None) -> Device:
+def make_link(link: LinkSpec, key: bytes | None, hello: Hello) -> Device:
     """Return the device of a link that is no service. Raises SpecError."""
-    kind, _, rest = link.spec.partition(":")
-    if kind == "evpn":
+    if link.role.told:
         return _evpn(link.spec)
-    if kind != "tcp":
+    if link.role.kind is not LinkKind.VNET:
         return open_device(link.spec)
     if key is None:
         raise SpecError(f"{link.spec}: needs a key; start with --key-file ('vtl-vnet keygen FILE' makes one)")
-    address, server, _ = _tcp(link.spec, rest)
-    return TCPLink(link.spec, address, server=server, key=key)
+    peer = _peer(link.spec)
+    if peer.listen:
+        door = UDPDoor if peer.kind == "udp" else TCPDoor
+        return door(link.spec, peer.address, key=key, hello=hello)
+    way = UDPLink if peer.kind == "udp" else TCPLink
+    return way(link.spec, peer.address, server=peer.server, key=key, hello=hello)
 
 
 class LinkPool:

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
@@ -11,8 +12,8 @@ from vtl_tools.common.device.base import Device
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed, SpecError, VTLError
 from vtl_tools.common.packet.offload import bind, is_plain
-from vtl_tools.common.session.peer_session import HOPS_MAX
-from vtl_tools.common.session.tcp_link import TCPLink
+from vtl_tools.common.session.items import HOPS_MAX, Hello
+from vtl_tools.common.session.peer_link import Door, PeerLink
 from vtl_tools.common.stage import Stage
 from vtl_tools.services.vnet.fields import FIXED, FrameFields, fields_of, key_of
 from vtl_tools.services.vnet.keeper import ServiceKeeper
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
+FORGET_S: Final = 300.0
+"""After which a daemon that came through a door and is gone has no link any more."""
 _DECISIONS_MAX: Final = 8192
 _TOLD_SHOWN: Final = 1024
 """Stations of a control plane that the status lists."""
@@ -34,7 +37,10 @@ _Group = tuple[tuple[LinkSide, ...], int]
 
 @dataclass
 class _Link:
-    """A link. devices: by side; none of a link that the runner has. port: of such a link."""
+    """A link. devices: by side; none of a link that the runner has. port: of such a link.
+
+    door: the listener that its daemon came through; up_at: when it was up last.
+    """
 
     spec: LinkSpec
     port: int = -1
@@ -46,18 +52,22 @@ class _Link:
     octets: tuple[int, int] = 0, 0
     octets_in: int = 0
     octets_out: int = 0
+    door: str = ""
+    up_at: float = 0.0
 
 
 class Overlay(Stage):
     """vtl-vnet. ports: specs of the links that the runner has, in their order. key: of VNET links.
 
-    keeper: runs services; None: there is none, and no service can be a link.
+    keeper: runs services; None: there is none, and no service can be a link. name: of this daemon.
     """
 
-    def __init__(self, ports: Sequence[str], key: bytes | None, keeper: ServiceKeeper | None) -> None:
+    def __init__(
+        self, ports: Sequence[str], key: bytes | None, keeper: ServiceKeeper | None, name: str = "vnet"
+    ) -> None:
         super().__init__(len(ports))
         self.switch = VnetSwitch()
-        self._key, self._keeper = key, keeper
+        self._key, self._keeper, self._hello = key, keeper, Hello(name)
         self._links: dict[str, _Link] = {}
         self._pool = LinkPool(self._on_pool)
         self._owners: dict[Device, LinkSide] = {}
@@ -101,18 +111,39 @@ class Overlay(Stage):
             for device in added.devices:
                 self._pool.remove(device)
             raise
+        self._enter(added)
+
+    def _enter(self, added: _Link) -> None:
+        """Make a link whose devices are read one of the overlay."""
+        name = added.spec.name
+        self._links[name] = added
+        if isinstance(door := added.devices[0], Door):
+            door.on_peer = lambda daemon, link: self._on_peer(name, daemon, link)
+            return
         for side, device in enumerate(added.devices):
             self._owners[device] = LinkSide(name, side)
-        self._links[name] = added
-        self.switch.add_link(name, link.role)
-        if link.role.told:
+        self.switch.add_link(name, added.spec.role)
+        if added.spec.role.told:
             from vtl_tools.services.vnet.evpn.exchange import EvpnExchange
 
             self._exchange = EvpnExchange(name, added.devices[0], self.switch)
 
+    def _on_peer(self, door: str, name: str, device: PeerLink) -> bool:
+        """Add the link of a daemon that came through a door. Return whether there can be one."""
+        if name in self._links or len(self._links) >= LINKS_MAX:
+            log.warning("%s: no link for the daemon %s: there is one of this name, or too many", door, name)
+            return False
+        role = self._links[door].spec.role
+        added = _Link(
+            LinkSpec(name, device.spec, role), devices=[device], up=[False], door=door, up_at=self._ticked_at
+        )
+        self._pool.add(device)
+        self._enter(added)
+        return True
+
     def _devices(self, link: LinkSpec) -> list[Device]:
         if link.service is None:
-            return [make_link(link, self._key)]
+            return [make_link(link, self._key, self._hello)]
         if self._keeper is None:
             raise SpecError(f"{link.spec}: no service can be a link here")
         from vtl_tools.common.device.spec import open_device
@@ -125,14 +156,20 @@ class Overlay(Stage):
         link = self._links.get(name)
         if link is not None and link.port >= 0:
             raise SpecError(f"{name}: is a link from the start; end vtl-vnet to release it")
-        self.switch.remove_link(name)
+        if link is not None and link.spec.is_door:
+            for each in [other for other, one in self._links.items() if one.door == name]:
+                self.remove_link(each)
+        else:
+            self.switch.remove_link(name)
         assert link is not None
+        if link.door and isinstance(door := self._links[link.door].devices[0], Door):
+            door.forget(link.devices[0])
         del self._links[name]
         if link.spec.role.told:
             self._exchange = None
             self.switch.stations.keep_news(wanted=False)
         for device in link.devices:
-            del self._owners[device]
+            self._owners.pop(device, None)
             self._pool.remove(device)
         if link.spec.service is not None and self._keeper is not None:
             self._keeper.stop(name)
@@ -159,7 +196,7 @@ class Overlay(Stage):
 
     def _on_pool(self, device: Device, batch: Batch, now: float) -> None:
         hops: Sequence[int] = ()
-        if isinstance(device, TCPLink):
+        if isinstance(device, PeerLink):
             hops = [h - 1 for h in device.hops]
         self._links[self._owners[device].link].octets_in += batch.octets
         self._pass(self._owners[device], batch, now, hops)
@@ -219,7 +256,7 @@ class Overlay(Stage):
             self.out[link.port](batch, now)
             return
         device = link.devices[target.side]
-        if isinstance(device, TCPLink):
+        if isinstance(device, PeerLink):
             device.write_hops(batch, hops)
         else:
             device.write(batch)
@@ -277,8 +314,18 @@ class Overlay(Stage):
                 round(8e-6 * (octets[0] - before[0]) / elapsed_s, 3),
                 round(8e-6 * (octets[1] - before[1]) / elapsed_s, 3),
             )
+            if all(device.up for device in link.devices):
+                link.up_at = now
+        self._forget_daemons(now)
         self._decisions.clear()
         self.switch.stations.expire(now)
+
+    def _forget_daemons(self, now: float) -> None:
+        """Remove the links of daemons that came through a door and are gone for long."""
+        for name, link in list(self._links.items()):
+            if link.door and now >= link.up_at + FORGET_S:
+                with suppress(SpecError):  # a rule names it: it stays
+                    self.remove_link(name)
 
     def status(self, now: float) -> dict[str, object]:
         """Return links, rules and stations."""
@@ -315,13 +362,16 @@ class Overlay(Stage):
         }
 
     def _link_status(self, link: _Link) -> dict[str, object]:
-        first = link.devices[0].status() if link.devices else {}
+        first_device = link.devices[0] if link.devices else None
+        first = {} if first_device is None else first_device.status()
         drops: Counter[str] = Counter()
         for device in link.devices:
             drops.update({str(reason): count for reason, count in device.drops.items()})
         return {
             "spec": link.spec.spec,
-            "kind": link.spec.role.kind.value,
+            "kind": "door" if link.spec.is_door else link.spec.role.kind.value,
+            "door": link.door,
+            "daemon": first_device.remote if isinstance(first_device, PeerLink) else "",
             "up": all(device.up for device in link.devices),
             "in_mbit": link.rates[0],
             "out_mbit": link.rates[1],

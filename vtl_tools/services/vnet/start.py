@@ -1,5 +1,6 @@
 """Makes the stage of vtl-vnet from its options and its configuration file."""
 
+import socket
 import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ import vtl_tools.common.device.stream
 import vtl_tools.common.device.vxlan  # likewise: links are added while the service runs
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.host import privilege
+from vtl_tools.common.session.items import LINK_NAME
 from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.links import parse_link
 from vtl_tools.services.vnet.rule import parse_vnet_rule
@@ -29,16 +31,19 @@ _OCTETS_MAX: Final = 1 << 20
 
 @dataclass
 class VnetSettings:
-    """The overlay at the start. links: (name, spec)."""
+    """The overlay at the start. links: (name, spec). name: of this daemon; the host's, if it is not given."""
 
     iface: list[str] = field(default_factory=list)
     uplink: str | None = None
     key_file: str | None = None
+    name: str | None = None
     links: list[tuple[str, str]] = field(default_factory=list)
     rules: list[str] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raise SpecError for a link or a rule that cannot be."""
+        """Raise SpecError for a name, a link or a rule that cannot be."""
+        if self.name is not None and not LINK_NAME.fullmatch(self.name):
+            raise SpecError(f"{self.name!r}: no name; write up to 32 letters, digits, '_', '.' and '-'")
         for name, spec in self.links:
             parse_link(name, spec)
         for text in self.rules:
@@ -55,7 +60,7 @@ def read_config(path: Path) -> VnetSettings:
     except ValueError as e:
         raise SpecError(f"{path}: {str(e).splitlines()[0]}; mend the file (vtl-vnet(1))") from None
     known: dict[str, type | tuple[type, ...]] = {
-        "iface": (str, list), "uplink": str, "key-file": str, "links": dict, "rules": list,
+        "iface": (str, list), "uplink": str, "key-file": str, "name": str, "links": dict, "rules": list,
     }  # fmt: skip
     for name, value in found.items():
         if name not in known:
@@ -67,6 +72,7 @@ def read_config(path: Path) -> VnetSettings:
         [iface] if isinstance(iface, str) else iface,
         found.get("uplink"),
         found.get("key-file"),
+        found.get("name"),
         list(found.get("links", {}).items()),
         found.get("rules", []),
     )
@@ -75,6 +81,11 @@ def read_config(path: Path) -> VnetSettings:
 def _is_text(value: object) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return all(isinstance(one, str) for one in inner)
+
+
+def _host_name() -> str:
+    name = socket.gethostname().partition(".")[0][:32]
+    return name if LINK_NAME.fullmatch(name) else "vnet"
 
 
 def make_stage(
@@ -87,7 +98,7 @@ def make_stage(
     """Return the stage, with its links open. Raises VTLError."""
     keeper = ServiceKeeper(program, privilege.account(user))
     try:
-        overlay = Overlay(ports, key, keeper)
+        overlay = Overlay(ports, key, keeper, settings.name or _host_name())
         for name, spec in settings.links:
             overlay.add_link(name, spec)
         for text in settings.rules:

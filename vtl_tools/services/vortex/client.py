@@ -5,25 +5,26 @@ come back as the volunteer's. The attacker sees one host. The backend sees the a
 port, and neither address nor Ethernet address of the volunteer. A port that a process uses is never touched.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.host import privilege
+from vtl_tools.common.model.fragments import FragmentTable, ReassembledPacket
 from vtl_tools.common.packet import ip, offload, tcp, vnet
-from vtl_tools.common.packet.icmp import ICMP
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.packet.seq import seq_add
 from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.udp import UDP
 from vtl_tools.common.stage import Stage
 from vtl_tools.services.vortex.backend_link import GATEWAY_MAC, BackendLink
+from vtl_tools.services.vortex.disguise import Disguise
 from vtl_tools.services.vortex.flows import FlowKey, Flows, WormholeFlow
 from vtl_tools.services.vortex.limits import Allowance, Limits, Quota, Sources
 from vtl_tools.services.vortex.ports import NAMES, Port, PortUse
+from vtl_tools.services.vortex.translate import flow_key, quoted, to_backend, to_outside
 
 BACKEND, OUTSIDE = 0, 1
 LOOK_EVERY_S: Final = 1.0
@@ -34,9 +35,6 @@ AFTER_USE_S: Final = 60.0
 
 class VolunteerHost(Protocol):
     """The volunteer's own stack, as far as the client asks it and silences it."""
-
-    ttl4: int
-    ttl6: int
 
     def is_own(self, octets: bytes) -> bool:
         """Return whether an IP address is the volunteer's."""
@@ -77,12 +75,13 @@ class VortexClient(Stage):
     inline = False
 
     def __init__(
-        self, ports: PortUse, link: BackendLink, host: VolunteerHost, sources: Sources, limits: Limits,
-        *, echo: bool = False,
+        self, ports: PortUse, link: BackendLink, host: VolunteerHost, disguise: Disguise, sources: Sources,
+        limits: Limits, *, echo: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.capabilities = frozenset({privilege.NET_ADMIN})
-        self.ports, self.link, self.host, self.echo = ports, link, host, echo
+        self.ports, self.link, self.host, self.disguise, self.echo = ports, link, host, disguise, echo
+        self.fragments = FragmentTable(), FragmentTable()
         self.flows, self.allowed, self.limits = Flows(), sources, limits
         self.allowances = [Allowance(limits.rate_bps) for _ in range(2)]
         self.quota = Quota(limits.quota)
@@ -96,15 +95,19 @@ class VortexClient(Stage):
 
     # --- frames
 
+    def on_mtu(self, port: int, octets: int) -> None:
+        """Note what the volunteer's own MSS follows from."""
+        if port == OUTSIDE:
+            self.disguise.traits.mtu = octets
+
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
         """Rewrite frames in place and send those that may pass; the others are counted by reason."""
-        judge = self._inward if port == OUTSIDE else self._outward
         kept = []
         for i, frame in enumerate(batch):
             try:
                 if not offload.is_plain(frame):
                     offload.bind(frame)  # no checksum is written over what was judged
-                reason = judge(Packet.at(frame), now)
+                reason = self._on_packet(port, Packet.at(frame), now)
             except Malformed:
                 reason = "malformed"
             if not reason:
@@ -114,47 +117,81 @@ class VortexClient(Stage):
         if kept:
             self.out[1 - port](self._picked.pick(batch, kept), now)
 
-    def _refused(self, pkt: Packet) -> str:
-        """Return why a frame from outside is left to the stack alone; "" if it is not."""
+    def _on_packet(self, port: int, pkt: Packet, now: float) -> str:
+        """Rewrite a packet. Return why it is not sent; "" if it is."""
         net = pkt.ip
+        if pkt.ethertype != pkt.eth.type:
+            return "other"
+        if port == BACKEND and self._is_of_link(pkt, now):
+            return "done"
+        if net is None or pkt.nd is not None or net.is_routed:
+            return "other"
+        if reason := self._is_wrong_end(port, pkt, net):
+            return reason
+        if net.is_fragment:
+            return self._on_fragment(port, pkt, now)
+        return self._pass_on(port, pkt, (pkt,), now)
+
+    def _on_fragment(self, port: int, pkt: Packet, now: float) -> str:
+        """Hold a fragment until its packet is whole and can be judged; then send all, as they came."""
+        found = self.fragments[port].add(pkt, now)
+        if not isinstance(found, ReassembledPacket):
+            return found or "done"
+        parts = [Packet.at(bytearray(frame)) for frame in found.frames]
+        reason = self._pass_on(port, Packet.at(found.packet), parts, now)
+        if not reason:
+            self.send(1 - port, [(bytes(part.buf),) for part in parts], now)
+        return reason or "done"
+
+    def _pass_on(self, port: int, pkt: Packet, parts: Sequence[Packet], now: float) -> str:
+        """Judge a packet, and rewrite the frames that it consists of. Return why they are not sent."""
+        octets = sum(map(_octets, parts))
+        flow = self._judge_inward(pkt, now) if port == OUTSIDE else self._judge_outward(pkt, octets)
+        if isinstance(flow, str):
+            return flow
+        if reason := self._exceeds(port, octets, now):
+            return reason
+        if port == BACKEND:
+            flow.frames_out += len(parts)
+            flow.octets_out += octets
+            for part in parts:
+                self._to_outside(part, flow)
+            return ""
+        self.flows.touch(flow, now)
+        flow.hop_mac = pkt.eth.src
+        flow.frames_in += len(parts)
+        flow.octets_in += octets
+        waiting = [self._to_backend(part, flow, now) for part in parts]
+        return "" if self.link.mac else self._wait(waiting)
+
+    def _is_wrong_end(self, port: int, pkt: Packet, net: IPv4 | IPv6) -> str:
+        """Return why a packet is of no wormhole, by its addresses; "" if it may be of one."""
         if self.is_paused:
             return "paused"
-        if net is None or pkt.ethertype != pkt.eth.type or net.is_fragment or net.is_routed:
-            return "other"
+        if port == BACKEND:
+            return "" if net.src == self.link.addresses[len(net.src)] else "not-an-answer"
         if pkt.eth.src[0] & 1:  # answers would go to a group
             return "other"
         if not self.host.is_own(net.dst) or self.host.is_own(net.src):
             return "not-for-host"
         return "" if self.allowed.allows(net.src) else "source"
 
-    def _inward(self, pkt: Packet, now: float) -> str:
-        """Rewrite a frame for the backend. Return why it is not sent; "" if it is."""
-        if reason := self._refused(pkt):
-            return reason
+    # --- inward: the destination becomes the backend
+
+    def _judge_inward(self, pkt: Packet, now: float) -> WormholeFlow | str:
+        """Return the flow of a packet from outside, opened if need be; or why it has none."""
         net, key = pkt.ip, self._key(pkt, from_outside=True)
         if net is None or key is None:
             return "other"
         if key[0] in NAMES and not self.ports.is_open((key[0], key[3])):
             return "in-use"
         flow = self.flows.get(key)
-        if flow is None:
-            if (segment := pkt.tcp) is not None and not self._may_open(segment, key[3], now):
-                return "no-flow"
-            flow = self.flows.open(key, net.dst, pkt.eth.dst, pkt.eth.src, now)
-            if flow is None:
-                return "flows-of-source"
-        elif flow.local != net.dst:
-            return "collision"
-        octets = _octets(pkt)
-        if reason := self._exceeds(OUTSIDE, octets, now):
-            return reason
-        self._note(flow, pkt, octets, now)
-        net.dst = self.link.addresses[len(net.dst)]
-        pkt.eth.src = GATEWAY_MAC
-        if self.link.mac:
-            pkt.eth.dst = self.link.mac
-            return ""
-        return "done" if self.link.wait(bytes(pkt.buf)) else "backend-unknown"
+        if flow is not None:
+            return flow if flow.local == net.dst else "collision"
+        segment = pkt.tcp
+        if quoted(pkt) is not None or (segment is not None and not self._may_open(segment, key[3], now)):
+            return "no-flow"
+        return self.flows.open(key, net.dst, pkt.eth.dst, pkt.eth.src, now) or "flows-of-source"
 
     def _may_open(self, segment: TCP, port: int, now: float) -> bool:
         """Return whether a segment may open a flow: one that a closed port answers, and no answer itself.
@@ -167,73 +204,55 @@ class VortexClient(Stage):
             return kind == tcp.SYN
         return not kind & tcp.RST and kind != tcp.SYN | tcp.ACK
 
-    def _note(self, flow: WormholeFlow, pkt: Packet, octets: int, now: float) -> None:
-        """Account a frame from outside, which may prove that its source receives what is sent there."""
-        self.flows.touch(flow, now)
-        flow.hop_mac = pkt.eth.src
-        flow.frames_in += 1
-        flow.octets_in += octets
-        if (segment := pkt.tcp) is not None and not flow.is_proven:
-            is_ack = segment.flags & (tcp.ACK | tcp.RST) == tcp.ACK
-            if is_ack and segment.ack == flow.expected_ack:
-                self.flows.prove(flow, now)
+    def _to_backend(self, pkt: Packet, flow: WormholeFlow, now: float) -> Packet:
+        segment, net = pkt.tcp, pkt.ip
+        assert net is not None
+        if segment is not None and self.disguise.undo(segment, flow):
+            self.flows.prove(flow, now)
+        is_tcp = flow.key[0] == ip.TCP and flow.is_open
+        to_backend(pkt, self.link.addresses[len(net.dst)], flow.offset if is_tcp else 0)
+        pkt.eth.src, pkt.eth.dst = GATEWAY_MAC, self.link.mac or GATEWAY_MAC
+        return pkt
 
-    def _outward(self, pkt: Packet, now: float) -> str:
-        """Rewrite an answer of the backend to be the volunteer's. Return why it is not sent."""
-        if pkt.ethertype != pkt.eth.type:
-            return "other"
+    def _wait(self, parts: Sequence[Packet]) -> str:
+        """Keep frames until the backend's Ethernet address is known."""
+        kept = [self.link.wait(bytes(part.buf)) for part in parts]
+        return "done" if all(kept) else "backend-unknown"
+
+    # --- outward: the source becomes the volunteer
+
+    def _is_of_link(self, pkt: Packet, now: float) -> bool:
+        """Learn the backend's Ethernet address, and answer its request for ours. Return whether it is one."""
         if (mac := self.link.speaker(pkt)) and (ready := self.link.learn(mac)):
             self.send(BACKEND, ready, now)
         if (answer := self.link.answer(pkt)) is not None:
             self.send(BACKEND, [(bytes(answer),)], now)
-            return "done"
-        net = pkt.ip
-        if net is None or pkt.nd is not None or net.is_fragment or net.is_routed:
-            return "other"
-        key = self._key(pkt, from_outside=False)
-        if net.src != self.link.addresses[len(net.src)] or key is None or self.is_paused:
-            return "paused" if self.is_paused else "not-an-answer"
-        segment = pkt.tcp
+        return answer is not None
+
+    def _judge_outward(self, pkt: Packet, octets: int) -> WormholeFlow | str:
+        """Return the flow that a packet of the backend answers, or why it may not be sent."""
+        net, key, segment = pkt.ip, self._key(pkt, from_outside=False), pkt.tcp
+        if net is None or key is None:
+            return "not-an-answer"
         if segment is not None and segment.flags & (tcp.SYN | tcp.ACK) == tcp.SYN:
             return "opens-flow"
         flow = self.flows.get(key)
         if flow is None or self.host.is_own(net.dst):
             return "no-flow"
-        octets = _octets(pkt)
         if not flow.is_proven and flow.octets_out + octets > self.limits.amplification * flow.octets_in:
             return "amplification"
-        if reason := self._exceeds(BACKEND, octets, now):
-            return reason
-        flow.frames_out += 1
-        flow.octets_out += octets
-        if segment is not None and segment.flags & (tcp.SYN | tcp.ACK) == tcp.SYN | tcp.ACK:
-            flow.expected_ack = seq_add(segment.seq, 1)
-        self._disguise(pkt, net, segment, flow)
-        return ""
+        return flow
 
-    def _disguise(self, pkt: Packet, net: IPv4 | IPv6, segment: TCP | None, flow: WormholeFlow) -> None:
-        """Let a packet be one that the volunteer's own stack sends: addresses, TTL, and IP identification."""
+    def _to_outside(self, pkt: Packet, flow: WormholeFlow) -> None:
+        assert pkt.ip is not None
         pkt.eth.src, pkt.eth.dst = flow.own_mac, flow.hop_mac
-        net.src = flow.local
-        if isinstance(net, IPv4):
-            net.ttl = self.host.ttl4
-            if segment is not None and segment.flags & (tcp.SYN | tcp.RST):
-                net.identification = 0  # as Linux sends a SYN-ACK, and a RST of no connection
-                net.dont_fragment = 1
-        else:
-            net.hop_limit = self.host.ttl6
+        to_outside(pkt, flow.local)
+        self.disguise.put_on(pkt, pkt.ip, flow)
 
     def _key(self, pkt: Packet, *, from_outside: bool) -> FlowKey | None:
         """Return the key of a packet's flow; None if it is of no kind that is wormholed."""
-        flow, message = pkt.flow, pkt.icmp
-        if flow is None or flow[0] not in (ip.TCP, ip.UDP, ip.ICMP, ip.ICMPV6) or pkt.transport is None:
-            return None
-        if isinstance(message, ICMP) and not (
-            self.echo and message.is_echo and message.is_echo_request == from_outside
-        ):
-            return None
-        protocol, src, sport, dst, dport = flow
-        return (protocol, src, sport, dport) if from_outside else (protocol, dst, dport, sport)
+        key = flow_key(pkt, from_outside=from_outside)
+        return key if key is not None and (self.echo or key[0] in NAMES) else None
 
     def _exceeds(self, port: int, octets: int, now: float) -> str:
         if not self.allowances[port].take(octets, now):
@@ -292,6 +311,8 @@ class VortexClient(Stage):
         if closed or self._stale:
             self.look(now)
         self.flows.expire(now)
+        for table in self.fragments:
+            table.wake(now)
         if asks := self.link.questions(now):
             self.send(BACKEND, asks, now)
 

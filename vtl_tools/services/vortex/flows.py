@@ -11,8 +11,6 @@ from vtl_tools.common.packet.ip import TCP, UDP
 
 FLOWS_MAX: Final = 4096
 PER_SOURCE_MAX: Final = 512
-ENDED_MAX: Final = 4096
-"""Ended flows that are remembered."""
 PROVEN_MAX: Final = 4096
 IDLE_S: Final = {TCP: 300.0}
 """Seconds without traffic from outside after which a flow ends; others 30."""
@@ -37,8 +35,16 @@ class WormholeFlow:
     frames_in: int = 0
     frames_out: int = 0
     is_proven: bool = False
+    offset: int = 0
+    """Of TCP: by how much sequence numbers of the backend are ahead of those that it knows."""
     expected_ack: int = -1
-    """Of TCP: the acknowledgement of the backend's SYN, which proves the source; -1: none was sent yet."""
+    """Of TCP: the acknowledgement of the SYN-ACK, which proves the source; -1: none was sent yet."""
+    is_open: bool = False
+    """Of TCP: whether it came."""
+    guesses: int = 0
+    """Of TCP: other acknowledgements that came before it."""
+    scale: tuple[int, int] | None = None
+    """Of TCP: the window scale of the backend, and that which the attacker was told."""
     ended: float | None = None
 
     def told(self, now: float) -> dict[str, object]:
@@ -61,13 +67,17 @@ class WormholeFlow:
 
 
 class Flows:
-    """The flows, in bounded memory. When there is no room, the flow that was quiet for longest ends."""
+    """The flows, in bounded memory. When there is no room, the flow that was quiet for longest ends.
 
-    def __init__(self) -> None:
+    most: flows that are open, and ended ones that are remembered.
+    """
+
+    def __init__(self, most: int = FLOWS_MAX) -> None:
+        self._most = most
         self._flows: OrderedDict[FlowKey, WormholeFlow] = OrderedDict()
         self._of_source: dict[bytes, int] = {}
         self._proven: OrderedDict[bytes, float] = OrderedDict()
-        self._ended: deque[WormholeFlow] = deque(maxlen=ENDED_MAX)
+        self._ended: deque[WormholeFlow] = deque(maxlen=most)
         self.opened = 0
 
     def __len__(self) -> int:
@@ -76,6 +86,10 @@ class Flows:
     def get(self, key: FlowKey) -> WormholeFlow | None:
         """Return a flow by its key."""
         return self._flows.get(key)
+
+    def has_source(self, source: bytes) -> bool:
+        """Return whether a source has a flow."""
+        return source in self._of_source
 
     def touch(self, flow: WormholeFlow, now: float) -> None:
         """Note traffic from outside."""
@@ -89,7 +103,7 @@ class Flows:
         source = key[1]
         if self._of_source.get(source, 0) >= PER_SOURCE_MAX:
             return None
-        if len(self._flows) >= FLOWS_MAX:
+        if len(self._flows) >= self._most:
             self.end(next(iter(self._flows.values())), now)
         flow = WormholeFlow(key, local, own_mac, hop_mac, now, now)
         flow.is_proven = self.is_proven(source, now)

@@ -10,6 +10,7 @@ from typing import Final
 
 from vtl_tools.common.host import interface, netlink
 from vtl_tools.common.host.own_addresses import OwnAddresses
+from vtl_tools.services.vortex.disguise import StackTraits
 from vtl_tools.services.vortex.limits import Network, Sources
 from vtl_tools.services.vortex.port_events import PolledPorts, PortEvents
 from vtl_tools.services.vortex.ports import Port, PortUse
@@ -34,8 +35,6 @@ class Volunteer:
         self._own = OwnAddresses()
         self._version = -1
         self.has_closed = events.has_closed
-        self.ttl4 = _number("net/ipv4/ip_default_ttl", 64)
-        self.ttl6 = _number(f"net/ipv6/conf/{interface.real(name)}/hop_limit", 64)
 
     def is_own(self, octets: bytes) -> bool:
         """Return whether an IP address is the host's."""
@@ -89,8 +88,26 @@ def _networks() -> Iterator[Network]:
                 yield ip_network((octets, length), strict=False)
 
 
-def _number(name: str, default: int) -> int:
+def traits_of_host(name: str) -> StackTraits:
+    """Return the traits of the host's stack on an interface, as sysctl(8) tells them."""
+    _, initial, most = _numbers("net/ipv4/tcp_rmem", 4096, 131072, 6291456)
+    most = max(most, *_numbers("net/core/rmem_max", 212992))
+    scale = min(max(most.bit_length() - 16, 0), 14)  # tcp_select_initial_window()
+    return StackTraits(
+        ttl4=_numbers("net/ipv4/ip_default_ttl", 64)[0],
+        ttl6=_numbers(f"net/ipv6/conf/{interface.real(name)}/hop_limit", 64)[0],
+        window_scale=scale if _numbers("net/ipv4/tcp_window_scaling", 1)[0] else None,
+        timestamps=_numbers("net/ipv4/tcp_timestamps", 1)[0] != 0,
+        sack=_numbers("net/ipv4/tcp_sack", 1)[0] != 0,
+        ecn=_numbers("net/ipv4/tcp_ecn", 2)[0] != 0,
+        space=initial // 2,
+    )
+
+
+def _numbers(name: str, *defaults: int) -> tuple[int, ...]:
+    """Return the numbers of a setting; the defaults if it has others, or is absent."""
     try:
-        return int((Path("/proc/sys") / name).read_text())
+        found = tuple(map(int, (Path("/proc/sys") / name).read_text().split()))
     except (OSError, ValueError):
-        return default
+        return defaults
+    return found if len(found) == len(defaults) else defaults

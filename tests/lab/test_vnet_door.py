@@ -1,0 +1,137 @@
+"""Doors of vtl-vnet: many daemons on one port, and strangers at it."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lab.netns import Host, Lab
+from lab.wait import PATIENCE_S, until
+from tests.cmd.tools import BIN
+from tests.running import Bridge, bridge
+from vtl_tools.services.vnet.datagram_session import FIRST, NOISE
+
+pytestmark = pytest.mark.lab
+PORT = 7700
+DOOR = "192.0.2.1"
+
+
+@dataclass
+class Star:
+    """hub 192.0.2.1, site1 .2 with vm1 10.9.0.2, site2 .3 with vm2 10.9.0.3, in one underlay."""
+
+    lab: Lab
+    hosts: dict[str, Host]
+    underlay: Host
+    key: Path
+
+    @contextmanager
+    def hub(self, kind: str) -> Iterator[Bridge]:
+        door = f"door={kind}:0.0.0.0:{PORT},listen,transit"
+        words = ("--iface", "vmnet1", "--key-file", self.key, "--attach", door, "--name", "hub")
+        with bridge(self.lab, self.hosts["hub"], *words, service="vtl-vnet", name="hub") as running:
+            yield running
+
+    @contextmanager
+    def site(self, kind: str, number: int) -> Iterator[Bridge]:
+        name = f"site{number}"
+        words = ("--iface", "vmnet1", "--key-file", self.key, "--attach", f"hub={kind}:{DOOR}:{PORT}")
+        with bridge(
+            self.lab, self.hosts[name], *words, "--name", name, service="vtl-vnet", name=name
+        ) as running:
+            yield running
+
+    def reaches(self, source: str, address: str) -> bool:
+        return not self.hosts[source].run("ping", "-c1", "-W1", address, check=False).returncode
+
+
+def connected_datagrams(address: tuple[str, int]) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.connect(address)
+    return sock
+
+
+@pytest.fixture
+def star(lab: Lab) -> Star:
+    underlay = lab.host("underlay")
+    names = "hub", "site1", "site2"
+    hosts = {name: lab.host(name) for name in (*names, "vm0", "vm1", "vm2")}
+    lab.bridge(underlay, "br0", [])
+    for number, name in enumerate(names):
+        lab.veth(hosts[name], "wan", underlay, f"p{number}")
+        underlay.run("ip", "link", "set", f"p{number}", "master", "br0")
+        hosts[name].addr("wan", f"192.0.2.{number + 1}/24")
+        lab.veth(hosts[f"vm{number}"], "eth0", hosts[name], "vmnet1")
+        hosts[f"vm{number}"].addr("eth0", f"10.9.0.{number + 1}/24")
+    key = lab.dir / "vnet.key"
+    hosts["hub"].run(BIN / "vtl-vnet", "keygen", str(key))
+    return Star(lab, hosts, underlay, key)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_a_door_serves_many_daemons_by_name_whatever_strangers_do(star: Star, kind: str) -> None:
+    stranger = star.hosts["site2"]
+    with ExitStack() as stack:
+        hub = stack.enter_context(star.hub(kind))
+        connect = socket.create_connection if kind == "tcp" else connected_datagrams
+        held = [stranger.call(connect, (DOOR, PORT)) for _ in range(150)]
+        for number, one in enumerate(held[::2]):
+            one.sendall(bytes((1 + number % 4,)) + bytes(75 + number % 3))
+        stack.enter_context(star.site(kind, 1))
+        until(lambda: hub.status()["overlay"].get("site1", {}).get("up"), "the first daemon")
+        stack.enter_context(star.site(kind, 2))
+        for one in held:
+            one.close()
+        until(lambda: hub.status()["overlay"].get("site2", {}).get("up"), "the second daemon")
+        until(lambda: star.reaches("vm1", "10.9.0.3"), "the VM behind the other daemon")
+        until(lambda: star.reaches("vm0", "10.9.0.2"), "a daemon's VM from the hub's")
+        overlay = hub.status()["overlay"]
+        assert (overlay["site1"]["door"], overlay["site1"]["daemon"]) == ("door", "site1")
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_a_daemon_that_starts_again_has_its_link_again(star: Star, kind: str) -> None:
+    with star.hub(kind) as hub:
+        for _ in range(2):
+            with star.site(kind, 1):
+                until(lambda: hub.status()["overlay"].get("site1", {}).get("up"), "the daemon")
+                until(lambda: star.reaches("vm1", "10.9.0.1"), "the VM")
+            until(lambda: not hub.status()["overlay"]["site1"]["up"], "its end")
+        assert hub.status()["overlay"]["site1"]["losses"] == 2
+
+
+def test_an_udp_link_follows_its_peer_to_another_address_and_answers_no_spoofed_caller_at_length(
+    star: Star,
+) -> None:
+    with star.hub("udp") as hub, star.site("udp", 1):
+        until(lambda: hub.status()["overlay"].get("site1", {}).get("up"), "the daemon")
+        until(lambda: star.reaches("vm1", "10.9.0.1"), "the VM")
+        site = star.hosts["site1"]
+        site.addr("wan", "192.0.2.77/24")
+        site.run("ip", "address", "del", "192.0.2.2/24", "dev", "wan")
+        site.run("ip", "address", "replace", "192.0.2.77/24", "dev", "wan")
+        until(lambda: star.reaches("vm1", "10.9.0.1"), "the VM, from another address")
+        assert hub.status()["overlay"]["site1"]["losses"] == 0
+        asks = star.hosts["site2"].call(connected_datagrams, (DOOR, PORT))
+        asks.settimeout(PATIENCE_S)
+        first = FIRST.pack(1, 7, bytes(16)) + bytes(NOISE)
+        asks.send(first)
+        answer = asks.recv(2000)
+        assert (answer[0], len(answer) < len(first)) == (3, True)
+        asks.close()
+
+
+def test_a_path_that_carries_less_is_found_and_large_frames_still_cross(star: Star) -> None:
+    with star.hub("udp") as hub, star.site("udp", 1):
+        until(lambda: star.reaches("vm1", "10.9.0.1"), "the VM")
+        star.underlay.run("ip", "link", "set", "p0", "mtu", "1300")
+
+        def large() -> bool:
+            words = ("ping", "-c1", "-W1", "-s1472", "-Mdo", "10.9.0.1")
+            return not star.hosts["vm1"].run(*words, check=False).returncode
+
+        until(large, "a frame of 1514 octets", timeout=2 * PATIENCE_S)
+        assert hub.status()["overlay"]["site1"]["losses"] == 0

@@ -1,0 +1,102 @@
+"""vortex-backend: ends the wormholes of many volunteers, in front of real honeypots. Paper section 3.6."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vtl_tools.common.cli import options as opts
+from vtl_tools.common.cli.output import echo, print_json, print_table
+from vtl_tools.common.cli.parameters import ListenParam
+from vtl_tools.common.cli.run import links_of, run_service
+from vtl_tools.common.cli.tool import Tool
+from vtl_tools.common.cli.verbs import add_events, add_status, ask_each, current_tool
+
+if TYPE_CHECKING:
+    from vtl_tools.common.runtime.runner import Options
+
+_DIRECTORY = click.Path(path_type=Path, file_okay=False)
+
+
+@click.group("vortex-backend", cls=Tool)
+@opts.iface_option()
+@click.option("--listen", type=ListenParam(), metavar="ADDRESS:PORT", help="Where clients connect to.")
+@click.option("--keys", type=_DIRECTORY, metavar="DIRECTORY", help="The clients' keys: see keygen.")
+@click.option(
+    "--honeypot", "honeypots", metavar="ADDRESS", multiple=True,
+    help="Address of the honeypot on the link; twice, for IPv4 and IPv6.  [default: 198.18.0.2, 2001:2::2]",
+)  # fmt: skip
+@click.option(
+    "--rate", default="10mbit", show_default=True, metavar="RATE",
+    help="Limit of each direction of each client.",
+)  # fmt: skip
+@opts.guard_option()
+@opts.common_options
+def main(
+    iface: str | None, listen: tuple[str, int] | None, keys: Path | None, honeypots: tuple[str, ...],
+    rate: str, guard: str, options: "Options",
+) -> None:  # fmt: skip
+    """Give a honeypot the traffic of many vortex-clients, each as an address of its own.
+
+    \b
+    vortex-backend keygen /etc/vtl/clients alice
+    vortex-backend --iface honeypot0 --listen 0.0.0.0:7701 --keys /etc/vtl/clients
+
+    The honeypot takes connections to 198.19.0.0/16 and 2001:2:0:1::/64; client 1 is 198.19.0.1.
+    """
+    opts.require(
+        (iface, "--iface", "the link to the honeypot"), (listen, "--listen", "where clients connect to"),
+        (keys, "--keys", "a directory with the clients' keys"),
+    )  # fmt: skip
+    assert iface is not None
+    assert listen is not None
+    assert keys is not None
+    from vtl_tools.common import units
+    from vtl_tools.services.vortex.addresses import parse_pair
+    from vtl_tools.services.vortex.start_backend import make_backend, verbs
+
+    honeypot = parse_pair(honeypots, "--honeypot")
+    rate_bps = units.rate(rate)
+    run_service(
+        lambda: make_backend(listen, keys, rate_bps, honeypot), links_of(iface), options, guard=guard,
+        verbs=verbs,
+    )  # fmt: skip
+
+
+@main.command()
+@click.argument("directory", type=_DIRECTORY)
+@click.argument("name")
+@opts.verbose_option
+def keygen(directory: Path, name: str) -> None:
+    """Create the key of a new client in DIRECTORY, with the next number; copy it to the client's host."""
+    from vtl_tools.services.vortex.start_backend import make_client_key
+
+    path = make_client_key(directory, name)
+    echo(f"{path}: a new key; copy it to the client's host, and start vortex-backend again", err=True)
+
+
+@main.command("log")
+@opts.verb_options
+def log_(link: str | None, json: bool) -> None:
+    """List the flows of all clients: source and port, frames and octets of both directions."""
+    found: list[dict[str, Any]] = [
+        flow for told in ask_each(current_tool(), "log", link) for flow in told["flows"]
+    ]
+    if json:
+        print_json(found, "vortex-backend.flow/1")
+        return
+    counts = ("frames_in", "octets_in", "frames_out", "octets_out")
+    rows = [
+        (
+            flow["client"], flow["protocol"], f"{flow['from']} {flow['from_port']}", flow["to_port"],
+            "ended" if flow["ended"] else "open", *(flow[count] for count in counts),
+        )
+        for flow in found
+    ]  # fmt: skip
+    print_table(
+        ("client", "protocol", "from", "port", "state", *counts), rows, right=counts, names=("client", "from")
+    )
+
+
+add_status(main)
+add_events(main)
