@@ -4,8 +4,8 @@ usage: bench/endpoint_matrix.py [--quick] [--json] [--congestion NAME ...]      
 
 A row per control, round trip and loss: goodput of our endpoint and of the kernel's with the same control, to
 a kernel, both means over the rounds, and their ratio. The path is vtl-wan with a rate of 20 Mbit/s and
-a queue of one round trip, at least 20 ms. Loss falls in both directions, in each round on the same packets for
-both. Where it is random, one run says little: a cell has as many rounds as its loss needs.
+a queue of one round trip, at least 20 ms. Loss falls in both directions, and in a round on the same packets
+of both: where it is random, a run without the other says little.
 """
 
 import argparse

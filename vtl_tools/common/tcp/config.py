@@ -19,11 +19,11 @@ class Config:
     the link segments; less than two segments turns it off.
 
     no_delay: small segments are not delayed (RFC 9293 MUST-17). delayed_ack_s: below 0.5 (MUST-60); 0: every
-    segment is acknowledged at once. quick_acks: acknowledgements that are not delayed, for a peer in slow
-    start: at the start, and after loss or silence. delayed_fin_ack: a FIN's acknowledgement is delayed as well, for a user
-    that is likely to close at once, too. initial_window: segments (RFC 6928). congestion: the algorithm of
-    congestion control, a name in congestion/choice.py. ecn: explicit congestion notification (RFC 3168) is
-    offered, and accepted if the peer offers it.
+    segment is acknowledged at once. quick_acks: at most so many acknowledgements are not delayed at the
+    start, and after loss or silence: the peer may be in slow start. delayed_fin_ack: a FIN's acknowledgement
+    is delayed as well, for a user that is likely to close at once, too. initial_window: segments (RFC 6928).
+    congestion: the algorithm of congestion control, a name in congestion/choice.py. ecn: explicit congestion
+    notification (RFC 3168) is offered, and accepted if the peer offers it.
 
     rto_min_s: RFC 6298 (2.4) asks for one second; the default is Linux's 0.2. user_timeout_s: seconds that
     sent data may stay unacknowledged (R2 of RFC 9293 3.8.3); None: no limit. syn_timeout_s: the same for a

@@ -16,8 +16,8 @@ class ConnectionInfo:
     """The state of a connection, like TCP_INFO. Octets and seconds.
 
     rto_s: doubled for each timeout in a row, which backoffs counts. phase: open, disorder, recovery or loss.
-    lost: considered lost, retransmitted or not, and not acknowledged. reordering: segments that overtook
-    another, at most; 3 at least. retransmits: segments or super-segments, in all. due_s: time of wake(); None:
+    lost: considered lost, retransmitted or not, and not acknowledged. reordering: segments that overtook one,
+    at most; 3 at least. retransmits: segments or super-segments, in all. due_s: time of wake(); None:
     never.
     """
 

@@ -19,8 +19,8 @@ class Rack:
     """RACK.* of one connection (section 5.2). xmit_at, end: of the segment delivered that was sent last.
 
     min_rtt_s: infinite before the first sample. fack: the highest position delivered. reordered: a segment
-    was delivered after one sent later. extent: octets that it was overtaken by, at most. mult, persist: RACK.reo_wnd_mult, RACK.reo_wnd_persist. round_end:
-    SND.NXT when a D-SACK last widened the window.
+    was delivered after one sent later. extent: octets that it was overtaken by, at most. mult, persist:
+    RACK.reo_wnd_mult, RACK.reo_wnd_persist. round_end: SND.NXT when a D-SACK last widened the window.
     """
 
     __slots__ = (

@@ -74,7 +74,7 @@ class Cubic(LossBased):
         return now
 
     def reduced(self, flight: int, now: float) -> int:
-        """Section 4.6, with fast convergence (4.7). As in Linux, of cwnd, which grows only where it is used."""
+        """Section 4.6, of cwnd as in Linux: it grows only where it is used. Fast convergence (4.7)."""
         self._since = None
         self._prior = cwnd = self.cwnd / self.smss
         self._w_max = cwnd * (1 + _BETA) / 2 if cwnd < self._w_max else cwnd
