@@ -443,6 +443,12 @@ def test_buffers_towards_the_network_grow_for_the_path(side):
     assert far.endpoint.config.receive_buffer > 1 << 20
 
 
+@pytest.mark.parametrize(("memory", "most"), [(64, 48), (1024, 128)])
+def test_one_connection_may_take_three_quarters_of_the_memory(memory, most):
+    between = Between(limits=RelayLimits(memory=memory << 20))
+    assert [side.active.config.buffer_max for side in between.stage.sides] == [most << 20] * 2
+
+
 def test_buffered_octets_are_bounded_however_many_connections_there_are():
     limits = RelayLimits(memory=2 << 20)
     between = Between(limits=limits)

@@ -180,6 +180,12 @@ def test_bbr_finds_the_rate_drains_its_queue_and_cycles():
     assert pipe.control.cwnd <= 3 * 100_000
 
 
+def test_bbr_probes_a_long_round_trip_every_twenty_of_them():
+    pipe = Pipe(rtt_s=1.0)
+    assert Phase.PROBE_RTT not in pipe.phases(19.0)
+    assert Phase.PROBE_RTT in pipe.phases(5.0)
+
+
 def test_bbr_paces_the_initial_window_over_the_round_trip():
     control = Bbr(MSS, 10)
     control.opened(0.0, 0.1)

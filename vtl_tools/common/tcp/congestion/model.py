@@ -7,6 +7,8 @@ from vtl_tools.common.tcp.congestion.base import UNLIMITED, Sample
 _BETA: Final = 0.7
 _MIN_RTT_S: Final = 10.0  # BBR.MinRTTFilterLen
 _PROBE_RTT_INTERVAL_S: Final = 5.0
+_PROBE_RTT_TRIPS: Final = 20
+"""Round trips from one probe of the round trip to the next at least: a probe takes two of them."""
 _EXTRA_ROUNDS: Final = 5  # of each of two buckets: BBR.ExtraAckedFilterLen is 10
 _LOSS: Final = 0.02  # BBR.LossThresh, while there is a queue
 _LOSS_WITHOUT_QUEUE: Final = 0.1
@@ -171,7 +173,8 @@ class PathModel:
     def update_min_rtt(self, sample: Sample) -> None:
         """BBRUpdateMinRTT."""
         now = sample.now
-        self.is_probe_rtt_due = now > self._probe_rtt_at + _PROBE_RTT_INTERVAL_S
+        interval_s = max(_PROBE_RTT_INTERVAL_S, _PROBE_RTT_TRIPS * (self.min_rtt_s or 0.0))
+        self.is_probe_rtt_due = now > self._probe_rtt_at + interval_s
         rtt_s = sample.rtt_s
         if rtt_s is not None and rtt_s > 0 and (rtt_s < self._probe_rtt_min_s or self.is_probe_rtt_due):
             self._probe_rtt_min_s, self._probe_rtt_at = rtt_s, now
