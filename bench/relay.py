@@ -188,7 +188,7 @@ class Site:
     def _measure(self, mode: str, *arguments: object, seconds: float) -> dict[str, float]:
         command = [str(word) for word in (self.load, mode, SERVER, *arguments, seconds)]
         environment = {**os.environ, "LOAD_SOCKS": self.via}
-        spent = cpu_us(self.relay.pid) if self.relay else None
+        spent = cpu_of(self.relay.pid) if self.relay else None
         try:
             ran = self.guest.run(*command, check=False, timeout=seconds + SLACK_S, env=environment)
         except subprocess.TimeoutExpired:
@@ -198,11 +198,9 @@ class Site:
         found: dict[str, float] = json.loads(ran.stdout)
         if spent is not None and self.relay is not None:
             units = found["octets"] / CHUNK if "octets" in found else found["count"]
-            (user, system), (user_before, system_before) = cpu_us(self.relay.pid), spent
-            found |= {
-                "user_us": (user - user_before) / units,
-                "system_us": (system - system_before) / units,
-            }
+            total, user, system = (b - a for a, b in zip(spent, cpu_of(self.relay.pid), strict=True))
+            share = user / max(user + system, 1)
+            found |= {"user_us": total * share / units, "system_us": total * (1 - share) / units}
         return found
 
     def idle(self, count: int) -> float:
@@ -234,14 +232,15 @@ def resident_kib(pid: int) -> float:
     return pages * resource.getpagesize() / 1024 + sum(resident_kib(child) for child in children_of(pid))
 
 
-def cpu_us(pid: int) -> tuple[float, float]:
-    """Return the CPU time of a process and its descendants in microseconds: user, system."""
+def cpu_of(pid: int) -> tuple[float, int, int]:
+    """Return the CPU time of a process and its descendants: in us, and ticks of user and of system time."""
     total = time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED) * 1e6
     ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     user, system = int(ticks[11]), int(ticks[12])  # proc_pid_stat(5): utime, stime
-    share = user / max(user + system, 1)
-    below = [cpu_us(child) for child in children_of(pid)]
-    return total * share + sum(u for u, _ in below), total * (1 - share) + sum(s for _, s in below)
+    for child in children_of(pid):
+        below = cpu_of(child)
+        total, user, system = total + below[0], user + below[1], system + below[2]
+    return total, user, system
 
 
 def direct(site: Site) -> None:

@@ -10,7 +10,14 @@ from click.core import ParameterSource
 from vtl_tools.common.cli import options as opts
 from vtl_tools.common.cli.completion import LINK
 from vtl_tools.common.cli.flows import add_flows
-from vtl_tools.common.cli.parameters import DomainParam, OpeningParam, RateParam, ResolverParam, SubnetParam
+from vtl_tools.common.cli.parameters import (
+    DomainParam,
+    ForwardParam,
+    OpeningParam,
+    RateParam,
+    ResolverParam,
+    SubnetParam,
+)
 from vtl_tools.common.cli.run import links_of, run_service
 from vtl_tools.common.cli.tool import Tool
 from vtl_tools.common.cli.verbs import add_events, add_status
@@ -18,7 +25,7 @@ from vtl_tools.common.cli.verbs import add_events, add_status
 if TYPE_CHECKING:
     from vtl_tools.common.runtime.runner import Options
 
-_OF_SOCKETS = ("bandwidth", "buffers", "allow", "dns", "search", "dhcp", "subnet")
+_OF_SOCKETS = ("bandwidth", "buffers", "allow", "forward", "dns", "search", "dhcp", "subnet")
 """Options without a meaning where the second connection leaves by a link."""
 
 
@@ -44,6 +51,10 @@ _OF_SOCKETS = ("bandwidth", "buffers", "allow", "dns", "search", "dhcp", "subnet
 @click.option(
     "--allow", type=OpeningParam(), multiple=True, metavar="NETWORK[:PORT]",
     help="Open loopback, link-local or own addresses of the host. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--forward", type=ForwardParam(), multiple=True, metavar="PROTO:[ADDRESS:]PORT:[GUEST:]PORT",
+    help="Lead a port of the host, of 127.0.0.1 or of ADDRESS, to one of the guest. May be repeated.",
 )  # fmt: skip
 @click.option(
     "--dns", type=ResolverParam(), multiple=True, metavar="ADDRESS",

@@ -2,10 +2,10 @@
 
 import pytest
 
+from vtl_tools.common.guest_net.hops import ASK_S, FRESH_S, KNOWN_MAX, QUESTIONS_MAX, WAITING_MAX, NextHops
 from vtl_tools.common.packet import address, arp, build
 from vtl_tools.common.packet.address import ip
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.services.udt.hops import ASK_S, FRESH_S, KNOWN_MAX, QUESTIONS_MAX, WAITING_MAX, NextHops
 
 OURS, THEIRS, OTHER = (address.mac(f"02:00:00:00:00:0{n}") for n in (1, 2, 3))
 

@@ -3,7 +3,7 @@
 import logging
 import re
 import stat
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +27,11 @@ _OPENING: Final = re.compile(
     r"(?:\[(?P<v6>[^][/]+)\]|(?P<v4>[0-9.]+))(?P<bits>/[0-9]+)?:(?P<port>[0-9]{1,5})"
 )
 """A network with a port."""
+_FORWARD: Final = re.compile(
+    r"(?P<protocol>tcp|udp):(?:(?:\[(?P<host6>[^][/]+)\]|(?P<host4>[0-9.]+)):)?(?P<port>[0-9]{1,5})"
+    r":(?:(?:\[(?P<guest6>[^][/]+)\]|(?P<guest4>[0-9.]+)):)?(?P<guest_port>[0-9]{1,5})"
+)
+"""A port of the host, and one of the guest, each with an address or without."""
 NOT_FOR_GUESTS: Final = {
     "0.0.0.0/8": "addresses of this network",
     "127.0.0.0/8": "loopback addresses",
@@ -120,6 +125,33 @@ class OpeningParam(ParamType):
             return ip_network(network), port
         except ValueError as e:
             self.fail(f"{e}; write 192.0.2.5, 192.0.2.5:22 or [2001:db8::1]:22", param, ctx)
+
+
+class ForwardParam(ParamType):
+    """A port of the host that leads to one of the guest: tcp:192.0.2.5:8080:80."""
+
+    name = "forward"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, IPv4Address | IPv6Address, int, IPv4Address | IPv6Address | None, int]:
+        """Return the protocol, the host's address and port, the guest's address, if given, and port."""
+        found = _FORWARD.fullmatch(str(value))
+        try:
+            if found is None:
+                raise ValueError(f"{value!r} is no port to forward")
+            ports = int(found["port"]), int(found["guest_port"])
+            for port in ports:
+                if not 0 < port < 1 << 16:
+                    raise ValueError(f"{port} is no port")
+            host = ip_address(found["host6"] or found["host4"] or "127.0.0.1")
+            guest = found["guest6"] or found["guest4"]
+            target = None if guest is None else ip_address(guest)
+            if target is not None and not address.is_single_host(target.packed):
+                raise ValueError(f"{guest} is not the address of a host")
+            return found["protocol"], host, ports[0], target, ports[1]
+        except ValueError as e:
+            self.fail(f"{e}; write tcp:8080:80, udp:192.0.2.5:53:53 or tcp:80:10.0.2.16:80", param, ctx)
 
 
 class ResolverParam(ParamType):

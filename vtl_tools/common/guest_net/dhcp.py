@@ -6,6 +6,7 @@ share an identifier, get several. Relay agents are not supported: giaddr is igno
 """
 
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from typing import Final
 
 from vtl_tools.common.guest_net import dhcp_wire as wire
@@ -154,6 +155,11 @@ class DHCPServer:
             sport=wire.SERVER_PORT, dport=wire.CLIENT_PORT, payload=reply.encode(),
             vlan=tuple(tag.tci for tag in pkt.vlans),
         )  # fmt: skip
+
+
+def first_address(network: GuestAddresses) -> IPv4Address:
+    """Return the address that the first guest gets."""
+    return IPv4Address(_pool(network)[0])
 
 
 def _pool(network: GuestAddresses) -> list[bytes]:

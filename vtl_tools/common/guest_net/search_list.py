@@ -7,7 +7,7 @@ from typing import Final
 SEARCH_OCTETS_MAX: Final = 255
 """Octets of a list: an option of DHCP holds no more."""
 NO_SEARCH: Final = "none"
-"""What a user writes for an empty list."""
+"""The word for an empty list."""
 
 _LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _NAME_MAX: Final = 253

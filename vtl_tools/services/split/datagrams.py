@@ -23,6 +23,7 @@ from vtl_tools.common.tcp.wire import is_intact
 from vtl_tools.services.split import socket_errors
 from vtl_tools.services.split.arena import COUNT, DatagramArena, sender_of
 from vtl_tools.services.split.destinations import Destinations
+from vtl_tools.services.split.forward_udp import ForwardedDatagrams
 from vtl_tools.services.split.mapping import (
     SOL_UDP,
     DatagramMapping,
@@ -95,6 +96,8 @@ class Datagrams:
         self._number = 0
         self.mtu = network.mtu
         self.counts: Counter[str] = Counter()
+        self.forwarded: ForwardedDatagrams | None = None
+        """Takes the guest's answers to clients outside."""
 
     # --- from the guest
 
@@ -149,6 +152,12 @@ class Datagrams:
         now: float,
     ) -> None:
         ttl = traits[0]
+        size = vnet.HEADER.unpack_from(frame)[3] if frame[1] == vnet.GSO_UDP_L4 else 0
+        if size and len(payload) > size * UDP_MAX_SEGMENTS:
+            self._drop(frame, "malformed", now)
+            return
+        if self.forwarded is not None and kind is UDPMapping and self.forwarded.take(parties, payload, size):
+            return
         try:
             peer = self.table.find(key, kind, parties, now, self._register)
         except OSError as e:
@@ -169,10 +178,6 @@ class Datagrams:
             self._exceed(frame, now)
             return
         traits = (ttl - 1, *traits[1:])
-        size = vnet.HEADER.unpack_from(frame)[3] if frame[1] == vnet.GSO_UDP_L4 else 0
-        if size and len(payload) > size * UDP_MAX_SEGMENTS:
-            self._drop(frame, "malformed", now)
-            return
         run = self._runs.get(key)
         if run is not None:
             if (

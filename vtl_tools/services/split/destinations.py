@@ -94,6 +94,17 @@ class Destinations:
             return Reason.PROHIBITED
         return _address(octets, port)
 
+    def seen_as(self, client: bytes, size: int) -> bytes:
+        """Return the address that a client outside has for a guest, in so many octets.
+
+        It is the client's own, or the router's where the guest could not answer that one. Raises OSError.
+        """
+        network = self._network
+        is_routed = len(client) == size and is_single_host(client) and not is_link_local(client)
+        if is_routed and client not in self._own and not network.is_on_link(client):
+            return client
+        return network.gateway if size == 4 else network.dns_servers6[0]
+
     def is_still(self, octets: bytes, port: int, address: SocketAddress) -> bool:
         """Return whether find() finds the same now."""
         return self.find(octets, port) == address

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+from collections.abc import Sequence
 from functools import partial
 
 from vtl_tools.common.device.batch import Batch
@@ -27,6 +28,8 @@ from vtl_tools.common.tcp.wire import Path
 from vtl_tools.services.split.connector import SplitConnector
 from vtl_tools.services.split.datagrams import Datagrams
 from vtl_tools.services.split.destinations import Destinations
+from vtl_tools.services.split.forward import Forward
+from vtl_tools.services.split.forwarding import Forwarding
 from vtl_tools.services.split.mappings import MAPPINGS_MAX
 from vtl_tools.services.split.tuning import Tuning
 
@@ -37,7 +40,7 @@ class SplitBySockets(Stage):
     """One port, the guest. Each TCP connection of it ends here, and continues from a socket of the host.
 
     destinations: where the guest may go. tuning: of the sockets. early_ack: see Relay. mappings: sockets for
-    datagrams at most.
+    datagrams at most. forwards: ports of the host that lead to the guest. Raises VTLError.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class SplitBySockets(Stage):
         dhcp: bool = True,
         early_ack: bool = False,
         mappings: int = MAPPINGS_MAX,
+        forwards: Sequence[Forward] = (),
         limits: RelayLimits = DEFAULT_LIMITS,
     ) -> None:
         super().__init__(ports=1)
@@ -63,7 +67,7 @@ class SplitBySockets(Stage):
             on_non_tcp=self._on_non_tcp,
             on_end=self._on_end,
             poller=poller,
-            has_more=lambda: self.datagrams.has_more,
+            has_more=lambda: self.datagrams.has_more or self.forwarding.has_more,
             early_ack=early_ack,
         )
         self.datagrams = Datagrams(
@@ -84,17 +88,32 @@ class SplitBySockets(Stage):
             send=self._send_frame,
             drop=self.relay.drop_frame,
         )
+        self.forwarding = Forwarding(
+            forwards,
+            network,
+            destinations,
+            poller,
+            send=partial(self.send, 0),
+            limits=limits,
+            drops=self.drops,
+            is_taken=self.relay.flows.__contains__,
+        )
+        self.datagrams.forwarded = self.forwarding.datagrams
         self.sources = [self.relay]
 
     def on_mtu(self, port: int, octets: int) -> None:
         """Send packets that the link carries, and tell the guest its MTU."""
         self.relay.on_mtu(port, octets)
+        self.forwarding.connections.active.on_mtu(octets)
         self.guest_network.on_mtu(octets)
-        self.datagrams.mtu = min(max(octets, MTU_MIN), MTU_MAX)
+        self.datagrams.mtu = self.forwarding.datagrams.mtu = min(max(octets, MTU_MIN), MTU_MAX)
 
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
         """Take the guest's frames."""
-        self.relay.on_batch(port, batch, now)
+        if self.forwarding.is_used:
+            self.forwarding.on_batch(batch, self.relay, self._on_non_tcp, now)
+        else:
+            self.relay.on_batch(port, batch, now)
         self.datagrams.flush(now)
 
     def _on_non_tcp(self, frame: memoryview, now: float) -> None:
@@ -117,6 +136,7 @@ class SplitBySockets(Stage):
         net = pkt.ip
         is_unicast = net is not None and is_single_host(net.src) and is_single_host(net.dst)
         if net is None or not is_unicast or pkt.l3_off != quick.L3 or frame[VNET] & 1 or pkt.nd is not None:
+            self.forwarding.hear(pkt, now)
             self.guest_network.on_frame(frame, now)
             return ""
         if net.is_routed or net.has_source_route:
@@ -173,6 +193,7 @@ class SplitBySockets(Stage):
         """Carry what can be carried."""
         self.relay.settle(now)
         self.datagrams.settle(now)
+        self.forwarding.settle(now)
 
     def deadline(self) -> float | None:
         """Return when the first of its parts is due."""
@@ -180,6 +201,7 @@ class SplitBySockets(Stage):
             self.relay.deadline(),
             self.guest_network.deadline(),
             self.datagrams.deadline(),
+            self.forwarding.deadline(),
             self._fragments.deadline(),
         )
         return min((due for due in parts if due is not None), default=None)
@@ -189,11 +211,13 @@ class SplitBySockets(Stage):
         self.relay.wake(now)
         self.guest_network.wake(now)
         self.datagrams.wake(now)
+        self.forwarding.wake(now)
         self._fragments.wake(now)
 
     def on_stop(self, now: float) -> None:
         """Reset the guest's connections."""
         self.relay.on_stop(now)
+        self.forwarding.on_stop(now)
 
     # --- what --json prints
 
@@ -215,4 +239,5 @@ class SplitBySockets(Stage):
             "connections": connections,
             "carried": carried,
             "datagrams": self.datagrams.status(),
+            **self.forwarding.status(),
         }

@@ -11,16 +11,16 @@ from functools import partial
 from typing import Final
 
 from vtl_tools.common.device.batch import Pieces
+from vtl_tools.common.guest_net.hops import NextHops
 from vtl_tools.common.packet.address import format_ip
 from vtl_tools.common.relay.active import ActiveConnector, ActiveEndpoints
 from vtl_tools.common.relay.budget import RelayBudget, RelayLimits
+from vtl_tools.common.relay.splice import PIECE, Splice
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.wire import Path, Segment
 from vtl_tools.services.udt.allowed import AllowList, Refusal
 from vtl_tools.services.udt.causes import Causes
-from vtl_tools.services.udt.hops import NextHops
 from vtl_tools.services.udt.load import CONTROL, CarrierId, Reporter
-from vtl_tools.services.udt.splice import PIECE, Splice
 from vtl_tools.services.udt.transport.flow import MuxFlow
 
 log = logging.getLogger(__name__)

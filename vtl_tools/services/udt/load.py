@@ -10,8 +10,8 @@ from math import isnan, nan
 from typing import Final, Protocol
 
 from vtl_tools.common.relay.connector import Connector
+from vtl_tools.common.relay.splice import Splice
 from vtl_tools.common.socks import Reason
-from vtl_tools.services.udt.splice import Splice
 from vtl_tools.services.udt.transport.base import FlowOpening
 from vtl_tools.services.udt.transport.flow import MuxFlow
 

@@ -11,6 +11,7 @@ from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.guest_net.addresses import GATEWAY_MAC, GuestAddresses
 from vtl_tools.common.guest_net.guest_network import GuestNetwork
+from vtl_tools.common.guest_net.hops import NextHops
 from vtl_tools.common.packet import ip, quick
 from vtl_tools.common.packet.address import is_multicast_mac
 from vtl_tools.common.packet.nd import NeighborSolicit
@@ -26,7 +27,6 @@ from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
 from vtl_tools.services.udt.allowed import AllowList, Network
 from vtl_tools.services.udt.far import FarSide
-from vtl_tools.services.udt.hops import NextHops
 from vtl_tools.services.udt.near import FarModule, NearSide
 from vtl_tools.services.udt.transport.answerer import Answerer
 from vtl_tools.services.udt.transport.carrier import Carriers
