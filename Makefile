@@ -16,6 +16,8 @@ COMPILED := tests/unit/tcp tests/unit/relay tests/cmd/test_help.py tests/lab/tes
 	tests/lab/test_tcp_faults.py tests/lab/test_relay_programs.py tests/unit/packet/test_quick.py \
 	tests/unit/device/test_batch.py tests/unit/ack/test_ack_flow.py tests/unit/split/test_split_connector.py \
 	tests/unit/tor/test_tor_names.py tests/unit/udt/test_udt_stage.py tests/unit/udt/test_udt_ends.py \
+	tests/unit/fw/test_tracking.py tests/unit/fw/test_tracking_tcp.py tests/unit/fw/test_transfer.py \
+	tests/unit/fw/test_fw_hostile.py tests/unit/model/test_tcp_follow.py \
 	-k 'not test_a_rate_sample_is_what_was_delivered'
 
 .PHONY: help setup demo check test compiled pure fuzz bench deb lint clean
@@ -63,8 +65,8 @@ bench: setup
 	$(VENV)/bin/pip install --quiet --editable '.[bench]'
 	@tools/setup-bench
 	$(PY) bench/bridge.py --quick --json
-	$(PY) bench/fw.py --quick --json
-	$(PY) bench/relay.py --quick --json
+	tools/both bench/fw.py --quick --json
+	tools/both bench/relay.py --quick --json
 	$(PY) bench/freeze.py --quick --json
 	$(PY) bench/subnet.py --quick --json
 	$(PY) bench/wan.py --quick --json

@@ -11,7 +11,7 @@ from test_fw_memory import known
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.packet.address import format_mac
 from vtl_tools.common.runtime.sealed_file import SealedFile
-from vtl_tools.services.fw import tracker, transfer
+from vtl_tools.services.fw import transfer
 from vtl_tools.services.fw.identity import Identity
 
 HERE = "allow out tcp port 80\nallow out udp port 53\nreject"
@@ -154,9 +154,9 @@ def test_what_is_no_export_changes_nothing(text):
         asyncio.run(transfer.import_(wire.tracker, vm, None))
 
 
-def test_imports_without_end_take_bounded_room(monkeypatch):
-    monkeypatch.setattr(tracker, "RECALLED_MAX", 2)
+def test_imports_without_end_take_bounded_room():
     before, after = fresh(), fresh()
+    after.tracker.recalled_max = 2
     for port in 1, 2, 3:
         before.open(vm=port)
         import_(export(before), after)

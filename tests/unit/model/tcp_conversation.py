@@ -18,7 +18,8 @@ def variables(model):
     """All that a model knows, layer by layer."""
     parts = [model.local, model.remote, model.ip.local, model.ip.remote]
     parts += [model.ip.link.local, model.ip.link.remote]
-    return [{name: getattr(part, name) for name in part.__slots__} for part in parts]
+    told = [{name: getattr(part, name) for name in dir(part) if not name.startswith("__")} for part in parts]
+    return [{name: value for name, value in each.items() if not callable(value)} for each in told]
 
 
 class Conversation:

@@ -5,7 +5,8 @@ from typing import Final, Self
 
 from vtl_tools.common.model.base import LOCAL, REMOTE, End
 from vtl_tools.common.model.ip import IPModel, super_segments
-from vtl_tools.common.model.tcp_arrival import SegmentKind, arrive, arrive_syn
+from vtl_tools.common.model.segment_kind import SegmentKind
+from vtl_tools.common.model.tcp_arrival import arrive, arrive_syn
 from vtl_tools.common.model.tcp_end import TcpEnd
 from vtl_tools.common.model.transport import TransportModel
 from vtl_tools.common.packet import build, ip, quick, tcp

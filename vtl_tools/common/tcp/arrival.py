@@ -13,6 +13,7 @@ from vtl_tools.common.tcp.wire import Segment
 _HALF: Final = 0x8000_0000
 _STAMP_OUTDATED_S: Final = 24 * 86_400.0  # RFC 7323 section 5.5
 _MAX_STALE: Final = 1 << 30
+_ESTABLISHED: Final = State.ESTABLISHED  # of nearly all segments, so it is not looked up each time
 _BOTH_CLOSED: Final = frozenset((State.CLOSING, State.LAST_ACK, State.TIME_WAIT))
 
 
@@ -20,13 +21,13 @@ def arrive(tcb: TCB, segment: Segment, now: float) -> None:
     """Process a segment of this connection. Copies its data."""
     state = tcb.state
     tcb.segments_in += 1
-    if state is State.TIME_WAIT and _is_new_connection(tcb, segment):
+    if state is _ESTABLISHED:
+        if not predicted(tcb, segment, now):
+            _synchronized(tcb, segment, now)
+    elif state is State.TIME_WAIT and _is_new_connection(tcb, segment):
         tcb.drops[SegmentDrop.SUPERSEDED] += 1
         tcb.end(Ended.CLOSED)
-        return
-    if state is State.ESTABLISHED and predicted(tcb, segment, now):
-        return
-    if state is State.CLOSED:  # 3.10.7.1
+    elif state is State.CLOSED:  # 3.10.7.1
         tcb.drops[SegmentDrop.NOT_OPEN] += 1
         reset(tcb, segment)
     elif state is State.LISTEN:

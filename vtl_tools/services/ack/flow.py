@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Final
 
 from vtl_tools.common.model.base import LOCAL, REMOTE, End
+from vtl_tools.common.model.segment_kind import SegmentKind
 from vtl_tools.common.model.tcp import TcpModel
-from vtl_tools.common.model.tcp_arrival import SegmentKind, arrive
+from vtl_tools.common.model.tcp_arrival import arrive
 from vtl_tools.common.packet import derive
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import FIN, RST, SYN, URG

@@ -5,7 +5,8 @@ The state model's functions judge (model.tcp_arrival); this module adds the fire
 
 from typing import Final
 
-from vtl_tools.common.model.tcp_arrival import SegmentKind, arrive, arrive_syn
+from vtl_tools.common.model.segment_kind import SegmentKind
+from vtl_tools.common.model.tcp_arrival import arrive, arrive_syn
 from vtl_tools.common.model.tcp_end import TcpEnd
 from vtl_tools.common.packet.seq import seq_between, seq_sub
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, TCP

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.model.tcp_arrival import SegmentKind, arrive
+from vtl_tools.common.model.segment_kind import SegmentKind
+from vtl_tools.common.model.tcp_arrival import arrive
 from vtl_tools.common.packet import ip, quick, tcp
 from vtl_tools.common.packet.packet import PORTS, Packet
 from vtl_tools.common.packet.quick import OTHER_OPTIONS, Headers
@@ -66,6 +67,7 @@ class Tracker(Connections):
         self.vm_mac: Callable[[], bytes | None] = lambda: None
         """Returns the VM's Ethernet address; None: a frame for any address may be for the VM."""
         self._recalled_until = 0.0
+        self.recalled_max = RECALLED_MAX
 
     # --- packets
 
@@ -374,7 +376,7 @@ class Tracker(Connections):
             if (flow := self.flows.get(key)) is not None:
                 self.end(flow)
             self._recalled[key] = opening, until_tcp if protocol_of(key) == ip.TCP else until
-        while len(self._recalled) > RECALLED_MAX:
+        while len(self._recalled) > self.recalled_max:
             del self._recalled[next(iter(self._recalled))]
         self._recalled_until = max(self._recalled_until, until, until_tcp)
 
