@@ -79,6 +79,11 @@ def _peer(spec: str) -> _PeerSpec:
     return _PeerSpec(kind, address, "server" in words, "listen" in words, "transit" in words)
 
 
+def door_of(spec: str) -> str:
+    """Return the spec by which other daemons call a door."""
+    return spec.partition(",")[0]
+
+
 def make_link(link: LinkSpec, key: bytes | None, hello: Hello) -> Device:
     """Return the device of a link that is no service. Raises SpecError."""
     if link.role.kind is not LinkKind.VNET:

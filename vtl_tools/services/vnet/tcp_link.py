@@ -19,7 +19,7 @@ from vtl_tools.common.session.base import Address, Listener, PathProfile
 from vtl_tools.common.session.secure_channel import OUTBOX_MAX, Role, SecureConfig
 from vtl_tools.common.session.tcp import TCPConnection, TCPTransport
 from vtl_tools.services.vnet.callers import Caller, CallerTable
-from vtl_tools.services.vnet.items import Hello
+from vtl_tools.services.vnet.items import Conversation, Hello
 from vtl_tools.services.vnet.peer_link import TICK_S, Door, PeerLink
 
 _SIOCOUTQNSD: Final = 0x894B  # of linux/sockios.h
@@ -45,7 +45,8 @@ class TCPPeerLink(PeerLink):
             self.handle.forget(old.connection.fileno())
             old.connection.close()
         self._peer, self._why = caller, ""
-        self.remote = "" if caller.session.remote is None else caller.session.remote.name
+        self.remote = caller.session.remote
+        self.where = caller.connection.remote[0]
         self._watch(caller)
         self.went_up()
         self.handle.wake()
@@ -77,6 +78,17 @@ class TCPPeerLink(PeerLink):
                     self._watch(peer)
                 self.take_frames(peer.session)
         return self.received(self._batch)
+
+    @property
+    def session(self) -> Conversation | None:
+        """The session that is up."""
+        return None if self._peer is None else self._peer.session
+
+    def flush(self) -> None:
+        """Send what the session has made."""
+        if self._peer is not None:
+            self._peer.write()
+            self._watch(self._peer)
 
     def _look_for_peer(self, now: float) -> None:
         """Find another connection of the peer; a door brings it."""
@@ -225,12 +237,13 @@ class TCPDoor(Door):
 
     def _bring(self, caller: Caller) -> None:
         assert caller.session.remote is not None
-        name = caller.session.remote.name
+        hello = caller.session.remote
+        name = f"{hello.name} {hello.over}"
         link = self._links.get(name)
         if link is None:
             host, port = caller.connection.remote
             link = TCPPeerLink(f"{self.spec} from {host} port {port}", self._callers.buffer)
-            if not self.on_peer(name, link):
+            if not self.on_peer(hello, link):
                 caller.session.end("has no place for another daemon of this name", say=True)
                 caller.write()
                 caller.connection.close()
