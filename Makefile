@@ -68,6 +68,7 @@ bench: setup
 	$(PY) bench/wan.py --quick --json
 	$(PY) bench/figure7.py --quick --json
 	$(PY) bench/vortex.py --quick --json
+	$(PY) bench/vnet.py --quick --json
 
 deb: setup
 	@tools/deb

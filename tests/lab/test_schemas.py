@@ -34,6 +34,7 @@ deny any log
 """
 ELSEWHERE = {
     "shortcut": "tests/lab/test_subnet.py",
+    "adapt": "tests/lab/test_vnet_door.py",
     "bootstrap": "tests/tor/torservice.py",
     "left": "tests/unit/freeze/test_freeze_stage.py",
     "speaks": "tests/unit/freeze/test_freeze_stage.py",

@@ -12,7 +12,7 @@ from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed, SpecError, VTLError
 from vtl_tools.common.packet.offload import bind, is_plain
 from vtl_tools.common.stage import Stage
-from vtl_tools.services.vnet.adapting import Adapting, AdaptablePeer, shortcut_name
+from vtl_tools.services.vnet.adapting import AdaptablePeer, Adapting, shortcut_name
 from vtl_tools.services.vnet.fields import FIXED, FrameFields, fields_of, key_of
 from vtl_tools.services.vnet.items import HOPS_MAX, Hello
 from vtl_tools.services.vnet.keeper import ServiceKeeper
