@@ -73,6 +73,7 @@ bench: setup
 	$(PY) bench/figure7.py --quick --json
 	$(PY) bench/vortex.py --quick --json
 	$(PY) bench/evpn.py --quick --json
+	$(PY) bench/vnet.py --quick --json
 
 deb: setup
 	@tools/deb

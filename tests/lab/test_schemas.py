@@ -35,6 +35,7 @@ deny any log
 ELSEWHERE = {
     "control-plane": "tests/lab/test_evpn.py",
     "shortcut": "tests/lab/test_subnet.py",
+    "adapt": "tests/lab/test_vnet_door.py",
     "bootstrap": "tests/tor/torservice.py",
     "left": "tests/unit/freeze/test_freeze_stage.py",
     "speaks": "tests/unit/freeze/test_freeze_stage.py",

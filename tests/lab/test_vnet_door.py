@@ -1,6 +1,8 @@
 """Doors of vtl-vnet: many daemons on one port, and strangers at it."""
 
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,18 +31,18 @@ class Star:
     key: Path
 
     @contextmanager
-    def hub(self, kind: str) -> Iterator[Bridge]:
+    def hub(self, kind: str, *more: str) -> Iterator[Bridge]:
         door = f"door={kind}:0.0.0.0:{PORT},listen,transit"
-        words = ("--iface", "vmnet1", "--key-file", self.key, "--attach", door, "--name", "hub")
+        words = ("--iface", "vmnet1", "--key-file", self.key, "--attach", door, "--name", "hub", *more)
         with bridge(self.lab, self.hosts["hub"], *words, service="vtl-vnet", name="hub") as running:
             yield running
 
     @contextmanager
-    def site(self, kind: str, number: int) -> Iterator[Bridge]:
+    def site(self, kind: str, number: int, *more: str) -> Iterator[Bridge]:
         name = f"site{number}"
         words = ("--iface", "vmnet1", "--key-file", self.key, "--attach", f"hub={kind}:{DOOR}:{PORT}")
         with bridge(
-            self.lab, self.hosts[name], *words, "--name", name, service="vtl-vnet", name=name
+            self.lab, self.hosts[name], *words, "--name", name, *more, service="vtl-vnet", name=name
         ) as running:
             yield running
 
@@ -135,3 +137,35 @@ def test_a_path_that_carries_less_is_found_and_large_frames_still_cross(star: St
 
         until(large, "a frame of 1514 octets", timeout=2 * PATIENCE_S)
         assert hub.status()["overlay"]["site1"]["losses"] == 0
+
+
+def test_a_busy_pair_of_daemons_gets_a_direct_link_and_goes_back_when_it_is_cut(star: Star) -> None:
+    vm1, underlay = star.hosts["vm1"], star.underlay
+    direct = ("--adapt", "on", "--attach", "direct=udp:0.0.0.0:7800,listen")
+    with (
+        star.hub("udp", "--adapt", "on") as hub,
+        star.site("udp", 1, "--adapt", "on") as site1,
+        star.site("udp", 2, *direct) as site2,
+    ):
+        until(lambda: star.reaches("vm1", "10.9.0.3"), "the VM behind the other daemon")
+        pinging = vm1.popen("ping", "-q", "-i0.002", "-s1400", "10.9.0.3", stdout=subprocess.PIPE, text=True)
+        hub.wait_for("adapt", action="introduce", changed="site1")
+        site1.wait_for("adapt", action="make", changed="site2-direct")
+
+        def octets(daemon: Bridge, link: str) -> int:
+            return int(daemon.status()["overlay"].get(link, {}).get("octets_out", 0))
+
+        until(lambda: octets(site1, "site2-direct") > 100_000, "frames on the direct link")
+        until(lambda: octets(site2, "site1-direct") > 100_000, "frames back on it")
+        before = octets(hub, "site2")
+        now = octets(site1, "site2-direct")
+        until(lambda: octets(site1, "site2-direct") > now + 200_000, "more of them")
+        assert octets(hub, "site2") - before < 50_000, "the third daemon carries none of it"
+        assert site1.status()["adapt"]["last"][-1]["action"] == "make"
+        # Nothing passes between the two sites any more, except through the hub.
+        rules = "add table bridge cut; add chain bridge cut f { type filter hook forward priority 0; }"
+        underlay.run("nft", f"{rules}; add rule bridge cut f iifname p1 oifname p2 drop")
+        site1.wait_for("link", changed="site2-direct", up=False)
+        until(lambda: star.reaches("vm1", "10.9.0.3"), "the way through the hub again")
+        pinging.send_signal(signal.SIGINT)
+        assert "duplicates" not in pinging.communicate()[0]

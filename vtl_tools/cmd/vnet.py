@@ -31,11 +31,17 @@ if TYPE_CHECKING:
 )
 @click.option("--key-file", "key", type=SecretParam(), metavar="FILE", help="The key that all daemons share.")
 @click.option("--name", metavar="NAME", help="Of this daemon, for the others.  [default: the host's]")
+@click.option(
+    "--adapt",
+    type=click.Choice(["off", "suggest", "on"]),
+    help="Fit the links to the traffic.  [default: off]",
+)
 @opts.guard_option()
 @opts.common_options
 def main(
     config: Path | None, iface: tuple[str, ...], uplink: str | None, attached: tuple[str, ...],
-    rules: tuple[str, ...], key: bytes | None, name: str | None, guard: str, options: "Options",
+    rules: tuple[str, ...], key: bytes | None, name: str | None, adapt: str | None, guard: str,
+    options: "Options",
 ) -> None:  # fmt: skip
     """Join virtual machines on many hosts to one Ethernet, with services as links of it.
 
@@ -51,6 +57,7 @@ def main(
     settings.iface += iface
     settings.uplink = uplink or settings.uplink
     settings.name = name or settings.name
+    settings.adapt = adapt or settings.adapt
     settings.rules += rules
     for each in attached:
         link, equals, spec = each.partition("=")

@@ -30,6 +30,12 @@ HEAD: Final = struct.Struct("!BBI")
 STAMP: Final = struct.Struct("!Q")
 _REPORT: Final = struct.Struct("!QQQ")
 FRAME, PING, _PONG, BYE, HELLO = 0, 1, 2, 3, 4
+INTRODUCE, STATIONS = 7, 8
+DOOR: Final = re.compile(r"(?P<kind>tcp|udp):(?P<host>\[[0-9A-Fa-f:.]+\]|[0-9.]+):(?P<port>\d{1,5})")
+"""Where a daemon can be called: the spec of a link."""
+_DOORS_MAX: Final = 8
+_MESSAGES_MAX: Final = 16
+_MESSAGE: Final = 1 << 14
 _HELLO_MAX: Final = 1024
 _WAITING_MAX: Final = 1 << 14
 """Frames that wait to be read: more than one reading of a connection brings."""
@@ -37,13 +43,19 @@ _WAITING_MAX: Final = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Tells of a daemon. name: the link to it, where it is not chosen."""
+    """Tells of a daemon. name: the link to it, where it is not chosen.
+
+    doors: specs by which it can be called. over: the session is a shortcut beside the path through the daemon
+    of this name.
+    """
 
     name: str
+    doors: tuple[str, ...] = ()
+    over: str = ""
 
     def to_octets(self) -> bytes:
         """Return the item."""
-        return json.dumps({"name": self.name}).encode()
+        return json.dumps({"name": self.name, "doors": self.doors[:_DOORS_MAX], "over": self.over}).encode()
 
     @classmethod
     def of(cls, item: memoryview) -> "Hello":
@@ -51,18 +63,26 @@ class Hello:
         if len(item) > _HELLO_MAX:
             raise Malformed("hello.length")
         try:
-            name = json.loads(bytes(item))["name"]
+            told = json.loads(bytes(item))
+            name, doors, over = told["name"], told["doors"], told["over"]
         except (ValueError, TypeError, KeyError, RecursionError):
             raise Malformed("hello") from None
         if not isinstance(name, str) or not LINK_NAME.fullmatch(name):
             raise Malformed("hello.name")
-        return cls(name)
+        if not isinstance(over, str) or (over and not LINK_NAME.fullmatch(over)):
+            raise Malformed("hello.over")
+        if not isinstance(doors, list) or len(doors) > _DOORS_MAX:
+            raise Malformed("hello.doors")
+        if not all(isinstance(door, str) and DOOR.fullmatch(door) for door in doors):
+            raise Malformed("hello.doors")
+        return cls(name, tuple(doors), over)
 
 
 class Conversation:
     """Base of the sessions of two daemons. frames: those that came, with their hops; to be taken out.
 
     hello: of this daemon; remote: of the other one, once it has come. rtt_s: of heartbeats, smoothed.
+    messages: items for adaptation, with their kinds; to be taken out.
     """
 
     config: SecureConfig
@@ -71,6 +91,7 @@ class Conversation:
 
     def __init__(self, hello: Hello, now: float) -> None:
         self.frames: deque[tuple[int, memoryview]] = deque()
+        self.messages: deque[tuple[int, bytes]] = deque(maxlen=_MESSAGES_MAX)
         self.malformed = 0
         self.rtt_s: float | None = None
         self.hello = hello
@@ -133,6 +154,10 @@ class Conversation:
             self._take_stamp(kind, item)
         elif kind == HELLO:
             self.remote = Hello.of(item)
+        elif kind in (INTRODUCE, STATIONS):
+            if len(item) > _MESSAGE:
+                raise Malformed("item.message")
+            self.messages.append((kind, bytes(item)))
         else:
             return False
         return True

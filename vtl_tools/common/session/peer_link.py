@@ -8,7 +8,7 @@ from typing import Final
 from vtl_tools.common.device.base import Device, Drop
 from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.packet.vnet import VNET
-from vtl_tools.common.session.items import FRAME_MIN, HOPS_MAX, Conversation
+from vtl_tools.common.session.items import FRAME_MIN, HEAD, HOPS_MAX, Conversation, Hello
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +18,8 @@ TICK_S: Final = 0.25
 class PeerLink(Device):
     """A link to another daemon.
 
-    hops: of each frame of the last batch that was read: the VNET links that it may still pass. remote: the
-    other daemon's name; "" until it is known.
+    hops: of each frame of the last batch that was read: the VNET links that it may still pass. remote: what
+    the other daemon tells of itself; None until it is known. where: the host that it is seen at.
     """
 
     offload = True
@@ -29,7 +29,8 @@ class PeerLink(Device):
         self._batch = Batch()
         self._why = "is not connected yet"
         self.hops: list[int] = []
-        self.remote = ""
+        self.remote: Hello | None = None
+        self.where = ""
 
     def take_frames(self, session: Conversation) -> None:
         """Move frames that came into the batch."""
@@ -65,16 +66,39 @@ class PeerLink(Device):
     def send(self, frames: Sequence[memoryview], hops: int) -> int:
         """Send frames while the link is up; return how many it took."""
 
+    @property
+    @abstractmethod
+    def session(self) -> Conversation | None:
+        """The session that is up; None: there is none."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Send what the session has made."""
+
+    def tell(self, kind: int, item: bytes) -> None:
+        """Send an item to the other daemon, if the link is up."""
+        if (session := self.session) is not None and session.is_up:
+            session.emit([HEAD.pack(kind, 0, len(item)), item])
+            self.flush()
+
+    def messages(self) -> list[tuple[int, bytes]]:
+        """Return the items for adaptation that came."""
+        if (session := self.session) is None:
+            return []
+        found = list(session.messages)
+        session.messages.clear()
+        return found
+
 
 class Door(Device):
-    """Listens for any daemon that has the key. on_peer: is given each link, connected, with its name.
+    """Listens for any daemon that has the key. on_peer: is given each link, with what the daemon tells.
 
     It returns False if there can be no such link.
     """
 
     def __init__(self, spec: str) -> None:
         super().__init__(spec)
-        self.on_peer: Callable[[str, PeerLink], bool] = lambda name, link: False
+        self.on_peer: Callable[[Hello, PeerLink], bool] = lambda hello, link: False
         self._nothing = Batch(1)
 
     @abstractmethod

@@ -14,7 +14,7 @@ from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.peer import resolve
 from vtl_tools.common.session.base import Address, Listener, PathProfile
 from vtl_tools.common.session.callers import Caller, CallerTable
-from vtl_tools.common.session.items import Hello
+from vtl_tools.common.session.items import Conversation, Hello
 from vtl_tools.common.session.peer_link import TICK_S, Door, PeerLink
 from vtl_tools.common.session.secure_channel import Role, SecureConfig
 from vtl_tools.common.session.tcp import TCPTransport
@@ -38,7 +38,8 @@ class TCPPeerLink(PeerLink):
             self.handle.forget(old.connection.fileno())
             old.connection.close()
         self._peer, self._why = caller, ""
-        self.remote = "" if caller.session.remote is None else caller.session.remote.name
+        self.remote = caller.session.remote
+        self.where = caller.connection.remote[0]
         self._watch(caller)
         self.went_up()
         self.handle.wake()
@@ -70,6 +71,17 @@ class TCPPeerLink(PeerLink):
                     self._watch(peer)
                 self.take_frames(peer.session)
         return self.received(self._batch)
+
+    @property
+    def session(self) -> Conversation | None:
+        """The session that is up."""
+        return None if self._peer is None else self._peer.session
+
+    def flush(self) -> None:
+        """Send what the session has made."""
+        if self._peer is not None:
+            self._peer.write()
+            self._watch(self._peer)
 
     def _look_for_peer(self, now: float) -> None:
         """Find another connection of the peer; a door brings it."""
@@ -214,12 +226,13 @@ class TCPDoor(Door):
 
     def _bring(self, caller: Caller) -> None:
         assert caller.session.remote is not None
-        name = caller.session.remote.name
+        hello = caller.session.remote
+        name = f"{hello.name} {hello.over}"
         link = self._links.get(name)
         if link is None:
             host, port = caller.connection.remote
             link = TCPPeerLink(f"{self.spec} from {host} port {port}", self._callers.buffer)
-            if not self.on_peer(name, link):
+            if not self.on_peer(hello, link):
                 caller.session.end("has no place for another daemon of this name", say=True)
                 caller.write()
                 caller.connection.close()

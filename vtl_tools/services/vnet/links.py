@@ -90,6 +90,11 @@ def _evpn(spec: str) -> Device:
     return EvpnLink(parse_evpn(spec))
 
 
+def door_of(spec: str) -> str:
+    """Return the spec by which other daemons call a door."""
+    return spec.partition(",")[0]
+
+
 def make_link(link: LinkSpec, key: bytes | None, hello: Hello) -> Device:
     """Return the device of a link that is no service. Raises SpecError."""
     if link.role.told:

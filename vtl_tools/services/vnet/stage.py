@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,9 +15,10 @@ from vtl_tools.common.packet.offload import bind, is_plain
 from vtl_tools.common.session.items import HOPS_MAX, Hello
 from vtl_tools.common.session.peer_link import Door, PeerLink
 from vtl_tools.common.stage import Stage
+from vtl_tools.services.vnet.adapting import AdaptablePeer, Adapting, shortcut_name
 from vtl_tools.services.vnet.fields import FIXED, FrameFields, fields_of, key_of
 from vtl_tools.services.vnet.keeper import ServiceKeeper
-from vtl_tools.services.vnet.links import LINKS_MAX, LinkPool, LinkSpec, make_link, parse_link
+from vtl_tools.services.vnet.links import LINKS_MAX, LinkPool, LinkSpec, door_of, make_link, parse_link
 from vtl_tools.services.vnet.rule import VnetRule, parse_vnet_rule
 from vtl_tools.services.vnet.switch import NET, FrameRoute, LinkKind, LinkRole, LinkSide, VnetSwitch
 
@@ -39,7 +40,8 @@ _Group = tuple[tuple[LinkSide, ...], int]
 class _Link:
     """A link. devices: by side; none of a link that the runner has. port: of such a link.
 
-    door: the listener that its daemon came through; up_at: when it was up last.
+    door: the listener that its daemon came through; up_at: when it was up last. over: the link to a daemon
+    beside which it is a shortcut.
     """
 
     spec: LinkSpec
@@ -54,19 +56,23 @@ class _Link:
     octets_out: int = 0
     door: str = ""
     up_at: float = 0.0
+    over: str = ""
 
 
 class Overlay(Stage):
     """vtl-vnet. ports: specs of the links that the runner has, in their order. key: of VNET links.
 
     keeper: runs services; None: there is none, and no service can be a link. name: of this daemon.
+    adapt: one of adapting.MODES.
     """
 
     def __init__(
-        self, ports: Sequence[str], key: bytes | None, keeper: ServiceKeeper | None, name: str = "vnet"
-    ) -> None:
+        self, ports: Sequence[str], key: bytes | None, keeper: ServiceKeeper | None, name: str = "vnet",
+        adapt: str = "off",
+    ) -> None:  # fmt: skip
         super().__init__(len(ports))
         self.switch = VnetSwitch()
+        self._adapting = Adapting(adapt, self.switch, self)
         self._key, self._keeper, self._hello = key, keeper, Hello(name)
         self._links: dict[str, _Link] = {}
         self._pool = LinkPool(self._on_pool)
@@ -118,28 +124,65 @@ class Overlay(Stage):
         name = added.spec.name
         self._links[name] = added
         if isinstance(door := added.devices[0], Door):
-            door.on_peer = lambda daemon, link: self._on_peer(name, daemon, link)
+            door.on_peer = lambda hello, link: self._on_peer(name, hello, link)
+            self._hello = replace(self._hello, doors=(*self._hello.doors, door_of(added.spec.spec)))
             return
         for side, device in enumerate(added.devices):
             self._owners[device] = LinkSide(name, side)
-        self.switch.add_link(name, added.spec.role)
+        if not added.over:
+            self.switch.add_link(name, added.spec.role)
         if added.spec.role.told:
             from vtl_tools.services.vnet.evpn.exchange import EvpnExchange
 
             self._exchange = EvpnExchange(name, added.devices[0], self.switch)
 
-    def _on_peer(self, door: str, name: str, device: PeerLink) -> bool:
+    def make_shortcut(self, name: str, spec: str, over: str) -> None:
+        """Add a shortcut beside the link to a daemon. Raises VTLError."""
+        beside = self._links[over].devices[0]
+        assert isinstance(beside, PeerLink)
+        if name in self._links or beside.remote is None or len(self._links) >= LINKS_MAX:
+            raise SpecError(f"{name}: no shortcut: there is one of this name, or too many links")
+        link = parse_link(name, spec)
+        device = make_link(link, self._key, replace(self._hello, over=beside.remote.name))
+        self._pool.add(device)
+        self._enter(_Link(link, devices=[device], up=[False], over=over, up_at=self._ticked_at))
+
+    def _on_peer(self, door: str, hello: Hello, device: PeerLink) -> bool:
         """Add the link of a daemon that came through a door. Return whether there can be one."""
-        if name in self._links or len(self._links) >= LINKS_MAX:
-            log.warning("%s: no link for the daemon %s: there is one of this name, or too many", door, name)
+        name = shortcut_name(hello.name) if hello.over else hello.name
+        over = self._link_to(hello.over) if hello.over else ""
+        is_wanted = not hello.over or (over and self._adapting.mode == "on")
+        if name in self._links or len(self._links) >= LINKS_MAX or not is_wanted:
+            log.warning("%s: no link for the daemon %s: there is one, too many, or no wish", door, name)
             return False
         role = self._links[door].spec.role
         added = _Link(
-            LinkSpec(name, device.spec, role), devices=[device], up=[False], door=door, up_at=self._ticked_at
+            LinkSpec(name, device.spec, role),
+            devices=[device],
+            up=[False],
+            door=door,
+            over=over,
+            up_at=self._ticked_at,
         )
         self._pool.add(device)
         self._enter(added)
         return True
+
+    def _link_to(self, daemon: str) -> str:
+        """Return the link to a daemon that is no shortcut; "": there is none."""
+        for name, peer in self._peers().items():
+            if not peer.over and peer.device.remote is not None and peer.device.remote.name == daemon:
+                return name
+        return ""
+
+    def _peers(self) -> dict[str, AdaptablePeer]:
+        """Return the links to daemons."""
+        return {
+            name: AdaptablePeer(device, link.over, link.octets_in + link.octets_out)
+            for name, link in self._links.items()
+            for device in link.devices
+            if isinstance(device, PeerLink)
+        }
 
     def _devices(self, link: LinkSpec) -> list[Device]:
         if link.service is None:
@@ -159,9 +202,11 @@ class Overlay(Stage):
         if link is not None and link.spec.is_door:
             for each in [other for other, one in self._links.items() if one.door == name]:
                 self.remove_link(each)
-        else:
+        elif link is None or not link.over:
             self.switch.remove_link(name)
         assert link is not None
+        self._adapting.forget(name)
+        self._adapting.shortcuts.forget(name)
         if link.door and isinstance(door := self._links[link.door].devices[0], Door):
             door.forget(link.devices[0])
         del self._links[name]
@@ -198,13 +243,19 @@ class Overlay(Stage):
         hops: Sequence[int] = ()
         if isinstance(device, PeerLink):
             hops = [h - 1 for h in device.hops]
-        self._links[self._owners[device].link].octets_in += batch.octets
-        self._pass(self._owners[device], batch, now, hops)
+        owner = self._owners[device]
+        link = self._links[owner.link]
+        link.octets_in += batch.octets
+        if not link.over:
+            self._pass(owner, batch, now, hops)
+        elif link.over in self.switch.links:
+            self._pass(LinkSide(link.over), batch, now, hops)  # as if it came by the longer way
 
     def _pass(self, ingress: LinkSide, batch: Batch, now: float, hops: Sequence[int]) -> None:
         if self._generation != self.switch.generation or len(self._decisions) > _DECISIONS_MAX:
             self._decisions.clear()
             self._generation = self.switch.generation
+        is_watched = hops and self._adapting.mode != "off"
         groups: dict[_Group, list[int]] = {}
         for i, frame in enumerate(batch):
             if len(frame) < FIXED:
@@ -220,6 +271,8 @@ class Overlay(Stage):
             part = batch if len(indices) == batch.count else self._scratch.pick(batch, indices)
             for target in targets:
                 self._send(target, part, now, left)
+                if is_watched and self._links[target.link].spec.role.kind is LinkKind.VNET:
+                    self._adapting.matchmaker.note(ingress.link, target.link, part.octets)
 
     def _bind(self, frame: memoryview) -> bool:
         """See to it that no checksum is written over what is judged. Return whether that can be."""
@@ -244,7 +297,7 @@ class Overlay(Stage):
             self.drops[decision.reason] += 1
         if hops > 0:
             return decision.targets
-        local = tuple(t for t in decision.targets if self.switch.links[t.link].kind is not LinkKind.VNET)
+        local = tuple(t for t in decision.targets if self._links[t.link].spec.role.kind is not LinkKind.VNET)
         if len(local) < len(decision.targets):
             self.drops["hop-limit"] += 1
         return local
@@ -275,6 +328,8 @@ class Overlay(Stage):
             for side, device in enumerate(link.devices):
                 if device.up != link.up[side]:
                     link.up[side] = device.up
+                    if not device.up:
+                        self._adapting.forget(name)
                     changed = f"{name}.{'net' if side == NET else 'vm'}" if link.spec.service else name
                     self.event("link", changed=changed, up=device.up)
 
@@ -317,6 +372,7 @@ class Overlay(Stage):
             if all(device.up for device in link.devices):
                 link.up_at = now
         self._forget_daemons(now)
+        self._adapting.tick(self._peers(), now)
         self._decisions.clear()
         self.switch.stations.expire(now)
 
@@ -330,6 +386,7 @@ class Overlay(Stage):
     def status(self, now: float) -> dict[str, object]:
         """Return links, rules and stations."""
         return {
+            "adapt": self._adapting.status(),
             "overlay": {name: self._link_status(link) for name, link in self._links.items()},
             "rules": {
                 rule.text: {"number": number, "via": rule.via, "hits": self._hits[rule.text]}
@@ -363,6 +420,7 @@ class Overlay(Stage):
 
     def _link_status(self, link: _Link) -> dict[str, object]:
         first_device = link.devices[0] if link.devices else None
+        remote = first_device.remote if isinstance(first_device, PeerLink) else None
         first = {} if first_device is None else first_device.status()
         drops: Counter[str] = Counter()
         for device in link.devices:
@@ -371,7 +429,8 @@ class Overlay(Stage):
             "spec": link.spec.spec,
             "kind": "door" if link.spec.is_door else link.spec.role.kind.value,
             "door": link.door,
-            "daemon": first_device.remote if isinstance(first_device, PeerLink) else "",
+            "daemon": remote.name if remote is not None else "",
+            "over": link.over,
             "up": all(device.up for device in link.devices),
             "in_mbit": link.rates[0],
             "out_mbit": link.rates[1],

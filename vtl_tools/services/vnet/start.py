@@ -18,6 +18,7 @@ import vtl_tools.common.device.vxlan  # likewise: links are added while the serv
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.host import privilege
 from vtl_tools.common.session.items import LINK_NAME
+from vtl_tools.services.vnet.adapting import MODES
 from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.links import parse_link
 from vtl_tools.services.vnet.rule import parse_vnet_rule
@@ -31,12 +32,16 @@ _OCTETS_MAX: Final = 1 << 20
 
 @dataclass
 class VnetSettings:
-    """The overlay at the start. links: (name, spec). name: of this daemon; the host's, if it is not given."""
+    """The overlay at the start. links: (name, spec). name: of this daemon; the host's, if it is not given.
+
+    adapt: one of adapting.MODES.
+    """
 
     iface: list[str] = field(default_factory=list)
     uplink: str | None = None
     key_file: str | None = None
     name: str | None = None
+    adapt: str | None = None
     links: list[tuple[str, str]] = field(default_factory=list)
     rules: list[str] = field(default_factory=list)
 
@@ -44,6 +49,8 @@ class VnetSettings:
         """Raise SpecError for a name, a link or a rule that cannot be."""
         if self.name is not None and not LINK_NAME.fullmatch(self.name):
             raise SpecError(f"{self.name!r}: no name; write up to 32 letters, digits, '_', '.' and '-'")
+        if self.adapt not in (None, *MODES):
+            raise SpecError(f"adapt: {self.adapt!r} is none of {', '.join(MODES)}")
         for name, spec in self.links:
             parse_link(name, spec)
         for text in self.rules:
@@ -60,7 +67,8 @@ def read_config(path: Path) -> VnetSettings:
     except ValueError as e:
         raise SpecError(f"{path}: {str(e).splitlines()[0]}; mend the file (vtl-vnet(1))") from None
     known: dict[str, type | tuple[type, ...]] = {
-        "iface": (str, list), "uplink": str, "key-file": str, "name": str, "links": dict, "rules": list,
+        "iface": (str, list), "uplink": str, "key-file": str, "name": str, "adapt": str, "links": dict,
+        "rules": list,
     }  # fmt: skip
     for name, value in found.items():
         if name not in known:
@@ -73,6 +81,7 @@ def read_config(path: Path) -> VnetSettings:
         found.get("uplink"),
         found.get("key-file"),
         found.get("name"),
+        found.get("adapt"),
         list(found.get("links", {}).items()),
         found.get("rules", []),
     )
@@ -98,8 +107,9 @@ def make_stage(
     """Return the stage, with its links open. Raises VTLError."""
     keeper = ServiceKeeper(program, privilege.account(user))
     try:
-        overlay = Overlay(ports, key, keeper, settings.name or _host_name())
-        for name, spec in settings.links:
+        overlay = Overlay(ports, key, keeper, settings.name or _host_name(), settings.adapt or "off")
+        # Doors first, so that the sessions of the other links tell of them.
+        for name, spec in sorted(settings.links, key=lambda link: not parse_link(*link).is_door):
             overlay.add_link(name, spec)
         for text in settings.rules:
             overlay.add_rule(text)

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from vtl_tools.common.errors import SpecError
 from vtl_tools.services.vnet.fields import FrameFields
 from vtl_tools.services.vnet.rule import VnetRule
-from vtl_tools.services.vnet.stations import KnownStation, StationTable
+from vtl_tools.services.vnet.stations import Key, KnownStation, StationTable
 
 VM, NET = 0, 1
 """The sides of a service."""
@@ -63,12 +63,16 @@ class FrameRoute(NamedTuple):
 
 
 class VnetSwitch:
-    """Links, rules and stations. generation: grows with each change that makes older decisions invalid."""
+    """Links, rules and stations. generation: grows with each change that makes older decisions invalid.
+
+    shortcuts: by station, a link to a daemon, and the shortcut that is taken in its place.
+    """
 
     def __init__(self) -> None:
         self.links: dict[str, LinkRole] = {}
         self.rules: list[VnetRule] = []
         self.stations = StationTable()
+        self.shortcuts: dict[Key, tuple[str, str]] = {}
         self.generation = 0
 
     # --- changes
@@ -184,17 +188,18 @@ class VnetSwitch:
                 if rule.via != ingress.link and origin not in self.stations.behind(rule.via):
                     services.setdefault(rule.via, rule)
         if egress:
-            return self._to_station(origin, egress)
+            return self._to_station(origin, egress, (fields.vlan, fields.dst))
         targets = [LinkSide(name) for name in self._flood(ingress, origin, services)]
         targets += [LinkSide(name, NET) for name in services]
         return FrameRoute(tuple(targets), "" if targets else "nowhere", tuple(services.values()))
 
-    def _to_station(self, origin: str, egress: str) -> FrameRoute:
+    def _to_station(self, origin: str, egress: str, station: Key) -> FrameRoute:
         if egress == origin:
             return FrameRoute((), "same-link")
         if not self._may_pass(origin, egress):
             return FrameRoute((), "split-horizon")
-        return FrameRoute((LinkSide(egress),))
+        over, shortcut = self.shortcuts.get(station, ("", ""))
+        return FrameRoute((LinkSide(shortcut if over == egress else egress),))
 
     def _flood(self, ingress: LinkSide, origin: str, services: dict[str, VnetRule]) -> list[str]:
         """Return the links for a frame to all: those behind a service get it from the service."""
