@@ -3,9 +3,12 @@
 usage: bench/vortex.py [--quick] [--json]      (needs root)
 
 own_gbit            one TCP flow to the volunteer's own iperf3, beside a running vortex-client
-own_traffic_ratio   the same over what the volunteer has without it: median of pairs
+own_traffic_ratio   the same over what the volunteer has without it: median of neighbouring runs, interleaved
+own_traffic_spread  the quartiles of those ratios
+alone_ratio         the same of two neighbouring runs without it: what the machine alone makes of the ratio
 give_back_p50_ms    from before a process calls bind() until no frame to its port goes to the backend;
 give_back_p99_ms    half of the ports are of TCP, half of UDP
+realtime_p99_ms     the same as give_back_p99_ms with --realtime: whatever else runs on the machine
 refusals_p99_ms     the same until a RST of that port passes again: the nftables table is changed by then
 machine_p99_ms      how late a wake-up through a pipe is in the same minute, without any of our code
 given_back          ports of those that were given back
@@ -32,7 +35,7 @@ inlet, outlet = os.pipe()
 late = []
 def sleeper():
     for _ in range(300):
-        os.read(inlet, 8)
+        os.read(inlet, 1)
         late.append(time.monotonic())
 thread = threading.Thread(target=sleeper)
 thread.start()
@@ -61,6 +64,7 @@ for i in range(int(sys.argv[1])):
 CLIENT = """
 import sys, time
 from pathlib import Path
+from vtl_tools.common.host.scheduling import ask_for_short_slices, take_realtime_priority
 from vtl_tools.common.packet import address
 from vtl_tools.common.runtime.runner import Options, Runner
 from vtl_tools.services.vortex.limits import Limits
@@ -83,6 +87,10 @@ def timed_give_back(ports):
     noted.extend(("lifted", port, time.monotonic()) for port in ports)
 
 stage.ports.use, stage.host.give_back = timed_use, timed_give_back
+if sys.argv[2:]:
+    take_realtime_priority()
+else:
+    ask_for_short_slices(1e-4)
 options = Options(service="vortex-client", json=True, control=Path(sys.argv[1]), user="root")
 Runner(stage, links, options).run()
 for what, port, at in noted:
@@ -128,25 +136,30 @@ class Bench:
             time.sleep(0.1)  # the server is still busy with the last run
         raise SystemExit(f"bench: iperf3: {ran.stdout[-200:]}")
 
-    def pair(self, seconds: float) -> tuple[float, float]:
-        """Return Gbit/s without and with vortex-client: twice each, in the order that a drift cancels."""
-        before = self.flow(seconds)
-        with self.beside():
-            found = [self.flow(seconds) for _ in range(2)]
-        alone = (before + self.flow(seconds)) / 2
-        say(f"alone {alone:.2f}, beside vortex-client {sum(found) / 2:.2f} Gbit/s")
-        return alone, sum(found) / 2
+    def flows(self, seconds: float, rounds: int) -> tuple[list[float], list[float], list[float]]:
+        """Return Gbit/s beside vortex-client, its ratios to those without it, and ratios of the latter.
+
+        Runs alternate: without, with, without, with, ...; each with is over the mean of its two neighbours.
+        """
+        alone, beside = [self.flow(seconds)], []
+        for _ in range(rounds):
+            with self.beside():
+                beside.append(self.flow(seconds))
+            alone.append(self.flow(seconds))
+            say(f"alone {alone[-1]:.2f}, beside vortex-client {beside[-1]:.2f} Gbit/s")
+        ratios = [2 * found / (alone[i] + alone[i + 1]) for i, found in enumerate(beside)]
+        return beside, sorted(ratios), [alone[i + 1] / alone[i] for i in range(rounds)]
 
     def machine(self) -> float:
         return float(self.volunteer.run(sys.executable, "-c", PIPE).stdout)
 
-    def give_backs(self, count: int) -> tuple[list[float], list[float]]:
+    def give_backs(self, count: int, *words: str) -> tuple[list[float], list[float]]:
         """Return milliseconds until each port was given back, and until its refusals pass."""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         binder = self.volunteer.popen(sys.executable, "-c", BINDER, str(count), **pipes)
         client = self.volunteer.popen(
-            sys.executable, "-c", CLIENT, str(self.lab.dir / "t.sock"), stdout=subprocess.PIPE, text=True,
-            cwd=ROOT,
+            sys.executable, "-c", CLIENT, str(self.lab.dir / "t.sock"), *words,
+            stdout=subprocess.PIPE, text=True, cwd=ROOT,
         )  # fmt: skip
         assert '"ready"' in client.stdout.readline()
         bound, _ = binder.communicate("go\n")
@@ -167,16 +180,21 @@ def main() -> None:
     asked = parser.parse_args()
     with Lab() as lab:
         bench = Bench(lab)
-        pairs = [bench.pair(2.0 if asked.quick else 5.0) for _ in range(3 if asked.quick else 7)]
+        beside, ratios, without = bench.flows(1.0 if asked.quick else 3.0, 9 if asked.quick else 21)
         count = 300 if asked.quick else 2000
         times, lifted = bench.give_backs(count)
+        machine_ms = bench.machine()
+        realtime, _ = bench.give_backs(count, "realtime")
         result: dict[str, object] = {
-            "own_gbit": round(statistics.median(pair[1] for pair in pairs), 2),
-            "own_traffic_ratio": round(statistics.median(pair[1] / pair[0] for pair in pairs), 3),
+            "own_gbit": round(statistics.median(beside), 2),
+            "own_traffic_ratio": round(statistics.median(ratios), 3),
+            "own_traffic_spread": [round(ratios[len(ratios) * i // 4], 3) for i in (1, 3)],
+            "alone_ratio": round(statistics.median(without), 3),
             "give_back_p50_ms": round(times[len(times) // 2], 3),
             "give_back_p99_ms": round(times[len(times) * 99 // 100], 3),
+            "realtime_p99_ms": round(realtime[len(realtime) * 99 // 100], 3),
             "refusals_p99_ms": round(lifted[len(lifted) * 99 // 100], 3),
-            "machine_p99_ms": round(bench.machine(), 3),
+            "machine_p99_ms": round(machine_ms, 3),
             "given_back": f"{len(times)} of {count}",
         }
     print(json.dumps(result) if asked.json else "\n".join(f"{k:20} {v}" for k, v in result.items()))

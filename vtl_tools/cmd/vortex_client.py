@@ -1,7 +1,7 @@
 """vortex-client: a volunteer's unused ports, answered by a backend. Paper section 3.6."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -15,6 +15,9 @@ from vtl_tools.common.cli.verbs import add_events, add_status, ask_each, current
 
 if TYPE_CHECKING:
     from vtl_tools.common.runtime.runner import Options
+
+_SLICE_S: Final = 1e-4
+"""The work for a port that becomes used takes about as long."""
 
 
 @click.group("vortex-client", cls=Tool)
@@ -38,11 +41,13 @@ if TYPE_CHECKING:
     "--amplification", type=click.IntRange(1, 100), default=3, show_default=True, metavar="N",
     help="Octets that a source gets for each of its own until it completed a handshake of TCP.",
 )  # fmt: skip
+@click.option("--realtime", is_flag=True, help="Run before other processes: ports are given back at once.")
 @opts.guard_option()
 @opts.common_options
 def main(
     iface: str | None, backend: str | None, key: bytes | None, ports: str, addresses: tuple[str, ...],
-    echo: bool, private: bool, rate: str, quota: str, amplification: int, guard: str, options: "Options",
+    echo: bool, private: bool, rate: str, quota: str, amplification: int, realtime: bool, guard: str,
+    options: "Options",
 ) -> None:  # fmt: skip
     """Let a backend answer for the ports of this host that no process uses. The host keeps its stack.
 
@@ -61,6 +66,7 @@ def main(
     if ":" in iface or iface == backend:
         raise click.UsageError(f"--iface: {iface}: name an interface of this host, and another as --backend")
     from vtl_tools.common import units
+    from vtl_tools.common.host.scheduling import ask_for_short_slices, take_realtime_priority
     from vtl_tools.common.runtime.control import path_for
     from vtl_tools.services.vortex.addresses import parse_pair
     from vtl_tools.services.vortex.limits import Limits
@@ -72,6 +78,10 @@ def main(
         iface, wormhole, parse_ranges(ports), parse_pair(addresses, "--backend-address"),
         Limits(units.rate(rate), units.size(quota), amplification), echo=echo, allow_private=private,
     )  # fmt: skip
+    if realtime:
+        take_realtime_priority()
+    else:
+        ask_for_short_slices(_SLICE_S)
     if options.control is None:
         options = replace(options, control=path_for(options.service, iface))
     run_service(build.stage, build.links, options, guard=guard, vm_sides=1, verbs=verbs)

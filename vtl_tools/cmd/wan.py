@@ -86,7 +86,8 @@ def main(
         raise click.UsageError(
             "give --iface twice, or --iface and --uplink: a wide area is between two links"
         )
-    from vtl_tools.services.wan.start import make_stage, take_realtime_priority
+    from vtl_tools.common.host.scheduling import take_realtime_priority
+    from vtl_tools.services.wan.start import make_stage
 
     make = partial(
         make_stage,

@@ -29,6 +29,9 @@ from vtl_tools.services.vortex.translate import flow_key, quoted, to_backend, to
 BACKEND, OUTSIDE = 0, 1
 LOOK_EVERY_S: Final = 1.0
 """How often closed sockets and old flows are looked for. Ports that become used are told at once."""
+TAKEN_MAX: Final = 16
+TAKE_EVERY_S: Final = 0.02
+"""Ports that are taken at once, and how soon the next ones are: one that becomes used must not wait long."""
 AFTER_USE_S: Final = 60.0
 """How long after the last use of a port late segments may come for it, as long as TIME-WAIT of Linux."""
 
@@ -289,8 +292,11 @@ class VortexClient(Stage):
         used, is_closing = self.host.sockets()
         for port in used:
             self.on_used(port, now)
-        self._stale = is_closing
-        unused = self.ports.free(used)
+        unused = self.ports.free(used, TAKEN_MAX)
+        is_more = len(unused) == TAKEN_MAX
+        self._stale = is_closing or is_more
+        if is_more:
+            self._due = now + TAKE_EVERY_S
         self._freed.update((number, now) for protocol, number in unused if protocol == ip.TCP)
         if unused and not self.is_paused:
             self.settle(now)  # before its end is noted, the use is

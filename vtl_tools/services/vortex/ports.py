@@ -54,11 +54,11 @@ class PortUse:
         self.used.add(port)
         return True
 
-    def free(self, in_use: Iterable[Port]) -> list[Port]:
-        """Return, and forget, the ports that are not in use any more by a snapshot."""
-        gone = self.used - set(in_use)
-        self.used -= gone
-        return sorted(gone)
+    def free(self, in_use: Iterable[Port], most: int) -> list[Port]:
+        """Return, and forget, ports that are not in use any more by a snapshot; at most so many."""
+        gone = sorted(self.used - set(in_use))[:most]
+        self.used.difference_update(gone)
+        return gone
 
     def open_ranges(self, protocol: int) -> list[Range]:
         """Return the ranges of ports that are wormholed."""

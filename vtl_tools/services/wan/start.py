@@ -1,13 +1,12 @@
 """Makes the stage of vtl-wan from its options: reads traces and timelines."""
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Final
 
-from vtl_tools.common.errors import PermissionNeededError, SpecError
+from vtl_tools.common.errors import SpecError
 from vtl_tools.services.wan.bottleneck import read_trace
 from vtl_tools.services.wan.settings import UNCHANGED, Both, changed, preset
 from vtl_tools.services.wan.stage import WideArea
@@ -38,19 +37,6 @@ def make_stage(
     """Return the stage. Raises SpecError."""
     steps: list[TimelineStep] = [] if timeline is None else read_timeline(_lines(timeline), str(timeline))
     return WideArea(settings_of(name, changes, traces), Random(seed), memory, steps, realtime=realtime)
-
-
-def take_realtime_priority() -> None:
-    """Let this process run before all that have no real-time priority; its children do not inherit it.
-
-    The kernel leaves those others a twentieth of each second. Raises PermissionNeededError.
-    """
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-    except OSError as e:
-        raise PermissionNeededError(
-            f"--realtime: {e.strerror}; run as root or with CAP_SYS_NICE, or without --realtime"
-        ) from None
 
 
 def _trace(path: Path) -> tuple[int, ...]:
