@@ -14,7 +14,7 @@ killed_ms           bgpd is killed, until another host does not send there any m
 ended_ms            vtl-vnet ends, until the same
 silent_ms           the cable is cut, until the same: the hold time of BGP, here 9 s
 
-A thousand hosts (with --quick 200) with 20 stations each, of which the routes are announced by one speaker:
+A thousand hosts (with --quick 200) with 20 stations each; a speaker announces the routes of 200 of them:
 
 hosts, routes
 reflector_mb, frr_mb, gobgpd_mb, vnet_mb   memory for the routes: of bgpd of the reflector; of bgpd and zebra
@@ -48,6 +48,8 @@ from vtl_tools.services.vnet.evpn.grpc import GrpcConnection, GrpcEnd, GrpcMessa
 
 VNI = 100
 STATIONS = 20
+HOSTS_OF_SPEAKER = 200
+"""A speaker hears none of the routes, and has few of its own: GoBGP 3.10 compares each with all others."""
 _NEIGHBOURS = 4  # RTMGRP_NEIGH
 _RCVBUFFORCE = 33
 _NEW, _GONE = 28, 29
@@ -257,15 +259,11 @@ def scale(lab: Lab, hosts: int) -> dict[str, float]:
     frr = [fabric.host(f"h{n}") for n in range(9)]
     for host in frr[:2]:
         host.overlay(VNI)
-    own, speaker = fabric.gobgp("own"), fabric.gobgp("many")
+    own = fabric.gobgp("own")
+    speakers = [fabric.gobgp(f"many{n}") for n in range(max(1, hosts // HOSTS_OF_SPEAKER))]
     fabric.ready(VNI)
-    # The speaker hears none of its routes again: GoBGP compares each with all others.
-    silent = (
-        f"router bgp {AS}",
-        "address-family l2vpn evpn",
-        f"neighbor {speaker.address} route-map none out",
-    )
-    fabric.reflector.configure("route-map none deny 10", "exit", *silent)
+    silent = ["route-map none deny 10", "exit", f"router bgp {AS}", "address-family l2vpn evpn"]
+    fabric.reflector.configure(*silent, *(f"neighbor {one.address} route-map none out" for one in speakers))
     found: dict[str, float] = {"session_kb": 1024 * (memory_mb(reflector) - first) / 9}
     far = frr[0]
     for host in (fabric.reflector, *fabric.hosts):  # a route to a next hop is looked for
@@ -280,9 +278,10 @@ def scale(lab: Lab, hosts: int) -> dict[str, float]:
             "gobgpd": (gobgpd,), "vnet": (service.process.pid,),
         }  # fmt: skip
         before = {name: (memory_mb(*pids), cpu_s(*pids)) for name, pids in parts.items()}
-        table, sender = Table(far), Speaker(speaker.api)
+        table, senders = Table(far), [Speaker(one.api) for one in speakers]
         began = time.monotonic()
-        sender.say(told)
+        for n, sender in enumerate(senders):
+            sender.say(told[n :: len(senders)])
         table.count(len(told))
         found["frr_s"] = time.monotonic() - began
         while service.status()["overlay"]["dc"]["evpn"]["routes"] < len(told):
@@ -291,8 +290,8 @@ def scale(lab: Lab, hosts: int) -> dict[str, float]:
         for name, pids in parts.items():
             found[f"{name}_mb"] = memory_mb(*pids) - before[name][0]
             found[f"{name}_us"] = 1e6 * (cpu_s(*pids) - before[name][1]) / len(told)
-        sender.close()
-        table.close()
+        for each in (table, *senders):
+            each.close()
     found |= {"hosts": hosts, "routes": len(told)}
     found["routes_per_s"] = len(told) / max(found["frr_s"], found["vnet_s"])
     return found

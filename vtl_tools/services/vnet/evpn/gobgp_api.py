@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.services.vnet.evpn.protobuf import fields, integer, octets, pick, pick_all, pick_int
+from vtl_tools.services.vnet.evpn.protobuf import (
+    Fields,
+    first_int,
+    integer,
+    octets,
+    parse,
+    pick,
+    pick_all,
+    pick_int,
+)
 
 SERVICE: Final = "/apipb.GobgpApi/"
 _TYPE: Final = "type.googleapis.com/apipb."
@@ -106,51 +115,58 @@ WATCH: Final = octets(2, octets(1, integer(1, 0) + integer(2, 1)))
 
 def asn_of(answer: memoryview) -> int:
     """Return the AS of a GetBgpResponse; 0: BGP does not run. Raises Malformed."""
-    return pick_int(pick(answer, 1), 1)
+    return pick_int(parse(pick(parse(answer), 1)), 1)
 
 
 def paths_of(event: memoryview) -> Iterator[memoryview]:
     """Yield the paths of a WatchEventResponse. Raises Malformed."""
-    yield from pick_all(pick(event, 3), 2)
+    yield from pick_all(pick(parse(event), 3), 2)
 
 
 def read_route(told: memoryview) -> EvpnRoute | None:
     """Return the route of a path, or None if it is none of these two kinds. Raises Malformed."""
-    name, nlri = _named(pick(told, 1))
+    path = parse(told)
+    name, content = _named(pick(path, 1))
+    nlri = parse(content)
     if name == "EVPNMACIPAdvertisementRoute":
         mac, ip = _mac(pick(nlri, 4)), _text(pick(nlri, 5))
-        tag, labels = pick_int(nlri, 3), _labels(nlri)
+        tag, vni = pick_int(nlri, 3), _label(nlri)
     elif name == "EVPNInclusiveMulticastEthernetTagRoute":
-        mac, ip, tag, labels = b"", _text(pick(nlri, 3)), pick_int(nlri, 2), []
+        mac, ip, tag, vni = b"", _text(pick(nlri, 3)), pick_int(nlri, 2), -1
     else:
         return None
     if tag:  # of a VLAN-aware bundle (RFC 7432 section 6.3), which we are no part of
         return None
-    rd, withdrawn = _rd(pick(nlri, 1)), bool(pick_int(told, 5))
     vtep, sequence, targets = b"", 0, set()
-    for attribute in pick_all(told, 2):
-        name, value = _named(attribute)
+    for attribute in path.get(2, ()):
+        name, content = _named(attribute)
         if name == "MpReachNLRIAttribute":
-            vtep = _address(_text(pick(value, 2)))
+            vtep = _address(_text(pick(parse(content), 2)))
         elif name == "PmsiTunnelAttribute":
-            if pick_int(value, 2) != _INGRESS_REPLICATION:
+            tunnel = parse(content)
+            if pick_int(tunnel, 2) != _INGRESS_REPLICATION:
                 return None
-            labels = [pick_int(value, 3)]
+            vni = pick_int(tunnel, 3)
         elif name == "ExtendedCommunitiesAttribute":
-            for community in pick_all(value, 1):
-                name, content = _named(community)
+            for each in pick_all(content, 1):
+                name, content = _named(each)
                 if name == "MacMobilityExtended":
-                    sequence = pick_int(content, 2) & 0xFFFFFFFF
-                elif name.endswith("AsSpecificExtended") and pick_int(content, 2) == _ROUTE_TARGET:
-                    targets.add(f"{pick_int(content, 3)}:{pick_int(content, 4)}")
+                    sequence = pick_int(parse(content), 2) & 0xFFFFFFFF
+                elif name.endswith("AsSpecificExtended"):
+                    community = parse(content)
+                    if pick_int(community, 2) == _ROUTE_TARGET:
+                        targets.add(f"{pick_int(community, 3)}:{pick_int(community, 4)}")
+    withdrawn = bool(pick_int(path, 5))
     if not withdrawn and not vtep:
         return None
-    vni = labels[0] if labels else 0
-    return EvpnRoute(mac, rd, ip, vtep, vni, sequence, frozenset(targets), withdrawn)
+    return EvpnRoute(mac, _rd(pick(nlri, 1)), ip, vtep, vni, sequence, frozenset(targets), withdrawn)
 
 
-def _named(message: memoryview) -> tuple[str, memoryview]:
-    return _text(pick(message, 1)).removeprefix(_TYPE), pick(message, 2)
+def _named(message: int | memoryview) -> tuple[str, memoryview]:
+    if isinstance(message, int):
+        raise Malformed("gobgp.any")
+    content = parse(message)
+    return _text(pick(content, 1)).removeprefix(_TYPE), pick(content, 2)
 
 
 def _text(value: memoryview) -> str:
@@ -184,27 +200,15 @@ _BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
 
 
 def _rd(value: memoryview) -> str:
-    name, content = _named(value)
+    name, octets_ = _named(value)
+    content = parse(octets_)
     if name == "RouteDistinguisherIPAddress":
         return f"{_text(pick(content, 1))[:_RD_MAX]}:{pick_int(content, 2)}"
     return f"{pick_int(content, 1)}:{pick_int(content, 2)}"
 
 
-def _labels(nlri: memoryview) -> list[int]:
-    """Return the first labels: packed, as a compiler of Protocol Buffers writes numbers that repeat."""
-    found: list[int] = []
-    for number, value in fields(nlri):
-        if number == 6:
-            found += [value] if isinstance(value, int) else _unpacked(value)
-    return found[:2]
-
-
-def _unpacked(packed: memoryview) -> list[int]:
-    found, value, shift = [], 0, 0
-    for octet in packed[:20]:
-        value |= (octet & 0x7F) << shift
-        shift += 7
-        if octet < 0x80:
-            found.append(value)
-            value = shift = 0
-    return found
+def _label(nlri: Fields) -> int:
+    """Return the first label: packed, as a compiler of Protocol Buffers writes numbers that repeat."""
+    for value in nlri.get(6, ()):
+        return value if isinstance(value, int) else first_int(value)
+    return -1

@@ -7,63 +7,73 @@ from vtl_tools.common.errors import Malformed
 
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 _FIXED: Final = {_I64: 8, _I32: 4}
+Fields = dict[int, list[int | memoryview]]
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Yield the number and the value of each field, in order. Raises Malformed."""
-    at = 0
-    while at < len(message):
+    at, end = 0, len(message)
+    while at < end:
         tag, at = _varint(message, at)
-        number, kind = tag >> 3, tag & 7
-        if kind == _VARINT:
-            value, at = _varint(message, at)
-            yield number, value
-            continue
-        size = _FIXED.get(kind, 0)
+        kind = tag & 7
         if kind == _LEN:
             size, at = _varint(message, at)
-        elif not size:
+        elif kind == _VARINT:
+            value, at = _varint(message, at)
+            yield tag >> 3, value
+            continue
+        elif not (size := _FIXED.get(kind, 0)):
             raise Malformed("protobuf.type", at)
-        if size > len(message) - at:
+        if size > end - at:
             raise Malformed("protobuf.length", at)
-        yield number, message[at : at + size]
+        yield tag >> 3, message[at : at + size]
         at += size
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 64, 7):
-        if at >= len(message):
-            break
+    value = shift = 0
+    while at < len(message) and shift < 64:
         octet = message[at]
         at += 1
-        value |= (octet & 0x7F) << shift
         if octet < 0x80:
-            return value, at
+            return value | octet << shift, at
+        value |= (octet & 0x7F) << shift
+        shift += 7
     raise Malformed("protobuf.varint", at)
 
 
-def pick(message: memoryview, number: int) -> memoryview:
-    """Return a field that is octets; without it, none. Raises Malformed."""
-    found = memoryview(b"")
-    for each, value in fields(message):
-        if each == number and isinstance(value, memoryview):
-            found = value
+def parse(message: memoryview) -> Fields:
+    """Return the values of each field by its number. Raises Malformed."""
+    found: Fields = {}
+    for number, value in fields(message):
+        found.setdefault(number, []).append(value)
     return found
+
+
+def pick(message: Fields, number: int) -> memoryview:
+    """Return a field that is octets; without it, none."""
+    for value in reversed(message.get(number, ())):
+        if isinstance(value, memoryview):
+            return value
+    return memoryview(b"")
+
+
+def pick_int(message: Fields, number: int) -> int:
+    """Return a field that is a number; without it, 0."""
+    for value in reversed(message.get(number, ())):
+        if isinstance(value, int):
+            return value
+    return 0
+
+
+def first_int(packed: memoryview) -> int:
+    """Return the first of numbers that follow each other. Raises Malformed."""
+    return _varint(packed, 0)[0]
 
 
 def pick_all(message: memoryview, number: int) -> Iterator[memoryview]:
     """Yield the values of a repeated field of octets. Raises Malformed."""
     return (value for each, value in fields(message) if each == number and isinstance(value, memoryview))
-
-
-def pick_int(message: memoryview, number: int) -> int:
-    """Return a field that is a number; without it, 0. Raises Malformed."""
-    found = 0
-    for each, value in fields(message):
-        if each == number and isinstance(value, int):
-            found = value
-    return found
 
 
 def _encoded(value: int) -> bytes:
