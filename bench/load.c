@@ -416,7 +416,7 @@ static void stream(bool up, int flows, double warm, double seconds)
 {
     struct epoll_event events[EVENTS];
     int fds[flows], poll = must(epoll_create1(0), "epoll_create1");
-    uint64_t took = 0, begin = 0;
+    uint64_t took = 0, begin = 0, before = atomic_load(sunk);
     for (int i = 0; i < flows; i++) {
         fds[i] = dial(up ? SINK : SOURCE);
         fcntl(fds[i], F_SETFL, O_NONBLOCK);
@@ -438,8 +438,6 @@ static void stream(bool up, int flows, double warm, double seconds)
         }
     }
     uint64_t end = up ? atomic_load(sunk) : took;
-    printf("{\"gbit\": %.4f}\n", (end - begin) * 8 / (t - began) / 1e9);
-    fflush(stdout);
     for (int i = 0; i < flows; i++) /* what is still on the way would run into the next measurement */
         shutdown(fds[i], SHUT_WR);
     for (int open = flows; open && now() < t + 0.5;) {
@@ -447,11 +445,16 @@ static void stream(bool up, int flows, double warm, double seconds)
         for (int i = 0; i < count; i++) {
             struct epoll_event change = {.events = EPOLLIN, .data = events[i].data};
             int fd = *(int *)events[i].data.ptr;
-            if (events[i].events & ~EPOLLOUT && recv(fd, NULL, 64 << 20, MSG_TRUNC) <= 0)
+            ssize_t n = events[i].events & ~EPOLLOUT ? recv(fd, NULL, 64 << 20, MSG_TRUNC) : 1;
+            if (n <= 0)
                 change.events = 0, open--;
+            else if (!up)
+                took += n;
             epoll_ctl(poll, change.events ? EPOLL_CTL_MOD : EPOLL_CTL_DEL, fd, &change);
         }
     }
+    uint64_t all = up ? atomic_load(sunk) - before : took;
+    printf("{\"gbit\": %.4f, \"octets\": %lu}\n", (end - begin) * 8 / (t - began) / 1e9, all);
 }
 
 static uint32_t *took_ns;
@@ -474,8 +477,8 @@ static void report(double seconds, long errors)
     if (!taken)
         errno = ETIMEDOUT, die("nothing came back");
     qsort(took_ns, taken, sizeof *took_ns, by_size);
-    printf("{\"per_s\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"errors\": %ld}\n", taken / seconds,
-           took_ns[taken / 2] / 1e3, took_ns[taken * 99 / 100] / 1e3, errors);
+    printf("{\"per_s\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"errors\": %ld, \"count\": %zu}\n",
+           taken / seconds, took_ns[taken / 2] / 1e3, took_ns[taken * 99 / 100] / 1e3, errors, taken);
 }
 
 struct caller { int fd, step; size_t heard; bool said; double since; };

@@ -13,6 +13,9 @@ split_up_ratio, split_down_ratio, split_cps64_ratio
 udp_ratio                            echoes a second of datagrams of 1,400 octets, 64 at once; likewise
 udp1_ratio                           the same of 64 octets, one after the other
 
+NAME_user_us, NAME_system_us of a contender: CPU time of the relay alone, for a connection (cps), for 64 KiB
+(up, down), for an echo (udp). The sum is exact; the kernel's timer tick tells the two apart.
+
 A connection is a connect, an echo of 64 octets and a close. Peers that ask a SOCKS server are compared with
 our relay through the same SOCKS server, those that do not with our plain one; of both kinds' ratios the
 smaller counts. A peer that is not installed, or fails, is left out and named.
@@ -50,6 +53,8 @@ MTU = "65520"  # what users of pasta and slirp4netns give for speed
 START_S = 15.0  # a relay that carries nothing by then has failed
 SLACK_S = 10.0  # what a load may take longer than it was told to
 LIMIT = min(65_536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+CHUNK = 1 << 16  # octets that CPU time is told for
+CPUCLOCK_SCHED = 2  # of the clock of a process: what its threads have run, in ns
 FEW, MANY = 1_000, min(10_000, (LIMIT - 500) // 2)  # a relay may need two descriptors for a connection
 
 # What is ours, and how it is started.
@@ -183,6 +188,7 @@ class Site:
     def _measure(self, mode: str, *arguments: object, seconds: float) -> dict[str, float]:
         command = [str(word) for word in (self.load, mode, SERVER, *arguments, seconds)]
         environment = {**os.environ, "LOAD_SOCKS": self.via}
+        spent = cpu_us(self.relay.pid) if self.relay else None
         try:
             ran = self.guest.run(*command, check=False, timeout=seconds + SLACK_S, env=environment)
         except subprocess.TimeoutExpired:
@@ -190,6 +196,13 @@ class Site:
         if ran.returncode:
             raise Failed(f"{mode}: {ran.stderr.strip()}: {self.complaint()}")
         found: dict[str, float] = json.loads(ran.stdout)
+        if spent is not None and self.relay is not None:
+            units = found["octets"] / CHUNK if "octets" in found else found["count"]
+            (user, system), (user_before, system_before) = cpu_us(self.relay.pid), spent
+            found |= {
+                "user_us": (user - user_before) / units,
+                "system_us": (system - system_before) / units,
+            }
         return found
 
     def idle(self, count: int) -> float:
@@ -210,13 +223,25 @@ class Site:
         return (resident_kib(self.relay.pid) - before) / count
 
 
+def children_of(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
 def resident_kib(pid: int) -> float:
     """Return the resident memory of a process and its descendants."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    children = [
-        c for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()
-    ]
-    return pages * resource.getpagesize() / 1024 + sum(resident_kib(int(child)) for child in children)
+    return pages * resource.getpagesize() / 1024 + sum(resident_kib(child) for child in children_of(pid))
+
+
+def cpu_us(pid: int) -> tuple[float, float]:
+    """Return the CPU time of a process and its descendants in microseconds: user, system."""
+    total = time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED) * 1e6
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    user, system = int(ticks[11]), int(ticks[12])  # proc_pid_stat(5): utime, stime
+    share = user / max(user + system, 1)
+    below = [cpu_us(child) for child in children_of(pid)]
+    return total * share + sum(u for u, _ in below), total * (1 - share) + sum(s for _, s in below)
 
 
 def direct(site: Site) -> None:
@@ -373,9 +398,13 @@ class Metric:
         return next(iter(self.figures))
 
 
+def cpu(name: str) -> dict[str, str]:
+    return {f"{name}_user_us": "user_us", f"{name}_system_us": "system_us"}
+
+
 def streams(mode: str, flows: int, warm: float) -> Metric:
     name = mode if flows == 1 else f"{mode}{flows}"
-    return Metric(mode, ("COUNTER", flows, warm), {f"{name}_gbit": "gbit"})
+    return Metric(mode, ("COUNTER", flows, warm), {f"{name}_gbit": "gbit"} | cpu(name))
 
 
 def calls(at_once: int) -> Metric:
@@ -386,13 +415,13 @@ def calls(at_once: int) -> Metric:
         f"{name}_p99_us": "p99_us",
         f"{name}_errors": "errors",
     }
-    return Metric("cps", (at_once,), figures)
+    return Metric("cps", (at_once,), figures | cpu(name))
 
 
 def datagrams(at_once: int, octets: int) -> Metric:
     name = "udp" if at_once > 1 else "udp1"
     figures = {name: "per_s", f"{name}_p50_us": "p50_us", f"{name}_errors": "errors"}
-    return Metric("udp", (at_once, octets), figures)
+    return Metric("udp", (at_once, octets), figures | cpu(name))
 
 
 def run_rounds(
@@ -415,8 +444,10 @@ def run_rounds(
     readings = alternate(rounds, *(partial(take, c) for c in field_))
     for contender in field_:
         if not contender.failed:
+            answers = found[contender.name]
             for figure, key in metric.figures.items():
-                contender.figures[figure] = statistics.median(a[key] for a in found[contender.name])
+                if key in answers[0]:  # the kernel's own path has no process
+                    contender.figures[figure] = statistics.median(answer[key] for answer in answers)
     name = metric.name
     say(f"{name}: " + ", ".join(f"{c.name} {c.figures[name]:.5g}" for c in field_ if not c.failed))
     return {c.name: values for c, values in zip(field_, readings, strict=True) if not c.failed}
@@ -503,10 +534,11 @@ def run(field_: list[Contender], load: Path, quick: bool) -> dict[str, float | N
 
 def show(summary: dict[str, float | None], field_: list[Contender]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     columns = list(dict.fromkeys(figure for c in field_ for figure in c.figures))
-    table = Table("", *(c.name for c in field_ if not c.failed))
+    names = (c.name for c in field_ if not c.failed)
+    table = Table(Column(min_width=max(map(len, columns), default=0)), *names)
     for figure in columns:
         cells = (c.figures.get(figure) for c in field_ if not c.failed)
         table.add_row(figure, *("" if cell is None else f"{cell:,.4g}" for cell in cells))

@@ -2,8 +2,8 @@
 
 import pytest
 
+from vtl_tools.common.session.peer_session import HEAD, HOPS_MAX, PeerSession
 from vtl_tools.common.session.secure_channel import Role, SecureConfig
-from vtl_tools.services.vnet.peer_session import HEAD, HOPS_MAX, PeerSession
 
 KEY = b"k" * 32
 FRAME = memoryview(bytes(10) + b"\x02" * 12 + b"\x08\x00" + b"data")

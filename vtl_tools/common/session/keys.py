@@ -1,5 +1,6 @@
-"""The file of the key that both modules share."""
+"""Pre-shared keys: the file of one, and the name by which a caller tells which one it has."""
 
+import hashlib
 import os
 from pathlib import Path
 from secrets import token_hex
@@ -8,6 +9,13 @@ from typing import Final
 from vtl_tools.common.errors import VTLError
 
 _OCTETS: Final = 32
+KEY_ID: Final = 8
+"""Octets of a key's name."""
+
+
+def key_id(key: bytes) -> bytes:
+    """Return the name of a key: it tells nothing of the key, and may be sent in the clear."""
+    return hashlib.sha256(b"vtl key id" + key).digest()[:KEY_ID]
 
 
 def make_key_file(path: Path) -> None:

@@ -234,6 +234,11 @@ class SecureChannel:
         self.outbox.append(octets)
         self.pending += len(octets)
 
+    def precede(self, octets: bytes) -> None:
+        """Send octets before the handshake, in the clear."""
+        self.outbox.appendleft(octets)
+        self.pending += len(octets)
+
     def transmitted(self, octets: int) -> None:
         """Remove octets from the outbox that the connection took."""
         self.pending -= octets

@@ -10,9 +10,9 @@ from vtl_tools.common.device.base import Device
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.spec import open_device
 from vtl_tools.common.errors import SpecError
+from vtl_tools.common.session.tcp_link import TCPLink
 from vtl_tools.services.vnet.keeper import LINK_NAME, ServiceSpec, parse_service
 from vtl_tools.services.vnet.switch import LinkKind, LinkRole
-from vtl_tools.services.vnet.tcp_link import TCPLink
 
 LINKS_MAX: Final = 256
 _TCP: Final = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\],]+)):(?P<port>\d{1,5})(?P<words>(?:,\w+)*)")

@@ -10,14 +10,14 @@ from vtl_tools.common.device.base import Device
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed, SpecError, VTLError
 from vtl_tools.common.packet.offload import bind, is_plain
+from vtl_tools.common.session.peer_session import HOPS_MAX
+from vtl_tools.common.session.tcp_link import TCPLink
 from vtl_tools.common.stage import Stage
 from vtl_tools.services.vnet.fields import FIXED, FrameFields, fields_of, key_of
 from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.links import LINKS_MAX, LinkPool, LinkSpec, make_link, parse_link
-from vtl_tools.services.vnet.peer_session import HOPS_MAX
 from vtl_tools.services.vnet.rule import VnetRule, parse_vnet_rule
 from vtl_tools.services.vnet.switch import NET, FrameRoute, LinkKind, LinkRole, LinkSide, VnetSwitch
-from vtl_tools.services.vnet.tcp_link import TCPLink
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,15 @@ from typing import Final
 
 from vtl_tools.common.device.batch import FRAME_MAX
 from vtl_tools.common.device.channel import is_sane
+from vtl_tools.common.device.plain import ETHERNET
 from vtl_tools.common.errors import Malformed
+from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.session.secure_channel import Role, SecureChannel, SecureConfig, SessionState
-from vtl_tools.services.vnet.fields import FIXED
 
 HOPS_MAX: Final = 8
 """VNET links that a frame passes at most."""
+FRAME_MIN: Final = VNET + ETHERNET
+"""Octets that every frame has."""
 HEAD: Final = struct.Struct("!BBI")
 STAMP: Final = struct.Struct("!Q")
 _FRAME, _PING, _PONG, _BYE = 0, 1, 2, 3
@@ -88,7 +91,7 @@ class PeerSession(SecureChannel):
                 raise Malformed("item.kind", at)
 
     def _take_frame(self, hops: int, frame: memoryview) -> None:
-        is_frame = FIXED <= len(frame) <= FRAME_MAX and is_sane(frame)
+        is_frame = FRAME_MIN <= len(frame) <= FRAME_MAX and is_sane(frame)
         if not is_frame or len(self.frames) >= _WAITING_MAX:
             self.malformed += 1
             return

@@ -4,17 +4,10 @@ tcp:HOST:PORT                 connects
 tcp:ADDRESS:PORT,server       listens, for one other daemon; a new session of it replaces the old one
 """
 
-import array
-import errno
-import fcntl
 import os
-import select
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
-from itertools import islice
 from typing import Final
 
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
@@ -22,32 +15,21 @@ from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.device.peer import resolve
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.session.base import Address, Listener, PathProfile
-from vtl_tools.common.session.secure_channel import OUTBOX_MAX, Role, SecureConfig
+from vtl_tools.common.session.peer_connection import READ, FramedConnection
+from vtl_tools.common.session.peer_session import FRAME_MIN, HOPS_MAX, PeerSession
+from vtl_tools.common.session.secure_channel import Role, SecureConfig
 from vtl_tools.common.session.tcp import TCPConnection, TCPTransport
-from vtl_tools.services.vnet.fields import FIXED
-from vtl_tools.services.vnet.peer_session import HOPS_MAX, PeerSession
 
 _TICK_S: Final = 0.25
-_READ: Final = 1 << 18
-_PIECES: Final = 256
 _CALLERS_MAX: Final = 8
 """Connections that a server examines at once; the oldest of more is closed."""
-_SIOCOUTQNSD: Final = 0x894B  # of linux/sockios.h
 _KEYS_SEEN: Final = 4096
-_UNSENT_MAX: Final = 2 << 20
-"""Octets that wait in the kernel before frames are dropped: TCP within the frames needs to feel the link."""
-
-
-class _Caller:
-    """A connection with its session."""
-
-    def __init__(self, connection: TCPConnection, session: PeerSession, *, is_open: bool) -> None:
-        self.connection, self.session, self.is_open = connection, session, is_open
-        self.waits_to_write = True
 
 
 class TCPLink(Device):
     """A link to another daemon. address: see the module. key: the pre-shared key.
+
+    introduction: octets that a caller sends in the clear before the handshake, if the other end expects any.
 
     hops: of each frame of the last batch that was read: the VNET links that it may still pass.
     """
@@ -55,21 +37,29 @@ class TCPLink(Device):
     offload = True
 
     def __init__(
-        self, spec: str, address: Address, *, server: bool, key: bytes, config: SecureConfig | None = None
+        self,
+        spec: str,
+        address: Address,
+        *,
+        server: bool,
+        key: bytes,
+        introduction: bytes = b"",
+        config: SecureConfig | None = None,
     ) -> None:
         super().__init__(spec)
+        self._introduction = introduction
         self._address, self._server, self._key = address, server, key
         self._config = config or SecureConfig()
         self._transport = TCPTransport(PathProfile())
         self._where: Address = address
         self._listener: Listener | None = None
-        self._callers: list[_Caller] = []
-        self._peer: _Caller | None = None
+        self._callers: list[FramedConnection] = []
+        self._peer: FramedConnection | None = None
         self._seen: deque[bytes] = deque(maxlen=_KEYS_SEEN)
         self._retry_at = 0.0
         self._why = "is not connected yet"
         self._batch = Batch()
-        self._buffer = memoryview(bytearray(_READ))
+        self._buffer = memoryview(bytearray(READ))
         self.hops: list[int] = []
 
     def connect(self) -> None:
@@ -110,8 +100,9 @@ class TCPLink(Device):
         session = PeerSession(
             role, self._config, psk=self._key, ephemeral=os.urandom(32), now=now, is_fresh=self._is_fresh
         )
-        self._callers.append(_Caller(connection, session, is_open=is_open))
-        self.handle.watch(connection.fileno(), write=True)
+        if role is Role.INITIATOR and self._introduction:
+            session.precede(self._introduction)
+        self._callers.append(FramedConnection(connection, session, self.handle.watch, is_open=is_open))
 
     def _is_fresh(self, key: bytes) -> bool:
         if key in self._seen:
@@ -119,7 +110,7 @@ class TCPLink(Device):
         self._seen.append(key)
         return True
 
-    def _end(self, caller: _Caller, why: str) -> None:
+    def _end(self, caller: FramedConnection, why: str) -> None:
         caller.session.end(why)
         self.handle.forget(caller.connection.fileno())
         caller.connection.close()
@@ -131,7 +122,7 @@ class TCPLink(Device):
             self.went_down(f"the other daemon {why}")
             self.handle.alarm(_TICK_S)
 
-    def _take(self, caller: _Caller) -> None:
+    def _take(self, caller: FramedConnection) -> None:
         """Make an authenticated connection the link's."""
         self._callers.remove(caller)
         if (old := self._peer) is not None:
@@ -144,43 +135,12 @@ class TCPLink(Device):
 
     # --- octets
 
-    def _advance(self, caller: _Caller, now: float) -> None:
-        """Read once and write; find out that it is connected, authenticated or lost."""
-        connection, session = caller.connection, caller.session
-        try:
-            if not caller.is_open:
-                if not _is_connected(connection):
-                    return
-                caller.is_open = True
-            if not session.frames:
-                size = connection.recv_into(self._buffer)
-                if not size:
-                    raise ConnectionResetError(errno.ECONNRESET, "closed the connection")
-                session.receive(self._buffer[:size], now)
-        except BlockingIOError:
-            pass
-        except OSError as e:
-            self._end(caller, (e.strerror or str(e)).lower())
-            return
-        self._write(caller)
-        if session.is_over:
-            self._end(caller, session.why)
-        elif session.is_up and caller is not self._peer:
+    def _advance(self, caller: FramedConnection, now: float) -> None:
+        """Read once and write; find out that it is authenticated or lost."""
+        if why := caller.advance(self._buffer, now):
+            self._end(caller, why)
+        elif caller.session.is_up and caller is not self._peer:
             self._take(caller)
-
-    def _write(self, caller: _Caller) -> None:
-        session = caller.session
-        try:
-            while session.outbox:
-                sent = caller.connection.sendmsg(tuple(islice(session.outbox, _PIECES)))
-                session.transmitted(sent)
-        except BlockingIOError:
-            pass
-        except OSError as e:
-            session.end((e.strerror or str(e)).lower())
-        if caller.waits_to_write != bool(session.outbox):
-            caller.waits_to_write = not caller.waits_to_write
-            self.handle.watch(caller.connection.fileno(), write=caller.waits_to_write)
 
     # --- a link
 
@@ -219,7 +179,7 @@ class TCPLink(Device):
             if caller.session.is_over:
                 self._end(caller, caller.session.why)
             elif caller.is_open:
-                self._write(caller)
+                caller.write()
         if not self._server and self._peer is None and not self._callers and now >= self._retry_at:
             self._call(now)
         self.handle.alarm(_TICK_S)
@@ -232,9 +192,9 @@ class TCPLink(Device):
         """Send a batch of frames that may pass so many VNET links. Frames without room are dropped."""
         if (peer := self._peer) is None:
             return self.refused(batch, Drop.LINK_DOWN)
-        frames = [frame for frame in batch if len(frame) >= FIXED]
+        frames = [frame for frame in batch if len(frame) >= FRAME_MIN]
         self.drops[Drop.RUNT] += batch.count - len(frames)
-        taken = self._send(peer, frames, hops)
+        taken = peer.send(frames, hops)
         lost = frames[taken:]
         if lost:
             self.drops[Drop.QUEUE_FULL] += len(lost)
@@ -243,15 +203,6 @@ class TCPLink(Device):
         runts = batch.count - len(frames)
         octets = sum(map(len, lost)) - VNET * len(lost)
         return self.sent(batch, runts + len(lost), octets)
-
-    def _send(self, peer: _Caller, frames: Sequence[memoryview], hops: int) -> int:
-        session, taken = peer.session, 0
-        if _unsent(peer.connection) > _UNSENT_MAX:
-            return 0
-        while taken < len(frames) and session.pending < OUTBOX_MAX and session.is_up:
-            taken += session.send(frames[taken : taken + SLOTS], hops)
-            self._write(peer)
-        return taken
 
     def status(self) -> dict[str, object]:
         """Return the link's part of --json."""
@@ -269,35 +220,10 @@ class TCPLink(Device):
 
     def close(self) -> None:
         """End the session. Idempotent."""
-        if self._peer is not None:
-            self._peer.session.end("ends", say=True)
-            with suppress(OSError):
-                self._peer.connection.sendmsg(tuple(islice(self._peer.session.outbox, _PIECES)))
         for caller in (*self._callers, *(() if self._peer is None else (self._peer,))):
-            caller.connection.close()
+            caller.bid_farewell()
         self._callers, self._peer = [], None
         if self._listener is not None:
             self._listener.close()
             self._listener = None
         super().close()
-
-
-def _is_connected(connection: TCPConnection) -> bool:
-    """Return whether connect() is complete. Raises OSError if it failed."""
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLOUT)
-    if not poll.poll(0):
-        return False
-    if code := connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-        raise OSError(code, os.strerror(code))
-    return True
-
-
-def _unsent(connection: TCPConnection) -> int:
-    """Return the octets that wait in the kernel for their first transmission."""
-    octets = array.array("i", [0])
-    try:
-        fcntl.ioctl(connection.fileno(), _SIOCOUTQNSD, octets)
-    except OSError:
-        return 0
-    return octets[0]
