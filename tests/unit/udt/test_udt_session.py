@@ -12,6 +12,7 @@ from vtl_tools.common.relay.connector import HUNG_UP, READABLE, WRITABLE
 from vtl_tools.common.session.base import DEAD_AFTER_S
 from vtl_tools.common.session.secure_channel import OUTBOX_MAX, Role
 from vtl_tools.common.socks import Reason
+from vtl_tools.services.udt.load import CONTROL
 from vtl_tools.services.udt.transport import frames
 from vtl_tools.services.udt.transport.answerer import SeenKeys
 from vtl_tools.services.udt.transport.base import FlowOpening
@@ -172,6 +173,13 @@ def test_a_first_window_leaves_three_quarters_of_the_memory_to_others() -> None:
     for left in (6 << 20, 9 << 19):
         pair.flow()
         assert pair.near._budget.left == pair.far._budget.left == left
+
+
+def test_a_flow_for_reports_takes_no_memory_from_others() -> None:
+    pair = up()
+    near, far = pair.flow(CONTROL)
+    assert pair.near._budget.left == pair.far._budget.left == SessionConfig().memory
+    assert near.credit == far.credit == WINDOW_MIN
 
 
 def test_a_window_grows_while_its_reader_keeps_up() -> None:

@@ -194,9 +194,14 @@ class Session(SecureChannel):
         self.now = now
         self._last_flow += 1
         flow.id, flow.session = self._last_flow, self
-        flow.window = ReceiveWindow(self._budget, now, self.rtt_min_s or 0.0)
+        flow.window = self._new_window(flow)
         self.flows[flow.id] = flow
         self._put(FrameKind.OPEN, flow.id, frames.pack_opening(flow.opening, flow.window.size))
+
+    def _new_window(self, flow: MuxFlow) -> ReceiveWindow:
+        """Return a window for a flow. One to no port has reports only, and takes no memory from others."""
+        budget = self._budget if flow.opening.destination_port else WindowBudget(0)
+        return ReceiveWindow(budget, self.now, self.rtt_min_s or 0.0)
 
     @property
     def is_full(self) -> bool:
@@ -206,7 +211,7 @@ class Session(SecureChannel):
     def answer(self, flow: MuxFlow, reason: Reason | None) -> None:
         """Send ANSWER."""
         if reason is None:
-            flow.window = ReceiveWindow(self._budget, self.now, self.rtt_min_s or 0.0)
+            flow.window = self._new_window(flow)
             self._put(FrameKind.ANSWER, flow.id, frames.pack_answer(None, flow.window.size))
         else:
             self._drop(flow)
