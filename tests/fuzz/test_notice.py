@@ -98,8 +98,7 @@ FAULTS = {
     "runts are frames": ("links", stream, "ETHERNET", 0),
     "every network is ours": ("links", vxlan.VxlanDevice, "_is_peer", lambda *args: True),
     "a flow's octets are mixed up": (
-        "session", MuxFlow, "arrived",
-        lambda flow, offset, data, now: ARRIVED(flow, offset, reversed_data(data), now),
+        "session", MuxFlow, "arrived", lambda flow, data, now: ARRIVED(flow, reversed_data(data), now),
     ),
     "a connection has no end": ("relay", RelayFlow, "wake", lambda *args: None),
 }  # fmt: skip

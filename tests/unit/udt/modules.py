@@ -43,7 +43,7 @@ class Wire(socket.socket):
     def packets(self):
         return PacketCounts()
 
-    def expect(self, rate, *, is_long):
+    def expect(self, rate):
         pass
 
 
@@ -51,7 +51,6 @@ class Cable:
     """A transport within the process; a listener at one end at most."""
 
     capabilities: frozenset[int] = frozenset()
-    lanes = 1
 
     def __init__(self, name="tcp"):
         self.name, self.address = name, ("198.51.100.2", 7700)

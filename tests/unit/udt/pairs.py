@@ -24,8 +24,7 @@ def fresh() -> bytes:
 def session(role: Role, *, psk: bytes = PSK, config: SessionConfig | None = None, **more: Any) -> Session:
     config = config or SessionConfig()
     more.setdefault("ephemeral", fresh())
-    budget = more.pop("budget", None) or WindowBudget(config.memory)
-    return Session(role, config, budget, psk=psk, now=0.0, **more)
+    return Session(role, config, WindowBudget(config.memory), psk=psk, now=0.0, **more)
 
 
 def outgoing(side: Session, now: float = 0.0) -> bytes:

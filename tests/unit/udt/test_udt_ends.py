@@ -5,7 +5,6 @@ import gc
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,8 +14,7 @@ from vtl_tools.common.session.base import STALLED_AFTER_S, Address, PacketCounts
 from vtl_tools.common.socks import Reason
 from vtl_tools.services.udt.transport import answerer as answerer_module
 from vtl_tools.services.udt.transport.answerer import Answerer
-from vtl_tools.services.udt.transport.base import FlowStream
-from vtl_tools.services.udt.transport.dialer import BULK, WAITING, Dialer, FlowConnector
+from vtl_tools.services.udt.transport.dialer import WAITING, Dialer, FlowConnector
 from vtl_tools.services.udt.transport.flow import MuxFlow
 from vtl_tools.services.udt.transport.session import SessionConfig
 
@@ -37,7 +35,7 @@ class Wire(socket.socket):
     def packets(self) -> PacketCounts:
         return self.counts
 
-    def expect(self, rate: float, *, is_long: bool) -> None:
+    def expect(self, rate: float) -> None:
         self.expected = rate
 
 
@@ -48,8 +46,8 @@ class Wires:
     capabilities: frozenset[int] = frozenset()
     address = WHERE
 
-    def __init__(self, lanes: int = 1) -> None:
-        self.code, self.lanes = 0, lanes
+    def __init__(self) -> None:
+        self.code = 0
         self.made: list[float | None] = []
         self.waiting: deque[Wire] = deque()
         self.bell = socket.socketpair()
@@ -94,15 +92,15 @@ class Wires:
 class Ends:
     """Both modules on one clock. arrived: flows that the far one was asked for, and accepted."""
 
-    def __init__(self, *, sessions: int = 3, psk: bytes = PSK, lanes: int = 1, delay_s: float = 0.0) -> None:
+    def __init__(self, *, sessions: int = 3, psk: bytes = PSK) -> None:
         self.now = 100.0
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.arrived: list[MuxFlow] = []
-        self.wires = Wires(lanes)
+        self.wires = Wires()
         config = SessionConfig()
         self.far = Answerer(self.wires, WHERE, PSK, config, self._on_flow, event=self._note)
         self.near = Dialer(self.wires, WHERE, psk, config, sessions=sessions, event=self._note)
-        self.delay_s = delay_s
+        self.delay_s = 0.0
 
     def _note(self, name: str, **fields: Any) -> None:
         self.events.append((name, fields))
@@ -161,7 +159,7 @@ def test_the_first_flows_have_a_connection_each_and_further_ones_share_them(ends
         ends.open()
         ends.turn()
         ends.turn()
-    counts = sorted(len(each.session.lanes) for each in ends.near.carriers)
+    counts = sorted(len(each.session.flows) for each in ends.near.carriers)
     assert counts == [2, 2, 3]
 
 
@@ -175,70 +173,6 @@ def test_one_connection_carries_all_flows_where_that_is_asked_for() -> None:
     assert [read(flow)[0] for _, flow in flows] == list(range(50))
     ends.near.close()
     ends.far.close()
-
-
-@pytest.fixture
-def long() -> Iterator[Ends]:
-    """A path whose round trip is 0.1 s."""
-    made = Ends(lanes=3, delay_s=0.05)
-    yield made
-    made.near.close()
-    made.far.close()
-
-
-def carry(ends: Ends, source: FlowStream, sink: FlowStream, content: bytes) -> bytes:
-    """Send octets by a flow; return those that come."""
-    got, sent = b"", 0
-    for _ in range(2000):
-        with suppress(BlockingIOError):
-            sent += source.send(content[sent:])
-        ends.turn(0.01)
-        got += read(sink)  # type: ignore[arg-type]
-        if len(got) == len(content):
-            return got
-    raise AssertionError("octets are missing")
-
-
-@pytest.mark.parametrize("upwards", [True, False])
-def test_a_bulk_flow_on_a_long_path_uses_several_sessions(long: Ends, upwards: bool) -> None:
-    connector, flow = long.open()
-    content = bytes(range(251)) * 8000
-    ways = (connector.stream, flow) if upwards else (flow, connector.stream)
-    assert carry(long, *ways, content) == content
-    assert carry(long, *ways, content) == content
-    assert len(flow.lanes) == 3
-    assert len({id(lane.session) for lane in flow.lanes}) == 3
-    moved = [each.session.sent + each.session.received for each in long.near.carriers]
-    assert sum(octets > len(content) // 4 for octets in moved) == 3
-    assert long.near.counters().flows == long.far.counters().flows == 1
-    assert long.near.counters().sessions == 5
-
-
-def test_flows_that_are_small_stay_on_one_session(long: Ends) -> None:
-    connector, flow = long.open()
-    assert carry(long, connector.stream, flow, bytes(BULK)) == bytes(BULK)
-    long.until(lambda: long.near.counters().sessions == 4)
-    for _ in range(50):
-        long.turn(0.01)
-    assert len(flow.lanes) == 1
-
-
-def test_a_bulk_flow_on_a_short_path_stays_on_one_session() -> None:
-    ends = Ends(lanes=3, delay_s=0.01)
-    connector, flow = ends.open()
-    assert carry(ends, connector.stream, flow, bytes(4 * BULK)) == bytes(4 * BULK)
-    assert len(flow.lanes) == 1
-    assert ends.near.counters().sessions == 2
-    ends.near.close()
-    ends.far.close()
-
-
-def test_flows_that_share_a_session_are_not_spread(long: Ends) -> None:
-    flows = [long.open() for _ in range(8)]
-    for connector, flow in flows:
-        assert carry(long, connector.stream, flow, bytes(2 * BULK)) == bytes(2 * BULK)
-    assert sum(len(flow.lanes) for _, flow in flows) <= len(flows) + 2
-    assert len(long.near.carriers) <= 3 + 2
 
 
 def test_flows_that_come_before_the_session_wait_for_it(ends: Ends) -> None:

@@ -12,13 +12,13 @@ from vtl_tools.common.relay.connector import HUNG_UP, READABLE, WRITABLE
 from vtl_tools.common.session.base import DEAD_AFTER_S
 from vtl_tools.common.session.secure_channel import OUTBOX_MAX, Role
 from vtl_tools.common.socks import Reason
+from vtl_tools.services.udt.load import CONTROL
 from vtl_tools.services.udt.transport import frames
 from vtl_tools.services.udt.transport.answerer import SeenKeys
 from vtl_tools.services.udt.transport.base import FlowOpening
 from vtl_tools.services.udt.transport.flow import MuxFlow
 from vtl_tools.services.udt.transport.frames import FRAME, PLAIN_MAX, FrameKind
 from vtl_tools.services.udt.transport.session import SessionConfig
-from vtl_tools.services.udt.transport.tokens import NO_TOKEN
 from vtl_tools.services.udt.transport.window import WINDOW_MIN
 
 PLAIN = SessionConfig(encrypt=False)
@@ -46,8 +46,8 @@ def test_a_flow_carries_octets_both_ways_and_each_half_ends_alone(piece: int, en
     near.close()
     far.close()
     pair.exchange(piece)
-    assert not pair.near.lanes
-    assert not pair.far.lanes
+    assert not pair.near.flows
+    assert not pair.far.flows
     assert pair.near.is_up
 
 
@@ -62,8 +62,8 @@ def test_a_refusal_arrives_with_its_reason(reason: Reason) -> None:
     pair.exchange()
     assert near.reason is reason
     assert events[0] & HUNG_UP
-    assert not pair.near.lanes
-    assert not pair.far.lanes
+    assert not pair.near.flows
+    assert not pair.far.flows
 
 
 def test_a_reset_crosses_and_frees_both_ends() -> None:
@@ -80,8 +80,8 @@ def test_a_reset_crosses_and_frees_both_ends() -> None:
         far.recv_into(memoryview(bytearray(1)), 1)
     with pytest.raises(ConnectionResetError):
         far.send(b"x")
-    assert not pair.near.lanes
-    assert not pair.far.lanes
+    assert not pair.near.flows
+    assert not pair.far.flows
     assert pair.far.is_up
 
 
@@ -95,7 +95,7 @@ def test_a_client_that_gives_up_before_the_answer_is_told_to_the_far_module() ->
     far.accept(0.0)  # too late, and harmless
     pair.exchange()
     assert pair.near.is_up
-    assert not pair.near.lanes
+    assert not pair.near.flows
 
 
 @given(st.data())
@@ -103,9 +103,7 @@ def test_an_opening_arrives_as_it_was_sent(data: st.DataObject) -> None:
     size = data.draw(st.sampled_from((4, 16)))
     host, port = st.binary(min_size=size, max_size=size), st.integers(0, 65535)
     opening = FlowOpening(data.draw(host), data.draw(port), data.draw(host), data.draw(port))
-    token = data.draw(st.binary(min_size=16, max_size=16))
-    packed = memoryview(frames.pack_opening(opening, token, 99))
-    assert frames.parse_opening(packed) == (opening, token, 99)
+    assert frames.parse_opening(memoryview(frames.pack_opening(opening, 99))) == (opening, 99)
 
 
 def test_a_window_stops_one_flow_and_no_other() -> None:
@@ -156,6 +154,32 @@ def test_flows_that_wait_for_the_connection_have_equal_turns() -> None:
         pair.near.share(0.0)
     assert max(taken) - min(taken) <= OUTBOX_MAX + 2 * PLAIN_MAX  # the first had the outbox for itself
     assert min(taken) > 10 * PLAIN_MAX
+
+
+@pytest.mark.parametrize(("rtt_s", "mebibytes"), [(None, 16), (0.001, 16), (0.2, 36), (0.4, 64), (9.0, 64)])
+def test_a_first_window_is_for_the_path_at_both_ends(rtt_s: float | None, mebibytes: int) -> None:
+    pair = up(SessionConfig(memory=256 << 20))
+    pair.near.rtt_min_s = pair.far.rtt_min_s = rtt_s
+    near, far = pair.flow()
+    assert near.window is not None
+    assert far.window is not None
+    assert near.window.size == far.window.size
+    assert round(near.window.size / 2**20) == mebibytes
+    assert near.credit == far.credit == near.window.size
+
+
+def test_a_first_window_leaves_three_quarters_of_the_memory_to_others() -> None:
+    pair = up(SessionConfig(memory=8 << 20))
+    for left in (6 << 20, 9 << 19):
+        pair.flow()
+        assert pair.near._budget.left == pair.far._budget.left == left
+
+
+def test_a_flow_for_reports_takes_no_memory_from_others() -> None:
+    pair = up()
+    near, far = pair.flow(CONTROL)
+    assert pair.near._budget.left == pair.far._budget.left == SessionConfig().memory
+    assert near.credit == far.credit == WINDOW_MIN
 
 
 def test_a_window_grows_while_its_reader_keeps_up() -> None:
@@ -352,7 +376,7 @@ def test_no_frames_of_a_peer_with_the_key_do_harm(sent: list[tuple[int, int, byt
     side.receive(memoryview(struct.pack("!I", len(body)) + body), 0.0)
     outgoing(side)
     assert side.is_over or side.is_up
-    assert sum(lane.flow.buffered for lane in side.lanes.values()) <= len(body)
+    assert sum(flow.buffered for flow in side.flows.values()) <= len(body)
 
 
 @given(st.one_of(st.integers(PLAIN_MAX + 1, 2**32 - 1), st.integers(0, FRAME.size - 1)))
@@ -363,11 +387,11 @@ def test_a_record_that_lies_about_its_length_ends_the_session(length: int) -> No
     assert pair.far.why == "broke the protocol: record.length"
 
 
-@given(st.integers(0, 2**32 - 1).filter(lambda n: n != 11))
+@given(st.integers(0, 2**32 - 1).filter(lambda n: n != 3))
 def test_a_frame_that_lies_about_its_length_ends_the_session(length: int) -> None:
     pair = up(PLAIN)
     pair.flow()
-    body = struct.pack("!BII", FrameKind.DATA, 1, length) + bytes(8) + b"abc"
+    body = struct.pack("!BII", FrameKind.DATA, 1, length) + b"abc"
     pair.far.receive(memoryview(struct.pack("!I", len(body)) + body), 0.0)
     assert pair.far.is_over
 
@@ -376,7 +400,7 @@ def test_a_flow_is_opened_by_the_near_module_only_and_once() -> None:
     for number, to_far in ((1, True), (2, False)):
         pair = up(PLAIN)
         pair.flow()
-        payload = frames.pack_opening(OPENING, NO_TOKEN, 0)
+        payload = frames.pack_opening(OPENING, 0)
         body = FRAME.pack(FrameKind.OPEN, number, len(payload)) + payload
         side = pair.far if to_far else pair.near
         side.receive(memoryview(struct.pack("!I", len(body)) + body), 0.0)
@@ -420,7 +444,7 @@ def test_octets_that_arrive_one_by_one_are_joined() -> None:
         write(near, bytes([number & 0xFF]))
         pair.near.settle(0.0)  # each is in a record of its own
     pair.exchange()
-    assert len(far._arrived._pieces) == 1
+    assert len(far._pieces) == 1
     assert read(far) == bytes(number & 0xFF for number in range(5_000))
 
 
@@ -428,7 +452,7 @@ def test_a_peer_that_asks_and_never_reads_is_cut_off() -> None:
     pair = up(PLAIN)
     pair.accepts = False
     for number in range(1, 200_000):
-        payload = frames.pack_opening(OPENING, NO_TOKEN, 0)
+        payload = frames.pack_opening(OPENING, 0)
         body = FRAME.pack(FrameKind.OPEN, number, len(payload)) + payload
         pair.far.receive(memoryview(struct.pack("!I", len(body)) + body), 0.0)
         if pair.arrived:

@@ -199,6 +199,27 @@ def test_servers_that_send_to_guests_that_do_not_read_fill_no_memory():
         assert relay.budget.evicted + far.budget.evicted > 0
 
 
+def test_a_guest_that_reads_is_served_though_others_hold_more_than_the_memory():
+    with closing(Modules(limits=RelayLimits(memory=1 << 19))) as modules:
+        mute = [modules.client.open(80) for _ in range(4)]
+        modules.run()
+        for _ in range(15):
+            for server in modules.server.accepted:
+                server.write(bytes(1 << 17))
+            modules.run(0.05)
+        assert modules.near.stage.relay.budget.is_full
+        client = modules.client.open(80)
+        modules.run()
+        server = modules.server.accepted[-1]
+        got = 0
+        for _ in range(400):
+            server.write(bytes(1 << 15))
+            modules.run(0.01)
+            got += len(client.read(1 << 20))
+        assert got > 1 << 21
+        assert all(each.ended is None for each in (*mute, client))
+
+
 def test_another_key_opens_no_session():
     with closing(Modules(far_key=b"x" * 32)) as modules:
         modules.client.open(80)

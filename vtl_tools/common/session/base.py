@@ -61,11 +61,8 @@ class Connection(Stream, Protocol):
         """Return what the transport has counted so far."""
         ...
 
-    def expect(self, rate: float, *, is_long: bool) -> None:
-        """Note the octets a second that it has sent lately, from which the size of a queue may follow.
-
-        is_long: over a long path, on which it starts slowly.
-        """
+    def expect(self, rate: float) -> None:
+        """Note the octets a second that it has sent lately, from which the size of a queue may follow."""
         ...
 
 
@@ -93,9 +90,6 @@ class Transport(Protocol):
 
     name: str
     """As its users name it."""
-
-    lanes: int
-    """Connections that one stream of octets should be spread over on a long path; 1: it gains nothing."""
 
     capabilities: frozenset[int]
     """Those that connect() makes use of while the service runs; for Stage.capabilities."""

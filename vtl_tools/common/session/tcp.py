@@ -25,10 +25,7 @@ _BUFFER_MAX: Final = 256 << 20
 _UNSENT_S: Final = 0.25
 """Seconds for which the kernel has octets to send: enough for a service that must wait for a processor, and
 not so many that a flow waits long behind those of others."""
-_UNSENT_LONG_S: Final = 0.1
-"""The same on a long path, where a flow may wait for octets that are queued on a slower connection."""
 _UNSENT_MIN: Final = 1 << 20
-_UNSENT_LONG_MIN: Final = 1 << 17
 _UNSENT_MAX: Final = 1 << 24
 _USER_TIMEOUT_MS: Final = 20_000
 _BACKLOG: Final = 128
@@ -59,10 +56,9 @@ class TCPConnection(socket.socket):
             return PacketCounts()
         return PacketCounts(sent, again, heard)
 
-    def expect(self, rate: float, *, is_long: bool) -> None:
-        """Let the kernel hold as many octets unsent as leave in a moment."""
-        seconds, least = (_UNSENT_LONG_S, _UNSENT_LONG_MIN) if is_long else (_UNSENT_S, _UNSENT_MIN)
-        octets = max(least, min(round(rate * seconds), _UNSENT_MAX))
+    def expect(self, rate: float) -> None:
+        """Let the kernel hold as many octets unsent as leave in _UNSENT_S."""
+        octets = max(_UNSENT_MIN, min(round(rate * _UNSENT_S), _UNSENT_MAX))
         with suppress(OSError):
             self.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, octets)
 
@@ -95,7 +91,6 @@ class TCPTransport:
     """Kernel TCP. congestion: as in tcp(7); the host's default, if the host does not allow it."""
 
     name = "tcp"
-    lanes = 4
     capabilities = frozenset({NET_ADMIN})
 
     def __init__(self, profile: PathProfile, congestion: str = "bbr") -> None:

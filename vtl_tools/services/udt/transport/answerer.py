@@ -12,7 +12,6 @@ from vtl_tools.common.text import host_and_port
 from vtl_tools.services.udt.transport.carrier import Carrier, Carriers
 from vtl_tools.services.udt.transport.flow import MuxFlow
 from vtl_tools.services.udt.transport.session import Session, SessionConfig
-from vtl_tools.services.udt.transport.tokens import FlowTokens
 from vtl_tools.services.udt.transport.window import WindowBudget
 
 STRANGERS: Final = 64
@@ -63,7 +62,6 @@ class Answerer(Carriers):
         super().__init__(config, event, budget)
         self.transport, self._psk, self._on_flow = transport, psk, on_flow
         self._seen = SeenKeys()
-        self._tokens: FlowTokens[MuxFlow] = FlowTokens()
         self.refused = 0
         self._up = 0
         self._listener = transport.listen(address)
@@ -103,7 +101,6 @@ class Answerer(Carriers):
             now=now,
             peer=host_and_port(*connection.remote),
             is_fresh=self._seen.is_fresh,
-            tokens=self._tokens,
             on_flow=self._on_flow,
             on_change=self._on_change,
         )

@@ -62,7 +62,6 @@ class Carrier:
         self.rtt_s = rtt_s
         self._heard: int | None = None
         self._rate = RateMeter()
-        self._is_long = False
         self.may_read = self.may_write = is_open
         self.has_hung_up = False
 
@@ -115,9 +114,8 @@ class Carrier:
             self._heard = heard
         else:
             self._heard = None
-        was_long, self._is_long = self._is_long, session.is_long
-        if (self._rate.note(session.sent, now) and self._rate.best) or self._is_long != was_long:
-            self.connection.expect(self._rate.best or 0.0, is_long=self._is_long)
+        if self._rate.note(session.sent, now) and self._rate.best is not None:
+            self.connection.expect(self._rate.best)
         if now >= session.deadline():
             session.wake(now)
 
@@ -265,7 +263,7 @@ class Carriers:
             received=received,
             up=bool(up),
             sessions=len(up),
-            flows=sum(each.session.opened_here for each in up),
+            flows=sum(len(each.session.flows) for each in up),
         )
 
     def status(self, now: float) -> dict[str, object]:

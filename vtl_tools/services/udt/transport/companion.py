@@ -68,7 +68,7 @@ class CompanionConnection(socket.socket):
         """Return what the process has counted, half a second ago at most."""
         return PacketCounts() if self.counts is None else PacketCounts(*self.counts())
 
-    def expect(self, rate: float, *, is_long: bool) -> None:
+    def expect(self, rate: float) -> None:
         """Nothing follows from it: the library has one buffer for what is sent and what is not."""
 
     def close(self) -> None:
@@ -194,7 +194,6 @@ class CompanionTransport:
     """Base of a transport by such a library."""
 
     name = ""
-    lanes = 1
     capabilities: frozenset[int] = frozenset()
 
     def __init__(self, profile: PathProfile) -> None:

@@ -13,8 +13,7 @@ from vtl_tools.common.text import host_and_port
 from vtl_tools.services.udt.transport.base import FlowOpening, FlowStream
 from vtl_tools.services.udt.transport.carrier import Carrier, Carriers
 from vtl_tools.services.udt.transport.flow import MuxFlow
-from vtl_tools.services.udt.transport.session import LONG_S, Session, SessionConfig
-from vtl_tools.services.udt.transport.tokens import NO_TOKEN, TOKEN
+from vtl_tools.services.udt.transport.session import Session, SessionConfig
 from vtl_tools.services.udt.transport.window import WindowBudget
 
 RETRY_S: Final = 0.2
@@ -24,8 +23,6 @@ WAITING: Final = 1024
 """Flows that wait for a session before those that were closed meanwhile are forgotten."""
 SESSIONS: Final = 8
 """Sessions to a far module at most: the first flows have one each, and further ones share them."""
-BULK: Final = 1 << 17
-"""Octets after which a flow is one of bulk."""
 
 
 class FlowConnector:
@@ -52,12 +49,8 @@ class Dialer(Carriers):
 
     A session without flows is kept ready, so that a flow opens within one round trip, and the first flows, up
     to the number of sessions, have a connection each. Without a session, flows wait for the next attempt's
-    result. sessions: 1: all flows share one.
-
-    On a long path one connection starts slowly, and a loss costs it much. So more sessions are kept ready
-    there, and a bulk flow that has its session for itself is spread over transport.lanes of them.
-
-    event: Stage.event; told "peer-up" and "peer-down" with peer, transport, why.
+    result. sessions: 1: all flows share one. event: Stage.event; told "peer-up" and "peer-down" with peer,
+    transport, why.
     """
 
     def __init__(
@@ -92,7 +85,7 @@ class Dialer(Carriers):
 
     def connector(self, opening: FlowOpening) -> FlowConnector:
         """Return a connector for a flow, which is opened at once if there is a session."""
-        flow = MuxFlow(opening, os.urandom(TOKEN) if self.transport.lanes > 1 else NO_TOKEN)
+        flow = MuxFlow(opening)
         if len(self._waiting) >= self._forget_at:  # a guest may close what it opens, again and again
             self._waiting = deque(each for each in self._waiting if not each.is_closed)
             self._forget_at = max(WAITING, 2 * len(self._waiting))
@@ -107,44 +100,21 @@ class Dialer(Carriers):
                 return
             flow = self._waiting.popleft()
             if not flow.is_closed:
-                best = min(up, key=lambda each: (len(each.session.lanes), not self._fits(each)))
+                best = min(up, key=lambda each: (len(each.session.flows), not self._fits(each)))
                 best.session.open(flow, now)
 
     def settle(self, now: float) -> None:
         """Open flows, send, and have a session ready for the next flow."""
         self._place(now)
         super().settle(now)
-        idle = [each for each in self.carriers if not each.session.is_over and not each.session.lanes]
+        idle = [each for each in self.carriers if not each.session.is_over and not each.session.flows]
         ready = [each for each in idle if self._fits(each)]
-        extra = self._extra_lanes
-        missing = min(1 + extra - len(ready), self._most + extra - len(self.carriers))
-        if now >= self._retry_at:
-            for _ in range(missing if self._is_up else min(1, missing)):
-                self._begin(now)
+        if not ready and len(self.carriers) < self._most and now >= self._retry_at:
+            self._begin(now)
         if any(each.session.is_up for each in ready):
             for each in idle:
                 if each.session.is_up and each not in ready:
                     each.session.end("replaced: its windows are not those of the path", say=True)
-
-    @property
-    def _extra_lanes(self) -> int:
-        """Sessions that a bulk flow may use besides its own."""
-        is_long = self._rtt_s is not None and self._rtt_s >= LONG_S
-        return self.transport.lanes - 1 if is_long and self._most > 1 else 0
-
-    def _spread(self, now: float) -> None:
-        """Let bulk flows use idle sessions; one stays idle for the next flow."""
-        if not (extra := self._extra_lanes):
-            return
-        sessions = [each.session for each in self.carriers if each.session.is_up and each.session.is_long]
-        idle = [session for session in sessions if not session.lanes][1:]
-        for session in sessions:
-            if not idle or len(session.lanes) != 1:
-                continue
-            (lane,) = session.lanes.values()
-            flow = lane.flow
-            while idle and flow.session is session and len(flow.lanes) <= extra and flow.is_bulk(BULK):
-                idle.pop().join(flow, now)
 
     def _fits(self, carrier: Carrier) -> bool:
         """Tell whether a connection's windows are those of the path, as far as it is known."""
@@ -157,7 +127,6 @@ class Dialer(Carriers):
         least = [each.session.rtt_min_s for each in self.carriers if each.session.rtt_min_s is not None]
         if least:
             self._rtt_s = min(least)
-        self._spread(now)
 
     def deadline(self) -> float | None:
         """Return when wake() is due."""

@@ -14,21 +14,18 @@ from typing import Final
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.socks import Reason
 from vtl_tools.services.udt.transport.base import FlowOpening
-from vtl_tools.services.udt.transport.tokens import TOKEN
 
 FRAME: Final = struct.Struct("!BII")
 PLAIN_MAX: Final = 1 << 16
 """Octets of frames in a record: one that arrives is decrypted when it is complete, so it must not be long."""
-OFFSET: Final = struct.Struct("!Q")
-"""The payload of END, and what that of DATA begins with: octets of the flow's direction before it."""
-DATA_MAX: Final = PLAIN_MAX - FRAME.size - OFFSET.size
+DATA_MAX: Final = PLAIN_MAX - FRAME.size
 """Octets of data in a frame: a super-segment fits."""
 STAMP: Final = struct.Struct("!Q")
 """The payload of PING and PONG: microseconds of the sender's clock."""
 CREDIT: Final = struct.Struct("!I")
 ANSWER: Final = struct.Struct("!BI")
 
-_OPENING: Final = struct.Struct(f"!I{TOKEN}sHH")
+_PORT: Final = struct.Struct("!H")
 _REASONS: Final = (
     Reason.GENERAL, Reason.PROHIBITED, Reason.NET_UNREACHABLE, Reason.HOST_UNREACHABLE, Reason.REFUSED,
     Reason.TTL_EXPIRED, Reason.CLOSED,
@@ -42,27 +39,23 @@ class FrameKind(IntEnum):
     """Flow 0: a time stamp, which the other end sends back."""
     PONG = 2
     OPEN = 3
-    """A flow's opening, its token, and the octets that its answer may be followed by."""
+    """A flow's opening, and the octets that its answer may be followed by."""
     ANSWER = 4
     """0: open, and the octets that the opener may send; or 1 and more: a reason."""
     DATA = 5
-    """An offset, and octets of the flow."""
     END = 6
-    """The sender sends no more data on the flow: the offset of its end."""
+    """The sender sends no more data on the flow."""
     RESET = 7
     """The flow is gone, in both directions."""
     WINDOW = 8
     """More octets that the other end may send on the flow."""
     BYE = 9
     """Flow 0: the sender ends the session, and all its flows."""
-    JOIN = 10
-    """A token: this number is one more way for the octets of its flow."""
 
 
 _SIZES: Final = {
-    FrameKind.PING: STAMP.size, FrameKind.PONG: STAMP.size, FrameKind.ANSWER: ANSWER.size,
-    FrameKind.END: OFFSET.size, FrameKind.RESET: 0, FrameKind.WINDOW: CREDIT.size, FrameKind.BYE: 0,
-    FrameKind.JOIN: TOKEN,
+    FrameKind.PING: STAMP.size, FrameKind.PONG: STAMP.size, FrameKind.ANSWER: ANSWER.size, FrameKind.END: 0,
+    FrameKind.RESET: 0, FrameKind.WINDOW: CREDIT.size, FrameKind.BYE: 0,
 }  # fmt: skip
 _OF_SESSION: Final = frozenset({FrameKind.PING, FrameKind.PONG, FrameKind.BYE})
 _KINDS: Final = {int(kind): kind for kind in FrameKind}
@@ -90,21 +83,22 @@ def split_frames(body: memoryview) -> Iterator[tuple[FrameKind, int, memoryview]
         at += size
 
 
-def pack_opening(opening: FlowOpening, token: bytes, window: int) -> bytes:
+def pack_opening(opening: FlowOpening, window: int) -> bytes:
     """Return the payload of OPEN. window: octets that the other end may send."""
-    fixed = _OPENING.pack(window, token, opening.client_port, opening.destination_port)
-    return fixed + opening.client + opening.destination
+    ports = _PORT.pack(opening.client_port) + _PORT.pack(opening.destination_port)
+    return CREDIT.pack(window) + ports + opening.client + opening.destination
 
 
-def parse_opening(payload: memoryview) -> tuple[FlowOpening, bytes, int]:
-    """Return the opening, token and window of OPEN. Raises Malformed; both addresses are of one family."""
-    size, odd = divmod(len(payload) - _OPENING.size, 2)
+def parse_opening(payload: memoryview) -> tuple[FlowOpening, int]:
+    """Return the opening and the window of OPEN. Raises Malformed; both addresses are of one family."""
+    fixed = CREDIT.size + 2 * _PORT.size
+    size, odd = divmod(len(payload) - fixed, 2)
     if size not in (4, 16) or odd:
         raise Malformed("opening.length")
-    window, token, client_port, destination_port = _OPENING.unpack_from(payload)
-    addresses = bytes(payload[_OPENING.size :])
-    client, destination = addresses[:size], addresses[size:]
-    return FlowOpening(client, client_port, destination, destination_port), token, window
+    window = CREDIT.unpack_from(payload)[0]
+    client_port, destination_port = struct.unpack_from("!HH", payload, CREDIT.size)
+    client, destination = bytes(payload[fixed : fixed + size]), bytes(payload[fixed + size :])
+    return FlowOpening(client, client_port, destination, destination_port), window
 
 
 def pack_answer(reason: Reason | None, window: int) -> bytes:

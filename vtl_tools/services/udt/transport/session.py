@@ -11,7 +11,7 @@ a flow twice is cut off: is_over, why.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,17 +26,12 @@ from vtl_tools.common.session.secure_channel import (
 )
 from vtl_tools.common.socks import Reason
 from vtl_tools.services.udt.transport import frames
-from vtl_tools.services.udt.transport.flow import Lane, MuxFlow
-from vtl_tools.services.udt.transport.frames import DATA_MAX, FRAME, OFFSET, PLAIN_MAX, FrameKind
-from vtl_tools.services.udt.transport.tokens import FlowTokens
+from vtl_tools.services.udt.transport.flow import MuxFlow
+from vtl_tools.services.udt.transport.frames import DATA_MAX, FRAME, PLAIN_MAX, FrameKind
 from vtl_tools.services.udt.transport.window import ReceiveWindow, WindowBudget
 
 QUANTUM: Final = 1 << 16
 """Octets that a flow sends in its turn while others wait."""
-LONG_S: Final = 0.05
-"""Round-trip time from which on a path is long: a connection starts slowly, and a loss costs it much."""
-LANES_MAX: Final = 16
-"""Sessions that one flow may use."""
 
 _SEALED_AT_ONCE: Final = 1 << 14
 _CREDIT_MAX: Final = 1 << 40
@@ -59,14 +54,13 @@ class Session(SecureChannel):
     """One side of a connection: its flows.
 
     psk: the pre-shared key. ephemeral: 32 random octets that are used once. peer: the other module, for the
-    log. is_fresh: tells whether an initiator's ephemeral key was not seen before. tokens: of the flows of all
-    sessions that the initiator may join. on_flow: is given each flow that the initiator opens. on_change: is
-    called when the session is up, and when it is over.
+    log. is_fresh: tells whether an initiator's ephemeral key was not seen before. on_flow: is given each flow
+    that the initiator opens. on_change: is called when the session is up, and when it is over.
 
-    lanes: the flows, each by its number here. rtt_s, rtt_min_s: of heartbeats.
+    flows: by number. rtt_s, rtt_min_s: of heartbeats.
     """
 
-    prologue = b"vtl-udt 2"
+    prologue = b"vtl-udt 1"
     sizes = range(FRAME.size, PLAIN_MAX + 1)
     config: SessionConfig
 
@@ -81,24 +75,23 @@ class Session(SecureChannel):
         now: float,
         peer: str = "",
         is_fresh: Callable[[bytes], bool] = lambda key: True,
-        tokens: FlowTokens[MuxFlow] | None = None,
         on_flow: Callable[[MuxFlow, float], object] = lambda flow, now: None,
         on_change: Callable[["Session", float], object] = lambda session, now: None,
     ) -> None:
         super().__init__(role, config, psk=psk, ephemeral=ephemeral, now=now, is_fresh=is_fresh)
         self.peer, self.on_change = peer, on_change
         self._budget, self._on_flow = budget, on_flow
-        self._tokens: FlowTokens[MuxFlow] = FlowTokens() if tokens is None else tokens
-        self.lanes: dict[int, Lane] = {}
+        self.flows: dict[int, MuxFlow] = {}
         self.rtt_s: float | None = None
         self.rtt_min_s: float | None = None
         self._plain: list[bytes | memoryview] = []
         self._plain_size = 0
         self._last_flow = 0
-        self._queue: deque[Lane] = deque()
-        self._granted: list[Lane] = []
+        self._queue: deque[MuxFlow] = deque()
+        self._granted: list[MuxFlow] = []
         self._began_at = self._beat_at = self._alive_at = now
         self._takers = {
+            FrameKind.DATA: self._take_data,
             FrameKind.WINDOW: self._take_window,
             FrameKind.END: self._take_end,
             FrameKind.RESET: self._take_reset,
@@ -121,26 +114,23 @@ class Session(SecureChannel):
     def on_record(self, body: memoryview) -> None:
         """Take the frames of a record. Raises Malformed."""
         for kind, number, payload in frames.split_frames(body):
-            if kind is FrameKind.OPEN or kind is FrameKind.JOIN:
-                self._take_new(kind, number, payload)
+            if kind is FrameKind.OPEN:
+                self._take_open(number, payload)
             elif not number:
                 self._take_session_frame(kind, payload)
-            elif (lane := self.lanes.get(number)) is not None:
-                if kind is FrameKind.DATA:
-                    self._take_data(lane.flow, payload)
-                elif lane.flow.session is self:
-                    self._takers[kind](lane.flow, payload)
-                else:
-                    raise Malformed("frame.kind")  # a further lane has data only
+            elif (flow := self.flows.get(number)) is not None:
+                self._takers[kind](flow, payload)
             elif number > self._last_flow:
                 raise Malformed("frame.flow")  # it never was; an older one has just ended here
             if self.is_over:
                 return
 
-    def _take_data(self, flow: MuxFlow, payload: memoryview) -> None:
-        if len(payload) < OFFSET.size:
-            raise Malformed("data.length")
-        flow.arrived(OFFSET.unpack_from(payload)[0], payload[OFFSET.size :], self.now)
+    def _take_data(self, flow: MuxFlow, data: memoryview) -> None:
+        window = flow.window
+        if window is None or not flow.is_open or flow.got_end or not window.arrive(len(data)):
+            raise Malformed("data")
+        if data:
+            flow.arrived(data, self.now)
 
     def _take_window(self, flow: MuxFlow, payload: memoryview) -> None:
         flow.credit += frames.CREDIT.unpack(payload)[0]
@@ -151,10 +141,12 @@ class Session(SecureChannel):
             flow.tell(WRITABLE, self.now)
 
     def _take_end(self, flow: MuxFlow, payload: memoryview) -> None:
-        flow.ended(OFFSET.unpack(payload)[0], self.now)
+        if flow.got_end or not flow.is_open:
+            raise Malformed("end")
+        flow.ended(self.now)
 
     def _take_reset(self, flow: MuxFlow, payload: memoryview) -> None:
-        self.forget(flow)
+        self._drop(flow)
         flow.fail(Reason.CLOSED, self.now)
 
     def _take_session_frame(self, kind: FrameKind, payload: memoryview) -> None:
@@ -172,38 +164,18 @@ class Session(SecureChannel):
         self.rtt_s = rtt_s if self.rtt_s is None else self.rtt_s + (rtt_s - self.rtt_s) / 8  # as RFC 6298
         self.rtt_min_s = rtt_s if self.rtt_min_s is None else min(self.rtt_min_s, rtt_s)
 
-    def _take_new(self, kind: FrameKind, number: int, payload: memoryview) -> None:
+    def _take_open(self, number: int, payload: memoryview) -> None:
         if self.role is Role.INITIATOR or number <= self._last_flow:
             raise Malformed("open")
+        opening, credit = frames.parse_opening(payload)
         self._last_flow = number
-        if kind is FrameKind.JOIN:
-            self._take_join(number, bytes(payload))
-            return
-        opening, token, credit = frames.parse_opening(payload)
-        flow = MuxFlow(opening, token)
-        flow.credit = credit
-        lane = Lane(flow, self, number)
-        if len(self.lanes) >= self.config.flows:
+        flow = MuxFlow(opening)
+        flow.id, flow.session, flow.credit = number, self, credit
+        if len(self.flows) >= self.config.flows:
             flow.refuse(Reason.GENERAL, self.now)
             return
-        self._tokens.add(flow)
-        self.lanes[number] = lane
+        self.flows[number] = flow
         self._on_flow(flow, self.now)
-
-    def _take_join(self, number: int, token: bytes) -> None:
-        """Let a flow use this session. If it has just ended, octets of this number are not taken."""
-        flow = self._tokens.find(token)
-        if flow is None:
-            return
-        if (
-            not flow.is_open
-            or len(flow.lanes) >= LANES_MAX
-            or len(self.lanes) >= self.config.flows
-            or any(lane.session is self for lane in flow.lanes)
-        ):
-            raise Malformed("join")
-        self.lanes[number] = Lane(flow, self, number)
-        flow.spread(self.now)
 
     def _take_answer(self, flow: MuxFlow, payload: memoryview) -> None:
         if self.role is Role.RESPONDER or flow.is_open:
@@ -212,7 +184,7 @@ class Session(SecureChannel):
         if reason is None:
             flow.opened(credit, self.now)
         else:
-            self.forget(flow)
+            self._drop(flow)
             flow.fail(reason, self.now)
 
     # --- what flows ask for
@@ -220,117 +192,96 @@ class Session(SecureChannel):
     def open(self, flow: MuxFlow, now: float) -> None:
         """Open a flow that has no session yet. The session must be up, and be the initiator's."""
         self.now = now
-        flow.window = ReceiveWindow(self._budget, now)
-        lane = self._add_lane(flow)
-        self._put(FrameKind.OPEN, lane.id, frames.pack_opening(flow.opening, flow.token, flow.window.size))
-
-    def join(self, flow: MuxFlow, now: float) -> None:
-        """Let an open flow of another session use this one as well. It must be up, and be the initiator's."""
-        self.now = now
-        lane = self._add_lane(flow)
-        self._put(FrameKind.JOIN, lane.id, flow.token)
-        flow.spread(now)
-
-    def _add_lane(self, flow: MuxFlow) -> Lane:
         self._last_flow += 1
-        lane = self.lanes[self._last_flow] = Lane(flow, self, self._last_flow)
-        return lane
+        flow.id, flow.session = self._last_flow, self
+        flow.window = self._new_window(flow)
+        self.flows[flow.id] = flow
+        self._put(FrameKind.OPEN, flow.id, frames.pack_opening(flow.opening, flow.window.size))
 
-    @property
-    def is_long(self) -> bool:
-        """Whether the path is known to be long."""
-        return self.rtt_min_s is not None and self.rtt_min_s >= LONG_S
-
-    @property
-    def opened_here(self) -> int:
-        """The number of flows that were opened on it; others may use it as well."""
-        return sum(lane.flow.session is self for lane in self.lanes.values())
+    def _new_window(self, flow: MuxFlow) -> ReceiveWindow:
+        """Return a window for a flow. One to no port has reports only, and takes no memory from others."""
+        budget = self._budget if flow.opening.destination_port else WindowBudget(0)
+        return ReceiveWindow(budget, self.now, self.rtt_min_s or 0.0)
 
     @property
     def is_full(self) -> bool:
         """Whether no more flows can be opened."""
-        return len(self.lanes) >= self.config.flows or self._last_flow >= _FLOW_MAX
+        return len(self.flows) >= self.config.flows or self._last_flow >= _FLOW_MAX
 
     def answer(self, flow: MuxFlow, reason: Reason | None) -> None:
         """Send ANSWER."""
         if reason is None:
-            flow.window = ReceiveWindow(self._budget, self.now)
-            self._put(FrameKind.ANSWER, flow.lanes[0].id, frames.pack_answer(None, flow.window.size))
+            flow.window = self._new_window(flow)
+            self._put(FrameKind.ANSWER, flow.id, frames.pack_answer(None, flow.window.size))
         else:
-            self._put(FrameKind.ANSWER, flow.lanes[0].id, frames.pack_answer(reason, 0))
-            self.forget(flow)
+            self._drop(flow)
+            self._put(FrameKind.ANSWER, flow.id, frames.pack_answer(reason, 0))
 
-    def room(self, lane: Lane) -> int:
-        """Return how many octets send_data() takes now."""
-        room = max(0, OUTBOX_MAX - self.pending - self._plain_size)
-        if lane.grant:
-            return min(room, lane.grant)
-        return 0 if self._queue else room  # others have waited longer
+    def send_data(self, flow: MuxFlow, pieces: Sequence[bytes | bytearray | memoryview]) -> int:
+        """Take octets of a flow, as far as there are room and credit. Raises BlockingIOError."""
+        room = OUTBOX_MAX - self.pending - self._plain_size
+        if flow.grant:
+            room, flow.grant = min(room, flow.grant), 0
+        elif self._queue:
+            room = 0  # others have waited longer
+        left = total = min(sum(map(len, pieces)), max(0, room), flow.credit)
+        if total < sum(map(len, pieces)):
+            self._make_wait(flow, is_starved=total == flow.credit)
+        if not total:
+            raise BlockingIOError
+        for piece in pieces:
+            with memoryview(piece) as view:
+                for at in range(0, min(left, len(view)), DATA_MAX):
+                    self._put(FrameKind.DATA, flow.id, view[at : min(at + DATA_MAX, left, len(view))])
+                left -= min(left, len(view))
+            if not left:
+                break
+        flow.credit -= total
+        return total
 
-    def send_data(self, lane: Lane, offset: int, octets: memoryview) -> None:
-        """Take octets, for which there is room. offset: octets of the flow before them."""
-        lane.grant = max(0, lane.grant - len(octets))
-        for at in range(0, len(octets), DATA_MAX):
-            piece = octets[at : at + DATA_MAX]
-            self._put(FrameKind.DATA, lane.id, piece, OFFSET.pack(offset + at))
-
-    def wait_for_room(self, lane: Lane) -> None:
-        """Tell the flow when there is room."""
-        if not lane.is_queued:
-            lane.is_queued = True
-            self._queue.append(lane)
+    def _make_wait(self, flow: MuxFlow, *, is_starved: bool) -> None:
+        """Tell a flow later: when it has credit, or when there is room."""
+        if is_starved:
+            flow.is_starved = True
+        elif not flow.is_queued:
+            flow.is_queued = True
+            self._queue.append(flow)
 
     def end_flow(self, flow: MuxFlow) -> None:
         """Send END."""
-        self._put(FrameKind.END, flow.lanes[0].id, OFFSET.pack(flow.sent))
+        self._put(FrameKind.END, flow.id)
 
     def reset(self, flow: MuxFlow) -> None:
         """Send RESET, and forget the flow."""
-        self.forget(flow)
-        self._put(FrameKind.RESET, flow.lanes[0].id)
+        self._drop(flow)
+        self._put(FrameKind.RESET, flow.id)
 
     def read(self, flow: MuxFlow, octets: int) -> None:
         """Let the other end send more, as so much was read."""
-        if flow.window is None or not flow.expects_more:
+        if flow.window is None or flow.got_end:
             return
-        if credit := flow.window.read(octets, self.now, self._may_take_s(flow)):
-            self._put(FrameKind.WINDOW, flow.lanes[0].id, frames.CREDIT.pack(credit))
-
-    def widen(self, flow: MuxFlow) -> None:
-        """Let the other end send more, as octets that are ahead of others have to be held."""
-        if flow.window is not None and flow.expects_more and (credit := flow.window.widen()):
-            self._put(FrameKind.WINDOW, flow.lanes[0].id, frames.CREDIT.pack(credit))
-
-    def _may_take_s(self, flow: MuxFlow) -> float:
-        """Return the time in which a window is read through if it may be what limits the flow."""
-        rtt_s = 1.0 if self.rtt_s is None else self.rtt_s
-        return rtt_s * (2 if len(flow.lanes) == 1 else 4)  # octets wait for those of a slower session
+        if credit := flow.window.read(octets, self.now, 1.0 if self.rtt_s is None else self.rtt_s):
+            self._put(FrameKind.WINDOW, flow.id, frames.CREDIT.pack(credit))
 
     def forget(self, flow: MuxFlow) -> None:
-        """Let go of a flow, on all sessions. Idempotent."""
-        for lane in flow.lanes:
-            lane.session.remove(lane)
-        self._tokens.remove(flow)
+        """Forget a flow that has ended in both directions."""
+        self._drop(flow)
+
+    def _drop(self, flow: MuxFlow) -> None:
+        self.flows.pop(flow.id, None)
         if flow.window is not None:
             flow.window.close()
 
-    def remove(self, lane: Lane) -> None:
-        """Let go of a lane. Idempotent."""
-        self.lanes.pop(lane.id, None)
-
     # --- octets out
 
-    def _put(
-        self, kind: FrameKind, number: int, payload: bytes | memoryview = b"", prefix: bytes = b""
-    ) -> None:
-        """Add a frame to the next record. prefix: octets before the payload."""
+    def _put(self, kind: FrameKind, number: int, payload: bytes | memoryview = b"") -> None:
+        """Add a frame to the next record."""
         if self.is_over:
             return
-        length = len(prefix) + len(payload)
-        size = FRAME.size + length
+        size = FRAME.size + len(payload)
         if self._plain_size + size > PLAIN_MAX:
             self._seal_frames()
-        self._plain.append(FRAME.pack(kind, number, length) + prefix)
+        self._plain.append(FRAME.pack(kind, number, len(payload)))
         self._plain_size += size
         if len(payload) < _SEALED_AT_ONCE:
             if payload:
@@ -353,19 +304,19 @@ class Session(SecureChannel):
 
     def share(self, now: float) -> None:
         """Tell flows that wait that there is room. Called after the connection took what it could."""
-        for lane in self._granted:
-            lane.grant = 0  # not used: it has nothing to send now
+        for flow in self._granted:
+            flow.grant = 0  # not used: it has nothing to send now
         self._granted.clear()
         room = OUTBOX_MAX - self.pending
         while self._queue and room >= QUANTUM:
-            lane = self._queue.popleft()
-            lane.is_queued = False
-            if lane.flow.is_gone or lane.flow.is_closed:
+            flow = self._queue.popleft()
+            flow.is_queued = False
+            if flow.is_gone or flow.is_closed:
                 continue
-            lane.grant = QUANTUM
+            flow.grant = QUANTUM
             room -= QUANTUM
-            self._granted.append(lane)
-            lane.flow.tell(WRITABLE, now)
+            self._granted.append(flow)
+            flow.tell(WRITABLE, now)
 
     # --- time and the end
 
@@ -410,14 +361,14 @@ class Session(SecureChannel):
             if self.is_over:
                 return
         self.state, self.why = SessionState.OVER, why
-        lanes = list(self.lanes.values())
+        flows = list(self.flows.values())
+        self.flows.clear()
         self._queue.clear()
         self._granted.clear()
         self._plain.clear()
         self._rest.clear()
-        for lane in lanes:
-            if (home := lane.flow.session) is not None:
-                home.reset(lane.flow)  # it may be this one, which sends nothing any more
-            lane.flow.fail(Reason.CLOSED, self.now)
-        self.lanes.clear()
+        for flow in flows:
+            if flow.window is not None:
+                flow.window.close()
+            flow.fail(Reason.CLOSED, self.now)
         self.on_change(self, self.now)

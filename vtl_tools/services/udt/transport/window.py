@@ -9,9 +9,13 @@ from typing import Final
 WINDOW_MIN: Final = 1 << 16
 """Octets that every flow gets, whatever is promised already."""
 WINDOW_MAX: Final = 1 << 27
-_FIRST_MAX: Final = 1 << 24
-_WIDE: Final = 1 << 26
-"""Octets of a window for several connections: what the others bring while one waits for a lost segment."""
+_FIRST: Final = 1 << 24
+"""Octets of a first window on a short path, if there are four times as many."""
+_FIRST_RATE: Final = 187.5e6
+"""Octets a second that a first window lets pass on a long path, up to _FIRST_MAX. It is more than most paths
+carry, since their queues lengthen the round trip, and since a window that is short spoils the measurements of
+congestion control."""
+_FIRST_MAX: Final = 1 << 26
 _UPDATE_MAX: Final = 1 << 20
 """Octets read after which the other module is told, at the latest."""
 
@@ -36,13 +40,17 @@ class WindowBudget:
 
 
 class ReceiveWindow:
-    """The window of one flow. size: octets promised; credit: octets that may still arrive."""
+    """The window of one flow. size: octets promised; credit: octets that may still arrive.
+
+    rtt_s: of the path, the least that was measured; 0: not known.
+    """
 
     __slots__ = ("_budget", "_epoch_at", "_epoch_read", "_read", "credit", "size")
 
-    def __init__(self, budget: WindowBudget, now: float) -> None:
+    def __init__(self, budget: WindowBudget, now: float, rtt_s: float) -> None:
         self._budget = budget
-        self.size = WINDOW_MIN + budget.take(min(_FIRST_MAX, budget.left // 8))
+        first = max(_FIRST, min(round(_FIRST_RATE * rtt_s), _FIRST_MAX))
+        self.size = WINDOW_MIN + budget.take(min(first, budget.left // 4))
         self.credit = self.size
         self._read = self._epoch_read = 0
         self._epoch_at = now
@@ -52,11 +60,10 @@ class ReceiveWindow:
         self.credit -= octets
         return self.credit >= 0
 
-    def read(self, octets: int, now: float, within_s: float) -> int:
+    def read(self, octets: int, now: float, rtt_s: float) -> int:
         """Count octets that were read; return the octets by which the other module's credit is to rise.
 
-        The window doubles if it was read through within a time, two round trips or so: it may be what limits
-        the flow.
+        The window doubles if it was read through within two round trips: it may be what limits the flow.
         """
         self._read += octets
         self._epoch_read += octets
@@ -64,7 +71,7 @@ class ReceiveWindow:
             return 0
         more = 0
         if self._epoch_read >= self.size:
-            if now - self._epoch_at < within_s:
+            if now - self._epoch_at < 2 * rtt_s:
                 more = self._budget.take(min(self.size, WINDOW_MAX - self.size, self._budget.left // 2))
                 self.size += more
             self._epoch_read, self._epoch_at = 0, now
@@ -72,13 +79,6 @@ class ReceiveWindow:
         self._read = 0
         self.credit += credit
         return credit
-
-    def widen(self) -> int:
-        """Grow for a flow on several sessions; return by how much the other module's credit rises."""
-        more = self._budget.take(min(_WIDE - self.size, self._budget.left // 2))
-        self.size += more
-        self.credit += more
-        return more
 
     def close(self) -> None:
         """Give the promise back. Idempotent."""
