@@ -142,11 +142,11 @@ def _echo() -> None:
             sock.sendto(*sock.recvfrom(64))
 
 
-def _rtt(count: int) -> None:
+def _rtt(count: int, server: str = SERVER) -> None:
     import socket
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.connect((SERVER, 5300))
+        sock.connect((server, 5300))
         sock.settimeout(0.5)
         took = []
         while len(took) < count:
@@ -184,4 +184,4 @@ def _longest() -> None:
 
 
 if __name__ == "__main__":
-    {"echo": _echo, "rtt": lambda: _rtt(int(sys.argv[2])), "longest": _longest}[sys.argv[1]]()
+    {"echo": _echo, "rtt": lambda: _rtt(int(sys.argv[2]), *sys.argv[3:]), "longest": _longest}[sys.argv[1]]()
