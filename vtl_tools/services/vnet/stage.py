@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +19,7 @@ from vtl_tools.services.vnet.adapting import AdaptablePeer, Adapting, shortcut_n
 from vtl_tools.services.vnet.fields import FIXED, FrameFields, fields_of, key_of
 from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.links import LINKS_MAX, LinkPool, LinkSpec, door_of, make_link, parse_link
+from vtl_tools.services.vnet.overlay_link import OverlayLink
 from vtl_tools.services.vnet.rule import VnetRule, parse_vnet_rule
 from vtl_tools.services.vnet.switch import NET, FrameRoute, LinkKind, LinkRole, LinkSide, VnetSwitch
 
@@ -36,29 +37,6 @@ _TOLD_SHOWN: Final = 1024
 _Group = tuple[tuple[LinkSide, ...], int]
 
 
-@dataclass
-class _Link:
-    """A link. devices: by side; none of a link that the runner has. port: of such a link.
-
-    door: the listener that its daemon came through; up_at: when it was up last. over: the link to a daemon
-    beside which it is a shortcut.
-    """
-
-    spec: LinkSpec
-    port: int = -1
-    devices: list[Device] = field(default_factory=list)
-    up: list[bool] = field(default_factory=list)
-    pid: int = 0
-    starts: int = 0
-    rates: tuple[float, float] = 0.0, 0.0
-    octets: tuple[int, int] = 0, 0
-    octets_in: int = 0
-    octets_out: int = 0
-    door: str = ""
-    up_at: float = 0.0
-    over: str = ""
-
-
 class Overlay(Stage):
     """vtl-vnet. ports: specs of the links that the runner has, in their order. key: of VNET links.
 
@@ -74,7 +52,7 @@ class Overlay(Stage):
         self.switch = VnetSwitch()
         self._adapting = Adapting(adapt, self.switch, self)
         self._key, self._keeper, self._hello = key, keeper, Hello(name)
-        self._links: dict[str, _Link] = {}
+        self._links: dict[str, OverlayLink] = {}
         self._pool = LinkPool(self._on_pool)
         self._owners: dict[Device, LinkSide] = {}
         self._decisions: dict[tuple[LinkSide, bytes | FrameFields], FrameRoute] = {}
@@ -90,7 +68,7 @@ class Overlay(Stage):
             keeper.on_change = self._on_service
             self.sources.append(keeper)
         for port, spec in enumerate(ports):
-            self._links[spec] = _Link(LinkSpec(spec, spec, LinkRole()), port)
+            self._links[spec] = OverlayLink(LinkSpec(spec, spec, LinkRole()), port)
             self.switch.add_link(spec, LinkRole())
             self._ingress.append(LinkSide(spec))
 
@@ -105,7 +83,7 @@ class Overlay(Stage):
             raise SpecError(f"{name}: there are {LINKS_MAX} links already; remove one")
         if link.role.told and any(other.spec.role.told for other in self._links.values()):
             raise SpecError(f"{name}: there is an evpn: link already; remove it first")
-        added = _Link(link)
+        added = OverlayLink(link)
         try:
             for device in self._devices(link):
                 self._pool.add(device)
@@ -119,7 +97,7 @@ class Overlay(Stage):
             raise
         self._enter(added)
 
-    def _enter(self, added: _Link) -> None:
+    def _enter(self, added: OverlayLink) -> None:
         """Make a link whose devices are read one of the overlay."""
         name = added.spec.name
         self._links[name] = added
@@ -145,7 +123,7 @@ class Overlay(Stage):
         link = parse_link(name, spec)
         device = make_link(link, self._key, replace(self._hello, over=beside.remote.name))
         self._pool.add(device)
-        self._enter(_Link(link, devices=[device], up=[False], over=over, up_at=self._ticked_at))
+        self._enter(OverlayLink(link, devices=[device], up=[False], over=over, up_at=self._ticked_at))
 
     def _on_peer(self, door: str, hello: Hello, device: PeerLink) -> bool:
         """Add the link of a daemon that came through a door. Return whether there can be one."""
@@ -156,7 +134,7 @@ class Overlay(Stage):
             log.warning("%s: no link for the daemon %s: there is one, too many, or no wish", door, name)
             return False
         role = self._links[door].spec.role
-        added = _Link(
+        added = OverlayLink(
             LinkSpec(name, device.spec, role),
             devices=[device],
             up=[False],
@@ -363,14 +341,7 @@ class Overlay(Stage):
         elapsed_s = max(now - self._ticked_at, 1e-3)
         self._ticked_at, self._tick_at = now, now + TICK_S
         for link in self._links.values():
-            before, octets = link.octets, (link.octets_in, link.octets_out)
-            link.octets = octets
-            link.rates = (
-                round(8e-6 * (octets[0] - before[0]) / elapsed_s, 3),
-                round(8e-6 * (octets[1] - before[1]) / elapsed_s, 3),
-            )
-            if all(device.up for device in link.devices):
-                link.up_at = now
+            link.measure(elapsed_s, now)
         self._forget_daemons(now)
         self._adapting.tick(self._peers(), now)
         self._decisions.clear()
@@ -387,7 +358,7 @@ class Overlay(Stage):
         """Return links, rules and stations."""
         return {
             "adapt": self._adapting.status(),
-            "overlay": {name: self._link_status(link) for name, link in self._links.items()},
+            "overlay": {name: link.status() for name, link in self._links.items()},
             "rules": {
                 rule.text: {"number": number, "via": rule.via, "hits": self._hits[rule.text]}
                 for number, rule in enumerate(self.switch.rules, 1)
@@ -418,34 +389,6 @@ class Overlay(Stage):
             for mac, station in islice(self.switch.stations.told(), _TOLD_SHOWN)
         }
 
-    def _link_status(self, link: _Link) -> dict[str, object]:
-        first_device = link.devices[0] if link.devices else None
-        remote = first_device.remote if isinstance(first_device, PeerLink) else None
-        first = {} if first_device is None else first_device.status()
-        drops: Counter[str] = Counter()
-        for device in link.devices:
-            drops.update({str(reason): count for reason, count in device.drops.items()})
-        return {
-            "spec": link.spec.spec,
-            "kind": "door" if link.spec.is_door else link.spec.role.kind.value,
-            "door": link.door,
-            "daemon": remote.name if remote is not None else "",
-            "over": link.over,
-            "up": all(device.up for device in link.devices),
-            "in_mbit": link.rates[0],
-            "out_mbit": link.rates[1],
-            "octets_in": link.octets_in,
-            "octets_out": link.octets_out,
-            "rtt_ms": first.get("rtt_ms"),
-            "loss_percent": first.get("loss_percent"),
-            "why": first.get("why", ""),
-            "evpn": first.get("evpn"),
-            "dropped": sum(drops.values()),
-            "losses": sum(device.losses for device in link.devices),
-            "pid": link.pid,
-            "starts": link.starts,
-        }
-
     # --- verbs
 
     def verbs(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
@@ -460,7 +403,7 @@ class Overlay(Stage):
             self.remove_link(name)
         elif action != "list":
             raise SpecError("link: not understood; see 'vtl-vnet link --help'")
-        return {"links": {name: self._link_status(link) for name, link in self._links.items()}}
+        return {"links": {name: link.status() for name, link in self._links.items()}}
 
     def _verb_rule(self, request: dict[str, Any]) -> dict[str, Any]:
         action, text, position = request.get("action"), request.get("rule"), request.get("position")
