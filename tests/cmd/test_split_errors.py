@@ -27,6 +27,7 @@ WRONG = {
     "--forward tcp:80:224.0.0.1:80": "224.0.0.1 is not the address of a host",
     "--search a..b": "'a..b' is no domain; write a domain such as lab.example, or none",
     "--dns 1.2.3": "write an address such as 192.0.2.1",
+    "--dns ::1 --dns ::2 --dns ::3 --dns ::4": "4 servers; give 3 at most",
     "--uplink eth0 --forward tcp:80:80": "--forward is for connections through sockets",
     "--uplink eth0 --search a": "--search is for connections through sockets",
 }

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _OF_SOCKETS = ("bandwidth", "buffers", "allow", "forward", "dns", "search", "dhcp", "subnet")
 """Options without a meaning where the second connection leaves by a link."""
+_DNS_MAX = 3
+"""Servers: guests use no more (MAXNS, resolv.conf(5))."""
 
 
 @click.group("vtl-split", cls=Tool)
@@ -94,6 +96,8 @@ def main(iface: str, uplink: str | None, guard: str, options: "Options", **setti
     --uplink the second connection is one of the guest's own on that link, and all else passes unchanged.
     """
     opts.require((iface, "--iface", "the interface that the guest is behind"))
+    if len(settings["dns"]) > _DNS_MAX:
+        raise click.UsageError(f"--dns: {len(settings['dns'])} servers; give {_DNS_MAX} at most")
     from vtl_tools.services.split import start
 
     run = partial(
