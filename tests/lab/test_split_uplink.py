@@ -214,8 +214,8 @@ def test_early_acknowledgements_do_not_wait_for_the_server(lab: Lab, ends: Ends)
     with split(lab, middle, "--early-ack"):
         sock = ends.connect(client, "10.9.0.2")
         sock.sendall(b"early")
-        server.run("nft", "flush ruleset")
         with ends.listen(server, "10.9.0.2") as listener:
+            server.run("nft", "flush ruleset")
             assert ends.accept(listener).recv(100) == b"early"
 
 

@@ -68,12 +68,15 @@ class FlowTimers(Generic[F]):
 
     def prune(self) -> None:
         """Remove superseded entries, and the flows that they refer to, once there are many."""
-        heap, flows = self._heap, self._flows
-        if len(heap) > 2 * len(flows) + STALE_MAX:
+        heap, soon, flows = self._heap, self._soon, self._flows
+        most = 2 * len(flows) + STALE_MAX
+        if len(heap) > most:
             heap[:] = [
                 each for each in heap if each[0] == each[2].armed_at and flows.get(each[2].key) is each[2]
             ]
             heapq.heapify(heap)
+        if len(soon) > most:
+            soon[:] = [each for each in soon if flows.get(each.key) is each]
 
     def deadline(self) -> float | None:
         """Return when the first entry is due; None: never."""
