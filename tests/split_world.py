@@ -115,6 +115,21 @@ class SplitWorld:
         threading.Thread(target=serve, daemon=True).start()
 
 
+def exchange(near: socket.socket, far: socket.socket, octets: bytes) -> None:
+    """Send octets to the far end, and these reversed back meanwhile; each end ends its half by itself."""
+    sending = threading.Thread(target=near.sendall, args=(octets,))
+    back = threading.Thread(target=far.sendall, args=(octets[::-1],))
+    for thread in sending, back:
+        thread.start()
+    sending.join()
+    near.shutdown(socket.SHUT_WR)
+    assert receive_all(far) == octets
+    back.join()
+    far.sendall(b"the other half is open")
+    far.shutdown(socket.SHUT_WR)
+    assert receive_all(near) == octets[::-1] + b"the other half is open"
+
+
 def receive_all(sock: socket.socket) -> bytes:
     """Return everything up to the end of a stream."""
     octets = bytearray()

@@ -6,7 +6,6 @@ import re
 import select
 import socket
 import struct
-import threading
 from pathlib import Path
 from random import Random
 
@@ -15,7 +14,7 @@ import pytest
 from lab.dns import Names
 from lab.netns import Lab
 from lab.wait import until
-from tests.split_world import GATEWAY, GUEST, HOST, ROUTER, SERVER, SplitWorld, receive_all
+from tests.split_world import GATEWAY, GUEST, HOST, ROUTER, SERVER, SplitWorld, exchange, receive_all
 from vtl_tools.services.split import socket_errors
 
 pytestmark = pytest.mark.lab
@@ -36,17 +35,7 @@ def test_a_stream_is_byte_exact_both_ways_and_each_half_closes_by_itself(lab: La
         near, far = world.joined(version)
         with near, far:
             assert far.getpeername()[0] == HOST[version]
-            sending = threading.Thread(target=near.sendall, args=(OCTETS,))
-            sending.start()
-            back = threading.Thread(target=far.sendall, args=(OCTETS[::-1],))
-            back.start()
-            sending.join()
-            near.shutdown(socket.SHUT_WR)
-            assert receive_all(far) == OCTETS
-            back.join()
-            far.sendall(b"the other half is open")
-            far.shutdown(socket.SHUT_WR)
-            assert receive_all(near) == OCTETS[::-1] + b"the other half is open"
+            exchange(near, far, OCTETS)
         until(lambda: not running.status()["connections"], "the end of the connection")
         carried = running.status()["carried"]
         assert (carried["octets_up"], carried["failed"]) == (len(OCTETS), 0)

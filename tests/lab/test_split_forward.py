@@ -2,7 +2,6 @@
 
 import os
 import socket
-import threading
 from random import Random
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from lab.netns import Host, Lab
 from lab.wait import PATIENCE_S, until
 from tests.running import BIN
-from tests.split_world import GATEWAY, GUEST, HOST, SERVER, SplitWorld, receive_all
+from tests.split_world import GATEWAY, GUEST, HOST, SERVER, SplitWorld, exchange
 
 pytestmark = pytest.mark.lab
 
@@ -34,17 +33,7 @@ def test_a_client_outside_reaches_the_guest_which_sees_it(lab: Lab, version: int
         far, seen = listener.accept()
         with near, far:
             assert seen[:2] == (SERVER[version], near.getsockname()[1])
-            sending = threading.Thread(target=near.sendall, args=(OCTETS,))
-            back = threading.Thread(target=far.sendall, args=(OCTETS[::-1],))
-            for thread in sending, back:
-                thread.start()
-            sending.join()
-            near.shutdown(socket.SHUT_WR)
-            assert receive_all(far) == OCTETS
-            back.join()
-            far.sendall(b"the other half is open")
-            far.shutdown(socket.SHUT_WR)
-            assert receive_all(near) == OCTETS[::-1] + b"the other half is open"
+            exchange(near, far, OCTETS)
         until(lambda: not running.status()["forwarded"]["connections"], "the end of the connection")
         told = running.status()["forwarded"]
         assert (told["octets_down"], told["established"], told["failed"]) == (len(OCTETS), 1, 0)

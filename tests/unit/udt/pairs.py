@@ -37,7 +37,7 @@ def outgoing(side: Session, now: float = 0.0) -> bytes:
 
 
 def read(flow: MuxFlow, most: int = len(ROOM)) -> bytes:
-    """What a flow has, up to so many octets; b"" if there is nothing, or the end."""
+    """Return the octets that wait in a flow, up to so many; b"" if there are none, or at the end."""
     try:
         return bytes(ROOM[: flow.recv_into(ROOM, most)])
     except BlockingIOError:

@@ -21,7 +21,7 @@ MBIT = 125_000
 
 
 class Dialled:
-    """What a dialer is to a module. counters: what it says; openings: of the flows that it was asked for."""
+    """A dialer, as a module sees it. counters: its status; openings: of the flows that it was asked for."""
 
     def __init__(self):
         self.said = Counters(rtt_min_s=0.1, up=True)

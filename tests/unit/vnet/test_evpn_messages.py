@@ -1,4 +1,4 @@
-"""What is said to and heard of gobgpd: messages, gRPC against a server by h2, and octets of anybody."""
+"""The conversation with gobgpd: messages, gRPC against a server by h2, and octets of anybody."""
 
 from contextlib import suppress
 

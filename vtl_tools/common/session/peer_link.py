@@ -3,16 +3,18 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from vtl_tools.common.device.base import Device, Drop
 from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.packet.vnet import VNET
+from vtl_tools.common.session.base import Address
 from vtl_tools.common.session.items import FRAME_MIN, HEAD, HOPS_MAX, Conversation, Hello
 
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.25
+NO_PLACE: Final = "has no place for another daemon of this name"
 
 
 class PeerLink(Device):
@@ -90,7 +92,10 @@ class PeerLink(Device):
         return found
 
 
-class Door(Device):
+LinkT = TypeVar("LinkT", bound=PeerLink)
+
+
+class Door(Device, Generic[LinkT]):
     """Listens for any daemon that has the key. on_peer: is given each link, with what the daemon tells.
 
     It returns False if there can be no such link.
@@ -100,10 +105,27 @@ class Door(Device):
         super().__init__(spec)
         self.on_peer: Callable[[Hello, PeerLink], bool] = lambda hello, link: False
         self._nothing = Batch(1)
+        self._links: dict[tuple[str, str], LinkT] = {}
 
-    @abstractmethod
+    def link_to(self, hello: Hello, remote: Address, make: Callable[[str], LinkT]) -> LinkT | None:
+        """Return the link of a daemon that has come, a new one unless it was here before; None: no place.
+
+        make: is given the spec of a new link.
+        """
+        name = hello.name, hello.over
+        link = self._links.get(name)
+        if link is None:
+            host, port = remote[:2]
+            link = make(f"{self.spec} from {host} port {port}")
+            if not self.on_peer(hello, link):
+                link.close()
+                return None
+            self._links[name] = link
+        return link
+
     def forget(self, link: Device) -> None:
         """Note that the link of a daemon is closed."""
+        self._links = {name: one for name, one in self._links.items() if one is not link}
 
     def write(self, batch: Batch) -> int:
         """Take no frame: a door leads nowhere."""

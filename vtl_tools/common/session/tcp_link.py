@@ -9,13 +9,13 @@ import socket
 import time
 from collections.abc import Sequence
 
-from vtl_tools.common.device.base import RETRY_S, Device
+from vtl_tools.common.device.base import RETRY_S
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.peer import resolve
 from vtl_tools.common.session.base import Address, Listener, PathProfile
 from vtl_tools.common.session.callers import Caller, CallerTable
 from vtl_tools.common.session.items import Conversation, Hello
-from vtl_tools.common.session.peer_link import TICK_S, Door, PeerLink
+from vtl_tools.common.session.peer_link import NO_PLACE, TICK_S, Door, PeerLink
 from vtl_tools.common.session.secure_channel import Role, SecureConfig
 from vtl_tools.common.session.tcp import TCPTransport
 
@@ -192,7 +192,7 @@ class TCPLink(TCPPeerLink):
         super().close()
 
 
-class TCPDoor(Door):
+class TCPDoor(Door[TCPPeerLink]):
     """Listens for any number of daemons."""
 
     def __init__(
@@ -202,7 +202,6 @@ class TCPDoor(Door):
         self._address = address
         self._listener: Listener | None = None
         self._callers = CallerTable(self.handle, key, config or SecureConfig(), hello)
-        self._links: dict[str, TCPPeerLink] = {}
 
     def connect(self) -> None:
         """Listen. Raises DeviceError, PermissionNeededError."""
@@ -226,24 +225,14 @@ class TCPDoor(Door):
 
     def _bring(self, caller: Caller) -> None:
         assert caller.session.remote is not None
-        hello = caller.session.remote
-        name = f"{hello.name} {hello.over}"
-        link = self._links.get(name)
+        remote, buffer = caller.connection.remote, self._callers.buffer
+        link = self.link_to(caller.session.remote, remote, lambda spec: TCPPeerLink(spec, buffer))
         if link is None:
-            host, port = caller.connection.remote
-            link = TCPPeerLink(f"{self.spec} from {host} port {port}", self._callers.buffer)
-            if not self.on_peer(hello, link):
-                caller.session.end("has no place for another daemon of this name", say=True)
-                caller.write()
-                caller.connection.close()
-                link.close()
-                return
-            self._links[name] = link
+            caller.session.end(NO_PLACE, say=True)
+            caller.write()
+            caller.connection.close()
+            return
         link.take(caller)
-
-    def forget(self, link: Device) -> None:
-        """Note that the link of a daemon is closed."""
-        self._links = {name: one for name, one in self._links.items() if one is not link}
 
     def close(self) -> None:
         """Stop listening. Idempotent."""

@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from vtl_tools.common.device.base import RETRY_S, Device, Drop
+from vtl_tools.common.device.base import RETRY_S, Drop
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.session.base import Address
 from vtl_tools.common.session.items import Conversation, Hello
-from vtl_tools.common.session.peer_link import TICK_S, Door, PeerLink
+from vtl_tools.common.session.peer_link import NO_PLACE, TICK_S, Door, PeerLink
 from vtl_tools.services.vnet.udp_socket import DaemonEnd, UDPSocket
 
 
@@ -152,14 +152,13 @@ class UDPLink(UDPPeerLink):
         self._own.close()
 
 
-class UDPDoor(Door):
+class UDPDoor(Door[UDPPeerLink]):
     """Waits for any number of daemons."""
 
     def __init__(self, spec: str, address: Address, *, key: bytes, hello: Hello) -> None:
         super().__init__(spec)
         self._address = address
         self._own = UDPSocket(spec, self.handle, key, hello, self._bring)
-        self._links: dict[str, UDPPeerLink] = {}
 
     def connect(self) -> None:
         """Open the socket. Raises DeviceError, PermissionNeededError."""
@@ -178,22 +177,11 @@ class UDPDoor(Door):
 
     def _bring(self, peer: DaemonEnd) -> None:
         assert peer.session.remote is not None
-        hello = peer.session.remote
-        name = f"{hello.name} {hello.over}"
-        link = self._links.get(name)
+        link = self.link_to(peer.session.remote, peer.address, UDPPeerLink)
         if link is None:
-            host, port = peer.address[:2]
-            link = UDPPeerLink(f"{self.spec} from {host} port {port}")
-            if not self.on_peer(hello, link):
-                link.close()
-                self._own.end(peer, "has no place for another daemon of this name")
-                return
-            self._links[name] = link
+            self._own.end(peer, NO_PLACE)
+            return
         link.take(peer, self._own)
-
-    def forget(self, link: Device) -> None:
-        """Note that the link of a daemon is closed."""
-        self._links = {name: one for name, one in self._links.items() if one is not link}
 
     def close(self) -> None:
         """End all sessions. Idempotent."""
