@@ -21,7 +21,7 @@ from vtl_tools.common.relay.active import ACTIVE, ActiveConnector, ActiveEndpoin
 from vtl_tools.common.relay.budget import RelayBudget, RelayLimits
 from vtl_tools.common.relay.connector import FAILED
 from vtl_tools.common.relay.poller import Poller
-from vtl_tools.common.relay.splice import PIECE, Splice
+from vtl_tools.common.relay.splice import Splice, Splices
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.wire import Path, Segment
 from vtl_tools.services.split.arena import sender_of
@@ -37,7 +37,6 @@ _ACCEPTED_MAX: Final = 64
 _RETRY_S: Final = 0.1
 """Seconds until a client is accepted again, after there was no descriptor for it."""
 _PORTS_TRIED: Final = 16
-_EVICTED_MAX: Final = 64
 _FIRST_PORT: Final = 49_152
 """Of the dynamic ports (RFC 6335), for clients whose own port is in use in the eyes of the guest."""
 _RESET: Final = b"\1\0\0\0\0\0\0\0"
@@ -81,18 +80,14 @@ class Forward(NamedTuple):
 class _ForwardedFlow:
     """One client. splice: once the guest is connected. ended: it is gone."""
 
-    __slots__ = (
-        "buffered", "client", "client_port", "connector", "ended", "guest", "guest_port", "scheduled", "sock",
-        "splice",
-    )  # fmt: skip
+    __slots__ = ("client", "client_port", "connector", "ended", "guest", "guest_port", "sock", "splice")
 
     def __init__(self, sock: socket.socket, client: bytes, client_port: int, forward: Forward) -> None:
         self.sock, self.client, self.client_port = sock, client, client_port
         self.guest, self.guest_port = forward.guest.packed, forward.guest_port
         self.connector: ActiveConnector | None = None
         self.splice: Splice | None = None
-        self.scheduled = self.ended = False
-        self.buffered = 0
+        self.ended = False
 
 
 class ForwardedConnections:
@@ -121,8 +116,7 @@ class ForwardedConnections:
             send, secret, config=_TOWARDS_GUEST, drops=drops, is_full=lambda: self.budget.is_full
         )
         self.flows: dict[int, _ForwardedFlow] = {}
-        self._room = memoryview(bytearray(PIECE))
-        self._scheduled: list[_ForwardedFlow] = []
+        self._splices = Splices(self.budget, far_is_guest=True)
         self._waiting: dict[int, tuple[socket.socket, Forward]] = {}
         self._retry_at = 0.0
         self._ports = 0
@@ -204,7 +198,6 @@ class ForwardedConnections:
     def _on_near(self, flow: _ForwardedFlow, events: int, now: float) -> None:
         if flow.splice is not None:
             flow.splice.on_near(events)
-            self._schedule(flow)
         elif events & FAILED and not flow.ended:  # the client gave up
             self._fail(flow)
 
@@ -212,7 +205,6 @@ class ForwardedConnections:
         assert flow.connector is not None
         if flow.splice is not None:
             flow.splice.on_far(events)
-            self._schedule(flow)
         elif not flow.ended:
             result = flow.connector.step(events)
             if isinstance(result, Reason):
@@ -220,8 +212,9 @@ class ForwardedConnections:
             elif result is not None:
                 self.budget.half_open -= 1
                 self.budget.established += 1
-                flow.splice = Splice(flow.sock, flow.connector.stream, self._room)
-                self._schedule(flow)
+                flow.splice = self._splices.join(
+                    flow.sock, flow.connector.stream, partial(self._remove, flow)
+                )
 
     # --- carrying
 
@@ -229,15 +222,10 @@ class ForwardedConnections:
         """Take a segment of the guest; False: it belongs to none of these connections."""
         return self.active.on_frame(segment, frame, now)
 
-    def _schedule(self, flow: _ForwardedFlow) -> None:
-        if not flow.scheduled and not flow.ended:
-            flow.scheduled = True
-            self._scheduled.append(flow)
-
     @property
     def has_more(self) -> bool:
         """Whether settle() has something to do."""
-        return bool(self._scheduled) or self.active.has_more
+        return self._splices.has_more or self.active.has_more
 
     def settle(self, now: float) -> None:
         """Accept clients, and carry what can be carried."""
@@ -245,47 +233,18 @@ class ForwardedConnections:
             for key, (sock, forward) in list(self._waiting.items()):
                 if not self._accept(sock, forward, now):
                     del self._waiting[key]
-        scheduled, self._scheduled = self._scheduled, []
-        for flow in scheduled:
-            flow.scheduled = False
-            if not flow.ended and flow.splice is not None:
-                self._carry(flow, flow.splice)
-        if self.budget.is_exceeded:
-            self._evict()
+        self._splices.settle()
         self.active.settle(now)
-
-    def _carry(self, flow: _ForwardedFlow, splice: Splice) -> None:
-        up, down = splice.up.moved, splice.down.moved
-        may_buffer = self.budget.allows(flow.buffered)
-        splice.carry(up=may_buffer)
-        self.budget.octets_down += splice.up.moved - up  # down is to the guest, as everywhere
-        self.budget.octets_up += splice.down.moved - down
-        assert flow.connector is not None
-        buffered = splice.buffered + flow.connector.stream.buffered
-        self.budget.buffered += buffered - flow.buffered
-        flow.buffered = buffered
-        if splice.is_over:
-            self._remove(flow)
-        elif splice.down.has_more or (may_buffer and splice.up.has_more):
-            self._schedule(flow)
-
-    def _evict(self) -> None:
-        """Reset the flows with the most buffered octets."""
-        bound = self._limits.most * 7 // 8
-        for flow in sorted(self.flows.values(), key=lambda each: -each.buffered)[:_EVICTED_MAX]:
-            if self.budget.buffered <= bound:
-                return
-            self.budget.evicted += 1
-            self._remove(flow)
 
     def _remove(self, flow: _ForwardedFlow) -> None:
         """Let go of a flow. Both ends are reset, unless both directions have ended."""
         flow.ended = True
         del self.flows[id(flow)]
-        self.budget.buffered -= flow.buffered
-        splice = flow.splice
-        self.budget.half_open -= splice is None
-        reset = splice is None or splice.broken or not splice.is_over
+        if flow.splice is None:
+            self.budget.half_open -= 1
+        else:
+            self._splices.leave(flow.splice)
+        reset = flow.splice is None or not flow.splice.is_whole
         if reset:
             flow.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._poller.close(flow.sock)

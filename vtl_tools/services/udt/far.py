@@ -15,7 +15,7 @@ from vtl_tools.common.guest_net.hops import NextHops
 from vtl_tools.common.packet.address import format_ip
 from vtl_tools.common.relay.active import ActiveConnector, ActiveEndpoints
 from vtl_tools.common.relay.budget import RelayBudget, RelayLimits
-from vtl_tools.common.relay.splice import PIECE, Splice
+from vtl_tools.common.relay.splice import Splice, Splices
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.wire import Path, Segment
 from vtl_tools.services.udt.allowed import AllowList, Refusal
@@ -30,24 +30,19 @@ _RETRY_MOST_S: Final = 10.0
 """Time for which a flow waits for an earlier connection of the same addresses and ports to end."""
 RETRIES_MAX: Final = 256
 """Flows that wait so. A peer may open thousands with the same addresses and ports."""
-_EVICTED_MAX: Final = 64
 
 
 class FarFlow:
     """One flow, from the request to its end. splice: once the destination is connected. ended: it is gone."""
 
-    __slots__ = (
-        "buffered", "carrier", "connector", "ended", "incoming", "retry_at", "scheduled", "splice",
-        "started_at",
-    )  # fmt: skip
+    __slots__ = ("carrier", "connector", "ended", "incoming", "retry_at", "splice", "started_at")
 
     def __init__(self, carrier: CarrierId, incoming: MuxFlow, now: float) -> None:
         self.carrier, self.incoming, self.started_at = carrier, incoming, now
         self.connector: ActiveConnector | None = None
         self.splice: Splice | None = None
         self.retry_at: float | None = None
-        self.scheduled = self.ended = False
-        self.buffered = 0
+        self.ended = False
 
 
 class FarSide:
@@ -81,8 +76,7 @@ class FarSide:
         self.refused: Counter[str] = Counter()
         self._logged = Causes()
         self.reporter = Reporter(has_bbr=has_bbr)
-        self._room = memoryview(bytearray(PIECE))
-        self._scheduled: list[FarFlow] = []
+        self._splices = Splices(self.budget, far_is_guest=False)
         self._retries: dict[int, FarFlow] = {}
 
     # --- what a peer asks for
@@ -159,9 +153,10 @@ class FarSide:
             return
         self.budget.half_open -= 1
         self.budget.established += 1
-        flow.splice = Splice(flow.incoming.stream, flow.connector.stream, self._room)
+        flow.splice = self._splices.join(
+            flow.incoming.stream, flow.connector.stream, partial(self._remove, flow)
+        )
         flow.incoming.accept(now)
-        self._schedule(flow)
 
     def _fail(self, flow: FarFlow, reason: Reason, now: float) -> None:
         """Tell the peer why the destination was not connected."""
@@ -174,7 +169,6 @@ class FarSide:
     def _on_near(self, flow: FarFlow, events: int, now: float) -> None:
         if flow.splice is not None:
             flow.splice.on_near(events)
-            self._schedule(flow)
         elif flow.incoming.is_gone and not flow.ended:  # the client gave up, or the session ended
             self.budget.failed += 1
             self._remove(flow)
@@ -182,7 +176,6 @@ class FarSide:
     def _on_far(self, flow: FarFlow, events: int, now: float) -> None:
         if flow.splice is not None:
             flow.splice.on_far(events)
-            self._schedule(flow)
         elif not flow.ended:
             self._connect(flow, events, now)
 
@@ -192,56 +185,15 @@ class FarSide:
 
     # --- carrying
 
-    def _schedule(self, flow: FarFlow) -> None:
-        if not flow.scheduled and not flow.ended:
-            flow.scheduled = True
-            self._scheduled.append(flow)
-
     @property
     def has_more(self) -> bool:
         """Whether settle() has something to do."""
-        return bool(self._scheduled) or self.active.has_more
+        return self._splices.has_more or self.active.has_more
 
     def settle(self, now: float) -> None:
         """Carry what can be carried, and send it."""
-        scheduled, self._scheduled = self._scheduled, []
-        for flow in scheduled:
-            flow.scheduled = False
-            splice = flow.splice
-            if flow.ended or splice is None:
-                continue
-            up, down = splice.up.moved, splice.down.moved
-            assert flow.connector is not None
-            # octets of the flow itself are not buffered by moving them on
-            may_buffer = self.budget.allows(splice.buffered + flow.connector.stream.buffered)
-            splice.carry(up=may_buffer)
-            self.budget.octets_up += splice.up.moved - up
-            self.budget.octets_down += splice.down.moved - down
-            self._recount(flow)
-            if splice.is_over:
-                self._remove(flow)
-            elif splice.down.has_more or (may_buffer and splice.up.has_more):
-                self._schedule(flow)
-        if self.budget.is_exceeded:
-            self._evict()
+        self._splices.settle()
         self.active.settle(now)
-
-    def _recount(self, flow: FarFlow) -> None:
-        assert flow.splice is not None
-        assert flow.connector is not None
-        buffered = flow.splice.buffered + flow.connector.stream.buffered + flow.incoming.stream.buffered
-        self.budget.buffered += buffered - flow.buffered
-        flow.buffered = buffered
-
-    def _evict(self) -> None:
-        """Reset the flows with the most buffered octets."""
-        bound = self._limits.most * 7 // 8
-        largest = sorted(self.flows.values(), key=lambda each: each.buffered, reverse=True)
-        for flow in largest[:_EVICTED_MAX]:
-            if self.budget.buffered <= bound:
-                return
-            self.budget.evicted += 1
-            self._remove(flow)
 
     def _remove(self, flow: FarFlow) -> None:
         """Let go of a flow. Both ends are reset, unless both directions have ended."""
@@ -252,12 +204,13 @@ class FarSide:
         self.clients[client] -= 1
         if not self.clients[client]:
             del self.clients[client]
-        self.budget.buffered -= flow.buffered
-        splice = flow.splice
-        self.budget.half_open -= splice is None
+        if flow.splice is None:
+            self.budget.half_open -= 1
+        else:
+            self._splices.leave(flow.splice)
         flow.incoming.stream.close()
         if flow.connector is not None:
-            if splice is None or splice.broken or not splice.is_over:
+            if flow.splice is None or not flow.splice.is_whole:
                 flow.connector.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 1)
             flow.connector.stream.close()
 
