@@ -111,7 +111,7 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
         _tell(snd, fresh, now)
     if advanced:
         tcb.stalled_since = now if snd.una < snd.end else None
-        tcb.rtt.progressed()
+        tcb.rtt.answered()
         tcb.arm(now)
     elif news and tcb.probe_is_next:
         tcb.arm(now)  # no probe while data is SACKed (RFC 8985 section 7.2)
@@ -162,13 +162,17 @@ def _read_blocks(snd: Sender, blocks: list[tuple[int, int]], fresh: list[Run]) -
 
 
 def _deliver(snd: Sender, fresh: list[Run], now: float, echo_ms: int | None) -> bool:
-    """Account for octets that arrived. Return whether any was sent only once, before the last timeout."""
+    """Account for octets that arrived. Return whether any was sent only once, before the last timeout.
+
+    Without SACK, such octets may have arrived earlier, and have waited for a retransmission in the same ACK.
+    """
     sample, rack = _SAMPLE, snd.rack
     sample.delivered, sample.rtt_s = 0, None
-    original, latest = False, -1.0
+    original, again, latest = False, False, -1.0
     for run in fresh:
         sample.delivered += run.end - run.start
         rack.delivered(run, now, echo_ms)
+        again |= run.again
         if not run.again:
             original |= run.end <= snd.recovered
             if run.sent_at > latest:
@@ -176,7 +180,7 @@ def _deliver(snd: Sender, fresh: list[Run], now: float, echo_ms: int | None) -> 
     if latest >= 0:
         sample.rtt_s = now - latest
         rack.measured(now - latest, now)
-    return original
+    return original and (snd.sack or not again)
 
 
 def _count_duplicates(snd: Sender, *, duplicate: bool) -> None:

@@ -221,7 +221,7 @@ class TCB:
         if (
             srtt_s is None
             or not snd.sack
-            or rtt.backoffs
+            or rtt.unanswered
             or self.probe is not None
             or snd.recover is not None
             or snd.runs.sacked
