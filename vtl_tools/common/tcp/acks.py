@@ -193,7 +193,8 @@ def _count_duplicates(snd: Sender, *, duplicate: bool) -> None:
             snd.dup_acks = 0
         else:
             snd.dup_acks = max(0, snd.dup_acks - max(0, octets // mss - 1))
-    elif duplicate and snd.una < snd.nxt:
+    elif duplicate and snd.una < snd.nxt and not (snd.loss and snd.nxt == snd.recover):
+        # After a timeout, duplicate ACKs are of what was sent before it, unless new data is in flight.
         snd.dup_acks += 1
         if snd.dup_acks * mss < snd.nxt - snd.una:  # the head itself has not arrived
             sample.delivered = mss
@@ -369,6 +370,15 @@ def reordering_is_over(tcb: TCB, now: float) -> None:
         if snd.recover is None or (snd.loss and again):
             _begin_recovery(snd, now)
         _tell(snd, [], now)
+
+
+def too_big(snd: Sender) -> None:
+    """Have data sent again whose segments were larger than the path takes: it is lost, without congestion."""
+    lost = snd.runs.lose_larger(snd.mss)
+    if lost and snd.recover is None:
+        snd.recover = snd.recovered = snd.nxt
+        snd.loss, snd.frto, snd.undo_from = True, False, None
+    snd.missing += lost
 
 
 def timed_out(tcb: TCB, now: float) -> None:

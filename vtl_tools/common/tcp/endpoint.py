@@ -415,7 +415,10 @@ class Endpoint(TCB):
             self.framer = Framer(self.path, config.ttl, config.dscp)
 
     def path_mtu(self, octets: int) -> None:
-        """Limit packets to this size from now on (RFC 1191, RFC 8201), after an ICMP error."""
+        """Limit packets to this size from now on (RFC 1191, RFC 8201), after an ICMP error.
+
+        Larger segments in flight are sent again in parts, at the next transmit().
+        """
         snd, framer = self.snd, self.framer
         options = 12 if self.timestamps else 0
         least = 576 if len(self.path.local) == 4 else 1280
@@ -423,6 +426,8 @@ class Endpoint(TCB):
         if mss < snd.mss:
             snd.mss = mss
             snd.cc.resize(mss)
+            if self.state in SENDS_DATA and snd.una:
+                acks.too_big(snd)
 
     def readdress(self, *, local_mac: bytes | None = None, remote_mac: bytes | None = None) -> None:
         """Use other Ethernet addresses from now on."""
