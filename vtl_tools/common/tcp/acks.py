@@ -357,6 +357,8 @@ def _rate(snd: Sender, newest: Run | None, now: float) -> None:
     if interval_s > 0 and (interval_s >= 0.999 * least_s or least_s == NEVER):
         sample.interval_s = interval_s
         sample.rate = (snd.delivered - stamp.delivered) / interval_s
+        if sample.rate >= snd.rate or not stamp.app_limited:
+            snd.rate = sample.rate
 
 
 def reordering_is_over(tcb: TCB, now: float) -> None:

@@ -226,7 +226,7 @@ def _finished(tcb: TCB, now: float) -> None:
 
 
 def _is_new_connection(tcb: TCB, segment: Segment) -> bool:
-    """Return whether a SYN may replace TIME-WAIT (MAY-2): newer by timestamp or number (RFC 6191 section 3)."""
+    """Return whether a SYN may replace TIME-WAIT (MAY-2): newer by timestamp or number (RFC 6191)."""
     if segment.flags & (SYN | ACK | RST | FIN) != SYN:
         return False
     if segment.stamps is not None and tcb.config.timestamps:

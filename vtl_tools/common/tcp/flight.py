@@ -266,7 +266,8 @@ class Flight:
     def lose_larger(self, size: int) -> int:
         """Mark runs of more octets as lost. Return theirs."""
         runs = self.runs
-        return sum(self.lose(run) for run in runs if run.end - run.start > size and not (run.sacked or run.lost))
+        large = [run for run in runs if run.end - run.start > size and not (run.sacked or run.lost)]
+        return sum(self.lose(run) for run in large)
 
     def keep_all(self) -> None:
         """Take nothing as lost."""

@@ -165,7 +165,7 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
 
 
 def stamps(tcb: TCB, now: float, echo: int) -> bytes:
-    """Return the timestamps option, if it is in force. echo: TSecr, which is 0 without an ACK (RFC 7323 3.2)."""
+    """Return the timestamps option, if it is in force. echo: TSecr; 0 without an ACK (RFC 7323 3.2)."""
     return _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), echo) if tcb.timestamps else b""
 
 
@@ -265,7 +265,8 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
         snd.recover is None
         and snd.fin is None
         and snd.up <= snd.una
-        and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples or snd.cwr_due or snd.more or snd.records)
+        and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples or snd.more or snd.records)
+        and not (snd.cwr_due and tcb.ecn)
     )
     if not ordinary or _stream(tcb, frames, now):
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:

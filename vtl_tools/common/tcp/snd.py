@@ -50,13 +50,13 @@ class Sender:
     limited: the window has limited us in the last round trip, which ends at used_to; most: octets in flight
     then at most. measured_to: the next round-trip sample is of data behind it. delivered: octets in all, the
     last at delivered_at, of data sent at first_at. missing: octets lost in all. starved_to: `delivered` up to
-    which rate samples are limited by the user.
+    which rate samples are limited by the user. rate: the last sample that is not, or is higher all the same.
     """
 
     __slots__ = (
         "cc", "config", "cwr_due", "delivered", "delivered_at", "dup_acks", "fin", "first_at",
         "frto", "iss", "limited", "loss", "max", "max_wnd", "measured_to", "missing", "more",
-        "most", "mss", "new_first", "nxt", "queue", "rack", "records", "recover", "recovered",
+        "most", "mss", "new_first", "nxt", "queue", "rack", "rate", "records", "recover", "recovered",
         "reduced_to", "repaired", "repaired_ms", "retransmits", "runs", "sack", "shift",
         "starved_to", "una", "undo_from", "up", "used_to", "wl1", "wl2", "wnd",
     )  # fmt: skip
@@ -84,7 +84,7 @@ class Sender:
         self.retransmits = 0
         self.limited, self.most, self.used_to, self.measured_to = False, 0, 0, 0
         self.delivered = self.missing = self.starved_to = 0
-        self.delivered_at = self.first_at = 0.0
+        self.delivered_at = self.first_at = self.rate = 0.0
 
     # --- numbers
 
