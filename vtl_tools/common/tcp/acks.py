@@ -168,7 +168,7 @@ def _deliver(snd: Sender, fresh: list[Run], now: float, echo_ms: int | None) -> 
     """
     sample, rack = _SAMPLE, snd.rack
     sample.delivered, sample.rtt_s = 0, None
-    original, again, latest = False, False, -1.0
+    original, again, latest, reordered = False, False, -1.0, rack.reordered
     for run in fresh:
         sample.delivered += run.end - run.start
         rack.delivered(run, now, echo_ms)
@@ -177,6 +177,8 @@ def _deliver(snd: Sender, fresh: list[Run], now: float, echo_ms: int | None) -> 
             original |= run.end <= snd.recovered
             if run.sent_at > latest:
                 latest = run.sent_at
+    if rack.reordered > reordered:
+        rack.reordered = reordered + 1
     if latest >= 0:
         sample.rtt_s = now - latest
         rack.measured(now - latest, now)

@@ -241,19 +241,16 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     """First step. An unacceptable segment is answered by an ACK, unless it is a RST."""
     rcv, flags = tcb.rcv, segment.flags
     stamps = segment.stamps
-    if tcb.timestamps:
-        if stamps is None:
-            if not flags & RST:
-                tcb.drops[SegmentDrop.NO_TIMESTAMP] += 1
-                return False
-        elif (
-            (stamps[0] - tcb.ts_recent) & _HALF
-            and not flags & (RST | SYN)
-            and now - tcb.ts_recent_at < _STAMP_OUTDATED_S
-        ):
-            _repeats(tcb, segment, seq)
-            _stale(tcb, segment, SegmentDrop.OLD_TIMESTAMP, now)
-            return False
+    if (
+        tcb.timestamps
+        and stamps is not None  # a segment without them is accepted, as in Linux
+        and (stamps[0] - tcb.ts_recent) & _HALF
+        and not flags & (RST | SYN)
+        and now - tcb.ts_recent_at < _STAMP_OUTDATED_S
+    ):
+        _repeats(tcb, segment, seq)
+        _stale(tcb, segment, SegmentDrop.OLD_TIMESTAMP, now)
+        return False
 
     if flags & RST:  # RFC 5961 section 3.2: only its number counts, and RCV.NXT with any window
         if rcv.nxt <= seq < rcv.edge or seq == rcv.nxt:
