@@ -221,13 +221,14 @@ class Sender:
         size = min(min(data, window), self._whole(room))
         at_once = self.config.no_delay or self.fin is not None or self.up > self.nxt or within
         if size < data or self.more or not at_once:
-            # 3.8.6.2.1: (1) full segments, (2) all data if nothing is in flight, (3) half of the window
+            # 3.8.6.2.1: (1) full segments; or if nothing is in flight (2) all data, (3) half of the window
             whole = size // self.mss * self.mss
+            at_once = at_once or self.nxt == self.una
             if size == data:
-                if self.more or not (at_once or self.nxt == self.una):
+                if self.more or not at_once:
                     size = whole  # the rest waits for an ACK (Nagle), or for more
             elif size % self.mss:
-                size = whole or (size if 2 * size >= self.max_wnd else 0)
+                size = whole or (size if at_once and 2 * size >= self.max_wnd else 0)
             if not size:
                 return None
         return self._piece(self.nxt, self.nxt + size, again=False)
