@@ -111,7 +111,7 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
         _tell(snd, fresh, now)
     if advanced:
         tcb.stalled_since = now if snd.una < snd.end else None
-        tcb.rtt.progressed()
+        tcb.rtt.answered()
         tcb.arm(now)
     elif news and tcb.probe_is_next:
         tcb.arm(now)  # no probe while data is SACKed (RFC 8985 section 7.2)
@@ -162,21 +162,27 @@ def _read_blocks(snd: Sender, blocks: list[tuple[int, int]], fresh: list[Run]) -
 
 
 def _deliver(snd: Sender, fresh: list[Run], now: float, echo_ms: int | None) -> bool:
-    """Account for octets that arrived. Return whether any was sent only once, before the last timeout."""
+    """Account for octets that arrived. Return whether any was sent only once, before the last timeout.
+
+    Without SACK, such octets may have arrived earlier, and have waited for a retransmission in the same ACK.
+    """
     sample, rack = _SAMPLE, snd.rack
     sample.delivered, sample.rtt_s = 0, None
-    original, latest = False, -1.0
+    original, again, latest, reordered = False, False, -1.0, rack.reordered
     for run in fresh:
         sample.delivered += run.end - run.start
         rack.delivered(run, now, echo_ms)
+        again |= run.again
         if not run.again:
             original |= run.end <= snd.recovered
             if run.sent_at > latest:
                 latest = run.sent_at
+    if rack.reordered > reordered:
+        rack.reordered = reordered + 1
     if latest >= 0:
         sample.rtt_s = now - latest
         rack.measured(now - latest, now)
-    return original
+    return original and (snd.sack or not again)
 
 
 def _count_duplicates(snd: Sender, *, duplicate: bool) -> None:
@@ -189,7 +195,8 @@ def _count_duplicates(snd: Sender, *, duplicate: bool) -> None:
             snd.dup_acks = 0
         else:
             snd.dup_acks = max(0, snd.dup_acks - max(0, octets // mss - 1))
-    elif duplicate and snd.una < snd.nxt:
+    elif duplicate and snd.una < snd.nxt and not (snd.loss and snd.nxt == snd.recover):
+        # After a timeout, duplicate ACKs are of what was sent before it, unless new data is in flight.
         snd.dup_acks += 1
         if snd.dup_acks * mss < snd.nxt - snd.una:  # the head itself has not arrived
             sample.delivered = mss
@@ -352,6 +359,8 @@ def _rate(snd: Sender, newest: Run | None, now: float) -> None:
     if interval_s > 0 and (interval_s >= 0.999 * least_s or least_s == NEVER):
         sample.interval_s = interval_s
         sample.rate = (snd.delivered - stamp.delivered) / interval_s
+        if sample.rate >= snd.rate or not stamp.app_limited:
+            snd.rate = sample.rate
 
 
 def reordering_is_over(tcb: TCB, now: float) -> None:
@@ -365,6 +374,15 @@ def reordering_is_over(tcb: TCB, now: float) -> None:
         if snd.recover is None or (snd.loss and again):
             _begin_recovery(snd, now)
         _tell(snd, [], now)
+
+
+def too_big(snd: Sender) -> None:
+    """Have data sent again whose segments were larger than the path takes: it is lost, without congestion."""
+    lost = snd.runs.lose_larger(snd.mss)
+    if lost and snd.recover is None:
+        snd.recover = snd.recovered = snd.nxt
+        snd.loss, snd.frto, snd.undo_from = True, False, None
+    snd.missing += lost
 
 
 def timed_out(tcb: TCB, now: float) -> None:

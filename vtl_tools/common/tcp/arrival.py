@@ -50,6 +50,7 @@ def _listen(tcb: TCB, segment: Segment, now: float) -> None:
         reset(tcb, segment)
     elif flags & SYN:  # third, check for a SYN
         _begin(tcb, segment, now)
+        _hold(tcb, segment)
         tcb.syn_pending = True
         tcb.become(State.SYN_RECEIVED)
     else:
@@ -82,21 +83,27 @@ def _syn_sent(tcb: TCB, segment: Segment, now: float) -> None:
         tcb.ack_now = True
         _content(tcb, segment, 1, now)
     else:  # simultaneous open: our SYN is sent again, with an ACK
+        _hold(tcb, segment)
         tcb.become(State.SYN_RECEIVED)
         tcb.syn_due = True
 
 
 def _begin(tcb: TCB, syn: Segment, now: float) -> None:
-    """Record the peer's sequence number and options.
-
-    Data and a FIN on a SYN without an ACK are ignored, so that the peer retransmits them.
-    """
+    """Record the peer's sequence number and options."""
     tcb.rcv.start(syn.seq)
     agree(tcb, syn)
     tcb.heard_at = now
     tcb.snd.wnd = tcb.snd.max_wnd = syn.window  # never shifted in a SYN
     if tcb.timestamps and syn.stamps is not None:
         tcb.ts_recent, tcb.ts_recent_at = syn.stamps[0], now
+
+
+def _hold(tcb: TCB, syn: Segment) -> None:
+    """Keep data and a FIN of a SYN without an ACK until ESTABLISHED, as far as our window will reach."""
+    room = syn_window(tcb)
+    tcb.rcv.hold(syn.data[:room])
+    if syn.flags & FIN and syn.length <= room:
+        tcb.rcv.take_fin(1 + syn.length)
 
 
 def _synchronized_late(tcb: TCB, segment: Segment, now: float) -> None:
@@ -119,7 +126,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
         tcb.rtt.sample(now - tcb.timed[1])
     elif tcb.rtt.backoffs:
         _synchronized_late(tcb, segment, now)
-    tcb.rtt.progressed()
+    tcb.rtt.restart()
     tcb.quicken()
     snd.cc.opened(now, tcb.rtt.srtt_s)
     snd.una = ack
@@ -128,6 +135,9 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     snd.wnd, snd.max_wnd = scaled, max(snd.max_wnd, scaled)
     snd.wl1, snd.wl2 = tcb.rcv.position(segment.seq), ack
     tcb.sent_at, tcb.before = now, None
+    if tcb.rcv.has_gap:
+        tcb.rcv.release()
+        tcb.ack_now = True
     tcb.become(State.ESTABLISHED)
     if snd.fin is not None:  # the user closed before the handshake was complete
         tcb.become(State.FIN_WAIT_1)
@@ -219,28 +229,28 @@ def _is_new_connection(tcb: TCB, segment: Segment) -> bool:
     """Return whether a SYN may replace TIME-WAIT (MAY-2): newer by timestamp or number (RFC 6191)."""
     if segment.flags & (SYN | ACK | RST | FIN) != SYN:
         return False
-    if tcb.timestamps and segment.stamps is not None and segment.stamps[0] != tcb.ts_recent:
-        return not (segment.stamps[0] - tcb.ts_recent) & _HALF
-    return tcb.rcv.position(segment.seq) > tcb.rcv.nxt
+    if segment.stamps is not None and tcb.config.timestamps:
+        if not tcb.timestamps:
+            return True
+        if segment.stamps[0] != tcb.ts_recent:
+            return not (segment.stamps[0] - tcb.ts_recent) & _HALF
+    return tcb.rcv.position(segment.seq) >= tcb.rcv.nxt
 
 
 def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     """First step. An unacceptable segment is answered by an ACK, unless it is a RST."""
     rcv, flags = tcb.rcv, segment.flags
     stamps = segment.stamps
-    if tcb.timestamps:
-        if stamps is None:
-            if not flags & RST:
-                tcb.drops[SegmentDrop.NO_TIMESTAMP] += 1
-                return False
-        elif (
-            (stamps[0] - tcb.ts_recent) & _HALF
-            and not flags & (RST | SYN)
-            and now - tcb.ts_recent_at < _STAMP_OUTDATED_S
-        ):
-            _repeats(tcb, segment, seq)
-            _stale(tcb, segment, SegmentDrop.OLD_TIMESTAMP, now)
-            return False
+    if (
+        tcb.timestamps
+        and stamps is not None  # a segment without them is accepted, as in Linux
+        and (stamps[0] - tcb.ts_recent) & _HALF
+        and not flags & (RST | SYN)
+        and now - tcb.ts_recent_at < _STAMP_OUTDATED_S
+    ):
+        _repeats(tcb, segment, seq)
+        _stale(tcb, segment, SegmentDrop.OLD_TIMESTAMP, now)
+        return False
 
     if flags & RST:  # RFC 5961 section 3.2: only its number counts, and RCV.NXT with any window
         if rcv.nxt <= seq < rcv.edge or seq == rcv.nxt:
@@ -248,9 +258,8 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         tcb.drops[SegmentDrop.OUT_OF_WINDOW] += 1
         return False
     length = segment.length + (flags & FIN) + (flags >> 1 & 1)
-    # As in Linux, an empty segment right after the window is acceptable: the peer used up the window.
     # With a window of zero, data at RCV.NXT is not accepted, but its ACK is (3.10.7.4).
-    within = seq < rcv.edge or (seq == rcv.edge and (not length or seq == rcv.nxt))
+    within = seq < rcv.edge or seq == rcv.edge == rcv.nxt
     if within and (seq + length > rcv.nxt or (seq == rcv.nxt and not length)):
         return True
     if flags & SYN:
@@ -319,7 +328,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     if snd.una == 0:  # SYN-RECEIVED, or FIN-WAIT-1 if our FIN followed our SYN
         if tcb.syn_pending or not 0 < ack <= snd.nxt:
             tcb.drops[SegmentDrop.BAD_ACK] += 1
-            reset(tcb, segment, stamps(tcb, now))
+            reset(tcb, segment, stamps(tcb, now, 0))
             return False
         _established(tcb, segment, 1, now)
         if snd.nxt > 1:
@@ -351,7 +360,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         if was != snd.wnd:
             if was == 0:
                 tcb.persist_at, tcb.persists = NEVER, 0
-                tcb.rtt.progressed()
+                tcb.rtt.restart()
                 tcb.arm(now)
             if snd.wnd == 0 and tcb.stalled_since is not None:
                 tcb.stalled_since = now

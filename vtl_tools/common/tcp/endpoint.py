@@ -23,6 +23,7 @@ _ABORT_IS_TOLD = frozenset(  # 3.10.5
 )
 
 _OPENING = frozenset((State.SYN_SENT, State.SYN_RECEIVED))
+_CLOSED_BY_BOTH = frozenset((State.CLOSING, State.LAST_ACK, State.TIME_WAIT))  # 3.10.4
 
 
 class Endpoint(TCB):
@@ -216,6 +217,7 @@ class Endpoint(TCB):
         self.rtt.back_off()  # RFC 6298 (5.5)
         self.probe = self.timed = None
         if snd.wnd == 0:  # 3.8.6.1: not congestion, so an octet probes the window
+            self.persists += 1
             end = snd.una + 1
             fin = snd.fin == snd.una
             piece = Piece(snd.una, snd.una if fin else end, fin, True)
@@ -225,11 +227,11 @@ class Endpoint(TCB):
         self.arm(now)
 
     def _persist(self, now: float) -> None:
-        self.persists += 1
         self.persist_at = NEVER
         if (piece := self.snd.override()) is not None:
             if not self.snd.wnd:
-                self.rtt.back_off(again=False)  # SHLD-30: the interval doubles from the second probe on
+                self.persists += 1
+                self.rtt.backoffs = self.persists  # SHLD-30, also for a probe that is sent again
             self.out.append(output.send_piece(self, piece, now))
 
     def _keep_alive(self, now: float) -> None:
@@ -371,6 +373,8 @@ class Endpoint(TCB):
         if snd.fin is not None or self.state is State.CLOSED:
             if self.state is State.CLOSED and self.ended is None:
                 raise ValueError("the connection does not exist")
+            if self.state in _CLOSED_BY_BOTH:
+                raise ValueError(f"the connection is {self.state.value}: closed already")
             return
         if self.state in (State.LISTEN, State.SYN_SENT):
             self.end(Ended.CLOSED)
@@ -411,7 +415,10 @@ class Endpoint(TCB):
             self.framer = Framer(self.path, config.ttl, config.dscp)
 
     def path_mtu(self, octets: int) -> None:
-        """Limit packets to this size from now on (RFC 1191, RFC 8201), after an ICMP error."""
+        """Limit packets to this size from now on (RFC 1191, RFC 8201), after an ICMP error.
+
+        Larger segments in flight are sent again in parts, at the next transmit().
+        """
         snd, framer = self.snd, self.framer
         options = 12 if self.timestamps else 0
         least = 576 if len(self.path.local) == 4 else 1280
@@ -419,6 +426,8 @@ class Endpoint(TCB):
         if mss < snd.mss:
             snd.mss = mss
             snd.cc.resize(mss)
+            if self.state in SENDS_DATA and snd.una:
+                acks.too_big(snd)
 
     def readdress(self, *, local_mac: bytes | None = None, remote_mac: bytes | None = None) -> None:
         """Use other Ethernet addresses from now on."""

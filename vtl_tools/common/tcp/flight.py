@@ -263,6 +263,12 @@ class Flight:
         """Mark all that is not SACKed as lost. Return the octets that were not."""
         return sum(self.lose(run) for run in self.runs if not (run.sacked or run.lost))
 
+    def lose_larger(self, size: int) -> int:
+        """Mark runs of more octets as lost. Return theirs."""
+        runs = self.runs
+        large = [run for run in runs if run.end - run.start > size and not (run.sacked or run.lost)]
+        return sum(self.lose(run) for run in large)
+
     def keep_all(self) -> None:
         """Take nothing as lost."""
         for run in self.runs:

@@ -15,10 +15,14 @@ _REORDERING_MAX: Final = 300  # as in Linux
 class ConnectionInfo:
     """The state of a connection, like TCP_INFO. Octets and seconds.
 
-    rto_s: doubled for each timeout in a row, which backoffs counts. phase: open, disorder, recovery or loss.
-    lost: considered lost, retransmitted or not, and not acknowledged. reordering: segments that overtook one,
-    at most; 3 at least. retransmits: segments or super-segments, in all. due_s: time of wake(); None:
-    never.
+    rto_s: doubled for each timeout since the last round-trip sample, which backoffs counts. phase: open,
+    disorder, recovery or loss. lost: considered lost, retransmitted or not, and not acknowledged.
+    retransmitted: in flight and sent again. retransmits: segments or super-segments, in all. reordering:
+    segments that overtook one, at most; 3 at least. reordering_seen: acknowledgements that told so.
+    delivered: acknowledged or SACKed. delivery_rate: octets a second, of a control that samples it (bbr); 0.0
+    before the first. app_limited: the user had too little to send for more. window_limited: the congestion
+    window has limited us in the last round trip. sent_at, heard_at: times of the last data sent and the last
+    segment received. due_s: time of wake(); None: never.
     """
 
     state: State
@@ -32,11 +36,17 @@ class ConnectionInfo:
     unsent: int
     sacked: int
     lost: int
+    retransmitted: int
     reordering: int
+    reordering_seen: int
     phase: str
     backoffs: int
     retransmits: int
     sent: int
+    delivered: int
+    delivery_rate: float
+    app_limited: bool
+    window_limited: bool
     received: int
     readable: int
     snd_wnd: int
@@ -50,6 +60,8 @@ class ConnectionInfo:
     segments_out: int
     out_of_order: int
     drops: dict[SegmentDrop, int]
+    sent_at: float
+    heard_at: float
     due_s: float | None
 
     @property
@@ -69,11 +81,14 @@ def describe(tcb: TCB, due_s: float | None) -> ConnectionInfo:
         state=tcb.state, mss=snd.mss, rtt_s=tcb.rtt.srtt_s, rttvar_s=tcb.rtt.rttvar_s,
         rto_s=tcb.rtt.timeout_s, backoffs=tcb.rtt.backoffs,
         cwnd=snd.cc.cwnd, ssthresh=snd.cc.ssthresh, unacked=snd.flight, unsent=max(0, snd.unsent),
-        sacked=snd.runs.sacked, lost=snd.lost, reordering=_reordering(snd), phase=snd.phase,
-        retransmits=snd.retransmits, sent=snd.max, received=rcv.received,
+        sacked=snd.runs.sacked, lost=snd.lost, reordering=_reordering(snd),
+        reordering_seen=snd.rack.reordered, phase=snd.phase,
+        retransmitted=snd.runs.repaired, retransmits=snd.retransmits, sent=snd.max,
+        delivered=max(0, snd.una - 1) + snd.runs.sacked, delivery_rate=snd.rate,
+        app_limited=snd.starved_to > 0, window_limited=snd.limited, received=rcv.received,
         readable=rcv.readable, snd_wnd=snd.wnd, rcv_wnd=rcv.wnd, snd_wscale=snd.shift,
         rcv_wscale=rcv.shift, rcv_mss=rcv.mss,
         sack=snd.sack, timestamps=tcb.timestamps, segments_in=tcb.segments_in,
         segments_out=tcb.segments_out, out_of_order=len(rcv.early.starts), drops=dict(tcb.drops),
-        due_s=due_s,
+        sent_at=tcb.sent_at, heard_at=tcb.heard_at, due_s=due_s,
     )  # fmt: skip

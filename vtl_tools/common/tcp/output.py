@@ -16,6 +16,8 @@ _LATE_S: Final = 0.01
 _SEGMENT_MIN: Final = 536  # RFC 9293 MUST-15, IPv4; 1220 over IPv6
 _ANSWER_S: Final = 0.04
 """Data sent within this time after the peer's is an answer to it."""
+_OVERRIDE_S: Final = 1.0
+"""Maximum time that a small window delays data (3.8.6.2.1)."""
 _URGENT_MAX: Final = 0xFFFF  # if SND.UP is further ahead, later segments announce the rest
 
 
@@ -51,7 +53,7 @@ def agree(tcb: TCB, syn: Segment) -> None:
 def acknowledge(tcb: TCB, now: float) -> Pieces:
     """Return <SEQ=SND.NXT><ACK=RCV.NXT><CTL=ACK>, with SACK blocks if data is out of order."""
     blocks = tcb.rcv.blocks()
-    if not tcb.snd.sack:
+    if not tcb.snd.sack or tcb.state is State.SYN_RECEIVED:  # the SYN's data is held, and may be dropped
         blocks = []
     return frame(tcb, tcb.snd.nxt, ACK, now, blocks=blocks[: 3 if tcb.timestamps else 4])
 
@@ -162,9 +164,9 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
     return frame(tcb, start, flags, now, data, end - start, ect=ect)
 
 
-def stamps(tcb: TCB, now: float) -> bytes:
-    """Return the timestamps option, if it is in force."""
-    return _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
+def stamps(tcb: TCB, now: float, echo: int) -> bytes:
+    """Return the timestamps option, if it is in force. echo: TSecr; 0 without an ACK (RFC 7323 3.2)."""
+    return _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), echo) if tcb.timestamps else b""
 
 
 def reset(tcb: TCB, segment: Segment, options: bytes = b"") -> None:
@@ -184,7 +186,7 @@ def abort(tcb: TCB, now: float) -> Pieces:
     """Return a reset of a connection that the peer knows (3.10.5)."""
     tcb.reset_due = False
     tcb.segments_out += 1
-    options = stamps(tcb, now)
+    options = stamps(tcb, now, tcb.ts_recent)
     return tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, RST | ACK, 0, options)
 
 
@@ -263,7 +265,8 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
         snd.recover is None
         and snd.fin is None
         and snd.up <= snd.una
-        and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples or snd.cwr_due or snd.more or snd.records)
+        and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples or snd.more or snd.records)
+        and not (snd.cwr_due and tcb.ecn)
     )
     if not ordinary or _stream(tcb, frames, now):
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:
@@ -298,9 +301,10 @@ def _wait(tcb: TCB, now: float) -> None:
     snd = tcb.snd
     if not snd.flight and snd.unsent > 0 and tcb.paced_at == NEVER:
         if tcb.persist_at == NEVER:  # the window is zero, or too small (silly window)
-            tcb.persist_at = now + tcb.rtt.rto_s * (1 << min(tcb.persists, 16))
+            wait_s = min(tcb.rtt.rto_s, _OVERRIDE_S) if snd.wnd else tcb.rtt.after(tcb.persists)
+            tcb.persist_at = now + wait_s
     else:
-        tcb.persist_at, tcb.persists = NEVER, 0
+        tcb.persist_at = NEVER
     if tcb.stalled_since is None:
         tcb.stalled_since = now
 

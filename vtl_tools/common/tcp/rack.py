@@ -18,9 +18,10 @@ _MASK: Final = 0xFFFF_FFFF
 class Rack:
     """RACK.* of one connection (section 5.2). xmit_at, end: of the segment delivered that was sent last.
 
-    min_rtt_s: infinite before the first sample. fack: the highest position delivered. reordered: a segment
-    was delivered after one sent later. extent: octets that it was overtaken by, at most. mult, persist:
-    RACK.reo_wnd_mult, RACK.reo_wnd_persist. round_end: SND.NXT when a D-SACK last widened the window.
+    min_rtt_s: infinite before the first sample. fack: the highest position delivered. reordered: how many
+    ACKs told of a segment that arrived after one sent later. extent: octets that it was overtaken by, at
+    most. mult, persist: RACK.reo_wnd_mult, RACK.reo_wnd_persist. round_end: SND.NXT when a D-SACK last
+    widened the window.
     """
 
     __slots__ = (
@@ -32,7 +33,7 @@ class Rack:
         self.xmit_at, self.end, self.fack, self.rtt_s = 0.0, 0, 0, 0.0
         self.min_rtt_s = _NONE
         self._min_at = 0.0
-        self.reordered = False
+        self.reordered = 0
         self.extent = 0
         self.mult, self.persist, self.round_end = 1, _PERSIST, 0
 
@@ -50,7 +51,7 @@ class Rack:
             if rtt_s < self.min_rtt_s < _NONE:
                 return
         elif run.end < self.fack:
-            self.reordered = True
+            self.reordered += 1
             self.extent = max(self.extent, self.fack - run.start)
         self.rtt_s = now - run.sent_at
         if run.is_after(self.xmit_at, self.end):

@@ -259,6 +259,15 @@ class Receiver:
         if nxt < start + len(data):
             self._append(data[nxt - start :])
 
+    def hold(self, data: memoryview) -> None:
+        """Keep data that came with the SYN, until release()."""
+        if data:
+            self.early.add(1, 1 + len(data), data)
+
+    def release(self) -> None:
+        """Accept the data that came with the SYN."""
+        self._join(self.nxt, self.nxt, memoryview(b""))
+
     def take_next(self, data: memoryview, octets: int) -> None:
         """Accept data that is next, new, and within the window, while nothing is out of order."""
         self.queue.append(data)

@@ -19,15 +19,16 @@ class RTTEstimator:
         self.srtt_s: float | None = None
         self.rttvar_s = 0.0
         self.rto_s = INITIAL_RTO_S
-        self.backoffs = 0  # timeouts since new data was acknowledged
-        self.unanswered = 0  # retransmissions since then, or since the peer last announced a zero window
+        self.backoffs = 0  # timeouts since the last sample
+        self.unanswered = 0  # retransmissions since new data was acknowledged, or a zero window announced
 
     def limit(self, min_s: float, max_s: float) -> None:
         """Limit the RTO from now on: to SRTT and this minimum, and to this maximum."""
         self._min_s, self._max_s = min_s, max_s
 
     def sample(self, rtt_s: float) -> None:
-        """Add a round-trip time, of data sent only once or told apart by a timestamp."""
+        """Add a round-trip time, of data sent only once or told apart by a timestamp. It ends the backoff."""
+        self.backoffs = 0
         if self.srtt_s is None:  # (2.2)
             self.srtt_s, self.rttvar_s = rtt_s, rtt_s / 2
         else:  # (2.3): RTTVAR before SRTT
@@ -41,22 +42,27 @@ class RTTEstimator:
     @property
     def timeout_s(self) -> float:
         """RTO, doubled for each timeout in a row (5.5), up to the maximum (2.5)."""
-        if not self.backoffs:
-            return self.rto_s
-        return min(self.rto_s * (1 << min(self.backoffs, 16)), self._max_s)
+        return self.after(self.backoffs) if self.backoffs else self.rto_s
 
-    def back_off(self, *, again: bool = True) -> None:
-        """Record a timeout. again: data is retransmitted."""
+    def after(self, times: int) -> float:
+        """Return RTO, doubled so many times."""
+        return min(self.rto_s * (1 << min(times, 16)), self._max_s)
+
+    def back_off(self) -> None:
+        """Record a timeout, upon which something is retransmitted."""
         self.backoffs += 1
-        self.unanswered += again
-
-    def progressed(self) -> None:
-        """Record that new data was acknowledged: the path is alive, so the backoff ends."""
-        self.backoffs = self.unanswered = 0
+        self.unanswered += 1
 
     def answered(self) -> None:
-        """Record the answer to a probe of a zero window: the path is alive, but the backoff continues."""
+        """Record that new data was acknowledged, or a probe answered: the path is alive.
+
+        The backoff continues until there is a sample (Karn's algorithm, RFC 6298 section 5).
+        """
         self.unanswered = 0
+
+    def restart(self) -> None:
+        """End the backoff of a SYN, or of probes of a zero window."""
+        self.backoffs = self.unanswered = 0
 
     def handshake_was_slow(self) -> None:
         """Restart with three seconds if the SYN timed out and there is no sample (5.7)."""

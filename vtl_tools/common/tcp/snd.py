@@ -50,13 +50,13 @@ class Sender:
     limited: the window has limited us in the last round trip, which ends at used_to; most: octets in flight
     then at most. measured_to: the next round-trip sample is of data behind it. delivered: octets in all, the
     last at delivered_at, of data sent at first_at. missing: octets lost in all. starved_to: `delivered` up to
-    which rate samples are limited by the user.
+    which rate samples are limited by the user. rate: the last sample that is not, or is higher all the same.
     """
 
     __slots__ = (
         "cc", "config", "cwr_due", "delivered", "delivered_at", "dup_acks", "fin", "first_at",
         "frto", "iss", "limited", "loss", "max", "max_wnd", "measured_to", "missing", "more",
-        "most", "mss", "new_first", "nxt", "queue", "rack", "records", "recover", "recovered",
+        "most", "mss", "new_first", "nxt", "queue", "rack", "rate", "records", "recover", "recovered",
         "reduced_to", "repaired", "repaired_ms", "retransmits", "runs", "sack", "shift",
         "starved_to", "una", "undo_from", "up", "used_to", "wl1", "wl2", "wnd",
     )  # fmt: skip
@@ -84,7 +84,7 @@ class Sender:
         self.retransmits = 0
         self.limited, self.most, self.used_to, self.measured_to = False, 0, 0, 0
         self.delivered = self.missing = self.starved_to = 0
-        self.delivered_at = self.first_at = 0.0
+        self.delivered_at = self.first_at = self.rate = 0.0
 
     # --- numbers
 
@@ -221,13 +221,14 @@ class Sender:
         size = min(min(data, window), self._whole(room))
         at_once = self.config.no_delay or self.fin is not None or self.up > self.nxt or within
         if size < data or self.more or not at_once:
-            # 3.8.6.2.1: (1) full segments, (2) all data if nothing is in flight, (3) half of the window
+            # 3.8.6.2.1: (1) full segments; or if nothing is in flight (2) all data, (3) half of the window
             whole = size // self.mss * self.mss
+            at_once = at_once or self.nxt == self.una
             if size == data:
-                if self.more or not (at_once or self.nxt == self.una):
+                if self.more or not at_once:
                     size = whole  # the rest waits for an ACK (Nagle), or for more
             elif size % self.mss:
-                size = whole or (size if 2 * size >= self.max_wnd else 0)
+                size = whole or (size if at_once and 2 * size >= self.max_wnd else 0)
             if not size:
                 return None
         return self._piece(self.nxt, self.nxt + size, again=False)

@@ -41,7 +41,6 @@ class SegmentDrop(StrEnum):
     NOT_OPEN = "not-open"  # the connection does not exist
     OUT_OF_WINDOW = "out-of-window"
     OLD_TIMESTAMP = "old-timestamp"  # PAWS, RFC 7323 section 5.3
-    NO_TIMESTAMP = "no-timestamp"  # RFC 7323 section 3.2
     UNSURE_RESET = "unsure-reset"  # RFC 5961 section 3.2
     UNEXPECTED_SYN = "unexpected-syn"  # RFC 5961 section 4.2
     NO_ACK = "no-ack"

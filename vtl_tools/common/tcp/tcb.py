@@ -18,6 +18,7 @@ _MASK: Final = 0xFFFF_FFFF
 _CHALLENGES: Final = 10
 _CHALLENGES_S: Final = 5.0
 """Maximum challenge ACKs in a time (RFC 5961 section 7)."""
+_PTO_S: Final = 1.0  # before there is a sample
 _PTO_MARGIN_S: Final = 0.002  # as in Linux: a delay of an acknowledgement's way, where several are due
 _WORST_DELAYED_ACK_S: Final = 0.2  # RFC 8985 section 7.2: WCDelAckT
 
@@ -219,9 +220,8 @@ class TCB:
         srtt_s = rtt.srtt_s
         self.probe_is_next = False
         if (
-            srtt_s is None
-            or not snd.sack
-            or rtt.backoffs
+            not snd.sack
+            or rtt.unanswered
             or self.probe is not None
             or snd.recover is not None
             or snd.runs.sacked
@@ -230,7 +230,8 @@ class TCB:
         ):
             return
         alone = snd.nxt - snd.una <= snd.mss
-        probe_s = 2 * srtt_s + (_WORST_DELAYED_ACK_S if alone else _PTO_MARGIN_S)
+        margin_s = _WORST_DELAYED_ACK_S if alone else _PTO_MARGIN_S
+        probe_s = _PTO_S if srtt_s is None else 2 * srtt_s + margin_s
         self.probe_is_next = True
         if now + probe_s < self.rto_at:
             self.retransmit_at = now + probe_s

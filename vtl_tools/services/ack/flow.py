@@ -352,7 +352,7 @@ class AckFlow:
                 return False
         return not self.is_widened
 
-    def path_mtu(self, port: int, seq: int, mtu: int, now: float) -> bool:
+    def path_mtu(self, port: int, seq: int, mtu: int) -> bool:
         """Limit the packets to the end at a port. Return whether the one that was too big is the deputy's.
 
         seq: of that segment, which must be in flight, or anyone could make the segments small.
@@ -361,7 +361,6 @@ class AckFlow:
         if deputy is None or not deputy.snd.una <= deputy.snd.position(seq) < deputy.snd.nxt:
             return False
         deputy.path_mtu(mtu)
-        deputy.probe_is_next, deputy.retransmit_at = False, now  # at once, as it was lost for certain
         self.touched = True
         return True
 

@@ -171,7 +171,7 @@ class LocalAck(Stage):
             return True
         if (told := too_big(pkt)) is not None:
             flow = self._by_port[1 - port].get(told.parties)
-            if flow is None or not flow.path_mtu(port, told.seq, told.mtu, now):
+            if flow is None or not flow.path_mtu(port, told.seq, told.mtu):
                 return True
             self._touched[flow.key] = flow
             return False
