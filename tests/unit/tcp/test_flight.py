@@ -105,3 +105,11 @@ def test_the_counts_are_those_of_the_runs_whatever_happens():
         assert flight.sacked == sum(run.end - run.start for run in runs if run.sacked)
         assert flight.lost == sum(run.end - run.start for run in runs if run.lost)
         assert not [run for run in runs if run.lost and run.sacked]
+
+
+def test_segments_that_leave_within_a_part_of_the_round_trip_are_one_run():
+    flight = Flight()
+    for at in range(10_000):
+        flight.sent(at, at + 1, at / 1000, together_s=0.0095)
+    assert len(flight.runs) == 1000
+    assert [(run.start, run.sent_at) for run in flight.runs[:2]] == [(0, 0.0), (10, 0.01)]

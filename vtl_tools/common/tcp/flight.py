@@ -69,14 +69,19 @@ class Flight:
 
     # --- sending
 
-    def sent(self, start: int, end: int, now: float, stamp: Stamp | None = None) -> None:
-        """Add new octets. Those that leave at one time are one run, unless their stamps differ."""
+    def sent(
+        self, start: int, end: int, now: float, stamp: Stamp | None = None, together_s: float = 0.0
+    ) -> None:
+        """Add new octets. Those that leave within together_s are one run, with the time and stamp of the first.
+
+        A run for each segment of a window of ten thousand would be more than there may be.
+        """
         runs = self.runs
         if runs:
             last = runs[-1]
             is_plain = not (last.sacked or last.lost or last.again)
-            if is_plain and ((last.sent_at == now and stamp is None) or len(runs) >= RUNS_MAX):
-                last.end, last.sent_at = end, now
+            if is_plain and (now - last.sent_at <= together_s or len(runs) >= RUNS_MAX):
+                last.end = end
                 return
         runs.append(Run(start, end, now, stamp))
 

@@ -196,6 +196,7 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
     """
     snd = tcb.snd
     queue, mss, no_delay = snd.queue, snd.mss, snd.config.no_delay
+    together_s = snd.rack.together_s
     edge = snd.una + min(snd.wnd, snd.cc.cwnd)
     most = snd.send_size
     while (size := min(min(queue.tail, edge) - snd.nxt, most)) > 0:
@@ -211,7 +212,7 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
         elif end == queue.tail:
             flags = ACK | PSH
         views = queue.views(start, end)
-        snd.runs.sent(start, end, now)
+        snd.runs.sent(start, end, now, None, together_s)
         snd.nxt = end
         if end > snd.max:
             snd.max = end
