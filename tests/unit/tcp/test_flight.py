@@ -107,9 +107,9 @@ def test_the_counts_are_those_of_the_runs_whatever_happens():
         assert not [run for run in runs if run.lost and run.sacked]
 
 
-def test_segments_that_leave_within_a_part_of_the_round_trip_are_one_run():
+def test_segments_that_leave_in_a_tick_are_one_run_as_old_as_the_last_of_them():
     flight = Flight()
     for at in range(10_000):
-        flight.sent(at, at + 1, at / 1000, together_s=0.0095)
-    assert len(flight.runs) == 1000
-    assert [(run.start, run.sent_at) for run in flight.runs[:2]] == [(0, 0.0), (10, 0.01)]
+        flight.sent(at, at + 1, at / 1024, tick_s=1 / 128)
+    assert len(flight.runs) == 1250
+    assert [(run.start, run.sent_at) for run in flight.runs[:2]] == [(0, 7 / 1024), (8, 15 / 1024)]

@@ -69,10 +69,8 @@ class Flight:
 
     # --- sending
 
-    def sent(
-        self, start: int, end: int, now: float, stamp: Stamp | None = None, together_s: float = 0.0
-    ) -> None:
-        """Add new octets. Those that leave within together_s are one run, with the time and stamp of the first.
+    def sent(self, start: int, end: int, now: float, stamp: Stamp | None = None, tick_s: float = 0.0) -> None:
+        """Add new octets. Those that leave in one tick are one run, with the time of the last: none is older.
 
         A run for each segment of a window of ten thousand would be more than there may be.
         """
@@ -80,8 +78,9 @@ class Flight:
         if runs:
             last = runs[-1]
             is_plain = not (last.sacked or last.lost or last.again)
-            if is_plain and (now - last.sent_at <= together_s or len(runs) >= RUNS_MAX):
-                last.end = end
+            is_near = now == last.sent_at or (tick_s > 0 and now // tick_s == last.sent_at // tick_s)
+            if is_plain and (is_near or len(runs) >= RUNS_MAX):
+                last.end, last.sent_at, last.stamp = end, now, stamp
                 return
         runs.append(Run(start, end, now, stamp))
 

@@ -307,7 +307,7 @@ class Sender:
                 self.repaired_ms = int(now * 1000)
             self.runs.sent_again(start, end, now, stamp)
         else:
-            self.runs.sent(start, end, now, stamp, self.rack.together_s)
+            self.runs.sent(start, end, now, stamp, self.rack.tick_s)
             self.nxt = end
             if end > self.max:
                 self.max = end

@@ -239,7 +239,7 @@ class AckFlow:
         if pkt.tcp is not None and (stamps := pkt.tcp.timestamps) is not None:
             there.stamp(stamps[0])  # also of a SYN that is sent again: perhaps no earlier one arrives
         if is_first:
-            there.syn_at = now  # from the first one on: the answer may be to any, and a round trip is no shorter
+            there.syn_at = now  # also of one that is sent again: the answer may be to the first
         return True
 
     def _edit_syn(self, pkt: Packet, sender: End) -> None:
