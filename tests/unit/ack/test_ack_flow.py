@@ -311,6 +311,16 @@ def test_a_handshake_of_which_any_segment_is_lost(way, which, taken):
     assert got == (content(30_000, 2), content(30_000))
 
 
+def test_a_syn_that_was_sent_again_too_early_does_not_shorten_the_round_trip():
+    """On a path of a second the guest asks twice, and the answer to the first comes just after the second."""
+    world = AckWorld(delay_s=0.5, configs=(SMALL, LARGE))
+    world.open()
+    assert world.ends[GUEST].info().retransmits == 1
+    got = world.transfer(content(300_000))
+    assert got[PEER] == content(300_000)
+    assert world.told["retransmits"] == 0
+
+
 def test_frames_in_the_name_of_an_end_go_to_the_router_that_it_has_chosen():
     """A router of VRRP is reached at one Ethernet address, and sends from another."""
     world = AckWorld()

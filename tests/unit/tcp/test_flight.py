@@ -105,3 +105,11 @@ def test_the_counts_are_those_of_the_runs_whatever_happens():
         assert flight.sacked == sum(run.end - run.start for run in runs if run.sacked)
         assert flight.lost == sum(run.end - run.start for run in runs if run.lost)
         assert not [run for run in runs if run.lost and run.sacked]
+
+
+def test_segments_that_leave_in_a_tick_are_one_run_as_old_as_the_last_of_them():
+    flight = Flight()
+    for at in range(10_000):
+        flight.sent(at, at + 1, at / 1024, tick_s=1 / 128)
+    assert len(flight.runs) == 1250
+    assert [(run.start, run.sent_at) for run in flight.runs[:2]] == [(0, 7 / 1024), (8, 15 / 1024)]

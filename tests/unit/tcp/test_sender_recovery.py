@@ -102,6 +102,26 @@ def test_paced_segments_leave_by_deadlines():
     assert max(times.count(time) for time in times[4:]) <= 2, "a quantum at once"
 
 
+def test_a_late_driver_sends_what_was_due_meanwhile_and_a_pause_earns_nothing():
+    peer = opened(replace(PLAIN, sack=True, congestion="bbr", no_delay=True))
+    segments_s = peer.tcp.snd.cc.pacing_rate / 1000
+    peer.tcp.write(bytes(10_000))
+    first = len(sent(peer))
+    peer.now = peer.tcp.deadline() + 0.02
+    peer.tcp.wake(peer.now)
+    then = len(sent(peer))
+    assert 0.02 * segments_s - 1 < then < 0.02 * segments_s + 3
+    peer.pass_(0.1)
+    peer.inject(".", 1, ack=1 + 1000 * (first + then), win=60_000)
+    sent(peer)
+    peer.pass_(0.1)
+    peer.inject(".", 1, ack=10_001, win=60_000)
+    peer.pass_(1.0)
+    segments_s = peer.tcp.snd.cc.pacing_rate / 1000
+    peer.tcp.write(bytes(10_000))
+    assert len(sent(peer)) < 0.01 * segments_s + 3 < 10
+
+
 def test_a_rate_sample_is_what_was_delivered_over_the_longer_of_sending_and_acknowledging(monkeypatch):
     peer = opened(replace(PLAIN, sack=True, congestion="bbr", no_delay=True))
     rates = []

@@ -69,14 +69,18 @@ class Flight:
 
     # --- sending
 
-    def sent(self, start: int, end: int, now: float, stamp: Stamp | None = None) -> None:
-        """Add new octets. Those that leave at one time are one run, unless their stamps differ."""
+    def sent(self, start: int, end: int, now: float, stamp: Stamp | None = None, tick_s: float = 0.0) -> None:
+        """Add new octets. Those that leave in one tick are one run, with the time of the last: none is older.
+
+        A run for each segment of a window of ten thousand would be more than there may be.
+        """
         runs = self.runs
         if runs:
             last = runs[-1]
             is_plain = not (last.sacked or last.lost or last.again)
-            if is_plain and ((last.sent_at == now and stamp is None) or len(runs) >= RUNS_MAX):
-                last.end, last.sent_at = end, now
+            is_near = now == last.sent_at or (tick_s > 0 and now // tick_s == last.sent_at // tick_s)
+            if is_plain and (is_near or len(runs) >= RUNS_MAX):
+                last.end, last.sent_at, last.stamp = end, now, stamp
                 return
         runs.append(Run(start, end, now, stamp))
 

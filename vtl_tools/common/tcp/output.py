@@ -12,7 +12,9 @@ from vtl_tools.common.tcp.wire import Pieces, Segment
 _STAMPS: Final = struct.Struct("!III")
 _STAMPS_ALONE: Final = 0x0101_080A
 _LATE_S: Final = 0.01
-"""How much of what a late driver did not send in time it may send at once."""
+_LATE_TRIPS: Final = 0.5
+"""How much of what was not sent in time may leave at once: so many seconds of it; if it waited for the pacing
+rate, and so the driver is late, also as many round trips: the queue of the path has drained meanwhile."""
 _SEGMENT_MIN: Final = 536  # RFC 9293 MUST-15, IPv4; 1220 over IPv6
 _ANSWER_S: Final = 0.04
 """Data sent within this time after the peer's is an answer to it."""
@@ -198,6 +200,7 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
     """
     snd = tcb.snd
     queue, mss, no_delay = snd.queue, snd.mss, snd.config.no_delay
+    tick_s = snd.rack.tick_s
     edge = snd.una + min(snd.wnd, snd.cc.cwnd)
     most = snd.send_size
     while (size := min(min(queue.tail, edge) - snd.nxt, most)) > 0:
@@ -213,7 +216,7 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
         elif end == queue.tail:
             flags = ACK | PSH
         views = queue.views(start, end)
-        snd.runs.sent(start, end, now)
+        snd.runs.sent(start, end, now, None, tick_s)
         snd.nxt = end
         if end > snd.max:
             snd.max = end
@@ -278,17 +281,21 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
 def _paced(tcb: TCB, frames: list[Pieces], now: float) -> None:
     """Send as much as the pacing rate permits, and set the time for the rest.
 
-    A driver that comes late may catch up, so that the average holds.
+    A driver that comes late may catch up, so that the average holds. On a busy machine it may not run for
+    tens of milliseconds, and would else send the less the later it comes.
     """
     snd = tcb.snd
     rate = snd.cc.pacing_rate
     assert rate is not None
-    if tcb.pace_at < now - _LATE_S:
-        tcb.pace_at = now - _LATE_S
-    tcb.paced_at = NEVER
+    late_s = _LATE_S
+    if tcb.is_paced and tcb.rtt.srtt_s is not None:
+        late_s = max(late_s, _LATE_TRIPS * tcb.rtt.srtt_s)
+    if tcb.pace_at < now - late_s:
+        tcb.pace_at = now - late_s
+    tcb.paced_at, tcb.is_paced = NEVER, False
     while (snd.nxt < snd.end or snd.runs.lost) and (piece := snd.next()) is not None:
         if tcb.pace_at > now:
-            tcb.paced_at = tcb.pace_at
+            tcb.paced_at, tcb.is_paced = tcb.pace_at, True
             break
         tcb.pace_at += (piece.end - piece.start + piece.fin) / rate
         frames.append(send_piece(tcb, piece, now))

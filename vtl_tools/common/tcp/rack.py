@@ -9,6 +9,7 @@ _PERSIST: Final = 16  # recoveries for which a wider window is kept
 _MULT_MAX: Final = 64
 _MIN_RTT_S: Final = 300.0
 """Age at which a minimum is replaced: the path may have become longer."""
+_TICKS: Final = 256  # of a round trip: so exact are its samples, and a window is some hundred runs
 _NONE: Final = float("inf")
 _EPSILON_S: Final = 1e-6
 _HALF: Final = 0x8000_0000
@@ -22,16 +23,18 @@ class Rack:
     ACKs told of a segment that arrived after one sent later. extent: octets that it was overtaken by, at
     most. mult, persist: RACK.reo_wnd_mult, RACK.reo_wnd_persist. round_end: SND.NXT when a D-SACK last
     widened the window.
+    tick_s: data that is sent within so many seconds counts as sent at one time.
     """
 
     __slots__ = (
         "_min_at", "end", "extent", "fack", "min_rtt_s", "mult", "persist", "reordered", "round_end", "rtt_s",
-        "xmit_at",
+        "tick_s", "xmit_at",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.xmit_at, self.end, self.fack, self.rtt_s = 0.0, 0, 0, 0.0
         self.min_rtt_s = _NONE
+        self.tick_s = 0.0
         self._min_at = 0.0
         self.reordered = 0
         self.extent = 0
@@ -41,6 +44,7 @@ class Rack:
         """Step 1: update the minimum round trip, by data sent only once."""
         if 0 < rtt_s <= self.min_rtt_s or now - self._min_at > _MIN_RTT_S:
             self.min_rtt_s, self._min_at = rtt_s, now
+            self.tick_s = rtt_s / _TICKS
 
     def delivered(self, run: Run, now: float, echo_ms: int | None) -> None:
         """Steps 2 and 3. echo_ms: the time that the peer echoes, in milliseconds, mod 2**32."""

@@ -249,7 +249,7 @@ class Sender:
         if size > 0:
             return self._piece(self.nxt, self.nxt + size, again=False)
         start = self.una
-        if self.runs.runs:  # a run is whole segments, and at most one small one at its end
+        if self.runs.runs:  # a run is whole segments, and as a rule at most one small one at its end
             last = self.runs.runs[-1]
             start = max(start, self.nxt - ((last.end - last.start - 1) % self.mss + 1))
         if at := bisect_left(self.records, self.nxt):
@@ -308,7 +308,7 @@ class Sender:
                 self.repaired_ms = int(now * 1000)
             self.runs.sent_again(start, end, now, stamp)
         else:
-            self.runs.sent(start, end, now, stamp)
+            self.runs.sent(start, end, now, stamp, self.rack.tick_s)
             self.nxt = end
             if end > self.max:
                 self.max = end

@@ -37,8 +37,9 @@ class TCB:
     quick: acknowledgements that are not delayed. is_interactive: the user answers what it receives, so they
     are delayed.
     reorder_at: time at which data missing below SACKed ranges is considered lost. pace_at: time from which
-    the pacing rate lets the next segment leave; paced_at: the same while one waits for it. probe: end of the
-    data in flight when the tail was probed, and whether the probe was a retransmission.
+    the pacing rate lets the next segment leave; paced_at: the same while one waits for it; is_paced: one did
+    when segments last left. probe: end of the data in flight when the tail was probed, and whether the probe
+    was a retransmission.
     tune_at: when tune() is due; tuned: octets that the user had read at its last call, and its time.
     is_logged: changes of state are logged, as was decided at the start.
     """
@@ -59,6 +60,7 @@ class TCB:
         "heard_at",
         "is_interactive",
         "is_logged",
+        "is_paced",
         "keep_alives",
         "last_ack",
         "once",
@@ -117,7 +119,7 @@ class TCB:
         self.last_ack = 0
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
         self.reorder_at = self.rto_at = NEVER
-        self.pace_at, self.paced_at = 0.0, NEVER
+        self.pace_at, self.paced_at, self.is_paced = 0.0, NEVER, False
         self.probe_is_next = False
         self.persists = self.keep_alives = 0
         self.probe: tuple[int, bool] | None = None

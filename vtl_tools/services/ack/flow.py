@@ -219,7 +219,8 @@ class AckFlow:
 
     def _on_syn(self, here: Wire, there: Wire, frame: memoryview, now: float) -> bool:
         pkt = Packet.at(frame)
-        crossing = here.mine.iss is None and not pkt.is_syn_ack and self.slot is None
+        is_first = here.mine.iss is None
+        crossing = is_first and not pkt.is_syn_ack and self.slot is None
         if crossing:  # a simultaneous open
             self.is_over = True
             return not self.is_widened
@@ -237,8 +238,8 @@ class AckFlow:
         here.address(there.macs)
         if pkt.tcp is not None and (stamps := pkt.tcp.timestamps) is not None:
             there.stamp(stamps[0])  # also of a SYN that is sent again: perhaps no earlier one arrives
-        if self.slot is None:
-            there.syn_at = now
+        if is_first:
+            there.syn_at = now  # also of one that is sent again: the answer may be to the first
         return True
 
     def _edit_syn(self, pkt: Packet, sender: End) -> None:
