@@ -1,6 +1,6 @@
 """vtl-vnet's links between two daemons against kernel VXLAN, tinc and n2n, in one run.
 
-usage: bench/vnet.py [--quick] [--json] [--loss PERCENT]     (needs root; tools/setup-bench installs tinc and n2n)
+usage: bench/vnet.py [--quick] [--json] [--loss PERCENT]   (needs root; tools/setup-bench installs tinc, n2n)
 
 vxlan_gbit, tcp_gbit, udp_gbit, tinc_gbit, n2n_gbit    TCP goodput of one flow between two VMs, median
 tcp_link_ratio, udp_link_ratio    our tcp: and udp: link over kernel VXLAN, which encrypts nothing

@@ -92,6 +92,8 @@ class Overlay(Stage):
                 added.up.append(device.up)
             if link.service is not None and self._keeper is not None:
                 self._keeper.start(name, link.service)
+            if link.role.told and self._keeper is not None:
+                self._keeper.watch_routes(spec, wanted=True)
         except VTLError:
             for device in added.devices:
                 self._pool.remove(device)
@@ -197,6 +199,8 @@ class Overlay(Stage):
             self._pool.remove(device)
         if link.spec.service is not None and self._keeper is not None:
             self._keeper.stop(name)
+        if link.spec.role.told and self._keeper is not None:
+            self._keeper.watch_routes(link.spec.spec, wanted=False)
 
     def add_rule(self, text: str, position: int | None = None) -> VnetRule:
         """Add a rule. Raises SpecError."""
