@@ -1,6 +1,6 @@
 """vtl-vnet's links between two daemons against kernel VXLAN, tinc and n2n, in one run.
 
-usage: bench/vnet.py [--quick] [--json]      (needs root; tools/setup-bench installs tinc and n2n)
+usage: bench/vnet.py [--quick] [--json] [--loss PERCENT]   (needs root; tools/setup-bench installs tinc, n2n)
 
 vxlan_gbit, tcp_gbit, udp_gbit, tinc_gbit, n2n_gbit    TCP goodput of one flow between two VMs, median
 tcp_link_ratio, udp_link_ratio    our tcp: and udp: link over kernel VXLAN, which encrypts nothing
@@ -8,6 +8,8 @@ card_gbit, card_ratio             VXLAN whose segments the card cuts; our better
 tinc_ratio, n2n_ratio             our better link over theirs, both encrypted
 vxlan_rtt_us, tcp_rtt_us, ...     median round trip of a small datagram
 added_rtt_us                      what our quicker link adds to kernel VXLAN's
+
+--loss drops a share of the packets between the hosts, each by itself, and the flow uses BBR.
 
 The cable between the hosts is a card that segments TCP and UDP, but not what is in VXLAN, as with most
 virtual machines. All guests have an MTU of 1400, which fits each tunnel. n2n does not carry the frames of a
@@ -42,14 +44,14 @@ TUNNELS = "tx-udp_tnl-segmentation", "tx-udp_tnl-csum-segmentation"
 class Overlays:
     """client (10.9.0.1) - [vmnet1 left wan] - [wan right vmnet1] - server (10.9.0.2)."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
+    def __init__(self, lab: Lab, loss: float) -> None:
+        self.lab, self.loss = lab, loss
         self.client, self.left, self.right, self.server = (
             lab.host(name, ipv6=False) for name in ("client", "left", "right", "server")
         )
         lab.veth(self.client, "vc", self.left, "vmnet1")
         lab.veth(self.server, "vs", self.right, "vmnet1")
-        lab.veth(self.left, "wan", self.right, "wan")
+        self.cable()
         for host, port, address in (
             (self.client, "vc", CLIENT), (self.server, "vs", SERVER),
             (self.left, "wan", LEFT), (self.right, "wan", RIGHT),
@@ -61,6 +63,20 @@ class Overlays:
         self.ends = self.client, self.server
         self.key = lab.dir / "vnet.key"
         self.left.run(BIN / "vtl-vnet", "keygen", self.key)
+
+    def cable(self) -> None:
+        """Join the hosts: by a cable, or by a bridge that loses packets, which the card has segmented."""
+        if not self.loss:
+            self.lab.veth(self.left, "wan", self.right, "wan")
+            return
+        middle = self.lab.host("middle", ipv6=False)
+        for name, host in ("l", self.left), ("r", self.right):
+            self.lab.veth(host, "wan", middle, name)
+            host.run("ethtool", "-K", "wan", "tx-udp-segmentation", "off", "tso", "off", "gro", "on")
+        self.lab.bridge(middle, "br0", ["l", "r"])
+        chain = "chain bridge t c { type filter hook forward priority 0; }"
+        lose = f"rule bridge t c ip version 4 numgen random mod 100000 < {round(self.loss * 1000)} drop"
+        middle.run("nft", f"add table bridge t; add {chain}; add {lose}")
 
     def segment_tunnels(self, state: str) -> None:
         for host in self.left, self.right:
@@ -173,6 +189,7 @@ class Overlays:
             processes = quiet(server, "iperf3", "--server"), quiet(server, sys.executable, SCENE, "echo")
             until(lambda: ":5201" in server.run("ss", "-ltn").stdout, "iperf3")
             words = ("iperf3", "--client", self.far, "--json", "--time", str(seconds))
+            words += ("--congestion", "bbr") if self.loss else ()
             ran = client.run(*words, check=False, timeout=seconds + 60)
             rtt = client.run(sys.executable, SCENE, "rtt", str(count), self.far).stdout
             for process in processes:
@@ -189,11 +206,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--loss", type=float, default=0.0, metavar="PERCENT", help="of the packets, 0 to 100")
     parser.add_argument("--only", default="vxlan tcp udp tinc n2n card", help="the ways to measure")
     asked = parser.parse_args()
     rounds, seconds, count = (3, 2.0, 500) if asked.quick else (7, 5.0, 3000)
     with Lab() as lab:
-        scene = Overlays(lab)
+        scene = Overlays(lab, asked.loss)
         ways: dict[str, Callable[[], Any]] = {
             "vxlan": scene.vxlan, "tcp": partial(scene.ours, "tcp"), "udp": partial(scene.ours, "udp"),
             "tinc": scene.tinc, "n2n": scene.n2n, "card": scene.card,

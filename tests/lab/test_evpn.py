@@ -1,6 +1,7 @@
 """vtl-vnet in a network of BGP EVPN: as a port of a kernel bridge beside FRR, and as a VTEP beside gobgpd."""
 
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import pytest
 from lab.frr import Fabric, FabricHost, GobgpHost
 from lab.netns import Host, Lab
 from lab.wait import PATIENCE_S, until
-from tests.running import Bridge, bridge
+from tests.running import BIN, Bridge, bridge
 
 pytestmark = pytest.mark.lab
 
@@ -195,6 +196,26 @@ def test_stations_outlive_the_control_plane_for_a_while_and_come_back_with_it(
         running.wait_for("control-plane", connected=True)
         until(lambda: near.reaches(far), "the far VM again")
         until(lambda: one.reaches(VNI, near.mac, own.address), "the own station again")
+
+
+def test_routes_go_with_a_vtl_vnet_that_was_killed_and_come_with_the_next(
+    lab: Lab, fabric: tuple[Fabric, list[FabricHost], GobgpHost]
+) -> None:
+    _, (one, _), own = fabric
+    near, far = vm(lab, 1, own), vm(lab, 2, one)
+    one.plug("v2", VNI)
+    spec = f"dc=evpn:{VNI},local={own.address},gobgp=unix:{own.api}"
+    for turn in range(2):
+        socket_ = lab.dir / f"killed{turn}.sock"
+        command = (BIN / "vtl-vnet", "--iface", "v1", "--attach", spec, "--control", socket_, "--json")
+        running = Bridge(lab, own.host.popen(*command, stdout=subprocess.PIPE, text=True), socket_)
+        running.wait_for("control-plane", connected=True)
+        until(lambda: near.reaches(far), "the far VM")
+        until(lambda: one.reaches(VNI, near.mac, own.address), "the station")
+        until(lambda: own.address in one.floods_to(VNI), "the VTEP")
+        running.process.kill()
+        running.process.wait()
+    until(lambda: own.address not in {vtep for _, vtep in one.forwarding(VNI)}, "the withdrawal")
 
 
 def test_frames_of_a_host_that_evpn_does_not_name_are_dropped(

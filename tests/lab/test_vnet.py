@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from scapy.utils import RawPcapNgReader
 
 from lab.netns import Host, Lab
 from lab.wait import PATIENCE_S, slowness, until
 from tests.cmd.tools import BIN
 from tests.running import Bridge, bridge
+from vtl_tools.common.device.pcapng import INBOUND, OUTBOUND
 
 pytestmark = pytest.mark.lab
 
@@ -69,7 +71,7 @@ def world(lab: Lab) -> Iterator[Overlaid]:
         'a = "tcp:192.0.2.3:7001,server"\nb = "tcp:192.0.2.3:7002,server"\n'
     )
     links: list[list[str | Path]] = [
-        ["--iface", "vmnet1", "--key-file", key, "--attach", "b=udp:192.0.2.2:7001"],
+        ["--iface", "vmnet1", "--key-file", key, "--attach", "b=udp:192.0.2.2:7001", "--pcap", lab.dir / "a"],
         ["--iface", "vmnet1", "--key-file", key, "--attach", "a=udp:192.0.2.2:7001,server"],
         ["--config", config],
     ]
@@ -138,10 +140,18 @@ def test_a_service_is_put_under_a_running_connection_and_taken_away(world: Overl
     world.asks(0, "link", "remove", "wan")
     kill = ("kill", "-0", str(pid))
     until(lambda: world.hosts[0].run(*kill, check=False).returncode, "the end of the service")
+    links = ("vmnet1", "b", "c", "wan.vm", "wan.net")
+    expected = {(name, way) for name in links for way in (INBOUND, OUTBOUND)}
+    until(lambda: _recorded(world.lab.dir / "a") >= expected - {("c", INBOUND)}, "frames of all links")
     says(b"after\n")
     assert least_ms(vm1, "10.9.0.2") < 30 + 30 * slowness()
     for sock in sender, receiver, listener:
         sock.close()
+
+
+def _recorded(capture: Path) -> set[tuple[str, int]]:
+    with RawPcapNgReader(str(capture)) as reader:
+        return {(about.ifname.decode(), about.direction) for _, about in reader}
 
 
 def test_a_firewall_as_a_link_judges_and_is_started_again_when_it_is_killed(world: Overlaid) -> None:

@@ -51,7 +51,7 @@ class Star:
 
 
 def connected_datagrams(address: tuple[str, int]) -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_DGRAM)
     sock.connect(address)
     return sock
 
@@ -124,6 +124,19 @@ def test_an_udp_link_follows_its_peer_to_another_address_and_answers_no_spoofed_
         answer = asks.recv(2000)
         assert (answer[0], len(answer) < len(first)) == (3, True)
         asks.close()
+
+
+def test_a_door_at_all_addresses_answers_from_that_which_was_called(star: Star) -> None:
+    for address in "192.0.2.9/24", "2001:db8::1/64", "2001:db8::9/64":
+        star.hosts["hub"].addr("wan", address)
+    star.hosts["site2"].addr("wan", "2001:db8::3/64")
+    with star.hub("udp", "--attach", "six=udp:[::]:7701,listen"):
+        for called in ("192.0.2.9", PORT), ("192.0.2.9", 7701), ("2001:db8::9", 7701), (DOOR, PORT):
+            asks = star.hosts["site2"].call(connected_datagrams, called)  # as if behind NAT
+            asks.settimeout(PATIENCE_S)
+            asks.send(FIRST.pack(1, 7, bytes(16)) + bytes(NOISE))
+            assert asks.recv(2000)[0] == 3
+            asks.close()
 
 
 def test_a_path_that_carries_less_is_found_and_large_frames_still_cross(star: Star) -> None:

@@ -1,6 +1,7 @@
 """vortex-backend between real volunteers and real honeypots: two clients, nginx, sshd, and strangers."""
 
 import json
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from scapy.utils import RawPcapNgReader
 
 from lab.netns import Host, Lab
 from lab.wait import PATIENCE_S, until
 from tests.running import BIN, Bridge, bridge
+from vtl_tools.common.device.pcapng import INBOUND, OUTBOUND
 from vtl_tools.common.session.keys import key_id
 
 pytestmark = pytest.mark.lab
@@ -136,7 +139,8 @@ def call(host: Host, address: str, port: int, source_port: int) -> str:
 def test_two_clients_share_a_backend_and_a_honeypot_which_tells_them_apart(net: Net) -> None:
     net.start(net.honeypot, "python3", "-c", WHERE)
     until(lambda: ":23" in net.honeypot.run("ss", "-ltn").stdout, "the honeypot")
-    with vortex(net) as (backend, clients):
+    capture = net.lab.dir / "all.pcapng"
+    with vortex(net, "--pcap", capture) as (backend, clients):
         for number, addresses in enumerate(VOLUNTEERS.values(), 1):
             said = call(net.attacker, addresses[0], 23, 4000)  # one flow to the attacker, but for the host
             assert said == f"::ffff:{ATTACKER4} 4000 ::ffff:198.19.0.{number}"
@@ -154,6 +158,14 @@ def test_two_clients_share_a_backend_and_a_honeypot_which_tells_them_apart(net: 
         assert status["connected"] == 2
         assert all(one["frames_out"] for one in status["clients"].values())
         assert clients["alice"].status()["vortex"]["opened"] == 3
+    with RawPcapNgReader(str(capture)) as reader:
+        recorded = [(about.ifname.decode(), about.direction, frame) for frame, about in reader]
+    assert {name for name, *_ in recorded} == {"honeypot0", *VOLUNTEERS}
+    attackers = bytes(map(int, ATTACKER4.split(".")))
+    for name in VOLUNTEERS:
+        of_client = [(direction, frame) for of, direction, frame in recorded if of == name]
+        assert any(direction == INBOUND and frame[26:30] == attackers for direction, frame in of_client)
+        assert any(direction == OUTBOUND and frame[30:34] == attackers for direction, frame in of_client)
 
 
 def test_nginx_and_sshd_answer_as_the_volunteer(net: Net) -> None:
@@ -185,6 +197,25 @@ def test_nginx_and_sshd_answer_as_the_volunteer(net: Net) -> None:
             assert key in net.attacker.run("ssh-keyscan", "-t", "ed25519", "-T", "30", host).stdout
     seen = (place / "access").read_text().splitlines()
     assert seen == [f"{ATTACKER4} 198.19.0.2", f"{ATTACKER6} 2001:2:0:1::2"]
+
+
+def test_keys_are_read_again_without_a_break_for_the_clients_whose_key_stays(net: Net) -> None:
+    with vortex(net) as (backend, _):
+        for _ in VOLUNTEERS:
+            backend.wait_for("client", up=True)
+        alice = backend.status()["wormholes"]["clients"]["alice"]["remote"]
+        net.backend.run(BIN / "vortex-backend", "keygen", net.keys, "carol")
+        (net.keys / "2-bob").unlink()
+        backend.process.send_signal(signal.SIGHUP)
+        gone = backend.wait_for("client")
+        assert (gone["name"], gone["up"], gone["why"]) == ("bob", False, "lost its key")
+        link = ("--iface", "lo", "--backend", f"tcp:{BACKEND}:7701", "--key-file", net.keys / "3-carol")
+        with bridge(net.lab, net.volunteers["bob"], *link, service="vortex-client", name="carol"):
+            came = backend.wait_for("client", up=True)
+        assert came["name"] == "carol"
+        clients = backend.status()["wormholes"]["clients"]
+        assert set(clients) == {"alice", "carol"}
+        assert clients["alice"]["remote"] == alice
 
 
 def test_a_stranger_and_a_client_with_anothers_name_are_refused(net: Net) -> None:

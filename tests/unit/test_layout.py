@@ -66,6 +66,7 @@ EDGES = (
     "services.fw.stage",
     "services.fw.start",
     "services.fw.transfer",
+    "services.vortex.client_keys",
     "services.vortex.listener",
     "services.vortex.port_events",
     "services.vortex.sock_diag",

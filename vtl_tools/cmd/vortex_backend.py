@@ -72,7 +72,7 @@ def keygen(directory: Path, name: str) -> None:
     from vtl_tools.services.vortex.start_backend import make_client_key
 
     path = make_client_key(directory, name)
-    echo(f"{path}: a new key; copy it to the client's host, and start vortex-backend again", err=True)
+    echo(f"{path}: a new key; copy it to the client's host, and send vortex-backend SIGHUP", err=True)
 
 
 @main.command("log")

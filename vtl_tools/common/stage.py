@@ -57,6 +57,8 @@ class Stage:
         """Returns who is behind a port's link now (Device.occupant)."""
         self.broadcast: Callable[[bytes], object] = lambda message: None
         """Sends a message to the other workers of the service, at most 64 octets; it may be lost."""
+        self.record: Callable[[str, Iterable[memoryview], int], object] | None = None
+        """With --pcap: records frames of a link that is no port, by its name; pcapng.INBOUND or OUTBOUND."""
 
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
         """Process frames that came in at a port."""

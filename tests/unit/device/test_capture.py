@@ -196,6 +196,21 @@ def test_both_directions_of_several_links_go_to_one_file(tmp_path):
     ] * 2 + [7.25]
 
 
+def test_a_link_that_comes_later_is_an_interface_of_each_file_from_then_on(tmp_path):
+    path = tmp_path / "out.pcapng"
+    writer = recording(path, size=1 << 20)
+    frames = [memoryview(bytes((n,)) * 60_000) for n in range(4)]
+    for name in "eth0", "alice", "bob", "alice":
+        writer.write_as(name, frames, 1, 2.0)
+    for _ in range(10):
+        writer.write_as("bob", frames, 2, 3.0)
+    writer.close()
+    found = [records(str(one)) for one in sorted(tmp_path.iterdir(), key=lambda one: (len(one.name), one))]
+    assert len(found) > 2
+    names = [about.ifname for one in found for _, about in one]
+    assert names == [b"eth0"] * 4 + [b"alice"] * 4 + [b"bob"] * 4 + [b"alice"] * 4 + [b"bob"] * 40
+
+
 def test_a_recording_is_written_while_it_runs(tmp_path):
     path = tmp_path / "out"
     inner, far = pair()

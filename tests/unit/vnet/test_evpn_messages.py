@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from vtl_tools.common.errors import Malformed, SpecError
 from vtl_tools.services.vnet.evpn import gobgp_api as api
 from vtl_tools.services.vnet.evpn.grpc import GrpcConnection, GrpcEnd, GrpcMessage
-from vtl_tools.services.vnet.evpn.link import parse_evpn
 from vtl_tools.services.vnet.evpn.protobuf import integer, octets
+from vtl_tools.services.vnet.evpn.spec import parse_evpn
 from vtl_tools.services.vnet.links import parse_link
 
 MAC = bytes.fromhex("020000000001")

@@ -1,6 +1,6 @@
 """The stage of vortex-backend as a conversation: frames of clients and of a honeypot go in and come out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ from vtl_tools.common.packet.packet import Packet
 from vtl_tools.services.vortex.addresses import BACKEND
 from vtl_tools.services.vortex.backend import BACKEND_MAC, HONEYPOTS, VortexBackend
 from vtl_tools.services.vortex.backend_link import GATEWAY_MAC, BackendLink
-from vtl_tools.services.vortex.wormhole_client import FLOWS_OF_CLIENT, WormholeClient, next_file, read_clients
+from vtl_tools.services.vortex.client_keys import clients_of, next_file, read_keys
+from vtl_tools.services.vortex.wormhole_client import FLOWS_OF_CLIENT, WormholeClient
 
 HERE = {4: BACKEND[0], 6: BACKEND[1]}
 ATTACKER = {4: address.ip("8.8.4.4"), 6: address.ip("2001:4860::4")}
@@ -28,6 +29,10 @@ class Wires:
     """The connections of the clients, which keep what is sent."""
 
     refused = 0
+    served: Iterable[WormholeClient] = ()
+
+    def serve(self, clients: Iterable[WormholeClient]) -> None:
+        self.served = list(clients)
 
     def __init__(self) -> None:
         self.came: dict[str, list[bytes]] = {"alice": [], "bob": []}
@@ -170,15 +175,31 @@ def test_keys_are_of_clients_with_numbers_and_names_of_their_own(tmp_path: Path)
     (tmp_path / "7-carol").write_text("key of carol 0123456789")
     (tmp_path / "README").write_text("no key")
     assert next_file(tmp_path, "dave").name == "8-dave"
-    found = read_clients(tmp_path, 0)
+    found = clients_of(tmp_path, read_keys(tmp_path), 0)
     assert [(client.number, client.name) for client in found] == [(1, "alice"), (2, "bob"), (7, "carol")]
     with pytest.raises(SpecError, match="has a key already"):
         next_file(tmp_path, "bob")
     for wrong in "3-alice", "1-eve":
         (tmp_path / wrong).write_text(f"key of {wrong} 0123456789")
         with pytest.raises(SpecError, match="two clients have the same"):
-            read_clients(tmp_path, 0)
+            clients_of(tmp_path, read_keys(tmp_path), 0)
         (tmp_path / wrong).unlink()
     (tmp_path / "9-eve").write_text("key of bob 0123456789")
     with pytest.raises(SpecError, match="the same key"):
-        read_clients(tmp_path, 0)
+        clients_of(tmp_path, read_keys(tmp_path), 0)
+
+
+def test_a_client_whose_key_and_number_stay_keeps_its_flows() -> None:
+    world = World()
+    for client in world.alice, world.bob:
+        world.put(client, inward(4))
+    again = [WormholeClient(1, "alice", b"a" * 16), WormholeClient(258, "bob", b"another key of bob")]
+    world.stage.serve([*again, WormholeClient(3, "carol", b"c" * 16)])
+    assert world.stage.clients["alice"] is world.alice
+    assert len(world.alice.flows) == 1
+    assert world.stage.clients["bob"] is again[1]
+    assert list(world.answer(outward(4, ALICE[4]))) == ["alice"]
+    assert world.answer(outward(4, BOB[4])) == {}
+    assert [client.name for client in world.wires.served] == ["alice", "bob", "carol"]
+    world.stage.serve([])
+    assert world.answer(outward(4, ALICE[4])) == {}

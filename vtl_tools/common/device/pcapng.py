@@ -30,8 +30,12 @@ _TAILS: Final = tuple(struct.Struct(f"={pad}xHHIII") for pad in (0, 3, 2, 1))
 def file_header(links: Sequence[str]) -> bytes:
     """Return the blocks that a file begins with. links: names of its interfaces, numbered from 0."""
     section = struct.pack("=IHHq", _MAGIC, 1, 0, -1) + _option(_APPLICATION, "vtl-tools")
-    described = (struct.pack("=HHI", _ETHERNET, 0, 0) + _option(_NAME, link) for link in links)
-    return b"".join((_block(_SECTION, section), *(_block(_INTERFACE, body) for body in described)))
+    return b"".join((_block(_SECTION, section), *map(description, links)))
+
+
+def description(link: str) -> bytes:
+    """Return the block that adds an interface, with the next number."""
+    return _block(_INTERFACE, struct.pack("=HHI", _ETHERNET, 0, 0) + _option(_NAME, link))
 
 
 def _option(code: int, text: str) -> bytes:
@@ -96,3 +100,16 @@ def whole_blocks(queue: OctetQueue, octets: int) -> int:
             break
         end += length
     return end
+
+
+def descriptions(octets: bytes | memoryview) -> bytes:
+    """Return the blocks that add interfaces, among those at the beginning of octets."""
+    found, at, end = [], 0, len(octets)
+    while at <= end - _SMALLEST:
+        kind, length = _WORDS.unpack_from(octets, at)
+        if not _SMALLEST <= length <= end - at or length & 3:
+            break
+        if kind == _INTERFACE:
+            found.append(octets[at : at + length])
+        at += length
+    return b"".join(found)

@@ -1,7 +1,7 @@
 """A device that records the frames of another in a capture file: `--pcap FILE`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from vtl_tools.common.device.base import Device
 from vtl_tools.common.device.batch import Batch
@@ -36,5 +36,13 @@ class Record(Wrapper):
         return self.device.write(batch)
 
     def _record(self, batch: Batch, direction: int) -> None:
-        frames = [frame[VNET:] for frame in batch]
-        self._recording.write(self._number, frames, direction, self._clock())
+        self._recording.write(self._number, _ethernet(batch), direction, self._clock())
+
+
+def record_as(recording: Recording, name: str, frames: Iterable[memoryview], direction: int) -> None:
+    """Record frames of a link by its name: one that the runner does not have."""
+    recording.write_as(name, _ethernet(frames), direction, time.time())
+
+
+def _ethernet(frames: Iterable[memoryview]) -> list[memoryview]:
+    return [frame[VNET:] for frame in frames]

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vtl_tools.common.device.pcapng import INBOUND, file_header, put_frames, whole_blocks
+from vtl_tools.common.device.pcapng import (
+    INBOUND,
+    description,
+    descriptions,
+    file_header,
+    put_frames,
+    whole_blocks,
+)
 from vtl_tools.common.errors import DeviceError
 from vtl_tools.common.host.record_file import CaptureFiles
 from vtl_tools.common.host.scribe import Scribe
@@ -20,6 +27,8 @@ QUEUE: Final = 1 << 24
 """Octets of frames that wait for the disk, in each process of the service."""
 GUEST_SIZE: Final = 64 << 20
 GUEST_FILES: Final = 4
+_LINKS_MAX: Final = 8192
+"""Links of one capture; the frames of further ones are not recorded."""
 """Limits of a capture of which a guest decides how fast it grows."""
 
 
@@ -50,7 +59,7 @@ class Recording:
         self.recorded = self.unrecorded = 0
         try:
             files = CaptureFiles(
-                path, file_header(links), whole_blocks,
+                path, file_header(links), whole_blocks, lasting=descriptions,
                 size_max=limits.size, files_max=limits.files, overwrite=limits.overwrite,
             )  # fmt: skip
         except FileExistsError:
@@ -63,6 +72,20 @@ class Recording:
             raise DeviceError(f"{option}: {path}: {e.strerror}; {remedy}") from None
         self._scribe = Scribe(files, QUEUE, producers)
         self._scribe.status = self.status
+        self._numbers = {name: number for number, name in enumerate(links)}
+
+    def write_as(self, name: str, frames: Sequence[memoryview], direction: int, now: float) -> None:
+        """Record frames of a link by its name, which may be one that comes while the service runs.
+
+        To be called only in a service of one process.
+        """
+        number = self._numbers.get(name)
+        if number is None:
+            if len(self._numbers) >= _LINKS_MAX or not self._scribe.put(description(name)):
+                self.unrecorded += len(frames)
+                return
+            number = self._numbers[name] = len(self._numbers)
+        self.write(number, frames, direction, now)
 
     def write(self, link: int, frames: Iterable[memoryview], direction: int, now: float) -> None:
         """Record Ethernet frames of a link, by its number, unless there is no room. now: s since 1970."""

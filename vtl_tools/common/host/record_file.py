@@ -19,6 +19,7 @@ _NUMBERS_MAX: Final = 1_000_000
 _AT_ONCE: Final = 1 << 20
 _STREAM_AT_ONCE: Final = 1 << 17
 """Octets of one write; a record has less."""
+_HEADER_MAX: Final = 1 << 20
 
 
 class Target:
@@ -81,8 +82,8 @@ class CaptureFiles(Target):
 
     The first is `path`; later ones have a number in their names. Only the newest files_max stay; 0: all do.
     A file that is there already is left alone, unless `overwrite`. header: what each file begins with.
-    whole: returns how many octets of a queue are whole records. Raises OSError: FileExistsError if the first
-    file exists and is not empty.
+    whole: returns how many octets of a queue are whole records. lasting: returns those of some records that
+    later files begin with, too. Raises OSError: FileExistsError if the first file exists and is not empty.
     """
 
     process = "vtl-capture"
@@ -93,12 +94,13 @@ class CaptureFiles(Target):
         header: bytes,
         whole: Callable[[OctetQueue, int], int],
         *,
+        lasting: Callable[[bytes | memoryview], bytes] = lambda octets: b"",
         size_max: int = 0,
         files_max: int = 0,
         overwrite: bool = False,
     ) -> None:
         self._path = Path(os.path.abspath(path))  # noqa: PTH100 - likewise
-        self._header, self._whole = header, whole
+        self._header, self._whole, self._lasting = header, whole, lasting
         self._size_max, self._files_max, self._overwrite = size_max, files_max, overwrite
         self._made: deque[tuple[Path, tuple[int, int]]] = deque(maxlen=None if files_max else 1)
         self._number = 1
@@ -134,16 +136,22 @@ class CaptureFiles(Target):
             os.lseek(self.fd, self._size + done, os.SEEK_SET)
         if not done:
             raise _no_room()
-        queue.take(done)
+        self._take(queue, done)
         self._size += done
         return True
+
+    def _take(self, queue: OctetQueue, octets: int) -> None:
+        pieces = queue.views(octets)
+        if len(self._header) < _HEADER_MAX:
+            self._header += self._lasting(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        queue.take(octets)
 
     def _write_stream(self, queue: OctetQueue) -> bool:
         """Write whole records to a pipe or a device. A new reader gets the header first."""
         if not self._rest:
             octets = self._whole(queue, min(queue.waiting, _STREAM_AT_ONCE))
             self._rest = b"".join(queue.views(octets))
-            queue.take(octets)
+            self._take(queue, octets)
         try:
             self._rest = self._rest[os.write(self.fd, self._rest) :]
         except BlockingIOError:

@@ -123,6 +123,19 @@ def bind(frame: Frame) -> None:
         partial_to_full(frame)
 
 
+def cut(frame: Frame) -> Sequence[Frame]:
+    """Return frames that are no super-segments and say the same as frame. Checksums of TCP stay partial.
+
+    Else as segment(). joining.join() puts them together again.
+    """
+    if frame[1] == vnet.GSO_NONE:
+        return [frame]
+    whole = SuperSegment.at(frame)
+    if len(whole.data) <= whole.size or not frame[0] & vnet.F_NEEDS_CSUM:
+        return segment(frame)
+    return _cut(whole, is_partial=whole.gso_type not in (vnet.GSO_UDP, vnet.GSO_UDP_L4))
+
+
 def segment(frame: Frame) -> Sequence[Frame]:
     """Return the plain frames that say the same as frame, each with a vnet header of zeros.
 
@@ -156,9 +169,11 @@ def max_frame(frame: Frame) -> int:
     return len(frame) - VNET
 
 
-def _cut(whole: SuperSegment) -> list[memoryview]:
+def _cut(whole: SuperSegment, *, is_partial: bool = False) -> list[memoryview]:
     """Lay out the segments in one buffer: first all octets, then each layer's fields that vary."""
     head, data, size = whole.head, whole.data, whole.size
+    if is_partial:
+        vnet.HEADER.pack_into(head, 0, vnet.F_NEEDS_CSUM, vnet.GSO_NONE, 0, 0, whole.l4 - VNET, TCP_CHECKSUM)
     chunks = [data[at : at + size] for at in range(0, len(data), size)]
     pieces: list[bytearray | memoryview] = [head] * (2 * len(chunks))
     pieces[1::2] = chunks
@@ -176,7 +191,7 @@ def _cut(whole: SuperSegment) -> list[memoryview]:
     if whole.gso_type == vnet.GSO_UDP_L4:
         _write_udp(out, starts, chunks, whole)
     elif whole.gso_type != vnet.GSO_UDP:
-        _write_tcp(out, starts, chunks, whole)
+        _write_tcp(out, starts, chunks, whole, is_partial=is_partial)
 
     frames = memoryview(out)
     return [frames[at : at + stride] for at in starts]
@@ -211,7 +226,9 @@ def _write_ipv6(out: bytearray, starts: range, chunks: list[memoryview], whole: 
         _U16.pack_into(out, at + whole.l3 + 4, headers + len(chunk))
 
 
-def _write_tcp(out: bytearray, starts: range, chunks: list[memoryview], whole: SuperSegment) -> None:
+def _write_tcp(
+    out: bytearray, starts: range, chunks: list[memoryview], whole: SuperSegment, *, is_partial: bool
+) -> None:
     """Write sequence numbers, flags and checksums (tcp_gso_segment)."""
     head, l4, size = whole.head, whole.l4, whole.size
     seq, ack, offset_flags, window, _ = _TCP_VARIED.unpack_from(head, l4 + 4)
@@ -221,8 +238,12 @@ def _write_tcp(out: bytearray, starts: range, chunks: list[memoryview], whole: S
     # A 32-bit number is congruent to the sum of its halves: seq and ack need no splitting.
     fixed = whole.pseudo + ones_sum(head[l4 : l4 + 4]) + ack + window + ones_sum(head[l4 + 18 :])
     headers = len(head) - l4
-    for at, chunk, total, flag in zip(starts, chunks, _sums(chunks, size), flags, strict=True):
-        full = -(total + fixed + headers + len(chunk) + seq + flag) % 0xFFFF
+    totals = repeat(0) if is_partial else _sums(chunks, size)
+    for at, chunk, total, flag in zip(starts, chunks, totals, flags, strict=False):
+        if is_partial:
+            full = (whole.pseudo + headers + len(chunk)) % 0xFFFF or 0xFFFF
+        else:
+            full = -(total + fixed + headers + len(chunk) + seq + flag) % 0xFFFF
         _TCP_VARIED.pack_into(out, at + l4 + 4, seq, ack, flag, window, full)
         seq = (seq + size) & 0xFFFF_FFFF
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vtl_tools.common.device.base import Device
-from vtl_tools.common.device.record import Record
+from vtl_tools.common.device.record import Record, record_as
 from vtl_tools.common.device.recording import CaptureLimits, Recording
 from vtl_tools.common.errors import LinkLostError
 from vtl_tools.common.host import broker, confinement, privilege
@@ -113,6 +113,7 @@ class Runner:
         with ExitStack() as stack:
             if (recording := self.recording) is not None:
                 self.links = [Record(link, recording, number) for number, link in enumerate(self.links)]
+                self.stage.record = partial(record_as, recording)
             for link in self.links:
                 stack.enter_context(link)
             with suppress(KeyboardInterrupt):

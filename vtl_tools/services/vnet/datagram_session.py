@@ -21,7 +21,8 @@ from typing import Final, NamedTuple
 
 from vtl_tools.common.device.batch import FRAME_MAX
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.packet.offload import is_plain, segment
+from vtl_tools.common.packet.offload import cut
+from vtl_tools.common.packet.vnet import GSO_NONE
 from vtl_tools.common.session.items import BYE, FRAME, HEAD, Conversation, Hello, ping_pieces
 from vtl_tools.common.session.noise import KEY, TAG, Handshake
 from vtl_tools.common.session.numbered import NumberedCipher, ReplayWindow
@@ -309,7 +310,7 @@ class DatagramSession(Conversation):
         bad, limit = 0, _RECORD
         if self.is_cautious:
             limit = self.size - OVERHEAD - TAG
-            frames, bad = _plain(frames)
+            frames, bad = _cut_all(frames)
         trains: list[Train] = []
         pieces: list[bytes | memoryview] = []
         size = 0
@@ -397,16 +398,16 @@ class DatagramSession(Conversation):
         self.outbox += self._cut(HEAD.pack(_PROBE, 0, padding) + bytes(padding), size)
 
 
-def _plain(frames: Sequence[memoryview]) -> tuple[list[memoryview], int]:
+def _cut_all(frames: Sequence[memoryview]) -> tuple[list[memoryview], int]:
     """Return frames with all super-segments cut, and how many could not be cut."""
     found: list[memoryview] = []
     bad = 0
     for frame in frames:
-        if is_plain(frame):
+        if frame[1] == GSO_NONE:
             found.append(frame)
             continue
         try:
-            found += map(memoryview, segment(frame))
+            found += map(memoryview, cut(frame))
         except Malformed:
             bad += 1
     return found, bad

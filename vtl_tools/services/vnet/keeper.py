@@ -17,7 +17,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Final
 from urllib.parse import parse_qsl
 
 from vtl_tools.common.errors import SpecError, VTLError
+from vtl_tools.common.host import privilege
 from vtl_tools.common.host.privilege import Account
 from vtl_tools.common.host.process import close_all_but, end
 from vtl_tools.common.session.items import LINK_NAME
@@ -129,9 +130,12 @@ class ServiceKeeper:
     ended) and its exit status.
 
     program: returns the command line of an executable of VTL. become: the user that vtl-vnet changes to.
+    evpn: the evpn: links from the start.
     """
 
-    def __init__(self, program: Callable[[str], list[str]], become: Account | None) -> None:
+    def __init__(
+        self, program: Callable[[str], list[str]], become: Account | None, evpn: Iterable[str] = ()
+    ) -> None:
         self.on_change: Callable[[str, int, int], object] = lambda name, pid, status: None
         self.directory = Path(tempfile.mkdtemp(prefix="vtl-vnet-"))
         self.directory.chmod(0o711)  # only its owner can place a file there
@@ -140,7 +144,7 @@ class ServiceKeeper:
         if not self._pid:
             try:
                 close_all_but(2, theirs.fileno())
-                _Keeping(theirs, self.directory, program, become).run()
+                _Keeping(theirs, self.directory, program, become, evpn).run()
             finally:
                 os._exit(1)
         theirs.close()
@@ -157,6 +161,13 @@ class ServiceKeeper:
     def stop(self, link: str) -> None:
         """End a service. Raises VTLError."""
         self._tell({"stop": link})
+
+    def watch_routes(self, spec: str, *, wanted: bool) -> None:
+        """Let the routes of an evpn: link be withdrawn when vtl-vnet has ended in any way, or not any more.
+
+        Raises VTLError.
+        """
+        self._tell({"evpn": spec, "wanted": wanted})
 
     def _tell(self, message: dict[str, object]) -> None:
         try:
@@ -198,8 +209,10 @@ class _Keeping:
         directory: Path,
         program: Callable[[str], list[str]],
         become: Account | None,
+        evpn: Iterable[str],
     ) -> None:
         self._channel, self._directory, self._become = channel, directory, become
+        self._evpn, self._evpn_from_start = set[str](), frozenset(evpn)
         self._program = program
         self._kept: dict[str, _Kept] = {}
 
@@ -221,7 +234,23 @@ class _Keeping:
         for path in self._directory.iterdir():
             path.unlink(missing_ok=True)
         self._directory.rmdir()
+        self._withdraw()
         os._exit(0)
+
+    def _withdraw(self) -> None:
+        """Withdraw the routes of vtl-vnet. For a link that came later, with the rights of vtl-vnet only."""
+        if not self._evpn:
+            return
+        from vtl_tools.services.vnet.evpn.spec import parse_evpn
+        from vtl_tools.services.vnet.evpn.withdrawal import withdraw_all
+
+        later = self._evpn - self._evpn_from_start
+        for links in self._evpn - later, later:
+            if links is later and self._become is not None:
+                privilege.drop_privileges((), self._become)
+            for spec in links:
+                asked = parse_evpn(spec)
+                withdraw_all(spec, asked.gobgp, asked.network)
 
     def _turn(self) -> bool:
         """Wait for something and do it. Return False when vtl-vnet has ended."""
@@ -262,6 +291,9 @@ class _Keeping:
             if "stop" in asked:
                 self._stop(asked["stop"])
                 return True
+            if "evpn" in asked:
+                (self._evpn.add if asked["wanted"] else self._evpn.discard)(str(asked["evpn"]))
+                return len(self._evpn) <= _SERVICES_MAX
             link, command = asked["start"], self._command(asked["start"], parse_service(asked["service"]))
         except (OSError, AttributeError, KeyError, TypeError, ValueError, SpecError):
             return False

@@ -84,7 +84,8 @@ def _peer(spec: str) -> _PeerSpec:
 
 def _evpn(spec: str) -> Device:
     try:
-        from vtl_tools.services.vnet.evpn.link import EvpnLink, parse_evpn
+        from vtl_tools.services.vnet.evpn.link import EvpnLink
+        from vtl_tools.services.vnet.evpn.spec import parse_evpn
     except ImportError:
         raise SpecError(f"{spec!r}: needs the library h2; install python3-h2 and start again") from None
     return EvpnLink(parse_evpn(spec))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from vtl_tools.common.device.base import Device
 from vtl_tools.common.session.peer_link import PeerLink
 from vtl_tools.services.vnet.links import LinkSpec
+from vtl_tools.services.vnet.switch import NET
 
 
 @dataclass
@@ -28,6 +29,11 @@ class OverlayLink:
     door: str = ""
     up_at: float = 0.0
     over: str = ""
+
+    def name_of(self, side: int) -> str:
+        """Return the name of a side of it: of a service NAME.vm or NAME.net, else that of the link."""
+        name = self.spec.name
+        return f"{name}.{'net' if side == NET else 'vm'}" if self.spec.service else name
 
     def measure(self, elapsed_s: float, now: float) -> None:
         """Compute the rates since the call before."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vtl_tools.common.device.base import Device
 from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.device.pcapng import INBOUND, OUTBOUND
 from vtl_tools.common.errors import Malformed, SpecError, VTLError
 from vtl_tools.common.packet.offload import bind, is_plain
 from vtl_tools.common.session.items import HOPS_MAX, Hello
@@ -21,7 +22,7 @@ from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.links import LINKS_MAX, LinkPool, LinkSpec, door_of, make_link, parse_link
 from vtl_tools.services.vnet.overlay_link import OverlayLink
 from vtl_tools.services.vnet.rule import VnetRule, parse_vnet_rule
-from vtl_tools.services.vnet.switch import NET, FrameRoute, LinkKind, LinkRole, LinkSide, VnetSwitch
+from vtl_tools.services.vnet.switch import FrameRoute, LinkKind, LinkRole, LinkSide, VnetSwitch
 
 if TYPE_CHECKING:
     from vtl_tools.services.vnet.evpn.exchange import EvpnExchange
@@ -91,6 +92,8 @@ class Overlay(Stage):
                 added.up.append(device.up)
             if link.service is not None and self._keeper is not None:
                 self._keeper.start(name, link.service)
+            if link.role.told and self._keeper is not None:
+                self._keeper.watch_routes(spec, wanted=True)
         except VTLError:
             for device in added.devices:
                 self._pool.remove(device)
@@ -196,6 +199,8 @@ class Overlay(Stage):
             self._pool.remove(device)
         if link.spec.service is not None and self._keeper is not None:
             self._keeper.stop(name)
+        if link.spec.role.told and self._keeper is not None:
+            self._keeper.watch_routes(link.spec.spec, wanted=False)
 
     def add_rule(self, text: str, position: int | None = None) -> VnetRule:
         """Add a rule. Raises SpecError."""
@@ -224,6 +229,8 @@ class Overlay(Stage):
         owner = self._owners[device]
         link = self._links[owner.link]
         link.octets_in += batch.octets
+        if self.record is not None:
+            self.record(link.name_of(owner.side), batch, INBOUND)
         if not link.over:
             self._pass(owner, batch, now, hops)
         elif link.over in self.switch.links:
@@ -286,6 +293,8 @@ class Overlay(Stage):
         if link.port >= 0:
             self.out[link.port](batch, now)
             return
+        if self.record is not None:
+            self.record(link.name_of(target.side), batch, OUTBOUND)
         device = link.devices[target.side]
         if isinstance(device, PeerLink):
             device.write_hops(batch, hops)
@@ -308,8 +317,7 @@ class Overlay(Stage):
                     link.up[side] = device.up
                     if not device.up:
                         self._adapting.forget(name)
-                    changed = f"{name}.{'net' if side == NET else 'vm'}" if link.spec.service else name
-                    self.event("link", changed=changed, up=device.up)
+                    self.event("link", changed=link.name_of(side), up=device.up)
 
     def _exchange_stations(self, exchange: "EvpnExchange", now: float) -> None:
         for mac, before in exchange.run(now):

@@ -105,7 +105,8 @@ def make_stage(
     ports: Sequence[str],
 ) -> Overlay:
     """Return the stage, with its links open. Raises VTLError."""
-    keeper = ServiceKeeper(program, privilege.account(user))
+    evpn = [spec for _, spec in settings.links if spec.startswith("evpn:")]
+    keeper = ServiceKeeper(program, privilege.account(user), evpn)
     try:
         overlay = Overlay(ports, key, keeper, settings.name or _host_name(), settings.adapt or "off")
         # Doors first, so that the sessions of the other links tell of them.

@@ -11,6 +11,7 @@ from typing import Any
 
 from vtl_tools.common.device.base import RETRY_S, Drop
 from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.packet.joining import join
 from vtl_tools.common.session.base import Address
 from vtl_tools.common.session.items import Conversation, Hello
 from vtl_tools.common.session.peer_link import NO_PLACE, TICK_S, Door, PeerLink
@@ -36,7 +37,7 @@ class UDPPeerLink(PeerLink):
             old.link = None
             sessions.end(old, "was replaced")
         self.remote = peer.session.remote
-        self.where = str(peer.address[0])
+        self.where = str(peer.way.address[0])
         self.went_up()
         self.frames_came()
 
@@ -69,6 +70,11 @@ class UDPPeerLink(PeerLink):
             self._tick(now)
         self._receive(now)
         if self._peer is not None:
+            frames = self._peer.session.frames
+            if len(frames) > 1:  # while the path loses datagrams, super-segments come in pieces
+                together = list(join(frames))
+                frames.clear()
+                frames.extend(together)
             self.take_frames(self._peer.session)
         return self.received(self._batch)
 
@@ -177,7 +183,7 @@ class UDPDoor(Door[UDPPeerLink]):
 
     def _bring(self, peer: DaemonEnd) -> None:
         assert peer.session.remote is not None
-        link = self.link_to(peer.session.remote, peer.address, UDPPeerLink)
+        link = self.link_to(peer.session.remote, peer.way.address, UDPPeerLink)
         if link is None:
             self._own.end(peer, NO_PLACE)
             return

@@ -2,7 +2,8 @@
 
 The kernel cuts trains of datagrams (UDP_SEGMENT) and joins them (UDP_GRO), so that a super-segment costs as
 little as over TCP. The socket sends with "don't fragment", and the session finds the size that the path
-carries. The address of the other end is where its newest authentic record came from.
+carries. The address of the other end is where its newest authentic record came from. On a host with several
+addresses, a datagram is sent from that which the other end has spoken to.
 """
 
 import errno
@@ -13,7 +14,7 @@ import socket
 import struct
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from vtl_tools.common.device.base import Drop
 from vtl_tools.common.device.handle import Handle
@@ -40,6 +41,12 @@ from vtl_tools.services.vnet.datagram_session import (
 _SOL_UDP: Final = 17
 _UDP_SEGMENT, _UDP_GRO = 103, 104
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PROBE_PMTU = 10, 23, 3
+_PKTINFO: Final = {socket.AF_INET: (socket.IPPROTO_IP, 8), socket.AF_INET6: (socket.IPPROTO_IPV6, 50)}
+"""IP_PKTINFO, IPV6_PKTINFO: the address of this host that a datagram came to, or is to be sent from."""
+_IPV6_RECVPKTINFO: Final = 49
+_PKTINFO4: Final = struct.Struct("=I4s4s")  # interface, own address, address in the header
+_PKTINFO6: Final = struct.Struct("=16sI")
+_CONTROL: Final = 128
 _BUFFER: Final = 16 << 20
 """Octets of the socket's buffers: a window of a guest's TCP with its overhead."""
 _READ: Final = 1 << 16
@@ -67,11 +74,18 @@ class SessionUser(Protocol):
         ...
 
 
-class DaemonEnd:
-    """A session, and where its other end is. link: that it carries."""
+class Way(NamedTuple):
+    """Where the other end is. source: ancillary data that names the address of this host."""
 
-    def __init__(self, session: DatagramSession, address: Any) -> None:
-        self.session, self.address = session, address
+    address: Any
+    source: tuple[tuple[int, int, bytes], ...] = ()
+
+
+class DaemonEnd:
+    """A session, and the way to its other end. link: that it carries."""
+
+    def __init__(self, session: DatagramSession, way: Way) -> None:
+        self.session, self.way = session, way
         self.link: SessionUser | None = None
         self.first = b""
 
@@ -109,13 +123,15 @@ class UDPSocket:
             else:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PROBE_PMTU)
             if bind:
+                level, kind = _PKTINFO[sock.family]
+                sock.setsockopt(level, kind if sock.family == socket.AF_INET else _IPV6_RECVPKTINFO, 1)
                 sock.bind(where)
         self._handle.watch(sock.fileno())
         return where
 
     def call(self, address: Any, now: float) -> DaemonEnd:
         """Begin a session with the daemon at an address."""
-        peer = DaemonEnd(self._session(now, is_initiator=True), address)
+        peer = DaemonEnd(self._session(now, is_initiator=True), Way(address))
         self._peers[peer.session.own_id] = peer
         self.flush(peer)
         return peer
@@ -137,30 +153,32 @@ class UDPSocket:
             return
         for _ in range(_READINGS):
             try:
-                octets, control, _, address = sock.recvmsg_into([self._buffer], 64)
+                octets, control, _, address = sock.recvmsg_into([self._buffer], _CONTROL)
             except BlockingIOError:
                 return
             except OSError:  # an ICMP error, of which a session learns by silence
                 continue
-            size = octets
+            size, way = octets, Way(address)
             for level, kind, value in control:
                 if (level, kind) == (_SOL_UDP, _UDP_GRO):
                     size = _U16.unpack_from(value)[0]
+                elif (level, kind) in _PKTINFO.values():
+                    way = Way(address, ((level, kind, _from_there(kind, value)),))
             if octets and size:
-                self._take(self._buffer[:octets], size, address, now)
+                self._take(self._buffer[:octets], size, way, now)
 
-    def _take(self, octets: memoryview, size: int, address: Any, now: float) -> None:
+    def _take(self, octets: memoryview, size: int, way: Way, now: float) -> None:
         kind = octets[0]
         if kind != DATA_KIND:
             for at in range(0, len(octets), size):
-                self._take_handshake(bytes(octets[at : at + size]), address, now)
+                self._take_handshake(bytes(octets[at : at + size]), way, now)
             return
         if len(octets) <= OVERHEAD or (peer := self._peers.get(DATA.unpack_from(octets)[2])) is None:
             self.strangers += 1
             return
         session = peer.session
         if session.receive(octets, size, now):
-            peer.address = address
+            peer.way = way
         self._look_at(peer)
 
     def _look_at(self, peer: DaemonEnd) -> None:
@@ -176,10 +194,10 @@ class UDPSocket:
         elif session.frames:
             peer.link.frames_came()
 
-    def _take_handshake(self, datagram: bytes, address: Any, now: float) -> None:
+    def _take_handshake(self, datagram: bytes, way: Way, now: float) -> None:
         kind, size = datagram[0], len(datagram)
         if kind == FIRST_KIND and size == FIRST.size + NOISE:
-            self._take_first(datagram, address, now)
+            self._take_first(datagram, way, now)
         elif kind == SECOND_KIND and size == SECOND.size + NOISE:
             _, own_id, peer_id = SECOND.unpack_from(datagram)
             if (peer := self._peers.get(own_id)) is not None:
@@ -193,16 +211,16 @@ class UDPSocket:
         else:
             self.strangers += 1
 
-    def _take_first(self, datagram: bytes, address: Any, now: float) -> None:
+    def _take_first(self, datagram: bytes, way: Way, now: float) -> None:
         """Ask for a cookie, or begin a session, or answer again."""
         _, peer_id, cookie = FIRST.unpack_from(datagram)
         message = datagram[FIRST.size :]
-        if not self._is_cookie(cookie, address):
-            reply = COOKIE_REPLY.pack(COOKIE_KIND, peer_id, self._cookie(self._secrets[0], address))
-            self._send(reply, len(reply), address)
+        if not self._is_cookie(cookie, way.address):
+            reply = COOKIE_REPLY.pack(COOKIE_KIND, peer_id, self._cookie(self._secrets[0], way.address))
+            self._send(reply, len(reply), way)
             return
         if (peer := self._callers.get(message)) is not None:
-            self._send(peer.session.second, len(peer.session.second), address)
+            self._send(peer.session.second, len(peer.session.second), way)
             return
         session = self._session(now, is_initiator=False)
         try:
@@ -216,7 +234,7 @@ class UDPSocket:
         self._seen.append(ephemeral)
         if len(self._callers) >= _CALLERS_MAX:
             self.end(next(iter(self._callers.values())))
-        peer = DaemonEnd(session, address)
+        peer = DaemonEnd(session, way)
         peer.first = message
         self._peers[session.own_id] = self._callers[message] = peer
         self.flush(peer)
@@ -235,20 +253,20 @@ class UDPSocket:
         outbox = session.outbox
         while outbox:
             train = outbox.popleft()
-            code = self._send(train.octets, train.size, peer.address)
+            code = self._send(train.octets, train.size, peer.way)
             if code in (errno.EMSGSIZE, errno.EINVAL) and train.size == session.size:
                 session.shrink()
             elif code == errno.EAGAIN and peer.link is not None:
                 peer.link.drops[Drop.QUEUE_FULL] += 1
 
-    def _send(self, octets: bytes, size: int, address: Any) -> int:
+    def _send(self, octets: bytes, size: int, way: Way) -> int:
         """Send a train; return an errno, or 0."""
         assert self._sock is not None
+        control = way.source
+        if len(octets) > size:
+            control = (*control, (_SOL_UDP, _UDP_SEGMENT, _U16.pack(size)))
         try:
-            if len(octets) <= size:
-                self._sock.sendto(octets, address)
-            else:
-                self._sock.sendmsg([octets], [(_SOL_UDP, _UDP_SEGMENT, _U16.pack(size))], 0, address)
+            self._sock.sendmsg([octets], control, 0, way.address)
         except OSError as e:
             return e.errno or errno.EIO
         return 0
@@ -281,3 +299,12 @@ class UDPSocket:
                 self.end(peer, "ends")
             self._sock.close()
             self._sock = None
+
+
+def _from_there(kind: int, value: bytes) -> bytes:
+    """Return the ancillary data by which an answer leaves from where a datagram came to."""
+    if kind == _PKTINFO[socket.AF_INET][1]:
+        _, own, _ = _PKTINFO4.unpack_from(value)
+        return _PKTINFO4.pack(0, own, bytes(4))
+    own, index = _PKTINFO6.unpack_from(value)
+    return _PKTINFO6.pack(own, index if own[:2] == b"\xfe\x80" else 0)

@@ -6,10 +6,11 @@ the clients' network, sees the attacker's true address and port, and by its own 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.device.pcapng import INBOUND, OUTBOUND
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import derive, nd, offload, tcp, vnet
 from vtl_tools.common.packet.address import is_single_host
@@ -30,6 +31,10 @@ class Wormholes(Protocol):
     """The connections of the clients. refused: those that ended before they proved a key."""
 
     refused: int
+
+    def serve(self, clients: Iterable[WormholeClient]) -> None:
+        """Take connections of these clients, and end those of all others."""
+        ...
 
     def send(self, client: WormholeClient, frames: Sequence[memoryview]) -> int:
         """Send frames to a client. Return for how many there was room."""
@@ -58,12 +63,24 @@ class VortexBackend(Stage):
     ) -> None:
         super().__init__(ports=1)
         self.link, self.here, self.wormholes = link, here, wormholes
-        self.clients = {client.name: client for client in clients}
+        self.clients: dict[str, WormholeClient] = {}
+        self._by_address: dict[bytes, WormholeClient] = {}
+        self._picked = Batch()
+        self._due = 0.0
+        self.read_keys: Callable[[], object] = lambda: None
+        """Begins to read the clients' keys again, of which serve() is told."""
+        self.serve(clients)
+
+    def serve(self, clients: Iterable[WormholeClient]) -> None:
+        """Serve these clients from now on. One that was there with its number and key stays connected."""
+        before, self.clients = self.clients, {}
+        for client in clients:
+            old = before.get(client.name)
+            self.clients[client.name] = old if old is not None and old.is_same(client) else client
         self._by_address = {
             octets: client for client in self.clients.values() for octets in client.addresses.values()
         }
-        self._picked = Batch()
-        self._due = 0.0
+        self.wormholes.serve(self.clients.values())
 
     # --- from clients
 
@@ -81,6 +98,8 @@ class VortexBackend(Stage):
 
     def on_frames(self, client: WormholeClient, batch: Batch, now: float) -> None:
         """Send frames of a client to the honeypots."""
+        if self.record is not None:
+            self.record(client.name, batch, INBOUND)
         kept = []
         for i, frame in enumerate(batch):
             try:
@@ -101,7 +120,7 @@ class VortexBackend(Stage):
         if pkt.ethertype != pkt.eth.type:
             return "other"
         if (answer := self._answer(pkt)) is not None:
-            self.wormholes.send(client, [memoryview(answer)])
+            self._send(client, [memoryview(answer)])
             return "done"
         net = pkt.ip
         if net is None or pkt.nd is not None or net.is_routed:
@@ -177,8 +196,17 @@ class VortexBackend(Stage):
                 self.drops[found] += 1
         for name, frames in ready.items():
             client = self.clients[name]
-            if lost := len(frames) - self.wormholes.send(client, frames):
+            if lost := len(frames) - self._send(client, frames):
                 client.drops["queue-full" if client.remote else "not-connected"] += lost
+
+    def on_hang_up(self, now: float) -> None:
+        """Begin to read the clients' keys again."""
+        self.read_keys()
+
+    def _send(self, client: WormholeClient, frames: Sequence[memoryview]) -> int:
+        if self.record is not None:
+            self.record(client.name, frames, OUTBOUND)
+        return self.wormholes.send(client, frames)
 
     def _outward(self, pkt: Packet, now: float) -> WormholeClient | str:
         """Rewrite an answer of a honeypot. Return the client to send it by, or why it is not sent."""

@@ -57,15 +57,13 @@ class _Arrival:
 class ClientListener:
     """A source of the stage. on_frames: is given what a client sends; on_connected: who came and went."""
 
-    def __init__(
-        self, address: Address, clients: Iterable[WormholeClient], config: SecureConfig | None = None
-    ) -> None:
+    def __init__(self, address: Address, config: SecureConfig | None = None) -> None:
         """Listen. Raises DeviceError, PermissionNeededError."""
         self.on_frames: Callable[[WormholeClient, Batch, float], object] = lambda client, batch, now: None
         self.on_connected: Callable[[WormholeClient, str, str], object] = lambda client, remote, why: None
         self.refused = 0
         """Connections that ended before they proved a key."""
-        self._clients = {client.key_id: client for client in clients}
+        self._clients: dict[bytes, WormholeClient] = {}
         self._config = config or SecureConfig()
         self._listener = TCPTransport(PathProfile()).listen(address)
         self.address = self._listener.address
@@ -82,6 +80,14 @@ class ClientListener:
     def fileno(self) -> int:
         """Return a descriptor that is readable when poll() has something to do."""
         return self._epoll.fileno()
+
+    def serve(self, clients: Iterable[WormholeClient]) -> None:
+        """Take connections of these clients, and end those of all others."""
+        self._clients = {client.key_id: client for client in clients}
+        for arrival in list(self._of_fd.values()):
+            client = arrival.client
+            if client is not None and self._clients.get(client.key_id) is not client:
+                self._end(arrival, "lost its key")
 
     def poll(self, now: float) -> bool:
         """Accept connections, and read each that has something, once."""

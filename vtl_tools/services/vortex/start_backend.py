@@ -1,5 +1,6 @@
 """Builds vortex-backend: the keys of its clients, the listener, and the stage."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ from vtl_tools.common.session.keys import make_key_file
 from vtl_tools.services.vortex.addresses import BACKEND, Pair
 from vtl_tools.services.vortex.backend import VortexBackend
 from vtl_tools.services.vortex.backend_link import BackendLink
+from vtl_tools.services.vortex.client_keys import KeyDirectory, next_file
 from vtl_tools.services.vortex.listener import ClientListener
-from vtl_tools.services.vortex.wormhole_client import next_file, read_clients
 
 
 def make_backend(listen: Address, keys: Path, rate_bps: float, honeypot: Pair) -> VortexBackend:
     """Return the stage, which listens. Raises VTLError."""
-    clients = read_clients(keys, rate_bps)
-    listener = ClientListener(listen, clients)
+    directory = KeyDirectory(keys, rate_bps)
+    if not (clients := directory.clients()):
+        raise SpecError(f"{keys}: has no key; make one: 'vortex-backend keygen {keys} NAME'")
+    listener = ClientListener(listen)
     stage = VortexBackend(BackendLink(*honeypot), {4: BACKEND[0], 16: BACKEND[1]}, clients, listener)
+    stage.read_keys = partial(directory.begin, stage)
     listener.on_frames, listener.on_connected = stage.on_frames, stage.on_connected
     stage.sources = [listener]
     return stage

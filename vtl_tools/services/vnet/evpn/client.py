@@ -211,7 +211,8 @@ class GobgpClient:
         if sock is None:
             return
         if grpc is not None and self._updates:
-            gone = [b"", *islice(self._table.told(), max(0, grpc.room(self._updates) // _PATH_MAX - 1))]
+            own = dict.fromkeys((b"", *self._table.told()))
+            gone = list(islice(own, max(1, grpc.room(self._updates) // _PATH_MAX)))
             paths = [api.path(self._network, mac, 0, withdraw=True) for mac in gone]
             grpc.send(self._updates, api.add_paths(paths), last=True)
             try:

@@ -28,6 +28,8 @@ _ROUTE_TARGET: Final = 2  # RFC 4360 section 4
 _VXLAN: Final = 8  # RFC 8365 section 11
 _INGRESS_REPLICATION: Final = 6  # RFC 6514 section 5
 _RD_MAX: Final = 64
+_KINDS: Final = ("EVPNMACIPAdvertisementRoute", "EVPNInclusiveMulticastEthernetTagRoute")
+"""Routes to a station, and to a VTEP that takes frames for all."""
 
 
 class EvpnRoute(NamedTuple):
@@ -72,21 +74,21 @@ def path(network: OwnNetwork, mac: bytes, sequence: int, *, withdraw: bool = Fal
     admin, _, assigned = network.rd.partition(":")
     rd = octets(1, _any("RouteDistinguisherIPAddress", octets(1, admin.encode()) + integer(2, int(assigned))))
     vtep = network.vtep.encode()
-    asn, _, number = network.target.partition(":")
+    asn, _, number = (network.target or "0:0").partition(":")  # a withdrawal needs none
     target = integer(1, 1) + integer(2, _ROUTE_TARGET) + integer(3, int(asn)) + integer(4, int(number))
     communities = [_any("TwoOctetAsSpecificExtended", target)]
     communities.append(_any("EncapExtended", integer(1, _VXLAN)))
     if mac:
         label = octets(6, integer(0, network.vni)[1:])  # packed
         nlri = _any(
-            "EVPNMACIPAdvertisementRoute",
+            _KINDS[0],
             rd + octets(2, octets(2, bytes(9))) + octets(4, mac.hex(":").encode())
             + label,
         )  # fmt: skip
         if sequence:  # RFC 7432 section 15
             communities.append(_any("MacMobilityExtended", integer(2, sequence)))
     else:
-        nlri = _any("EVPNInclusiveMulticastEthernetTagRoute", rd + octets(3, vtep))
+        nlri = _any(_KINDS[1], rd + octets(3, vtep))
     reach = octets(1, _FAMILY) + octets(2, vtep) + octets(3, nlri)
     attributes = [
         _any("OriginAttribute", integer(1, 0)),
@@ -110,6 +112,10 @@ WATCH: Final = octets(2, octets(1, integer(1, 0) + integer(2, 1)))
 """A WatchEventRequest: best paths, those that are there already first."""
 
 
+LIST: Final = octets(3, _FAMILY)
+"""A ListPathRequest: all routes of EVPN."""
+
+
 # --- in
 
 
@@ -123,15 +129,24 @@ def paths_of(event: memoryview) -> Iterator[memoryview]:
     yield from pick_all(pick(parse(event), 3), 2)
 
 
+def own_macs(answer: memoryview, network: OwnNetwork) -> Iterator[bytes]:
+    """Yield the MAC of each own route in a ListPathResponse; b"" is that of the VTEP. Raises Malformed."""
+    for told in pick_all(pick(parse(answer), 1), 2):
+        name, content = _named(pick(parse(told), 1))
+        nlri = parse(content)
+        if name in _KINDS and _rd(pick(nlri, 1)) == network.rd:
+            yield _mac(pick(nlri, 4)) if name == _KINDS[0] else b""
+
+
 def read_route(told: memoryview) -> EvpnRoute | None:
     """Return the route of a path, or None if it is none of these two kinds. Raises Malformed."""
     path = parse(told)
     name, content = _named(pick(path, 1))
     nlri = parse(content)
-    if name == "EVPNMACIPAdvertisementRoute":
+    if name == _KINDS[0]:
         mac, ip = _mac(pick(nlri, 4)), _text(pick(nlri, 5))
         tag, vni = pick_int(nlri, 3), _label(nlri)
-    elif name == "EVPNInclusiveMulticastEthernetTagRoute":
+    elif name == _KINDS[1]:
         mac, ip, tag, vni = b"", _text(pick(nlri, 3)), pick_int(nlri, 2), -1
     else:
         return None

@@ -1,79 +1,27 @@
-"""evpn: links of vtl-vnet: a VXLAN tunnel end point (VTEP) with many peers, which BGP EVPN names.
-
-evpn:VNI,local=ADDRESS[,gobgp=HOST:PORT|unix:PATH][,rt=AS:NUMBER][,port=N][,dev=NAME][,hold=SECONDS]
-"""
+"""evpn: links of vtl-vnet: a VXLAN tunnel end point (VTEP) with many peers, which BGP EVPN names."""
 
 import ipaddress
 import logging
-import re
 import socket
 import time
-from dataclasses import dataclass
 from typing import Final
 
 from vtl_tools.common.device.base import Device, Drop
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.datagram import NAME_SIZE, Inbox, Outbox, drop_frames
-from vtl_tools.common.device.peer import Address, translated_errors
+from vtl_tools.common.device.peer import translated_errors
 from vtl_tools.common.device.plain import ETHERNET, Plain
-from vtl_tools.common.device.vxlan import FLAG_I, HEADER, PORT, path_mtu, sockaddr, tunnel_socket
-from vtl_tools.common.errors import SpecError
+from vtl_tools.common.device.vxlan import FLAG_I, HEADER, path_mtu, sockaddr, tunnel_socket
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.services.vnet.evpn.client import GobgpClient
-from vtl_tools.services.vnet.evpn.gobgp_api import OwnNetwork
+from vtl_tools.services.vnet.evpn.spec import EvpnSpec
 from vtl_tools.services.vnet.evpn.table import EvpnTable
 
 log = logging.getLogger(__name__)
 
-HOLD_S: Final = 180.0
 _TICK_S: Final = 0.25
 _AT: Final = VNET - HEADER.size
 """The VXLAN header is received into the octets that become the virtio_net_hdr, at their end."""
-_FORM: Final = (
-    "write evpn:VNI,local=ADDRESS[,gobgp=HOST:PORT][,rt=AS:NUMBER][,port=N][,dev=NAME][,hold=SECONDS]"
-)
-_WORD: Final = re.compile(
-    r"local=(?P<local>[\d.]+)|gobgp=(?P<gobgp>unix:/[^,]{1,106}|[^,:\[\]]+:\d{1,5}|\[[^\]]+\]:\d{1,5})"
-    r"|rt=(?P<rt>\d{1,5}:\d{1,10})|port=(?P<port>\d{1,5})|dev=(?P<dev>[^\s/:,]{1,15})|hold=(?P<hold>\d{1,5})"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class EvpnSpec:
-    """An evpn: link as it was asked for. hold_s: how long stations are kept while gobgpd is silent."""
-
-    text: str
-    network: OwnNetwork
-    gobgp: Address
-    port: int
-    dev: str
-    hold_s: float
-
-
-def parse_evpn(spec: str) -> EvpnSpec:
-    """Return the link of a spec. Raises SpecError."""
-    vni, *words = spec.removeprefix("evpn:").split(",")
-    found: dict[str, str] = {}
-    for word in words:
-        match = _WORD.fullmatch(word)
-        if match is None or match.lastgroup in found:
-            raise SpecError(f"{spec!r}: {word!r} is not understood; {_FORM}")
-        found[match.lastgroup or ""] = match[match.lastgroup or 0]
-    if not re.fullmatch(r"\d{1,8}", vni) or not 0 < int(vni) < 1 << 24:
-        raise SpecError(f"{spec!r}: {vni!r} is not a network identifier; {_FORM}")
-    try:
-        local = ipaddress.IPv4Address(found.get("local", ""))
-    except ValueError:
-        raise SpecError(f"{spec!r}: needs the IPv4 address of this host's VTEP; {_FORM}") from None
-    where = found.get("gobgp", "127.0.0.1:50051")
-    host, _, number = where.rpartition(":")
-    ports = int(found.get("port", str(PORT))), 1 if where.startswith("unix:") else int(number)
-    asn, _, local_part = found.get("rt", "0:0").partition(":")
-    if not all(0 < port < 65536 for port in ports) or int(asn) > 65535 or int(local_part) > 0xFFFFFFFF:
-        raise SpecError(f"{spec!r}: a number is too large; {_FORM}")
-    gobgp: Address = where[5:] if where.startswith("unix:") else (host.strip("[]"), ports[1])
-    network = OwnNetwork(int(vni), str(local), found.get("rt", ""))
-    return EvpnSpec(spec, network, gobgp, ports[0], found.get("dev", ""), float(found.get("hold", HOLD_S)))
 
 
 class EvpnLink(Device):

@@ -118,10 +118,17 @@ class EvpnTable:
         return self._network.target in route.targets
 
     def _on_echo(self, route: EvpnRoute) -> None:
-        """Note an own route that gobgpd has. One of an earlier run is withdrawn."""
-        if route.mac and not route.is_withdrawn and route.mac not in self._own:
-            self._told[route.mac] = route.sequence
-            self._dirty[route.mac] = None
+        """Note an own route that gobgpd has. One of an earlier run is withdrawn.
+
+        One that was withdrawn in the name of an earlier run is announced again.
+        """
+        mac, is_wanted = route.mac, not route.mac or route.mac in self._own
+        if route.is_withdrawn and is_wanted:
+            self._told.pop(mac, None)
+            self._dirty[mac] = None
+        elif not route.is_withdrawn and not is_wanted:
+            self._told[mac] = route.sequence
+            self._dirty[mac] = None
 
     def _of(self, route: EvpnRoute) -> _Route | None:
         for one in self._macs.get(route.mac, ()):
@@ -258,7 +265,7 @@ class EvpnTable:
         while self._dirty:
             mac = next(iter(self._dirty))
             del self._dirty[mac]
-            wanted, told = self._own.get(mac), self._told.pop(mac, None)
+            wanted, told = self._own.get(mac) if mac else 0, self._told.pop(mac, None)
             if wanted is not None:
                 self._told[mac] = wanted
             if wanted != told:
