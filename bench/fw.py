@@ -33,7 +33,7 @@ from scene import BIN, CLIENT, Scene, Service, alternate, quiet, ratio, say
 from lab.netns import Lab
 from lab.wait import until
 from vtl_tools.common.device.afpacket import PacketDevice
-from vtl_tools.common.device.batch import SLOTS, BorrowedBatch
+from vtl_tools.common.device.batch import SLOTS, PackedBatch
 from vtl_tools.common.packet import address, build, ether, ip, tcp
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.rules.rule import OUT
@@ -165,11 +165,11 @@ def _numbered(frame: bytearray, numbers: Iterable[int], *, out: bool) -> list[by
 
 
 def _send(interface: str, frames: list[bytes], again: Callable[[], bool] = lambda: False) -> None:
-    lent = BorrowedBatch()
+    packed = PackedBatch()
     with PacketDevice(interface, receive=False) as device:
         while True:
             for at in range(0, len(frames), SLOTS):
-                device.write(lent.borrow(frames[at : at + SLOTS]))
+                device.write(packed.pack(frames[at : at + SLOTS]))
             if not again():
                 return
 

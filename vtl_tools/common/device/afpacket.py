@@ -11,7 +11,7 @@ from typing import Final
 
 from vtl_tools.common.device import bpf, mmsg
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
-from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch, BorrowedBatch, Pieces
+from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch, PackedBatch, Pieces
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.host import interface, privilege
 from vtl_tools.common.packet import vnet
@@ -65,7 +65,7 @@ class PacketDevice(Device):
         if fanout:
             self.capabilities = frozenset({privilege.NET_RAW})
         self._batch = Batch()
-        self._lent = BorrowedBatch()
+        self._packed = PackedBatch()
         self._index = 0
         self._sock: socket.socket | None = None
         self._fd = -1
@@ -253,7 +253,7 @@ class PacketDevice(Device):
         if len(frames) > 1 and max(map(len, frames)) == 1:
             whole = [bytes(pieces[0]) for pieces in frames]
             return sum(
-                self.write(self._lent.borrow(whole[i : i + SLOTS])) for i in range(0, len(whole), SLOTS)
+                self.write(self._packed.pack(whole[i : i + SLOTS])) for i in range(0, len(whole), SLOTS)
             )
         sock, sent, octets = self._sock, 0, 0
         for pieces in frames:

@@ -6,6 +6,7 @@ A frame is *borrowed*: valid until its device is read again; bytes(frame) or byt
 
 import ctypes
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Final, Self
 
 from vtl_tools.common.device import mmsg
@@ -203,20 +204,21 @@ class Batch:
         return self
 
 
-class BorrowedBatch(Batch):
-    """A batch of frames in the caller's memory instead of the arena, for sending only."""
+class PackedBatch(Batch):
+    """A batch of small frames, one right behind the other instead of in the arena, for sending only."""
 
     def __init__(self) -> None:
         super().__init__(1)
         self._arrays(SLOTS)
-        self._pointers = (ctypes.c_char_p * SLOTS)()
-        self._words = memoryview(self._pointers).cast("B").cast("Q")
+        self._kept = b""
 
-    def borrow(self, frames: Sequence[bytes]) -> Self:
-        """Fill the batch with these frames, at most SLOTS. The caller keeps them until they are sent."""
+    def pack(self, frames: Sequence[bytes]) -> Self:
+        """Fill the batch with copies of frames, at most SLOTS."""
+        self._kept = b"".join(frames)
+        start = ctypes.cast(ctypes.c_char_p(self._kept), ctypes.c_void_p).value or 0
         n = len(frames)
-        self._pointers[:n] = list[ctypes.c_char_p | bytes | None](frames)
-        self._iov[0 : 2 * n : 2] = self._words[:n]
-        self._iov[1 : 2 * n : 2] = mmsg.column(map(len, frames))
+        lengths = list(map(len, frames))
+        self._iov[0 : 2 * n : 2] = mmsg.column(accumulate(lengths[:-1], initial=start))
+        self._iov[1 : 2 * n : 2] = mmsg.column(lengths)
         self.count, self._octets = n, -1
         return self

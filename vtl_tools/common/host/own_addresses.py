@@ -1,7 +1,9 @@
 """The addresses that are the host's own at this moment, as its routing tables have it (rtnetlink(7))."""
 
+import select
 import socket
 import struct
+from contextlib import suppress
 from typing import Final
 
 from vtl_tools.common.host import netlink
@@ -25,6 +27,8 @@ class OwnAddresses:
         kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         self._changes = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
         self._changes.bind((0, _CHANGES6))
+        self._news = select.poll()  # a receive in vain would raise, at twice the cost, for each connection
+        self._news.register(self._changes, select.POLLIN)
         self._known: dict[bytes, bool] = {}
         self._version = 0
 
@@ -47,15 +51,12 @@ class OwnAddresses:
     @property
     def version(self) -> int:
         """A number that grows with each change of addresses, routes or interfaces."""
-        while True:
-            try:
+        while self._news.poll(0):
+            with suppress(OSError):  # ENOBUFS: notifications were lost
                 self._changes.recv(_RECEIVE_OCTETS)
-            except BlockingIOError:
-                return self._version
-            except OSError:  # ENOBUFS: notifications were lost
-                pass
             self._version += 1
             self._known.clear()
+        return self._version
 
     def close(self) -> None:
         """Close the descriptor."""

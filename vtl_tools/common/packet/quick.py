@@ -58,6 +58,18 @@ def read(frame: Buffer, whole: bool = True) -> Headers | None:
     whole: whether all of the packet has to be there. Otherwise a frame may be cut behind its TCP header, as a
     capture is, and `end` is where the packet ended.
     """
+    src_mac: bytes  # the kinds are declared, since an unpack does not tell them
+    start: bytes
+    parties: bytes
+    kind: int
+    first: int
+    length: int
+    fragment: int
+    protocol: int
+    seq: int
+    ack: int
+    offset: int
+    window: int
     size = len(frame)
     if size < _SHORTEST:
         return None

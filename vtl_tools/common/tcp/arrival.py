@@ -6,14 +6,27 @@ from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
 from vtl_tools.common.tcp.acks import acknowledged, heed_marks
 from vtl_tools.common.tcp.output import agree, reset, stamps, syn_window
 from vtl_tools.common.tcp.prediction import predicted
-from vtl_tools.common.tcp.state import ON_FIN, ON_FIN_ACKED, TAKES_DATA, Ended, SegmentDrop, State
+from vtl_tools.common.tcp.state import (
+    CLOSED,
+    ESTABLISHED,
+    FIN_WAIT_2,
+    LISTEN,
+    ON_FIN,
+    ON_FIN_ACKED,
+    SYN_RECEIVED,
+    SYN_SENT,
+    TAKES_DATA,
+    TIME_WAIT,
+    Ended,
+    SegmentDrop,
+    State,
+)
 from vtl_tools.common.tcp.tcb import NEVER, TCB
 from vtl_tools.common.tcp.wire import Segment
 
 _HALF: Final = 0x8000_0000
 _STAMP_OUTDATED_S: Final = 24 * 86_400.0  # RFC 7323 section 5.5
 _MAX_STALE: Final = 1 << 30
-_ESTABLISHED: Final = State.ESTABLISHED  # of nearly all segments, so it is not looked up each time
 _BOTH_CLOSED: Final = frozenset((State.CLOSING, State.LAST_ACK, State.TIME_WAIT))
 
 
@@ -21,18 +34,18 @@ def arrive(tcb: TCB, segment: Segment, now: float) -> None:
     """Process a segment of this connection. Copies its data."""
     state = tcb.state
     tcb.segments_in += 1
-    if state is _ESTABLISHED:
+    if state is ESTABLISHED:
         if not predicted(tcb, segment, now):
             _synchronized(tcb, segment, now)
-    elif state is State.TIME_WAIT and _is_new_connection(tcb, segment):
+    elif state is TIME_WAIT and _is_new_connection(tcb, segment):
         tcb.drops[SegmentDrop.SUPERSEDED] += 1
         tcb.end(Ended.CLOSED)
-    elif state is State.CLOSED:  # 3.10.7.1
+    elif state is CLOSED:  # 3.10.7.1
         tcb.drops[SegmentDrop.NOT_OPEN] += 1
         reset(tcb, segment)
-    elif state is State.LISTEN:
+    elif state is LISTEN:
         _listen(tcb, segment, now)
-    elif state is State.SYN_SENT:
+    elif state is SYN_SENT:
         _syn_sent(tcb, segment, now)
     else:
         _synchronized(tcb, segment, now)
@@ -52,7 +65,7 @@ def _listen(tcb: TCB, segment: Segment, now: float) -> None:
         _begin(tcb, segment, now)
         _hold(tcb, segment)
         tcb.syn_pending = True
-        tcb.become(State.SYN_RECEIVED)
+        tcb.become(SYN_RECEIVED)
     else:
         tcb.drops[SegmentDrop.NOT_OPEN] += 1
 
@@ -138,7 +151,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     if tcb.rcv.has_gap:
         tcb.rcv.release()
         tcb.ack_now = True
-    tcb.become(State.ESTABLISHED)
+    tcb.become(ESTABLISHED)
     if snd.fin is not None:  # the user closed before the handshake was complete
         tcb.become(State.FIN_WAIT_1)
 
@@ -184,7 +197,7 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     if tcb.timestamps and segment.stamps is not None and seq <= tcb.last_ack:
         tcb.ts_recent, tcb.ts_recent_at = segment.stamps[0], now
 
-    if state is not State.TIME_WAIT:
+    if state is not TIME_WAIT:
         _content(tcb, segment, seq, now)
     elif segment.length or flags & FIN:
         tcb.ack_now = True
@@ -215,11 +228,11 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
 
 def _finished(tcb: TCB, now: float) -> None:
     """Process the peer's FIN, which is in order: RCV.NXT is after it."""
-    if tcb.config.delayed_fin_ack and tcb.state is State.ESTABLISHED:
+    if tcb.config.delayed_fin_ack and tcb.state is ESTABLISHED:
         tcb.delayed_at = min(tcb.delayed_at, now + tcb.config.delayed_ack_s)
     else:
         tcb.ack_now = True
-    if tcb.state is State.FIN_WAIT_2:
+    if tcb.state is FIN_WAIT_2:
         tcb.wait(now)
     else:
         tcb.become(ON_FIN[tcb.state])
@@ -375,9 +388,9 @@ def _advanced(tcb: TCB, ack: int, now: float) -> None:
     snd = tcb.snd
     if snd.fin is not None and ack > snd.fin and tcb.state in ON_FIN_ACKED:
         following = ON_FIN_ACKED[tcb.state]
-        if following is State.TIME_WAIT:
+        if following is TIME_WAIT:
             tcb.wait(now)
-        elif following is State.CLOSED:
+        elif following is CLOSED:
             tcb.end(Ended.CLOSED)
         else:
             tcb.become(following)

@@ -11,7 +11,18 @@ from vtl_tools.common.tcp.info import ConnectionInfo, describe
 from vtl_tools.common.tcp.isn import initial_numbers, number_after
 from vtl_tools.common.tcp.queue import Octets
 from vtl_tools.common.tcp.snd import Piece
-from vtl_tools.common.tcp.state import MAY_WRITE, ON_CLOSE, SENDS_DATA, Ended, SegmentDrop, State
+from vtl_tools.common.tcp.state import (
+    CLOSED,
+    FIN_WAIT_2,
+    LISTEN,
+    MAY_WRITE,
+    ON_CLOSE,
+    SENDS_DATA,
+    SYN_RECEIVED,
+    Ended,
+    SegmentDrop,
+    State,
+)
 from vtl_tools.common.tcp.tcb import NEVER, TCB
 from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Framer, Path, Pieces, Segment, is_intact, parse
 
@@ -24,6 +35,8 @@ _ABORT_IS_TOLD = frozenset(  # 3.10.5
 
 _OPENING = frozenset((State.SYN_SENT, State.SYN_RECEIVED))
 _CLOSED_BY_BOTH = frozenset((State.CLOSING, State.LAST_ACK, State.TIME_WAIT))  # 3.10.4
+_KEPT_ALIVE = frozenset((State.ESTABLISHED, State.CLOSE_WAIT, State.FIN_WAIT_2))
+_BEFORE_SYN = frozenset((State.LISTEN, State.SYN_SENT))
 
 
 class Endpoint(TCB):
@@ -83,7 +96,7 @@ class Endpoint(TCB):
         self.snd.iss = number_after(self.snd.iss, before.snd.snd_nxt)
 
     def _open(self, state: State) -> None:
-        if self.state is not State.CLOSED or self.ended is not None:
+        if self.state is not CLOSED or self.ended is not None:
             raise ValueError(f"the connection is {self.state.value}: an endpoint can be opened only once")
         self.become(state)
 
@@ -172,7 +185,7 @@ class Endpoint(TCB):
             due = min(due, self._give_up_at())
         elif self.config.keep_alive_s is not None:
             due = min(due, self._keep_alive_at())
-        if self.state is State.FIN_WAIT_2:
+        if self.state is FIN_WAIT_2:
             due = min(due, self._silent_at())
         return None if due == NEVER else due
 
@@ -246,7 +259,7 @@ class Endpoint(TCB):
         since = self.stalled_since
         if since is None:
             return NEVER
-        if self.state in (State.SYN_SENT, State.SYN_RECEIVED):
+        if self.state in _OPENING:
             return since + self.config.syn_timeout_s
         return NEVER if self.config.user_timeout_s is None else since + self.config.user_timeout_s
 
@@ -254,13 +267,13 @@ class Endpoint(TCB):
         config = self.config
         if config.keep_alive_s is None or self.stalled_since is not None:
             return NEVER
-        if self.state not in (State.ESTABLISHED, State.CLOSE_WAIT, State.FIN_WAIT_2):
+        if self.state not in _KEPT_ALIVE:
             return NEVER
         return self.heard_at + config.keep_alive_s + self.keep_alives * config.keep_alive_interval_s
 
     def _silent_at(self) -> float:
         config = self.config
-        if self.state is not State.FIN_WAIT_2 or config.fin_wait_2_s is None:
+        if self.state is not FIN_WAIT_2 or config.fin_wait_2_s is None:
             return NEVER
         return self.heard_at + config.fin_wait_2_s
 
@@ -336,7 +349,7 @@ class Endpoint(TCB):
         """
         if not self._may_write():
             raise ValueError(f"the connection is {self.state.value}: not writable")
-        if self.state is State.LISTEN:  # 3.10.2
+        if self.state is LISTEN:  # 3.10.2
             self.connect()
         snd = self.snd
         taken = snd.write(data, more=more and not urgent, eor=eor)
@@ -370,20 +383,20 @@ class Endpoint(TCB):
         Before the peer's SYN has come, it ends the connection, and discards written data (3.10.4).
         """
         snd = self.snd
-        if snd.fin is not None or self.state is State.CLOSED:
-            if self.state is State.CLOSED and self.ended is None:
+        if snd.fin is not None or self.state is CLOSED:
+            if self.state is CLOSED and self.ended is None:
                 raise ValueError("the connection does not exist")
             if self.state in _CLOSED_BY_BOTH:
                 raise ValueError(f"the connection is {self.state.value}: closed already")
             return
-        if self.state in (State.LISTEN, State.SYN_SENT):
+        if self.state in _BEFORE_SYN:
             self.end(Ended.CLOSED)
             return
         if self.syn_pending:
             self.refuse()
             return
         snd.close()
-        if self.state is State.SYN_RECEIVED and (snd.nxt == 0 or snd.queue.tail > 1):
+        if self.state is SYN_RECEIVED and (snd.nxt == 0 or snd.queue.tail > 1):
             return  # the FIN waits for the handshake: our SYN was not sent yet, or data is before it
         self.become(ON_CLOSE[self.state])
 

@@ -8,7 +8,7 @@ from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.rcv import Receiver
 from vtl_tools.common.tcp.rtt import RTTEstimator
 from vtl_tools.common.tcp.snd import Sender
-from vtl_tools.common.tcp.state import Ended, SegmentDrop, State
+from vtl_tools.common.tcp.state import CLOSED, TIME_WAIT, Ended, SegmentDrop, State
 from vtl_tools.common.tcp.wire import Framer, Path, Pieces
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class TCB:
         self.is_logged = log.isEnabledFor(logging.DEBUG)
         self.framer = Framer(path, config.ttl, config.dscp)
         self._begin(iss)
-        self.state = State.CLOSED
+        self.state: State = CLOSED
         self.ended: Ended | None = None
         self.passive = self.once = self.peer_scales = self.syn_pending = self.syn_due = self.ack_now = (
             self.timestamps
@@ -163,7 +163,7 @@ class TCB:
         """Enter CLOSED, finally. Data received in order can still be read."""
         if self.ended is None:
             self.ended = why
-        self.become(State.CLOSED)
+        self.become(CLOSED)
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
         self.reorder_at = self.paced_at = NEVER
         self.stalled_since = None
@@ -172,8 +172,8 @@ class TCB:
 
     def wait(self, now: float) -> None:
         """Enter TIME-WAIT, or restart its timer."""
-        if self.state is not State.TIME_WAIT:
-            self.become(State.TIME_WAIT)
+        if self.state is not TIME_WAIT:
+            self.become(TIME_WAIT)
             self.retransmit_at = self.persist_at = self.reorder_at = self.paced_at = NEVER
             self.stalled_since = None
         self.time_wait_at = now + self.config.time_wait_s

@@ -18,6 +18,7 @@ DNS_PORT: Final = 53
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 """As socket.connect() takes it."""
 
+_JUDGED_MAX: Final = 4096
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 _COMPATIBLE: Final = bytes(12)
 _LOOPBACK4, _LOOPBACK6 = bytes.fromhex("7f000001"), bytes(15) + b"\1"
@@ -67,6 +68,7 @@ class Destinations:
         openings: Sequence[OpenedNetwork] = (),
     ) -> None:
         self._network, self._own, self._resolver, self._openings = network, own, resolver, openings
+        self._judged: dict[tuple[bytes, int], tuple[SocketAddress | Reason | int, tuple[bytes, ...]]] = {}
 
     @property
     def version(self) -> int:
@@ -79,20 +81,34 @@ class Destinations:
 
     def find(self, octets: bytes, port: int) -> SocketAddress | Reason:
         """Return the socket address for a destination of the guest, or why there is none. Raises OSError."""
+        judged = self._judged.get((octets, port))
+        if judged is None:
+            if len(self._judged) >= _JUDGED_MAX:
+                self._judged.clear()
+            judged = self._judged[octets, port] = self._judge(octets, port)
+        found, unless_own = judged
+        if isinstance(found, int):
+            return self._resolver(found) or Reason.REFUSED
+        for each in unless_own:
+            if each in self._own:
+                return Reason.PROHIBITED
+        return found
+
+    def _judge(self, octets: bytes, port: int) -> tuple[SocketAddress | Reason | int, tuple[bytes, ...]]:
+        """Return what does not change of find(), or a DNS server's number; PROHIBITED if any is own."""
         network = self._network
         if network.is_ours(octets):
             number = network.name_server(octets)
             if port == DNS_PORT and number is not None:
-                return self._resolver(number) or Reason.REFUSED
+                return number, ()
             loopback = _LOOPBACK4 if len(octets) == 4 else _LOOPBACK6
-            return _address(loopback, port) if self._is_opened(loopback, port) else Reason.REFUSED
+            return (_address(loopback, port) if self._is_opened(loopback, port) else Reason.REFUSED), ()
         if network.is_on_link(octets):
-            return Reason.HOST_UNREACHABLE  # a guest that is not there
+            return Reason.HOST_UNREACHABLE, ()  # a guest that is not there
         if len(octets) == 16 and octets[:12] in (_MAPPED, _COMPATIBLE):
-            return Reason.PROHIBITED  # no packet has such a destination, and a socket takes it for IPv4
-        if not self.is_open(octets, port):
-            return Reason.PROHIBITED
-        return _address(octets, port)
+            return Reason.PROHIBITED, ()  # no packet has such a destination, and a socket takes it for IPv4
+        reached = self._reached(octets, port)
+        return (Reason.PROHIBITED, ()) if reached is None else (_address(octets, port), reached)
 
     def seen_as(self, client: bytes, size: int) -> bytes:
         """Return the address that a client outside has for a guest, in so many octets.
@@ -111,11 +127,22 @@ class Destinations:
 
     def is_open(self, octets: bytes, port: int) -> bool:
         """Return whether an address may be reached now. Raises OSError."""
+        reached = self._reached(octets, port)
+        return reached is not None and not any(each in self._own for each in reached)
+
+    def _reached(self, octets: bytes, port: int) -> tuple[bytes, ...] | None:
+        """Return the closed addresses that one leads to, each open unless it is own; None: it is closed."""
         if self._is_opened(octets, port):
-            return True
-        if not is_single_host(octets) or is_link_local(octets) or octets in self._own:
-            return False
-        return all(self.is_open(inner, port) for inner in embedded(octets))
+            return ()
+        if not is_single_host(octets) or is_link_local(octets):
+            return None
+        reached = [octets]
+        for inner in embedded(octets):
+            further = self._reached(inner, port)
+            if further is None:
+                return None
+            reached += further
+        return tuple(reached)
 
     def _is_opened(self, octets: bytes, port: int) -> bool:
         return any(opening.covers(octets, port) for opening in self._openings)
