@@ -140,8 +140,8 @@ class RelayFlow:
             self.may_write = True
         return FlowOutcome.OPEN
 
-    def carry(self) -> None:
-        """Move octets both ways. The endpoint then has something to transmit."""
+    def carry(self, reads: int = 1) -> None:
+        """Move octets both ways. The endpoint then has something to transmit. reads: of the stream, at most."""
         endpoint = self.endpoint
         ended = endpoint.ended
         if self.connector is not None or (ended is not None and ended is not Ended.CLOSED):
@@ -152,8 +152,9 @@ class RelayFlow:
             self._finish_up()
         if self.unacked:
             self._reclaim(self.unacked)
-        if self.may_read:
-            self._carry_down()
+        if self.may_read and self.can_read_more:
+            while self._carry_down() and reads > 1 and endpoint.can_send(BUFFER) and not self.budget.is_full:
+                reads -= 1
 
     def _carry_up(self, waiting: int) -> None:
         """Send so many octets of the guest to the stream, straight from its frames."""
@@ -200,10 +201,8 @@ class RelayFlow:
         # octets that an internal stream holds are not buffered by moving them on
         return not self.budget.is_full or self.budget.allows(self.endpoint.buffered + self.slack)
 
-    def _carry_down(self) -> None:
-        """Write what the stream brings to the guest: one buffer, so that other flows have their turn."""
-        if not self.can_read_more:
-            return
+    def _carry_down(self) -> bool:
+        """Write what the stream brings to the guest, in one buffer. Return whether it was full."""
         budget, most = self.budget, SUPER_SEGMENTS * self.endpoint.send_size
         buffer = budget.take_buffer()
         try:
@@ -211,11 +210,11 @@ class RelayFlow:
         except BlockingIOError:
             self.may_read = False
             budget.return_buffer(buffer)
-            return
+            return False
         except OSError:
             budget.return_buffer(buffer)
             self._abort()
-            return
+            return False
         if size >= _COPIED_MAX:
             self._write(buffer[:size])
             if self.unacked is None:
@@ -232,6 +231,7 @@ class RelayFlow:
         budget.octets_down += size
         if size < most and not self.hung_up:
             self.may_read = False  # that was all; the next event reports more
+        return _COPIED_MAX <= size == most
 
     def _write(self, octets: bytes | memoryview) -> None:
         self.written += self.endpoint.write(octets)

@@ -40,6 +40,8 @@ _ETHERTYPE: Final = VNET + 12
 _IP: Final = (0x08, 0x86)  # the first octets of IPv4's and IPv6's Ethertypes; a tag's is 0x81, 0x88 or 0x91
 _READ_AGAIN_MAX: Final = 64
 """Flows with a readable stream that have a turn before frames are read again."""
+_READS_MAX: Final = 4
+"""Buffers that flows read in a turn: a flow alone fills the caches of the processor once for all of them."""
 _FLOWS_SHOWN_MAX: Final = 1000
 _EVICTED_MAX: Final = 256
 """Flows that are evicted at once."""
@@ -51,7 +53,7 @@ SUPER_SEGMENT: Final = 65_455
 """Octets of data that fit a packet of 65,535 with all the options that may come with them."""
 
 RELAYED: Final = Config(
-    super_segment=SUPER_SEGMENT, no_delay=True, quick_acks=0, delayed_fin_ack=True, syn_timeout_s=30.0,
+    super_segment=SUPER_SEGMENT, buffer_max=4 << 20, no_delay=True, quick_acks=0, delayed_fin_ack=True, syn_timeout_s=30.0,
     time_wait_s=1.0,
     keep_alive_s=300.0, keep_alive_interval_s=30.0, keep_alive_probes=5,
 )  # fmt: skip
@@ -320,12 +322,13 @@ class Relay(Stage):
         if not scheduled:
             return
         self._scheduled = []
+        reads = max(1, _READS_MAX // len(scheduled))
         for flow in scheduled:
             flow.scheduled = False
             if self.flows.get(flow.key) is not flow:
                 continue
             endpoint = flow.endpoint
-            flow.carry()
+            flow.carry(reads)
             self._outbox.transmit(flow.endpoint, now)
             endpoint.own()
             if flow.may_read and flow.can_read_more:

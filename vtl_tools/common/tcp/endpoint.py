@@ -335,6 +335,12 @@ class Endpoint(TCB):
         queue = snd.queue
         return snd.nxt >= queue.tail and snd.config.send_buffer - queue.tail + queue.head >= octets
 
+    def can_send(self, octets: int) -> bool:
+        """Tell whether all that was written, and so many octets more, can be sent at once."""
+        snd, cc = self.snd, self.snd.cc
+        flight = snd.queue.tail - snd.una + octets
+        return flight <= min(snd.wnd, cc.cwnd, snd.config.send_buffer) and cc.pacing_rate is None
+
     def _may_write(self) -> bool:
         return self.state in MAY_WRITE and self.snd.fin is None
 

@@ -9,6 +9,8 @@ _INTERVAL_MIN_S: Final = 0.01
 """Time between two measurements, where a round trip is shorter."""
 _RTT_S: Final = 0.1
 """The round-trip time that is assumed before there is a sample."""
+_RTT_MIN_S: Final = 0.002
+"""A shorter one counts as this: in a turn of the driver (TURN_S of the runner) nothing else is taken in."""
 _ROUNDS: Final = 4
 """Windows that a buffer holds after it grew: in slow start the window doubles before that has an effect."""
 
@@ -25,7 +27,7 @@ def tune(endpoint: Endpoint, now: float, *, may_grow: bool) -> None:
     if most is None:
         endpoint.tune_at = NEVER
         return
-    rtt_s = endpoint.rtt.srtt_s or _RTT_S
+    rtt_s = max(endpoint.rtt.srtt_s or _RTT_S, _RTT_MIN_S)
     read = rcv.received - rcv.readable
     before, since = endpoint.tuned
     window, elapsed_s = read - before, now - since
