@@ -69,7 +69,7 @@ class Scribe:
 
     def await_start(self) -> None:
         """Wait until the process has given up its rights. Idempotent. If it has ended, poll() tells."""
-        if not self._has_started:
+        if self.is_own and not self._has_started:
             self._has_started = True
             self._channel.recv(1)
             self._channel.setblocking(False)
