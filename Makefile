@@ -2,6 +2,9 @@
 VENV := .venv
 PY   := $(VENV)/bin/python
 
+# As in tools/setup.
+PIP_EDITABLE := $(VENV)/bin/pip install --quiet --config-settings editable_mode=compat --editable
+
 # How long `make fuzz` gives each target.
 FUZZ_SECONDS := 60
 
@@ -58,11 +61,11 @@ pure:
 	@tools/compiled --remove
 
 fuzz: setup
-	$(VENV)/bin/pip install --quiet --editable '.[fuzz]'
+	$(PIP_EDITABLE) '.[fuzz]'
 	$(PY) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 bench: setup
-	$(VENV)/bin/pip install --quiet --editable '.[bench]'
+	$(PIP_EDITABLE) '.[bench]'
 	@tools/setup-bench
 	$(PY) bench/bridge.py --quick --json
 	tools/both bench/fw.py --quick --json

@@ -14,7 +14,6 @@ One client is one request on one connection: a proxy's connection serves no seco
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from functools import partial
 from typing import Final, NamedTuple
@@ -133,30 +132,26 @@ class Credentials(NamedTuple):
     password: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Octets to send now. Never comes where the request was pipelined."""
 
     octets: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
+class Connected(NamedTuple):
     """The stream begins. address, port: what the proxy says it is bound to; Tor says 0.0.0.0 and 0."""
 
     address: Address
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(NamedTuple):
     """The result of a look-up, by name or by address. Tor may answer RESOLVE with either kind of address."""
 
     address: Address
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """Nothing came of it. code: as it was received; 0 where nothing was."""
 
     reason: Reason

@@ -171,6 +171,7 @@ def test_a_file_that_cannot_be_created_again_is_tried_until_it_can(tmp_path):
     directory = tmp_path / "logs"
     directory.mkdir()
     scribe = Scribe(LogFile(directory / "log"), 1 << 12)
+    scribe.await_start()
     directory.rename(tmp_path / "old")
     scribe.reopen()
     assert [one["what"] for one in until(scribe.poll, "a failure")] == ["stopped"]

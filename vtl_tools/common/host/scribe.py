@@ -62,11 +62,17 @@ class Scribe:
             finally:
                 os._exit(1)
         theirs.close()
-        self._channel.recv(1)  # it has its rights by now; if it has ended, poll() tells
-        self._channel.setblocking(False)
+        self._has_started = False
         if target.places:
             os.close(target.fd)
         _live.append(self)
+
+    def await_start(self) -> None:
+        """Wait until the process has given up its rights. Idempotent. If it has ended, poll() tells."""
+        if self.is_own and not self._has_started:
+            self._has_started = True
+            self._channel.recv(1)
+            self._channel.setblocking(False)
 
     def become(self, number: int) -> None:
         """Use the queue of a producer by its number, in a process that was forked."""
@@ -93,6 +99,7 @@ class Scribe:
 
     def poll(self) -> list[dict[str, Any]]:
         """Return what happened: `what` is stopped, resumed, next or ended; `file`; perhaps `why`."""
+        self.await_start()
         told = []
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -121,6 +128,7 @@ class Scribe:
             return True
         _live.remove(self)
         self.queue = None
+        self.await_start()
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
         pidfd = os.pidfd_open(self._pid)
@@ -198,7 +206,8 @@ def _be_scribe(target: Target, queues: list[OctetQueue], channel: socket.socket,
         confinement.deny_calls()
     except VTLError:
         pass  # an old kernel: the service says so
-    channel.send(b"1")
+    with contextlib.suppress(OSError):  # the service may be gone: what it put is written
+        channel.send(b"1")
     _Writer(target, queues, channel, pause_s).run()
     os._exit(0)
 

@@ -24,7 +24,7 @@ from vtl_tools.common.device.base import Device
 from vtl_tools.common.device.record import Record, record_as
 from vtl_tools.common.device.recording import CaptureLimits, Recording
 from vtl_tools.common.errors import LinkLostError
-from vtl_tools.common.host import broker, confinement, privilege
+from vtl_tools.common.host import broker, confinement, privilege, scribe
 from vtl_tools.common.host.interfaces import Interfaces
 from vtl_tools.common.host.outlet import say
 from vtl_tools.common.runtime import control
@@ -47,10 +47,6 @@ DRAINED_MAX: Final = 2000
 
 SPIN_S: Final = 100e-6
 """Seconds that an idle service polls before it sleeps: a wake-up costs both sides more than that."""
-
-GC_THRESHOLD: Final = (100_000, 50, 1000)
-"""Threshold of Python's cyclic garbage collector: high. Reference counts free a service's objects, and a scan
-of the objects of many connections would delay frames."""
 
 
 @dataclass
@@ -156,9 +152,7 @@ class Runner:
         if sys.stderr.isatty() and not (self.options.json or self.options.watch or self.control_channel):
             joined = " - ".join(link.spec for link in self.links)
             say(2, f"{joined}: running; '{self.options.service} status' tells more, ^C ends it")
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLD)
+        gc.freeze()  # without gc.collect(): 5 ms at the start, and the imports leave little garbage
         loop.call_soon(self._pump)
         try:
             try:
@@ -384,6 +378,8 @@ def confine(capabilities: set[int], user: str | None) -> None:
     if become is not None:
         confinement.deny_writing()
     confinement.deny_calls(("bpf",) if privilege.BPF in capabilities else ())
+    for one in scribe.live():  # which have given up theirs meanwhile
+        one.await_start()
 
 
 def record_for(
