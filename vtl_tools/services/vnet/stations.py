@@ -1,8 +1,9 @@
 """The stations of the overlay: which link each Ethernet address was last seen at, by VLAN."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 STATIONS_MAX: Final = 16384
@@ -10,6 +11,9 @@ STATIONS_OF_LINK: Final = 8192
 """Bound by link, so that a guest that invents addresses forgets no station of another link."""
 AGE_S: Final = 300.0
 """Silence after which a station is forgotten, as IEEE 802.1D has it."""
+
+_TOLD_SHOWN: Final = 1024
+"""Stations of a control plane that the status lists."""
 
 Key = tuple[int, bytes]
 
@@ -137,10 +141,6 @@ class StationTable:
                 self._remove((vlan, mac))
         return before
 
-    def told(self) -> Iterator[tuple[bytes, KnownStation]]:
-        """Return the stations that a control plane told of."""
-        return iter(self._told.items())
-
     def behind(self, service: str) -> set[str]:
         """Return the links of the stations whose frames are sent through a service."""
         return set(self._behind.get(service, ()))
@@ -169,3 +169,22 @@ class StationTable:
     def items(self) -> Iterator[tuple[Key, KnownStation]]:
         """Return all stations."""
         return iter(self._found.items())
+
+    def status(self, now: float, vtep_of: Callable[[bytes], str]) -> dict[str, dict[str, object]]:
+        """Return what --json says of each station. vtep_of: returns the VTEP of one that was told of."""
+
+        def shown(station: KnownStation, vtep: str) -> dict[str, object]:
+            return {
+                "link": station.link,
+                "through": " ".join(sorted(station.through)),
+                "vtep": vtep,
+                "idle_s": round(max(0.0, now - station.seen_at), 1),
+            }
+
+        return {
+            mac.hex(":") if not vlan else f"{mac.hex(':')} vlan {vlan}": shown(station, "")
+            for (vlan, mac), station in self._found.items()
+        } | {
+            mac.hex(":"): shown(station, vtep_of(mac))
+            for mac, station in islice(self._told.items(), _TOLD_SHOWN)
+        }

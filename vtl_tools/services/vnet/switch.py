@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from vtl_tools.common.errors import SpecError
-from vtl_tools.services.vnet.claims import ClaimTable
+from vtl_tools.services.vnet.claims import ServiceClaims
 from vtl_tools.services.vnet.fields import FrameFields
 from vtl_tools.services.vnet.rule import VnetRule
 from vtl_tools.services.vnet.service_flows import FlowSegment, ServiceFlows
@@ -102,7 +102,7 @@ class VnetSwitch:
         self.links: dict[str, LinkRole] = {}
         self.rules: list[VnetRule] = []
         self.stations = StationTable()
-        self.claims = ClaimTable()
+        self.claims = ServiceClaims()
         self.flows: dict[str, ServiceFlows] = {}
         self.shortcuts: dict[Key, tuple[str, str]] = {}
         self.generation = 0
@@ -366,7 +366,10 @@ class VnetSwitch:
         return FrameRoute((LinkSide(shortcut if over == egress else egress),))
 
     def _flood(self, asked: _Question) -> list[str]:
-        """Return the links for a frame to all; what a service passes to its VMs is for their links only."""
+        """Return the links for a frame to all; what a service passes to its VMs is for their links only.
+
+        If nobody knows where it came from, it goes to no daemon: it may be the one that sent it.
+        """
         link, side = asked.ingress
         within: set[str] = set()
         if side == VM and self.links[link].kind is LinkKind.SERVICE:
@@ -377,7 +380,7 @@ class VnetSwitch:
             for name, role in self.links.items()
             if role.kind is not LinkKind.SERVICE
             and name != asked.origin
-            and (not within or name in within)
+            and (name in within if within else asked.origin or role.kind is not LinkKind.VNET)
             and self._may_pass(asked.origin, name)
         ]
 
