@@ -18,6 +18,8 @@ from tests.held import IMPATIENT, PATIENT, Flow, be, idle, state_of, witness
 from tests.lab.test_tor_limits import PROXY
 from tests.lab.test_vnet import MACS, Overlaid, make_key
 from tests.running import bridge
+from vtl_tools.common.packet import address, build
+from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.runtime import control
 
 pytestmark = pytest.mark.lab
@@ -136,6 +138,24 @@ def talks(world: Overlaid) -> Iterator[Talks]:
         yield found
 
 
+def forge(world: Overlaid, path: Path) -> str:
+    """Send a frame in the server's name, which the firewall drops. Return where the server is now."""
+
+    def dropped() -> int:
+        return sum(control.ask(path, "status")["drops"].values())
+
+    server = address.mac(world.server.mac("eth0"))
+    hosts = address.ip(SERVER), address.ip("10.9.0.255")
+    macs = {"src_mac": server, "dst_mac": address.BROADCAST}
+    frame = build.udp(**macs, src=hosts[0], dst=hosts[1], sport=7, dport=7, payload=b"here I am")
+    before = dropped()
+    with world.vms[0].call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW) as raw:
+        raw.bind(("eth0", 0))
+        raw.send(frame[VNET:])
+        until(lambda: dropped() > before, "the firewall to drop it")
+    return str(world.daemons[0].status()["stations"][server.hex(":")]["link"])
+
+
 def test_a_firewall_under_a_running_vm_keeps_old_connections_only_if_it_is_told_to(
     world: Overlaid, talks: Talks
 ) -> None:
@@ -156,6 +176,7 @@ def test_a_firewall_under_a_running_vm_keeps_old_connections_only_if_it_is_told_
         says(*each, b"after")
 
     path = put(world, 0, "fw", spec, "on vmnet1")
+    assert forge(world, path) == "c"
     old[1].sendall(b"not heard")
 
     def refused() -> int:
