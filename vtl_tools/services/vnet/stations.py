@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Final
 
 STATIONS_MAX: Final = 16384
@@ -52,7 +52,7 @@ class StationTable:
         of_link = self._of_link.setdefault(link, {})
         told = self._told.get(mac)
         if told is not None and told.link != link:
-            del self._told[mac]
+            self._untell(mac)
         else:
             told = None
         if station is None:
@@ -78,7 +78,7 @@ class StationTable:
 
     def send_through(self, vlan: int, mac: bytes, service: str) -> None:
         """Note that frames of a station are sent through a service."""
-        station = self._found.get((vlan, mac))
+        station = self.find(vlan, mac)
         if station is not None and service not in station.through:
             station.through.add(service)
             self._behind.setdefault(service, Counter())[station.link] += 1
@@ -90,6 +90,12 @@ class StationTable:
             if not links[link]:
                 del links[link]
         station.through.clear()
+
+    def _untell(self, mac: bytes) -> KnownStation | None:
+        station = self._told.pop(mac, None)
+        if station is not None:
+            self._leave(station, station.link)
+        return station
 
     def _remove(self, key: Key) -> None:
         station = self._found.pop(key)
@@ -130,7 +136,7 @@ class StationTable:
 
     def tell(self, mac: bytes, link: str, now: float) -> str:
         """Note that a station is at a link; "": no longer there. Return another link that it was seen at."""
-        old = self._told.pop(mac, None)
+        old = self._untell(mac)
         if link:
             self._told[mac] = KnownStation(link, now)
         before = ""
@@ -158,11 +164,12 @@ class StationTable:
         for key in list(self._of_link.get(link, ())):
             self._remove(key)
         self._of_link.pop(link, None)
-        self._told = {mac: station for mac, station in self._told.items() if station.link != link}
+        for mac in [mac for mac, station in self._told.items() if station.link == link]:
+            self._untell(mac)
 
     def forget_service(self, service: str) -> None:
         """Forget which stations were behind a service."""
-        for one in self._found.values():
+        for one in chain(self._found.values(), self._told.values()):
             one.through.discard(service)
         self._behind.pop(service, None)
 

@@ -121,6 +121,12 @@ class VnetSwitch:
         if name not in self.links:
             raise SpecError(f"{name}: no such link; 'vtl-vnet link list' lists them")
         for rule in self.rules:
+            flows = self.flows.get(rule.text)
+            if rule.via == name and flows is not None and flows.drain_until is not None:
+                raise SpecError(
+                    f"{name}: {flows.taken} connections still have it; "
+                    f"wait, or remove the rule '{rule.text}' with --drain 0"
+                )
             if name in (rule.via, rule.on):
                 raise SpecError(f"{name}: the rule '{rule.text}' names it; remove the rule first")
         del self.links[name]
@@ -168,7 +174,7 @@ class VnetSwitch:
     def remove_rule(self, rule: VnetRule, drain_until: float | None = None) -> bool:
         """Remove a rule. Return whether it is gone.
 
-        drain_until: until then, the connections that a service has keep it; drained() tells when it is gone.
+        drain_until: until then, the connections that a service has keep it; expire() tells when it is gone.
         """
         self.generation += 1
         flows = self.flows.get(rule.text)
