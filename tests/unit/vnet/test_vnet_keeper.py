@@ -46,6 +46,13 @@ def test_it_makes_the_command_line_of_a_service(keeper, noted):
     assert noted.read_text().splitlines()[0] == f"vtl-wan {sides} --delay=10ms --control {control}"
 
 
+def test_an_option_without_a_value_is_a_flag():
+    assert parse_service("service:tor?no-check&socks=127.0.0.1:9050").words == (
+        "--no-check", "--socks=127.0.0.1:9050",
+    )  # fmt: skip
+    assert parse_service("service:fw").words == ()
+
+
 @pytest.mark.parametrize(
     "asked",
     [
@@ -53,6 +60,8 @@ def test_it_makes_the_command_line_of_a_service(keeper, noted):
         {"start": "x", "service": "service:doctor"},
         {"start": "x", "service": "service:wan?log=/etc/passwd"},
         {"start": "x", "service": "service:tor?start-tor"},
+        {"start": "x", "service": "service:freeze?qmp=/run/vm.qmp"},
+        {"start": "x", "service": "service:freeze?state=/etc/passwd"},
         {"start": "../x", "service": "service:wan"},
         {"start": 1, "service": "service:wan"},
         {},

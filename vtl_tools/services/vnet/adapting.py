@@ -178,7 +178,7 @@ def _view(peer: AdaptablePeer) -> LinkView:
     rtt_ms, loss = state["rtt_ms"], state["loss_percent"]
     return LinkView(
         device.remote.name if device.remote else "", device.up, _number(rtt_ms), _number(loss),
-        _door(device.remote.doors if device.remote else (), device.where), peer.octets,
+        _door(device.doors, device.where), peer.octets,
     )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ class OverlayLink:
     """A link. devices: by side; none of a link that the runner has. port: of such a link.
 
     up: of each device, as it was told. rates: Mbit/s in and out. door: the listener that its daemon came
-    through; up_at: when it was up last. over: the link to a daemon beside which it is a shortcut.
+    through; up_at: when it was up last. over: the link to a daemon beside which it is a shortcut. control:
+    the control socket of a service.
     """
 
     spec: LinkSpec
@@ -29,6 +30,7 @@ class OverlayLink:
     door: str = ""
     up_at: float = 0.0
     over: str = ""
+    control: str = ""
 
     def name_of(self, side: int) -> str:
         """Return the name of a side of it: of a service NAME.vm or NAME.net, else that of the link."""
@@ -69,4 +71,5 @@ class OverlayLink:
             "losses": sum(device.losses for device in self.devices),
             "pid": self.pid,
             "starts": self.starts,
+            "control": self.control,
         }

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from vtl_tools.common.device.base import Device
@@ -17,12 +16,13 @@ from vtl_tools.common.session.items import HOPS_MAX, Hello
 from vtl_tools.common.session.peer_link import Door, PeerLink
 from vtl_tools.common.stage import Stage
 from vtl_tools.services.vnet.adapting import AdaptablePeer, Adapting, shortcut_name
-from vtl_tools.services.vnet.fields import FIXED, FrameFields, fields_of, key_of
+from vtl_tools.services.vnet.fields import FIXED
 from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.links import LINKS_MAX, LinkPool, LinkSpec, door_of, make_link, parse_link
 from vtl_tools.services.vnet.overlay_link import OverlayLink
+from vtl_tools.services.vnet.route_cache import RouteCache
 from vtl_tools.services.vnet.rule import VnetRule, parse_vnet_rule
-from vtl_tools.services.vnet.switch import FrameRoute, LinkKind, LinkRole, LinkSide, VnetSwitch
+from vtl_tools.services.vnet.switch import LinkKind, LinkRole, LinkSide, VnetSwitch
 
 if TYPE_CHECKING:
     from vtl_tools.services.vnet.evpn.exchange import EvpnExchange
@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 TICK_S: Final = 1.0
 FORGET_S: Final = 300.0
 """After which a daemon that came through a door and is gone has no link any more."""
-_DECISIONS_MAX: Final = 8192
-_TOLD_SHOWN: Final = 1024
-"""Stations of a control plane that the status lists."""
+DRAIN_S: Final = 300.0
+"""How long the connections of a removed rule keep their service, unless the user says otherwise."""
+DRAIN_MAX_S: Final = 86_400
 _Group = tuple[tuple[LinkSide, ...], int]
 
 
@@ -52,12 +52,13 @@ class Overlay(Stage):
         super().__init__(len(ports))
         self.switch = VnetSwitch()
         self._adapting = Adapting(adapt, self.switch, self)
-        self._key, self._keeper, self._hello = key, keeper, Hello(name)
+        self._key, self._keeper = key, keeper
+        self._doors: list[str] = []
+        self._hello = Hello(name, self._doors)  # so that all sessions, and later ones, tell of all doors
         self._links: dict[str, OverlayLink] = {}
         self._pool = LinkPool(self._on_pool)
         self._owners: dict[Device, LinkSide] = {}
-        self._decisions: dict[tuple[LinkSide, bytes | FrameFields], FrameRoute] = {}
-        self._generation = -1
+        self._routes = RouteCache(self.switch, self._tell_move)
         self._hits: Counter[str] = Counter()
         self._tick_at = 0.0
         self._ticked_at = 0.0
@@ -92,6 +93,7 @@ class Overlay(Stage):
                 added.up.append(device.up)
             if link.service is not None and self._keeper is not None:
                 self._keeper.start(name, link.service)
+                added.control = self._keeper.places(name)[2]
             if link.role.told and self._keeper is not None:
                 self._keeper.watch_routes(spec, wanted=True)
         except VTLError:
@@ -106,7 +108,8 @@ class Overlay(Stage):
         self._links[name] = added
         if isinstance(door := added.devices[0], Door):
             door.on_peer = lambda hello, link: self._on_peer(name, hello, link)
-            self._hello = replace(self._hello, doors=(*self._hello.doors, door_of(added.spec.spec)))
+            self._doors.append(door_of(added.spec.spec))
+            self._say_hello()
             return
         for side, device in enumerate(added.devices):
             self._owners[device] = LinkSide(name, side)
@@ -116,6 +119,10 @@ class Overlay(Stage):
             from vtl_tools.services.vnet.evpn.exchange import EvpnExchange
 
             self._exchange = EvpnExchange(name, added.devices[0], self.switch)
+
+    def _say_hello(self) -> None:
+        for peer in self._peers().values():
+            peer.device.say_hello()
 
     def make_shortcut(self, name: str, spec: str, over: str) -> None:
         """Add a shortcut beside the link to a daemon. Raises VTLError."""
@@ -183,6 +190,8 @@ class Overlay(Stage):
         if link is not None and link.spec.is_door:
             for each in [other for other, one in self._links.items() if one.door == name]:
                 self.remove_link(each)
+            self._doors.remove(door_of(link.spec.spec))
+            self._say_hello()
         elif link is None or not link.over:
             self.switch.remove_link(name)
         assert link is not None
@@ -208,11 +217,11 @@ class Overlay(Stage):
         self.switch.add_rule(rule, position)
         return rule
 
-    def remove_rule(self, text: str) -> VnetRule:
-        """Remove a rule. Raises SpecError."""
-        rule = self.switch.remove_rule(text)
-        del self._hits[rule.text]
-        return rule
+    def remove_rule(self, text: str, drain_s: float = 0.0) -> None:
+        """Remove a rule. drain_s: how long its connections keep their service at most. Raises SpecError."""
+        rule = self.switch.find_rule(text)
+        if self.switch.remove_rule(rule, self._ticked_at + drain_s if drain_s else None):
+            del self._hits[rule.text]
 
     # --- frames
 
@@ -237,9 +246,7 @@ class Overlay(Stage):
             self._pass(LinkSide(link.over), batch, now, hops)  # as if it came by the longer way
 
     def _pass(self, ingress: LinkSide, batch: Batch, now: float, hops: Sequence[int]) -> None:
-        if self._generation != self.switch.generation or len(self._decisions) > _DECISIONS_MAX:
-            self._decisions.clear()
-            self._generation = self.switch.generation
+        self._routes.check()
         is_watched = hops and self._adapting.mode != "off"
         groups: dict[_Group, list[int]] = {}
         for i, frame in enumerate(batch):
@@ -269,13 +276,7 @@ class Overlay(Stage):
         return True
 
     def _targets(self, ingress: LinkSide, frame: memoryview, now: float, hops: int) -> tuple[LinkSide, ...]:
-        key = ingress, key_of(frame)
-        decision = self._decisions.get(key)
-        if decision is None:
-            decision = self.switch.decide(fields_of(frame), ingress, now)
-            if decision.moved:
-                self._tell_move(frame, decision.moved, ingress.link)
-            self._decisions[key] = decision._replace(moved="")
+        decision = self._routes.find(ingress, frame, now)
         for rule in decision.rules:
             self._hits[rule.text] += 1
         if not decision.targets:
@@ -301,8 +302,8 @@ class Overlay(Stage):
         else:
             device.write(batch)
 
-    def _tell_move(self, frame: memoryview, before: str, link: str) -> None:
-        mac = bytes(frame[16:22]).hex(":")
+    def _tell_move(self, address: bytes, before: str, link: str) -> None:
+        mac = address.hex(":")
         self.event("station", mac=mac, before=before, at=link, cause=("station", mac))
 
     # --- what changes by itself
@@ -352,8 +353,10 @@ class Overlay(Stage):
             link.measure(elapsed_s, now)
         self._forget_daemons(now)
         self._adapting.tick(self._peers(), now)
-        self._decisions.clear()
-        self.switch.stations.expire(now)
+        self._routes.clear()
+        for rule, cut in self.switch.expire(now):
+            del self._hits[rule.text]
+            self.event("rule", rule=rule.text, drained=not cut, cut=cut)
 
     def _forget_daemons(self, now: float) -> None:
         """Remove the links of daemons that came through a door and are gone for long."""
@@ -368,33 +371,27 @@ class Overlay(Stage):
             "adapt": self._adapting.status(),
             "overlay": {name: link.status() for name, link in self._links.items()},
             "rules": {
-                rule.text: {"number": number, "via": rule.via, "hits": self._hits[rule.text]}
+                rule.text: {
+                    "number": number,
+                    "via": rule.via,
+                    "hits": self._hits[rule.text],
+                    **self._flows_of(rule),
+                }
                 for number, rule in enumerate(self.switch.rules, 1)
             },
-            "stations": {
-                mac.hex(":") if not vlan else f"{mac.hex(':')} vlan {vlan}": {
-                    "link": station.link,
-                    "through": " ".join(sorted(station.through)),
-                    "vtep": "",
-                    "idle_s": round(max(0.0, now - station.seen_at), 1),
-                }
-                for (vlan, mac), station in self.switch.stations.items()
-            }
-            | self._told_stations(now),
+            "stations": self.switch.stations.status(
+                now, (lambda mac: "") if self._exchange is None else self._exchange.vtep_of
+            ),
         }
 
-    def _told_stations(self, now: float) -> dict[str, dict[str, object]]:
-        exchange = self._exchange
-        if exchange is None:
-            return {}
+    def _flows_of(self, rule: VnetRule) -> dict[str, object]:
+        flows = self.switch.flows.get(rule.text)
+        if flows is None:
+            return {"draining": False, "connections": 0, "kept": 0}
         return {
-            mac.hex(":"): {
-                "link": station.link,
-                "through": " ".join(sorted(station.through)),
-                "vtep": exchange.vtep_of(mac),
-                "idle_s": round(max(0.0, now - station.seen_at), 1),
-            }
-            for mac, station in islice(self.switch.stations.told(), _TOLD_SHOWN)
+            "draining": flows.drain_until is not None,
+            "connections": flows.taken,
+            "kept": flows.kept,
         }
 
     # --- verbs
@@ -420,7 +417,10 @@ class Overlay(Stage):
         if action == "add" and isinstance(text, str):
             self.add_rule(text, position)
         elif action == "remove" and isinstance(text, str):
-            self.remove_rule(text)
+            drain_s = request.get("drain", DRAIN_S)
+            if not isinstance(drain_s, int | float) or not 0 <= drain_s <= DRAIN_MAX_S:
+                raise SpecError(f"rule: a drain is 0 to {DRAIN_MAX_S} seconds")
+            self.remove_rule(text, drain_s)
         elif action != "list":
             raise SpecError("rule: not understood; see 'vtl-vnet rule --help'")
         return {"rules": self.status(0.0)["rules"]}

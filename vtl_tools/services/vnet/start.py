@@ -109,8 +109,7 @@ def make_stage(
     keeper = ServiceKeeper(program, privilege.account(user), evpn)
     try:
         overlay = Overlay(ports, key, keeper, settings.name or _host_name(), settings.adapt or "off")
-        # Doors first, so that the sessions of the other links tell of them.
-        for name, spec in sorted(settings.links, key=lambda link: not parse_link(*link).is_door):
+        for name, spec in settings.links:
             overlay.add_link(name, spec)
         for text in settings.rules:
             overlay.add_rule(text)
