@@ -171,7 +171,7 @@ def step(talk: Talk, what: int, take: Octets) -> None:
     elif what == 10 and end.writable:
         at = end.acknowledged + end.snd.queue.tail - end.snd.queue.head
         end.write(STREAM[at : at + take.number(2) % 2000], urgent=take.flag())
-    elif what == 11 and end.state not in (State.CLOSING, State.LAST_ACK, State.TIME_WAIT):
+    elif what == 11:
         end.close()
     elif what == 12:
         end.abort()
