@@ -343,7 +343,7 @@ class Hostile(RuleBasedStateMachine):
         """Move the bounds by a segment that is about to arrive."""
         state = self.tcp.state
         if state in UNSYNCHRONIZED:
-            self.reckon_opening(state, bits, seq, ack, win, tsval)
+            self.reckon_opening(state, bits, seq, ack, length, win, tsval)
             if bits & tcp.SYN and bits & tcp.ACK and state is State.SYN_SENT and ack == 1:
                 self.may_take(bits, 1, ack, length, win, tsval)
                 if bits & tcp.URG:
@@ -359,9 +359,8 @@ class Hostile(RuleBasedStateMachine):
                     self.up_may = max(self.up_may, 1 + urgent)
             return
         end = seq + length + bool(bits & tcp.FIN)
-        stale = self.stamped and (
-            tsval is None or (self.echoed is not None and (tsval - self.echoed) & 2**31)
-        )
+        stamped = self.stamped and tsval is not None
+        stale = stamped and self.echoed is not None and (tsval - self.echoed) & 2**31
         if stale or end < self.acked or seq > self.edge:
             return
         if not (self.una_must - max(self.max_wnd, 65535) <= ack <= self.sent):
@@ -372,17 +371,17 @@ class Hostile(RuleBasedStateMachine):
         if bits & tcp.URG:
             self.up_may = max(self.up_may, seq + urgent)
         exact = seq == self.nxt and ack >= self.una_may
-        newest = not self.stamped or self.newest is None or (tsval - self.newest) % 2**32 < 2**31
+        newest = not stamped or self.newest is None or (tsval - self.newest) % 2**32 < 2**31
         if exact and newest and state is not State.SYN_RECEIVED:
             if bits & tcp.URG and state not in PEER_CLOSED:
                 self.up_must = max(self.up_must, seq + urgent)
             self.must_take(bits, seq, ack, length, win << self.out_shift)
         else:
             self.right_now = None
-        if self.stamped and newest:
+        if stamped and newest:
             self.newest = tsval
 
-    def reckon_opening(self, state, bits, seq, ack, win, tsval):
+    def reckon_opening(self, state, bits, seq, ack, length, win, tsval):
         if state is State.CLOSED or not bits & tcp.SYN or bits & tcp.RST:
             return
         if bits & tcp.ACK and (state is State.LISTEN or ack != 1):
@@ -395,6 +394,10 @@ class Hostile(RuleBasedStateMachine):
             self.newest = tsval
             self.tsvals.add(tsval)
         self.peer_sent = 1
+        if not bits & tcp.ACK:  # what it carries is kept until the handshake is complete
+            self.came.add(1, 1 + length)
+            if bits & tcp.FIN:
+                self.fins.add(1 + length)
 
     def may_take(self, bits, seq, ack, length, window, tsval):
         fin = seq + length

@@ -91,6 +91,14 @@ RULES = [
         lambda it, us, they: it.state in ("listen", "time-wait") and it.flags == "SF",
     ),
     (
+        "a FIN and data of a SYN that crosses ours are kept (3.10.7.3); Linux waits until they come again",
+        lambda it, us, they: it.state == "syn-sent" and it.flags == "SF" and us[0] == they[0] and not they[1],
+    ),
+    (
+        "a SYN is new if its number is above the FIN's (RFC 6191 section 3); for Linux, above RCV.NXT",
+        lambda it, us, they: it.state == "time-wait" and it.flags == "S" and it.seq == 0,
+    ),
+    (
         "the number of a segment is checked before its ACK (3.10.7.4); Linux resets first",
         lambda it, us, they: (
             (it.state in ("syn-received", "crossed") and us[0] == [". 1:(0) ack 1"])

@@ -34,7 +34,6 @@ _ABORT_IS_TOLD = frozenset(  # 3.10.5
 )
 
 _OPENING = frozenset((State.SYN_SENT, State.SYN_RECEIVED))
-_CLOSED_BY_BOTH = frozenset((State.CLOSING, State.LAST_ACK, State.TIME_WAIT))  # 3.10.4
 _KEPT_ALIVE = frozenset((State.ESTABLISHED, State.CLOSE_WAIT, State.FIN_WAIT_2))
 _BEFORE_SYN = frozenset((State.LISTEN, State.SYN_SENT))
 
@@ -386,14 +385,13 @@ class Endpoint(TCB):
     def close(self) -> None:
         """Close our direction: a FIN follows the written data. The peer's data can still be read.
 
+        Once it is closed, another call has no effect.
         Before the peer's SYN has come, it ends the connection, and discards written data (3.10.4).
         """
         snd = self.snd
         if snd.fin is not None or self.state is CLOSED:
             if self.state is CLOSED and self.ended is None:
                 raise ValueError("the connection does not exist")
-            if self.state in _CLOSED_BY_BOTH:
-                raise ValueError(f"the connection is {self.state.value}: closed already")
             return
         if self.state in _BEFORE_SYN:
             self.end(Ended.CLOSED)
