@@ -135,6 +135,11 @@ class StationTable:
                 self._remove((vlan, mac))
         return before
 
+    def told_link(self, mac: bytes) -> str:
+        """Return the link at which a control plane says that a station is; "": none."""
+        station = self._told.get(mac)
+        return "" if station is None else station.link
+
     def told(self) -> Iterator[tuple[bytes, KnownStation]]:
         """Return the stations that a control plane told of."""
         return iter(self._told.items())
