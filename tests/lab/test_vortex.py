@@ -175,6 +175,31 @@ def test_a_udp_socket_that_connect_bound_is_seen_by_what_it_sends(lab: Lab, worl
         assert running.wait_for("given-back", protocol="udp")["port"] in range(6000, 6101)
 
 
+def test_a_udp_socket_that_connect_bound_gets_the_first_datagram_alone(lab: Lab, world: World) -> None:
+    def connected(host: Host, at: tuple[str, int], to: tuple[str, int]) -> socket.socket:
+        def make() -> socket.socket:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.bind(at)
+            sock.connect(to)
+            sock.settimeout(PATIENCE_S)
+            return sock
+
+        return host.call(make)
+
+    with vortex(lab, world) as running:
+        own = world.volunteer.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+        own.settimeout(PATIENCE_S)
+        world.volunteer.sysctl("net.ipv4.ip_local_port_range", "6000 6100")
+        own.connect((A4, 5353))
+        theirs = connected(world.attacker, (A4, 5353), (V4, own.getsockname()[1]))
+        theirs.send(b"answer")
+        assert running.wait_for("given-back", protocol="udp")["port"] == own.getsockname()[1]
+        assert own.recv(64) == b"answer"
+        assert running.status()["vortex"]["opened"] == 0
+        own.close()
+        theirs.close()
+
+
 def test_the_backend_reaches_neither_the_volunteer_nor_its_network_and_opens_no_flow(
     lab: Lab, world: World
 ) -> None:
@@ -267,8 +292,26 @@ def test_a_syn_ack_is_the_volunteers_whatever_stack_the_honeypot_has(
     assert seen[0] == seen[1]
 
 
+def refused_datagram(host: Host, address: str) -> int:
+    """Return the error that a closed port of UDP causes."""
+
+    def ask() -> int:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(PATIENCE_S)
+            sock.connect((address, 24))
+            sock.send(b"anybody?")
+            try:
+                sock.recv(64)
+            except OSError as e:
+                return e.errno
+        return 0
+
+    return host.call(ask)
+
+
 def test_a_pause_and_a_kill_leave_the_host_as_it_was(lab: Lab, world: World) -> None:
-    links = ("--iface", "eth0", "--backend", "worm")
+    links = ("--iface", "eth0", "--backend", "worm", "--echo", "--pcap", lab.dir / "v.pcapng")
+    before = refused_datagram(world.attacker, V4)
     command = [BIN / "vortex-client", *links, "--control", lab.dir / "v.sock", "--json"]
     process = world.volunteer.popen(*command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -283,6 +326,8 @@ def test_a_pause_and_a_kill_leave_the_host_as_it_was(lab: Lab, world: World) -> 
     os.kill(process.pid, signal.SIGKILL)
     process.wait(PATIENCE_S)
     assert login(world.attacker, V4, 23) == "Connection refused"
+    assert refused_datagram(world.attacker, V4) == before
+    assert not world.attacker.run("ping", "-c1", "-W30", V4).returncode
     assert "vtl_vortex" not in world.volunteer.run("nft", "list", "ruleset").stdout
 
 

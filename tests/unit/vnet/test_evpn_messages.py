@@ -130,7 +130,7 @@ def test_a_number_that_never_ends_is_malformed() -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        "evpn:", "evpn:0,local=10.0.0.1", "evpn:16777216,local=10.0.0.1", "evpn:7", "evpn:7,local=fd00::1",
+        "evpn:", "evpn:0,local=10.0.0.1", "evpn:16777216,local=10.0.0.1", "evpn:7", "evpn:7,local=fd00::g",
         "evpn:7,local=10.0.0.1,local=10.0.0.1", "evpn:7,local=10.0.0.1,gobgp=x", "evpn:7,local=10.0.0.1,what",
         "evpn:7,local=10.0.0.1,gobgp=x:0", "evpn:7,local=10.0.0.1,rt=70000:1", "evpn:7,local=10.0.0.1,port=0",
     ],

@@ -171,3 +171,21 @@ def test_tables_are_bounded(table: EvpnTable, monkeypatch: pytest.MonkeyPatch) -
     assert table.counts() == {
         "vteps": 1, "routes": 3, "own": 2, "waiting": 2, "refused": 5, "duplicates": 0,
     }  # fmt: skip
+
+
+def test_an_own_route_that_an_earlier_run_withdraws_late_is_told_again(table: EvpnTable) -> None:
+    table.own(MAC, 0.0)
+    assert updates(table) == [(MAC, 0)]
+    for mac in MAC, b"", OTHER:
+        table.learn(route(OWN, mac, rd=NETWORK.rd, is_withdrawn=True))
+    assert updates(table) == [(MAC, 0), (b"", 0)]
+
+
+def test_a_vtep_of_ipv6_knows_those_of_ipv6() -> None:
+    table = EvpnTable(OwnNetwork(100, "fd00::5", "65000:100"))
+    there = bytes.fromhex("fd00") + bytes(13) + b"\x01"
+    table.learn(route(LOW))
+    table.learn(route(LOW)._replace(vtep=there, rd="1.2.3.4:100"))
+    assert table.find(MAC) == there
+    assert not table.knows(LOW)
+    assert OwnNetwork(100, "fd00::5", "").rd != OwnNetwork(100, "fd00::6", "").rd

@@ -224,6 +224,15 @@ def test_a_record_that_is_wrong_ends_the_session_of_datagrams(pair: Pair, record
     assert far.why.startswith("broke the protocol")
 
 
+@pytest.mark.parametrize("asks", [HEAD.pack(1, 0, 8) + bytes(8), HEAD.pack(5, 0, 0)])
+def test_one_record_is_not_answered_by_many(pair: Pair, asks: bytes) -> None:
+    near, far = pair
+    near.emit([asks * 1000])
+    carry(near, far)
+    assert far.why == "broke the protocol: item.answers"
+    assert len(list(datagrams(far))) < 20
+
+
 def test_a_frame_passes_no_more_links_than_allowed(pair: Pair) -> None:
     near, far = pair
     near.send([FRAME], 255)

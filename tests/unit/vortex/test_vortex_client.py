@@ -30,6 +30,10 @@ class Host:
         self.in_use: set[Port] = set()
         self.did: list[object] = []
         self.closed = False
+        self.receivers: set[tuple[bytes, int, bytes, int]] = set()
+
+    def has_receiver(self, remote: bytes, remote_port: int, local: bytes, local_port: int) -> bool:
+        return (remote, remote_port, local, local_port) in self.receivers
 
     def is_own(self, octets: bytes) -> bool:
         return octets in OWN.values()
@@ -207,6 +211,24 @@ def test_a_port_that_becomes_used_is_given_back_with_its_flows(world: World) -> 
     world.stage.wake(world.now)  # the snapshot has no such socket
     assert world.host.did[-1] == ("take", (ip.TCP, 23))
     assert world.put(OUTSIDE, segment(4, tcp.SYN, outside=True)) != []
+
+
+@VERSIONS
+def test_a_datagram_that_a_socket_would_receive_is_not_wormholed(world: World, version: int) -> None:
+    world.host.receivers.add((ATTACKER[version], 4000, OWN[version], 53))
+    assert world.put(OUTSIDE, datagram(version, 9, outside=True)) == []
+    assert (ip.UDP, 53) in world.stage.ports.used
+    assert len(world.put(OUTSIDE, datagram(version, 9, outside=True, port=54))) == 1
+    world.host.in_use = {(ip.UDP, 53), (ip.UDP, 54)}  # of a socket that is connected to another host
+    world.stage.wake(100.0)
+    assert world.put(OUTSIDE, datagram(version, 9, outside=True, port=54)) == []
+
+
+def test_a_frame_to_a_group_opens_no_flow(world: World) -> None:
+    frame = segment(4, tcp.SYN, outside=True)
+    frame[10:16] = b"\xff" * 6
+    assert world.put(OUTSIDE, frame) == []
+    assert world.stage.drops == {"other": 1}
 
 
 def test_a_port_stays_given_back_while_a_socket_uses_it(world: World) -> None:

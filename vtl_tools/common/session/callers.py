@@ -19,6 +19,7 @@ from vtl_tools.common.device.batch import SLOTS
 from vtl_tools.common.device.handle import Handle
 from vtl_tools.common.model.source_shares import SourceShares
 from vtl_tools.common.session.base import Listener
+from vtl_tools.common.session.caller_limit import CallerLimit, source_of
 from vtl_tools.common.session.items import Hello
 from vtl_tools.common.session.peer_session import PeerSession
 from vtl_tools.common.session.secure_channel import OUTBOX_MAX, Role, SecureConfig
@@ -35,13 +36,6 @@ _UNSENT_MAX: Final = 2 << 20
 """Octets that wait in the kernel before frames are dropped: TCP within the frames needs to feel the link."""
 _KEYS_SEEN: Final = 4096
 _STRANGER_S: Final = 5.0
-
-
-def source_of(host: str) -> bytes:
-    """Return the addresses that one party can easily have: an IPv4 address, or a /64 of IPv6."""
-    if ":" in host:
-        return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8]
-    return socket.inet_aton(host)
 
 
 class Caller:
@@ -116,6 +110,7 @@ class CallerTable:
         self._seen: deque[bytes] = deque(maxlen=_KEYS_SEEN)
         self._callers: dict[int, Caller] = {}
         self._shares: SourceShares[Caller] = SourceShares()
+        self._limit = CallerLimit()
         self._epoll = select.epoll()
         self.buffer = memoryview(bytearray(READ))
         self.why = "is not connected yet"
@@ -134,6 +129,9 @@ class CallerTable:
             except OSError:
                 return
             assert isinstance(connection, TCPConnection)
+            if not self._limit.admits(connection.remote[0], now):
+                connection.close()
+                continue
             self.add(connection, Role.RESPONDER, now, is_open=True)
             if len(self._callers) > CALLERS_MAX and (victim := self._shares.victim()) is not None:
                 self.evicted += 1

@@ -37,6 +37,8 @@ _DOORS_MAX: Final = 8
 _MESSAGES_MAX: Final = 16
 _MESSAGE: Final = 1 << 14
 _HELLO_MAX: Final = 1024
+_ANSWERS_MAX: Final = 16
+"""Answers to one record: the other end may be one that was taken over, and another host where they go."""
 _WAITING_MAX: Final = 1 << 14
 """Frames that wait to be read: more than one reading of a connection brings."""
 
@@ -99,6 +101,7 @@ class Conversation:
         self.hello = hello
         self.remote: Hello | None = None
         self._began_at = self._beat_at = now
+        self._answers = 0
 
     @property
     def is_up(self) -> bool:
@@ -137,6 +140,7 @@ class Conversation:
     def on_record(self, body: memoryview) -> None:
         """Take the items of a record. A frame that is none is counted and dropped. Raises Malformed."""
         at, end = 0, len(body)
+        self._answers = 0
         while at < end:
             if end - at < HEAD.size:
                 raise Malformed("item", at)
@@ -180,13 +184,20 @@ class Conversation:
             raise Malformed("item.stamp")
         if kind == PING:
             report = _REPORT.pack(*self.report())
-            self.emit([HEAD.pack(_PONG, 0, STAMP.size + _REPORT.size), bytes(item), report])
+            self.answer([HEAD.pack(_PONG, 0, STAMP.size + _REPORT.size), bytes(item), report])
             return
         self.on_report(*_REPORT.unpack_from(item, STAMP.size))
         sent_at = STAMP.unpack_from(item)[0] / 1e6
         rtt_s = self.now - sent_at
         if 0 <= rtt_s < self.config.dead_after_s:  # else the other end invents stamps
             self.rtt_s = rtt_s if self.rtt_s is None else self.rtt_s + (rtt_s - self.rtt_s) / 8
+
+    def answer(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Send an item that the other end asks for. Raises Malformed if a record asks for too many."""
+        self._answers += 1
+        if self._answers > _ANSWERS_MAX:
+            raise Malformed("item.answers")
+        self.emit(pieces)
 
     def wake(self, now: float) -> None:
         """Send a heartbeat, or find that the other end is gone."""

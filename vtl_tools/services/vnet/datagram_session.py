@@ -287,7 +287,7 @@ class DatagramSession(Conversation):
     def on_item(self, kind: int, item: memoryview) -> bool:
         """Take an item that is no frame."""
         if kind == _PROBE:
-            self.emit([HEAD.pack(_PROBED, 0, _SIZE.size), _SIZE.pack(len(item) + _PADDED)])
+            self.answer([HEAD.pack(_PROBED, 0, _SIZE.size), _SIZE.pack(len(item) + _PADDED)])
         elif kind == _PROBED:
             if len(item) != _SIZE.size:
                 raise Malformed("item.probed")

@@ -63,7 +63,7 @@ class Overlay(Stage):
         self._tick_at = 0.0
         self._ticked_at = 0.0
         self._scratch = Batch()
-        self._exchange: EvpnExchange | None = None
+        self._exchanges: dict[str, EvpnExchange] = {}
         self._ingress: list[LinkSide] = []
         self.sources = [self._pool]
         if keeper is not None:
@@ -83,8 +83,6 @@ class Overlay(Stage):
             raise SpecError(f"{name}: there is a link of this name; choose another")
         if len(self._links) >= LINKS_MAX:
             raise SpecError(f"{name}: there are {LINKS_MAX} links already; remove one")
-        if link.role.told and any(other.spec.role.told for other in self._links.values()):
-            raise SpecError(f"{name}: there is an evpn: link already; remove it first")
         added = OverlayLink(link)
         try:
             for device in self._devices(link):
@@ -118,7 +116,8 @@ class Overlay(Stage):
         if added.spec.role.told:
             from vtl_tools.services.vnet.evpn.exchange import EvpnExchange
 
-            self._exchange = EvpnExchange(name, added.devices[0], self.switch)
+            self._exchanges[name] = EvpnExchange(name, added.devices[0], self.switch)
+            self.switch.stations.keep_news(wanted=True)
 
     def _say_hello(self) -> None:
         for peer in self._peers().values():
@@ -201,8 +200,8 @@ class Overlay(Stage):
             door.forget(link.devices[0])
         del self._links[name]
         if link.spec.role.told:
-            self._exchange = None
-            self.switch.stations.keep_news(wanted=False)
+            del self._exchanges[name]
+            self.switch.stations.keep_news(wanted=bool(self._exchanges))
         for device in link.devices:
             self._owners.pop(device, None)
             self._pool.remove(device)
@@ -310,8 +309,10 @@ class Overlay(Stage):
 
     def settle(self, now: float) -> None:
         """Tell which links went up or down; exchange stations with a control plane."""
-        if self._exchange is not None:
-            self._exchange_stations(self._exchange, now)
+        if self._exchanges:
+            news = self.switch.stations.take_news()
+            for exchange in self._exchanges.values():
+                self._exchange_stations(exchange, news, now)
         for name, link in self._links.items():
             for side, device in enumerate(link.devices):
                 if device.up != link.up[side]:
@@ -320,8 +321,8 @@ class Overlay(Stage):
                         self._adapting.forget(name)
                     self.event("link", changed=link.name_of(side), up=device.up)
 
-    def _exchange_stations(self, exchange: "EvpnExchange", now: float) -> None:
-        for mac, before in exchange.run(now):
+    def _exchange_stations(self, exchange: "EvpnExchange", news: Sequence[bytes], now: float) -> None:
+        for mac, before in exchange.run(news, now):
             text = mac.hex(":")
             self.event("station", mac=text, before=before, at=exchange.name, cause=("station", text))
         if (connected := exchange.news_of_control()) is not None:
@@ -380,7 +381,7 @@ class Overlay(Stage):
                 for number, rule in enumerate(self.switch.rules, 1)
             },
             "stations": self.switch.stations.status(
-                now, (lambda mac: "") if self._exchange is None else self._exchange.vtep_of
+                now, lambda link, mac: self._exchanges[link].vtep_of(mac)
             ),
         }
 

@@ -147,6 +147,11 @@ class StationTable:
                 self._remove((vlan, mac))
         return before
 
+    def told_link(self, mac: bytes) -> str:
+        """Return the link at which a control plane says that a station is; "": none."""
+        station = self._told.get(mac)
+        return "" if station is None else station.link
+
     def behind(self, service: str) -> set[str]:
         """Return the links of the stations whose frames are sent through a service."""
         return set(self._behind.get(service, ()))
@@ -177,8 +182,8 @@ class StationTable:
         """Return all stations."""
         return iter(self._found.items())
 
-    def status(self, now: float, vtep_of: Callable[[bytes], str]) -> dict[str, dict[str, object]]:
-        """Return what --json says of each station. vtep_of: returns the VTEP of one that was told of."""
+    def status(self, now: float, vtep_of: Callable[[str, bytes], str]) -> dict[str, dict[str, object]]:
+        """Return what --json says of each station. vtep_of: returns the VTEP of one that a link told of."""
 
         def shown(station: KnownStation, vtep: str) -> dict[str, object]:
             return {
@@ -192,6 +197,6 @@ class StationTable:
             mac.hex(":") if not vlan else f"{mac.hex(':')} vlan {vlan}": shown(station, "")
             for (vlan, mac), station in self._found.items()
         } | {
-            mac.hex(":"): shown(station, vtep_of(mac))
+            mac.hex(":"): shown(station, vtep_of(station.link, mac))
             for mac, station in islice(self._told.items(), _TOLD_SHOWN)
         }

@@ -21,6 +21,7 @@ from vtl_tools.common.device.handle import Handle
 from vtl_tools.common.device.peer import enlarge, resolve, translated_errors
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.session.base import Address
+from vtl_tools.common.session.caller_limit import CallerLimit
 from vtl_tools.common.session.items import Hello
 from vtl_tools.common.session.secure_channel import SecureConfig
 from vtl_tools.services.vnet.datagram_session import (
@@ -109,6 +110,7 @@ class UDPSocket:
         self._buffer = memoryview(bytearray(_READ))
         self._secrets = [os.urandom(32), os.urandom(32)]
         self._secret_at = 0.0
+        self._limit = CallerLimit()
         self.strangers = 0
 
     def open(self, address: Address, *, bind: bool) -> Any:
@@ -221,6 +223,9 @@ class UDPSocket:
             return
         if (peer := self._callers.get(message)) is not None:
             self._send(peer.session.second, len(peer.session.second), way)
+            return
+        if not self._limit.admits(way.address[0], now):
+            self.strangers += 1
             return
         session = self._session(now, is_initiator=False)
         try:

@@ -51,6 +51,10 @@ class VolunteerHost(Protocol):
         """Return whether a socket may have been closed since the last call."""
         ...
 
+    def has_receiver(self, remote: bytes, remote_port: int, local: bytes, local_port: int) -> bool:
+        """Return whether a socket of UDP would receive a datagram between these addresses."""
+        ...
+
     def moved(self) -> bool:
         """Return whether addresses changed since the last call; then `sources` have the new networks."""
         ...
@@ -173,7 +177,7 @@ class VortexClient(Stage):
             return "paused"
         if port == BACKEND:
             return "" if net.src == self.link.addresses[len(net.src)] else "not-an-answer"
-        if pkt.eth.src[0] & 1:  # answers would go to a group
+        if (pkt.eth.src[0] | pkt.eth.dst[0]) & 1:  # answers would go to a group, or come from one
             return "other"
         if not self.host.is_own(net.dst) or self.host.is_own(net.src):
             return "not-for-host"
@@ -194,6 +198,11 @@ class VortexClient(Stage):
         segment = pkt.tcp
         if quoted(pkt) is not None or (segment is not None and not self._may_open(segment, key[3], now)):
             return "no-flow"
+        if key[0] == ip.UDP:  # no event tells of a port that connect() bound
+            self._stale = True
+            if self.host.has_receiver(*key[1:3], net.dst, key[3]):
+                self.on_used((ip.UDP, key[3]), now)
+                return "in-use"
         return self.flows.open(key, net.dst, pkt.eth.dst, pkt.eth.src, now) or "flows-of-source"
 
     def _may_open(self, segment: TCP, port: int, now: float) -> bool:

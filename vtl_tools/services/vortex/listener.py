@@ -13,7 +13,8 @@ from typing import Any, Final
 from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.model.source_shares import SourceShares
 from vtl_tools.common.session.base import Address, PathProfile
-from vtl_tools.common.session.callers import READ, Caller, source_of
+from vtl_tools.common.session.caller_limit import CallerLimit, source_of
+from vtl_tools.common.session.callers import READ, Caller
 from vtl_tools.common.session.items import HOPS_MAX, Hello
 from vtl_tools.common.session.keys import KEY_ID
 from vtl_tools.common.session.peer_session import PeerSession
@@ -75,6 +76,8 @@ class ClientListener:
         self._seen: deque[bytes] = deque(maxlen=_KEYS_SEEN)
         self._batch = Batch()
         self._buffer = memoryview(bytearray(READ))
+        self._limit = CallerLimit()
+        self._busy: deque[_Arrival] = deque()
         self._due = 0.0
 
     def fileno(self) -> int:
@@ -90,8 +93,10 @@ class ClientListener:
                 self._end(arrival, "lost its key")
 
     def poll(self, now: float) -> bool:
-        """Accept connections, and read each that has something, once."""
-        moved = False
+        """Accept connections, and read each that has something, once. A client has one batch in each turn."""
+        moved = bool(self._busy)
+        for _ in range(len(self._busy)):
+            self._pass_on(self._busy.popleft(), now)
         for fd, _ in self._epoll.poll(0):
             if fd == self._listener.fileno():
                 self._accept(now)
@@ -131,6 +136,8 @@ class ClientListener:
         client = self._clients.get(arrival.name)
         if client is None:
             return "has no key of ours"
+        if not self._limit.admits(arrival.connection.remote[0], now):
+            return "tries too often"
         session = PeerSession(
             Role.RESPONDER, self._config, psk=client.key, ephemeral=os.urandom(32), now=now, hello=HELLO,
             is_fresh=self._is_fresh,
@@ -164,12 +171,7 @@ class ClientListener:
         session = caller.session
         if session.is_up and self._up.get(client.name) is not arrival:
             self._come_up(arrival, client)
-        moved = bool(session.frames)
-        while session.frames:
-            self._batch.clear()
-            while session.frames and self._batch.count < SLOTS:
-                self._batch.append(session.frames.popleft()[1])
-            self.on_frames(client, self._batch, now)
+        moved = self._pass_on(arrival, now)
         if session.malformed:
             client.drops["malformed"] += session.malformed
             session.malformed = 0
@@ -178,6 +180,19 @@ class ClientListener:
         else:
             self._watch(caller)
         return moved
+
+    def _pass_on(self, arrival: _Arrival, now: float) -> bool:
+        """Pass on up to a batch of a client's frames. Return whether there were any."""
+        caller, client = arrival.caller, arrival.client
+        if caller is None or client is None or not (frames := caller.session.frames):
+            return False
+        self._batch.clear()
+        while frames and self._batch.count < SLOTS:
+            self._batch.append(frames.popleft()[1])
+        if frames and arrival not in self._busy:
+            self._busy.append(arrival)
+        self.on_frames(client, self._batch, now)
+        return True
 
     def _come_up(self, arrival: _Arrival, client: WormholeClient) -> None:
         """Make an authenticated connection its client's; a new one replaces the old one."""

@@ -12,10 +12,13 @@ from vtl_tools.services.vortex.ports import Port
 
 _NETLINK_SOCK_DIAG: Final = 4
 _BY_FAMILY: Final = 20
-_DUMP: Final = 0x301  # NLM_F_REQUEST, NLM_F_DUMP
+_REQUEST: Final = 1  # NLM_F_REQUEST
+_DUMP: Final = 0x301  # with NLM_F_DUMP
 _ERROR, _DONE = 2, 3
 _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _ASKS: Final = struct.Struct("=BBBxI48x")  # struct inet_diag_req_v2: family, protocol, extensions, states
+_ASKS_ONE: Final = struct.Struct("!BBBxIHH16s16sI8s")  # with ports, addresses, interface, cookie
+_ANY_COOKIE: Final = b"\xff" * 8
 _SOCKET: Final = struct.Struct("!xBxxH")  # struct inet_diag_msg: state, the local port
 _STATES: Final = 0xFFFF_FFFF & ~(1 << 6)
 """All but TIME-WAIT, of which a new connection to the port does not hear."""
@@ -35,6 +38,26 @@ def sockets_of_host() -> tuple[set[Port], bool]:
                     used.add((protocol, port))
                     is_closing |= protocol == TCP and state in _CLOSING
     return used, is_closing
+
+
+def has_receiver(remote: bytes, remote_port: int, local: bytes, local_port: int) -> bool:
+    """Return whether a socket of UDP would receive a datagram between these addresses. Raises OSError."""
+    family = socket.AF_INET if len(local) == 4 else socket.AF_INET6
+    # Source and destination are "swapped for historical reasons" (udp_dump_one).
+    body = _ASKS_ONE.pack(
+        family, UDP, 0, _STATES, remote_port, local_port, remote.ljust(16, b"\0"), local.ljust(16, b"\0"), 0,
+        _ANY_COOKIE,
+    )  # fmt: skip
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+    with socket.socket(socket.AF_NETLINK, kind, _NETLINK_SOCK_DIAG) as sock:
+        sock.send(_HEADER.pack(_HEADER.size + len(body), _BY_FAMILY, _REQUEST, 1, 0) + body)
+        octets = sock.recv(_MOST)
+    if _HEADER.unpack_from(octets)[1] != _ERROR:
+        return True
+    code = -int.from_bytes(octets[16:20], "little", signed=True)
+    if code != errno.ENOENT:
+        raise OSError(code, os.strerror(code))
+    return False
 
 
 def _dump(sock: socket.socket, family: int, protocol: int) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,7 @@ from vtl_tools.services.vortex.limits import Network, Sources
 from vtl_tools.services.vortex.port_events import PolledPorts, PortEvents
 from vtl_tools.services.vortex.ports import Port, PortUse
 from vtl_tools.services.vortex.silence import Silence
-from vtl_tools.services.vortex.sock_diag import sockets_of_host
+from vtl_tools.services.vortex.sock_diag import has_receiver, sockets_of_host
 from vtl_tools.services.vortex.tap import BesideStack, Leaving
 
 _GETADDR: Final = 22
@@ -43,6 +43,13 @@ class Volunteer:
     def sockets(self) -> tuple[set[Port], bool]:
         """Return the ports that sockets use now, and whether a socket is closing. Raises OSError."""
         return sockets_of_host()
+
+    def has_receiver(self, remote: bytes, remote_port: int, local: bytes, local_port: int) -> bool:
+        """Return whether a socket of UDP would receive a datagram between these addresses."""
+        try:
+            return has_receiver(remote, remote_port, local, local_port)
+        except OSError:
+            return True  # in doubt it is the host's
 
     def moved(self) -> bool:
         """Return whether addresses changed since the last call; then `sources` have the new networks."""

@@ -4,12 +4,14 @@ A path has an NLRI and attributes; each is a google.protobuf.Any, a name and a m
 are those of GoBGP's api/gobgp.proto and api/attribute.proto.
 """
 
+import hashlib
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from vtl_tools.common.errors import Malformed
+from vtl_tools.common.packet.address import is_single_host
 from vtl_tools.services.vnet.evpn.protobuf import (
     Fields,
     first_int,
@@ -35,7 +37,7 @@ _KINDS: Final = ("EVPNMACIPAdvertisementRoute", "EVPNInclusiveMulticastEthernetT
 class EvpnRoute(NamedTuple):
     """A route to a station, or with mac b"" to a VTEP that takes frames for all (RFC 7432 section 7).
 
-    rd, ip: what else the NLRI is told apart by. vtep: four octets. targets: "AS:NUMBER".
+    rd, ip: what else the NLRI is told apart by. vtep: four octets, or 16. targets: "AS:NUMBER".
     """
 
     mac: bytes
@@ -58,8 +60,15 @@ class OwnNetwork:
 
     @property
     def rd(self) -> str:
-        """Return the route distinguisher (RFC 7432 section 7.9): our address, and 16 bits of the VNI."""
-        return f"{self.vtep}:{self.vni & 0xFFFF}"
+        """Return the route distinguisher (RFC 7432 section 7.9): our address, and 16 bits of the VNI.
+
+        There is room for an address of IPv4. One of IPv6 is hashed.
+        """
+        own = self.vtep
+        if ":" in own:
+            octets_ = hashlib.sha256(ipaddress.IPv6Address(own).packed).digest()[:4]
+            own = str(ipaddress.IPv4Address(octets_))
+        return f"{own}:{self.vni & 0xFFFF}"
 
 
 # --- out
@@ -96,7 +105,7 @@ def path(network: OwnNetwork, mac: bytes, sequence: int, *, withdraw: bool = Fal
         _any("ExtendedCommunitiesAttribute", b"".join(octets(1, each) for each in communities)),
     ]
     if not mac:
-        address = ipaddress.IPv4Address(network.vtep).packed
+        address = ipaddress.ip_address(network.vtep).packed
         tunnel = integer(2, _INGRESS_REPLICATION) + integer(3, network.vni) + octets(4, address)
         attributes.append(_any("PmsiTunnelAttribute", tunnel))
     told = octets(1, nlri) + b"".join(octets(2, each) for each in attributes)
@@ -201,17 +210,12 @@ def _mac(value: memoryview) -> bytes:
 
 
 def _address(text: str) -> bytes:
-    """Return an IPv4 address of a host; b"": it is none."""
+    """Return the address of a host; b"": it is none."""
     try:
-        address = ipaddress.IPv4Address(text)
+        address = ipaddress.ip_address(text).packed
     except ValueError:
         return b""
-    if address.is_multicast or address.is_unspecified or address.is_loopback or address == _BROADCAST:
-        return b""
-    return address.packed
-
-
-_BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
+    return address if is_single_host(address) else b""
 
 
 def _rd(value: memoryview) -> str:

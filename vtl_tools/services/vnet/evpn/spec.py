@@ -5,10 +5,11 @@ evpn:VNI,local=ADDRESS[,gobgp=HOST:PORT|unix:PATH][,rt=AS:NUMBER][,port=N][,dev=
 
 import ipaddress
 import re
+import socket
 from dataclasses import dataclass
 from typing import Final
 
-from vtl_tools.common.device.peer import Address
+from vtl_tools.common.device.peer import Address, SocketAddress
 from vtl_tools.common.device.vxlan import PORT
 from vtl_tools.common.errors import SpecError
 from vtl_tools.services.vnet.evpn.gobgp_api import OwnNetwork
@@ -18,7 +19,7 @@ _FORM: Final = (
     "write evpn:VNI,local=ADDRESS[,gobgp=HOST:PORT][,rt=AS:NUMBER][,port=N][,dev=NAME][,hold=SECONDS]"
 )
 _WORD: Final = re.compile(
-    r"local=(?P<local>[\d.]+)|gobgp=(?P<gobgp>unix:/[^,]{1,106}|[^,:\[\]]+:\d{1,5}|\[[^\]]+\]:\d{1,5})"
+    r"local=(?P<local>[\da-fA-F.:]+)|gobgp=(?P<gobgp>unix:/[^,]{1,106}|[^,:\[\]]+:\d{1,5}|\[[^\]]+\]:\d{1,5})"
     r"|rt=(?P<rt>\d{1,5}:\d{1,10})|port=(?P<port>\d{1,5})|dev=(?P<dev>[^\s/:,]{1,15})|hold=(?P<hold>\d{1,5})"
 )
 
@@ -34,6 +35,16 @@ class EvpnSpec:
     dev: str
     hold_s: float
 
+    @property
+    def family(self) -> socket.AddressFamily:
+        """The address family of the underlay."""
+        return socket.AF_INET6 if ":" in self.network.vtep else socket.AF_INET
+
+    def place_of(self, vtep: bytes) -> SocketAddress:
+        """Return where a VTEP takes frames."""
+        host = str(ipaddress.ip_address(vtep))
+        return (host, self.port) if len(vtep) == 4 else (host, self.port, 0, 0)
+
 
 def parse_evpn(spec: str) -> EvpnSpec:
     """Return the link of a spec. Raises SpecError."""
@@ -47,9 +58,9 @@ def parse_evpn(spec: str) -> EvpnSpec:
     if not re.fullmatch(r"\d{1,8}", vni) or not 0 < int(vni) < 1 << 24:
         raise SpecError(f"{spec!r}: {vni!r} is not a network identifier; {_FORM}")
     try:
-        local = ipaddress.IPv4Address(found.get("local", ""))
+        local = ipaddress.ip_address(found.get("local", ""))
     except ValueError:
-        raise SpecError(f"{spec!r}: needs the IPv4 address of this host's VTEP; {_FORM}") from None
+        raise SpecError(f"{spec!r}: needs the address of this host's VTEP; {_FORM}") from None
     where = found.get("gobgp", "127.0.0.1:50051")
     host, _, number = where.rpartition(":")
     ports = int(found.get("port", str(PORT))), 1 if where.startswith("unix:") else int(number)

@@ -42,7 +42,7 @@ class EvpnTable:
 
     def __init__(self, network: OwnNetwork) -> None:
         self._network = network
-        self._vtep = ipaddress.IPv4Address(network.vtep).packed
+        self._vtep = ipaddress.ip_address(network.vtep).packed
         self._any_as = not network.target
         self._macs: dict[bytes, list[_Route]] = {}
         self._vteps: dict[bytes, int] = {}
@@ -110,7 +110,7 @@ class EvpnTable:
             self._note(route.mac)
 
     def _is_ours(self, route: EvpnRoute) -> bool:
-        if route.vni != self._network.vni or route.vtep == self._vtep:
+        if route.vni != self._network.vni or route.vtep == self._vtep or len(route.vtep) != len(self._vtep):
             return False
         if self._any_as:
             number = self._network.target.partition(":")[2]
