@@ -12,8 +12,8 @@ from vtl_tools.common.packet.vnet import NONE, VNET
 from vtl_tools.common.tcp.wire import Path, is_intact
 
 _PORTS: Final = struct.Struct("!HH")
-# The layout of a frame of so many octets with a plain ACK: timestamps, and no data. Read are the protocol; the
-# addresses, ports and SEG.SEQ; SEG.ACK; data offset and flags; the start of the options.
+# The layout of a frame of so many octets that is a plain ACK: with timestamps, without data. Read are the
+# protocol; addresses, ports and SEG.SEQ; SEG.ACK; data offset and flags; the start of the options.
 _PLAIN_ACKS: Final = {
     VNET + 14 + 20 + 32: struct.Struct(f"!{VNET + 14}x9xc2x16sI2s6x4s"),
     VNET + 14 + 40 + 32: struct.Struct(f"!{VNET + 14}x6xcx40sI2s6x4s"),
