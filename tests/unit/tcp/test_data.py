@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from random import Random
 
 import pytest
 from talk import ISS, PLAIN
 
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.tcp import PSH
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.isn import initial_numbers
 from vtl_tools.common.tcp.state import Ended, SegmentDrop, State
@@ -92,6 +94,25 @@ def test_it_never_sends_beyond_the_window(make):
     for seq in 2001, 3001, 4001:
         peer.expect(".", seq=seq, data=1000)
     peer.expect_nothing()
+
+
+def test_super_segments_that_leave_together_differ_in_what_they_carry(make):
+    config = replace(
+        PLAIN, super_segment=20_000, window_scaling=True, timestamps=True, no_delay=True, initial_window=99
+    )
+    tcp, peer = make(config, win=60_000)
+    data = Random(1).randbytes(90_500)
+    assert tcp.write(data) == len(data)
+    peer.pump()  # which verifies checksums
+    at = 0
+    for heard in (pkt.tcp for pkt in peer.said):
+        assert (heard.seq - ISS - 1) % 2**32 == at
+        assert bytes(heard.payload) == data[at : at + len(heard.payload)]
+        at += len(heard.payload)
+        assert bool(heard.flags & PSH) == (at == len(data))
+    assert at == len(data)
+    assert tcp.info().segments_out == 1 + 5
+    peer.said.clear()
 
 
 def test_a_shut_window_is_probed_for_as_long_as_the_peer_answers(make):

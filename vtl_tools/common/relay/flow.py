@@ -141,7 +141,7 @@ class RelayFlow:
         return FlowOutcome.OPEN
 
     def carry(self, reads: int = 1) -> None:
-        """Move octets both ways. The endpoint then has something to transmit. reads: of the stream, at most."""
+        """Move octets both ways, in so many reads. The endpoint then has something to transmit."""
         endpoint = self.endpoint
         ended = endpoint.ended
         if self.connector is not None or (ended is not None and ended is not Ended.CLOSED):

@@ -21,14 +21,16 @@ class FrameQueue:
 
     def transmit(self, endpoint: Endpoint, now: float) -> None:
         """Take or send the frames that an endpoint may send now."""
-        for pieces in endpoint.transmit_pieces(now):
+        frames = endpoint.transmit_pieces(now)
+        for i, pieces in enumerate(frames):
             if len(pieces) == 1:
                 self._frames.append(pieces)
             elif len(pieces) == 2 and len(pieces[1]) < _JOINED:
                 self._frames.append((b"".join(pieces),))
-            else:
+            else:  # as are those that follow, nearly always
                 self.flush(now)
-                self._send((pieces,), now)
+                self._send(frames[i:] if i else frames, now)
+                return
 
     def flush(self, now: float) -> None:
         """Send the frames that wait."""

@@ -1,17 +1,47 @@
-"""Reads frames that belong to no flow of a relay."""
+"""Reads frames of the guest before their flow is known."""
 
 import struct
+from collections.abc import Iterable
 from typing import Final
 
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.seq import seq_lt
 from vtl_tools.common.packet.vnet import NONE, VNET
 from vtl_tools.common.tcp.wire import Path, is_intact
 
 _PORTS: Final = struct.Struct("!HH")
+# The layout of a frame of so many octets that is a plain ACK: with timestamps, without data. Read are the
+# protocol; addresses, ports and SEG.SEQ; SEG.ACK; data offset and flags; the start of the options.
+_PLAIN_ACKS: Final = {
+    VNET + 14 + 20 + 32: struct.Struct(f"!{VNET + 14}x9xc2x16sI2s6x4s"),
+    VNET + 14 + 40 + 32: struct.Struct(f"!{VNET + 14}x6xcx40sI2s6x4s"),
+}
+_PLAIN: Final = b"\x06", b"\x80\x10", b"\x01\x01\x08\x0a"
 _SYN_MAX: Final = VNET + 14 + 8 + 60 + 60
 """Octets of a frame with a SYN and no data: with tags, and with all the options of IP and TCP."""
+
+
+def newest_acks(frames: Iterable[memoryview]) -> list[memoryview]:
+    """Return frames without each plain ACK that the next frame repeats with a higher number.
+
+    A guest acknowledges every super-segment of bulk data, so that several ACKs come in one batch.
+    """
+    kept: list[memoryview] = []
+    last, last_ack = b"", 0
+    for frame in frames:
+        flow = b""
+        if (layout := _PLAIN_ACKS.get(len(frame))) is not None:
+            protocol, parties, ack, flags, option = layout.unpack_from(frame)
+            if (protocol, flags, option) == _PLAIN:
+                flow = parties
+                if flow == last and seq_lt(last_ack, ack):
+                    kept.pop()
+                last_ack = ack
+        last = flow
+        kept.append(frame)
+    return kept
 
 
 def is_broken(frame: memoryview) -> bool:

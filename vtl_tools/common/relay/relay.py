@@ -23,7 +23,7 @@ from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayBudget, RelayLimi
 from vtl_tools.common.relay.connector import Connector
 from vtl_tools.common.relay.flow import FlowOutcome, RelayFlow
 from vtl_tools.common.relay.frame_queue import FrameQueue
-from vtl_tools.common.relay.frames import is_broken, path_back, syn_alone
+from vtl_tools.common.relay.frames import is_broken, newest_acks, path_back, syn_alone
 from vtl_tools.common.relay.icmp_errors import SegmentError, apply_error
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.relay.syn_flood import SynFloodGuard, SynVerdict
@@ -53,8 +53,8 @@ SUPER_SEGMENT: Final = 65_455
 """Octets of data that fit a packet of 65,535 with all the options that may come with them."""
 
 RELAYED: Final = Config(
-    super_segment=SUPER_SEGMENT, buffer_max=4 << 20, no_delay=True, quick_acks=0, delayed_fin_ack=True, syn_timeout_s=30.0,
-    time_wait_s=1.0,
+    super_segment=SUPER_SEGMENT, buffer_max=4 << 20, no_delay=True, quick_acks=0, delayed_fin_ack=True,
+    syn_timeout_s=30.0, time_wait_s=1.0,
     keep_alive_s=300.0, keep_alive_interval_s=30.0, keep_alive_probes=5,
 )  # fmt: skip
 """Configuration of the endpoints. The guest is one link away, so a late answer is soon a lost one."""
@@ -113,7 +113,7 @@ class Relay(Stage):
 
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
         """Take the guest's frames."""
-        for frame in batch:
+        for frame in newest_acks(batch) if batch.count > 1 else batch:
             try:
                 segment = parse(frame)
             except Malformed:

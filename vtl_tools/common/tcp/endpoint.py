@@ -27,6 +27,8 @@ from vtl_tools.common.tcp.tcb import NEVER, TCB
 from vtl_tools.common.tcp.wire import SOURCE_ROUTE, Frame, Framer, Path, Pieces, Segment, is_intact, parse
 
 DEFAULT: Final = Config()
+_TUNE_AFTER_S: Final = 0.01
+"""Age of a connection that is worth larger buffers."""
 _R1: Final = 3  # retransmissions (RFC 9293 section 3.8.3, SHLD-10)
 
 _ABORT_IS_TOLD = frozenset(  # 3.10.5
@@ -53,6 +55,8 @@ class Endpoint(TCB):
     ) -> None:
         number, ts_offset = initial_numbers(secret, path, now)
         super().__init__(path, config or DEFAULT, number if iss is None else iss, ts_offset)
+        if self.tune_at < NEVER:
+            self.tuned, self.tune_at = (0, now), now + _TUNE_AFTER_S
 
     def __repr__(self) -> str:
         return (

@@ -226,8 +226,9 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
     tick_s = snd.rack.tick_s
     edge = snd.una + min(snd.wnd, snd.cc.cwnd)
     most = snd.send_size
-    while (size := min(min(queue.tail, edge) - snd.nxt, most)) > 0:
-        start = snd.nxt
+    first = start = snd.nxt
+    head, length, told = b"", 0, 0
+    while (size := min(min(queue.tail, edge) - start, most)) > 0:
         end = start + size
         flags = ACK
         if end == queue.tail and (no_delay or start == snd.una):
@@ -235,21 +236,30 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
         elif size % mss:
             end -= size % mss
             if end == start:
-                return True
+                break
         elif end == queue.tail:
             flags = ACK | PSH
         views = queue.views(start, end)
-        snd.runs.sent(start, end, now, None, tick_s)
-        snd.nxt = end
-        if end > snd.max:
-            snd.max = end
+        if end - start == length and flags == told:
+            tcb.segments_out += 1
+            frames.append((tcb.framer.renumbered(head, (snd.iss + start) & 0xFFFF_FFFF), *views))
+        else:
+            length, told = end - start, flags
+            pieces = frame(tcb, start, flags, now, views, length, ect=tcb.ecn)
+            head = bytes(pieces[0])
+            frames.append(pieces)
+        start = end
+    if start > first:
+        snd.runs.sent(first, start, now, None, tick_s)
+        snd.nxt = start
+        if start > snd.max:
+            snd.max = start
         tcb.sent_at = now
         if tcb.retransmit_at == NEVER:
             tcb.arm(now)
         elif tcb.probe_is_next:
             tcb.arm_probe(now)
-        frames.append(frame(tcb, start, flags, now, views, end - start, ect=tcb.ecn))
-    return queue.tail > snd.nxt and edge > snd.nxt
+    return queue.tail > start and edge > start
 
 
 def transmit(tcb: TCB, now: float) -> list[Pieces]:

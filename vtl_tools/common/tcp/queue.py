@@ -43,8 +43,8 @@ class SendQueue:
                     self.kept += size
                     return
             data = bytearray(data)  # we may extend only our own: the caller's data is kept as a view
-        elif type(data) is bytearray:
-            data = memoryview(data)
+        else:
+            data = memoryview(data)  # a part of a view costs less than a view of a part
         self._starts.append(self.tail)
         self._pieces.append(data)
         self.tail += size
@@ -54,7 +54,8 @@ class SendQueue:
         """Return the octets between two positions. Release the views before the next append()."""
         i = bisect_right(self._starts, start) - 1
         at = start - self._starts[i]
-        view = memoryview(self._pieces[i])[at : at + end - start]
+        piece = self._pieces[i]
+        view = (piece if type(piece) is memoryview else memoryview(piece))[at : at + end - start]
         if len(view) == end - start:
             return [view]
         found = [view]

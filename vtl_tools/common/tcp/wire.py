@@ -264,3 +264,8 @@ class Framer:
                 seq, ack, offset_flags, window, pseudo, urgent,
             )  # fmt: skip
         return (head + options, *data) if data else (head + options,)
+
+    def renumbered(self, head: bytes, seq: int) -> bytes:
+        """Return a copy of the first piece of a frame with another SEQ. The sum is partial, without SEQ."""
+        at = vnet.VNET + self._l4 + 4
+        return head[:at] + seq.to_bytes(4, "big") + head[at + 4 :]
