@@ -23,11 +23,13 @@ FILES = {"bash": "{}", "zsh": "_{}", "fish": "{}.fish"}
 HOT = (
     "common/device/batch.py",
     "common/model/tcp_arrival.py", "common/model/tcp_end.py",
-    "common/packet/checksum.py", "common/packet/options.py", "common/packet/quick.py",
+    "common/packet/checksum.py", "common/packet/options.py", "common/packet/quick.py", "common/packet/seq.py",
     "common/relay/*.py",
     "common/tcp/**/*.py",
     "services/fw/connections.py", "services/fw/flow.py", "services/fw/policy.py", "services/fw/table.py",
     "services/fw/tcp_flow.py", "services/fw/tracker.py",
+    "services/freeze/answers.py", "services/freeze/connection.py", "services/freeze/freezer.py",
+    "services/freeze/headers.py", "services/freeze/peer_evidence.py", "services/freeze/table.py",
     "services/ack/deputy.py", "services/split/connector.py", "services/tor/name_server.py",
     "services/udt/transport/base.py", "services/udt/transport/flow.py",
 )  # fmt: skip
