@@ -23,13 +23,17 @@ FILES = {"bash": "{}", "zsh": "_{}", "fish": "{}.fish"}
 HOT = (
     "common/device/batch.py",
     "common/model/tcp_arrival.py", "common/model/tcp_end.py",
-    "common/packet/checksum.py", "common/packet/options.py", "common/packet/quick.py",
+    "common/packet/checksum.py", "common/packet/offload.py", "common/packet/options.py",
+    "common/packet/quick.py", "common/packet/seq.py",
     "common/relay/*.py",
     "common/tcp/**/*.py",
     "services/fw/connections.py", "services/fw/flow.py", "services/fw/policy.py", "services/fw/table.py",
     "services/fw/tcp_flow.py", "services/fw/tracker.py",
+    "services/freeze/answers.py", "services/freeze/connection.py", "services/freeze/freezer.py",
+    "services/freeze/headers.py", "services/freeze/peer_evidence.py", "services/freeze/table.py",
     "services/ack/deputy.py", "services/split/connector.py", "services/tor/name_server.py",
     "services/udt/transport/base.py", "services/udt/transport/flow.py",
+    "services/wan/bottleneck.py", "services/wan/codel.py", "services/wan/loss.py", "services/wan/path.py",
 )  # fmt: skip
 """The files on the path of each segment, below vtl_tools, and those of classes that inherit from theirs, as a
 compiled class has no interpreted heirs. They run as they are, too, several times slower."""
@@ -90,10 +94,12 @@ def extensions() -> list[Extension]:
         return []
     from mypyc.build import mypycify
 
+    # Libraries are not there in pip's own environment, and their types are not needed: `make lint` checks.
+    options = ["--config-file=", "--ignore-missing-imports"]
     # One library within the package, beside a small one for each module that points to it.
     optimized = os.environ.get("MYPYC_OPT_LEVEL", "2")  # 3 gains nothing measurable
     made: list[Extension] = mypycify(
-        hot_modules(), group_name="vtl_tools.compiled", multi_file=True, opt_level=optimized
+        [*options, *hot_modules()], group_name="vtl_tools.compiled", multi_file=True, opt_level=optimized
     )
     for extension in made:
         extension.include_dirs.append("build/vtl_tools")  # where mypyc puts the headers of such a group

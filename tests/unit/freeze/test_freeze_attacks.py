@@ -221,10 +221,9 @@ def test_to_push_out_a_peer_before_it_has_shown_itself(new_talk):
     assert repeat(talk, ".", 1001, 201, 10)[2] == [(".", 201, 1001, 0)]  # and there is room for others
 
 
-def test_to_push_out_what_was_overheard_by_what_was_made_up(new_talk, monkeypatch):
-    monkeypatch.setattr(table_module, "PROVEN_MAX", 5)
+def test_to_push_out_what_was_overheard_by_what_was_made_up(new_talk):
     talk = new_talk()
-    talk.freezer.table = ConnectionTable(3)
+    talk.freezer.table = ConnectionTable(3, proven_max=5)
     heard = (1, 2, 3)
     for talk.port in heard:
         talk.open()
@@ -237,10 +236,9 @@ def test_to_push_out_what_was_overheard_by_what_was_made_up(new_talk, monkeypatc
     assert len(talk.freezer.table) == 3 + 5
 
 
-def test_to_push_out_open_connections_by_a_flood_of_syns(new_talk, monkeypatch):
-    monkeypatch.setattr(table_module, "OPENING_MAX", 50)
+def test_to_push_out_open_connections_by_a_flood_of_syns(new_talk):
     talk = new_talk()
-    talk.freezer.table = ConnectionTable(100)
+    talk.freezer.table = ConnectionTable(100, opening_max=50)
     for talk.port in range(60):
         talk.open()
     talk.now += 1000.0

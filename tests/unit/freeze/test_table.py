@@ -104,9 +104,9 @@ def test_closed_connections_go_in_time(new_talk):
     assert len(talk.freezer.table) == 1
 
 
-def test_what_is_kept_is_bounded(new_talk, monkeypatch):
-    monkeypatch.setattr(table_module, "HELD_MAX", 3000)
+def test_what_is_kept_is_bounded(new_talk):
     talk = new_talk()
+    talk.freezer.table = ConnectionTable(held_max=3000)
     for port in range(5):
         talk.port = port
         talk.open()

@@ -58,7 +58,7 @@ class Freezer:
     """
 
     def __init__(self, table: ConnectionTable | None = None, *, any_mac: bool = True) -> None:
-        self.table = table or ConnectionTable()
+        self.table = ConnectionTable() if table is None else table
         self.any_mac = any_mac
         self.frozen = False
         self.frozen_at = 0.0

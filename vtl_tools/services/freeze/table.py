@@ -47,8 +47,16 @@ _NOTABLE: Final = OPENING | PEER_FIN
 class ConnectionTable:
     """Connections of one VM, by SegmentHeader.key. now: seconds."""
 
-    def __init__(self, connections_max: int = CONNECTIONS_MAX) -> None:
-        self.connections_max = connections_max
+    def __init__(
+        self,
+        connections_max: int = CONNECTIONS_MAX,
+        *,
+        proven_max: int = PROVEN_MAX,
+        opening_max: int = OPENING_MAX,
+        held_max: int = HELD_MAX,
+    ) -> None:
+        self.connections_max, self.held_max = connections_max, held_max
+        self.proven_max, self.opening_max = proven_max, opening_max
         self.gaps = False
         """Whether segments may pass unseen; set by set_sampled()."""
         self._epoch = 0
@@ -154,7 +162,7 @@ class ConnectionTable:
         self.remove(segment.key)
         self.add(connection, now)
         if segment.flags & SYN:
-            if len(self._opening) >= OPENING_MAX:
+            if len(self._opening) >= self.opening_max:
                 self.evicted += 1
                 self.remove(next(iter(self._opening)))
             connection.flags |= OPENING
@@ -226,7 +234,7 @@ class ConnectionTable:
         key = connection.key
         if key not in self._strangers:
             return True
-        if len(self._proven) >= PROVEN_MAX:
+        if len(self._proven) >= self.proven_max:
             oldest = next(iter(self._proven.values()))
             if now - oldest.seen <= PATIENCE_S:
                 self._proven[oldest.key] = self._proven.pop(oldest.key)
@@ -238,7 +246,7 @@ class ConnectionTable:
 
     def add_proven(self, connection: HeldConnection) -> bool:
         """Add a connection of an imported state that has only a proof. Return whether there is room."""
-        if len(self._proven) >= PROVEN_MAX:
+        if len(self._proven) >= self.proven_max:
             return False
         self._proven[connection.key] = connection
         return True
@@ -278,7 +286,7 @@ class ConnectionTable:
         """
         before = connection.head if head else connection.newest
         octets = self.held + len(frame) - len(before or b"")
-        if octets > HELD_MAX:
+        if octets > self.held_max:
             return False
         self.held = octets
         if head:
