@@ -24,7 +24,8 @@ HOT = (
     "common/tcp/**/*.py",
     "services/fw/connections.py", "services/fw/flow.py", "services/fw/policy.py", "services/fw/table.py",
     "services/fw/tcp_flow.py", "services/fw/tracker.py",
-    "services/ack/deputy.py", "services/split/connector.py", "services/tor/name_server.py",
+    "services/ack/deputy.py", "services/split/connector.py", "services/split/destinations.py",
+    "services/split/tuning.py", "services/tor/name_server.py",
     "services/udt/transport/base.py", "services/udt/transport/flow.py",
 )  # fmt: skip
 """The files on the path of each segment, below vtl_tools, and those of classes that inherit from theirs, as a
