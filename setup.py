@@ -31,7 +31,8 @@ HOT = (
     "services/fw/tcp_flow.py", "services/fw/tracker.py",
     "services/freeze/answers.py", "services/freeze/connection.py", "services/freeze/freezer.py",
     "services/freeze/headers.py", "services/freeze/peer_evidence.py", "services/freeze/table.py",
-    "services/ack/deputy.py", "services/split/connector.py", "services/tor/name_server.py",
+    "services/ack/deputy.py", "services/split/connector.py", "services/split/destinations.py",
+    "services/split/tuning.py", "services/tor/name_server.py",
     "services/udt/transport/base.py", "services/udt/transport/flow.py",
     "services/wan/bottleneck.py", "services/wan/codel.py", "services/wan/loss.py", "services/wan/path.py",
 )  # fmt: skip

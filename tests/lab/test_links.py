@@ -144,6 +144,25 @@ def test_a_tap_and_an_interface_by_af_packet(lab, guest):
         assert transfer(tap, packet, host, server, "192.168.7.2") > 30_000
 
 
+def test_frames_that_leave_in_the_background_stay_in_order_and_are_counted(lab):
+    left, right = (lab.host(name, ipv6=False) for name in ("left", "right"))
+    lab.veth(left, "eth0", right, "eth0")
+    bad = b"\x01\x01\0\0\xe8\x03\xff\xff\xff\xff" + plain(1)[10:]
+    with opened(left, PacketDevice("eth0")) as ours, opened(right, PacketDevice("eth0")) as theirs:
+        ours.write_pieces([(plain(n),) for n in range(40)])
+        ours.write_pieces([(plain(40)[:30], plain(40)[30:])])
+        ours.write_pieces([(plain(n),) for n in range(41, 60)])
+        ours.write(Batch.of([plain(60)]))
+        ours.write_pieces([(plain(61),)] * 8 + [(bad,)] + [(plain(62),)] * 8)
+        counted = ours.status()
+        assert read_all(theirs, 77) == [ether(n) for n in (*range(61), *[61] * 8, *[62] * 8)]
+        assert (counted["tx_frames"], counted["tx_octets"]) == (77, 77 * 60)
+        assert counted["drops"] == {"refused": 1}
+        left.run("ip", "link", "set", "eth0", "down")
+        ours.write_pieces([(plain(63),)] * 10)
+        assert ours.status()["drops"] == {"refused": 1, "link-down": 10}
+
+
 def test_a_tap_that_is_deleted_is_made_anew(lab):
     host = lab.host("host")
     with opened(host, TapDevice("vtl0")) as tap:

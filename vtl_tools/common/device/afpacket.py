@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from vtl_tools.common.device import bpf, mmsg
+from vtl_tools.common.device.background import BackgroundSender
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch, PackedBatch, Pieces
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
@@ -65,7 +66,7 @@ class PacketDevice(Device):
         if fanout:
             self.capabilities = frozenset({privilege.NET_RAW})
         self._batch = Batch()
-        self._packed = PackedBatch()
+        self._packed, self._sender = PackedBatch(), BackgroundSender()
         self._index = 0
         self._sock: socket.socket | None = None
         self._fd = -1
@@ -158,6 +159,7 @@ class PacketDevice(Device):
     def _look_again(self) -> None:
         """Reopen the interface if it is back after it went down or was deleted."""
         assert self._sock is not None
+        self._finish()
         self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         try:
             is_renamed = interface.name_of(self._index) is not None
@@ -231,12 +233,23 @@ class PacketDevice(Device):
     def write(self, batch: Batch) -> int:
         """Send a batch. The kernel segments super-segments and completes partial checksums."""
         count = batch.count
+        self._finish()
         if not self.up:
             return self.refused(batch, Drop.LINK_DOWN)
         if self._sources_left:
             self._check_sources(batch)
         done = mmsg.sendmmsg(self._fd, batch.msgs_pointer, count, mmsg.MSG_DONTWAIT)
-        return self.sent(batch) if done == count else self._write_rest(batch, done)
+        return self.sent(batch) if done == count else self._write_rest(batch, done, mmsg.errno())
+
+    def _finish(self) -> None:
+        """Wait until the batch that was sent last is out, and count it."""
+        batch = self._sender.batch
+        if batch is not None:
+            done, code = self._sender.finish()
+            if done == batch.count:
+                self.sent(batch)
+            else:
+                self._write_rest(batch, done, code)
 
     def _check_sources(self, batch: Batch) -> None:
         """Warn of a VM that has the interface's own Ethernet address: what is for that is the host's."""
@@ -249,9 +262,16 @@ class PacketDevice(Device):
             )  # fmt: skip
 
     def write_pieces(self, frames: Sequence[Pieces]) -> int:
-        """Send frames in pieces, which the kernel joins. Frames of one piece go out by one call."""
+        """Send frames in pieces, which the kernel joins. Frames of one piece go out by one call.
+
+        Many such frames are sent in the background: those that the kernel refuses are counted later.
+        """
+        self._finish()
         if len(frames) > 1 and max(map(len, frames)) == 1:
             whole = [bytes(pieces[0]) for pieces in frames]
+            if len(whole) <= SLOTS and self.up and not self._sources_left and self._sender.pays(len(whole)):
+                self._sender.start(self._fd, self._packed.pack(whole))
+                return len(whole)
             return sum(
                 self.write(self._packed.pack(whole[i : i + SLOTS])) for i in range(0, len(whole), SLOTS)
             )
@@ -272,14 +292,14 @@ class PacketDevice(Device):
         self.tx_octets += octets
         return sent
 
-    def _write_rest(self, batch: Batch, n: int) -> int:
-        """Continue after sendmmsg stopped early: it sent n frames, or failed at the first (-1)."""
+    def _write_rest(self, batch: Batch, n: int, code: int) -> int:
+        """Continue after sendmmsg stopped early: it sent n frames, or failed at the first (-1) by a code."""
         fd, address, count = self._fd, batch.msgs_address, batch.count
         lost: list[int] = []
         done = max(n, 0)
         while done < count:
             if n < 0:
-                reason, at_fault = self._why(mmsg.errno())
+                reason, at_fault = self._why(code)
                 gone = range(done, done + 1 if at_fault else count)
                 self.drops[reason] += len(gone)
                 lost += gone
@@ -287,7 +307,7 @@ class PacketDevice(Device):
                 if done == count:
                     break
             rest = mmsg.pointer(address + done * mmsg.MSGHDR_SIZE)
-            n = mmsg.sendmmsg(fd, rest, count - done, mmsg.MSG_DONTWAIT)
+            n, code = mmsg.sendmmsg(fd, rest, count - done, mmsg.MSG_DONTWAIT), mmsg.errno()
             done += max(n, 0)
         return self.sent(batch, len(lost), sum(batch.lengths[i] - vnet.VNET for i in lost))
 
@@ -306,6 +326,7 @@ class PacketDevice(Device):
 
     def status(self) -> dict[str, object]:
         """Return what --json prints of the link."""
+        self._finish()
         if self._sock is not None:
             # struct tpacket_stats: packets, drops; both since the last query.
             stats = self._sock.getsockopt(_SOL_PACKET, _STATISTICS, 8)
@@ -322,6 +343,7 @@ class PacketDevice(Device):
 
     def close(self) -> None:
         """Close the link. The interface leaves promiscuous mode. Idempotent."""
+        self._finish()
         if self._sock is not None:
             self._sock.close()
             self._sock = None

@@ -210,15 +210,15 @@ class PackedBatch(Batch):
     def __init__(self) -> None:
         super().__init__(1)
         self._arrays(SLOTS)
-        self._kept = b""
+        self._kept = (ctypes.c_char_p * 1)()
+        self._start_word = memoryview(self._kept).cast("B").cast("Q")
 
     def pack(self, frames: Sequence[bytes]) -> Self:
         """Fill the batch with copies of frames, at most SLOTS."""
-        self._kept = b"".join(frames)
-        start = ctypes.cast(ctypes.c_char_p(self._kept), ctypes.c_void_p).value or 0
+        self._kept[0] = b"".join(frames)
         n = len(frames)
         lengths = list(map(len, frames))
-        self._iov[0 : 2 * n : 2] = mmsg.column(accumulate(lengths[:-1], initial=start))
+        self._iov[0 : 2 * n : 2] = mmsg.column(accumulate(lengths[:-1], initial=self._start_word[0]))
         self._iov[1 : 2 * n : 2] = mmsg.column(lengths)
         self.count, self._octets = n, -1
         return self

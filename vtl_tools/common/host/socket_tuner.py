@@ -26,6 +26,7 @@ class SocketTuner(BrokeredResource):
     def __init__(self, most: int, congestion: str | None = None) -> None:
         super().__init__("/")
         self._most, self.congestion = most, congestion
+        self._name = (congestion or "").encode()
         self._is_denied = [False] * 3
 
     def set_congestion(self, sock: socket.SocketType) -> None:
@@ -57,8 +58,8 @@ class SocketTuner(BrokeredResource):
     def _apply(self, sock: socket.SocketType, kind: int, octets: int) -> None:
         if kind != CONGESTION:
             sock.setsockopt(socket.SOL_SOCKET, _BUFFERS[kind][0], octets // 2)  # the kernel doubles it
-        elif self.congestion is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, self.congestion.encode())
+        elif self._name:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, self._name)
 
     def _serve(self, fd: int) -> tuple[int, int]:
         units, kind = divmod(self.word, 4)

@@ -33,12 +33,13 @@ is no number. For UDP the numbers of TCP are 0, and tsval is None.
 """
 
 OTHER_OPTIONS: Final = -1
+_NONE: Final[Headers] = b"", 0, b"", 0, 0, 0, 0, 0, 0, 0, None, 0
 
 # From the source's Ethernet address: that, and the Ethertype; of IP the version (and IHL), length, (fragment
 # offset,) protocol; addresses and ports; SEG.SEQ and SEG.ACK, or UDP's length; data offset and flags, window.
-_V4: Final = struct.Struct("!6s3sxHxxHxBxx12sIIHH")
-_V6: Final = struct.Struct("!6sHBxxxHBx36sIIHH")
-_STAMPS: Final = struct.Struct("!III")  # behind a TCP header without options
+# Behind TCP's 20 octets the start of its options, if it has any: two no-operations and timestamps, or others.
+_V4: Final = struct.Struct("!6s3sxHxxHxBxx12sIIHHxxxxIII")
+_V6: Final = struct.Struct("!6sHBxxxHBx36sIIHHxxxxIII")
 _SIZE4: Final = SRC_MAC + _V4.size
 _SIZE6: Final = SRC_MAC + _V6.size
 _SHORTEST: Final = L4_OF_4 + UDP.SIZE
@@ -58,6 +59,12 @@ def read(frame: Buffer, whole: bool = True) -> Headers | None:
     whole: whether all of the packet has to be there. Otherwise a frame may be cut behind its TCP header, as a
     capture is, and `end` is where the packet ended.
     """
+    headers = unpack(frame, whole)
+    return headers if headers[7] else None
+
+
+def unpack(frame: Buffer, whole: bool = True) -> Headers:
+    """Do what read() does; l4 is 0 of any other frame. To a compiled caller no object is returned."""
     src_mac: bytes  # the kinds are declared, since an unpack does not tell them
     start: bytes
     parties: bytes
@@ -70,38 +77,39 @@ def read(frame: Buffer, whole: bool = True) -> Headers | None:
     ack: int
     offset: int
     window: int
+    option: int
+    stamp: int
+    tsecr: int
     size = len(frame)
     if size < _SHORTEST:
-        return None
+        return _NONE
     if frame[KIND] == _V4_KIND:
-        src_mac, start, length, fragment, protocol, parties, seq, ack, offset, window = (
-            _V4.unpack_from(frame, SRC_MAC) if size >= _SIZE4 else _V4.unpack(_filled(frame, _V4.size))
-        )
+        found = _V4.unpack_from(frame, SRC_MAC) if size >= _SIZE4 else _V4.unpack(_filled(frame, _V4.size))
+        (src_mac, start, length, fragment, protocol, parties,
+         seq, ack, offset, window, option, stamp, tsecr) = found  # fmt: skip
         if start != _V4_START or fragment & _FRAGMENT:
-            return None
+            return _NONE
         l4, end = L4_OF_4, L3 + length
     else:
-        src_mac, kind, first, length, protocol, parties, seq, ack, offset, window = (
-            _V6.unpack_from(frame, SRC_MAC) if size >= _SIZE6 else _V6.unpack(_filled(frame, _V6.size))
-        )
+        found = _V6.unpack_from(frame, SRC_MAC) if size >= _SIZE6 else _V6.unpack(_filled(frame, _V6.size))
+        (src_mac, kind, first, length, protocol, parties,
+         seq, ack, offset, window, option, stamp, tsecr) = found  # fmt: skip
         if kind != ether.IPV6 or first >> 4 != 6:
-            return None
+            return _NONE
         l4, end = L4_OF_6, L4_OF_6 + length
     if protocol == ip.TCP:
         data = l4 + (offset >> 12 << 2)
         if offset < 0x5000 or data > end or size < (end if whole else data):
-            return None
-        tsval, tsecr = None, 0
-        if offset >= 0x8000:  # twelve octets of options, or more
-            first_option, tsval, tsecr = _STAMPS.unpack_from(frame, l4 + _TCP_OCTETS)
-            if first_option != _STAMPS_FIRST:
-                tsval, tsecr = OTHER_OPTIONS, 0
-        elif offset >= 0x6000:
-            tsval = OTHER_OPTIONS
+            return _NONE
+        tsval: int | None
+        if offset >= 0x8000 and option == _STAMPS_FIRST:  # twelve octets of options, or more
+            tsval = stamp
+        else:
+            tsval, tsecr = OTHER_OPTIONS if offset >= 0x6000 else None, 0
         return src_mac, protocol, parties, seq, ack, offset & 0xFF, window, l4, data, end, tsval, tsecr
     data = l4 + _UDP_OCTETS
     if protocol != ip.UDP or not data <= l4 + (seq >> 16) <= end or size < (end if whole else data):
-        return None
+        return _NONE
     return src_mac, protocol, parties, 0, 0, 0, 0, l4, data, end, None, 0
 
 

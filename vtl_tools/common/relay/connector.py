@@ -33,6 +33,10 @@ FAILED: Final = select.EPOLLHUP | select.EPOLLERR
 HUNG_UP: Final = select.EPOLLRDHUP | FAILED
 """The stream's last events: no later one reports the octets that are left, so read on until the end."""
 
+_STREAM: Final[int] = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+_TCP: Final[int] = socket.IPPROTO_TCP
+_NO_DELAY: Final[int] = socket.TCP_NODELAY
+
 _STARTED: Final = (0, errno.EINPROGRESS)
 _REASONS: Final = {
     errno.ECONNREFUSED: Reason.REFUSED,
@@ -189,6 +193,6 @@ class SocksConnector:
 
 def _tcp(family: int) -> socket.SocketType:
     """Return a socket of the type beneath socket.socket, which is made and closed without Python code."""
-    sock = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock = socket.SocketType(family, _STREAM)
+    sock.setsockopt(_TCP, _NO_DELAY, 1)
     return sock

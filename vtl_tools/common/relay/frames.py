@@ -19,6 +19,7 @@ _PLAIN_ACKS: Final = {
     VNET + 14 + 40 + 32: struct.Struct(f"!{VNET + 14}x6xcx40sI2s6x4s"),
 }
 _PLAIN: Final = b"\x06", b"\x80\x10", b"\x01\x01\x08\x0a"
+_MACS: Final = struct.Struct("!6s6s")
 _SYN_MAX: Final = VNET + 14 + 8 + 60 + 60
 """Octets of a frame with a SYN and no data: with tags, and with all the options of IP and TCP."""
 
@@ -68,6 +69,6 @@ def syn_alone(frame: memoryview) -> bytes:
 def path_back(flow: bytes, frame: memoryview) -> Path:
     """Return the path to the sender of a frame of a flow."""
     size = (len(flow) - 4) // 2
-    local_mac, remote_mac = bytes(frame[VNET : VNET + 6]), bytes(frame[VNET + 6 : VNET + 12])
+    local_mac, remote_mac = _MACS.unpack_from(frame, VNET)
     sport, dport = _PORTS.unpack_from(flow, 2 * size)
     return Path(local_mac, remote_mac, flow[size : 2 * size], flow[:size], dport, sport)

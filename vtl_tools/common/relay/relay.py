@@ -344,7 +344,7 @@ class Relay(Stage):
                 self._remove(flow, now)
             elif endpoint.paced_at < now + SOON_S and endpoint.paced_at < flow.armed_at:
                 self.timers.arm(flow, endpoint.paced_at)
-            else:
+            elif flow.armed_at > now + SOON_S:
                 self.timers.arm_soon(flow, now)
         if budget.is_exceeded:
             self._evict(now)

@@ -85,7 +85,7 @@ class Endpoint(TCB):
         after: the connection to follow(). If the SYN proves to be an old duplicate, that is if a reset
         answers our SYN-ACK, the state is TIME-WAIT again (3.6.1, MAY-2).
         """
-        self._open(State.LISTEN)
+        self._open(LISTEN)
         self.passive, self.once = True, once
         if after is not None:
             self.follow(after)

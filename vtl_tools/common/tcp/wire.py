@@ -8,7 +8,17 @@ from vtl_tools.common.packet import ether, ip, quick, vnet
 from vtl_tools.common.packet.checksum import ones_sum
 from vtl_tools.common.packet.options import walk_options
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.packet.tcp import CWR, MSS, SACK, SACK_PERMITTED, TCP, TIMESTAMPS, URG, WINDOW_SCALE
+from vtl_tools.common.packet.tcp import (
+    CWR,
+    MSS,
+    NOP,
+    SACK,
+    SACK_PERMITTED,
+    TCP,
+    TIMESTAMPS,
+    URG,
+    WINDOW_SCALE,
+)
 from vtl_tools.common.packet.view import U16
 
 Frame = bytearray | memoryview
@@ -23,6 +33,11 @@ _FLOW6: Final = struct.Struct("!16s16sHH")
 _SUM_DONE: Final = vnet.F_NEEDS_CSUM | vnet.F_DATA_VALID
 _NO_DATA: Final = memoryview(b"")
 _RIGHT: Final = 0xFFFF  # the sum of octets with a right checksum
+_SYN_OPTIONS: Final = struct.Struct("!2sH4sII3sB")
+_MSS_FIRST: Final = bytes((MSS, 4))
+_SACK_AND_STAMPS: Final = bytes((SACK_PERMITTED, 2, TIMESTAMPS, 10))
+_SCALE_LAST: Final = bytes((NOP, WINDOW_SCALE, 3))
+"""The options of a SYN of Linux, which are read in one unpack."""
 _SUM_DUE4: Final = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, 34, TCP.SUM)
 _SUM_DUE6: Final = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, 54, TCP.SUM)
 """The virtio_net_hdr of a segment that is to be completed by the link, and not to be cut."""
@@ -33,6 +48,9 @@ _OUT6: Final = struct.Struct("!10s18sHH36sIIHHHH")
 _ECT: Final = 2  # ECT(0)
 _CE: Final = 3
 _DONT_FRAGMENT: Final = 0x4000
+_IPV4_START: Final = ether.IPV4.to_bytes(2, "big") + b"\x45"  # a header of 20 octets
+
+_ANY4: Final = bytes(4)
 
 SOURCE_ROUTE: Final = "ip.source_route"
 """The name by which Malformed reports a source route."""
@@ -60,8 +78,11 @@ class Path(NamedTuple):
     @property
     def is_unicast(self) -> bool:
         """Whether both addresses are of one host each, as TCP needs (RFC 9293 section 3.9.2.3)."""
-        return all(any(host) and host[0] < 0xE0 if len(host) == 4 else any(host) and host[0] != 0xFF
-                   for host in (self.local, self.remote))  # fmt: skip
+        return _is_host(self.local) and _is_host(self.remote)
+
+
+def _is_host(octets: bytes) -> bool:
+    return (octets[0] < 0xE0 and octets != _ANY4) if len(octets) == 4 else octets[0] != 0xFF and any(octets)
 
 
 class Segment:
@@ -110,9 +131,8 @@ def parse(frame: Frame) -> Segment | None:
 
     The checksum is for is_intact(). Raises Malformed for a broken packet, and nothing else.
     """
-    headers = quick.read(frame)
-    if headers is not None:
-        _, protocol, flow, seq, ack, flags, window, l4, off, end, tsval, tsecr = headers
+    _, protocol, flow, seq, ack, flags, window, l4, off, end, tsval, tsecr = quick.unpack(frame)
+    if l4:
         if protocol != ip.TCP:
             return None
     else:
@@ -150,13 +170,12 @@ def is_intact(frame: Frame) -> bool:
     """
     if frame[0] & _SUM_DONE:
         return True
-    headers = quick.read(frame)
-    if headers is None or headers[1] != ip.TCP:
+    _, protocol, flow, _, _, _, _, l4, _, end, _, _ = quick.unpack(frame)
+    if not l4 or protocol != ip.TCP:
         return Packet.at(frame).verify()
-    l4, end = headers[7], headers[9]
     if l4 == quick.L4_OF_4 and ones_sum(frame[quick.L3 : l4]) != _RIGHT:
         return False
-    pseudo = ones_sum(headers[2][:-4]) + ip.TCP + end - l4
+    pseudo = ones_sum(flow[:-4]) + ip.TCP + end - l4
     return ones_sum(frame[l4:end], pseudo) == _RIGHT
 
 
@@ -175,6 +194,16 @@ def _locate(frame: Frame) -> tuple[bytes, int, int, int] | None:
 
 
 def _read_options(segment: Segment, frame: Frame, off: int, end: int) -> None:
+    if end - off == _SYN_OPTIONS.size:
+        mss: int
+        tsval: int
+        tsecr: int
+        scale: int
+        first, mss, second, tsval, tsecr, third, scale = _SYN_OPTIONS.unpack_from(frame, off)
+        if first == _MSS_FIRST and second == _SACK_AND_STAMPS and third == _SCALE_LAST:
+            segment.mss, segment.sack_permitted, segment.window_scale = mss, True, scale
+            segment.stamps = tsval, tsecr
+            return
     for kind, at, size in walk_options(frame, off, end):
         if kind == TIMESTAMPS and size == 10:
             segment.stamps = _TWO_U32.unpack_from(frame, at + 2)
@@ -208,8 +237,8 @@ class Framer:
         self._pseudo = addresses + 6
         macs = path.remote_mac + path.local_mac
         if self._is4:
-            self._head = macs + struct.pack("!HBB", ether.IPV4, 0x45, dscp << 2)
-            self._capable = macs + struct.pack("!HBB", ether.IPV4, 0x45, dscp << 2 | _ECT)
+            self._head = macs + _IPV4_START + bytes((dscp << 2,))
+            self._capable = macs + _IPV4_START + bytes((dscp << 2 | _ECT,))
             self._ttl = _DONT_FRAGMENT << 16 | ttl << 8 | 6
             self._ip_sum = 0x4500 + (dscp << 2) + _DONT_FRAGMENT + (ttl << 8 | 6) + addresses
             self._gso_type, self._l4 = vnet.GSO_TCPV4, 34

@@ -37,6 +37,7 @@ class Tuning:
         self._tuner = SocketTuner(budget, _choose(congestion))
         self.congestion = self._tuner.congestion
         self._bandwidth = bandwidth_bps / 8
+        self._wanted_first = self._wanted(_RTT_MAX_S)
         self._budget, self.enlarged = budget, 0
         self._taken: dict[Stream, int] = {}
         self._automatic = _limit("tcp_wmem"), _limit("tcp_rmem")
@@ -45,7 +46,7 @@ class Tuning:
         """Set the congestion control, and a receive buffer for the window scale, before connect()."""
         with contextlib.suppress(OSError):  # the module was unloaded: the host's own then
             self._tuner.set_congestion(sock)
-        wanted = min(self._wanted(_RTT_MAX_S), self._budget - self.enlarged)
+        wanted = min(self._wanted_first, self._budget - self.enlarged)
         if wanted > self._automatic[1]:
             self._tuner.set_buffer(sock, RECEIVE, wanted)
 
