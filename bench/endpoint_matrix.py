@@ -172,7 +172,7 @@ def main() -> None:
     if asked.json:
         print(json.dumps({**least, "cells": rows}))
         return
-    form = "{congestion:6} {rtt_ms:4g} ms {loss:5.1%} {mbit_s:8} {kernel_mbit_s:8} {ratio:6} +- {error:5}  {rounds}"
+    form = "{congestion:6} {rtt_ms:4g} ms {loss:5.1%} {mbit_s:7} {kernel_mbit_s:7} {ratio:6} +- {error:5}"
     for one in rows:
         print(form.format(**one))
     print(*(f"{name} {ratio}" for name, ratio in least.items()))

@@ -1,6 +1,8 @@
 """Sends as fast as it may to a TCP server, by our endpoint: a process of endpoint_matrix.py.
 
 usage: bench/endpoint_sender.py INTERFACE OUR_ADDRESS SERVER SERVER_MAC PORT CONGESTION
+
+It has a real-time priority: the kernel's TCP runs before all processes, too.
 """
 
 import contextlib
@@ -14,6 +16,7 @@ sys.path.insert(0, str(File(__file__).resolve().parent.parent))
 
 from vtl_tools.common.device.afpacket import PacketDevice
 from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.host.scheduling import take_realtime_priority
 from vtl_tools.common.packet import address, build
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.tcp.config import Config
@@ -33,6 +36,7 @@ def main() -> None:
         MAC, address.mac(server_mac), address.ip(ours), address.ip(server),
         secrets.randbelow(20_000) + 40_000, int(port),
     )  # fmt: skip
+    take_realtime_priority()
     device = PacketDevice(interface)
     device.connect()
     config = Config(congestion=congestion, send_buffer=BUFFER, no_delay=True)

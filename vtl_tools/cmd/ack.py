@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 @click.option(
     "--congestion",
     type=click.Choice(list(CONTROLS)),
-    default="cubic",
+    default="bbr",
     show_default=True,
     help="Congestion control of the delivery.",
 )

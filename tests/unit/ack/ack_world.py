@@ -33,13 +33,18 @@ class AckWorld(Network):
 
     def __init__(self, *, taken=(LOCAL,), only=(), buffer=1 << 20, memory=1 << 22, give_up_s=60.0, seed=1,
                  configs=(SMALL, SMALL), version=4, iss=(None, None), delay_s=0.05, loss=0.0, reorder=0.0,
-                 duplicate=0.0, local_loss=0.0, local_reorder=0.0, plain=True, register=None):  # fmt: skip
+                 duplicate=0.0, local_loss=0.0, local_reorder=0.0, plain=True, register=None,
+                 congestion="newreno"):  # fmt: skip
         super().__init__(Random(seed), version=version, configs=configs, plain=plain, iss=iss)
         local = {"delay_s": 1e-4, "loss": local_loss, "reorder": local_reorder}
         far = {"delay_s": delay_s, "loss": loss, "reorder": reorder, "duplicate": duplicate}
         self.links = [(Way(**local), Way(**local)), (Way(**far), Way(**far))]
         self.config = Config(
-            receive_buffer=buffer, send_buffer=buffer, no_delay=True, user_timeout_s=give_up_s
+            receive_buffer=buffer,
+            send_buffer=buffer,
+            no_delay=True,
+            user_timeout_s=give_up_s,
+            congestion=congestion,
         )
         self.arguments = taken, only, buffer, memory
         self.memory = bytearray(OCTETS) if register is None else register

@@ -1,11 +1,13 @@
 """vtl-ack between two endpoints, in virtual time: what each end sees, and that every octet arrives."""
 
 from dataclasses import replace
+from itertools import pairwise
 from random import Random
 
 import pytest
 from ack_world import GUEST, PEER, SMALL, AckWorld
 
+from vtl_tools.cmd.ack import main as command
 from vtl_tools.common.model.base import LOCAL, REMOTE
 from vtl_tools.common.packet import address, derive, icmp
 from vtl_tools.common.packet.offload import segment
@@ -319,6 +321,27 @@ def test_a_syn_that_was_sent_again_too_early_does_not_shorten_the_round_trip():
     got = world.transfer(content(300_000))
     assert got[PEER] == content(300_000)
     assert world.told["retransmits"] == 0
+
+
+def test_what_is_delivered_is_spread_over_the_round_trip_by_default():
+    """A kernel that finds all of a window in its queue at once does not enlarge its buffer (Linux 6.18)."""
+    congestion = next(option.default for option in command.params if option.name == "congestion")
+    world = AckWorld(
+        delay_s=0.5, buffer=1 << 22, memory=1 << 23, congestion=congestion, configs=(LARGE, LARGE)
+    )
+    deliver, times = world.deliver, []
+
+    def note(to, frame):
+        if to == (PEER, 1) and len(frame) > 1000:
+            times.append(world.now)
+        deliver(to, frame)
+
+    world.deliver = note
+    world.open()
+    world.transfer(content(1_000_000))
+    first = times[:10]  # a window of ten segments, and 2.77 of them in a round trip
+    assert max(b - a for a, b in pairwise(first)) < 0.1
+    assert first[-1] - first[0] > 0.2
 
 
 def test_frames_in_the_name_of_an_end_go_to_the_router_that_it_has_chosen():
