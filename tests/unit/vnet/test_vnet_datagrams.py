@@ -205,7 +205,7 @@ def test_a_heartbeat_measures_the_round_trip_and_silence_ends(pair: Pair) -> Non
     assert near.why == "is silent"
 
 
-@pytest.mark.parametrize("record", [b"\x00" * 7, HEAD.pack(9, 1, 0), HEAD.pack(6, 0, 1) + b"a"])
+@pytest.mark.parametrize("record", [b"\x00" * 7, HEAD.pack(99, 1, 0), HEAD.pack(6, 0, 1) + b"a"])
 def test_a_record_that_is_wrong_ends_the_session_of_datagrams(pair: Pair, record: bytes) -> None:
     near, far = pair
     near.emit([record])

@@ -15,7 +15,7 @@ from vtl_tools.common.packet.offload import bind, is_plain
 from vtl_tools.common.session.items import HOPS_MAX, Hello
 from vtl_tools.common.session.peer_link import Door, PeerLink
 from vtl_tools.common.stage import Stage
-from vtl_tools.services.vnet.adapting import AdaptablePeer, Adapting, shortcut_name
+from vtl_tools.services.vnet.adapting import AdaptablePeer, Adapting, AdaptSettings, shortcut_name
 from vtl_tools.services.vnet.fields import FIXED, FrameFields, fields_of, key_of
 from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.links import LINKS_MAX, LinkPool, LinkSpec, door_of, make_link, parse_link
@@ -41,16 +41,15 @@ class Overlay(Stage):
     """vtl-vnet. ports: specs of the links that the runner has, in their order. key: of VNET links.
 
     keeper: runs services; None: there is none, and no service can be a link. name: of this daemon.
-    adapt: one of adapting.MODES.
     """
 
     def __init__(
         self, ports: Sequence[str], key: bytes | None, keeper: ServiceKeeper | None, name: str = "vnet",
-        adapt: str = "off",
+        adapt: AdaptSettings | None = None,
     ) -> None:  # fmt: skip
         super().__init__(len(ports))
         self.switch = VnetSwitch()
-        self._adapting = Adapting(adapt, self.switch, self)
+        self._adapting = Adapting(adapt or AdaptSettings(), self.switch, self, name, key)
         self._key, self._keeper, self._hello = key, keeper, Hello(name)
         self._links: dict[str, OverlayLink] = {}
         self._pool = LinkPool(self._on_pool)
@@ -65,7 +64,7 @@ class Overlay(Stage):
         self._ingress: list[LinkSide] = []
         self.sources = [self._pool]
         if keeper is not None:
-            keeper.on_change = self._on_service
+            keeper.on_change, keeper.on_answer = self._on_service, self._adapting.carrying.on_answer
             self.sources.append(keeper)
         for port, spec in enumerate(ports):
             self._links[spec] = OverlayLink(LinkSpec(spec, spec, LinkRole()), port)
@@ -74,8 +73,8 @@ class Overlay(Stage):
 
     # --- changes
 
-    def add_link(self, name: str, spec: str) -> None:
-        """Add a link. Raises VTLError."""
+    def add_link(self, name: str, spec: str, secret: bytes = b"") -> None:
+        """Add a link. secret: what a service's --key-file is to have, if anything. Raises VTLError."""
         link = parse_link(name, spec)
         if name in self._links:
             raise SpecError(f"{name}: there is a link of this name; choose another")
@@ -90,7 +89,7 @@ class Overlay(Stage):
                 added.devices.append(device)
                 added.up.append(device.up)
             if link.service is not None and self._keeper is not None:
-                self._keeper.start(name, link.service)
+                self._keeper.start(name, link.service, secret)
         except VTLError:
             for device in added.devices:
                 self._pool.remove(device)
@@ -233,7 +232,7 @@ class Overlay(Stage):
         if self._generation != self.switch.generation or len(self._decisions) > _DECISIONS_MAX:
             self._decisions.clear()
             self._generation = self.switch.generation
-        is_watched = hops and self._adapting.mode != "off"
+        is_watched = self._adapting.mode != "off"
         groups: dict[_Group, list[int]] = {}
         for i, frame in enumerate(batch):
             if len(frame) < FIXED:
@@ -250,7 +249,7 @@ class Overlay(Stage):
             for target in targets:
                 self._send(target, part, now, left)
                 if is_watched and self._links[target.link].spec.role.kind is LinkKind.VNET:
-                    self._adapting.matchmaker.note(ingress.link, target.link, part.octets)
+                    self._adapting.note(ingress.link, target.link, part)
 
     def _bind(self, frame: memoryview) -> bool:
         """See to it that no checksum is written over what is judged. Return whether that can be."""
@@ -318,6 +317,16 @@ class Overlay(Stage):
         if (connected := exchange.news_of_control()) is not None:
             self.event("control-plane", name=exchange.name, connected=connected)
 
+    def service_state(self, name: str) -> tuple[bool, int]:
+        """Return whether a service's links are up, and how often it was started."""
+        link = self._links.get(name)
+        return (False, 0) if link is None else (all(link.up), link.starts)
+
+    def ask_service(self, name: str, *, take: bool | None = None) -> None:
+        """Ask a service what it carries; see ServiceKeeper.ask(). Raises VTLError."""
+        if self._keeper is not None:
+            self._keeper.ask(name, take=take)
+
     def _on_service(self, name: str, pid: int, status: int) -> None:
         link = self._links.get(name)
         if link is None:
@@ -357,7 +366,7 @@ class Overlay(Stage):
     def status(self, now: float) -> dict[str, object]:
         """Return links, rules and stations."""
         return {
-            "adapt": self._adapting.status(),
+            "adapt": self._adapting.status(now),
             "overlay": {name: link.status() for name, link in self._links.items()},
             "rules": {
                 rule.text: {"number": number, "via": rule.via, "hits": self._hits[rule.text]}
