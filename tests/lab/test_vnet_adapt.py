@@ -119,7 +119,7 @@ def test_a_busy_pair_gets_an_udt_link_for_new_connections_which_goes_when_it_did
         until(lambda: not way.vms[0].run("ping", "-c1", "-W1", "10.9.0.2", check=False).returncode, "vm2")
         before = way.source(8)
         made = site1.wait_for("adapt", action="make", changed="udt-0")
-        assert "Mbit/s of TCP, round trip 6" in made["why"]
+        assert "Mbit/s of TCP, round trip " in made["why"]
 
         def state(site: Bridge) -> str:
             return str(site.status()["adapt"]["carried"].get("udt-0", {}).get("state"))

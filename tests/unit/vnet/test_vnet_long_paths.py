@@ -120,13 +120,15 @@ class Site:
         self.events: list[tuple[str, str]] = []
         self.put_off: list[float] = []
         self.told: list[bytes] = []
-        self.up, self.starts, self.secrets = True, 1, []
+        self.up, self.starts, self.secrets, self.is_reached = True, 1, [], True
         remote = SimpleNamespace(name=other)
         tell = lambda kind, item: self.told.append(item)  # noqa: E731
         self.peers = {"peer": SimpleNamespace(remote=remote, where="127.0.0.1", up=True, tell=tell)}
+        self.paths = LongPaths()
+        self.paths.put_off = lambda pair, until: self.put_off.append(until)
         self.carrying = Carrying(
             name, b"k" * 32, self.switch, self, lambda action, link, why: self.events.append((action, why)),
-            lambda pair, until: self.put_off.append(until),
+            self.paths,
         )  # fmt: skip
         self.tick(0.0)
 
@@ -155,7 +157,12 @@ class Site:
     def tick(self, now: float, flows: int = 0, octets: int = 0) -> None:
         for name, one in self.carrying.carried.items():
             if one.state not in (CarryState.ASKED, CarryState.STARTING):
-                answer = {"taking": self.takes.get(name), "up": True, "flows": flows, "octets": octets}
+                answer = {
+                    "taking": self.takes.get(name),
+                    "up": self.is_reached,
+                    "flows": flows,
+                    "octets": octets,
+                }
                 self.carrying.on_answer(name, answer)
         self.carrying.tick(self.peers, now)
 
@@ -182,7 +189,7 @@ def found():
 
 def begun(sites: list[Site]) -> None:
     sites[0].carrying.begin(found(), 0.0)
-    for now in range(1, 5):
+    for now in range(1, 6):
         exchange(sites, float(now))
         for site in sites:
             site.tick(float(now))
@@ -227,6 +234,17 @@ def test_so_does_one_that_does_not_answer() -> None:
     sites[0].carrying.begin(found(), 0.0)
     sites[0].tick(TRIAL_S)
     assert list(sites[0].specs) == ["split-0"]
+
+
+def test_so_does_one_whose_port_is_not_reached() -> None:
+    sites = pair()
+    sites[0].is_reached = False
+    begun(sites)
+    assert [site.states for site in sites] == [["ready"]] * 2
+    sites[0].tick(5.0 + TRIAL_S)
+    exchange(sites, 6.0 + TRIAL_S)
+    assert [site.states for site in sites] == [["starting"], []]
+    assert list(sites[0].carrying.carried) == ["split-0"]
 
 
 def test_of_two_that_ask_at_once_one_is_asked() -> None:

@@ -78,7 +78,7 @@ class Adapting:
     def __post_init__(self) -> None:
         self.mode = self.settings.mode
         self.carrying = Carrying(
-            self.name, self.key, self.switch, self.links, self._write, self.long_paths.put_off,
+            self.name, self.key, self.switch, self.links, self._write, self.long_paths,
             self.settings.port, self.settings.idle_s,
         )  # fmt: skip
 

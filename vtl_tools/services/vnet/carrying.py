@@ -4,7 +4,7 @@
     offer: pair, port          ->                  starts its service, adds its rule
                                <-  accept: port    (or refuse: the asker starts vtl-split, alone)
     starts its service, adds its rule
-    go                         ->                  both take the connections that begin from now on
+    go, once both are reached  ->                  both take the connections that begin from now on
     drain                      ->                  both take none any more; those that are there go on
     end                        ->                  both remove rule and service
 
@@ -28,7 +28,7 @@ from vtl_tools.common.packet.address import is_single_host
 from vtl_tools.common.session.items import CARRY
 from vtl_tools.common.session.peer_link import PeerLink
 from vtl_tools.services.vnet.adapt import AGAIN_S, TRIAL_S
-from vtl_tools.services.vnet.long_paths import LongPath, Pair, Trial
+from vtl_tools.services.vnet.long_paths import LongPath, LongPaths, Pair, Trial
 from vtl_tools.services.vnet.switch import LinkKind, VnetSwitch
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class CarryState(StrEnum):
     """The other daemon was asked."""
     STARTING = "starting"
     READY = "ready"
-    """The rule is there; nothing is taken until the asker says so."""
+    """The rule is there; nothing is taken until both services reach each other."""
     CARRYING = "carrying"
     DRAINING = "draining"
     """No connection is taken any more; those that are there go on."""
@@ -124,7 +124,7 @@ class Carried:
 class Carrying:
     """The services of this daemon for pairs. tell_event: of (action, link, why). name: of this daemon.
 
-    put_off: is told a pair, and until when it gets no other service. idle_s: see Trial.
+    paths: finds the pairs. port: the first of those to listen on. idle_s: see Trial.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Carrying:
     switch: VnetSwitch
     links: ServiceLinks
     tell_event: Callable[[str, str, str], object]
-    put_off: Callable[[Pair, float], object]
+    paths: LongPaths
     port: int = PORT
     idle_s: float = 60.0
     carried: dict[str, Carried] = field(default_factory=dict)
@@ -170,7 +170,7 @@ class Carrying:
 
     def _split(self, one: Carried, refusal: str, now: float) -> None:
         """Start vtl-split here in place of a vtl-udt that the other daemon has no end of."""
-        del self.carried[one.name]
+        self._remove(one)
         path = LongPath(one.link, one.pair, one.trial.before_mbit, f"{one.why}; no vtl-udt: {refusal}")
         split = self._new("split", path, one.daemon, now, is_asker=True)
         split.began_at = one.began_at
@@ -249,7 +249,7 @@ class Carrying:
         elif said == "refuse" and one.is_asker and one.state is CarryState.ASKED:
             if told["why"] == _BUSY:
                 del self.carried[one.name]
-                self.put_off(one.pair, now + TRIAL_S)
+                self.paths.put_off(one.pair, now + TRIAL_S)
                 return
             self._split(one, f"{one.daemon} {str(told['why'])[:100]}", now)
         elif not one.is_asker and said == "go" and one.state is CarryState.READY:
@@ -306,12 +306,18 @@ class Carrying:
         except SpecError as e:
             self._end(one, str(e), now)
             return
+        one.state, one.since = CarryState.READY, now
+        # The first seconds of a connection, by which the pair was found, may be quicker than the rest.
+        if (rate := self.paths.rate(one.link, one.pair)) is not None:
+            one.trial.before_mbit = rate
         if not one.is_asker:
-            one.state, one.since = CarryState.READY, now
             self._say(one, "accept", port=one.port)
-            return
-        if one.kind == "udt":
-            self._say(one, "go")
+        elif one.kind == "split":
+            self._go(one, now)
+
+    def _go(self, one: Carried, now: float) -> None:
+        """Take the connections that begin from now on."""
+        self._say(one, "go")
         one.trial = Trial(one.trial.before_mbit, self.idle_s, now)
         self._set(one, CarryState.CARRYING, now)
 
@@ -327,12 +333,18 @@ class Carrying:
         trial.take(flows=answer["flows"], octets=answer["octets"], up=answer["up"], now=now)
         if not one.is_asker:
             self._judge_other(one, answer, now)
+        elif one.state is CarryState.READY:
+            if answer["up"]:
+                self._go(one, now)
+            elif now >= one.since + TRIAL_S:
+                self._say(one, "end")
+                self._split(one, f"{one.daemon} is not reached at its port", now)
         elif one.state is CarryState.DRAINING:
             if not answer["flows"] and not answer["taking"]:
                 self._end(one, "", now)
         elif why := trial.verdict(now):
             if not why.startswith("idle"):
-                self.put_off(one.pair, now + AGAIN_S)
+                self.paths.put_off(one.pair, now + AGAIN_S)
             self.tell_event("undo", one.name, f"{one.pair}: {why}")
             one.why = why
             self._say(one, "drain", why=why)
@@ -355,16 +367,20 @@ class Carrying:
 
     def _end(self, one: Carried, why: str, now: float, *, say: bool = True) -> None:
         """Remove a service, with its rule. why: what went wrong, if anything."""
+        self._remove(one)
+        if why and one.is_asker:
+            self.paths.put_off(one.pair, now + AGAIN_S)
+        if say:
+            self._say(one, "end", why=why)
+        self.tell_event("gone", one.name, f"{one.pair}: {why or 'it carries nothing any more'}")
+
+    def _remove(self, one: Carried) -> None:
+        """Remove a service with its rule, as far as they are there."""
         self.carried.pop(one.name, None)
         with suppress(VTLError):
             self.links.remove_rule(one.rule)
         with suppress(VTLError):
             self.links.remove_link(one.name)
-        if why and one.is_asker:
-            self.put_off(one.pair, now + AGAIN_S)
-        if say:
-            self._say(one, "end", why=why)
-        self.tell_event("gone", one.name, f"{one.pair}: {why or 'it carries nothing any more'}")
 
     # --- messages
 

@@ -55,12 +55,17 @@ class LongPath(NamedTuple):
 
 @dataclass
 class _Sent:
-    """TCP of a station to another. mbit, connections: of each tick so far. ports: of those in this tick."""
+    """TCP of a station to another. mbit, connections: of the last ticks. ports: of those in this one."""
 
     octets: int = 0
     ports: set[bytes] = field(default_factory=set)
-    mbit: list[float] = field(default_factory=list)
-    connections: list[int] = field(default_factory=list)
+    mbit: deque[float] = field(default_factory=lambda: deque(maxlen=BUSY_TICKS))
+    connections: deque[int] = field(default_factory=lambda: deque(maxlen=BUSY_TICKS))
+
+    @property
+    def of_each(self) -> float:
+        """The Mbit/s of one connection."""
+        return sum(self.mbit) / max(sum(self.connections), 1)
 
 
 class LongPaths:
@@ -92,7 +97,7 @@ class LongPaths:
             sent.ports.add(bytes(frame[behind : behind + 4]))
 
     def tick(self, links: Mapping[str, LinkView], now: float) -> list[LongPath]:
-        """Compute rates; return the pairs that were busy for long enough."""
+        """Compute rates; return the pairs that have been busy for long enough."""
         elapsed_s = max(now - self._at, 1e-3)
         self._at = now
         self._reasons = {name: why for name, link in links.items() if (why := reason(link))}
@@ -105,14 +110,15 @@ class LongPaths:
             sent.mbit.append(mbit)
             sent.connections.append(len(sent.ports))
             sent.octets, sent.ports = 0, set()
-            if len(sent.mbit) < BUSY_TICKS:
-                continue
-            if now >= self._not_before.get(str(pair), now):
-                each = sum(sent.mbit) / max(sum(sent.connections), 1)
-                why = f"{sum(sent.mbit) / len(sent.mbit):.1f} Mbit/s of TCP, {self._reasons[link]}"
-                found.append(LongPath(link, pair, each, why))
-            del self._sent[link, pair]
+            if len(sent.mbit) == BUSY_TICKS and now >= self._not_before.get(str(pair), now):
+                why = f"{sum(sent.mbit) / BUSY_TICKS:.1f} Mbit/s of TCP, {self._reasons[link]}"
+                found.append(LongPath(link, pair, sent.of_each, why))
         return found
+
+    def rate(self, link: str, pair: Pair) -> float | None:
+        """Return the Mbit/s of one connection of a pair now; None: the pair is not busy any more."""
+        sent = self._sent.get((link, pair))
+        return None if sent is None else sent.of_each
 
     def put_off(self, pair: Pair, until: float) -> None:
         """Do not find a pair again before that time."""
