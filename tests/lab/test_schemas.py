@@ -36,6 +36,7 @@ ELSEWHERE = {
     "control-plane": "tests/lab/test_evpn.py",
     "shortcut": "tests/lab/test_subnet.py",
     "adapt": "tests/lab/test_vnet_door.py",
+    "rule": "tests/lab/test_vnet_moving.py",
     "bootstrap": "tests/tor/torservice.py",
     "left": "tests/unit/freeze/test_freeze_stage.py",
     "speaks": "tests/unit/freeze/test_freeze_stage.py",

@@ -141,13 +141,15 @@ def test_a_path_that_carries_less_is_found_and_large_frames_still_cross(star: St
 
 def test_a_busy_pair_of_daemons_gets_a_direct_link_and_goes_back_when_it_is_cut(star: Star) -> None:
     vm1, underlay = star.hosts["vm1"], star.underlay
-    direct = ("--adapt", "on", "--attach", "direct=udp:0.0.0.0:7800,listen")
     with (
         star.hub("udp", "--adapt", "on") as hub,
         star.site("udp", 1, "--adapt", "on") as site1,
-        star.site("udp", 2, *direct) as site2,
+        star.site("udp", 2, "--adapt", "on") as site2,
     ):
         until(lambda: star.reaches("vm1", "10.9.0.3"), "the VM behind the other daemon")
+        # A door that is added is told to the daemons that are connected.
+        words = ("link", "add", "direct", "udp:0.0.0.0:7800,listen", "--link", str(site2.socket))
+        star.hosts["site2"].run(BIN / "vtl-vnet", *words)
         pinging = vm1.popen("ping", "-q", "-i0.002", "-s1400", "10.9.0.3", stdout=subprocess.PIPE, text=True)
         hub.wait_for("adapt", action="introduce", changed="site1")
         site1.wait_for("adapt", action="make", changed="site2-direct")

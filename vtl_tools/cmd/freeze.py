@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vtl_tools.common.cli.completion import LINK
 from vtl_tools.common.cli.options import FILE, common_options, iface_option, verb_options
 from vtl_tools.common.cli.output import echo, print_json, print_table
 from vtl_tools.common.cli.parameters import MacParam
@@ -22,14 +23,16 @@ if TYPE_CHECKING:
 
 @click.group("vtl-freeze", cls=Tool)
 @iface_option()
+@click.option("--uplink", "-u", type=LINK, metavar="LINK", help="Pass frames between --iface and this link.")
 @click.option("--vm", default="", metavar="NAME", help="A name for the VM, which --link accepts.")
 @click.option("--mac", type=MacParam(), metavar="MAC", help="The VM's Ethernet address.  [default: learned]")
 @click.option("--qmp", metavar="SOCKET", help="Start and stop on the events of this QEMU monitor.")
 @click.option("--state", type=FILE, metavar="FILE", help="Where to keep the state of the connections.")
 @common_options
 def main(
-    iface: str, vm: str, mac: bytes | None, qmp: str | None, state: Path | None, options: "Options"
-) -> None:
+    iface: str, uplink: str | None, vm: str, mac: bytes | None, qmp: str | None, state: Path | None,
+    options: "Options",
+) -> None:  # fmt: skip
     """Keep a VM's TCP connections alive while it is suspended or migrates, however long that takes.
 
     \b
@@ -40,16 +43,18 @@ def main(
         raise click.UsageError("give --iface: the interface that the VM is behind, or a link to its network")
     from vtl_tools.services.freeze import start, verbs
 
-    if mac is None and start.is_overlay(iface):
+    if uplink is not None and not (start.is_overlay(iface) and start.is_overlay(uplink)):
+        raise click.UsageError("--uplink is between two links that are no interfaces; see vtl-freeze(1)")
+    if mac is None and uplink is None and start.is_overlay(iface):
         raise click.UsageError("give --mac: on a link to a network, the VM's frames are known by it")
     links: list[Device] = []
 
     def make_links(_: int) -> "list[Device]":
-        links.extend(start.make_links(iface))
+        links.extend(start.make_links(iface, uplink))
         return links
 
     listen = start.listen_switch(links)
-    make_stage = partial(start.make_stage, iface, vm, mac, qmp, state, listen)
+    make_stage = partial(start.make_stage, iface, uplink, vm, mac, qmp, state, listen)
     run_service(make_stage, make_links, options, guard="off", watches=True, verbs=verbs.verbs)
 
 

@@ -119,8 +119,14 @@ def link_(action: str, name: str | None, spec: str | None, link: str | None, jso
 @click.argument("action", type=click.Choice(["add", "remove", "list"]))
 @click.argument("words", nargs=-1)
 @click.option("--position", type=click.IntRange(1), metavar="N", help="Add it as the Nth.  [default: last]")
+@click.option(
+    "--drain", type=click.IntRange(0, 86_400), default=300, show_default=True, metavar="SECONDS",
+    help="How long connections of a removed rule keep a service that ends TCP.",
+)  # fmt: skip
 @opts.verb_options
-def rule_(action: str, words: tuple[str, ...], position: int | None, link: str | None, json: bool) -> None:
+def rule_(
+    action: str, words: tuple[str, ...], position: int | None, drain: int, link: str | None, json: bool
+) -> None:
     """Add, remove or list rules while frames pass. The first that matches counts.
 
     \b
@@ -130,14 +136,18 @@ def rule_(action: str, words: tuple[str, ...], position: int | None, link: str |
     if bool(words) == (action == "list"):
         raise click.UsageError("write 'rule add RULE', 'rule remove RULE' or 'rule list'")
     text = " ".join(words)
-    results = list(ask_each(current_tool(), "rule", link, action=action, rule=text, position=position))
+    asked = {"action": action, "rule": text, "position": position, "drain": drain}
+    results = list(ask_each(current_tool(), "rule", link, **asked))
     if json:
         print_json(results, "vtl-vnet.rule/1")
     elif action == "list":
         rows = [
-            (one["number"], one["hits"], text) for result in results for text, one in result["rules"].items()
+            (one["number"], one["hits"], one["connections"], "draining" if one["draining"] else "", text)
+            for result in results
+            for text, one in result["rules"].items()
         ]
-        print_table(("number", "hits", "rule"), rows, right=("number", "hits"), names=("rule",))
+        titles = ("number", "hits", "connections", "state", "rule")
+        print_table(titles, rows, right=titles[:3], names=("rule",))
 
 
 @main.command()

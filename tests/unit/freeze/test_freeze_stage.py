@@ -64,6 +64,25 @@ def test_beside_an_interface_answers_go_to_the_network_and_what_was_kept_to_the_
     assert talk.events == ["frozen", "thawed"]
 
 
+def test_between_two_links_frames_pass_unless_they_are_for_a_vm_that_is_away():
+    stage, talk = plugged(passes=True)
+    stage.on_batch(0, frame(talk, True, ".", 201, 1501, 0), 1.0)
+    stage.on_batch(1, frame(talk, False, ".", 1501, 201, 10), 1.0)
+    assert talk.out == [(1, PEER_MAC), (0, VM_MAC)]
+    assert (talk.connection.vm_ack + 5000) % 2**32 == 1501
+    stage.start(2.0)
+    stage.on_batch(1, frame(talk, False, ".", 1501, 201, 10), 2.0)
+    stage.settle(2.0)
+    assert talk.out[2:] == [(1, PEER_MAC)], "an answer"
+    other = frame(talk, False, ".", 1501, 201, 10)
+    other[0][10:16] = BROADCAST
+    stage.on_batch(1, other, 2.0)
+    assert talk.out[3:] == [(0, BROADCAST)], "not for it"
+    stage.on_batch(0, frame(talk, True, ".", 201, 1501, 0), 3.0)
+    stage.on_batch(1, frame(talk, False, ".", 1501, 201, 10), 3.1)
+    assert talk.out[4:] == [(1, PEER_MAC), (0, VM_MAC)], "it speaks: it is back"
+
+
 def test_on_another_link_the_vms_address_tells_its_frames():
     stage, talk = plugged(overlay=True)
     stage.on_batch(0, frame(talk, True, ".", 201, 1501, 0), 1.0)

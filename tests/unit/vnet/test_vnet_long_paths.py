@@ -127,8 +127,8 @@ class Site:
         self.paths = LongPaths()
         self.paths.put_off = lambda pair, until: self.put_off.append(until)
         self.carrying = Carrying(
-            name, b"k" * 32, self.switch, self, lambda action, link, why: self.events.append((action, why)),
-            self.paths,
+            name, b"k" * 32, self.switch, self, self,
+            lambda action, link, why: self.events.append((action, why)), self.paths,
         )  # fmt: skip
         self.tick(0.0)
 
@@ -145,12 +145,12 @@ class Site:
         self.switch.add_rule(parse_vnet_rule(text), position)
 
     def remove_rule(self, text: str) -> None:
-        self.switch.remove_rule(text)
+        self.switch.remove_rule(self.switch.find_rule(text))
 
     def service_state(self, name: str) -> tuple[bool, int]:
         return self.up, self.starts
 
-    def ask_service(self, name: str, *, take: bool | None = None) -> None:
+    def ask(self, name: str, *, take: bool | None = None) -> None:
         if take is not None:
             self.takes[name] = take
 

@@ -3,9 +3,10 @@
 import pytest
 
 from vtl_tools.common.errors import SpecError
-from vtl_tools.services.vnet.fields import FrameFields, fields_of, key_of
+from vtl_tools.services.vnet.claims import CLAIM_S, CLAIMS_OF_LINK
+from vtl_tools.services.vnet.fields import UNKNOWN, FrameFields, fields_of, key_of
 from vtl_tools.services.vnet.rule import parse_vnet_rule
-from vtl_tools.services.vnet.stations import AGE_S, STATIONS_OF_LINK, StationTable
+from vtl_tools.services.vnet.stations import AGE_S, STATIONS_MAX, STATIONS_OF_LINK, StationTable
 from vtl_tools.services.vnet.switch import NET, VM, LinkKind, LinkRole, LinkSide, VnetSwitch
 
 A, B, C = (bytes.fromhex(f"02000000000{n}") for n in (1, 2, 3))
@@ -112,7 +113,7 @@ def test_a_link_that_a_rule_names_stays(switch: VnetSwitch) -> None:
     switch.add_rule(parse_vnet_rule("on vm1 via fw"))
     with pytest.raises(SpecError, match="remove the rule first"):
         switch.remove_link("fw")
-    switch.remove_rule("on  vm1 via fw")
+    assert switch.remove_rule(switch.find_rule("on  vm1 via fw"))
     switch.remove_link("fw")
     assert "fw" not in switch.links
 
@@ -131,9 +132,7 @@ def test_the_links_behind_a_service_follow_moves_and_evictions() -> None:
 
     def behind(mac: bytes, link: str) -> set[str]:
         stations.learn(0, mac, link, 0.0)
-        station = stations.find(0, mac)
-        assert station is not None
-        stations.send_through(station, "fw")
+        stations.send_through(0, mac, "fw")
         return stations.behind("fw")
 
     assert behind(A, "vm1") == {"vm1"}
@@ -177,7 +176,7 @@ def test_a_protocol_hides_behind_no_extension_header(tag: bytes) -> None:
     assert fields_of(hidden) == fields_of(plain)
     assert fields_of(hidden).protocol == 6
     assert key_of(hidden) != key_of(sent(headers[:-8] + b"\x11" + bytes(7), 0))
-    assert fields_of(hidden[:-24]).protocol == 44, "cut off: nothing is raised"
+    assert fields_of(hidden[:-24]).protocol == UNKNOWN, "cut off: nothing is raised"
 
 
 TOLD = LinkRole(told=True)
@@ -214,3 +213,134 @@ def test_a_frame_from_a_link_with_a_control_plane_moves_no_station(switch: VnetS
     assert sent(switch, frame(A, B), "vm1") == {LinkSide("dc")}
     switch.forget_stations("dc")
     assert switch.stations.link_of(B) == ""
+
+
+# --- who is behind a service
+
+
+def test_a_station_behind_a_service_is_known_only_once_the_service_has_passed_a_frame(
+    switch: VnetSwitch,
+) -> None:
+    sent(switch, frame(B, ALL), "far1")
+    switch.add_rule(parse_vnet_rule("on vm1 via fw"))
+    sent(switch, frame(B, ALL), "vm1")  # forged, and the firewall drops it
+    assert switch.stations.link_of(B) == "far1"
+    assert sent(switch, frame(C, B), "vm2") == {LinkSide("far1")}
+    sent(switch, frame(A, ALL), "vm1")
+    assert switch.stations.link_of(A) == ""
+    assert sent(switch, frame(A, ALL), "fw", NET) == {LinkSide(name) for name in ("vm2", "far1", "far2")}
+    assert switch.stations.link_of(A) == "vm1"
+    assert sent(switch, frame(B, A), "far1") == {LinkSide("fw", NET)}
+
+
+def test_a_station_moves_behind_a_service_when_the_service_has_passed_it(switch: VnetSwitch) -> None:
+    sent(switch, frame(A, ALL), "far1")
+    switch.add_rule(parse_vnet_rule("from-mac 02:00:00:00:00:01 via fw"))
+    assert sent(switch, frame(A, ALL), "far2") == {LinkSide("fw", VM)}
+    assert switch.stations.link_of(A) == "far1"
+    route = switch.decide(frame(A, ALL), LinkSide("fw", NET), 0.0)
+    assert (route.moved, route.at) == ("far1", "far2")
+    assert len(switch.claims) == 0
+
+
+def test_several_services_pass_a_station_one_after_the_other(switch: VnetSwitch) -> None:
+    switch.add_link("wan", SERVICE)
+    for service in "fw", "wan":
+        switch.add_rule(parse_vnet_rule(f"on vm1 via {service}"))
+    assert sent(switch, frame(A, ALL), "vm1") == {LinkSide("fw", VM)}
+    assert sent(switch, frame(A, ALL), "fw", NET) == {LinkSide("wan", VM)}
+    assert switch.stations.link_of(A) == ""
+    sent(switch, frame(A, ALL), "wan", NET)
+    station = switch.stations.find(0, A)
+    assert station is not None
+    assert (station.link, station.through) == ("vm1", {"fw", "wan"})
+    # A broadcast to it enters the last one only, and passes the other.
+    assert LinkSide("wan", NET) in sent(switch, frame(B, ALL), "vm2")
+    assert LinkSide("fw", NET) not in sent(switch, frame(B, ALL), "vm2")
+    assert sent(switch, frame(B, ALL), "wan", VM) == {LinkSide("fw", NET)}
+    assert sent(switch, frame(B, ALL), "fw", VM) == {LinkSide("vm1")}
+
+
+def test_answers_of_a_service_go_to_who_sent_into_it_whatever_its_source(switch: VnetSwitch) -> None:
+    sent(switch, frame(B, ALL), "far1")
+    switch.add_rule(parse_vnet_rule("on vm1 via fw"))
+    sent(switch, frame(B, C), "vm1")  # forged
+    assert sent(switch, frame(C, B), "fw", VM) == {LinkSide("vm1")}
+    assert sent(switch, frame(C, B), "vm2") == {LinkSide("far1")}
+
+
+@pytest.mark.parametrize("dst", [ALL, A])
+def test_a_vm_that_was_not_heard_is_reached_through_its_service_only(switch: VnetSwitch, dst: bytes) -> None:
+    switch.add_rule(parse_vnet_rule("on vm1 via fw"))
+    targets = sent(switch, frame(B, dst), "far1")
+    assert targets == {LinkSide("vm2"), LinkSide("fw", NET)}
+    assert sent(switch, frame(B, dst), "fw", VM) == {LinkSide("vm1")}
+
+
+@pytest.mark.parametrize("dst", [ALL, A])
+def test_a_vm_behind_a_service_without_a_network_hears_nothing_else(switch: VnetSwitch, dst: bytes) -> None:
+    switch.add_link("tor", LinkRole(LinkKind.SERVICE))
+    switch.add_rule(parse_vnet_rule("on vm1 via tor"))
+    assert sent(switch, frame(A, B), "vm1") == {LinkSide("tor")}
+    assert sent(switch, frame(B, dst), "far1") == {LinkSide("vm2")}
+    assert sent(switch, frame(C, A), "tor") == {LinkSide("vm1")}
+    switch.add_rule(parse_vnet_rule("from-mac 02:00:00:00:00:02 via tor"))
+    sent(switch, frame(B, ALL), "vm2")
+    assert switch.decide(frame(C, B), LinkSide("far1"), 0.0).reason == "behind-service"
+
+
+def test_claims_are_bounded_and_forgotten(switch: VnetSwitch) -> None:
+    switch.add_rule(parse_vnet_rule("on vm1 via fw"))
+    for number in range(CLAIMS_OF_LINK + 10):
+        sent(switch, frame(b"\x06" + number.to_bytes(5), ALL), "vm1")
+    assert len(switch.claims) == CLAIMS_OF_LINK
+    assert len(switch.stations) == 0
+    switch.expire(CLAIM_S)
+    assert len(switch.claims) == 0
+    sent(switch, frame(A, ALL), "vm1")
+    switch.remove_rule(switch.find_rule("on vm1 via fw"))
+    assert len(switch.claims) == 0
+    assert switch.claims.behind("fw") == set()
+
+
+def test_a_full_table_of_stations_forgets_those_of_the_link_with_most() -> None:
+    stations = StationTable()
+    stations.learn(0, B, "vm2", 0.0)
+    for number in range(STATIONS_MAX):
+        stations.learn(0, b"\x06" + number.to_bytes(5), f"far{number % 3}", 1.0)
+    assert stations.find(0, B) is not None
+
+
+# --- fields that are hidden
+
+
+@pytest.mark.parametrize("tags", range(1, 6))
+def test_no_protocol_hides_behind_tags(tags: int) -> None:
+    ipv4 = b"\x08\x00" + bytes(9) + b"\x06" + bytes(2) + bytes(range(8)) + bytes(20)
+    tagged = memoryview(bytes(10) + B + A + tags * bytes.fromhex("81000000") + ipv4)
+    found = fields_of(tagged)
+    assert (key_of(tagged) is None) == (found is None) == (tags > 4)
+    assert found is None or found.protocol == 6
+
+
+def test_a_protocol_that_cannot_be_seen_matches_each_rule_of_a_protocol() -> None:
+    rule = parse_vnet_rule("on vm1 protocol tcp via fw")
+
+    def packet(first: int, rest: bytes) -> memoryview:
+        ipv6 = bytes(4) + b"\x00\x40" + bytes((first, 64)) + bytes(range(32))
+        return memoryview(bytes(10) + B + A + b"\x86\xdd" + ipv6 + rest)
+
+    options = 60
+    many = packet(options, 8000 * (bytes((options, 0)) + bytes(6)))
+    later = packet(44, bytes((options, 0)) + (8).to_bytes(2) + bytes(20))
+    udp = packet(17, bytes(20))
+    for each, matches in (many, True), (later, True), (udp, False):
+        fields = fields_of(each)
+        assert fields is not None
+        assert rule.matches(fields, "vm1") is matches
+
+
+@pytest.mark.parametrize("word", ["vlan", "protocol", "keep-flows"])
+def test_a_number_without_end_is_refused(word: str) -> None:
+    with pytest.raises(SpecError):
+        parse_vnet_rule(f"on vm1 {word} {'9' * 5000} via fw")

@@ -45,17 +45,19 @@ _WAITING_MAX: Final = 1 << 14
 class Hello:
     """Tells of a daemon. name: the link to it, where it is not chosen.
 
-    doors: specs by which it can be called. over: the session is a shortcut beside the path through the daemon
-    of this name.
+    doors: specs by which it can be called; those of this daemon are a list that may change. over: the session
+    is a shortcut beside the path through the daemon of this name.
     """
 
     name: str
-    doors: tuple[str, ...] = ()
+    doors: Sequence[str] = ()
     over: str = ""
 
     def to_octets(self) -> bytes:
         """Return the item."""
-        return json.dumps({"name": self.name, "doors": self.doors[:_DOORS_MAX], "over": self.over}).encode()
+        return json.dumps(
+            {"name": self.name, "doors": list(self.doors[:_DOORS_MAX]), "over": self.over}
+        ).encode()
 
     @classmethod
     def of(cls, item: memoryview) -> "Hello":
@@ -114,6 +116,10 @@ class Conversation:
     def on_up(self) -> None:
         """Tell the name, and measure the round trip at once."""
         self._beat_at = self.now
+        self.say_hello()
+
+    def say_hello(self) -> None:
+        """Tell of this daemon, once the session is up: at first, and when its doors have changed."""
         self.emit(self.hello_pieces())
 
     def hello_pieces(self) -> list[bytes | memoryview]:

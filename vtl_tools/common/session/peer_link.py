@@ -77,6 +77,18 @@ class PeerLink(Device):
     def flush(self) -> None:
         """Send what the session has made."""
 
+    @property
+    def doors(self) -> Sequence[str]:
+        """The doors of the other daemon, as it told last."""
+        known = self.remote if self.session is None else self.session.remote
+        return () if known is None else known.doors
+
+    def say_hello(self) -> None:
+        """Tell the other daemon again of this one, if the link is up."""
+        if (session := self.session) is not None and session.is_up:
+            session.say_hello()
+            self.flush()
+
     def tell(self, kind: int, item: bytes) -> None:
         """Send an item to the other daemon, if the link is up."""
         if (session := self.session) is not None and session.is_up:

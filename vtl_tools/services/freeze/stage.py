@@ -33,7 +33,8 @@ class Freeze(Stage):
     """Beside an interface, port 0 is the VM's side and port 1 the network's. On another link, port 0 is both.
 
     mac: the VM's, in addition to those that it is seen to use. listen: enables and disables reception on the
-    ports. overlay: whether there is only one link.
+    ports. overlay: whether there is only one link. passes: whether the ports are two links, between which
+    frames pass unless they are for a VM that is away.
     """
 
     def __init__(
@@ -45,8 +46,11 @@ class Freeze(Stage):
         listen: "Callable[[bool], object]" = lambda wanted: None,
         snapshot: "Snapshot | None" = None,
         overlay: bool = False,
+        passes: bool = False,
     ) -> None:
         super().__init__(1 if overlay else 2)
+        self.passes = passes
+        self._passing = Batch()
         self.freezer, self.vm, self.overlay = freezer, vm, overlay
         self.listen, self.snapshot = listen, snapshot
         self.network = 0 if overlay else 1
@@ -76,8 +80,8 @@ class Freeze(Stage):
 
     @property
     def inline(self) -> bool:  # type: ignore[override]
-        """Whether frames wait for this stage: only peers of a VM that is away do."""
-        return self.freezer.frozen
+        """Whether frames wait for this stage: if they do not pass it, only peers of a VM that is away do."""
+        return self.passes or self.freezer.frozen
 
     def follow(self, monitor: "Monitor") -> None:
         """Apply the events of QEMU's monitor, which calls qemu.on_event()."""
@@ -91,6 +95,8 @@ class Freeze(Stage):
         freezer = self.freezer
         if self.overlay:
             self._on_overlay(batch, now)
+        elif self.passes:
+            self._pass(port, batch, now)
         elif port == 0:
             for frame in batch:
                 freezer.from_vm(frame, now)
@@ -99,15 +105,35 @@ class Freeze(Stage):
                 freezer.from_peer(frame, now)
 
     def _on_overlay(self, batch: Batch, now: float) -> None:
-        freezer = self.freezer
         self.heard += batch.count
         for frame in batch:
-            if bytes(frame[VNET + 6 : VNET + 12]) not in freezer.table.macs:
-                freezer.from_peer(frame, now)
-            elif freezer.frozen and not freezer.left:
-                freezer.from_vm(frame, now)
+            if bytes(frame[VNET + 6 : VNET + 12]) not in self.freezer.table.macs:
+                self.freezer.from_peer(frame, now)
             else:
-                freezer.overhear(frame, True, now)
+                self._on_vm(frame, now)
+
+    def _on_vm(self, frame: memoryview, now: float) -> None:
+        if self.freezer.frozen and not self.freezer.left:
+            self.freezer.from_vm(frame, now)
+        else:
+            self.freezer.overhear(frame, True, now)
+
+    def _pass(self, port: int, batch: Batch, now: float) -> None:
+        """Process frames on their way between two links."""
+        self.heard += batch.count
+        freezer = self.freezer
+        if port == 0:
+            for frame in batch:
+                self._on_vm(frame, now)
+        else:
+            for frame in batch:
+                freezer.from_peer(frame, now)
+            if not freezer.is_quiet(now):  # the VM may be on its way, without what would answer
+                macs = freezer.table.macs
+                others = [i for i, f in enumerate(batch) if bytes(f[VNET : VNET + 6]) not in macs]
+                batch = self._passing.pick(batch, others if macs else [])
+        if batch:
+            self.out[1 - port](batch, now)
 
     def settle(self, now: float) -> None:
         """Send the answers, and report a VM that sends although it is supposed to be away."""

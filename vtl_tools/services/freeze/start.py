@@ -22,10 +22,10 @@ def is_overlay(iface: str) -> bool:
     return ":" in iface
 
 
-def make_links(iface: str) -> list[Device]:
-    """Return the links of the stage, not open yet: both sides of an interface, or the one link."""
+def make_links(iface: str, uplink: str | None) -> list[Device]:
+    """Return the links of the stage, not open yet: both sides of an interface, or the one link, or two."""
     if is_overlay(iface):
-        return [open_device(iface, mark=MARK)]
+        return [open_device(spec, mark=MARK) for spec in (iface, uplink) if spec is not None]
     return [VMSide(iface, mark=MARK), NetworkSide(iface, mark=MARK)]
 
 
@@ -42,6 +42,7 @@ def listen_switch(links: list[Device]) -> Callable[[bool], None]:
 
 def make_stage(
     iface: str,
+    uplink: str | None,
     vm: str,
     mac: bytes | None,
     qmp: str | None,
@@ -53,13 +54,13 @@ def make_stage(
     state: None: the file beside the control socket.
     """
     freezer = Freezer(any_mac=mac is None)
-    overlay = is_overlay(iface)
-    ring = None if overlay else Ring(iface, freezer.overhear)
+    ring = None if is_overlay(iface) else Ring(iface, freezer.overhear)
     path = state or path_for("vtl-freeze", iface).with_suffix(".state")
     if state is None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     snapshot = Snapshot(path, lambda now: dump(freezer, stage.vm, now), OCTETS_MAX)
-    stage = Freeze(freezer, vm, mac=mac, listen=listen, snapshot=snapshot, overlay=overlay)
+    overlay, passes = is_overlay(iface) and uplink is None, uplink is not None
+    stage = Freeze(freezer, vm, mac=mac, listen=listen, snapshot=snapshot, overlay=overlay, passes=passes)
     if (text := snapshot.read()) is not None:
         stage.import_state(text, str(path), time.monotonic())
     snapshot.save(time.monotonic())  # a file that cannot be written is an error before the VM is away

@@ -17,6 +17,7 @@ from vtl_tools.common.session.items import CARRY, DOOR, INTRODUCE, LINK_NAME, ST
 from vtl_tools.common.session.peer_link import PeerLink
 from vtl_tools.services.vnet.adapt import AGAIN_S, IDLE_S, Advice, LinkView, Matchmaker, Shortcuts
 from vtl_tools.services.vnet.carrying import PORT, Carrying, ServiceLinks
+from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.long_paths import LongPaths
 from vtl_tools.services.vnet.stations import Key
 from vtl_tools.services.vnet.switch import LinkKind, VnetSwitch
@@ -62,13 +63,14 @@ class AdaptSettings:
 
 @dataclass
 class Adapting:
-    """Adaptation of an overlay. last: what was done, and why. name, key: see Carrying."""
+    """Adaptation of an overlay. last: what was done, and why. name, key, keeper: see Carrying."""
 
     settings: AdaptSettings
     switch: VnetSwitch
     links: AdaptableLinks
     name: str
     key: bytes | None
+    keeper: ServiceKeeper | None
     matchmaker: Matchmaker = field(default_factory=Matchmaker)
     shortcuts: Shortcuts = field(default_factory=Shortcuts)
     last: list[dict[str, str]] = field(default_factory=list)
@@ -78,7 +80,7 @@ class Adapting:
     def __post_init__(self) -> None:
         self.mode = self.settings.mode
         self.carrying = Carrying(
-            self.name, self.key, self.switch, self.links, self._write, self.long_paths,
+            self.name, self.key, self.switch, self.links, self.keeper, self._write, self.long_paths,
             self.settings.port, self.settings.idle_s,
         )  # fmt: skip
 
@@ -222,7 +224,7 @@ def _view(peer: AdaptablePeer) -> LinkView:
     rtt_ms, loss = state["rtt_ms"], state["loss_percent"]
     return LinkView(
         device.remote.name if device.remote else "", device.up, _number(rtt_ms), _number(loss),
-        _door(device.remote.doors if device.remote else (), device.where), peer.octets,
+        _door(device.doors, device.where), peer.octets,
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from vtl_tools.common.packet.address import is_single_host
 from vtl_tools.common.session.items import CARRY
 from vtl_tools.common.session.peer_link import PeerLink
 from vtl_tools.services.vnet.adapt import AGAIN_S, TRIAL_S
+from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.long_paths import LongPath, LongPaths, Pair, Trial
 from vtl_tools.services.vnet.switch import LinkKind, VnetSwitch
 
@@ -80,10 +81,6 @@ class ServiceLinks(Protocol):
         """Return whether a service's links are up, and how often it was started."""
         ...
 
-    def ask_service(self, name: str, *, take: bool | None = None) -> None:
-        """Ask a service what it carries; see ServiceKeeper.ask(). Raises VTLError."""
-        ...
-
 
 @dataclass
 class Carried:
@@ -131,6 +128,7 @@ class Carrying:
     key: bytes | None
     switch: VnetSwitch
     links: ServiceLinks
+    keeper: ServiceKeeper | None
     tell_event: Callable[[str, str, str], object]
     paths: LongPaths
     port: int = PORT
@@ -138,6 +136,10 @@ class Carrying:
     carried: dict[str, Carried] = field(default_factory=dict)
     _peers: Mapping[str, PeerLink] = field(default_factory=dict)
     _number: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keeper is not None:
+            self.keeper.on_answer = self.on_answer
 
     # --- what begins
 
@@ -287,8 +289,7 @@ class Carrying:
         if one.answer:
             self._judge(one, now)
         if one.name in self.carried:
-            with suppress(VTLError):
-                self.links.ask_service(one.name)
+            self._ask(one)
 
     def _put_under(self, one: Carried, now: float) -> None:
         """Lead the pair's frames to the service, which passes all of them at first."""
@@ -323,8 +324,12 @@ class Carrying:
 
     def _set(self, one: Carried, state: CarryState, now: float) -> None:
         one.state, one.since, one.answer = state, now, {}
+        self._ask(one, take=state is CarryState.CARRYING)
+
+    def _ask(self, one: Carried, *, take: bool | None = None) -> None:
+        assert self.keeper is not None
         with suppress(VTLError):
-            self.links.ask_service(one.name, take=state is CarryState.CARRYING)
+            self.keeper.ask(one.name, take=take)
 
     def _judge(self, one: Carried, now: float) -> None:
         trial, answer = one.trial, one.answer

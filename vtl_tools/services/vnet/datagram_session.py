@@ -375,6 +375,11 @@ class DatagramSession(Conversation):
         if is_asking and now >= self._resend_at and self._resends < _RESENDS_MAX:
             self._send_first()
 
+    def say_hello(self) -> None:
+        """Tell of this daemon, again with heartbeats until one was answered."""
+        self._was_heard = False
+        super().say_hello()
+
     def beat(self, now: float) -> None:
         """Send a heartbeat, with the name until one was answered; find out whether the size still fits."""
         pieces = ping_pieces(now) if self._was_heard else [*self.hello_pieces(), *ping_pieces(now)]

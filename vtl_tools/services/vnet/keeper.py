@@ -32,8 +32,12 @@ from vtl_tools.common.session.items import LINK_NAME
 
 log = logging.getLogger(__name__)
 
-SIDES: Final = {"ack": 2, "bridge": 2, "fw": 2, "split": 1, "subnet": 1, "tor": 1, "udt": 2, "wan": 2}
+SIDES: Final = {
+    "ack": 2, "bridge": 2, "freeze": 2, "fw": 2, "split": 1, "subnet": 1, "tor": 1, "udt": 2, "wan": 2,
+}  # fmt: skip
 """The services that can be a link, with the number of their links."""
+ENDS_TCP: Final = frozenset(("ack", "split", "subnet", "tor", "udt"))
+"""Those whose TCP connections do not outlast them."""
 _OURS: Final = frozenset(
     (
         *(
@@ -59,7 +63,7 @@ _OURS: Final = frozenset(
             "state",
             "version",
         ),
-        *("no-reconnect", "help", "start-tor", "torrc", "workers", "realtime"),
+        *("no-reconnect", "help", "start-tor", "torrc", "workers", "realtime", "qmp"),
     )
 )
 """Options that a user of vtl-vnet cannot give to a service."""
@@ -94,6 +98,7 @@ def parse_service(spec: str) -> ServiceSpec:
     words: list[str] = []
     sides = SIDES[name]
     try:
+        query = "&".join(word if "=" in word else f"{word}=" for word in query.split("&") if word)
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(mark), max_num_fields=64)
     except ValueError:
         raise SpecError(f"{spec!r}: cannot be read; write service:NAME?option=value&option=value") from None

@@ -12,7 +12,7 @@ from vtl_tools.common.device.spec import open_device
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.session.items import LINK_NAME, Hello
 from vtl_tools.common.session.tcp_link import TCPDoor, TCPLink
-from vtl_tools.services.vnet.keeper import ServiceSpec, parse_service
+from vtl_tools.services.vnet.keeper import ENDS_TCP, ServiceSpec, parse_service
 from vtl_tools.services.vnet.switch import LinkKind, LinkRole
 from vtl_tools.services.vnet.udp_link import UDPDoor, UDPLink
 
@@ -47,7 +47,8 @@ def parse_link(name: str, spec: str) -> LinkSpec:
         )
     if kind == "service":
         service = parse_service(spec)
-        return LinkSpec(name, spec, LinkRole(LinkKind.SERVICE, service.sides), service)
+        role = LinkRole(LinkKind.SERVICE, service.sides, ends_tcp=service.name in ENDS_TCP)
+        return LinkSpec(name, spec, role, service)
     if kind == "evpn":
         _evpn(spec).close()
         return LinkSpec(name, spec, LinkRole(told=True))

@@ -81,7 +81,8 @@ class LongPaths:
         """Count octets that a station here sends by a link. frame: one of those that they are in."""
         if link not in self._reasons:
             return
-        fields = fields_of(frame)
+        if (fields := fields_of(frame)) is None:
+            return
         ends = fields.source, fields.destination
         if fields.protocol != _TCP or fields.vlan or not all(map(_is_ordinary, ends)):
             return

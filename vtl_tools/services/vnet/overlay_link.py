@@ -14,8 +14,8 @@ class OverlayLink:
     """A link. devices: by side; none of a link that the runner has. port: of such a link.
 
     up: of each device, as it was told. rates: Mbit/s in and out. door: the listener that its daemon came
-    through; up_at: when it was up last. over: the link to a daemon beside which it is a shortcut. available:
-    of a link to a daemon. counts: of it, packets lost and counted.
+    through; up_at: when it was up last. over: the link to a daemon beside which it is a shortcut. control:
+    the control socket of a service. available, counts: of a link to a daemon; packets lost and counted.
     """
 
     spec: LinkSpec
@@ -31,6 +31,7 @@ class OverlayLink:
     door: str = ""
     up_at: float = 0.0
     over: str = ""
+    control: str = ""
     available: Available = field(default_factory=Available)
     counts: tuple[int, int] = 0, 0
 
@@ -80,4 +81,5 @@ class OverlayLink:
             "losses": sum(device.losses for device in self.devices),
             "pid": self.pid,
             "starts": self.starts,
+            "control": self.control,
         }

@@ -16,12 +16,13 @@ from vtl_tools.common.session.items import HOPS_MAX, Hello
 from vtl_tools.common.session.peer_link import Door, PeerLink
 from vtl_tools.common.stage import Stage
 from vtl_tools.services.vnet.adapting import AdaptablePeer, Adapting, AdaptSettings, shortcut_name
-from vtl_tools.services.vnet.fields import FIXED, FrameFields, fields_of, key_of
+from vtl_tools.services.vnet.fields import FIXED
 from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.links import LINKS_MAX, LinkPool, LinkSpec, door_of, make_link, parse_link
 from vtl_tools.services.vnet.overlay_link import OverlayLink
+from vtl_tools.services.vnet.route_cache import RouteCache
 from vtl_tools.services.vnet.rule import VnetRule, parse_vnet_rule
-from vtl_tools.services.vnet.switch import NET, FrameRoute, LinkKind, LinkRole, LinkSide, VnetSwitch
+from vtl_tools.services.vnet.switch import NET, LinkKind, LinkRole, LinkSide, VnetSwitch
 
 if TYPE_CHECKING:
     from vtl_tools.services.vnet.evpn.exchange import EvpnExchange
@@ -31,7 +32,9 @@ log = logging.getLogger(__name__)
 TICK_S: Final = 1.0
 FORGET_S: Final = 300.0
 """After which a daemon that came through a door and is gone has no link any more."""
-_DECISIONS_MAX: Final = 8192
+DRAIN_S: Final = 300.0
+"""How long the connections of a removed rule keep their service, unless the user says otherwise."""
+DRAIN_MAX_S: Final = 86_400
 _TOLD_SHOWN: Final = 1024
 """Stations of a control plane that the status lists."""
 _Group = tuple[tuple[LinkSide, ...], int]
@@ -49,13 +52,14 @@ class Overlay(Stage):
     ) -> None:  # fmt: skip
         super().__init__(len(ports))
         self.switch = VnetSwitch()
-        self._adapting = Adapting(adapt or AdaptSettings(), self.switch, self, name, key)
-        self._key, self._keeper, self._hello = key, keeper, Hello(name)
+        self._adapting = Adapting(adapt or AdaptSettings(), self.switch, self, name, key, keeper)
+        self._key, self._keeper = key, keeper
+        self._doors: list[str] = []
+        self._hello = Hello(name, self._doors)  # so that all sessions, and later ones, tell of all doors
         self._links: dict[str, OverlayLink] = {}
         self._pool = LinkPool(self._on_pool)
         self._owners: dict[Device, LinkSide] = {}
-        self._decisions: dict[tuple[LinkSide, bytes | FrameFields], FrameRoute] = {}
-        self._generation = -1
+        self._routes = RouteCache(self.switch, self._tell_move)
         self._hits: Counter[str] = Counter()
         self._tick_at = 0.0
         self._ticked_at = 0.0
@@ -64,7 +68,7 @@ class Overlay(Stage):
         self._ingress: list[LinkSide] = []
         self.sources = [self._pool]
         if keeper is not None:
-            keeper.on_change, keeper.on_answer = self._on_service, self._adapting.carrying.on_answer
+            keeper.on_change = self._on_service
             self.sources.append(keeper)
         for port, spec in enumerate(ports):
             self._links[spec] = OverlayLink(LinkSpec(spec, spec, LinkRole()), port)
@@ -90,6 +94,7 @@ class Overlay(Stage):
                 added.up.append(device.up)
             if link.service is not None and self._keeper is not None:
                 self._keeper.start(name, link.service, secret)
+                added.control = self._keeper.places(name)[2]
         except VTLError:
             for device in added.devices:
                 self._pool.remove(device)
@@ -102,7 +107,8 @@ class Overlay(Stage):
         self._links[name] = added
         if isinstance(door := added.devices[0], Door):
             door.on_peer = lambda hello, link: self._on_peer(name, hello, link)
-            self._hello = replace(self._hello, doors=(*self._hello.doors, door_of(added.spec.spec)))
+            self._doors.append(door_of(added.spec.spec))
+            self._say_hello()
             return
         for side, device in enumerate(added.devices):
             self._owners[device] = LinkSide(name, side)
@@ -112,6 +118,10 @@ class Overlay(Stage):
             from vtl_tools.services.vnet.evpn.exchange import EvpnExchange
 
             self._exchange = EvpnExchange(name, added.devices[0], self.switch)
+
+    def _say_hello(self) -> None:
+        for peer in self._peers().values():
+            peer.device.say_hello()
 
     def make_shortcut(self, name: str, spec: str, over: str) -> None:
         """Add a shortcut beside the link to a daemon. Raises VTLError."""
@@ -179,6 +189,8 @@ class Overlay(Stage):
         if link is not None and link.spec.is_door:
             for each in [other for other, one in self._links.items() if one.door == name]:
                 self.remove_link(each)
+            self._doors.remove(door_of(link.spec.spec))
+            self._say_hello()
         elif link is None or not link.over:
             self.switch.remove_link(name)
         assert link is not None
@@ -202,11 +214,11 @@ class Overlay(Stage):
         self.switch.add_rule(rule, position)
         return rule
 
-    def remove_rule(self, text: str) -> VnetRule:
-        """Remove a rule. Raises SpecError."""
-        rule = self.switch.remove_rule(text)
-        del self._hits[rule.text]
-        return rule
+    def remove_rule(self, text: str, drain_s: float = 0.0) -> None:
+        """Remove a rule. drain_s: how long its connections keep their service at most. Raises SpecError."""
+        rule = self.switch.find_rule(text)
+        if self.switch.remove_rule(rule, self._ticked_at + drain_s if drain_s else None):
+            del self._hits[rule.text]
 
     # --- frames
 
@@ -229,9 +241,7 @@ class Overlay(Stage):
             self._pass(LinkSide(link.over), batch, now, hops)  # as if it came by the longer way
 
     def _pass(self, ingress: LinkSide, batch: Batch, now: float, hops: Sequence[int]) -> None:
-        if self._generation != self.switch.generation or len(self._decisions) > _DECISIONS_MAX:
-            self._decisions.clear()
-            self._generation = self.switch.generation
+        self._routes.check()
         is_watched = self._adapting.mode != "off"
         groups: dict[_Group, list[int]] = {}
         for i, frame in enumerate(batch):
@@ -261,13 +271,7 @@ class Overlay(Stage):
         return True
 
     def _targets(self, ingress: LinkSide, frame: memoryview, now: float, hops: int) -> tuple[LinkSide, ...]:
-        key = ingress, key_of(frame)
-        decision = self._decisions.get(key)
-        if decision is None:
-            decision = self.switch.decide(fields_of(frame), ingress, now)
-            if decision.moved:
-                self._tell_move(frame, decision.moved, ingress.link)
-            self._decisions[key] = decision._replace(moved="")
+        decision = self._routes.find(ingress, frame, now)
         for rule in decision.rules:
             self._hits[rule.text] += 1
         if not decision.targets:
@@ -291,8 +295,8 @@ class Overlay(Stage):
         else:
             device.write(batch)
 
-    def _tell_move(self, frame: memoryview, before: str, link: str) -> None:
-        mac = bytes(frame[16:22]).hex(":")
+    def _tell_move(self, address: bytes, before: str, link: str) -> None:
+        mac = address.hex(":")
         self.event("station", mac=mac, before=before, at=link, cause=("station", mac))
 
     # --- what changes by itself
@@ -322,11 +326,6 @@ class Overlay(Stage):
         link = self._links.get(name)
         return (False, 0) if link is None else (all(link.up), link.starts)
 
-    def ask_service(self, name: str, *, take: bool | None = None) -> None:
-        """Ask a service what it carries; see ServiceKeeper.ask(). Raises VTLError."""
-        if self._keeper is not None:
-            self._keeper.ask(name, take=take)
-
     def _on_service(self, name: str, pid: int, status: int) -> None:
         link = self._links.get(name)
         if link is None:
@@ -353,8 +352,10 @@ class Overlay(Stage):
             link.measure(elapsed_s, now)
         self._forget_daemons(now)
         self._adapting.tick(self._peers(), now)
-        self._decisions.clear()
-        self.switch.stations.expire(now)
+        self._routes.clear()
+        for rule, cut in self.switch.expire(now):
+            del self._hits[rule.text]
+            self.event("rule", rule=rule.text, drained=not cut, cut=cut)
 
     def _forget_daemons(self, now: float) -> None:
         """Remove the links of daemons that came through a door and are gone for long."""
@@ -369,7 +370,12 @@ class Overlay(Stage):
             "adapt": self._adapting.status(now),
             "overlay": {name: link.status() for name, link in self._links.items()},
             "rules": {
-                rule.text: {"number": number, "via": rule.via, "hits": self._hits[rule.text]}
+                rule.text: {
+                    "number": number,
+                    "via": rule.via,
+                    "hits": self._hits[rule.text],
+                    **self._flows_of(rule),
+                }
                 for number, rule in enumerate(self.switch.rules, 1)
             },
             "stations": {
@@ -382,6 +388,16 @@ class Overlay(Stage):
                 for (vlan, mac), station in self.switch.stations.items()
             }
             | self._told_stations(now),
+        }
+
+    def _flows_of(self, rule: VnetRule) -> dict[str, object]:
+        flows = self.switch.flows.get(rule.text)
+        if flows is None:
+            return {"draining": False, "connections": 0, "kept": 0}
+        return {
+            "draining": flows.drain_until is not None,
+            "connections": flows.taken,
+            "kept": flows.kept,
         }
 
     def _told_stations(self, now: float) -> dict[str, dict[str, object]]:
@@ -421,7 +437,10 @@ class Overlay(Stage):
         if action == "add" and isinstance(text, str):
             self.add_rule(text, position)
         elif action == "remove" and isinstance(text, str):
-            self.remove_rule(text)
+            drain_s = request.get("drain", DRAIN_S)
+            if not isinstance(drain_s, int | float) or not 0 <= drain_s <= DRAIN_MAX_S:
+                raise SpecError(f"rule: a drain is 0 to {DRAIN_MAX_S} seconds")
+            self.remove_rule(text, drain_s)
         elif action != "list":
             raise SpecError("rule: not understood; see 'vtl-vnet rule --help'")
         return {"rules": self.status(0.0)["rules"]}

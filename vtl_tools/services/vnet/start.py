@@ -117,8 +117,7 @@ def make_stage(
             settings.adapt or "off", settings.adapt_port or PORT, settings.adapt_idle or IDLE_S
         )
         overlay = Overlay(ports, key, keeper, settings.name or _host_name(), adapt)
-        # Doors first, so that the sessions of the other links tell of them.
-        for name, spec in sorted(settings.links, key=lambda link: not parse_link(*link).is_door):
+        for name, spec in settings.links:
             overlay.add_link(name, spec)
         for text in settings.rules:
             overlay.add_rule(text)

@@ -54,8 +54,9 @@ class StationTable:
         if station is None:
             if len(of_link) >= STATIONS_OF_LINK:
                 self._remove(next(iter(of_link)))
-            elif len(self._found) >= STATIONS_MAX:
-                self._remove(next(iter(self._found)))
+            elif len(self._found) >= STATIONS_MAX:  # who has most gives way, not who is quiet
+                most = max(self._of_link, key=lambda name: len(self._of_link[name]))
+                self._remove(next(iter(self._of_link[most])))
             self._found[key] = KnownStation(link, now)
             of_link[key] = None
             self._vlans.setdefault(mac, set()).add(vlan)
@@ -71,9 +72,10 @@ class StationTable:
         self._note(mac)
         return before
 
-    def send_through(self, station: KnownStation, service: str) -> None:
+    def send_through(self, vlan: int, mac: bytes, service: str) -> None:
         """Note that frames of a station are sent through a service."""
-        if service not in station.through:
+        station = self._found.get((vlan, mac))
+        if station is not None and service not in station.through:
             station.through.add(service)
             self._behind.setdefault(service, Counter())[station.link] += 1
 

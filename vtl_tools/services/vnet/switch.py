@@ -4,7 +4,8 @@ First the rules, in their order; then, for a frame that no rule names, the stati
 links. A service has two sides: VM and NET. A rule that names a service holds for both directions of a
 conversation: a frame that it matches enters at the VM side, and an answer to such a frame at the NET side. A
 frame that leaves at NET goes on behind the rule, one that leaves at VM goes on before it, so that each frame
-passes each rule once in each direction, and never returns.
+passes each rule once in each direction, and never returns. A station behind a service is heard and reached
+through it only; a service without the side NET lets nothing else to the station.
 
 Between daemons: a frame of a VNET link is not sent to another VNET link, unless a rule names it or one of the
 two is for transit. In a full mesh every daemon hears every frame, and none twice.
@@ -15,9 +16,11 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from vtl_tools.common.errors import SpecError
+from vtl_tools.services.vnet.claims import ClaimTable
 from vtl_tools.services.vnet.fields import FrameFields
 from vtl_tools.services.vnet.rule import VnetRule
-from vtl_tools.services.vnet.stations import Key, KnownStation, StationTable
+from vtl_tools.services.vnet.service_flows import FlowSegment, ServiceFlows
+from vtl_tools.services.vnet.stations import Key, StationTable
 
 VM, NET = 0, 1
 """The sides of a service."""
@@ -37,13 +40,15 @@ class LinkKind(Enum):
 class LinkRole:
     """The properties of a link. sides: of a service. transit: floods between VNET links.
 
-    told: a control plane tells which stations it leads to, so that a frame from it moves none.
+    told: a control plane tells which stations it leads to, so that a frame from it moves none. ends_tcp: of a
+    service that ends TCP connections, or changes them: they do not outlast it.
     """
 
     kind: LinkKind = LinkKind.LOCAL
     sides: int = 1
     transit: bool = False
     told: bool = False
+    ends_tcp: bool = False
 
 
 class LinkSide(NamedTuple):
@@ -54,24 +59,51 @@ class LinkSide(NamedTuple):
 
 
 class FrameRoute(NamedTuple):
-    """The targets of a frame; without any, the reason. rules: those that matched. moved: its link before."""
+    """The targets of a frame; without any, the reason. rules: those that matched.
+
+    moved, at: the links that its station was at before, and is at now, if that has changed. by_flow: other
+    connections with the same fields may have another route. tracked: where to note how connections begin and
+    end.
+    """
 
     targets: tuple[LinkSide, ...]
     reason: str = ""
     rules: tuple[VnetRule, ...] = ()
     moved: str = ""
+    at: str = ""
+    by_flow: bool = False
+    tracked: tuple[ServiceFlows, ...] = ()
+
+
+@dataclass(slots=True)
+class _Question:
+    """A frame to decide on. origin: the link that its sender is at; "": not known.
+
+    by_flow: see FrameRoute. is_kept: it goes around a service as its connection was there before the rule.
+    """
+
+    fields: FrameFields
+    ingress: LinkSide
+    segment: FlowSegment | None
+    now: float
+    origin: str = ""
+    by_flow: bool = False
+    is_kept: bool = False
 
 
 class VnetSwitch:
     """Links, rules and stations. generation: grows with each change that makes older decisions invalid.
 
-    shortcuts: by station, a link to a daemon, and the shortcut that is taken in its place.
+    shortcuts: by station, a link to a daemon, and the shortcut that is taken in its place. flows: connections
+    of the rules that name services, by their text.
     """
 
     def __init__(self) -> None:
         self.links: dict[str, LinkRole] = {}
         self.rules: list[VnetRule] = []
         self.stations = StationTable()
+        self.claims = ClaimTable()
+        self.flows: dict[str, ServiceFlows] = {}
         self.shortcuts: dict[Key, tuple[str, str]] = {}
         self.generation = 0
 
@@ -93,8 +125,13 @@ class VnetSwitch:
                 raise SpecError(f"{name}: the rule '{rule.text}' names it; remove the rule first")
         del self.links[name]
         self.stations.forget_link(name)
-        self.stations.forget_service(name)
+        self.claims.forget_link(name)
+        self._forget_service(name)
         self.generation += 1
+
+    def _forget_service(self, name: str) -> None:
+        self.stations.forget_service(name)
+        self.claims.forget_service(name)
 
     def add_rule(self, rule: VnetRule, position: int | None = None) -> None:
         """Add a rule, at the end or before the one at a position, from 1. Raises SpecError."""
@@ -109,24 +146,52 @@ class VnetSwitch:
             raise SpecError(
                 f"rule '{rule.text}': a service has a VM's side; tell it by on, from-mac, to-mac, from or to"
             )
+        if role.kind is not LinkKind.SERVICE and rule.keep_s:
+            raise SpecError(f"rule '{rule.text}': {rule.via} is no service; leave out keep-flows")
         if any(rule.text == other.text for other in self.rules):
-            raise SpecError(f"rule '{rule.text}': is there already")
+            raise SpecError(f"rule '{rule.text}': is there already, or has connections until it is gone")
         if len(self.rules) >= RULES_MAX:
             raise SpecError(f"rule '{rule.text}': there are {RULES_MAX} already; remove one")
         self.rules.insert(len(self.rules) if position is None else position - 1, rule)
+        if role.kind is LinkKind.SERVICE:
+            self.flows[rule.text] = ServiceFlows(rule.keep_s)
         self.generation += 1
 
-    def remove_rule(self, text: str) -> VnetRule:
-        """Remove the rule of a text. Raises SpecError."""
+    def find_rule(self, text: str) -> VnetRule:
+        """Return the rule of a text. Raises SpecError."""
         wanted = " ".join(text.split())
         for rule in self.rules:
             if rule.text == wanted:
-                self.rules.remove(rule)
-                if all(other.via != rule.via for other in self.rules):
-                    self.stations.forget_service(rule.via)
-                self.generation += 1
                 return rule
         raise SpecError(f"rule '{wanted}': no such rule; 'vtl-vnet rule list' lists them")
+
+    def remove_rule(self, rule: VnetRule, drain_until: float | None = None) -> bool:
+        """Remove a rule. Return whether it is gone.
+
+        drain_until: until then, the connections that a service has keep it; drained() tells when it is gone.
+        """
+        self.generation += 1
+        flows = self.flows.get(rule.text)
+        if drain_until is not None and flows is not None and flows.taken and self.links[rule.via].ends_tcp:
+            flows.drain_until = drain_until
+            return False
+        self.rules.remove(rule)
+        self.flows.pop(rule.text, None)
+        if all(other.via != rule.via for other in self.rules):
+            self._forget_service(rule.via)
+        return True
+
+    def expire(self, now: float) -> list[tuple[VnetRule, int]]:
+        """Forget what is old. Return the rules that are gone now, and how many connections they still had."""
+        self.stations.expire(now)
+        self.claims.expire(now)
+        gone = []
+        for rule in list(self.rules):
+            flows = self.flows.get(rule.text)
+            if flows is not None and flows.wake(now):
+                gone.append((rule, flows.taken))
+                self.remove_rule(rule)
+        return gone
 
     def tell(self, mac: bytes, link: str, now: float) -> str:
         """Note the link of a station that a control plane told of. See StationTable.tell()."""
@@ -140,58 +205,157 @@ class VnetSwitch:
 
     # --- decisions
 
-    def decide(self, fields: FrameFields, ingress: LinkSide, now: float) -> FrameRoute:
-        """Return where a frame goes. ingress: the link, and for a service the side, that it came from."""
+    def decide(
+        self, fields: FrameFields, ingress: LinkSide, now: float, segment: FlowSegment | None = None
+    ) -> FrameRoute:
+        """Return where a frame goes. ingress: the link, and for a service the side, that it came from.
+
+        segment: of TCP.
+        """
         if fields.src[0] & 1:
             return FrameRoute((), "group-source")
-        moved = ""
-        role = self.links[ingress.link]
-        is_service = role.kind is LinkKind.SERVICE
-        if not is_service and not (role.told and self.stations.find(fields.vlan, fields.src)):
-            moved = self.stations.learn(fields.vlan, fields.src, ingress.link, now)
-            if moved:
-                self.generation += 1
-        sender = self.stations.find(fields.vlan, fields.src)
-        origin = ingress.link if not is_service else "" if sender is None else sender.link
-        places = [i for i, rule in enumerate(self.rules) if rule.via == ingress.link] if is_service else []
-        if not is_service or (ingress.side == NET and places):
-            first = places[-1] + 1 if places else 0
-            if (found := self._forward(fields, origin, sender, first)) is not None:
-                return found._replace(moved=moved)
-        before = places[0] if places and ingress.side == VM else len(self.rules)
-        return self._backward(fields, ingress, origin, before)._replace(moved=moved)
+        asked = _Question(fields, ingress, segment, now, ingress.link)
+        is_service = self.links[ingress.link].kind is LinkKind.SERVICE
+        route = self._leave(asked) if is_service else self._enter(asked)
+        return route._replace(by_flow=True) if asked.by_flow else route
 
-    def _forward(
-        self, fields: FrameFields, origin: str, sender: KnownStation | None, first: int
-    ) -> FrameRoute | None:
+    def _enter(self, asked: _Question) -> FrameRoute:
+        """Decide on a frame of a link. Its source is a station, unless a service is yet to judge it."""
+        found = self._forward(asked, 0)
+        if found is not None and self.links[found.targets[0].link].kind is LinkKind.SERVICE:
+            self._claim(asked, found.targets[0].link, frozenset())
+            return found
+        moved = ""
+        if not asked.is_kept or self._is_at_origin(asked):
+            moved = self._learn(asked, asked.origin)
+        if found is None:
+            found = self._backward(asked, len(self.rules))
+        return found._replace(moved=moved, at=asked.origin)
+
+    def _leave(self, asked: _Question) -> FrameRoute:
+        """Decide on a frame of a service. At NET, it has passed the service."""
+        fields, (service, side) = asked.fields, asked.ingress
+        places = [i for i, rule in enumerate(self.rules) if rule.via == service]
+        station = self.stations.find(fields.vlan, fields.src)
+        asked.origin = "" if station is None else station.link
+        if side == VM or not places:
+            route = self._backward(asked, places[0] if side == VM and places else len(self.rules))
+            return route._replace(tracked=self._tracked(asked)) if side == VM else route
+        claim = self.claims.take(service, fields.src)
+        asked.origin = asked.origin if claim is None else claim.link
+        found = self._forward(asked, places[-1] + 1)
+        moved = ""
+        passed = frozenset((service,)) if claim is None else claim.passed | {service}
+        if found is not None and self.links[found.targets[0].link].kind is LinkKind.SERVICE:
+            if asked.origin:
+                self._claim(asked, found.targets[0].link, passed)
+        elif claim is not None:
+            moved = self._learn(asked, claim.link, passed)
+        return (found or self._backward(asked, len(self.rules)))._replace(moved=moved, at=asked.origin)
+
+    def _claim(self, asked: _Question, service: str, passed: frozenset[str]) -> None:
+        """Note that a service is to judge the source of a frame, if it is not known to be at its link."""
+        if self._is_at_origin(asked):
+            self._learn(asked, asked.origin, passed | {service})
+        else:
+            self.claims.note(service, asked.fields.src, asked.origin, passed, asked.now)
+
+    def _is_at_origin(self, asked: _Question) -> bool:
+        """Return whether the sender of a frame is known to be at the link that it came from."""
+        station = self.stations.find(asked.fields.vlan, asked.fields.src)
+        return station is not None and station.link == asked.origin
+
+    def _learn(self, asked: _Question, link: str, passed: frozenset[str] = frozenset()) -> str:
+        """Note where a station is, and the services that its frames pass. Return its link before, or ""."""
+        vlan, mac = asked.fields.vlan, asked.fields.src
+        moved = ""
+        if not (self.links[link].told and self.stations.find(vlan, mac)):
+            moved = self.stations.learn(vlan, mac, link, asked.now)
+            self.generation += bool(moved)
+        for service in passed:
+            self.stations.send_through(vlan, mac, service)
+        return moved
+
+    def _forward(self, asked: _Question, first: int) -> FrameRoute | None:
         for rule in self.rules[first:]:
-            if not rule.matches(fields, origin):
+            if not rule.matches(asked.fields, asked.origin) or not self._takes(rule, asked):
                 continue
             if self.links[rule.via].kind is LinkKind.SERVICE:
-                if sender is not None:
-                    self.stations.send_through(sender, rule.via)
-                return FrameRoute((LinkSide(rule.via, VM),), rules=(rule,))
-            if rule.via != origin:
+                tracked = (self.flows[rule.text],) if self._is_tracked(rule) else ()
+                return FrameRoute((LinkSide(rule.via, VM),), rules=(rule,), tracked=tracked)
+            if rule.via != asked.origin:
                 return FrameRoute((LinkSide(rule.via),), rules=(rule,))
         return None
 
-    def _backward(self, fields: FrameFields, ingress: LinkSide, origin: str, before: int) -> FrameRoute:
+    def _takes(self, rule: VnetRule, asked: _Question) -> bool:
+        """Return whether a rule that matches holds for the connection of a frame."""
+        flows = self.flows.get(rule.text)
+        if flows is None or not flows.differ(asked.now):
+            return True
+        asked.by_flow = True
+        takes = flows.takes(asked.segment, asked.now)
+        asked.is_kept |= not takes and flows.drain_until is None
+        return takes
+
+    def _is_tracked(self, rule: VnetRule) -> bool:
+        return self.links[rule.via].ends_tcp or rule.keep_s > 0
+
+    def _tracked(self, asked: _Question) -> tuple[ServiceFlows, ...]:
+        """Return where to note a segment of a service to the VM."""
+        egress = self._egress(asked)
+        return tuple(
+            self.flows[rule.text]
+            for rule in self.rules
+            if rule.via == asked.ingress.link
+            and self._is_tracked(rule)
+            and rule.mirrors(asked.fields, egress)
+        )
+
+    def _egress(self, asked: _Question) -> str:
+        """Return the link of the destination; "": a group, or not known."""
+        fields, (link, side) = asked.fields, asked.ingress
+        if fields.is_group:
+            return ""
+        station = self.stations.find(fields.vlan, fields.dst)
+        if side == VM and self.links[link].kind is LinkKind.SERVICE:
+            claimed = self.claims.link_of(link, fields.dst)
+            if claimed and (station is None or link not in station.through):
+                return claimed
+        return "" if station is None else station.link
+
+    def _backward(self, asked: _Question, before: int) -> FrameRoute:
         """Decide on a frame that no rule matches: it may be an answer, through services, or is delivered."""
-        station = None if fields.is_group else self.stations.find(fields.vlan, fields.dst)
-        egress = "" if station is None else station.link
+        fields, egress = asked.fields, self._egress(asked)
         services: dict[str, VnetRule] = {}
+        guarded: set[str] = set()
         for rule in reversed(self.rules[:before]):
             role = self.links[rule.via]
-            if role.kind is LinkKind.SERVICE and role.sides > 1 and rule.mirrors(fields, egress):
-                if not fields.is_group:
-                    return FrameRoute((LinkSide(rule.via, NET),), rules=(rule,))
-                if rule.via != ingress.link and origin not in self.stations.behind(rule.via):
-                    services.setdefault(rule.via, rule)
+            if role.kind is not LinkKind.SERVICE or not rule.mirrors(fields, egress):
+                continue
+            if not self._takes(rule, asked):
+                continue
+            if egress or not (fields.is_group or rule.on):
+                if role.sides < 2:
+                    return FrameRoute((), "behind-service", (rule,))
+                return FrameRoute((LinkSide(rule.via, NET),), rules=(rule,))
+            behind = self._behind(rule, fields.vlan)
+            if rule.via != asked.ingress.link and asked.origin not in behind and behind - guarded:
+                guarded |= behind
+                if role.sides > 1:
+                    services[rule.via] = rule
         if egress:
-            return self._to_station(origin, egress, (fields.vlan, fields.dst))
-        targets = [LinkSide(name) for name in self._flood(ingress, origin, services)]
+            return self._to_station(asked.origin, egress, (fields.vlan, fields.dst))
+        targets = [LinkSide(name) for name in self._flood(asked) if name not in guarded]
         targets += [LinkSide(name, NET) for name in services]
         return FrameRoute(tuple(targets), "" if targets else "nowhere", tuple(services.values()))
+
+    def _behind(self, rule: VnetRule, vlan: int) -> set[str]:
+        """Return the links of the stations that a rule has behind its service, as far as they are known."""
+        if rule.on:
+            return {rule.on}
+        links = self.stations.behind(rule.via) | self.claims.behind(rule.via)
+        station = self.stations.find(vlan, rule.from_mac)
+        return links if station is None else links | {station.link}
 
     def _to_station(self, origin: str, egress: str, station: Key) -> FrameRoute:
         if egress == origin:
@@ -201,20 +365,20 @@ class VnetSwitch:
         over, shortcut = self.shortcuts.get(station, ("", ""))
         return FrameRoute((LinkSide(shortcut if over == egress else egress),))
 
-    def _flood(self, ingress: LinkSide, origin: str, services: dict[str, VnetRule]) -> list[str]:
-        """Return the links for a frame to all: those behind a service get it from the service."""
-        behind = set().union(*(self.stations.behind(name) for name in services))
+    def _flood(self, asked: _Question) -> list[str]:
+        """Return the links for a frame to all; what a service passes to its VMs is for their links only."""
+        link, side = asked.ingress
         within: set[str] = set()
-        if self.links[ingress.link].kind is LinkKind.SERVICE and ingress.side == VM:
-            within = self.stations.behind(ingress.link)
+        if side == VM and self.links[link].kind is LinkKind.SERVICE:
+            rules = [rule for rule in self.rules if rule.via == link]
+            within = within.union(*(self._behind(rule, asked.fields.vlan) for rule in rules))
         return [
             name
             for name, role in self.links.items()
             if role.kind is not LinkKind.SERVICE
-            and name != origin
-            and name not in behind
+            and name != asked.origin
             and (not within or name in within)
-            and self._may_pass(origin, name)
+            and self._may_pass(asked.origin, name)
         ]
 
     def _may_pass(self, origin: str, egress: str) -> bool:
