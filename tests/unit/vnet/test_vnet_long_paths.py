@@ -12,6 +12,7 @@ from vtl_tools.common.packet.address import ip
 from vtl_tools.common.packet.tcp import ACK
 from vtl_tools.services.vnet.adapt import AGAIN_S, BUSY_TICKS, TRIAL_S, LinkView
 from vtl_tools.services.vnet.carrying import CARRIED_MAX, LOST_S, PORT, Carrying, CarryState
+from vtl_tools.services.vnet.fields import fields_of
 from vtl_tools.services.vnet.long_paths import LongPaths, Trial, reason
 from vtl_tools.services.vnet.switch import LinkKind, LinkRole, VnetSwitch
 
@@ -31,7 +32,10 @@ def busy(paths: LongPaths, link: LinkView, seconds: int, mbit: float = 8.0, conn
     found = []
     for now in range(1, seconds + 1):
         for port in range(connections):
-            paths.note("two", segment(5000 + port), round(mbit * 1e6 / 8 / connections))
+            frame = segment(5000 + port)
+            fields = fields_of(frame)
+            assert fields is not None
+            paths.note("two", fields, frame, round(mbit * 1e6 / 8 / connections))
         found += paths.tick({"two": link}, float(now))
     return found
 

@@ -17,10 +17,12 @@ from vtl_tools.common.session.items import CARRY, DOOR, INTRODUCE, LINK_NAME, ST
 from vtl_tools.common.session.peer_link import PeerLink
 from vtl_tools.services.vnet.adapt import AGAIN_S, IDLE_S, Advice, LinkView, Matchmaker, Shortcuts
 from vtl_tools.services.vnet.carrying import PORT, Carrying, ServiceLinks
+from vtl_tools.services.vnet.detours import Detours
+from vtl_tools.services.vnet.fields import fields_of
 from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.long_paths import LongPaths
 from vtl_tools.services.vnet.stations import Key
-from vtl_tools.services.vnet.switch import LinkKind, VnetSwitch
+from vtl_tools.services.vnet.switch import LinkKind, LinkSide, VnetSwitch
 
 log = logging.getLogger(__name__)
 
@@ -79,18 +81,29 @@ class Adapting:
 
     def __post_init__(self) -> None:
         self.mode = self.settings.mode
+        self.detours = Detours(lambda mac: self.switch.stations.find(0, mac) is not None)
         self.carrying = Carrying(
             self.name, self.key, self.switch, self.links, self.keeper, self._write, self.long_paths,
             self.settings.port, self.settings.idle_s,
         )  # fmt: skip
 
-    def note(self, ingress: str, egress: str, batch: Batch) -> None:
-        """Count frames that came from one link and leave at another, which leads to a daemon."""
-        kind = self.switch.links[ingress].kind
-        if kind is LinkKind.VNET:
-            self.matchmaker.note(ingress, egress, batch.octets)
-        elif kind is LinkKind.LOCAL:
-            self.long_paths.note(egress, batch[0], batch.octets)  # one for all: over a second it is fair
+    def note(self, ingress: str, targets: Sequence[LinkSide], batch: Batch) -> None:
+        """Take frames that came from one link and leave at others. One stands for all: in sum it is fair."""
+        fields = fields_of(batch[0])
+        if fields is None:
+            return
+        links, octets = self.switch.links, batch.octets
+        kind = links[ingress].kind
+        if kind is LinkKind.LOCAL or fields.protocol < 0:
+            self.detours.note(ingress, fields, octets)
+        for target in targets:
+            role = links.get(target.link)
+            if role is not None and role.kind is not LinkKind.VNET:
+                continue  # no role: a shortcut to a daemon
+            if kind is LinkKind.VNET:
+                self.matchmaker.note(ingress, target.link, octets)
+            elif kind is LinkKind.LOCAL:
+                self.long_paths.note(target.link, fields, batch[0], octets)
 
     def tick(self, peers: Mapping[str, AdaptablePeer], now: float) -> None:
         """Take what other daemons tell, and do what is advised."""
@@ -117,6 +130,8 @@ class Adapting:
             else:
                 self._write("service", path.link, f"{path.pair}: {path.why}: service:udt may pay")
                 self.long_paths.put_off(path.pair, now + AGAIN_S)
+        for detour, why in self.detours.tick(now):
+            self._write("subnet", detour.link, why)
         for name, peer in peers.items():
             if peer.over:
                 self._tell_stations(name, peer)

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from vtl_tools.common.packet.address import is_link_local, is_single_host
 from vtl_tools.services.vnet.adapt import BUSY_MBIT, BUSY_TICKS, PAIRS_MAX, TRIAL_S, LinkView
-from vtl_tools.services.vnet.fields import FIXED, fields_of
+from vtl_tools.services.vnet.fields import FIXED, FrameFields
 
 LONG_RTT_MS: Final = 50.0
 """Round trip from which on the windows of TCP may be too small for a path."""
@@ -77,11 +77,9 @@ class LongPaths:
         self._not_before: dict[str, float] = {}
         self._at = 0.0
 
-    def note(self, link: str, frame: memoryview, octets: int) -> None:
-        """Count octets that a station here sends by a link. frame: one of those that they are in."""
+    def note(self, link: str, fields: FrameFields, frame: memoryview, octets: int) -> None:
+        """Count octets that a station here sends by a link. fields, frame: of one of the frames."""
         if link not in self._reasons:
-            return
-        if (fields := fields_of(frame)) is None:
             return
         ends = fields.source, fields.destination
         if fields.protocol != _TCP or fields.vlan or not all(map(_is_ordinary, ends)):

@@ -256,10 +256,10 @@ class Overlay(Stage):
                 groups.setdefault((targets, left), []).append(i)
         for (targets, left), indices in groups.items():
             part = batch if len(indices) == batch.count else self._scratch.pick(batch, indices)
+            if is_watched:
+                self._adapting.note(ingress.link, targets, part)
             for target in targets:
                 self._send(target, part, now, left)
-                if is_watched and self._links[target.link].spec.role.kind is LinkKind.VNET:
-                    self._adapting.note(ingress.link, target.link, part)
 
     def _bind(self, frame: memoryview) -> bool:
         """See to it that no checksum is written over what is judged. Return whether that can be."""
