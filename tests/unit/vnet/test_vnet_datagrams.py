@@ -205,6 +205,17 @@ def test_a_heartbeat_measures_the_round_trip_and_silence_ends(pair: Pair) -> Non
     assert near.why == "is silent"
 
 
+def test_news_of_a_door_that_is_lost_is_told_again_with_the_next_heartbeat(pair: Pair) -> None:
+    near, far = pair
+    near.hello = Hello("near", ["udp:0.0.0.0:7700"])
+    near.say_hello()
+    carry(near, far, passes=lambda datagram: False)
+    assert far.remote == Hello("near")
+    near.wake(1.0)
+    carry(near, far, 1.0)
+    assert far.remote == Hello("near", ("udp:0.0.0.0:7700",))
+
+
 @pytest.mark.parametrize("record", [b"\x00" * 7, HEAD.pack(99, 1, 0), HEAD.pack(6, 0, 1) + b"a"])
 def test_a_record_that_is_wrong_ends_the_session_of_datagrams(pair: Pair, record: bytes) -> None:
     near, far = pair

@@ -47,7 +47,7 @@ def test_it_makes_the_command_line_of_a_service(keeper, noted):
 
 
 def test_it_writes_a_secret_that_nobody_else_reads_and_removes_it(keeper, noted):
-    spec = parse_service("service:split?uplink=&on-demand=")
+    spec = parse_service("service:split?uplink&on-demand")
     assert spec.sides == 2
     keeper.start("x", spec, b"secret")
     assert ended(keeper)
@@ -66,6 +66,13 @@ def test_a_service_that_does_not_answer_says_nothing(keeper):
     assert answers == [("x", {})]
 
 
+def test_an_option_without_a_value_is_a_flag():
+    assert parse_service("service:tor?no-check&socks=127.0.0.1:9050").words == (
+        "--no-check", "--socks=127.0.0.1:9050",
+    )  # fmt: skip
+    assert parse_service("service:fw").words == ()
+
+
 @pytest.mark.parametrize(
     "asked",
     [
@@ -73,6 +80,8 @@ def test_a_service_that_does_not_answer_says_nothing(keeper):
         {"start": "x", "service": "service:doctor"},
         {"start": "x", "service": "service:wan?log=/etc/passwd"},
         {"start": "x", "service": "service:tor?start-tor"},
+        {"start": "x", "service": "service:freeze?qmp=/run/vm.qmp"},
+        {"start": "x", "service": "service:freeze?state=/etc/passwd"},
         {"start": "../x", "service": "service:wan"},
         {"start": 1, "service": "service:wan"},
         {"start": "x", "service": "service:wan", "secret": "zz"},

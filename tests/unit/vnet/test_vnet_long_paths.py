@@ -228,7 +228,7 @@ def test_two_daemons_agree_put_rules_before_connections_are_taken_and_drain_befo
 def test_a_daemon_without_adaptation_leaves_a_split_link_at_the_other() -> None:
     sites = pair(is_on=False)
     begun(sites)
-    assert sites[0].specs == {"split-0": "service:split?uplink=&on-demand="}
+    assert sites[0].specs == {"split-0": "service:split?uplink&on-demand"}
     assert (sites[0].states, sites[1].specs) == (["carrying"], {})
     assert "no vtl-udt: two has no --adapt on" in sites[0].events[0][1]
 
@@ -334,4 +334,4 @@ def test_a_service_that_cannot_be_started_is_told_of_and_put_off(monkeypatch: py
     monkeypatch.setattr(sites[1], "add_link", refuse)
     begun(sites)
     assert sites[1].events == [("gone", "10.9.0.2 10.9.0.1: no place")]
-    assert sites[0].specs == {"split-0": "service:split?uplink=&on-demand="}
+    assert sites[0].specs == {"split-0": "service:split?uplink&on-demand"}

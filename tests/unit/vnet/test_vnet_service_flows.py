@@ -99,6 +99,9 @@ def test_a_kept_connection_is_no_way_around_for_anything_else() -> None:
     forged = bytearray(tcp(C, B, 1, ACK))
     forged[10 + 14 + 12 : 10 + 14 + 16] = IPS[A]  # another station of the link, with A's address
     assert world.sent(memoryview(forged), "vm1", 20.0) == "s"
+    forged[10 + 14 + 20 + 13] = SYN
+    assert world.sent(memoryview(forged), "vm1", 20.0) == "s"
+    assert world.both(1, 20.0) == AROUND, "nobody else closes it"
     assert world.sent(tcp(A, B, 1, SYN), "vm1", 20.0) == "s", "a new one of the same ports"
     assert world.both(1, 20.0) == THROUGH
 
@@ -127,6 +130,16 @@ def test_a_kept_connection_is_forgotten_when_it_has_ended_or_is_silent() -> None
     assert world.flows.kept == 0
 
 
+def test_the_end_of_a_kept_connection_ends_no_new_one_of_the_same_ports() -> None:
+    world = World(keep_s=10)
+    assert world.both(1, 5.0) == AROUND
+    for frame, link in (tcp(A, B, 1, FIN | ACK), "vm1"), (tcp(B, A, 1, FIN | ACK, up=False), "far"):
+        world.sent(frame, link, 6.0)
+    world.opens(1, 6.5)
+    world.switch.expire(6.0 + LINGER_S)
+    assert world.flows.taken == 1
+
+
 @pytest.mark.parametrize("sides", [1, 2])
 def test_a_rule_that_is_removed_stays_for_the_connections_of_its_service(sides: int) -> None:
     world = World(sides=sides)
@@ -137,7 +150,7 @@ def test_a_rule_that_is_removed_stays_for_the_connections_of_its_service(sides: 
     assert world.both(2, 1.0) == AROUND
     assert world.sent(tcp(A, B, 3, SYN), "vm1", 1.0) == "far"
     assert world.both(3, 1.0) == AROUND
-    with pytest.raises(SpecError, match="remove the rule first"):
+    with pytest.raises(SpecError, match="still have it"):
         world.switch.remove_link("s")
     world.sent(tcp(A, B, 1, FIN | ACK), "vm1", 2.0)
     assert world.switch.expire(10.0) == []

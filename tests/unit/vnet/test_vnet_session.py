@@ -96,3 +96,13 @@ def test_a_changed_octet_ends_the_session(pair: tuple[PeerSession, PeerSession])
     far.receive(memoryview(octets), 0.0)
     assert far.is_over
     assert not far.frames
+
+
+def test_a_door_that_is_added_is_told_to_a_session_that_is_up(pair: tuple[PeerSession, PeerSession]) -> None:
+    near, far = pair
+    doors: list[str] = []
+    near.hello = Hello("near", doors)
+    doors.append("tcp:0.0.0.0:7700")
+    near.say_hello()
+    carry(near, far)
+    assert far.remote == Hello("near", ("tcp:0.0.0.0:7700",))

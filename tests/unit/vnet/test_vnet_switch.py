@@ -289,6 +289,14 @@ def test_a_vm_behind_a_service_without_a_network_hears_nothing_else(switch: Vnet
     assert switch.decide(frame(C, B), LinkSide("far1"), 0.0).reason == "behind-service"
 
 
+def test_a_frame_whose_claim_was_forgotten_is_sent_back_to_no_daemon(switch: VnetSwitch) -> None:
+    switch.add_rule(parse_vnet_rule("from 10.9.0.0/24 via fw"))
+    sent(switch, frame(A, ALL), "far1")
+    for number in range(CLAIMS_OF_LINK):
+        sent(switch, frame(b"\x06" + number.to_bytes(5), ALL), "far1")
+    assert sent(switch, frame(A, ALL), "fw", NET) == {LinkSide("vm1"), LinkSide("vm2")}
+
+
 def test_claims_are_bounded_and_forgotten(switch: VnetSwitch) -> None:
     switch.add_rule(parse_vnet_rule("on vm1 via fw"))
     for number in range(CLAIMS_OF_LINK + 10):
@@ -344,3 +352,15 @@ def test_a_protocol_that_cannot_be_seen_matches_each_rule_of_a_protocol() -> Non
 def test_a_number_without_end_is_refused(word: str) -> None:
     with pytest.raises(SpecError):
         parse_vnet_rule(f"on vm1 {word} {'9' * 5000} via fw")
+
+
+def test_a_station_that_a_control_plane_told_of_is_behind_a_service_until_it_is_gone(
+    switch: VnetSwitch,
+) -> None:
+    switch.add_link("dc", TOLD)
+    switch.tell(A, "dc", 0.0)
+    switch.add_rule(parse_vnet_rule("from 10.9.0.1/32 via fw"))
+    assert sent(switch, frame(A, ALL), "dc") == {LinkSide("fw", VM)}
+    assert switch.stations.behind("fw") == {"dc"}
+    switch.tell(A, "", 1.0)
+    assert switch.stations.behind("fw") == set()

@@ -176,7 +176,7 @@ class Carrying:
         path = LongPath(one.link, one.pair, one.trial.before_mbit, f"{one.why}; no vtl-udt: {refusal}")
         split = self._new("split", path, one.daemon, now, is_asker=True)
         split.began_at = one.began_at
-        self._start(split, "service:split?uplink=&on-demand=", now)
+        self._start(split, "service:split?uplink&on-demand", now)
 
     def _start_udt(self, one: Carried, peer_port: int, now: float) -> bool:
         """Start vtl-udt. Return whether that could be."""
@@ -188,7 +188,7 @@ class Carrying:
         own = _shown(_own_address(peer.where))
         pair = one.pair
         spec = (
-            f"service:udt?peer={_shown(peer.where)}:{peer_port}&listen={own}:{one.port}&on-demand="
+            f"service:udt?peer={_shown(peer.where)}:{peer_port}&listen={own}:{one.port}&on-demand"
             f"&from={pair.theirs}&to={pair.ours}"
             f"&station={pair.ours}={pair.our_mac.hex(':')}&station={pair.theirs}={pair.their_mac.hex(':')}"
         )

@@ -24,7 +24,7 @@ class Claim:
     seen_at: float
 
 
-class ClaimTable:
+class ServiceClaims:
     """A bounded table of claims, by service and Ethernet address: of two claims, the later one counts."""
 
     def __init__(self) -> None:

@@ -17,28 +17,35 @@ class RouteCache:
 
     def __init__(self, switch: VnetSwitch, on_move: Callable[[bytes, str, str], object]) -> None:
         self._switch, self._on_move = switch, on_move
-        self._routes: dict[tuple[LinkSide, bytes | FrameFields], FrameRoute] = {}
+        self._plain: dict[tuple[LinkSide, bytes | FrameFields | None], FrameRoute] = {}
+        """Those that hold for each frame with the same octets, whatever its connection."""
+        self._others: dict[tuple[LinkSide, bytes | FrameFields], FrameRoute] = {}
         self._by_flow: dict[tuple[LinkSide, FlowSegment], FrameRoute] = {}
         self._generation = -1
 
     def clear(self) -> None:
         """Forget all routes: they hold for a second at most."""
-        self._routes.clear()
+        self._plain.clear()
+        self._others.clear()
         self._by_flow.clear()
 
     def check(self) -> None:
         """Forget all routes if the switch has changed."""
-        crowded = len(self._routes) > _ROUTES_MAX or len(self._by_flow) > _ROUTES_MAX
-        if self._generation != self._switch.generation or crowded:
+        most = max(len(self._plain), len(self._others), len(self._by_flow))
+        if self._generation != self._switch.generation or most > _ROUTES_MAX:
             self.clear()
             self._generation = self._switch.generation
 
     def find(self, ingress: LinkSide, frame: memoryview, now: float) -> FrameRoute:
         """Return the route of a frame of FIXED octets at least."""
         key = key_of(frame)
-        if key is None:
-            return _UNREADABLE
-        route = self._routes.get((ingress, key))
+        route = self._plain.get((ingress, key))
+        if route is not None:
+            return route
+        return _UNREADABLE if key is None else self._find(ingress, key, frame, now)
+
+    def _find(self, ingress: LinkSide, key: bytes | FrameFields, frame: memoryview, now: float) -> FrameRoute:
+        route = self._others.get((ingress, key))
         if ingress.side == NET and (ingress.link, bytes(frame[VNET + 6 : VNET + 12])) in self._switch.claims:
             route = None  # it is the proof of the claim
         if route is None or route.by_flow:
@@ -60,7 +67,10 @@ class RouteCache:
         if route.moved:
             self._on_move(fields.src, route.moved, route.at)
             route = route._replace(moved="")
-        self._routes[ingress, key] = route
+        if route.by_flow or route.tracked or ingress.side == NET:
+            self._others[ingress, key] = route
+        else:
+            self._plain[ingress, key] = route
         if place is not None and route.by_flow:
             self._by_flow[place] = route
         return route

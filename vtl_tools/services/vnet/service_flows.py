@@ -126,13 +126,14 @@ class ServiceFlows:
         if segment is None:
             return True
         key = segment.key
+        if key in self._kept and self._kept[key][0] != segment.macs:
+            return True  # nobody else can use the way around, or close it
         if segment.opens:
-            self._kept.pop(key, None)
-            self._fins.pop(key, None)
+            if key in self._kept:
+                self._forget(key)
             return True
         if key in self._kept:
-            if self._kept[key][0] != segment.macs:  # nobody else can use the way around
-                return True
+            del self._kept[key]  # so that the longest silent one is the first
             self._kept[key] = segment.macs, now
             self._finish(key, segment.flags & FIN, segment.end, now)  # anybody may forge a RST
             return False
@@ -192,6 +193,6 @@ class ServiceFlows:
         """Forget connections that are over. Return whether the rule is drained."""
         while self._ended and now >= self._ended[key := next(iter(self._ended))] + LINGER_S:
             self._forget(key)
-        for key in [key for key, (_, seen_at) in self._kept.items() if now >= seen_at + IDLE_S]:
+        while self._kept and now >= self._kept[key := next(iter(self._kept))][1] + IDLE_S:
             self._forget(key)
         return self.drain_until is not None and (not self.taken or now >= self.drain_until)

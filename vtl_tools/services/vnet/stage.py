@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from vtl_tools.common.device.base import Device
@@ -35,8 +34,6 @@ FORGET_S: Final = 300.0
 DRAIN_S: Final = 300.0
 """How long the connections of a removed rule keep their service, unless the user says otherwise."""
 DRAIN_MAX_S: Final = 86_400
-_TOLD_SHOWN: Final = 1024
-"""Stations of a control plane that the status lists."""
 _Group = tuple[tuple[LinkSide, ...], int]
 
 
@@ -378,16 +375,9 @@ class Overlay(Stage):
                 }
                 for number, rule in enumerate(self.switch.rules, 1)
             },
-            "stations": {
-                mac.hex(":") if not vlan else f"{mac.hex(':')} vlan {vlan}": {
-                    "link": station.link,
-                    "through": " ".join(sorted(station.through)),
-                    "vtep": "",
-                    "idle_s": round(max(0.0, now - station.seen_at), 1),
-                }
-                for (vlan, mac), station in self.switch.stations.items()
-            }
-            | self._told_stations(now),
+            "stations": self.switch.stations.status(
+                now, (lambda mac: "") if self._exchange is None else self._exchange.vtep_of
+            ),
         }
 
     def _flows_of(self, rule: VnetRule) -> dict[str, object]:
@@ -398,20 +388,6 @@ class Overlay(Stage):
             "draining": flows.drain_until is not None,
             "connections": flows.taken,
             "kept": flows.kept,
-        }
-
-    def _told_stations(self, now: float) -> dict[str, dict[str, object]]:
-        exchange = self._exchange
-        if exchange is None:
-            return {}
-        return {
-            mac.hex(":"): {
-                "link": station.link,
-                "through": " ".join(sorted(station.through)),
-                "vtep": exchange.vtep_of(mac),
-                "idle_s": round(max(0.0, now - station.seen_at), 1),
-            }
-            for mac, station in islice(self.switch.stations.told(), _TOLD_SHOWN)
         }
 
     # --- verbs

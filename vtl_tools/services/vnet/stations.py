@@ -1,8 +1,9 @@
 """The stations of the overlay: which link each Ethernet address was last seen at, by VLAN."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Final
 
 STATIONS_MAX: Final = 16384
@@ -10,6 +11,9 @@ STATIONS_OF_LINK: Final = 8192
 """Bound by link, so that a guest that invents addresses forgets no station of another link."""
 AGE_S: Final = 300.0
 """Silence after which a station is forgotten, as IEEE 802.1D has it."""
+
+_TOLD_SHOWN: Final = 1024
+"""Stations of a control plane that the status lists."""
 
 Key = tuple[int, bytes]
 
@@ -48,7 +52,7 @@ class StationTable:
         of_link = self._of_link.setdefault(link, {})
         told = self._told.get(mac)
         if told is not None and told.link != link:
-            del self._told[mac]
+            self._untell(mac)
         else:
             told = None
         if station is None:
@@ -74,7 +78,7 @@ class StationTable:
 
     def send_through(self, vlan: int, mac: bytes, service: str) -> None:
         """Note that frames of a station are sent through a service."""
-        station = self._found.get((vlan, mac))
+        station = self.find(vlan, mac)
         if station is not None and service not in station.through:
             station.through.add(service)
             self._behind.setdefault(service, Counter())[station.link] += 1
@@ -86,6 +90,12 @@ class StationTable:
             if not links[link]:
                 del links[link]
         station.through.clear()
+
+    def _untell(self, mac: bytes) -> KnownStation | None:
+        station = self._told.pop(mac, None)
+        if station is not None:
+            self._leave(station, station.link)
+        return station
 
     def _remove(self, key: Key) -> None:
         station = self._found.pop(key)
@@ -126,7 +136,7 @@ class StationTable:
 
     def tell(self, mac: bytes, link: str, now: float) -> str:
         """Note that a station is at a link; "": no longer there. Return another link that it was seen at."""
-        old = self._told.pop(mac, None)
+        old = self._untell(mac)
         if link:
             self._told[mac] = KnownStation(link, now)
         before = ""
@@ -136,10 +146,6 @@ class StationTable:
                 before = seen_at
                 self._remove((vlan, mac))
         return before
-
-    def told(self) -> Iterator[tuple[bytes, KnownStation]]:
-        """Return the stations that a control plane told of."""
-        return iter(self._told.items())
 
     def behind(self, service: str) -> set[str]:
         """Return the links of the stations whose frames are sent through a service."""
@@ -158,14 +164,34 @@ class StationTable:
         for key in list(self._of_link.get(link, ())):
             self._remove(key)
         self._of_link.pop(link, None)
-        self._told = {mac: station for mac, station in self._told.items() if station.link != link}
+        for mac in [mac for mac, station in self._told.items() if station.link == link]:
+            self._untell(mac)
 
     def forget_service(self, service: str) -> None:
         """Forget which stations were behind a service."""
-        for one in self._found.values():
+        for one in chain(self._found.values(), self._told.values()):
             one.through.discard(service)
         self._behind.pop(service, None)
 
     def items(self) -> Iterator[tuple[Key, KnownStation]]:
         """Return all stations."""
         return iter(self._found.items())
+
+    def status(self, now: float, vtep_of: Callable[[bytes], str]) -> dict[str, dict[str, object]]:
+        """Return what --json says of each station. vtep_of: returns the VTEP of one that was told of."""
+
+        def shown(station: KnownStation, vtep: str) -> dict[str, object]:
+            return {
+                "link": station.link,
+                "through": " ".join(sorted(station.through)),
+                "vtep": vtep,
+                "idle_s": round(max(0.0, now - station.seen_at), 1),
+            }
+
+        return {
+            mac.hex(":") if not vlan else f"{mac.hex(':')} vlan {vlan}": shown(station, "")
+            for (vlan, mac), station in self._found.items()
+        } | {
+            mac.hex(":"): shown(station, vtep_of(mac))
+            for mac, station in islice(self._told.items(), _TOLD_SHOWN)
+        }

@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from vtl_tools.common.errors import SpecError
-from vtl_tools.services.vnet.claims import ClaimTable
+from vtl_tools.services.vnet.claims import ServiceClaims
 from vtl_tools.services.vnet.fields import FrameFields
 from vtl_tools.services.vnet.rule import VnetRule
 from vtl_tools.services.vnet.service_flows import FlowSegment, ServiceFlows
@@ -102,7 +102,7 @@ class VnetSwitch:
         self.links: dict[str, LinkRole] = {}
         self.rules: list[VnetRule] = []
         self.stations = StationTable()
-        self.claims = ClaimTable()
+        self.claims = ServiceClaims()
         self.flows: dict[str, ServiceFlows] = {}
         self.shortcuts: dict[Key, tuple[str, str]] = {}
         self.generation = 0
@@ -121,6 +121,12 @@ class VnetSwitch:
         if name not in self.links:
             raise SpecError(f"{name}: no such link; 'vtl-vnet link list' lists them")
         for rule in self.rules:
+            flows = self.flows.get(rule.text)
+            if rule.via == name and flows is not None and flows.drain_until is not None:
+                raise SpecError(
+                    f"{name}: {flows.taken} connections still have it; "
+                    f"wait, or remove the rule '{rule.text}' with --drain 0"
+                )
             if name in (rule.via, rule.on):
                 raise SpecError(f"{name}: the rule '{rule.text}' names it; remove the rule first")
         del self.links[name]
@@ -168,7 +174,7 @@ class VnetSwitch:
     def remove_rule(self, rule: VnetRule, drain_until: float | None = None) -> bool:
         """Remove a rule. Return whether it is gone.
 
-        drain_until: until then, the connections that a service has keep it; drained() tells when it is gone.
+        drain_until: until then, the connections that a service has keep it; expire() tells when it is gone.
         """
         self.generation += 1
         flows = self.flows.get(rule.text)
@@ -366,7 +372,10 @@ class VnetSwitch:
         return FrameRoute((LinkSide(shortcut if over == egress else egress),))
 
     def _flood(self, asked: _Question) -> list[str]:
-        """Return the links for a frame to all; what a service passes to its VMs is for their links only."""
+        """Return the links for a frame to all; what a service passes to its VMs is for their links only.
+
+        If nobody knows where it came from, it goes to no daemon: it may be the one that sent it.
+        """
         link, side = asked.ingress
         within: set[str] = set()
         if side == VM and self.links[link].kind is LinkKind.SERVICE:
@@ -377,7 +386,7 @@ class VnetSwitch:
             for name, role in self.links.items()
             if role.kind is not LinkKind.SERVICE
             and name != asked.origin
-            and (not within or name in within)
+            and (name in within if within else asked.origin or role.kind is not LinkKind.VNET)
             and self._may_pass(asked.origin, name)
         ]
 
