@@ -77,6 +77,7 @@ bench: setup
 	$(PY) bench/vortex.py --quick --json
 	$(PY) bench/evpn.py --quick --json
 	$(PY) bench/vnet.py --quick --json
+	$(PY) bench/adapt.py --quick --json
 
 deb: setup
 	@tools/deb

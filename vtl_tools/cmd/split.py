@@ -41,6 +41,7 @@ _DNS_MAX = 3
     "--congestion", type=click.Choice(["bbr", "cubic", "newreno"]),
     help="Congestion control of the second connection.  [default: bbr; the host's own if it has no BBR]",
 )  # fmt: skip
+@opts.on_demand_option
 @click.option("--early-ack", is_flag=True, help="Answer a SYN at once, not when the far side has answered.")
 @click.option(
     "--bandwidth", type=RateParam(), metavar="RATE", default="1gbit", show_default=True,
@@ -102,9 +103,14 @@ def main(iface: str, uplink: str | None, guard: str, options: "Options", **setti
 
     run = partial(
         run_service, options=options, guard=guard,
-        verbs=lambda stage: {"flows": lambda _: {"flows": stage.list_flows(time.monotonic())}},
+        verbs=lambda stage: {
+            "flows": lambda _: {"flows": stage.list_flows(time.monotonic())},
+            **({} if uplink is None else stage.verbs()),
+        },
     )  # fmt: skip
     if uplink is None:
+        if settings.pop("on_demand"):
+            raise click.UsageError("--on-demand needs --uplink: other connections pass to it")
         run(partial(start.make_stage, **settings), links_of(iface))
         return
     context = click.get_current_context()

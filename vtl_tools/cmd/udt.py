@@ -8,7 +8,14 @@ import click
 from vtl_tools.common.cli import options as opts
 from vtl_tools.common.cli.completion import LINK
 from vtl_tools.common.cli.output import echo
-from vtl_tools.common.cli.parameters import ListenParam, NetworkParam, PeerParam, RouteParam, SecretParam
+from vtl_tools.common.cli.parameters import (
+    ListenParam,
+    NeighbourParam,
+    NetworkParam,
+    PeerParam,
+    RouteParam,
+    SecretParam,
+)
 from vtl_tools.common.cli.run import links_of, run_service
 from vtl_tools.common.cli.tool import Tool
 from vtl_tools.common.cli.verbs import add_events, add_status
@@ -44,6 +51,11 @@ TRANSPORTS: Final = ["auto", "udt", "tcp", "srt"]
     help="For --listen: clients; may be repeated.  [default: all]",
 )  # fmt: skip
 @click.option(
+    "--station", "stations", type=NeighbourParam(), multiple=True, metavar="IP=MAC",
+    help="A host at either end that --uplink reaches as well, with its Ethernet address; may be repeated.",
+)  # fmt: skip
+@opts.on_demand_option
+@click.option(
     "--connections", type=click.IntRange(1, 1 << 20), default=65536, show_default=True, metavar="N",
     help="Connections at once, in each direction.",
 )  # fmt: skip
@@ -66,6 +78,8 @@ def main(iface: str, uplink: str | None, guard: str, options: "Options", **setti
         (settings["peers"] or settings["listen"], "--peer or --listen", "what carries the connections"),
         (settings["key"], "--key-file", "the key that both modules share; 'vtl-udt keygen FILE' makes one"),
     )
+    if uplink is None and (settings["stations"] or settings["on_demand"]):
+        raise click.UsageError("--station and --on-demand need --uplink: other connections pass to it")
     for name in "routes", "clients":
         if settings[name] and not settings["listen"]:
             raise click.UsageError(
@@ -80,6 +94,7 @@ def main(iface: str, uplink: str | None, guard: str, options: "Options", **setti
         options,
         guard=guard,
         vm_sides=1,
+        verbs=lambda stage: stage.verbs(),
     )
 
 

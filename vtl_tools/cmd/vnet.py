@@ -36,12 +36,20 @@ if TYPE_CHECKING:
     type=click.Choice(["off", "suggest", "on"]),
     help="Fit the links to the traffic.  [default: off]",
 )
+@click.option(
+    "--adapt-port", type=click.IntRange(1, 65527), metavar="PORT",
+    help="The first of eight ports for services that --adapt makes.  [default: 7710]",
+)  # fmt: skip
+@click.option(
+    "--adapt-idle", type=click.IntRange(1, 86_400), metavar="SECONDS",
+    help="Undo a service of --adapt that carries nothing for so long.  [default: 60]",
+)  # fmt: skip
 @opts.guard_option()
 @opts.common_options
 def main(
     config: Path | None, iface: tuple[str, ...], uplink: str | None, attached: tuple[str, ...],
-    rules: tuple[str, ...], key: bytes | None, name: str | None, adapt: str | None, guard: str,
-    options: "Options",
+    rules: tuple[str, ...], key: bytes | None, name: str | None, adapt: str | None, adapt_port: int | None,
+    adapt_idle: int | None, guard: str, options: "Options",
 ) -> None:  # fmt: skip
     """Join virtual machines on many hosts to one Ethernet, with services as links of it.
 
@@ -58,6 +66,8 @@ def main(
     settings.uplink = uplink or settings.uplink
     settings.name = name or settings.name
     settings.adapt = adapt or settings.adapt
+    settings.adapt_port = adapt_port or settings.adapt_port
+    settings.adapt_idle = adapt_idle or settings.adapt_idle
     settings.rules += rules
     for each in attached:
         link, equals, spec = each.partition("=")

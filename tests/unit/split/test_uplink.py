@@ -471,3 +471,16 @@ def test_any_frame_is_survived(side, octets, number):
     frame = bytearray(build.tcp(**ends(side), sport=1, dport=80, flags=tcp.SYN, payload=octets))
     frame[VNET + number % (len(frame) - VNET)] ^= number >> 8 & 0xFF
     between.inject(side, frame)
+
+
+def test_on_demand_connections_are_taken_that_begin_while_it_is_asked_for(between):
+    demanded = Between(version=between.version, on_demand=True)
+    ask = demanded.stage.verbs()["carry"]
+    old, other = demanded.establish(0)
+    assert demanded.flows == [{}] * 4, "it passes"
+    ask({"take": True})
+    assert carry(demanded, old, other, b"question", b"answer") == (b"answer", b"question")
+    assert ask({}) == {"taking": True, "up": True, "flows": 0, "octets": 0}
+    one, two = demanded.establish(1)
+    assert carry(demanded, one, two, b"question", b"answer") == (b"answer", b"question")
+    assert ask({"take": False}) == {"taking": False, "up": True, "flows": 1, "octets": 14}

@@ -185,9 +185,12 @@ class Site:
 
 
 class Modules:
-    """A near and a far module, joined by a cable. allowed: of the far one; uplink: of the near one."""
+    """A near and a far module, joined by a cable. allowed: of the far one; uplink: of the near one.
 
-    def __init__(self, allowed=None, *, uplink=False, behind=None, limits=None, far_key=KEY):
+    stations: of both.
+    """
+
+    def __init__(self, allowed=None, *, uplink=False, behind=None, limits=None, far_key=KEY, stations=None):
         self.now = 100.0
         self.cable = Cable()
         config, limits = SessionConfig(), limits or RelayLimits()
@@ -199,8 +202,9 @@ class Modules:
         self.module = FarModule("far", {"tcp": self.dialer}, has_bbr=True, event=told)
         behind = [(net, self.module) for net in behind or EVERYWHERE]
         nobody = AllowList([], [])
-        near = Transformer(behind, nobody, secret=bytes(32), uplink=uplink, limits=limits)
-        far = Transformer([], allowed or nobody, secret=bytes(32), limits=limits)
+        stations = stations or {}
+        near = Transformer(behind, nobody, secret=bytes(32), uplink=uplink, limits=limits, stations=stations)
+        far = Transformer([], allowed or nobody, secret=bytes(32), limits=limits, stations=stations)
         self.near = Site(near, Station("10.1.0.5", "02:00:00:00:00:01"))
         self.far = Site(far, Station("10.2.0.5", "02:00:00:00:00:02"))
 

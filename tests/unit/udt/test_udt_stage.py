@@ -271,6 +271,39 @@ def test_only_connections_to_what_is_behind_a_peer_are_taken(uplinked):
     assert sent_to(near, lambda pkt: pkt.tcp is not None and pkt.tcp.flags == tcp.SYN | tcp.ACK)
 
 
+def test_on_demand_connections_are_taken_that_begin_while_it_is_asked_for(uplinked):
+    uplinked.run(1.0)
+    near = uplinked.near
+    ask = near.stage.verbs()["carry"]
+    assert ask({"take": False}) == {"taking": False, "up": True, "flows": 0, "octets": 0}
+    near.push([segment("10.2.0.5", tcp.SYN)], uplinked.now)
+    assert len(near.uplinked) == 1
+    ask({"take": True})
+    client = uplinked.client.open(80)
+    uplinked.run()
+    assert (client.state, ask({"take": False})["flows"]) == (State.ESTABLISHED, 1)
+    client.write(b"x" * 1000)
+    uplinked.run()
+    assert ask({})["octets"] == 1000, "it goes on"
+    assert len(near.uplinked) == 1
+
+
+def test_stations_keep_their_ethernet_addresses_and_their_connections_pass_while_no_module_answers():
+    stations = {ip("10.1.0.5"): mac("02:00:00:00:00:01"), ip("10.2.0.5"): mac("02:00:00:00:00:02")}
+    with closing(Modules(uplink=True, stations=stations)) as modules:
+        near, far = modules.near, modules.far
+        modules.module.up.clear()
+        near.push([segment("10.2.0.5", tcp.SYN)], modules.now)
+        assert len(near.uplinked) == 1
+        modules.run(1.0)
+        client = modules.client.open(80)
+        modules.run()
+        assert client.state is State.ESTABLISHED
+        assert {(pkt.eth.src, pkt.eth.dst) for pkt in far.station.heard} == {tuple(stations.values())}
+        near.push([asking("10.2.0.5")], modules.now)
+        assert Packet.at(bytearray(near.uplinked[-1])).arp.tpa == ip("10.2.0.5")
+
+
 def test_the_uplinks_frames_reach_the_guest(uplinked):
     frame = bytes(segment("10.1.0.5", tcp.SYN, dst_mac=mac("02:00:00:00:00:01")))
     uplinked.near.push([frame], uplinked.now, port=1)

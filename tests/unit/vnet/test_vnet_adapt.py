@@ -62,12 +62,6 @@ def test_a_burst_is_no_busy_pair() -> None:
     assert not seconds(matchmaker, LINKS, 0.0, BUSY_TICKS, 60)
 
 
-def test_a_service_is_suggested_once_for_a_path_that_is_long_and_lossy() -> None:
-    links = {"a": SITE1._replace(rtt_ms=120.0, loss_percent=0.5), "b": SITE2}
-    (advice,) = seconds(Matchmaker(), links, 0.0, 1, 100)
-    assert advice[:2] == ("service", "a")
-
-
 def judged(link: LinkView, *, until: float, rtt_ms: float | None = 12.0) -> list[Advice]:
     """Return the advice on a shortcut beside link a, whose further half has a round trip of 12 ms."""
     shortcuts, found = Shortcuts(), []

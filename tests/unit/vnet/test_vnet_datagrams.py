@@ -216,7 +216,7 @@ def test_news_of_a_door_that_is_lost_is_told_again_with_the_next_heartbeat(pair:
     assert far.remote == Hello("near", ("udp:0.0.0.0:7700",))
 
 
-@pytest.mark.parametrize("record", [b"\x00" * 7, HEAD.pack(9, 1, 0), HEAD.pack(6, 0, 1) + b"a"])
+@pytest.mark.parametrize("record", [b"\x00" * 7, HEAD.pack(99, 1, 0), HEAD.pack(6, 0, 1) + b"a"])
 def test_a_record_that_is_wrong_ends_the_session_of_datagrams(pair: Pair, record: bytes) -> None:
     near, far = pair
     near.emit([record])

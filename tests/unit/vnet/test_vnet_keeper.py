@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lab.wait import PATIENCE_S
+from lab.wait import PATIENCE_S, until
 from vtl_tools.services.vnet.keeper import ServiceKeeper, parse_service
 
 NOTES = "import sys; open(sys.argv[1], 'a').write(' '.join(sys.argv[2:]) + chr(10)); sys.stdin.close()"
@@ -46,6 +46,26 @@ def test_it_makes_the_command_line_of_a_service(keeper, noted):
     assert noted.read_text().splitlines()[0] == f"vtl-wan {sides} --delay=10ms --control {control}"
 
 
+def test_it_writes_a_secret_that_nobody_else_reads_and_removes_it(keeper, noted):
+    spec = parse_service("service:split?uplink&on-demand")
+    assert spec.sides == 2
+    keeper.start("x", spec, b"secret")
+    assert ended(keeper)
+    (key,) = keeper.directory.glob("*.key")
+    assert noted.read_text().split()[-1] == f"--key-file={key}"
+    assert (key.read_text(), key.stat().st_mode & 0o777) == (b"secret".hex(), 0o600)
+    keeper.stop("x")
+    until(lambda: not key.exists(), "its end")
+
+
+def test_a_service_that_does_not_answer_says_nothing(keeper):
+    answers = []
+    keeper.on_answer = lambda link, answer: answers.append((link, answer))
+    keeper.ask("x", take=True)
+    until(lambda: keeper.poll(0.0) or answers, "the answer")
+    assert answers == [("x", {})]
+
+
 def test_an_option_without_a_value_is_a_flag():
     assert parse_service("service:tor?no-check&socks=127.0.0.1:9050").words == (
         "--no-check", "--socks=127.0.0.1:9050",
@@ -64,6 +84,7 @@ def test_an_option_without_a_value_is_a_flag():
         {"start": "x", "service": "service:freeze?state=/etc/passwd"},
         {"start": "../x", "service": "service:wan"},
         {"start": 1, "service": "service:wan"},
+        {"start": "x", "service": "service:wan", "secret": "zz"},
         {},
     ],
 )

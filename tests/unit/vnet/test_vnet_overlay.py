@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.packet import build, vnet
+from vtl_tools.services.vnet.adapting import AdaptSettings
 from vtl_tools.services.vnet.stage import Overlay
 
 A, B = (bytes.fromhex(f"02000000000{n}") for n in (1, 2))
@@ -64,3 +65,25 @@ KINDS = st.sampled_from([b"\x08\x00", b"\x86\xdd", b"\x08\x06", b"\x81\x00"])
 def test_any_frame_passes_or_is_counted(header: bytes, tags: bytes, kind: bytes, rest: bytes) -> None:
     seen, overlay = came(bytearray(header + B + A + tags + kind + rest), "protocol udp via far")
     assert seen in ([1, 2], [2]) or sum(overlay.drops.values()) == 1
+
+
+def test_a_detour_by_a_router_is_told_of() -> None:
+    overlay = Overlay(["vm1", "vm2"], None, None, "x", AdaptSettings("suggest"))
+    router = bytes.fromhex("020000000009")
+    asks = build.arp(
+        src_mac=B, dst_mac=b"\xff" * 6, sha=B, spa=bytes((10, 2, 0, 5)), tpa=bytes((10, 2, 0, 1))
+    )
+    packet = build.udp(
+        src_mac=A, dst_mac=router, src=bytes((10, 1, 0, 5)), dst=bytes((10, 2, 0, 5)), sport=1, dport=2,
+        payload=bytes(1400),
+    )  # fmt: skip
+    told = []
+    overlay.event = lambda name, **fields: told.append((name, fields["action"], fields["changed"]))
+    overlay.on_batch(1, Batch.of([asks]), 0.0)
+    for now in range(6):
+        for _ in range(3):
+            overlay.on_batch(0, Batch.of([packet] * 60), float(now))
+        overlay.wake(float(now))
+    assert told == [("adapt", "subnet", "vm1")]
+    (last,) = overlay.status(6.0)["adapt"]["last"]
+    assert "--peer 10.2.0.5=02:00:00:00:00:02" in last["why"]

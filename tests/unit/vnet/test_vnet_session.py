@@ -63,7 +63,7 @@ def test_a_heartbeat_measures_the_round_trip_and_silence_ends(pair: tuple[PeerSe
     [
         b"\x00" * 7,
         HEAD.pack(0, 1, 1000) + bytes(FRAME),
-        HEAD.pack(9, 1, 0),
+        HEAD.pack(99, 1, 0),
         HEAD.pack(1, 0, 3) + b"abc",
         HEAD.pack(4, 0, 3) + b"abc",
         HEAD.pack(4, 0, 16) + b'{"name": "../a"}',

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import click
 
@@ -190,6 +190,13 @@ def guard_option(default: str = "process") -> Callable[[Callable[P, R]], Callabl
         help="Keep the host's network stack off the VM's interface while the service runs. "
         "'keep': also afterwards, until vtl-guard clears it.",
     )
+
+
+on_demand_option: Final = click.option(
+    "--on-demand",
+    is_flag=True,
+    help="Take connections that begin while the control socket asks for it; pass all others.",
+)
 
 
 def iface_option(*, multiple: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:

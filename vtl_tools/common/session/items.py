@@ -30,7 +30,7 @@ HEAD: Final = struct.Struct("!BBI")
 STAMP: Final = struct.Struct("!Q")
 _REPORT: Final = struct.Struct("!QQQ")
 FRAME, PING, _PONG, BYE, HELLO = 0, 1, 2, 3, 4
-INTRODUCE, STATIONS = 7, 8
+INTRODUCE, STATIONS, CARRY = 7, 8, 9
 DOOR: Final = re.compile(r"(?P<kind>tcp|udp):(?P<host>\[[0-9A-Fa-f:.]+\]|[0-9.]+):(?P<port>\d{1,5})")
 """Where a daemon can be called: the spec of a link."""
 _DOORS_MAX: Final = 8
@@ -164,7 +164,7 @@ class Conversation:
             self._take_stamp(kind, item)
         elif kind == HELLO:
             self.remote = Hello.of(item)
-        elif kind in (INTRODUCE, STATIONS):
+        elif kind in (INTRODUCE, STATIONS, CARRY):
             if len(item) > _MESSAGE:
                 raise Malformed("item.message")
             self.messages.append((kind, bytes(item)))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from vtl_tools.common.device.base import RETRY_S
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.device.peer import resolve
-from vtl_tools.common.session.base import Address, Listener, PathProfile
+from vtl_tools.common.session.base import Address, Listener, PacketCounts, PathProfile
 from vtl_tools.common.session.callers import Caller, CallerTable
 from vtl_tools.common.session.items import Conversation, Hello
 from vtl_tools.common.session.peer_link import NO_PLACE, TICK_S, Door, PeerLink
@@ -109,14 +109,13 @@ class TCPPeerLink(PeerLink):
     def status(self) -> dict[str, object]:
         """Return the link's part of --json."""
         rtt_s = None if self._peer is None else self._peer.session.rtt_s
-        lost = None
-        if self._peer is not None:
-            counts = self._peer.connection.packets()
-            lost = round(100 * counts.lost / counts.counted, 3) if counts.counted else None
+        found = PacketCounts() if self._peer is None else self._peer.connection.packets()
+        lost = round(100 * found.lost / found.counted, 3) if found.counted else None
         return {
             **super().status(),
             "rtt_ms": None if rtt_s is None else round(rtt_s * 1e3, 3),
             "loss_percent": lost,
+            "counts": (found.lost, found.counted),
             "why": self._why,
         }
 

@@ -10,6 +10,7 @@ from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import ip, quick
 from vtl_tools.common.packet.options import walk_options
 from vtl_tools.common.packet.packet import Packet
+from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.relay.active import ActiveConnector, ActiveEndpoints, ActiveStream
 from vtl_tools.common.relay.budget import RelayLimits
@@ -53,6 +54,7 @@ class SplitSide:
 
     Each connection is in the relay of one side, and in the active endpoints of the other. faces_guest: this
     is the first link. stations: of the first link, for both sides. other: the other side; set by the owner.
+    takes: whether connections are taken that begin. passes_old: whether segments of no connection here pass.
     """
 
     other: "SplitSide"
@@ -70,6 +72,7 @@ class SplitSide:
         early_ack: bool,
     ) -> None:
         self._faces_guest, self._stations, self._drops = faces_guest, stations, drops
+        self.takes, self.passes_old = True, False
         self._now = 0.0
         self._syn: memoryview | None = None
         self.relay = Relay(
@@ -111,13 +114,18 @@ class SplitSide:
         flow = self.relay.flows.get(segment.flow)
         if flow is None:
             self._learn(frame)
-            if self._is_elsewhere(frame) or is_signed(frame):
+            if self._is_elsewhere(frame) or is_signed(frame) or self._is_others(segment):
                 return False
         elif self._faces_guest and frame[_DST] != flow.endpoint.path.local_mac:
             self._follow(flow, frame)
         self._syn, self._now = frame, now  # for _dial(), which the relay calls for a SYN
         self.relay.on_segment(segment, frame, now)
         return True
+
+    def _is_others(self, segment: Segment) -> bool:
+        """Tell whether a segment is of a connection that began while we took none."""
+        is_opening = segment.flags & (SYN | ACK | RST | FIN) == SYN
+        return self.passes_old and not (self.takes and is_opening)
 
     def _follow(self, flow: RelayFlow, frame: memoryview) -> None:
         """Follow the guest, whose packets to this address go by another router now."""

@@ -59,12 +59,14 @@ def make_stage(
 
 
 def make_uplink_stage(
-    *, congestion: str | None, early_ack: bool, connections: int, memory: int, idle: int
+    *, congestion: str | None, early_ack: bool, on_demand: bool, connections: int, memory: int, idle: int
 ) -> SplitByUplink:
     """Return the stage with an uplink; see vtl-split(1) for the options."""
     memory <<= 19  # for each direction of opening
     limits = _limits(connections, memory, idle)
-    return SplitByUplink(limits=limits, early_ack=early_ack, congestion=congestion or "bbr")
+    return SplitByUplink(
+        limits=limits, early_ack=early_ack, on_demand=on_demand, congestion=congestion or "bbr"
+    )
 
 
 def _limits(connections: int, memory: int, idle: int) -> RelayLimits:

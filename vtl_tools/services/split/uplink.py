@@ -1,9 +1,10 @@
 """The stage of vtl-split with an uplink: the second connection leaves by it from the client's own address."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.relay.active import ACTIVE
@@ -26,13 +27,16 @@ class SplitByUplink(Stage):
     of it. All that is not TCP passes, and so do frames with a VLAN tag, and signed segments.
 
     congestion: name of the congestion control towards the network. limits: of each direction of opening.
-    early_ack: answer the guest's SYN at once, and not when the far side has answered.
+    early_ack: answer the guest's SYN at once, and not when the far side has answered. on_demand: take only
+    connections that begin while the control socket asks for it; all others pass.
     """
 
     def __init__(
-        self, *, limits: RelayLimits = DEFAULT_LIMITS, early_ack: bool = False, congestion: str = "bbr"
-    ) -> None:
+        self, *, limits: RelayLimits = DEFAULT_LIMITS, early_ack: bool = False, on_demand: bool = False,
+        congestion: str = "bbr",
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.on_demand = on_demand
         self.early_ack, self.congestion = early_ack, congestion
         most = min(BUFFER_MAX, limits.memory * 3 // 4)  # with less than all of it the other flows still move
         make = partial(SplitSide, secret=os.urandom(32), stations=Stations(), drops=self.drops)
@@ -51,6 +55,8 @@ class SplitByUplink(Stage):
             early_ack=False,
         )
         guest.other, network.other = network, guest
+        guest.passes_old = network.passes_old = on_demand
+        guest.takes = network.takes = not on_demand
         self.sides = guest, network
         self._picked = Batch()
         self.sources = [side.relay for side in self.sides]
@@ -95,6 +101,25 @@ class SplitByUplink(Stage):
             side.relay.on_stop(now)
         for side in self.sides:
             side.active.on_stop(now)
+
+    # --- what vtl-vnet asks
+
+    def verbs(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+        """Return the verbs beside `status` and `flows`."""
+        return {"carry": self._carry} if self.on_demand else {}
+
+    def _carry(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Begin or cease to take connections; tell what is carried."""
+        if request.get("take") is not None:
+            for side in self.sides:
+                side.takes = bool(request["take"])
+        budgets = [side.relay.budget for side in self.sides]
+        return {
+            "taking": self.sides[0].takes,
+            "up": True,
+            "flows": sum(len(side.relay.flows) for side in self.sides),
+            "octets": sum(budget.octets_up + budget.octets_down for budget in budgets),
+        }
 
     # --- what --json prints
 

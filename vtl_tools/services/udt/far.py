@@ -49,7 +49,7 @@ class FarSide:
     """The flows of all peers that are connected on one link. mac: the Ethernet address of our frames.
 
     send: puts frames on the link. event: see Stage.event. has_bbr: whether this host has BBR. losses: returns
-    the share of packets that were lost, by transport.
+    the share of packets that were lost, by transport. stations: Ethernet addresses that are known beforehand.
     """
 
     def __init__(
@@ -64,9 +64,10 @@ class FarSide:
         drops: Counter[str],
         event: Callable[..., object],
         has_bbr: bool,
+        stations: Mapping[bytes, bytes],
         losses: Callable[[], Mapping[str, float | None]],
     ) -> None:
-        self._mac, self._hops, self._allowed = mac, hops, allowed
+        self._mac, self._hops, self._allowed, self._stations = mac, hops, allowed, stations
         self._limits, self._event, self._losses = limits, event, losses
         self.budget = RelayBudget(limits)
         self.active = ActiveEndpoints(send, secret, drops=drops, is_full=lambda: self.budget.is_full)
@@ -102,7 +103,10 @@ class FarSide:
         self.budget.half_open += 1
         incoming.stream.on_event = partial(self._on_near, flow)
         hop = self._allowed.next_hop(opening.destination)
-        self._hops.find(hop, opening.client, partial(self._on_found, flow), now)
+        if hop in self._stations:
+            self._on_found(flow, self._stations[hop], now)
+        else:
+            self._hops.find(hop, opening.client, partial(self._on_found, flow), now)
 
     def _refuse(self, incoming: MuxFlow, refusal: Refusal, now: float) -> None:
         opening = incoming.opening
@@ -128,8 +132,9 @@ class FarSide:
             return
         opening = flow.incoming.opening
         path = Path(
-            self._mac, mac, opening.client, opening.destination, opening.client_port, opening.destination_port
-        )
+            self._stations.get(opening.client, self._mac), mac, opening.client, opening.destination,
+            opening.client_port, opening.destination_port,
+        )  # fmt: skip
         flow.connector = self.active.connector(path, now)
         flow.connector.stream.on_event = partial(self._on_far, flow)
         self._connect(flow, 0, now)

@@ -143,6 +143,11 @@ class NearSide:
         """Tell whether an address is behind a far module."""
         return self._prefixes.find(octets) is not None
 
+    def is_reached(self, octets: bytes) -> bool:
+        """Tell whether the far module that an address is behind answers."""
+        module = self._prefixes.find(octets)
+        return module is not None and bool(module.up)
+
     def is_named(self, octets: bytes) -> bool:
         """Tell whether an address is behind a far module by a prefix other than all addresses."""
         return self._explicit.find(octets) is not None

@@ -3,9 +3,10 @@
 Paper section 3.3. Port 0 is the guest's link, port 1 the uplink, if there is one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed
@@ -53,7 +54,9 @@ class Transformer(Stage):
     """Terminates the guest's TCP connections to what is behind a peer, and makes those that peers ask for.
 
     behind: prefixes and their far modules. uplink: whether there is a second port, for all other traffic.
-    has_bbr: whether this host has BBR.
+    has_bbr: whether this host has BBR. stations: Ethernet addresses of hosts that the uplink reaches as well:
+    connections to these pass while the far module does not answer. takes: whether connections are taken that
+    begin from now on; all others pass to the uplink.
     """
 
     def __init__(
@@ -65,9 +68,11 @@ class Transformer(Stage):
         uplink: bool = False,
         limits: RelayLimits = DEFAULT_LIMITS,
         has_bbr: bool = True,
+        stations: Mapping[bytes, bytes] = MappingProxyType({}),
+        takes: bool = True,
     ) -> None:
         super().__init__(ports=2 if uplink else 1)
-        self._has_uplink = uplink
+        self._has_uplink, self._stations, self.takes = uplink, stations, takes
         self.near = NearSide(behind)
         send = partial(self.send, GUEST)
         self.relay = Relay(
@@ -97,6 +102,7 @@ class Transformer(Stage):
             drops=self.drops,
             event=lambda name, **fields: self.event(name, **fields),
             has_bbr=has_bbr,
+            stations=stations,
             losses=lambda: {name: one.counters().loss for name, one in self.answerers.items()},
         )
         self.answerers: dict[str, Answerer] = {}
@@ -153,8 +159,11 @@ class Transformer(Stage):
 
     def _is_opening(self, segment: Segment) -> bool:
         """Tell whether a segment opens a connection to what is behind a peer."""
+        if segment.flags & _OPENS != SYN or not self.takes:
+            return False
         size = (len(segment.flow) - 4) // 2
-        return segment.flags & _OPENS == SYN and self.near.is_behind(segment.flow[size : 2 * size])
+        target = segment.flow[size : 2 * size]
+        return self.near.is_reached(target) if target in self._stations else self.near.is_behind(target)
 
     def _take_other(self, frame: memoryview, kind: bytes, now: float, *, is_ours: bool) -> bool:
         """Take a frame that is no TCP segment: an error about one, a question for us, or any other for us."""
@@ -186,6 +195,8 @@ class Transformer(Stage):
         elif isinstance(pkt.nd, NeighborSolicit):
             target = pkt.nd.target
         else:
+            return False
+        if target in self._stations:
             return False
         return self.near.is_named(target) or target in self.far.clients
 
@@ -237,7 +248,23 @@ class Transformer(Stage):
         for part in self._parts:
             part.on_stop(now)
 
-    # --- what --json prints
+    # --- what a user and vtl-vnet ask
+
+    def verbs(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+        """Return the verbs beside `status`."""
+        return {"carry": self._carry}
+
+    def _carry(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Begin or cease to take connections; tell what is carried."""
+        if request.get("take") is not None:
+            self.takes = bool(request["take"])
+        budgets = self.relay.budget, self.far.budget
+        return {
+            "taking": self.takes,
+            "up": any(module.up for module in self.near.modules),
+            "flows": len(self.relay.flows) + len(self.far.flows),
+            "octets": sum(budget.octets_up + budget.octets_down for budget in budgets),
+        }
 
     def status(self, now: float) -> dict[str, object]:
         """Return the peers, what listens, and the counters of both sides."""

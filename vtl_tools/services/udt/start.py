@@ -52,6 +52,8 @@ def make_stage(
     clients: Sequence[Network],
     connections: int,
     memory: int,
+    stations: Sequence[tuple[bytes, bytes]] = (),
+    on_demand: bool = False,
 ) -> Transformer:
     """Return the stage; see vtl-udt(1) for the options. Raises VTLError."""
     _refuse_twice([network for network, _ in peers])
@@ -71,6 +73,8 @@ def make_stage(
         secret=os.urandom(32),
         uplink=uplink,
         has_bbr=_has_bbr(),
+        stations=dict(stations),
+        takes=not on_demand,
         limits=RelayLimits(connections=connections, memory=memory << 19),  # RelayLimits.most is twice that
     )
     told.stage = stage

@@ -27,9 +27,6 @@ WORSE_RTT_MS: Final = 1.0
 """A shortcut's round trip may be so much longer than that of the path through the third daemon."""
 WORSE_LOSS: Final = 1.0
 """And its loss so much higher, in percent."""
-LONG_RTT_MS: Final = 50.0
-LOSSY: Final = 0.1
-"""Round trip in milliseconds and loss in percent above which a service that ends TCP connections pays."""
 PAIRS_MAX: Final = 1024
 SHORTCUTS_MAX: Final = 16
 
@@ -46,7 +43,7 @@ class LinkView(NamedTuple):
 
 
 class Advice(NamedTuple):
-    """A change, and why. action: introduce, service, undo or keep.
+    """A change, and why. action: introduce, undo or keep.
 
     link: to change, or to the daemon that is told. daemon, door: whom it is told of, and where that is.
     """
@@ -72,11 +69,10 @@ class _Traffic:
 
 
 class Matchmaker:
-    """Finds busy pairs of daemons that speak through this one, and paths for which a service pays."""
+    """Finds busy pairs of daemons that speak through this one."""
 
     def __init__(self) -> None:
         self._pairs: dict[tuple[str, str], _Traffic] = {}
-        self._advised: dict[str, float] = {}
         self._at = 0.0
 
     def note(self, ingress: str, egress: str, octets: int) -> None:
@@ -93,12 +89,7 @@ class Matchmaker:
         """Compute rates; return what is to be done."""
         elapsed_s = max(now - self._at, 1e-3)
         self._at = now
-        found = [advice for advice in map(self._long_path, links, links.values()) if advice is not None]
-        kept = []
-        for advice in found:
-            if now >= self._advised.get(advice.link, -AGAIN_S) + AGAIN_S:
-                self._advised[advice.link] = now
-                kept.append(advice)
+        found = []
         for pair, traffic in list(self._pairs.items()):
             if pair[0] not in links or pair[1] not in links:
                 del self._pairs[pair]
@@ -111,8 +102,8 @@ class Matchmaker:
                 introduced = self._introduce(pair, traffic, links)
                 if introduced is not None:
                     traffic.told_at = now
-                    kept.append(introduced)
-        return kept
+                    found.append(introduced)
+        return found
 
     def _introduce(
         self, pair: tuple[str, str], traffic: _Traffic, links: Mapping[str, LinkView]
@@ -128,12 +119,6 @@ class Matchmaker:
                     "introduce", caller, why, other.daemon, other.door, other.rtt_ms, other.loss_percent
                 )
         return None
-
-    def _long_path(self, name: str, link: LinkView) -> Advice | None:
-        rtt_ms, loss = link.rtt_ms or 0.0, link.loss_percent or 0.0
-        if not link.up or rtt_ms < LONG_RTT_MS or loss < LOSSY:
-            return None
-        return Advice("service", name, f"round trip {rtt_ms:.0f} ms, loss {loss:.2f} %: service:udt may pay")
 
     def status(self) -> dict[str, dict[str, float]]:
         """Return the traffic of each pair of links, in Mbit/s."""

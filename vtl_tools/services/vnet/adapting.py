@@ -1,4 +1,7 @@
-"""Carries out what adapt.py decides: introductions, shortcuts, and the stations that these lead to."""
+"""Carries out what adapt.py decides: introductions, shortcuts, and the stations that these lead to.
+
+The decisions of long_paths.py are left to carrying.py.
+"""
 
 import ipaddress
 import json
@@ -8,12 +11,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.session.items import DOOR, INTRODUCE, LINK_NAME, STATIONS
+from vtl_tools.common.session.items import CARRY, DOOR, INTRODUCE, LINK_NAME, STATIONS
 from vtl_tools.common.session.peer_link import PeerLink
-from vtl_tools.services.vnet.adapt import Advice, LinkView, Matchmaker, Shortcuts
+from vtl_tools.services.vnet.adapt import AGAIN_S, IDLE_S, Advice, LinkView, Matchmaker, Shortcuts
+from vtl_tools.services.vnet.carrying import PORT, Carrying, ServiceLinks
+from vtl_tools.services.vnet.detours import Detours
+from vtl_tools.services.vnet.fields import fields_of
+from vtl_tools.services.vnet.keeper import ServiceKeeper
+from vtl_tools.services.vnet.long_paths import LongPaths
 from vtl_tools.services.vnet.stations import Key
-from vtl_tools.services.vnet.switch import LinkKind, VnetSwitch
+from vtl_tools.services.vnet.switch import LinkKind, LinkSide, VnetSwitch
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +34,11 @@ _LAST: Final = 32
 """Things done that status shows."""
 
 
-class AdaptableLinks(Protocol):
+class AdaptableLinks(ServiceLinks, Protocol):
     """The links of the overlay, as adaptation needs them."""
 
     def make_shortcut(self, name: str, spec: str, over: str) -> None:
         """Add a shortcut beside a link. Raises VTLError."""
-        ...
-
-    def remove_link(self, name: str) -> None:
-        """Remove a link. Raises VTLError."""
         ...
 
     event: Callable[..., object]
@@ -49,20 +54,60 @@ class AdaptablePeer:
     octets: int
 
 
+@dataclass(frozen=True)
+class AdaptSettings:
+    """Settings of a user. mode: one of MODES. port, idle_s: see Carrying."""
+
+    mode: str = "off"
+    port: int = PORT
+    idle_s: float = IDLE_S
+
+
 @dataclass
 class Adapting:
-    """Adaptation of an overlay. mode: one of MODES. last: what was done, and why."""
+    """Adaptation of an overlay. last: what was done, and why. name, key, keeper: see Carrying."""
 
-    mode: str
+    settings: AdaptSettings
     switch: VnetSwitch
     links: AdaptableLinks
+    name: str
+    key: bytes | None
+    keeper: ServiceKeeper | None
     matchmaker: Matchmaker = field(default_factory=Matchmaker)
     shortcuts: Shortcuts = field(default_factory=Shortcuts)
     last: list[dict[str, str]] = field(default_factory=list)
+    long_paths: LongPaths = field(default_factory=LongPaths)
     _told: dict[str, frozenset[Key]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.mode = self.settings.mode
+        self.detours = Detours(lambda mac: self.switch.stations.find(0, mac) is not None)
+        self.carrying = Carrying(
+            self.name, self.key, self.switch, self.links, self.keeper, self._write, self.long_paths,
+            self.settings.port, self.settings.idle_s,
+        )  # fmt: skip
+
+    def note(self, ingress: str, targets: Sequence[LinkSide], batch: Batch) -> None:
+        """Take frames that came from one link and leave at others. One stands for all: in sum it is fair."""
+        fields = fields_of(batch[0])
+        if fields is None:
+            return
+        links, octets = self.switch.links, batch.octets
+        kind = links[ingress].kind
+        if kind is LinkKind.LOCAL or fields.protocol < 0:
+            self.detours.note(ingress, fields, octets)
+        for target in targets:
+            role = links.get(target.link)
+            if role is not None and role.kind is not LinkKind.VNET:
+                continue  # no role: a shortcut to a daemon
+            if kind is LinkKind.VNET:
+                self.matchmaker.note(ingress, target.link, octets)
+            elif kind is LinkKind.LOCAL:
+                self.long_paths.note(target.link, fields, batch[0], octets)
 
     def tick(self, peers: Mapping[str, AdaptablePeer], now: float) -> None:
         """Take what other daemons tell, and do what is advised."""
+        self.carrying.tick({name: peer.device for name, peer in peers.items()}, now)
         for name, peer in peers.items():
             for kind, item in peer.device.messages():
                 self._take(name, peer, kind, item, now)
@@ -79,15 +124,23 @@ class Adapting:
                 with suppress(VTLError):
                     self.links.remove_link(advice.link)
             self._note(advice)
+        for path in self.long_paths.tick(views, now):
+            if self.mode == "on":
+                self.carrying.begin(path, now)
+            else:
+                self._write("service", path.link, f"{path.pair}: {path.why}: service:udt may pay")
+                self.long_paths.put_off(path.pair, now + AGAIN_S)
+        for detour, why in self.detours.tick(now):
+            self._write("subnet", detour.link, why)
         for name, peer in peers.items():
             if peer.over:
                 self._tell_stations(name, peer)
 
     def _note(self, advice: Advice) -> None:
-        log.info("adapt: %s %s: %s", advice.action, advice.link, advice.why)
         self._write(advice.action, advice.link, advice.why)
 
     def _write(self, action: str, link: str, why: str) -> None:
+        log.info("adapt: %s %s: %s", action, link, why)
         done = {"action": action, "changed": link, "why": why}
         self.last = [*self.last[1 - _LAST :], done]
         self.links.event("adapt", **done)
@@ -107,6 +160,9 @@ class Adapting:
         elif kind == INTRODUCE and self.mode != "off" and not peer.over:
             with suppress(ValueError, KeyError, TypeError, RecursionError):
                 self._take_introduction(name, json.loads(item), now)
+        elif kind == CARRY:
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
+                self.carrying.take(name, item, now, is_on=self.mode == "on")
 
     def _take_introduction(self, over: str, told: dict[str, Any], now: float) -> None:
         daemon, door = told["daemon"], told["door"]
@@ -162,9 +218,14 @@ class Adapting:
         self._told.pop(name, None)
         self._clear(name)
 
-    def status(self) -> dict[str, object]:
-        """Return the traffic of pairs, and what was done."""
-        return {"mode": self.mode, "pairs": self.matchmaker.status(), "last": self.last}
+    def status(self, now: float) -> dict[str, object]:
+        """Return the traffic of pairs, the services for pairs, and what was done."""
+        return {
+            "mode": self.mode,
+            "pairs": self.matchmaker.status(),
+            "carried": self.carrying.status(now),
+            "last": self.last,
+        }
 
 
 def shortcut_name(daemon: str) -> str:

@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from vtl_tools.common.errors import SpecError, VTLError
 from vtl_tools.common.host import privilege
 from vtl_tools.common.host.privilege import Account
 from vtl_tools.common.host.process import close_all_but, end
+from vtl_tools.common.runtime import control
 from vtl_tools.common.session.items import LINK_NAME
 
 log = logging.getLogger(__name__)
@@ -75,22 +76,19 @@ _STEADY_S: Final = 30.0
 """Life after which a service counts as started well."""
 _LOOK_S: Final = 0.02
 _PATIENCE_S: Final = 3.0
+_PATIENCE_ASKED_S: Final = 0.5
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """A service that is a link: the spec, its name, and its options as words."""
+    """A service that is a link: the spec, its name, its options as words, and the number of its links."""
 
     text: str
     name: str
     words: tuple[str, ...]
-
-    @property
-    def sides(self) -> int:
-        """Return the number of its links."""
-        return SIDES[self.name]
+    sides: int
 
 
 def parse_service(spec: str) -> ServiceSpec:
@@ -99,16 +97,20 @@ def parse_service(spec: str) -> ServiceSpec:
     if name not in SIDES:
         raise SpecError(f"{spec!r}: no service that can be a link; write one of {', '.join(SIDES)}")
     words: list[str] = []
+    sides = SIDES[name]
     try:
         query = "&".join(word if "=" in word else f"{word}=" for word in query.split("&") if word)
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(mark), max_num_fields=64)
     except ValueError:
         raise SpecError(f"{spec!r}: cannot be read; write service:NAME?option=value&option=value") from None
     for option, value in pairs:
+        if (name, option, value) == ("split", "uplink", ""):
+            sides = 2
+            continue
         if option in _OURS or not option.replace("-", "").isalnum() or not value.isprintable():
             raise SpecError(f"{spec!r}: {option!r} is not to be given; leave it out (vtl-vnet(1))")
         words += [f"--{option}={value}"] if value else [f"--{option}"]
-    return ServiceSpec(spec, name, tuple(words))
+    return ServiceSpec(spec, name, tuple(words), sides)
 
 
 def _places(directory: Path, link: str) -> tuple[str, str, str]:
@@ -132,7 +134,7 @@ class _Kept:
 
 class ServiceKeeper:
     """The process, as vtl-vnet sees it; a Source. on_change: is called with a link's name, its PID (0: it has
-    ended) and its exit status.
+    ended) and its exit status. on_answer: with a link's name and the answer to ask(), {} if there was none.
 
     program: returns the command line of an executable of VTL. become: the user that vtl-vnet changes to.
     evpn: the evpn: links from the start.
@@ -142,6 +144,7 @@ class ServiceKeeper:
         self, program: Callable[[str], list[str]], become: Account | None, evpn: Iterable[str] = ()
     ) -> None:
         self.on_change: Callable[[str, int, int], object] = lambda name, pid, status: None
+        self.on_answer: Callable[[str, dict[str, Any]], object] = lambda name, answer: None
         self.directory = Path(tempfile.mkdtemp(prefix="vtl-vnet-"))
         self.directory.chmod(0o711)  # only its owner can place a file there
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -159,9 +162,16 @@ class ServiceKeeper:
         """Return the paths of the channels at both sides of a service, and of its control socket."""
         return _places(self.directory, link)
 
-    def start(self, link: str, spec: ServiceSpec) -> None:
-        """Start a service. Raises VTLError."""
-        self._tell({"start": link, "service": spec.text})
+    def start(self, link: str, spec: ServiceSpec, secret: bytes = b"") -> None:
+        """Start a service. secret: what its --key-file is to have, if anything. Raises VTLError."""
+        self._tell({"start": link, "service": spec.text, "secret": secret.hex()})
+
+    def ask(self, link: str, *, take: bool | None = None) -> None:
+        """Ask a service with --on-demand what it carries. take: whether it takes connections from now on.
+
+        Raises VTLError.
+        """
+        self._tell({"ask": link, "take": take})
 
     def stop(self, link: str) -> None:
         """End a service. Raises VTLError."""
@@ -193,6 +203,9 @@ class ServiceKeeper:
         if not octets:
             return False
         told = json.loads(octets)
+        if "answer" in told:
+            self.on_answer(told["link"], told["answer"])
+            return True
         self.on_change(told["link"], told["pid"], told["status"])
         return True
 
@@ -299,14 +312,38 @@ class _Keeping:
             if "evpn" in asked:
                 (self._evpn.add if asked["wanted"] else self._evpn.discard)(str(asked["evpn"]))
                 return len(self._evpn) <= _SERVICES_MAX
-            link, command = asked["start"], self._command(asked["start"], parse_service(asked["service"]))
+            if "ask" in asked:
+                self._ask(asked["ask"], asked.get("take"))
+                return True
+            link, secret = asked["start"], bytes.fromhex(asked["secret"])
+            command = self._command(link, parse_service(asked["service"]))
         except (OSError, AttributeError, KeyError, TypeError, ValueError, SpecError):
             return False
         if link in self._kept or len(self._kept) >= _SERVICES_MAX:
             return False
+        if secret:
+            command.append(f"--key-file={self._write_secret(link, secret)}")
         kept = self._kept[link] = _Kept(command)
         self._start(link, kept)
         return True
+
+    def _write_secret(self, link: str, secret: bytes) -> Path:
+        path = self._directory / f"{link}.key"
+        path.unlink(missing_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(secret.hex())
+        return path
+
+    def _ask(self, link: str, take: bool | None) -> None:
+        """Have a service begin or cease to take connections, and pass on what it says of them."""
+        answer: control.Result = {}
+        if link in self._kept:
+            path = Path(_places(self._directory, link)[2])
+            with suppress(VTLError):
+                answer = control.ask(path, "carry", patience_s=_PATIENCE_ASKED_S, take=take)
+        with suppress(OSError):
+            self._channel.send(json.dumps({"link": link, "answer": answer}).encode())
 
     def _command(self, link: str, spec: ServiceSpec) -> list[str]:
         if not LINK_NAME.fullmatch(link):
@@ -346,6 +383,8 @@ class _Keeping:
 
     def _stop(self, link: str) -> None:
         kept = self._kept.pop(link, None)
+        if kept is not None:
+            (self._directory / f"{link}.key").unlink(missing_ok=True)
         if kept is not None and kept.process is not None:
             end(kept.process, _PATIENCE_S)
             os.close(kept.pidfd)

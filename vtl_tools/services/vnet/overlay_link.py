@@ -1,9 +1,11 @@
 """A link of the overlay: its devices, and its counts."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from vtl_tools.common.device.base import Device
 from vtl_tools.common.session.peer_link import PeerLink
+from vtl_tools.services.vnet.available import Available
 from vtl_tools.services.vnet.links import LinkSpec
 from vtl_tools.services.vnet.switch import NET
 
@@ -14,7 +16,7 @@ class OverlayLink:
 
     up: of each device, as it was told. rates: Mbit/s in and out. door: the listener that its daemon came
     through; up_at: when it was up last. over: the link to a daemon beside which it is a shortcut. control:
-    the control socket of a service.
+    the control socket of a service. available, counts: of a link to a daemon; packets lost and counted.
     """
 
     spec: LinkSpec
@@ -31,6 +33,8 @@ class OverlayLink:
     up_at: float = 0.0
     over: str = ""
     control: str = ""
+    available: Available = field(default_factory=Available)
+    counts: tuple[int, int] = 0, 0
 
     def name_of(self, side: int) -> str:
         """Return the name of a side of it: of a service NAME.vm or NAME.net, else that of the link."""
@@ -46,6 +50,16 @@ class OverlayLink:
         )
         if all(device.up for device in self.devices):
             self.up_at = now
+        if self.devices and isinstance(self.devices[0], PeerLink):
+            self._estimate(self.devices[0], now)
+
+    def _estimate(self, device: PeerLink, now: float) -> None:
+        """Estimate the available bandwidth by the last second."""
+        state: Any = device.status()
+        lost, counted = (new - old for new, old in zip(state["counts"], self.counts, strict=True))
+        self.counts = state["counts"]
+        loss_percent = 100 * lost / counted if 0 <= lost < counted else 0.0  # else it is another connection
+        self.available.note(self.rates[1], state["rtt_ms"], loss_percent, now)
 
     def status(self) -> dict[str, object]:
         """Return the link's part of --json."""
@@ -65,6 +79,8 @@ class OverlayLink:
             "octets_out": self.octets_out,
             "rtt_ms": first.get("rtt_ms"),
             "loss_percent": first.get("loss_percent"),
+            "available_mbit": None if self.available.mbit is None else round(self.available.mbit, 3),
+            "available_is_least": self.available.is_least,
             "why": first.get("why", ""),
             "evpn": first.get("evpn"),
             "dropped": sum(sum(device.drops.values()) for device in self.devices),

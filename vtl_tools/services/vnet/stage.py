@@ -15,7 +15,7 @@ from vtl_tools.common.packet.offload import bind, is_plain
 from vtl_tools.common.session.items import HOPS_MAX, Hello
 from vtl_tools.common.session.peer_link import Door, PeerLink
 from vtl_tools.common.stage import Stage
-from vtl_tools.services.vnet.adapting import AdaptablePeer, Adapting, shortcut_name
+from vtl_tools.services.vnet.adapting import AdaptablePeer, Adapting, AdaptSettings, shortcut_name
 from vtl_tools.services.vnet.fields import FIXED
 from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.links import LINKS_MAX, LinkPool, LinkSpec, door_of, make_link, parse_link
@@ -42,16 +42,15 @@ class Overlay(Stage):
     """vtl-vnet. ports: specs of the links that the runner has, in their order. key: of VNET links.
 
     keeper: runs services; None: there is none, and no service can be a link. name: of this daemon.
-    adapt: one of adapting.MODES.
     """
 
     def __init__(
         self, ports: Sequence[str], key: bytes | None, keeper: ServiceKeeper | None, name: str = "vnet",
-        adapt: str = "off",
+        adapt: AdaptSettings | None = None,
     ) -> None:  # fmt: skip
         super().__init__(len(ports))
         self.switch = VnetSwitch()
-        self._adapting = Adapting(adapt, self.switch, self)
+        self._adapting = Adapting(adapt or AdaptSettings(), self.switch, self, name, key, keeper)
         self._key, self._keeper = key, keeper
         self._doors: list[str] = []
         self._hello = Hello(name, self._doors)  # so that all sessions, and later ones, tell of all doors
@@ -76,8 +75,8 @@ class Overlay(Stage):
 
     # --- changes
 
-    def add_link(self, name: str, spec: str) -> None:
-        """Add a link. Raises VTLError."""
+    def add_link(self, name: str, spec: str, secret: bytes = b"") -> None:
+        """Add a link. secret: what a service's --key-file is to have, if anything. Raises VTLError."""
         link = parse_link(name, spec)
         if name in self._links:
             raise SpecError(f"{name}: there is a link of this name; choose another")
@@ -90,7 +89,7 @@ class Overlay(Stage):
                 added.devices.append(device)
                 added.up.append(device.up)
             if link.service is not None and self._keeper is not None:
-                self._keeper.start(name, link.service)
+                self._keeper.start(name, link.service, secret)
                 added.control = self._keeper.places(name)[2]
             if link.role.told and self._keeper is not None:
                 self._keeper.watch_routes(spec, wanted=True)
@@ -246,7 +245,7 @@ class Overlay(Stage):
 
     def _pass(self, ingress: LinkSide, batch: Batch, now: float, hops: Sequence[int]) -> None:
         self._routes.check()
-        is_watched = hops and self._adapting.mode != "off"
+        is_watched = self._adapting.mode != "off"
         groups: dict[_Group, list[int]] = {}
         for i, frame in enumerate(batch):
             if len(frame) < FIXED:
@@ -260,10 +259,10 @@ class Overlay(Stage):
                 groups.setdefault((targets, left), []).append(i)
         for (targets, left), indices in groups.items():
             part = batch if len(indices) == batch.count else self._scratch.pick(batch, indices)
+            if is_watched:
+                self._adapting.note(ingress.link, targets, part)
             for target in targets:
                 self._send(target, part, now, left)
-                if is_watched and self._links[target.link].spec.role.kind is LinkKind.VNET:
-                    self._adapting.matchmaker.note(ingress.link, target.link, part.octets)
 
     def _bind(self, frame: memoryview) -> bool:
         """See to it that no checksum is written over what is judged. Return whether that can be."""
@@ -328,6 +327,11 @@ class Overlay(Stage):
         if (connected := exchange.news_of_control()) is not None:
             self.event("control-plane", name=exchange.name, connected=connected)
 
+    def service_state(self, name: str) -> tuple[bool, int]:
+        """Return whether a service's links are up, and how often it was started."""
+        link = self._links.get(name)
+        return (False, 0) if link is None else (all(link.up), link.starts)
+
     def _on_service(self, name: str, pid: int, status: int) -> None:
         link = self._links.get(name)
         if link is None:
@@ -369,7 +373,7 @@ class Overlay(Stage):
     def status(self, now: float) -> dict[str, object]:
         """Return links, rules and stations."""
         return {
-            "adapt": self._adapting.status(),
+            "adapt": self._adapting.status(now),
             "overlay": {name: link.status() for name, link in self._links.items()},
             "rules": {
                 rule.text: {

@@ -18,7 +18,9 @@ import vtl_tools.common.device.vxlan  # likewise: links are added while the serv
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.host import privilege
 from vtl_tools.common.session.items import LINK_NAME
-from vtl_tools.services.vnet.adapting import MODES
+from vtl_tools.services.vnet.adapt import IDLE_S
+from vtl_tools.services.vnet.adapting import MODES, AdaptSettings
+from vtl_tools.services.vnet.carrying import PORT
 from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.links import parse_link
 from vtl_tools.services.vnet.rule import parse_vnet_rule
@@ -34,7 +36,7 @@ _OCTETS_MAX: Final = 1 << 20
 class VnetSettings:
     """The overlay at the start. links: (name, spec). name: of this daemon; the host's, if it is not given.
 
-    adapt: one of adapting.MODES.
+    adapt: one of adapting.MODES. adapt_port, adapt_idle: see adapting.AdaptSettings.
     """
 
     iface: list[str] = field(default_factory=list)
@@ -42,6 +44,8 @@ class VnetSettings:
     key_file: str | None = None
     name: str | None = None
     adapt: str | None = None
+    adapt_port: int | None = None
+    adapt_idle: int | None = None
     links: list[tuple[str, str]] = field(default_factory=list)
     rules: list[str] = field(default_factory=list)
 
@@ -67,8 +71,8 @@ def read_config(path: Path) -> VnetSettings:
     except ValueError as e:
         raise SpecError(f"{path}: {str(e).splitlines()[0]}; mend the file (vtl-vnet(1))") from None
     known: dict[str, type | tuple[type, ...]] = {
-        "iface": (str, list), "uplink": str, "key-file": str, "name": str, "adapt": str, "links": dict,
-        "rules": list,
+        "iface": (str, list), "uplink": str, "key-file": str, "name": str, "adapt": str, "adapt-port": int,
+        "adapt-idle": int, "links": dict, "rules": list,
     }  # fmt: skip
     for name, value in found.items():
         if name not in known:
@@ -82,6 +86,8 @@ def read_config(path: Path) -> VnetSettings:
         found.get("key-file"),
         found.get("name"),
         found.get("adapt"),
+        found.get("adapt-port"),
+        found.get("adapt-idle"),
         list(found.get("links", {}).items()),
         found.get("rules", []),
     )
@@ -108,7 +114,10 @@ def make_stage(
     evpn = [spec for _, spec in settings.links if spec.startswith("evpn:")]
     keeper = ServiceKeeper(program, privilege.account(user), evpn)
     try:
-        overlay = Overlay(ports, key, keeper, settings.name or _host_name(), settings.adapt or "off")
+        adapt = AdaptSettings(
+            settings.adapt or "off", settings.adapt_port or PORT, settings.adapt_idle or IDLE_S
+        )
+        overlay = Overlay(ports, key, keeper, settings.name or _host_name(), adapt)
         for name, spec in settings.links:
             overlay.add_link(name, spec)
         for text in settings.rules:

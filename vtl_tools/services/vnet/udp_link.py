@@ -96,13 +96,13 @@ class UDPPeerLink(PeerLink):
         """Return the link's part of --json."""
         session = None if self._peer is None else self._peer.session
         rtt_s = None if session is None else session.rtt_s
-        lost = None
-        if session is not None and session.reported:
-            lost = round(100 * session.lost_records / session.reported, 3)
+        counts = (0, 0) if session is None else (session.lost_records, session.reported)
+        lost = round(100 * counts[0] / counts[1], 3) if counts[1] else None
         return {
             **super().status(),
             "rtt_ms": None if rtt_s is None else round(rtt_s * 1e3, 3),
             "loss_percent": lost,
+            "counts": counts,
             "why": self._why,
         }
 
