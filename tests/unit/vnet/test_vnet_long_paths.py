@@ -11,7 +11,7 @@ from vtl_tools.common.packet import build
 from vtl_tools.common.packet.address import ip
 from vtl_tools.common.packet.tcp import ACK
 from vtl_tools.services.vnet.adapt import AGAIN_S, BUSY_TICKS, TRIAL_S, LinkView
-from vtl_tools.services.vnet.carrying import CARRIED_MAX, LOST_S, PORT, Carrying, CarryState
+from vtl_tools.services.vnet.carrying import CARRIED_MAX, LOST_S, PORT, START_S, Carrying, CarryState
 from vtl_tools.services.vnet.fields import fields_of
 from vtl_tools.services.vnet.long_paths import LongPaths, Trial, reason
 from vtl_tools.services.vnet.switch import LinkKind, LinkRole, VnetSwitch
@@ -236,7 +236,7 @@ def test_a_daemon_without_adaptation_leaves_a_split_link_at_the_other() -> None:
 def test_so_does_one_that_does_not_answer() -> None:
     sites = pair()
     sites[0].carrying.begin(found(), 0.0)
-    sites[0].tick(TRIAL_S)
+    sites[0].tick(START_S)
     assert list(sites[0].specs) == ["split-0"]
 
 
@@ -245,8 +245,8 @@ def test_so_does_one_whose_port_is_not_reached() -> None:
     sites[0].is_reached = False
     begun(sites)
     assert [site.states for site in sites] == [["ready"]] * 2
-    sites[0].tick(5.0 + TRIAL_S)
-    exchange(sites, 6.0 + TRIAL_S)
+    sites[0].tick(5.0 + START_S)
+    exchange(sites, 6.0 + START_S)
     assert [site.states for site in sites] == [["starting"], []]
     assert list(sites[0].carrying.carried) == ["split-0"]
 

@@ -39,6 +39,8 @@ CARRIED_MAX: Final = 4
 PORT: Final = 7710
 PORTS: Final = 2
 """Ports of each vtl-udt, from PORT on: SRT has its own."""
+START_S: Final = 30.0
+"""Seconds that the other daemon may take to answer, and a service to start, and to be reached."""
 LOST_S: Final = 60.0
 """Seconds without the other daemon after which the one that did not ask ends the service."""
 _PORT_MAX: Final = 65534
@@ -269,7 +271,7 @@ class Carrying:
         self._peers = peers
         for one in list(self.carried.values()):
             if one.state is CarryState.ASKED:
-                if now >= one.since + TRIAL_S:
+                if now >= one.since + START_S:
                     self._say(one, "end")
                     self._split(one, f"{one.daemon} does not answer", now)
                 continue
@@ -280,7 +282,7 @@ class Carrying:
         if one.state is CarryState.STARTING:
             if is_up:
                 self._put_under(one, now)
-            elif now >= one.since + TRIAL_S:
+            elif now >= one.since + START_S:
                 self._end(one, "its service did not start", now)
             return
         if starts != 1:
@@ -341,7 +343,7 @@ class Carrying:
         elif one.state is CarryState.READY:
             if answer["up"]:
                 self._go(one, now)
-            elif now >= one.since + TRIAL_S:
+            elif now >= one.since + START_S:
                 self._say(one, "end")
                 self._split(one, f"{one.daemon} is not reached at its port", now)
         elif one.state is CarryState.DRAINING:

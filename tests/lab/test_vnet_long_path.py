@@ -125,15 +125,15 @@ def test_a_busy_pair_gets_an_udt_link_for_new_connections_which_goes_when_it_did
             return str(site.status()["adapt"]["carried"].get("udt-0", {}).get("state"))
 
         until(lambda: (state(site1), state(site2)) == ("carrying", "carrying"), "both ends")
-        within = way.source(8)
+        within = way.source(2)  # slower, whatever the machine does
         until(lambda: site1.status()["adapt"]["carried"]["udt-0"]["flows"] == 1, "a connection within")
         undone = site1.wait_for("adapt", action="undo", changed="udt-0")
         assert "did not pay" in undone["why"]
         assert state(site1) == "draining"
-        after = way.source(8)
+        after = way.source(2)
         carried = site1.status()["adapt"]["carried"]["udt-0"]
         assert carried["flows"] == 1, "the connection within goes on, and no new one begins there"
-        assert 4 < carried["before_mbit"] < 12
+        assert carried["before_mbit"] > carried["after_mbit"] > 0
         assert [ends(one) for one in (within, before, after)] == ["all\n"] * 3
         for site in site1, site2:
             site.wait_for("adapt", action="gone", changed="udt-0")
