@@ -198,6 +198,7 @@ def overlay(found: Printed, line: Line) -> None:
         found.run(line.middle, "vtl-vnet", "link", "add", "wan", "service:wan?delay=1ms", *link)
         running.wait_for("service-link")
         found.run(line.middle, "vtl-vnet", "rule", "add", "on", "vmnet1", "via", "wan", *link)
+        until(lambda: running.status()["overlay"]["wan"]["up"], "the service, which passes the clone's frame")
         clone = Ether(src=line.server.mac("eth0"), dst="ff:ff:ff:ff:ff:ff", type=0x88B5)
         line.client.wire("eth0").send(clone)
         running.wait_for("station")
