@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
 from pathlib import Path
@@ -50,6 +51,18 @@ def test_the_hot_modules_of_the_wheel_are_compiled(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     compiled = {f"{name.partition('.')[0]}.py" for name in names if name.endswith(".so")}
     assert compiled == {*setup.hot_modules(), "vtl_tools/compiled__mypyc.py"}
+
+
+def test_the_compiler_needs_none_of_our_libraries(tmp_path: Path) -> None:
+    """As in the environment that pip builds in, which has mypy and setuptools only."""
+    shutil.copytree(ROOT, tmp_path / "tree", ignore=shutil.ignore_patterns(*NOT_SOURCES))
+    venv.create(tmp_path / "venv")
+    code = (
+        f"import os, sys; os.chdir({str(tmp_path / 'tree')!r})\n"
+        f"sys.path += ['', {sysconfig.get_path('purelib')!r}]  # which mypy does not look at\n"
+        "import setup; print(len(setup.extensions()))"
+    )
+    assert int(run(tmp_path / "venv/bin/python", "-c", code).split()[-1]) == len(setup.hot_modules()) + 1
 
 
 def test_a_machine_without_a_compiler_builds_what_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

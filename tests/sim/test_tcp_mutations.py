@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from tcp_hostile import Hostile
 
-from vtl_tools.common.tcp import arrival, endpoint, output, prediction
+from vtl_tools.common.tcp import arrival, endpoint, output, prediction, timeouts
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.queue import SendQueue
 from vtl_tools.common.tcp.rcv import Receiver
@@ -81,9 +81,9 @@ MUTATIONS = {
     "window-unscaled": arguments(Receiver, "window", lambda r, shift: (r, 0)),
     "window-of-nothing-is-told": instead(Receiver, "_worth", property(lambda r: 0)),
     "no-retransmission-timer": after(TCB, "arm", put("retransmit_at", NEVER)),
-    "no-user-timeout": instead(Endpoint, "_give_up_at", never),
-    "no-fin-wait-2-timeout": instead(Endpoint, "_silent_at", never),
-    "no-keep-alive": instead(Endpoint, "_keep_alive_at", never),
+    "no-user-timeout": instead(timeouts, "_give_up_at", never),
+    "no-fin-wait-2-timeout": instead(timeouts, "_silent_at", never),
+    "no-keep-alive": instead(timeouts, "_keep_alive_at", never),
     "time-wait-for-ever": after(TCB, "wait", put("time_wait_at", NEVER)),
     "delayed-ack-forgotten": after(arrival, "_text", put("delayed_at", NEVER)),
     "data-taken-out-of-order": instead(Receiver, "take", take_twice),

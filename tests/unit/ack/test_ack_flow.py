@@ -324,7 +324,7 @@ def test_a_syn_that_was_sent_again_too_early_does_not_shorten_the_round_trip():
 
 
 def test_what_is_delivered_is_spread_over_the_round_trip_by_default():
-    """A kernel that finds all of a window in its queue at once does not enlarge its buffer (Linux 6.18)."""
+    """Where all of a round trip's data comes at once, a kernel's receive buffer may not grow (Linux 6.18)."""
     congestion = next(option.default for option in command.params if option.name == "congestion")
     world = AckWorld(
         delay_s=0.5, buffer=1 << 22, memory=1 << 23, congestion=congestion, configs=(LARGE, LARGE)

@@ -5,15 +5,13 @@ from dataclasses import replace
 from typing import Any, Final
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.tcp import acks, arrival, output
+from vtl_tools.common.tcp import acks, arrival, output, timeouts
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.info import ConnectionInfo, describe
 from vtl_tools.common.tcp.isn import initial_numbers, number_after
 from vtl_tools.common.tcp.queue import Octets
-from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import (
     CLOSED,
-    FIN_WAIT_2,
     LISTEN,
     MAY_WRITE,
     ON_CLOSE,
@@ -35,8 +33,6 @@ _ABORT_IS_TOLD = frozenset(  # 3.10.5
     (State.SYN_RECEIVED, State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT)
 )
 
-_OPENING = frozenset((State.SYN_SENT, State.SYN_RECEIVED))
-_KEPT_ALIVE = frozenset((State.ESTABLISHED, State.CLOSE_WAIT, State.FIN_WAIT_2))
 _BEFORE_SYN = frozenset((State.LISTEN, State.SYN_SENT))
 
 
@@ -173,112 +169,12 @@ class Endpoint(TCB):
 
     def deadline(self) -> float | None:
         """Return when wake() is due; None: never, unless another call comes first."""
-        due = self.retransmit_at
-        if self.delayed_at < due:
-            due = self.delayed_at
-        if self.reorder_at < due:
-            due = self.reorder_at
-        if self.paced_at < due:
-            due = self.paced_at
-        if self.persist_at < due:
-            due = self.persist_at
-        if self.time_wait_at < due:
-            due = self.time_wait_at
-        if self.stalled_since is not None:
-            due = min(due, self._give_up_at())
-        elif self.config.keep_alive_s is not None:
-            due = min(due, self._keep_alive_at())
-        if self.state is FIN_WAIT_2:
-            due = min(due, self._silent_at())
+        due = timeouts.deadline(self)
         return None if due == NEVER else due
 
     def wake(self, now: float) -> None:
         """Process the timers that are due. An early call is harmless."""
-        if now >= self.time_wait_at or now >= self._silent_at():
-            self.end(Ended.CLOSED if self.time_wait_at <= now else Ended.TIMED_OUT)
-            return
-        if now >= self._give_up_at():
-            self.end(Ended.TIMED_OUT)
-            return
-        if now >= self._keep_alive_at():
-            self._keep_alive(now)
-        if now >= self.delayed_at:
-            self.delayed_at, self.ack_now = NEVER, True
-        if now >= self.persist_at:
-            self._persist(now)
-        if now >= self.paced_at:
-            self.paced_at = NEVER
-        if now >= self.reorder_at:
-            acks.reordering_is_over(self, now)
-        if now >= self.retransmit_at:
-            self._retransmit(now)
-
-    def _retransmit(self, now: float) -> None:
-        snd = self.snd
-        if snd.una == 0:  # our SYN, whether or not a FIN followed it
-            self.rtt.back_off()
-            if self.state not in _OPENING:
-                self.out.append(output.synchronize(self, now))
-                return
-            self.syn_due, self.retransmit_at = True, NEVER
-            return
-        if self.probe_is_next:
-            piece = snd.tail()
-            self.probe_is_next = False
-            if piece is not None:
-                self.out.append(output.send_piece(self, piece, now))
-                self.probe = (snd.nxt, piece.again)
-            self.arm(now)
-            return
-        self.rtt.back_off()  # RFC 6298 (5.5)
-        self.probe = self.timed = None
-        if snd.wnd == 0:  # 3.8.6.1: not congestion, so an octet probes the window
-            self.persists += 1
-            end = snd.una + 1
-            fin = snd.fin == snd.una
-            piece = Piece(snd.una, snd.una if fin else end, fin, True)
-            self.out.append(output.send_piece(self, piece, now))
-        else:
-            acks.timed_out(self, now)
-        self.arm(now)
-
-    def _persist(self, now: float) -> None:
-        self.persist_at = NEVER
-        if (piece := self.snd.override()) is not None:
-            if not self.snd.wnd:
-                self.persists += 1
-                self.rtt.backoffs = self.persists  # SHLD-30, also for a probe that is sent again
-            self.out.append(output.send_piece(self, piece, now))
-
-    def _keep_alive(self, now: float) -> None:
-        if self.keep_alives >= self.config.keep_alive_probes:
-            self.reset_due = True
-            self.end(Ended.TIMED_OUT)
-            return
-        self.keep_alives += 1
-        self.out.append(output.frame(self, self.snd.nxt - 1, 0x10, now))  # 3.8.4: SEG.SEQ = SND.NXT-1
-
-    def _give_up_at(self) -> float:
-        since = self.stalled_since
-        if since is None:
-            return NEVER
-        if self.state in _OPENING:
-            return since + self.config.syn_timeout_s
-        return NEVER if self.config.user_timeout_s is None else since + self.config.user_timeout_s
-
-    def _keep_alive_at(self) -> float:
-        config = self.config
-        if config.keep_alive_s is None or self.stalled_since is not None:
-            return NEVER
-        if self.state not in _KEPT_ALIVE:
-            return NEVER
-        return self.heard_at + config.keep_alive_s + self.keep_alives * config.keep_alive_interval_s
-
-    def _silent_at(self) -> float:
-        config = self.config
-        if self.state is not FIN_WAIT_2 or config.fin_wait_2_s is None:
-            return NEVER
-        return self.heard_at + config.fin_wait_2_s
+        timeouts.process(self, now)
 
     # --- the user
 

@@ -191,6 +191,7 @@ class ServiceFlows:
 
     def wake(self, now: float) -> bool:
         """Forget connections that are over. Return whether the rule is drained."""
+        self._finds_old(now)  # the time begins with the rule, and not with the first frame
         while self._ended and now >= self._ended[key := next(iter(self._ended))] + LINGER_S:
             self._forget(key)
         while self._kept and now >= self._kept[key := next(iter(self._kept))][1] + IDLE_S:
