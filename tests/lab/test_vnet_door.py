@@ -14,7 +14,7 @@ from lab.netns import Host, Lab
 from lab.wait import PATIENCE_S, until
 from tests.cmd.tools import BIN
 from tests.running import Bridge, bridge
-from vtl_tools.services.vnet.datagram_session import FIRST, NOISE
+from vtl_tools.services.vnet.datagram_handshake import FIRST, NOISE
 
 pytestmark = pytest.mark.lab
 PORT = 7700

@@ -1,13 +1,11 @@
 """vtl-udt: TCP of a guest goes over another transport, and becomes TCP again at its other end. Paper 3.3."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from vtl_tools.common.cli import options as opts
 from vtl_tools.common.cli.completion import LINK
-from vtl_tools.common.cli.output import echo
 from vtl_tools.common.cli.parameters import (
     ListenParam,
     NeighbourParam,
@@ -18,7 +16,7 @@ from vtl_tools.common.cli.parameters import (
 )
 from vtl_tools.common.cli.run import links_of, run_service
 from vtl_tools.common.cli.tool import Tool
-from vtl_tools.common.cli.verbs import add_events, add_status
+from vtl_tools.common.cli.verbs import add_events, add_keygen, add_status
 
 if TYPE_CHECKING:
     from vtl_tools.common.runtime.runner import Options
@@ -98,16 +96,6 @@ def main(iface: str, uplink: str | None, guard: str, options: "Options", **setti
     )
 
 
-@main.command()
-@click.argument("file", type=opts.FILE)
-@opts.verbose_option
-def keygen(file: Path) -> None:
-    """Create FILE with a random key, for the user only; copy it to the other module's host."""
-    from vtl_tools.common.session.keys import make_key_file
-
-    make_key_file(file)
-    echo(f"{file}: a new key; copy it to the host of the other module", err=True)
-
-
+add_keygen(main, "the other module's host")
 add_events(main)
 add_status(main)

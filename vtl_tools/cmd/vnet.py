@@ -7,12 +7,12 @@ import click
 
 from vtl_tools.common.cli import options as opts
 from vtl_tools.common.cli.completion import LINK
-from vtl_tools.common.cli.output import echo, print_json, print_table
+from vtl_tools.common.cli.output import print_json, print_table
 from vtl_tools.common.cli.parameters import SecretParam
 from vtl_tools.common.cli.run import links_of, run_service
 from vtl_tools.common.cli.selftest import program_of
 from vtl_tools.common.cli.tool import Tool
-from vtl_tools.common.cli.verbs import add_events, add_status, ask_each, current_tool
+from vtl_tools.common.cli.verbs import add_events, add_keygen, add_status, ask_each, current_tool
 
 if TYPE_CHECKING:
     from vtl_tools.common.runtime.runner import Options
@@ -150,16 +150,6 @@ def rule_(
         print_table(titles, rows, right=titles[:3], names=("rule",))
 
 
-@main.command()
-@click.argument("file", type=opts.FILE)
-@opts.verbose_option
-def keygen(file: Path) -> None:
-    """Create FILE with a random key, for the user only; copy it to the hosts of all daemons."""
-    from vtl_tools.common.session.keys import make_key_file
-
-    make_key_file(file)
-    echo(f"{file}: a new key; copy it to the hosts of the other daemons", err=True)
-
-
+add_keygen(main, "the hosts of all daemons")
 add_events(main)
 add_status(main)

@@ -1,16 +1,18 @@
 """vortex-backend: ends the wormholes of many volunteers, in front of real honeypots. Paper section 3.6."""
 
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from vtl_tools.common.cli import options as opts
-from vtl_tools.common.cli.output import echo, print_json, print_table
+from vtl_tools.common.cli.flows import add_log
+from vtl_tools.common.cli.output import echo
 from vtl_tools.common.cli.parameters import ListenParam
 from vtl_tools.common.cli.run import links_of, run_service
 from vtl_tools.common.cli.tool import Tool
-from vtl_tools.common.cli.verbs import add_events, add_status, ask_each, current_tool
+from vtl_tools.common.cli.verbs import add_events, add_status
 
 if TYPE_CHECKING:
     from vtl_tools.common.runtime.runner import Options
@@ -75,28 +77,16 @@ def keygen(directory: Path, name: str) -> None:
     echo(f"{path}: a new key; copy it to the client's host, and send vortex-backend SIGHUP", err=True)
 
 
-@main.command("log")
-@opts.verb_options
-def log_(link: str | None, json: bool) -> None:
-    """List the flows of all clients: source and port, frames and octets of both directions."""
-    found: list[dict[str, Any]] = [
-        flow for told in ask_each(current_tool(), "log", link) for flow in told["flows"]
-    ]
-    if json:
-        print_json(found, "vortex-backend.flow/1")
-        return
-    counts = ("frames_in", "octets_in", "frames_out", "octets_out")
-    rows = [
-        (
-            flow["client"], flow["protocol"], f"{flow['from']} {flow['from_port']}", flow["to_port"],
-            "ended" if flow["ended"] else "open", *(flow[count] for count in counts),
-        )
-        for flow in found
-    ]  # fmt: skip
-    print_table(
-        ("client", "protocol", "from", "port", "state", *counts), rows, right=counts, names=("client", "from")
-    )
-
-
+add_log(
+    main,
+    "vortex-backend.flow/1",
+    {
+        "client": itemgetter("client"),
+        "protocol": itemgetter("protocol"),
+        "from": lambda flow: f"{flow['from']} {flow['from_port']}",
+        "port": itemgetter("to_port"),
+    },
+    "List the flows of all clients: source and port, frames and octets of both directions.",
+)
 add_status(main)
 add_events(main)

@@ -1,13 +1,15 @@
 """vortex-client: a volunteer's unused ports, answered by a backend. Paper section 3.6."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from vtl_tools.common.cli import options as opts
+from vtl_tools.common.cli.flows import add_log
 from vtl_tools.common.cli.output import echo as say
-from vtl_tools.common.cli.output import print_json, print_table
+from vtl_tools.common.cli.output import print_json
 from vtl_tools.common.cli.parameters import ListenParam, SecretParam
 from vtl_tools.common.cli.run import run_service
 from vtl_tools.common.cli.tool import Tool
@@ -120,26 +122,15 @@ def _switch(verb: str, link: str | None, json: bool) -> None:
             say("paused" if told["paused"] else "running")
 
 
-@main.command("log")
-@opts.verb_options
-def log_(link: str | None, json: bool) -> None:
-    """List what was sent: flows by source and port, with frames and octets of both directions."""
-    found: list[dict[str, Any]] = [
-        flow for told in ask_each(current_tool(), "log", link) for flow in told["flows"]
-    ]
-    if json:
-        print_json(found, "vortex-client.flow/1")
-        return
-    counts = ("frames_in", "octets_in", "frames_out", "octets_out")
-    rows = [
-        (
-            flow["protocol"], f"{flow['from']} {flow['from_port']}", f"{flow['to']} {flow['to_port']}",
-            "ended" if flow["ended"] else "open", *(flow[count] for count in counts),
-        )
-        for flow in found
-    ]  # fmt: skip
-    print_table(("protocol", "from", "to", "state", *counts), rows, right=counts, names=("from", "to"))
-
-
+add_log(
+    main,
+    "vortex-client.flow/1",
+    {
+        "protocol": itemgetter("protocol"),
+        "from": lambda flow: f"{flow['from']} {flow['from_port']}",
+        "to": lambda flow: f"{flow['to']} {flow['to_port']}",
+    },
+    "List what was sent: flows by source and port, with frames and octets of both directions.",
+)
 add_status(main)
 add_events(main)

@@ -13,15 +13,8 @@ from vtl_tools.common.session.items import HEAD, HOPS_MAX, Hello
 from vtl_tools.common.session.noise import RENEW_AFTER
 from vtl_tools.common.session.numbered import WINDOW, NumberedCipher, ReplayWindow
 from vtl_tools.common.session.secure_channel import SecureConfig
-from vtl_tools.services.vnet.datagram_session import (
-    BASE,
-    DATA,
-    FIRST,
-    LADDER,
-    NOISE,
-    SECOND,
-    DatagramSession,
-)
+from vtl_tools.services.vnet.datagram_handshake import FIRST, NOISE, SECOND, DatagramHandshake
+from vtl_tools.services.vnet.datagram_session import BASE, DATA, LADDER, DatagramSession
 
 KEY = b"k" * 32
 FRAME = memoryview(bytes(10) + b"\x02" * 12 + b"\x08\x00" + b"data")
@@ -29,10 +22,10 @@ LONG = memoryview(bytes(10) + b"\x02" * 12 + b"\x08\x00" + bytes(range(256)) * 2
 
 
 def make(name: str, own_id: int, *, is_initiator: bool, key: bytes = KEY) -> DatagramSession:
-    return DatagramSession(
-        SecureConfig(), psk=key, ephemeral=bytes([own_id]) * 32, own_id=own_id, now=0.0, hello=Hello(name),
-        is_initiator=is_initiator,
-    )  # fmt: skip
+    handshake = DatagramHandshake(
+        psk=key, ephemeral=bytes([own_id]) * 32, own_id=own_id, is_initiator=is_initiator
+    )
+    return DatagramSession(SecureConfig(), handshake, now=0.0, hello=Hello(name))
 
 
 def datagrams(session: DatagramSession) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vtl_tools.common.cli.options import verb_options
+from vtl_tools.common.cli.options import FILE, verb_options, verbose_option
 from vtl_tools.common.cli.output import echo, print_json
 from vtl_tools.common.cli.tool import Tool
 
@@ -50,6 +50,19 @@ def add_status(tool: Tool) -> None:
 
         service = str(tool.name)
         (watch_status if watch else print_status)(service, discovery.survey(service, link), json=json)
+
+
+def add_keygen(tool: Tool, to: str) -> None:
+    """Add the verb `keygen` to a tool. to: where the key is to be copied."""
+
+    @tool.command(name="keygen", help=f"Create FILE with a random key, for the user only; copy it to {to}.")
+    @click.argument("file", type=FILE)
+    @verbose_option
+    def keygen(file: Path) -> None:
+        from vtl_tools.common.session.keys import make_key_file
+
+        make_key_file(file)
+        echo(f"{file}: a new key; copy it to {to}", err=True)
 
 
 def add_events(tool: Tool, words: "Callable[[], Words]" = dict) -> None:

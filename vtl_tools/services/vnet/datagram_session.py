@@ -1,22 +1,15 @@
-"""The session of two daemons over datagrams: handshake, sealed records in fragments, path MTU. Sans-IO.
+"""The session of two daemons over datagrams: sealed records in fragments, and the path's size. Sans-IO.
 
-    first    1 | 0 0 0 | sender's id | cookie 16 | Noise's first message
-    second   2 | 0 0 0 | receiver's id | sender's id | Noise's second message
-    cookie   3 | 0 0 0 | receiver's id | cookie 16
     data     4 | last | receiver's id | number 8 | index | fragment
-
-The handshake is that of noise.py. A responder answers a first message without a valid cookie by a cookie,
-which is shorter, and keeps nothing: so nobody makes it send to an address that did not ask, or compute for
-one. The initiator repeats its message until it is answered. The first record confirms it to the responder.
 
 A record is sealed as a whole, and cut into fragments of the path's size, of which `last` is the index of
 the last one. A record that lacks one is lost, so records are long only while the path loses nothing.
+datagram_handshake.py has the other datagrams.
 """
 
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
-from copy import copy
 from typing import Final, NamedTuple
 
 from vtl_tools.common.device.batch import FRAME_MAX
@@ -24,21 +17,15 @@ from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet.offload import cut
 from vtl_tools.common.packet.vnet import GSO_NONE
 from vtl_tools.common.session.items import BYE, FRAME, HEAD, Conversation, Hello, ping_pieces
-from vtl_tools.common.session.noise import KEY, TAG, Handshake
+from vtl_tools.common.session.noise import TAG
 from vtl_tools.common.session.numbered import NumberedCipher, ReplayWindow
 from vtl_tools.common.session.secure_channel import SecureConfig
+from vtl_tools.services.vnet.datagram_handshake import DatagramHandshake
 
-PROLOGUE: Final = b"vtl-vnet udp 2"
-FIRST_KIND, SECOND_KIND, COOKIE_KIND, DATA_KIND = 1, 2, 3, 4
-COOKIE: Final = 16
-FIRST: Final = struct.Struct(f"!B3xI{COOKIE}s")
-SECOND: Final = struct.Struct("!B3xII")
-COOKIE_REPLY: Final = FIRST
+DATA_KIND: Final = 4
 DATA: Final = struct.Struct("!BBIQ")
 OVERHEAD: Final = DATA.size + 1
 """Octets before the fragment in a datagram of data."""
-NOISE: Final = KEY + 1 + TAG
-"""Octets of each message of Noise: a key, and one octet, which says that records are sealed."""
 _PADDED: Final = OVERHEAD + HEAD.size + TAG
 """Octets of a datagram around an item."""
 
@@ -58,8 +45,6 @@ _LATE: Final = 64
 """Numbers below the highest one at which a record still waits for fragments."""
 _PROBE, _PROBED = 5, 6
 _SIZE: Final = struct.Struct("!H")
-_RESEND_S: Final = 0.25
-_RESENDS_MAX: Final = 32
 _PROBES: Final = 3
 """Probes of one size without an answer, after which the path does not carry it."""
 _CAUTIOUS_S: Final = 10.0
@@ -67,7 +52,6 @@ _BROKEN: Final = 0.01
 """Share of records that lost a part of their fragments, above which records are one datagram each."""
 _FEW: Final = 20
 _INDICES: Final = [bytes((i,)) for i in range(256)]
-_MODE: Final = b"\x01"
 
 
 class Train(NamedTuple):
@@ -88,27 +72,24 @@ class _Partial:
 
 
 class DatagramSession(Conversation):
-    """One side. own_id: by which the other end's datagrams say that they are for it. second: the answer.
+    """One side.
 
     outbox: what is to be sent. dropped: records and fragments that were not authentic, or came twice.
     size: octets of the datagrams.
     """
 
     def __init__(
-        self, config: SecureConfig, *, psk: bytes, ephemeral: bytes, own_id: int, now: float, hello: Hello,
-        is_initiator: bool,
-    ) -> None:  # fmt: skip
+        self, config: SecureConfig, handshake: DatagramHandshake, *, now: float, hello: Hello
+    ) -> None:
         super().__init__(hello, now)
         self.config, self.now, self.heard_at = config, now, now
-        self.own_id, self.peer_id = own_id, 0
-        self.is_initiator, self.is_over, self.why = is_initiator, False, ""
+        self.handshake, self.own_id = handshake, handshake.own_id
+        self.is_over, self.why = False, ""
         self.outbox: deque[Train] = deque()
-        self.second = b""
         self.dropped = self.sent_records = self.lost_records = self.reported = self.broken = 0
         self.size = BASE
         self.is_cautious = False
         self._is_confirmed = self._was_heard = False
-        self._handshake = Handshake(psk, ephemeral, PROLOGUE, is_initiator=is_initiator)
         self._seal: NumberedCipher | None = None
         self._open: NumberedCipher | None = None
         self._window = ReplayWindow()
@@ -116,11 +97,7 @@ class DatagramSession(Conversation):
         self._last_report = (0, 0, 0)
         self._lost_at = now
         self._probed: dict[int, int] = {}
-        self._first, self._cookie = b"", bytes(COOKIE)
-        self._resend_at, self._resends = now, 0
-        if is_initiator:
-            self._first = self._handshake.write(_MODE)
-            self._send_first()
+        self._ask()
 
     @property
     def is_up(self) -> bool:
@@ -144,47 +121,38 @@ class DatagramSession(Conversation):
 
     # --- handshake
 
-    def _send_first(self) -> None:
-        self._resend_at = self.now + _RESEND_S * min(1 << self._resends, 4)
-        self._resends += 1
-        first = FIRST.pack(FIRST_KIND, self.own_id, self._cookie) + self._first
-        self.outbox.append(Train(first, len(first)))
+    def _ask(self) -> None:
+        if first := self.handshake.first(self.now):
+            self.outbox.append(Train(first, len(first)))
 
     def take_cookie(self, cookie: bytes, now: float) -> None:
         """Repeat the first message with a cookie."""
         self.now = now
-        is_asked = self.is_initiator and self._seal is None and cookie != self._cookie
-        if is_asked and self._resends < _RESENDS_MAX:
-            self._cookie = cookie
-            self._send_first()
+        self.handshake.take_cookie(cookie)
+        self._ask()
 
     def take_first(self, peer_id: int, message: bytes) -> bytes:
         """Answer a first message; return the ephemeral key in it. Raises Malformed: it has another key."""
-        if self._handshake.read(message) != _MODE:
-            raise Malformed("handshake.mode")
-        self.peer_id = peer_id
-        self.second = SECOND.pack(SECOND_KIND, peer_id, self.own_id) + self._handshake.write(_MODE)
+        ephemeral = self.handshake.take_first(peer_id, message)
         self._use_keys()
-        self.outbox.append(Train(self.second, len(self.second)))
-        return self._handshake.remote
+        second = self.handshake.second
+        self.outbox.append(Train(second, len(second)))
+        return ephemeral
 
     def take_second(self, peer_id: int, message: bytes, now: float) -> None:
         """Take the answer to the first message. One that is not authentic is counted."""
-        if not self.is_initiator or self._seal is not None:
+        if not self.handshake.is_asking:
             return
-        self.now = self.heard_at = now
-        attempt = copy(self._handshake)
-        try:
-            attempt.read(message)
-        except Malformed:
+        if not self.handshake.take_second(peer_id, message):
             self.dropped += 1
             return
-        self._handshake, self.peer_id = attempt, peer_id
+        self.now = self.heard_at = now
         self._use_keys()
         self._confirm()
 
     def _use_keys(self) -> None:
-        seal, unseal = self._handshake.keys()
+        assert self.handshake.keys is not None
+        seal, unseal = self.handshake.keys
         self._seal, self._open = NumberedCipher(seal), NumberedCipher(unseal)
 
     def _confirm(self) -> None:
@@ -333,7 +301,7 @@ class DatagramSession(Conversation):
         last = (len(body) + TAG - 1) // step
         number = self.sent_records
         self.sent_records += 1
-        header = DATA.pack(DATA_KIND, last, self.peer_id, number)
+        header = DATA.pack(DATA_KIND, last, self.handshake.peer_id, number)
         sealed = self._seal.seal(number, body, header)
         if not last:
             yield Train(b"".join((header, _INDICES[0], sealed)), OVERHEAD + len(sealed))
@@ -372,9 +340,8 @@ class DatagramSession(Conversation):
     def wake(self, now: float) -> None:
         """Repeat the first message, send a heartbeat, or find that the other end is gone."""
         super().wake(now)
-        is_asking = self.is_initiator and self._seal is None and not self.is_over
-        if is_asking and now >= self._resend_at and self._resends < _RESENDS_MAX:
-            self._send_first()
+        if not self.is_over:
+            self._ask()
 
     def say_hello(self) -> None:
         """Tell of this daemon, again with heartbeats until one was answered."""

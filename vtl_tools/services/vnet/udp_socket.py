@@ -24,20 +24,18 @@ from vtl_tools.common.session.base import Address
 from vtl_tools.common.session.caller_limit import CallerLimit
 from vtl_tools.common.session.items import Hello
 from vtl_tools.common.session.secure_channel import SecureConfig
-from vtl_tools.services.vnet.datagram_session import (
+from vtl_tools.services.vnet.datagram_handshake import (
     COOKIE,
     COOKIE_KIND,
     COOKIE_REPLY,
-    DATA,
-    DATA_KIND,
     FIRST,
     FIRST_KIND,
     NOISE,
-    OVERHEAD,
     SECOND,
     SECOND_KIND,
-    DatagramSession,
+    DatagramHandshake,
 )
+from vtl_tools.services.vnet.datagram_session import DATA, DATA_KIND, OVERHEAD, DatagramSession
 
 _SOL_UDP: Final = 17
 _UDP_SEGMENT, _UDP_GRO = 103, 104
@@ -141,10 +139,10 @@ class UDPSocket:
     def _session(self, now: float, *, is_initiator: bool) -> DatagramSession:
         while not (own_id := int.from_bytes(os.urandom(4))) or own_id in self._peers:
             pass
-        return DatagramSession(
-            self._config, psk=self._key, ephemeral=os.urandom(32), own_id=own_id, now=now, hello=self._hello,
-            is_initiator=is_initiator,
-        )  # fmt: skip
+        handshake = DatagramHandshake(
+            psk=self._key, ephemeral=os.urandom(32), own_id=own_id, is_initiator=is_initiator
+        )
+        return DatagramSession(self._config, handshake, now=now, hello=self._hello)
 
     # --- datagrams in
 
@@ -222,7 +220,8 @@ class UDPSocket:
             self._send(reply, len(reply), way)
             return
         if (peer := self._callers.get(message)) is not None:
-            self._send(peer.session.second, len(peer.session.second), way)
+            second = peer.session.handshake.second
+            self._send(second, len(second), way)
             return
         if not self._limit.admits(way.address[0], now):
             self.strangers += 1

@@ -1,6 +1,5 @@
 """Answerer: the far module's sessions, with every near module that has the key."""
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, cast
@@ -59,8 +58,8 @@ class Answerer(Carriers):
         event: Callable[..., object] = lambda name, **fields: None,
         budget: WindowBudget | None = None,
     ) -> None:
-        super().__init__(config, event, budget)
-        self.transport, self._psk, self._on_flow = transport, psk, on_flow
+        super().__init__(config, psk, event, budget)
+        self.transport, self._on_flow = transport, on_flow
         self._seen = SeenKeys()
         self.refused = 0
         self._up = 0
@@ -92,18 +91,8 @@ class Answerer(Carriers):
             self._begin(connection, now)
 
     def _begin(self, connection: Connection, now: float) -> None:
-        session = Session(
-            Role.RESPONDER,
-            self.config,
-            self.budget,
-            psk=self._psk,
-            ephemeral=os.urandom(32),
-            now=now,
-            peer=host_and_port(*connection.remote),
-            is_fresh=self._seen.is_fresh,
-            on_flow=self._on_flow,
-            on_change=self._on_change,
-        )
+        peer = host_and_port(*connection.remote)
+        session = self.session(Role.RESPONDER, peer, now, is_fresh=self._seen.is_fresh, on_flow=self._on_flow)
         live = [each.session for each in self.carriers if not each.session.is_over]
         strangers = [each for each in live if not each.is_up]
         if len(strangers) >= STRANGERS:
@@ -122,7 +111,8 @@ class Answerer(Carriers):
         host = peer.rpartition(":")[0]
         self.event("peer-refused", peer=peer, transport=self.transport.name, why=why, cause=host)
 
-    def _on_change(self, session: Session, now: float) -> None:
+    def on_change(self, session: Session, now: float) -> None:
+        """Count a session that is up, and tell of it."""
         if session.is_up:
             self._up += 1
             self.event("peer-up", peer=session.peer, transport=self.transport.name, cause=session.peer)

@@ -1,5 +1,6 @@
 """Carriers: sessions on connections. The only part of the sessions that does I/O."""
 
+import os
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
@@ -8,7 +9,9 @@ from typing import Final
 from vtl_tools.common.relay.connector import HUNG_UP, READABLE, WRITABLE
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.session.base import Connection
+from vtl_tools.common.session.secure_channel import Role
 from vtl_tools.services.udt.transport.base import Counters
+from vtl_tools.services.udt.transport.flow import MuxFlow
 from vtl_tools.services.udt.transport.session import Session, SessionConfig
 from vtl_tools.services.udt.transport.window import WindowBudget
 
@@ -133,9 +136,9 @@ class Carriers:
     """
 
     def __init__(
-        self, config: SessionConfig, event: Callable[..., object], budget: WindowBudget | None
+        self, config: SessionConfig, psk: bytes, event: Callable[..., object], budget: WindowBudget | None
     ) -> None:
-        self.config, self.event = config, event
+        self.config, self._psk, self.event = config, psk, event
         self.budget = budget or WindowBudget(config.memory)
         self.carriers: list[Carrier] = []
         self._poller = Poller()
@@ -144,6 +147,20 @@ class Carriers:
         self._sent = self._received = 0
         """Octets of connections that are gone."""
         self._send_rate, self._receive_rate = RateMeter(), RateMeter()
+
+    def session(
+        self, role: Role, peer: str, now: float, *,
+        is_fresh: Callable[[bytes], bool] = lambda key: True,
+        on_flow: Callable[[MuxFlow, float], object] = lambda flow, now: None,
+    ) -> Session:  # fmt: skip
+        """Return a new session, of a connection that begins."""
+        return Session(
+            role, self.config, self.budget, psk=self._psk, ephemeral=os.urandom(32), now=now, peer=peer,
+            is_fresh=is_fresh, on_flow=on_flow, on_change=self.on_change,
+        )  # fmt: skip
+
+    def on_change(self, session: Session, now: float) -> None:
+        """Note that a session is up or over."""
 
     # --- a Source
 

@@ -64,9 +64,9 @@ class Dialer(Carriers):
         event: Callable[..., object] = lambda name, **fields: None,
         budget: WindowBudget | None = None,
     ) -> None:
-        super().__init__(config, event, budget)
+        super().__init__(config, psk, event, budget)
         transport.start()
-        self.transport, self.address, self._psk, self._most = transport, address, psk, sessions
+        self.transport, self.address, self._most = transport, address, sessions
         self.peer = host_and_port(*address)
         self.why = "no attempt yet"
         """Why there is no session."""
@@ -136,16 +136,7 @@ class Dialer(Carriers):
 
     def _begin(self, now: float) -> None:
         """Begin a connection."""
-        session = Session(
-            Role.INITIATOR,
-            self.config,
-            self.budget,
-            psk=self._psk,
-            ephemeral=os.urandom(32),
-            now=now,
-            peer=self.peer,
-            on_change=self._on_change,
-        )
+        session = self.session(Role.INITIATOR, self.peer, now)
         self._retry_at = now + self._retry_s  # until it is up
         try:
             connection = self.transport.connect(self.address, self._rtt_s)
@@ -153,7 +144,8 @@ class Dialer(Carriers):
         except OSError as e:
             self._fail(e.errno or errno.EIO, now)
 
-    def _on_change(self, session: Session, now: float) -> None:
+    def on_change(self, session: Session, now: float) -> None:
+        """Open the flows that wait, if a session is up."""
         if session.is_up:
             self._retry_s, self._retry_at = RETRY_S, now
             if not self._is_up:
