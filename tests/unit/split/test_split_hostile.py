@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -29,22 +30,29 @@ class Own(set[bytes]):
     version = 0
 
 
-class ToThisTest(Destinations):
+class ToThisTest:
     """Leads every open destination to a socket of this test, and nothing anywhere else."""
 
-    port = 0
+    def __init__(self, port: int) -> None:
+        self.inner = Destinations(GuestAddresses(), Own(), lambda _: ("127.0.0.1", 53))
+        self.port = port
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
     def find(self, octets: bytes, port: int) -> SocketAddress | Reason:
-        found = super().find(octets, port)
+        found = self.inner.find(octets, port)
         return found if isinstance(found, Reason) else ("127.0.0.1", self.port)
+
+    def is_still(self, octets: bytes, port: int, address: SocketAddress) -> bool:
+        return self.find(octets, port) == address
 
 
 class Bench:
     def __init__(self) -> None:
         self.echo = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.echo.bind(("127.0.0.1", 0))
-        destinations = ToThisTest(GuestAddresses(), Own(), lambda: ("127.0.0.1", 53))
-        destinations.port = self.echo.getsockname()[1]
+        destinations: Any = ToThisTest(self.echo.getsockname()[1])
         limits = RelayLimits(connections=50, half_open=20, open_s=5.0, idle_s=20.0, memory=1 << 20)
         tuning = Tuning(None, 1e9, 1 << 20)
         self.stage = SplitBySockets(

@@ -39,13 +39,21 @@ class BackgroundSender:
         if self._spared:
             self._spared -= 1
             return False
-        return len(os.sched_getaffinity(0)) > 1
+        return len(os.sched_getaffinity(0)) > 1 and (self._thread is not None or self._begin())
+
+    def _begin(self) -> bool:
+        """Start the thread, which is not done before the process has given up its rights."""
+        thread = threading.Thread(target=self._run, name="sender", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the limit of processes
+            self._spared = _SPARED
+            return False
+        self._thread = thread
+        return True
 
     def start(self, fd: int, batch: Batch) -> None:
-        """Send a batch to a socket. The one before is finished."""
-        if self._thread is None:  # not before the process has given up its rights
-            self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
-            self._thread.start()
+        """Send a batch to a socket, after pays() has said so. The one before is finished."""
         self._fd, self.batch = fd, batch
         self._go.release()
 
