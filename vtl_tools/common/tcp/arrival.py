@@ -158,7 +158,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
 
 def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     """3.10.7.4: the other states."""
-    rcv, flags, state = tcb.rcv, segment.flags, tcb.state
+    rcv, flags = tcb.rcv, segment.flags
     seq = rcv.position(segment.seq)
 
     # first, check the sequence number; RFC 7323 section 5.3 puts PAWS before that
@@ -197,7 +197,7 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     if tcb.timestamps and segment.stamps is not None and seq <= tcb.last_ack:
         tcb.ts_recent, tcb.ts_recent_at = segment.stamps[0], now
 
-    if state is not TIME_WAIT:
+    if tcb.state is not TIME_WAIT:
         _content(tcb, segment, seq, now)
     elif segment.length or flags & FIN:
         tcb.ack_now = True
