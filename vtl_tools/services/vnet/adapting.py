@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.errors import VTLError
+from vtl_tools.common.errors import Malformed, VTLError
 from vtl_tools.common.session.items import CARRY, DOOR, INTRODUCE, LINK_NAME, STATIONS
 from vtl_tools.common.session.peer_link import PeerLink
 from vtl_tools.services.vnet.adapt import AGAIN_S, IDLE_S, Advice, LinkView, Matchmaker, Shortcuts
@@ -161,7 +161,7 @@ class Adapting:
             with suppress(ValueError, KeyError, TypeError, RecursionError):
                 self._take_introduction(name, json.loads(item), now)
         elif kind == CARRY:
-            with suppress(ValueError, KeyError, TypeError, RecursionError):
+            with suppress(Malformed):
                 self.carrying.take(name, item, now, is_on=self.mode == "on")
 
     def _take_introduction(self, over: str, told: dict[str, Any], now: float) -> None:
