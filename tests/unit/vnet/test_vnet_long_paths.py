@@ -379,6 +379,20 @@ def test_an_offer_that_cannot_be_starts_nothing(change: dict[str, object]) -> No
     assert list(site.specs) == ["udt-0"]
 
 
+@pytest.mark.parametrize("mac", [OURS, THEIRS])
+def test_a_service_for_a_station_that_has_moved_takes_no_connection(mac: bytes) -> None:
+    sites = pair()
+    begun(sites)
+    sites[0].switch.add_link("third", LinkRole(LinkKind.VNET))
+    sites[0].switch.stations.learn(0, mac, "third", 6.0)
+    sites[0].tick(6.0, flows=1)
+    exchange(sites, 6.0)
+    assert [site.states for site in sites] == [["draining"]] * 2
+    assert [site.takes for site in sites] == [{"udt-0": False}] * 2
+    assert sites[0].events[-1][0] == "undo"
+    assert not sites[0].put_off, "at its new place it may have another"
+
+
 def test_an_offer_for_the_station_of_another_daemon_is_refused() -> None:
     sites = pair()
     sites[1].switch.add_link("third", LinkRole(LinkKind.VNET))

@@ -202,22 +202,30 @@ class Carrying:
     def _refusal(
         self, one: Carried | None, link: str, daemon: str, told: CarryMessage, now: float, *, is_on: bool
     ) -> str:
-        pair, stations = told.pair, self.switch.stations
         if not is_on or self.key is None:
             return "has no --adapt on"
         if not told.port:
             return "no port"
-        ours, theirs = stations.find(0, pair.our_mac), stations.find(0, pair.their_mac)
-        role = None if ours is None else self.switch.links.get(ours.link)
-        if role is None or role.kind is not LinkKind.LOCAL:
-            return f"{pair.ours} is not there"
-        if theirs is None or link not in (theirs.link, *self.switch.shortcuts.get((0, pair.their_mac), ())):
-            return f"{pair.theirs} is not known to be at that daemon"
+        if any(self.switch.stations.find(0, mac) is None for mac in told.pair[2:]):
+            return "does not know both stations"
+        if why := self._elsewhere(link, told.pair):
+            return why
         if one is not None and (one.state is not CarryState.ASKED or self.name < daemon):
             return _BUSY
         if len(self.carried) >= CARRIED_MAX + (one is not None):
             return "has too many services"
         return "" if self._offers.take(link, _OFFERS, now) else "is asked too often"
+
+    def _elsewhere(self, link: str, pair: Pair) -> str:
+        """Return which of a pair is not at this daemon or behind the link, as far as is known; "": none."""
+        switch = self.switch
+        ours, theirs = (switch.stations.find(0, mac) for mac in pair[2:])
+        role = None if ours is None else switch.links.get(ours.link)
+        if role is not None and role.kind is not LinkKind.LOCAL:
+            return f"has {pair.ours} elsewhere"
+        if theirs is None or link in (theirs.link, *switch.shortcuts.get((0, pair.their_mac), ())):
+            return ""
+        return f"has {pair.theirs} elsewhere"
 
     def _take_answer(self, one: Carried, told: CarryMessage, now: float) -> None:
         if told.said == "accept" and told.port:
@@ -272,7 +280,10 @@ class Carrying:
         if starts != 1:
             self._end(one, "its service ended", now)
             return
-        if one.answer:
+        is_taking = one.is_asker and one.state in (CarryState.READY, CarryState.CARRYING)
+        if is_taking and one.kind == "udt" and (why := self._elsewhere(one.link, one.pair)):
+            self._drain(one, f"this daemon {why}", now)
+        elif one.answer:
             self._judge(one, now)
         if one.name in self.carried:
             self._ask(one)
@@ -334,11 +345,15 @@ class Carrying:
         elif why := trial.verdict(now):
             if not why.startswith("idle"):
                 self.paths.put_off(one.pair, now + AGAIN_S)
-            self.tell_event("undo", one.name, f"{one.pair}: {why}")
-            one.why = why
-            self._set(one, CarryState.DRAINING, now)
+            self._drain(one, why, now)
         elif trial.pays and not did_pay:
             self.tell_event("keep", one.name, f"{one.pair}: {trial.compared()}")
+
+    def _drain(self, one: Carried, why: str, now: float) -> None:
+        """Take no connection any more."""
+        self.tell_event("undo", one.name, f"{one.pair}: {why}")
+        one.why = why
+        self._set(one, CarryState.DRAINING, now)
 
     def on_answer(self, name: str, answer: dict[str, Any]) -> None:
         """Take the answer of a service."""
