@@ -52,7 +52,7 @@ _REPEATED: Final = {
 }  # fmt: skip
 """The messages of the asker, by its state."""
 _ANSWER: Final = {"taking": bool, "up": bool, "flows": int, "octets": int}
-"""What a service tells of itself, which has read foreign octets."""
+"""Fields of the answer of a service, which has read foreign octets."""
 
 
 class ServiceLinks(Protocol):
