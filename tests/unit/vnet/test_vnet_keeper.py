@@ -82,6 +82,19 @@ def test_all_services_end_and_vtl_vnet_with_the_process_that_runs_them(tmp_path)
     shutil.rmtree(keeper.directory)
 
 
+def test_a_service_that_cannot_be_started_is_tried_again_and_others_go_on(noted, tmp_path):
+    program = tmp_path / "program"
+    keeper = ServiceKeeper(lambda tool: [str(program), str(noted), tool], None)
+    try:
+        keeper.start("x", parse_service("service:wan"))
+        assert ended(keeper)
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{NOTES}" "$@"\n')
+        program.chmod(0o700)
+        until(noted.exists, "its start")
+    finally:
+        keeper.close()
+
+
 def test_a_service_that_does_not_answer_says_nothing(keeper):
     answers = []
     keeper.on_answer = lambda link, answer: answers.append((link, answer))

@@ -363,10 +363,14 @@ class _Keeping:
         ]
         for path in kept.unowned:
             Path(path).unlink(missing_ok=True)  # of a service that was killed
-        kept.process = subprocess.Popen(
-            kept.command, stdin=kept.stdin, stdout=subprocess.DEVNULL, env=environment,
-            preexec_fn=_die_with_parent,
-        )  # fmt: skip
+        try:
+            kept.process = subprocess.Popen(
+                kept.command, stdin=kept.stdin, stdout=subprocess.DEVNULL, env=environment,
+                preexec_fn=_die_with_parent,
+            )  # fmt: skip
+        except OSError:  # no process, memory or descriptor left: the other services go on
+            self._retry(link, kept, os.EX_OSERR)
+            return
         kept.pidfd = os.pidfd_open(kept.process.pid)
         self._say(link, kept.process.pid, 0)
 
@@ -374,6 +378,10 @@ class _Keeping:
         assert kept.process is not None
         status = kept.process.wait()
         os.close(kept.pidfd)
+        self._retry(link, kept, status)
+
+    def _retry(self, link: str, kept: _Kept, status: int) -> None:
+        """Start a service again, later each time."""
         now = time.monotonic()
         kept.delay_s = _FIRST_S if now > kept.began_at + _STEADY_S else min(2 * kept.delay_s, _LONGEST_S)
         kept.process, kept.due = None, now + kept.delay_s
