@@ -233,10 +233,10 @@ def test_udt_at_both_ends_under_a_running_vm_carries_new_connections_until_they_
     world.hosts[0].run(BIN / "vtl-udt", "keygen", key)
     listener = talks.listen(SERVER, 7000)
     old = talks.join(listener)
-    # The far module asks for the server in the VM's name, and the server would believe its address.
-    entry = (VM, "lladdr", MACS[0], "dev", "eth0", "nud")
-    world.server.run("ip", "neigh", "replace", *entry, "permanent")
-    common = f"&key-file={key}&transport=tcp"
+    mac = world.server.run("cat", "/sys/class/net/eth0/address").stdout.strip()
+    # Else the far module asks for the server in the VM's name, and the server believes its address.
+    stations = f"&station={VM}={MACS[0]}&station={SERVER}={mac}"
+    common = f"&key-file={key}&transport=tcp{stations}"
     far = put(world, 2, "far", f"service:udt?listen=192.0.2.3:7700{common}", "on eth1")
     near = put(world, 0, "near", f"service:udt?peer={SERVER}/32=192.0.2.3:7700{common}", "on vmnet1")
 
@@ -245,6 +245,7 @@ def test_udt_at_both_ends_under_a_running_vm_carries_new_connections_until_they_
         return status["far"]["flows"] + sum(status["near"]["connections"].values())
 
     says(*old, b"past")
+    until(lambda: all(one["up"] for one in control.ask(near, "status")["peers"].values()), "the far module")
     new = talks.join(listener)
     says(*new, b"through")
     assert (carried(near), carried(far)) == (1, 1)
@@ -263,7 +264,7 @@ def test_udt_at_both_ends_under_a_running_vm_carries_new_connections_until_they_
         world.asks(daemon, "link", "remove", name)
     for each in old, newest:
         says(*each, b"after")
-    world.server.run("ip", "neigh", "replace", *entry, "reachable")
+    assert MACS[0] in world.server.run("ip", "neigh", "show", VM).stdout
 
 
 # --- a VM that moves

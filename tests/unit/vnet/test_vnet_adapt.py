@@ -1,7 +1,11 @@
 """Adaptation on a virtual clock: who is introduced, which shortcut stays and which is undone, and why."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
+from vtl_tools.common.session.items import INTRODUCE
 from vtl_tools.services.vnet.adapt import (
     AGAIN_S,
     BUSY_TICKS,
@@ -12,6 +16,8 @@ from vtl_tools.services.vnet.adapt import (
     Matchmaker,
     Shortcuts,
 )
+from vtl_tools.services.vnet.adapting import AdaptablePeer, Adapting, AdaptSettings
+from vtl_tools.services.vnet.switch import VnetSwitch
 
 SITE1 = LinkView("site1", True, 10.0, 0.0)
 SITE2 = LinkView("site2", True, 12.0, 0.0, "udp:192.0.2.2:7700")
@@ -112,3 +118,35 @@ def test_a_shortcut_goes_with_the_link_that_it_is_beside() -> None:
     shortcuts.made("s", "a", None, None, 0.0)
     (advice,) = shortcuts.tick({"s": DIRECT}, 1.0)
     assert advice.action == "undo"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"door": "udp:999.1.1.1:7700"},
+        {"door": "tcp:127.0.0.1:22"},
+        {"door": "tcp:[::1]:22"},
+        {"door": "tcp:db.example:5432"},
+        {"daemon": "../x"},
+        {"daemon": 7},
+        {"rtt_ms": ...},
+        {},
+    ],
+)
+def test_an_introduction_makes_no_link_but_to_another_host_and_none_that_is_not_judged(
+    change: dict[str, object],
+) -> None:
+    told = {"daemon": "c", "door": "udp:192.0.2.9:7700", "rtt_ms": 1.0, "loss_percent": 0.0, **change}
+    item = json.dumps({name: value for name, value in told.items() if value is not ...}).encode()
+    made: list[str] = []
+    links = SimpleNamespace(
+        make_shortcut=lambda name, spec, over: made.append(spec), event=lambda name, **fields: None
+    )
+    adapting = Adapting(AdaptSettings("on"), VnetSwitch(), links, "a", None, None)
+    device = SimpleNamespace(
+        messages=lambda: [(INTRODUCE, item)], remote=None, up=True, doors=(), where="192.0.2.1",
+        status=lambda: {"rtt_ms": 1.0, "loss_percent": 0.0},
+    )  # fmt: skip
+    adapting.tick({"hub": AdaptablePeer(device, "", 0)}, 0.0)
+    assert made == ([] if change else ["udp:192.0.2.9:7700"])
+    assert [done["action"] for done in adapting.last] == ["make"] * len(made)

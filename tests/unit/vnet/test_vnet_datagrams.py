@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterator
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vtl_tools.common.device.batch import SLOTS
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import vnet
 from vtl_tools.common.session.items import HEAD, HOPS_MAX, Hello
 from vtl_tools.common.session.noise import RENEW_AFTER
 from vtl_tools.common.session.numbered import WINDOW, NumberedCipher, ReplayWindow
 from vtl_tools.common.session.secure_channel import SecureConfig
+from vtl_tools.services.vnet import udp_link
 from vtl_tools.services.vnet.datagram_handshake import FIRST, NOISE, SECOND, DatagramHandshake
 from vtl_tools.services.vnet.datagram_session import BASE, DATA, LADDER, DatagramSession
 
@@ -277,3 +280,28 @@ def test_the_key_changes_and_late_records_still_open() -> None:
         unseal.open(RENEW_AFTER, late, b"")
     with pytest.raises(Malformed):
         unseal.open(9 * RENEW_AFTER, late, b"")
+
+
+def test_frames_that_wait_cost_no_more_the_more_they_are(
+    pair: tuple[DatagramSession, DatagramSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at = 0
+
+    def counted(frames: list[tuple[int, memoryview]]) -> Iterator[tuple[int, memoryview]]:
+        nonlocal looked_at
+        looked_at += len(frames)
+        return iter(frames)
+
+    monkeypatch.setattr(udp_link, "join", counted)
+    link, end = udp_link.UDPPeerLink("udp:"), SimpleNamespace(session=pair[0])
+    waiting = [(n % 8, FRAME) for n in range(8192)]
+    with link:
+        link._peer = end
+        pair[0].frames.extend(waiting)
+        hops = []
+        while pair[0].frames:
+            assert link.read().count == SLOTS
+            hops += link.hops
+        link._peer = None
+    assert hops == [hop for hop, _ in waiting]
+    assert looked_at <= 1024 * len(waiting) // SLOTS

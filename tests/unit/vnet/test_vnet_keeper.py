@@ -1,12 +1,16 @@
 """The process that starts services: what one can ask of it that has taken vtl-vnet over."""
 
 import json
+import os
 import select
+import shutil
+import signal
 import sys
 
 import pytest
 
 from lab.wait import PATIENCE_S, until
+from vtl_tools.common.errors import VTLError
 from vtl_tools.services.vnet.keeper import ServiceKeeper, parse_service
 
 NOTES = "import sys; open(sys.argv[1], 'a').write(' '.join(sys.argv[2:]) + chr(10)); sys.stdin.close()"
@@ -33,7 +37,9 @@ def ended(keeper):
         poll = select.poll()
         poll.register(keeper, select.POLLIN)
         assert poll.poll(PATIENCE_S * 1000)
-        if not keeper.poll(0.0):
+        try:
+            assert keeper.poll(0.0)
+        except VTLError:
             return False
     return True
 
@@ -46,16 +52,47 @@ def test_it_makes_the_command_line_of_a_service(keeper, noted):
     assert noted.read_text().splitlines()[0] == f"vtl-wan {sides} --delay=10ms --control {control}"
 
 
-def test_it_writes_a_secret_that_nobody_else_reads_and_removes_it(keeper, noted):
-    spec = parse_service("service:split?uplink&on-demand")
-    assert spec.sides == 2
-    keeper.start("x", spec, b"secret")
-    assert ended(keeper)
-    (key,) = keeper.directory.glob("*.key")
-    assert noted.read_text().split()[-1] == f"--key-file={key}"
-    assert (key.read_text(), key.stat().st_mode & 0o777) == (b"secret".hex(), 0o600)
-    keeper.stop("x")
-    until(lambda: not key.exists(), "its end")
+def test_a_service_reads_its_secret_and_nobody_else_can(noted):
+    reads = f"open({str(noted)!r}, 'a').write(open('/dev/stdin').read() + sys.argv[-1] + chr(10))"
+    keeper = ServiceKeeper(lambda tool: [sys.executable, "-c", f"import sys; {reads}"], None)
+    try:
+        spec = parse_service("service:split?uplink&on-demand")
+        assert spec.sides == 2
+        keeper.start("x", spec, b"secret")
+        until(lambda: noted.exists() and noted.read_text().count("\n") >= 2, "its second start")
+        assert set(noted.read_text().splitlines()) == {f"{b'secret'.hex()}--key-file=/dev/stdin"}
+        assert not [path for path in keeper.directory.iterdir() if path.is_file()]
+    finally:
+        keeper.close()
+
+
+def test_all_services_end_and_vtl_vnet_with_the_process_that_runs_them(tmp_path):
+    pids = tmp_path / "pids"
+    waits = f"import os, time; open({str(pids)!r}, 'w').write(f'{{os.getpid()}}.'); time.sleep(1000)"
+    keeper = ServiceKeeper(lambda tool: [sys.executable, "-c", waits], None)
+    keeper.start("x", parse_service("service:wan"))
+    until(lambda: pids.exists() and pids.read_text().endswith("."), "its start")
+    pidfd = os.pidfd_open(int(pids.read_text()[:-1]))
+    os.kill(keeper._pid, signal.SIGKILL)
+    assert not ended(keeper)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    assert poll.poll(PATIENCE_S * 1000)
+    keeper.close()
+    shutil.rmtree(keeper.directory)
+
+
+def test_a_service_that_cannot_be_started_is_tried_again_and_others_go_on(noted, tmp_path):
+    program = tmp_path / "program"
+    keeper = ServiceKeeper(lambda tool: [str(program), str(noted), tool], None)
+    try:
+        keeper.start("x", parse_service("service:wan"))
+        assert ended(keeper)
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{NOTES}" "$@"\n')
+        program.chmod(0o700)
+        until(noted.exists, "its start")
+    finally:
+        keeper.close()
 
 
 def test_a_service_that_does_not_answer_says_nothing(keeper):

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from vtl_tools.common.errors import SpecError
+from vtl_tools.common.errors import Malformed, SpecError
 from vtl_tools.common.packet import build
 from vtl_tools.common.packet.address import ip
 from vtl_tools.common.packet.tcp import ACK
 from vtl_tools.services.vnet.adapt import AGAIN_S, BUSY_TICKS, TRIAL_S, LinkView
-from vtl_tools.services.vnet.carrying import CARRIED_MAX, LOST_S, PORT, START_S, Carrying, CarryState
+from vtl_tools.services.vnet.carried import CarryState
+from vtl_tools.services.vnet.carry_message import CarryMessage
+from vtl_tools.services.vnet.carrying import CARRIED_MAX, LOST_S, PORT, START_S, Carrying
 from vtl_tools.services.vnet.fields import fields_of
 from vtl_tools.services.vnet.long_paths import LongPaths, Trial, reason
 from vtl_tools.services.vnet.switch import LinkKind, LinkRole, VnetSwitch
@@ -147,6 +149,7 @@ class Site:
         from vtl_tools.services.vnet.rule import parse_vnet_rule
 
         self.switch.add_rule(parse_vnet_rule(text), position)
+        self.carrying.order_rules()
 
     def remove_rule(self, text: str) -> None:
         self.switch.remove_rule(self.switch.find_rule(text))
@@ -162,7 +165,7 @@ class Site:
         for name, one in self.carrying.carried.items():
             if one.state not in (CarryState.ASKED, CarryState.STARTING):
                 answer = {
-                    "taking": self.takes.get(name),
+                    "taking": self.takes.get(name, False),
                     "up": self.is_reached,
                     "flows": flows,
                     "octets": octets,
@@ -206,7 +209,7 @@ def test_two_daemons_agree_put_rules_before_connections_are_taken_and_drain_befo
     assert [site.states for site in sites] == [["carrying"]] * 2
     assert [site.takes for site in sites] == [{"udt-0": True}] * 2
     assert [rule.text for rule in sites[1].switch.rules] == [
-        "from 10.9.0.2 to 10.9.0.1 protocol tcp via udt-0"
+        "from-mac 02:00:00:00:00:02 to-mac 02:00:00:00:00:01 from 10.9.0.2 to 10.9.0.1 protocol tcp via udt-0"
     ]
     assert f"peer=127.0.0.1:{PORT}&listen=127.0.0.1:{PORT}" in sites[0].specs["udt-0"]
     assert sites[0].secrets == sites[1].secrets != [b"k" * 32]
@@ -238,6 +241,7 @@ def test_so_does_one_that_does_not_answer() -> None:
     sites[0].carrying.begin(found(), 0.0)
     sites[0].tick(START_S)
     assert list(sites[0].specs) == ["split-0"]
+    assert json.loads(sites[0].told[-1])["say"] == "end"
 
 
 def test_so_does_one_whose_port_is_not_reached() -> None:
@@ -268,10 +272,70 @@ def test_a_service_that_dies_goes_and_so_does_one_whose_asker_is_gone() -> None:
     sites[0].starts = 2
     sites[0].tick(6.0)
     assert sites[0].events[-1] == ("gone", "10.9.0.1 10.9.0.2: its service ended")
-    sites[1].peers["peer"].up = False
-    sites[1].tick(7.0)
-    sites[1].tick(LOST_S + 10)
+    sites[1].tick(LOST_S + 4)
+    assert sites[1].states == ["carrying"]
+    sites[1].tick(LOST_S + 6, flows=1)
+    assert sites[1].states == ["carrying"], "a connection is left"
+    sites[1].tick(LOST_S + 7)
     assert sites[1].states == []
+
+
+def test_a_lost_message_is_repeated() -> None:
+    sites = pair()
+    sites[0].carrying.begin(found(), 0.0)
+    for now in range(1, 20):
+        if now % 3 == 1:
+            exchange(sites, float(now))
+        for site in sites:
+            site.told.clear()
+            site.tick(float(now))
+    assert [site.states for site in sites] == [["carrying"]] * 2
+
+
+def test_an_asker_that_started_again_finds_its_service_and_one_at_another_port_gets_another() -> None:
+    sites = pair()
+    begun(sites)
+    again = Site("one", "two", OURS, THEIRS)
+    sites = [again, sites[1]]
+    begun(sites)
+    assert [site.states for site in sites] == [["carrying"]] * 2
+    assert not sites[1].events[1:], "it is the same service"
+    again = Site("one", "two", OURS, THEIRS)
+    again.carrying.port = 9000
+    begun([again, sites[1]])
+    assert [event[1].partition(": ")[2] for event in sites[1].events[1:]] == [
+        "the other daemon begins anew", "8.0 Mbit/s of TCP, round trip 100 ms, loss 0.00 %",
+    ]  # fmt: skip
+    assert "peer=127.0.0.1:9000&" in sites[1].specs["udt-0"]
+
+
+def test_a_daemon_has_few_services_started_in_a_minute() -> None:
+    sites = pair()
+    for _ in range(CARRIED_MAX + 3):
+        begun(sites)
+        for one in list(sites[0].carrying.carried.values()):
+            sites[0].carrying._end(one, "", 5.0)
+        exchange(sites, 5.0)
+        assert not sites[1].states
+    assert len(sites[1].secrets) == CARRIED_MAX
+
+
+def test_an_answer_that_cannot_be_of_a_service_says_nothing() -> None:
+    sites = pair()
+    begun(sites)
+    sites[0].carrying.on_answer("udt-0", {"taking": True, "up": True, "flows": "1", "octets": 1})
+    sites[0].carrying.on_answer("udt-0", {"flows": 1})
+    assert not sites[0].carrying.carried["udt-0"].answer
+
+
+def test_a_service_that_hangs_is_asked_once() -> None:
+    sites = pair()
+    begun(sites)
+    asked = []
+    sites[0].ask = lambda name, take=None: asked.append(take)
+    sites[0].carrying.tick(sites[0].peers, 6.0)
+    sites[0].carrying.tick(sites[0].peers, 7.0)
+    assert len(asked) <= 1
 
 
 def test_a_rule_goes_behind_those_of_other_services_and_before_all_others() -> None:
@@ -281,6 +345,9 @@ def test_a_rule_goes_behind_those_of_other_services_and_before_all_others() -> N
     sites[0].add_rule("to 10.9.0.0/16 via peer")
     begun(sites)
     assert [rule.via for rule in sites[0].switch.rules] == ["fw", "udt-0", "peer"]
+    sites[0].add_link("later", "")
+    sites[0].add_rule("from-mac 02:00:00:00:00:01 via later")
+    assert [rule.via for rule in sites[0].switch.rules] == ["fw", "peer", "later", "udt-0"]
 
 
 @pytest.mark.parametrize(
@@ -292,6 +359,8 @@ def test_a_rule_goes_behind_those_of_other_services_and_before_all_others() -> N
         {"port": True},
         {"their_mac": "01"},
         {"ours": "fd00::1"},
+        {"ours": "fd00::1%a&to=::/0", "theirs": "fd00::2"},
+        {"theirs": "fd00::1%a via peer", "ours": "fd00::2"},
         {"ours": "224.0.0.1"},
         {"say": 7},
         {"why": None, "say": "accept"},
@@ -303,11 +372,46 @@ def test_an_offer_that_cannot_be_starts_nothing(change: dict[str, object]) -> No
         "say": "offer", "ours": "10.9.0.1", "theirs": "10.9.0.2", "our_mac": OURS.hex(),
         "their_mac": THEIRS.hex(), "port": PORT, "why": "busy",
     }  # fmt: skip
-    with suppress(ValueError, KeyError, TypeError):  # as Adapting does
+    with suppress(Malformed):  # as Adapting does
         site.carrying.take("peer", json.dumps({**offer, **change}).encode(), 0.0, is_on=True)
     assert not site.specs
     site.carrying.take("peer", json.dumps(offer).encode(), 0.0, is_on=True)
     assert list(site.specs) == ["udt-0"]
+
+
+@pytest.mark.parametrize("mac", [OURS, THEIRS])
+def test_a_service_for_a_station_that_has_moved_takes_no_connection(mac: bytes) -> None:
+    sites = pair()
+    begun(sites)
+    sites[0].switch.add_link("third", LinkRole(LinkKind.VNET))
+    sites[0].switch.stations.learn(0, mac, "third", 6.0)
+    sites[0].tick(6.0, flows=1)
+    exchange(sites, 6.0)
+    assert [site.states for site in sites] == [["draining"]] * 2
+    assert [site.takes for site in sites] == [{"udt-0": False}] * 2
+    assert sites[0].events[-1][0] == "undo"
+    assert not sites[0].put_off, "at its new place it may have another"
+
+
+def test_an_offer_for_the_station_of_another_daemon_is_refused() -> None:
+    sites = pair()
+    sites[1].switch.add_link("third", LinkRole(LinkKind.VNET))
+    sites[1].switch.stations.learn(0, OURS, "third", 0.0)
+    begun(sites)
+    assert list(sites[0].specs) == ["split-0"]
+    assert not sites[1].specs
+    sites = pair()
+    sites[1].switch.stations.learn(0, OURS, "third", 0.0)
+    sites[1].switch.shortcuts[0, OURS] = "third", "peer"
+    begun(sites)
+    assert list(sites[1].specs) == ["udt-0"], "unless it is by the shortcut to it"
+
+
+def test_what_the_other_daemon_says_is_shown_only_if_it_can_be() -> None:
+    told = CarryMessage("drain", found().pair, why="\x1b[2J")
+    assert CarryMessage.of(told.to_octets()).why == ""
+    told = told._replace(why="long " * 1000)
+    assert CarryMessage.of(told.to_octets()).why == told.why[:200]
 
 
 def test_there_are_few_services_at_a_time() -> None:

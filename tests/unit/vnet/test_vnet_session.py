@@ -2,6 +2,7 @@
 
 import pytest
 
+from vtl_tools.common.session.caller_limit import source_of
 from vtl_tools.common.session.items import HEAD, HOPS_MAX, Hello
 from vtl_tools.common.session.peer_session import PeerSession
 from vtl_tools.common.session.secure_channel import Role, SecureConfig
@@ -106,3 +107,9 @@ def test_a_door_that_is_added_is_told_to_a_session_that_is_up(pair: tuple[PeerSe
     near.say_hello()
     carry(near, far)
     assert far.remote == Hello("near", ("tcp:0.0.0.0:7700",))
+
+
+def test_a_party_is_an_ipv4_address_however_it_is_written_or_a_64_of_ipv6() -> None:
+    one = source_of("192.0.2.1")
+    assert one == source_of("::ffff:192.0.2.1") != source_of("::ffff:192.0.2.2")
+    assert source_of("2001:db8::1") == source_of("2001:db8::2%eth0") != source_of("2001:db8:0:1::1")

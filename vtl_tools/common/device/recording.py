@@ -27,9 +27,9 @@ QUEUE: Final = 1 << 24
 """Octets of frames that wait for the disk, in each process of the service."""
 GUEST_SIZE: Final = 64 << 20
 GUEST_FILES: Final = 4
+"""Limits of a capture of which a guest decides how fast it grows."""
 _LINKS_MAX: Final = 8192
 """Links of one capture; the frames of further ones are not recorded."""
-"""Limits of a capture of which a guest decides how fast it grows."""
 
 
 @dataclass(frozen=True)

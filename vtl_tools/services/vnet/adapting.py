@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from vtl_tools.common.device.batch import Batch
-from vtl_tools.common.errors import VTLError
+from vtl_tools.common.errors import Malformed, VTLError
+from vtl_tools.common.packet.address import is_single_host
 from vtl_tools.common.session.items import CARRY, DOOR, INTRODUCE, LINK_NAME, STATIONS
 from vtl_tools.common.session.peer_link import PeerLink
 from vtl_tools.services.vnet.adapt import AGAIN_S, IDLE_S, Advice, LinkView, Matchmaker, Shortcuts
@@ -161,13 +162,16 @@ class Adapting:
             with suppress(ValueError, KeyError, TypeError, RecursionError):
                 self._take_introduction(name, json.loads(item), now)
         elif kind == CARRY:
-            with suppress(ValueError, KeyError, TypeError, RecursionError):
+            with suppress(Malformed):
                 self.carrying.take(name, item, now, is_on=self.mode == "on")
 
     def _take_introduction(self, over: str, told: dict[str, Any], now: float) -> None:
         daemon, door = told["daemon"], told["door"]
-        if not LINK_NAME.fullmatch(daemon) or not DOOR.fullmatch(door):
+        rtt_ms, loss_percent = _number(told["rtt_ms"]), _number(told["loss_percent"])
+        if not LINK_NAME.fullmatch(daemon) or not (match := DOOR.fullmatch(door)):
             return
+        if not is_single_host(ipaddress.ip_address(match["host"].strip("[]")).packed):
+            return  # else it would be looked up as a name, or be a port of this host
         name = shortcut_name(daemon)
         if not self.shortcuts.may_make(daemon, now):
             return
@@ -180,7 +184,7 @@ class Adapting:
         except VTLError as e:
             log.info("adapt: no shortcut to %s: %s", daemon, e)
             return
-        self.shortcuts.made(name, over, _number(told["rtt_ms"]), _number(told["loss_percent"]), now)
+        self.shortcuts.made(name, over, rtt_ms, loss_percent, now)
         self._write("make", name, why)
 
     # --- stations of shortcuts

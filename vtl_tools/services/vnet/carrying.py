@@ -8,31 +8,30 @@
     drain                      ->                  both take none any more; those that are there go on
     end                        ->                  both remove rule and service
 
+The asker repeats each second where it is, with `wait` between accept and go: a message may be lost, and
+either daemon may start again. The other daemon ends a service of which it has heard nothing for a minute.
+
 A service takes connections that begin only while it is told to, and passes all others (--on-demand). So
 those that were there before go on as they are, and it goes only when it carries none.
 """
 
 import hmac
-import json
-import logging
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
-from ipaddress import ip_address
 from typing import Any, Final, Protocol
 
 from vtl_tools.common.errors import SpecError, VTLError
-from vtl_tools.common.packet.address import is_single_host
+from vtl_tools.common.rate_limit import KeyedBuckets, RateLimit
 from vtl_tools.common.session.items import CARRY
 from vtl_tools.common.session.peer_link import PeerLink
 from vtl_tools.services.vnet.adapt import AGAIN_S, TRIAL_S
+from vtl_tools.services.vnet.carried import Carried, CarryState
+from vtl_tools.services.vnet.carry_message import CarryMessage
 from vtl_tools.services.vnet.keeper import ServiceKeeper
 from vtl_tools.services.vnet.long_paths import LongPath, LongPaths, Pair, Trial
 from vtl_tools.services.vnet.switch import LinkKind, VnetSwitch
-
-log = logging.getLogger(__name__)
 
 CARRIED_MAX: Final = 4
 """Pairs with a service at a time. A vtl-udt is three processes."""
@@ -42,22 +41,18 @@ PORTS: Final = 2
 START_S: Final = 30.0
 """Seconds that the other daemon may take to answer, and a service to start, and to be reached."""
 LOST_S: Final = 60.0
-"""Seconds without the other daemon after which the one that did not ask ends the service."""
-_PORT_MAX: Final = 65534
+"""Seconds without a message of the asker after which the other daemon ends the service."""
+_OFFERS: Final = RateLimit(CARRIED_MAX / LOST_S, CARRIED_MAX)
+"""Of services that a daemon may have started here."""
+_OFFERERS_MAX: Final = 256
 _BUSY: Final = "has a service for them already"
-
-
-class CarryState(StrEnum):
-    """The state of a service for a pair; the values are what --json prints."""
-
-    ASKED = "asked"
-    """The other daemon was asked."""
-    STARTING = "starting"
-    READY = "ready"
-    """The rule is there; nothing is taken until both services reach each other."""
-    CARRYING = "carrying"
-    DRAINING = "draining"
-    """No connection is taken any more; those that are there go on."""
+_REPEATED: Final = {
+    CarryState.ASKED: "offer", CarryState.STARTING: "wait", CarryState.READY: "wait",
+    CarryState.CARRYING: "go", CarryState.DRAINING: "drain",
+}  # fmt: skip
+"""The messages of the asker, by its state."""
+_ANSWER: Final = {"taking": bool, "up": bool, "flows": int, "octets": int}
+"""Fields of the answer of a service, which has read foreign octets."""
 
 
 class ServiceLinks(Protocol):
@@ -71,8 +66,8 @@ class ServiceLinks(Protocol):
         """Remove a link. Raises VTLError."""
         ...
 
-    def add_rule(self, text: str, position: int | None = None) -> object:
-        """Add a rule. Raises SpecError."""
+    def add_rule(self, text: str) -> object:
+        """Add a rule, and call Carrying.order_rules(). Raises SpecError."""
         ...
 
     def remove_rule(self, text: str) -> object:
@@ -82,41 +77,6 @@ class ServiceLinks(Protocol):
     def service_state(self, name: str) -> tuple[bool, int]:
         """Return whether a service's links are up, and how often it was started."""
         ...
-
-
-@dataclass
-class Carried:
-    """A service for a pair. name: of its link. link: the path. is_asker: whether this daemon decides."""
-
-    name: str
-    kind: str
-    link: str
-    daemon: str
-    pair: Pair
-    why: str
-    port: int
-    is_asker: bool
-    trial: Trial
-    since: float
-    state: CarryState = CarryState.STARTING
-    answer: dict[str, Any] = field(default_factory=dict)
-    began_at: float = 0.0
-
-    @property
-    def rule(self) -> str:
-        """Return the rule that leads the pair's frames to the service."""
-        return f"from {self.pair.ours} to {self.pair.theirs} protocol tcp via {self.name}"
-
-    def status(self, now: float) -> dict[str, object]:
-        """Return its part of --json."""
-        trial = self.trial
-        return {
-            "kind": self.kind, "state": str(self.state), "pair": str(self.pair), "path": self.link,
-            "daemon": self.daemon, "asked_here": self.is_asker, "why": self.why, "flows": trial.flows,
-            "before_mbit": round(trial.before_mbit, 3),
-            "after_mbit": None if trial.after_mbit is None else round(trial.after_mbit, 3),
-            "age_s": round(max(0.0, now - self.began_at), 1),
-        }  # fmt: skip
 
 
 @dataclass
@@ -137,6 +97,7 @@ class Carrying:
     idle_s: float = 60.0
     carried: dict[str, Carried] = field(default_factory=dict)
     _peers: Mapping[str, PeerLink] = field(default_factory=dict)
+    _offers: KeyedBuckets[str] = field(default_factory=lambda: KeyedBuckets(_OFFERERS_MAX))
     _number: int = 0
 
     def __post_init__(self) -> None:
@@ -156,7 +117,7 @@ class Carrying:
         if self.key is None or not daemon:
             self._split(one, "no key", now)
         else:
-            self._say(one, "offer", port=one.port, why=path.why)
+            self._repeat(one)
 
     def _new(self, kind: str, path: LongPath, daemon: str, now: float, *, is_asker: bool) -> Carried:
         while (name := f"{kind}-{self._number}") in self.switch.links or name in self.carried:
@@ -165,7 +126,7 @@ class Carrying:
         port = next(port for n in range(CARRIED_MAX) if (port := self.port + PORTS * n) not in taken)
         one = self.carried[name] = Carried(
             name, kind, path.link, daemon, path.pair, path.why, port, is_asker,
-            Trial(path.mbit, self.idle_s, now), now, began_at=now,
+            Trial(path.mbit, self.idle_s, now), now, began_at=now, heard_at=now,
         )  # fmt: skip
         return one
 
@@ -182,13 +143,14 @@ class Carrying:
 
     def _start_udt(self, one: Carried, peer_port: int, now: float) -> bool:
         """Start vtl-udt. Return whether that could be."""
-        peer = self._peers.get(one.link)
-        if peer is None or not peer.where:
-            self._end(one, "the other daemon is gone", now)
-            return False
         assert self.key is not None
-        own = _shown(_own_address(peer.where))
-        pair = one.pair
+        peer = self._peers[one.link]
+        try:
+            own = _shown(_own_address(peer.where))
+        except OSError as e:
+            self._end(one, f"no way to the other daemon: {e}", now)
+            return False
+        one.peer_port, pair = peer_port, one.pair
         spec = (
             f"service:udt?peer={_shown(peer.where)}:{peer_port}&listen={own}:{one.port}&on-demand"
             f"&from={pair.theirs}&to={pair.ours}"
@@ -209,60 +171,84 @@ class Carrying:
     # --- what the other daemon says
 
     def take(self, link: str, item: bytes, now: float, *, is_on: bool) -> None:
-        """Take an item of a daemon. is_on: whether this daemon starts services."""
-        told = json.loads(item)
-        pair = _pair_of(told)
-        one = self._find(pair)
-        said = told["say"]
-        if said == "offer":
-            if refusal := self._refusal(one, link, pair, told["port"], is_on=is_on):
-                self._answer(link, pair, "refuse", why=refusal)
+        """Take an item of a daemon. is_on: whether this daemon starts services. Raises Malformed."""
+        told = CarryMessage.of(item)
+        one = self._find(told.pair)
+        if one is not None and one.link == link and not one.is_asker:
+            if told.said != "offer" or (one.pair, one.peer_port) == (told.pair, told.port):
+                self._obey(one, told, now)
                 return
-            if one is not None:  # both have asked
-                del self.carried[one.name]
-            path = LongPath(link, pair, 0.0, str(told["why"])[:200])
-            remote = self._peers[link].remote
-            made = self._new("udt", path, "" if remote is None else remote.name, now, is_asker=False)
-            if not self._start_udt(made, told["port"], now):
-                self._answer(link, pair, "refuse", why="its vtl-udt does not start")
-        elif one is not None and one.link == link:
-            self._take_answer(one, said, told, now)
+            self._end(one, "the other daemon begins anew", now, say=False)
+            one = None
+        if told.said == "offer":
+            self._take_offer(one, link, told, now, is_on=is_on)
+        elif one is not None and one.link == link and one.state is CarryState.ASKED:
+            self._take_answer(one, told, now)
 
-    def _refusal(self, one: Carried | None, link: str, pair: Pair, port: object, *, is_on: bool) -> str:
+    def _take_offer(
+        self, one: Carried | None, link: str, told: CarryMessage, now: float, *, is_on: bool
+    ) -> None:
         remote = self._peers[link].remote
+        daemon = "" if remote is None else remote.name
+        if refusal := self._refusal(one, link, daemon, told, now, is_on=is_on):
+            self._tell(link, CarryMessage("refuse", told.pair, why=refusal))
+            return
+        if one is not None:  # both have asked
+            del self.carried[one.name]
+        made = self._new("udt", LongPath(link, told.pair, 0.0, told.why), daemon, now, is_asker=False)
+        if not self._start_udt(made, told.port, now):
+            self._tell(link, CarryMessage("refuse", told.pair, why="its vtl-udt does not start"))
+
+    def _refusal(
+        self, one: Carried | None, link: str, daemon: str, told: CarryMessage, now: float, *, is_on: bool
+    ) -> str:
         if not is_on or self.key is None:
             return "has no --adapt on"
-        if not _is_port(port):
+        if not told.port:
             return "no port"
-        ours = self.switch.stations.find(0, pair.our_mac)
-        theirs = self.switch.stations.find(0, pair.their_mac)
-        role = None if ours is None else self.switch.links.get(ours.link)
-        if role is None or role.kind is not LinkKind.LOCAL or theirs is None:
-            return f"{pair.ours} is not there"
-        if one is not None and (
-            one.state is not CarryState.ASKED or remote is None or self.name < remote.name
-        ):
+        if any(self.switch.stations.find(0, mac) is None for mac in told.pair[2:]):
+            return "does not know both stations"
+        if why := self._elsewhere(link, told.pair):
+            return why
+        if one is not None and (one.state is not CarryState.ASKED or self.name < daemon):
             return _BUSY
-        return "" if len(self.carried) < CARRIED_MAX + (one is not None) else "has too many services"
+        if len(self.carried) >= CARRIED_MAX + (one is not None):
+            return "has too many services"
+        return "" if self._offers.take(link, _OFFERS, now) else "is asked too often"
 
-    def _take_answer(self, one: Carried, said: str, told: dict[str, Any], now: float) -> None:
-        if said == "accept" and one.is_asker and one.state is CarryState.ASKED:
-            port = told["port"]
-            if not _is_port(port) or not self._start_udt(one, port, now):
+    def _elsewhere(self, link: str, pair: Pair) -> str:
+        """Return which of a pair is not at this daemon or behind the link, as far as is known; "": none."""
+        switch = self.switch
+        ours, theirs = (switch.stations.find(0, mac) for mac in pair[2:])
+        role = None if ours is None else switch.links.get(ours.link)
+        if role is not None and role.kind is not LinkKind.LOCAL:
+            return f"has {pair.ours} elsewhere"
+        if theirs is None or link in (theirs.link, *switch.shortcuts.get((0, pair.their_mac), ())):
+            return ""
+        return f"has {pair.theirs} elsewhere"
+
+    def _take_answer(self, one: Carried, told: CarryMessage, now: float) -> None:
+        if told.said == "accept" and told.port:
+            if not self._start_udt(one, told.port, now):
                 self._say(one, "end")
-        elif said == "refuse" and one.is_asker and one.state is CarryState.ASKED:
-            if told["why"] == _BUSY:
-                del self.carried[one.name]
-                self.paths.put_off(one.pair, now + TRIAL_S)
-                return
-            self._split(one, f"{one.daemon} {str(told['why'])[:100]}", now)
-        elif not one.is_asker and said == "go" and one.state is CarryState.READY:
+        elif told.said == "refuse" and told.why == _BUSY:
+            del self.carried[one.name]
+            self.paths.put_off(one.pair, now + TRIAL_S)
+        elif told.said == "refuse":
+            self._split(one, f"{one.daemon} {told.why}", now)
+
+    def _obey(self, one: Carried, told: CarryMessage, now: float) -> None:
+        """Do as the asker says."""
+        one.heard_at = now
+        if told.said == "offer" and one.state is not CarryState.STARTING:
+            self._say(one, "accept", port=one.port)
+        elif told.said == "go" and one.state in (CarryState.READY, CarryState.DRAINING):
             self._set(one, CarryState.CARRYING, now)
-        elif not one.is_asker and said == "drain" and one.state is CarryState.CARRYING:
-            one.why = str(told["why"])[:200]
+        elif told.said == "drain" and one.state is CarryState.CARRYING:
+            one.why = told.why
             self._set(one, CarryState.DRAINING, now)
-        elif not one.is_asker and said == "end":
-            self._end(one, str(told.get("why", ""))[:200], now, say=False)
+        elif told.said == "end":
+            self._end(one, told.why, now, say=False)
 
     # --- time
 
@@ -274,8 +260,14 @@ class Carrying:
                 if now >= one.since + START_S:
                     self._say(one, "end")
                     self._split(one, f"{one.daemon} does not answer", now)
-                continue
-            self._go_on(one, now)
+            else:
+                self._go_on(one, now)
+            if one.is_asker and one.name in self.carried:
+                self._repeat(one)
+
+    def _repeat(self, one: Carried) -> None:
+        """Tell the other daemon where the asker is."""
+        self._say(one, _REPEATED[one.state], port=one.port, why=one.why)
 
     def _go_on(self, one: Carried, now: float) -> None:
         is_up, starts = self.links.service_state(one.name)
@@ -288,24 +280,18 @@ class Carrying:
         if starts != 1:
             self._end(one, "its service ended", now)
             return
-        if one.answer:
+        is_taking = one.is_asker and one.state in (CarryState.READY, CarryState.CARRYING)
+        if is_taking and one.kind == "udt" and (why := self._elsewhere(one.link, one.pair)):
+            self._drain(one, f"this daemon {why}", now)
+        elif one.answer:
             self._judge(one, now)
         if one.name in self.carried:
             self._ask(one)
 
     def _put_under(self, one: Carried, now: float) -> None:
         """Lead the pair's frames to the service, which passes all of them at first."""
-        rules = self.switch.rules
-        first = next(
-            (
-                n
-                for n, rule in enumerate(rules, 1)
-                if self.switch.links[rule.via].kind is not LinkKind.SERVICE
-            ),
-            None,
-        )
         try:
-            self.links.add_rule(one.rule, first)
+            self.links.add_rule(one.rule)
         except SpecError as e:
             self._end(one, str(e), now)
             return
@@ -318,9 +304,12 @@ class Carrying:
         elif one.kind == "split":
             self._go(one, now)
 
+    def order_rules(self) -> None:
+        """Let the rules follow those of other services, which are to judge first."""
+        self.switch.put_behind_services({one.rule for one in self.carried.values()})
+
     def _go(self, one: Carried, now: float) -> None:
         """Take the connections that begin from now on."""
-        self._say(one, "go")
         one.trial = Trial(one.trial.before_mbit, self.idle_s, now)
         self._set(one, CarryState.CARRYING, now)
 
@@ -330,8 +319,11 @@ class Carrying:
 
     def _ask(self, one: Carried, *, take: bool | None = None) -> None:
         assert self.keeper is not None
+        if one.is_asked and take is None:
+            return  # of a service that hangs, not more and more
         with suppress(VTLError):
             self.keeper.ask(one.name, take=take)
+            one.is_asked = True
 
     def _judge(self, one: Carried, now: float) -> None:
         trial, answer = one.trial, one.answer
@@ -339,7 +331,8 @@ class Carrying:
         did_pay = trial.pays
         trial.take(flows=answer["flows"], octets=answer["octets"], up=answer["up"], now=now)
         if not one.is_asker:
-            self._judge_other(one, answer, now)
+            if now >= one.heard_at + LOST_S and not answer["flows"]:
+                self._end(one, "the other daemon is gone", now)
         elif one.state is CarryState.READY:
             if answer["up"]:
                 self._go(one, now)
@@ -352,25 +345,23 @@ class Carrying:
         elif why := trial.verdict(now):
             if not why.startswith("idle"):
                 self.paths.put_off(one.pair, now + AGAIN_S)
-            self.tell_event("undo", one.name, f"{one.pair}: {why}")
-            one.why = why
-            self._say(one, "drain", why=why)
-            self._set(one, CarryState.DRAINING, now)
+            self._drain(one, why, now)
         elif trial.pays and not did_pay:
             self.tell_event("keep", one.name, f"{one.pair}: {trial.compared()}")
 
-    def _judge_other(self, one: Carried, answer: dict[str, Any], now: float) -> None:
-        """End a service whose asker is gone."""
-        peer = self._peers.get(one.link)
-        if peer is not None and peer.up:
-            one.since = now
-        elif now >= one.since + LOST_S and not answer["flows"]:
-            self._end(one, "the other daemon is gone", now)
+    def _drain(self, one: Carried, why: str, now: float) -> None:
+        """Take no connection any more."""
+        self.tell_event("undo", one.name, f"{one.pair}: {why}")
+        one.why = why
+        self._set(one, CarryState.DRAINING, now)
 
     def on_answer(self, name: str, answer: dict[str, Any]) -> None:
         """Take the answer of a service."""
-        if name in self.carried:
-            self.carried[name].answer = answer
+        if (one := self.carried.get(name)) is None:
+            return
+        one.is_asked = False
+        if all(type(answer.get(key)) is kind for key, kind in _ANSWER.items()):
+            one.answer = answer
 
     def _end(self, one: Carried, why: str, now: float, *, say: bool = True) -> None:
         """Remove a service, with its rule. why: what went wrong, if anything."""
@@ -391,50 +382,24 @@ class Carrying:
 
     # --- messages
 
-    def _say(self, one: Carried, said: str, **more: object) -> None:
+    def _say(self, one: Carried, said: str, *, port: int = 0, why: str = "") -> None:
         if one.kind == "udt":
-            self._answer(one.link, one.pair, said, **more)
+            self._tell(one.link, CarryMessage(said, one.pair, port, why))
 
-    def _answer(self, link: str, pair: Pair, said: str, **more: object) -> None:
-        peer = self._peers.get(link)
-        if peer is None:
-            return
-        told = {
-            "ours": str(pair.ours), "theirs": str(pair.theirs), "our_mac": pair.our_mac.hex(),
-            "their_mac": pair.their_mac.hex(), "say": said, **more,
-        }  # fmt: skip
-        peer.tell(CARRY, json.dumps(told).encode())
+    def _tell(self, link: str, message: CarryMessage) -> None:
+        if (peer := self._peers.get(link)) is not None:
+            peer.tell(CARRY, message.to_octets())
 
     def status(self, now: float) -> dict[str, object]:
         """Return the services for pairs, by link."""
         return {name: one.status(now) for name, one in self.carried.items()}
 
 
-def _pair_of(told: dict[str, Any]) -> Pair:
-    """Return the pair of an item, from the side of this daemon. Raises ValueError, KeyError, TypeError."""
-    pair = Pair(
-        ip_address(str(told["theirs"])), ip_address(str(told["ours"])),
-        bytes.fromhex(told["their_mac"]), bytes.fromhex(told["our_mac"]),
-    )  # fmt: skip
-    is_sane = pair.ours.version == pair.theirs.version
-    is_sane &= all(is_single_host(each.packed) for each in pair[:2])
-    if not is_sane or any(len(mac) != 6 or mac[0] & 1 for mac in pair[2:]):
-        raise ValueError("no pair of stations")
-    return pair
-
-
-def _is_port(told: object) -> bool:
-    return type(told) is int and 0 < told <= _PORT_MAX
-
-
 def _own_address(where: str) -> str:
-    """Return the address of this host that a daemon there can reach, as far as the routes tell."""
+    """Return the address of this host that a daemon there can reach. Raises OSError."""
     family = socket.AF_INET6 if ":" in where else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect((where, 9))
-        except OSError:
-            return "::" if ":" in where else "0.0.0.0"  # noqa: S104 - sessions need the key
+        sock.connect((where, 9))
         return str(sock.getsockname()[0])
 
 

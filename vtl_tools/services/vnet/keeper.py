@@ -128,6 +128,8 @@ class _Kept:
     began_at: float = 0.0
     due: float = 0.0
     delay_s: float = _FIRST_S
+    stdin: int = subprocess.DEVNULL
+    """Or a descriptor of its key: no file is left if the keeper is killed."""
     unowned: list[str] = field(default_factory=list)
     """Sockets that it will listen on, and that vtl-vnet's user is to own."""
 
@@ -195,13 +197,13 @@ class ServiceKeeper:
         return self._channel.fileno()
 
     def poll(self, now: float) -> bool:
-        """Take what the process tells."""
+        """Take what the process tells. Raises VTLError if it has ended: with it, all services have."""
         try:
             octets = self._channel.recv(_MESSAGE_MAX)
         except OSError:
             return False
         if not octets:
-            return False
+            raise VTLError("services: the process that runs them has ended; start vtl-vnet again")
         told = json.loads(octets)
         if "answer" in told:
             self.on_answer(told["link"], told["answer"])
@@ -321,19 +323,12 @@ class _Keeping:
             return False
         if link in self._kept or len(self._kept) >= _SERVICES_MAX:
             return False
-        if secret:
-            command.append(f"--key-file={self._write_secret(link, secret)}")
         kept = self._kept[link] = _Kept(command)
+        if secret:
+            kept.stdin = _hidden(secret.hex())
+            command.append("--key-file=/dev/stdin")
         self._start(link, kept)
         return True
-
-    def _write_secret(self, link: str, secret: bytes) -> Path:
-        path = self._directory / f"{link}.key"
-        path.unlink(missing_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(secret.hex())
-        return path
 
     def _ask(self, link: str, take: bool | None) -> None:
         """Have a service begin or cease to take connections, and pass on what it says of them."""
@@ -342,8 +337,11 @@ class _Keeping:
             path = Path(_places(self._directory, link)[2])
             with suppress(VTLError):
                 answer = control.ask(path, "carry", patience_s=_PATIENCE_ASKED_S, take=take)
+        told = json.dumps({"link": link, "answer": answer}).encode()
+        if len(told) > _MESSAGE_MAX:  # it has read foreign octets
+            told = json.dumps({"link": link, "answer": {}}).encode()
         with suppress(OSError):
-            self._channel.send(json.dumps({"link": link, "answer": answer}).encode())
+            self._channel.send(told)
 
     def _command(self, link: str, spec: ServiceSpec) -> list[str]:
         if not LINK_NAME.fullmatch(link):
@@ -365,10 +363,14 @@ class _Keeping:
         ]
         for path in kept.unowned:
             Path(path).unlink(missing_ok=True)  # of a service that was killed
-        kept.process = subprocess.Popen(
-            kept.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment,
-            preexec_fn=_die_with_parent,
-        )  # fmt: skip
+        try:
+            kept.process = subprocess.Popen(
+                kept.command, stdin=kept.stdin, stdout=subprocess.DEVNULL, env=environment,
+                preexec_fn=_die_with_parent,
+            )  # fmt: skip
+        except OSError:  # no process, memory or descriptor left: the other services go on
+            self._retry(link, kept, os.EX_OSERR)
+            return
         kept.pidfd = os.pidfd_open(kept.process.pid)
         self._say(link, kept.process.pid, 0)
 
@@ -376,6 +378,10 @@ class _Keeping:
         assert kept.process is not None
         status = kept.process.wait()
         os.close(kept.pidfd)
+        self._retry(link, kept, status)
+
+    def _retry(self, link: str, kept: _Kept, status: int) -> None:
+        """Start a service again, later each time."""
         now = time.monotonic()
         kept.delay_s = _FIRST_S if now > kept.began_at + _STEADY_S else min(2 * kept.delay_s, _LONGEST_S)
         kept.process, kept.due = None, now + kept.delay_s
@@ -383,8 +389,8 @@ class _Keeping:
 
     def _stop(self, link: str) -> None:
         kept = self._kept.pop(link, None)
-        if kept is not None:
-            (self._directory / f"{link}.key").unlink(missing_ok=True)
+        if kept is not None and kept.stdin >= 0:
+            os.close(kept.stdin)
         if kept is not None and kept.process is not None:
             end(kept.process, _PATIENCE_S)
             os.close(kept.pidfd)
@@ -392,6 +398,14 @@ class _Keeping:
     def _say(self, link: str, pid: int, status: int) -> None:
         with suppress(OSError):
             self._channel.send(json.dumps({"link": link, "pid": pid, "status": status}).encode())
+
+
+def _hidden(text: str) -> int:
+    """Return the descriptor of a file that has no name."""
+    fd = os.memfd_create("vtl-vnet-key")
+    os.fchmod(fd, 0o600)
+    os.write(fd, text.encode())
+    return fd
 
 
 def _die_with_parent() -> None:

@@ -213,6 +213,7 @@ class Overlay(Stage):
         """Add a rule. Raises SpecError."""
         rule = parse_vnet_rule(text)
         self.switch.add_rule(rule, position)
+        self._adapting.carrying.order_rules()
         return rule
 
     def remove_rule(self, text: str, drain_s: float = 0.0) -> None:

@@ -11,6 +11,7 @@ Between daemons: a frame of a VNET link is not sent to another VNET link, unless
 two is for transit. In a full mesh every daemon hears every frame, and none twice.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
@@ -162,6 +163,17 @@ class VnetSwitch:
         if role.kind is LinkKind.SERVICE:
             self.flows[rule.text] = ServiceFlows(rule.keep_s)
         self.generation += 1
+
+    def put_behind_services(self, texts: Container[str]) -> None:
+        """Let these rules follow all others that name services, and go before the rest."""
+        moved = [rule for rule in self.rules if rule.text in texts]
+        rest = [rule for rule in self.rules if rule.text not in texts]
+        services = [n for n, rule in enumerate(rest, 1) if self.links[rule.via].kind is LinkKind.SERVICE]
+        place = max(services, default=0)
+        ordered = [*rest[:place], *moved, *rest[place:]]
+        if ordered != self.rules:
+            self.rules = ordered
+            self.generation += 1
 
     def find_rule(self, text: str) -> VnetRule:
         """Return the rule of a text. Raises SpecError."""

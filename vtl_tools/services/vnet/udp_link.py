@@ -7,7 +7,7 @@ udp:ADDRESS:PORT,listen       waits for any number of daemons; each has a link o
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from vtl_tools.common.device.base import RETRY_S, Drop
 from vtl_tools.common.device.batch import Batch
@@ -16,6 +16,9 @@ from vtl_tools.common.session.base import Address
 from vtl_tools.common.session.items import Conversation, Hello
 from vtl_tools.common.session.peer_link import NO_PLACE, TICK_S, Door, PeerLink
 from vtl_tools.services.vnet.udp_socket import DaemonEnd, UDPSocket
+
+_JOINED_MAX: Final = 1024
+"""Frames that are looked at in a reading: thousands may wait, and those that are left are looked at again."""
 
 
 class UDPPeerLink(PeerLink):
@@ -72,9 +75,8 @@ class UDPPeerLink(PeerLink):
         if self._peer is not None:
             frames = self._peer.session.frames
             if len(frames) > 1:  # while the path loses datagrams, super-segments come in pieces
-                together = list(join(frames))
-                frames.clear()
-                frames.extend(together)
+                some = [frames.popleft() for _ in range(min(len(frames), _JOINED_MAX))]
+                frames.extendleft(reversed(list(join(some))))
             self.take_frames(self._peer.session)
         return self.received(self._batch)
 
