@@ -19,6 +19,7 @@ from lab.netns import Lab
 from lab.wait import PATIENCE_S, until
 from tests import sshd
 from tests.cmd.tools import BIN
+from vtl_tools.common.relay.relay import RELAYED
 from vtl_tools.common.runtime import control
 
 pytestmark = pytest.mark.lab
@@ -485,7 +486,7 @@ def test_a_server_that_never_reads(world, version):
     near, far = world.joined(version)
     with near, far:
         sent = fill(near)
-        assert world.status()["held"] <= 2 << 20
+        assert world.status()["held"] <= RELAYED.buffer_max
         got = 0
         while got < sent:
             got += len(far.recv(1 << 20))
@@ -498,7 +499,7 @@ def test_a_guest_that_never_reads(world, version):
     near, far = world.joined(version)
     with near, far:
         sent = fill(far)
-        assert world.status()["held"] <= 2 << 20
+        assert world.status()["held"] <= RELAYED.buffer_max
         got = 0
         while got < sent:
             got += len(near.recv(1 << 20))

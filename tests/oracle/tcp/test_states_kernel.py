@@ -134,6 +134,10 @@ RULES = [
         ),
     ),
     (
+        "an ACK of our FIN leads to TIME-WAIT, where a FIN is acknowledged (3.10.7.4); not by Linux",
+        lambda it, us, they: it.state == "closing" and it.flags == "F." and it.ack == 0 and not they[0],
+    ),
+    (
         "in TIME-WAIT a reset in the window is challenged (RFC 5961 section 3.2); not by Linux",
         lambda it, us, they: it.state == "time-wait" and "R" in it.flags and len(us[0]) == 1 and not they[0],
     ),

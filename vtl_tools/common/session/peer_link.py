@@ -8,7 +8,7 @@ from typing import Final, Generic, TypeVar
 from vtl_tools.common.device.base import Device, Drop
 from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.packet.vnet import VNET
-from vtl_tools.common.session.base import Address
+from vtl_tools.common.session.base import Address, PacketCounts
 from vtl_tools.common.session.items import FRAME_MIN, HEAD, HOPS_MAX, Conversation, Hello
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,10 @@ class PeerLink(Device):
             session.malformed = 0
         if session.frames:
             self.handle.wake()
+
+    def packets(self) -> PacketCounts:
+        """Return the packets of its connection, and those lost."""
+        raise NotImplementedError
 
     def write(self, batch: Batch) -> int:
         """Send a batch of frames of this host."""

@@ -158,7 +158,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
 
 def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     """3.10.7.4: the other states."""
-    rcv, flags = tcb.rcv, segment.flags
+    rcv, flags, state = tcb.rcv, segment.flags, tcb.state
     seq = rcv.position(segment.seq)
 
     # first, check the sequence number; RFC 7323 section 5.3 puts PAWS before that
@@ -199,7 +199,7 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
 
     if tcb.state is not TIME_WAIT:
         _content(tcb, segment, seq, now)
-    elif segment.length or flags & FIN:
+    elif flags & FIN or (segment.length and state is TIME_WAIT):
         tcb.ack_now = True
         if flags & FIN:
             tcb.wait(now)  # its acknowledgement was lost

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vtl_tools.common.device.base import Device
+from vtl_tools.common.session.base import PacketCounts
 from vtl_tools.common.session.peer_link import PeerLink
 from vtl_tools.services.vnet.available import Available
 from vtl_tools.services.vnet.links import LinkSpec
@@ -16,7 +17,7 @@ class OverlayLink:
 
     up: of each device, as it was told. rates: Mbit/s in and out. door: the listener that its daemon came
     through; up_at: when it was up last. over: the link to a daemon beside which it is a shortcut. control:
-    the control socket of a service. available, counts: of a link to a daemon; packets lost and counted.
+    the control socket of a service. available, packets: of a link to a daemon.
     """
 
     spec: LinkSpec
@@ -34,7 +35,7 @@ class OverlayLink:
     over: str = ""
     control: str = ""
     available: Available = field(default_factory=Available)
-    counts: tuple[int, int] = 0, 0
+    packets: PacketCounts = field(default_factory=PacketCounts)
 
     def name_of(self, side: int) -> str:
         """Return the name of a side of it: of a service NAME.vm or NAME.net, else that of the link."""
@@ -56,8 +57,8 @@ class OverlayLink:
     def _estimate(self, device: PeerLink, now: float) -> None:
         """Estimate the available bandwidth by the last second."""
         state: Any = device.status()
-        lost, counted = (new - old for new, old in zip(state["counts"], self.counts, strict=True))
-        self.counts = state["counts"]
+        before, self.packets = self.packets, device.packets()
+        lost, counted = self.packets.lost - before.lost, self.packets.counted - before.counted
         loss_percent = 100 * lost / counted if 0 <= lost < counted else 0.0  # else it is another connection
         self.available.note(self.rates[1], state["rtt_ms"], loss_percent, now)
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from vtl_tools.common.device.base import RETRY_S, Drop
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.packet.joining import join
-from vtl_tools.common.session.base import Address
+from vtl_tools.common.session.base import Address, PacketCounts
 from vtl_tools.common.session.items import Conversation, Hello
 from vtl_tools.common.session.peer_link import NO_PLACE, TICK_S, Door, PeerLink
 from vtl_tools.services.vnet.udp_socket import DaemonEnd, UDPSocket
@@ -94,17 +94,21 @@ class UDPPeerLink(PeerLink):
         self.sessions.flush(self._peer)
         return len(frames)
 
+    def packets(self) -> PacketCounts:
+        """Return the records of the session."""
+        session = None if self._peer is None else self._peer.session
+        return PacketCounts() if session is None else PacketCounts(session.reported, session.lost_records)
+
     def status(self) -> dict[str, object]:
         """Return the link's part of --json."""
         session = None if self._peer is None else self._peer.session
         rtt_s = None if session is None else session.rtt_s
-        counts = (0, 0) if session is None else (session.lost_records, session.reported)
-        lost = round(100 * counts[0] / counts[1], 3) if counts[1] else None
+        found = self.packets()
+        lost = round(100 * found.lost / found.counted, 3) if found.counted else None
         return {
             **super().status(),
             "rtt_ms": None if rtt_s is None else round(rtt_s * 1e3, 3),
             "loss_percent": lost,
-            "counts": counts,
             "why": self._why,
         }
 
