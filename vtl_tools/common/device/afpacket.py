@@ -182,7 +182,7 @@ class PacketDevice(Device):
 
     def read(self) -> Batch:
         """Receive up to a batch of frames. Restores VLAN tags that the kernel has removed."""
-        batch, rx = self._batch, self._rx
+        batch = self._batch
         if batch.count:
             batch.clear()
         if not self.up:
@@ -191,14 +191,8 @@ class PacketDevice(Device):
             return batch
         n = mmsg.recvmmsg(self._fd, self._rx_pointer, SLOTS, mmsg.MSG_DONTWAIT, None)
         if n > 0:
-            if n == 1:  # common in bulk TCP: one super-segment, for which columns would take 2 us
-                batch.hold_one(rx[mmsg.LEN])
-                tagged = self._tpids[0] != 0
-            else:
-                batch.count = n
-                batch.lengths[:] = rx[mmsg.LEN : mmsg.WORDS * n : mmsg.WORDS]
-                tagged = _any(self._tpids[:n])
-            if tagged:
+            batch.hold(self._rx, n)
+            if self._tpids[0] if n == 1 else _any(self._tpids[:n]):
                 self._put_tags_back(batch)
             if batch.octets >= FRAME_MAX - vnet.VNET:  # a truncated frame fills its slot
                 self._leave_out_truncated(batch)
@@ -266,7 +260,8 @@ class PacketDevice(Device):
 
         Many such frames are sent in the background: those that the kernel refuses are counted later.
         """
-        self._finish()
+        if self._sender.batch is not None:
+            self._finish()
         if len(frames) > 1 and max(map(len, frames)) == 1:
             whole = [bytes(pieces[0]) for pieces in frames]
             if len(whole) <= SLOTS and self.up and not self._sources_left and self._sender.pays(len(whole)):
@@ -282,9 +277,9 @@ class PacketDevice(Device):
                 continue
             try:
                 if len(pieces) == 1:
-                    octets += sock.send(pieces[0], socket.MSG_DONTWAIT) - vnet.VNET
+                    octets += sock.send(pieces[0]) - vnet.VNET
                 else:
-                    octets += sock.sendmsg(pieces, (), socket.MSG_DONTWAIT) - vnet.VNET
+                    octets += sock.sendmsg(pieces) - vnet.VNET
                 sent += 1
             except OSError as e:
                 self.drops[self._why(e.errno or 0)[0]] += 1

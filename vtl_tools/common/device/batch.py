@@ -122,10 +122,17 @@ class Batch:
         return self._arena[start : start + self._iov[2 * i + 1]]
 
     def __iter__(self) -> Iterator[memoryview]:
-        arena, base, columns = self._arena, self._base, self._iov[: 2 * self.count].tolist()
-        for address, length in zip(columns[0::2], columns[1::2], strict=True):
-            start = address - base
-            yield arena[start : start + length]
+        return iter(self.frames())
+
+    def frames(self) -> list[memoryview]:
+        """Return a writable view of each frame."""
+        arena, base, iov, n = self._arena, self._base, self._iov, self.count
+        columns: list[int] = [iov[0], iov[1]] if n == 1 else iov[: 2 * n].tolist()
+        views: list[memoryview] = []
+        for i in range(0, 2 * n, 2):
+            start = columns[i] - base
+            views.append(arena[start : start + columns[i + 1]])
+        return views
 
     def clear(self) -> None:
         """Remove all frames and reset the room of each slot."""
@@ -138,10 +145,16 @@ class Batch:
             self._iov[:n] = self._start[:n]
         self.count, self._octets = 0, -1
 
-    def hold_one(self, length: int) -> None:
-        """Set the batch to one frame of `length` octets, which was received into the first slot."""
-        self._iov[1] = length
-        self.count, self._octets = 1, length - vnet.VNET
+    def hold(self, messages: memoryview, n: int) -> None:
+        """Set the batch to n frames that recvmmsg(2) put into the first slots. messages: its array."""
+        total: int
+        if n == 1:  # common, and columns would take 2 us
+            total = self._iov[1] = messages[mmsg.LEN]
+        else:
+            lengths = messages[mmsg.LEN : mmsg.WORDS * n : mmsg.WORDS]
+            self._iov[1 : 2 * n : 2] = lengths
+            total = sum(lengths.tolist())
+        self.count, self._octets = n, total - n * vnet.VNET
 
     def append(self, frame: bytes | bytearray | memoryview) -> None:
         """Copy a frame in. Raises IndexError if the batch is full, ValueError above FRAME_MAX octets."""

@@ -113,7 +113,8 @@ class Relay(Stage):
 
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
         """Take the guest's frames."""
-        for frame in newest_acks(batch) if batch.count > 1 else batch:
+        frames = batch.frames()
+        for frame in newest_acks(frames) if len(frames) > 1 else frames:
             try:
                 segment = parse(frame)
             except Malformed:

@@ -273,7 +273,9 @@ class Runner:
             self.fail(e)
 
     def _look_at_links(self, now: float) -> None:
+        all_finished = True
         for port, link in enumerate(self.links):
+            all_finished = all_finished and (link.finished or link.silent)
             if link.up == self._up[port]:
                 continue
             self._up[port] = link.up
@@ -284,7 +286,7 @@ class Runner:
                 self.fail(LinkLostError(f"{link.spec}: link lost; not waiting for it, as requested"))
             self.stage.on_link(port, link.up, now)
             self.event("link", changed=link.spec, up=link.up)
-        if all(link.finished for link in self.links if not link.silent):
+        if all_finished:
             self.stop()
 
     def _look_at_interfaces(self) -> None:
