@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lab.wait import PATIENCE_S
+from lab.wait import PATIENCE_S, until
 from tests.supersegments import ACK, CWR, FIN, HOP_BY_HOP, MACS, PSH, octets, tcp, udp
 from vtl_tools.common.packet import vnet
 from vtl_tools.common.packet.offload import partial_to_full, segment
@@ -23,6 +23,12 @@ PACKET_VNET_HDR = 15
 LAST = MACS + b"\x88\xb5the last one".ljust(48, b".")  # tells that the frames before it have arrived
 
 V4_OPTIONS = bytes.fromhex("94040000")  # router alert
+
+
+def is_up(interface):
+    """Whether the kernel has seen the other end: until then it drops what is sent."""
+    shown = subprocess.run(["ip", "link", "show", interface], check=True, capture_output=True, text=True)
+    return "state UP" in shown.stdout
 
 
 def cable():
@@ -39,6 +45,7 @@ def cable():
         "ip link set right up",
     ):
         subprocess.run(command.split(), check=True, stdout=subprocess.DEVNULL)
+    until(lambda: is_up("left") and is_up("right"), "a cable that carries frames")
     tx = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     tx.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
     tx.bind(("left", 0))
