@@ -125,7 +125,7 @@ def check(pid: int, uid: int, capabilities: int) -> None:
 
 
 def held_files(pid: int) -> set[str]:
-    """What a process has open, but sockets."""
+    """The files that a process has open, without sockets."""
     found = set()
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # it was closed

@@ -128,8 +128,7 @@ class Site:
         self.told: list[bytes] = []
         self.up, self.starts, self.secrets, self.is_reached = True, 1, [], True
         remote = SimpleNamespace(name=other)
-        tell = lambda kind, item: self.told.append(item)  # noqa: E731
-        self.peers = {"peer": SimpleNamespace(remote=remote, where="127.0.0.1", up=True, tell=tell)}
+        self.peers = {"peer": SimpleNamespace(remote=remote, where="127.0.0.1", up=True, tell=self.tell)}
         self.paths = LongPaths()
         self.paths.put_off = lambda pair, until: self.put_off.append(until)
         self.carrying = Carrying(
@@ -137,6 +136,9 @@ class Site:
             lambda action, link, why: self.events.append((action, why)), self.paths,
         )  # fmt: skip
         self.tick(0.0)
+
+    def tell(self, kind: int, item: bytes) -> None:
+        self.told.append(item)
 
     def add_link(self, name: str, spec: str, secret: bytes = b"") -> None:
         self.switch.add_link(name, LinkRole(LinkKind.SERVICE, 2))

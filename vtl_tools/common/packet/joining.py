@@ -25,9 +25,8 @@ _FLAGS_AT: Final = 13
 _IDENTIFICATION: Final = quick.L3 + 4
 _HEADER_SUM: Final = quick.L3 + 10
 
-# From the Ethernet header to the end of TCP's. What segments of one super-segment share: Ethernet and the
-# start of IP; fragment offset, TTL (hop limit), protocol; addresses and ports; SEG.ACK; window; urgent
-# pointer.
+# From the Ethernet header to the end of TCP's. Segments of one super-segment share Ethernet and the start
+# of IP; fragment offset, TTL (hop limit), protocol; addresses and ports; SEG.ACK; window; urgent pointer.
 _V4: Final = struct.Struct("!16sHHHBB2x12sI4sBB2s2x2s")
 _V6: Final = struct.Struct("!18sHBB36sI4sBB2s2x2s")
 
@@ -67,8 +66,8 @@ class _Segment(NamedTuple):
 
 def _read(hops: int, frame: memoryview) -> _Segment | None:
     """Return a frame as a segment; None if it is not to be joined. Nothing is raised for foreign octets."""
-    if len(frame) < quick.L4_OF_4 + TCP.SIZE or not frame[0] & vnet.F_NEEDS_CSUM:
-        return None
+    if len(frame) < quick.L4_OF_4 + TCP.SIZE or not frame[0] & vnet.F_NEEDS_CSUM or frame[1] != vnet.GSO_NONE:
+        return None  # most frames of a path without loss are super-segments already
     identification = 0
     if frame[VNET + 12] == ether.IPV4 >> 8:
         place = _IPV4

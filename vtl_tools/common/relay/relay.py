@@ -54,8 +54,7 @@ SUPER_SEGMENT: Final = 65_455
 
 RELAYED: Final = Config(
     super_segment=SUPER_SEGMENT, buffer_max=4 << 20, no_delay=True, quick_acks=0, delayed_fin_ack=True,
-    syn_timeout_s=30.0, time_wait_s=1.0,
-    keep_alive_s=300.0, keep_alive_interval_s=30.0, keep_alive_probes=5,
+    syn_timeout_s=30.0, time_wait_s=1.0, keep_alive_s=300.0, keep_alive_interval_s=30.0, keep_alive_probes=5,
 )  # fmt: skip
 """Configuration of the endpoints. The guest is one link away, so a late answer is soon a lost one."""
 

@@ -47,10 +47,6 @@ class PeerLink(Device):
         if session.frames:
             self.handle.wake()
 
-    def packets(self) -> PacketCounts:
-        """Return the packets of its connection, and those lost."""
-        raise NotImplementedError
-
     def write(self, batch: Batch) -> int:
         """Send a batch of frames of this host."""
         return self.write_hops(batch, HOPS_MAX)
@@ -80,6 +76,21 @@ class PeerLink(Device):
     @abstractmethod
     def flush(self) -> None:
         """Send what the session has made."""
+
+    @abstractmethod
+    def packets(self) -> PacketCounts:
+        """Return the packets of its connection, and those lost."""
+
+    def status(self) -> dict[str, object]:
+        """Return the link's part of --json."""
+        rtt_s = None if self.session is None else self.session.rtt_s
+        found = self.packets()
+        return {
+            **super().status(),
+            "rtt_ms": None if rtt_s is None else round(rtt_s * 1e3, 3),
+            "loss_percent": round(100 * found.lost / found.counted, 3) if found.counted else None,
+            "why": self._why,
+        }
 
     @property
     def doors(self) -> Sequence[str]:

@@ -110,18 +110,6 @@ class TCPPeerLink(PeerLink):
         """Return the segments of the connection."""
         return PacketCounts() if self._peer is None else self._peer.connection.packets()
 
-    def status(self) -> dict[str, object]:
-        """Return the link's part of --json."""
-        rtt_s = None if self._peer is None else self._peer.session.rtt_s
-        found = self.packets()
-        lost = round(100 * found.lost / found.counted, 3) if found.counted else None
-        return {
-            **super().status(),
-            "rtt_ms": None if rtt_s is None else round(rtt_s * 1e3, 3),
-            "loss_percent": lost,
-            "why": self._why,
-        }
-
     def close(self) -> None:
         """End the session. Idempotent."""
         if (peer := self._peer) is not None:

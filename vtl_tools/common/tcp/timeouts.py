@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from vtl_tools.common.packet.tcp import ACK
 from vtl_tools.common.tcp import acks, output
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import FIN_WAIT_2, Ended, State
@@ -100,7 +101,7 @@ def _keep_alive(tcb: TCB, now: float) -> None:
         tcb.end(Ended.TIMED_OUT)
         return
     tcb.keep_alives += 1
-    tcb.out.append(output.frame(tcb, tcb.snd.nxt - 1, 0x10, now))  # 3.8.4: SEG.SEQ = SND.NXT-1
+    tcb.out.append(output.frame(tcb, tcb.snd.nxt - 1, ACK, now))  # 3.8.4: SEG.SEQ = SND.NXT-1
 
 
 def _give_up_at(tcb: TCB) -> float:

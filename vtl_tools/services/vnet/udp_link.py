@@ -99,19 +99,6 @@ class UDPPeerLink(PeerLink):
         session = None if self._peer is None else self._peer.session
         return PacketCounts() if session is None else PacketCounts(session.reported, session.lost_records)
 
-    def status(self) -> dict[str, object]:
-        """Return the link's part of --json."""
-        session = None if self._peer is None else self._peer.session
-        rtt_s = None if session is None else session.rtt_s
-        found = self.packets()
-        lost = round(100 * found.lost / found.counted, 3) if found.counted else None
-        return {
-            **super().status(),
-            "rtt_ms": None if rtt_s is None else round(rtt_s * 1e3, 3),
-            "loss_percent": lost,
-            "why": self._why,
-        }
-
     def close(self) -> None:
         """End the session. Idempotent."""
         if self._peer is not None and self.sessions is not None:
