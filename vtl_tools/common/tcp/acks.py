@@ -12,7 +12,7 @@ from vtl_tools.common.tcp.flight import Run
 from vtl_tools.common.tcp.rack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Sender
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import Segment, is_marked
+from vtl_tools.common.tcp.wire import NO_STAMPS, Segment, is_marked
 
 _HALF: Final = 0x8000_0000
 _MASK: Final = 0xFFFF_FFFF
@@ -86,8 +86,8 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
         snd.queue.drop(ack if ack < snd.queue.tail else snd.queue.tail)
         fresh = runs.acked(ack)
     echo_ms = None
-    if tcb.timestamps and segment.stamps is not None and segment.stamps[1]:
-        echo_ms = (segment.stamps[1] - tcb.ts_offset) & _MASK
+    if tcb.timestamps and segment.tsval != NO_STAMPS and segment.tsecr:
+        echo_ms = (segment.tsecr - tcb.ts_offset) & _MASK
     if advanced:
         _measure(tcb, fresh, echo_ms, now)
     below = len(fresh)

@@ -22,7 +22,7 @@ from vtl_tools.common.tcp.state import (
     State,
 )
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import Segment
+from vtl_tools.common.tcp.wire import NO_STAMPS, Segment
 
 _HALF: Final = 0x8000_0000
 _STAMP_OUTDATED_S: Final = 24 * 86_400.0  # RFC 7323 section 5.5
@@ -107,12 +107,14 @@ def _begin(tcb: TCB, syn: Segment, now: float) -> None:
     agree(tcb, syn)
     tcb.heard_at = now
     tcb.snd.wnd = tcb.snd.max_wnd = syn.window  # never shifted in a SYN
-    if tcb.timestamps and syn.stamps is not None:
-        tcb.ts_recent, tcb.ts_recent_at = syn.stamps[0], now
+    if tcb.timestamps and syn.tsval != NO_STAMPS:
+        tcb.ts_recent, tcb.ts_recent_at = syn.tsval, now
 
 
 def _hold(tcb: TCB, syn: Segment) -> None:
     """Keep data and a FIN of a SYN without an ACK until ESTABLISHED, as far as our window will reach."""
+    if not (syn.length or syn.flags & FIN):
+        return
     room = syn_window(tcb)
     tcb.rcv.hold(syn.data[:room])
     if syn.flags & FIN and syn.length <= room:
@@ -124,8 +126,9 @@ def _synchronized_late(tcb: TCB, segment: Segment, now: float) -> None:
 
     If it was the first, nothing was lost: the round trip is longer than the timer (RFC 3522 section 3).
     """
-    first_at, stamps = tcb.stalled_since, segment.stamps
-    if tcb.timestamps and stamps is not None and first_at is not None and stamps[1] == tcb.tsval(first_at):
+    first_at = tcb.stalled_since
+    has_stamps = tcb.timestamps and segment.tsval != NO_STAMPS
+    if has_stamps and first_at is not None and segment.tsecr == tcb.tsval(first_at):
         tcb.rtt.sample(now - first_at)
         return
     tcb.rtt.handshake_was_slow()
@@ -194,8 +197,8 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     if not _acknowledged(tcb, segment, seq, now):
         return
     # RFC 7323 section 5.3 (R3); not earlier, or an attacker without valid SEQ and ACK could move TS.Recent
-    if tcb.timestamps and segment.stamps is not None and seq <= tcb.last_ack:
-        tcb.ts_recent, tcb.ts_recent_at = segment.stamps[0], now
+    if tcb.timestamps and segment.tsval != NO_STAMPS and seq <= tcb.last_ack:
+        tcb.ts_recent, tcb.ts_recent_at = segment.tsval, now
 
     if tcb.state is not TIME_WAIT:
         _content(tcb, segment, seq, now)
@@ -222,7 +225,7 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
         rcv.take_fin(seq + length)
         if rcv.has_gap:
             tcb.ack_now = True
-    if rcv.fin is not None and tcb.state in ON_FIN and rcv.finish():
+    if rcv.fin is not None and rcv.fin == rcv.nxt and tcb.state in ON_FIN and rcv.finish():
         _finished(tcb, now)
 
 
@@ -242,22 +245,21 @@ def _is_new_connection(tcb: TCB, segment: Segment) -> bool:
     """Return whether a SYN may replace TIME-WAIT (MAY-2): newer by timestamp or number (RFC 6191)."""
     if segment.flags & (SYN | ACK | RST | FIN) != SYN:
         return False
-    if segment.stamps is not None and tcb.config.timestamps:
+    if segment.tsval != NO_STAMPS and tcb.config.timestamps:
         if not tcb.timestamps:
             return True
-        if segment.stamps[0] != tcb.ts_recent:
-            return not (segment.stamps[0] - tcb.ts_recent) & _HALF
+        if segment.tsval != tcb.ts_recent:
+            return not (segment.tsval - tcb.ts_recent) & _HALF
     return tcb.rcv.position(segment.seq) >= tcb.rcv.nxt
 
 
 def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     """First step. An unacceptable segment is answered by an ACK, unless it is a RST."""
     rcv, flags = tcb.rcv, segment.flags
-    stamps = segment.stamps
     if (
         tcb.timestamps
-        and stamps is not None  # a segment without them is accepted, as in Linux
-        and (stamps[0] - tcb.ts_recent) & _HALF
+        and segment.tsval != NO_STAMPS  # a segment without them is accepted, as in Linux
+        and (segment.tsval - tcb.ts_recent) & _HALF
         and not flags & (RST | SYN)
         and now - tcb.ts_recent_at < _STAMP_OUTDATED_S
     ):

@@ -134,7 +134,9 @@ class Flight:
             done += 1
         else:
             run.start = una
-        if done:
+        if done == len(runs):
+            runs.clear()
+        elif done:
             del runs[:done]
         return run
 
