@@ -26,11 +26,12 @@ class Config:
     notification (RFC 3168) is offered, and accepted if the peer offers it.
 
     rto_min_s: RFC 6298 (2.4) asks for one second; the default is Linux's 0.2. user_timeout_s: seconds that
-    sent data may stay unacknowledged (R2 of RFC 9293 3.8.3); None: no limit. syn_timeout_s: the same for a
-    SYN. keep_alive_s: silence after which the peer is probed (MUST-26 and 28: off by default); then
-    keep_alive_probes times, each keep_alive_interval_s. fin_wait_2_s: seconds that a peer may be silent after
-    we closed; None: no limit. time_wait_s: two maximum segment lifetimes, for which RFC 9293 assumes two
-    minutes each (MUST-13).
+    sent data may stay unacknowledged (R2 of RFC 9293 3.8.3); None: no limit. user_timeout_option: tell it the
+    peer, and adapt it to what the peer tells, within these limits (RFC 5482). syn_timeout_s: the limit for a
+    SYN, if it is below the other. keep_alive_s: silence after which the peer is probed (MUST-26 and 28: off
+    by default); then keep_alive_probes times, each keep_alive_interval_s. fin_wait_2_s: seconds that a peer
+    may be silent after we closed; None: no limit. time_wait_s: two maximum segment lifetimes, for which RFC
+    9293 assumes two minutes each (MUST-13).
     """
 
     receive_buffer: int = 1 << 20
@@ -55,6 +56,9 @@ class Config:
     rto_min_s: float = 0.2
     rto_max_s: float = 60.0
     user_timeout_s: float | None = 300.0
+    user_timeout_option: bool = False
+    user_timeout_min_s: float = 100.0
+    user_timeout_max_s: float = 3600.0
     syn_timeout_s: float = 180.0
     keep_alive_s: float | None = None
     keep_alive_interval_s: float = 75.0
@@ -77,6 +81,8 @@ class Config:
             raise ValueError(f"congestion: must be one of {', '.join(CONTROLS)}")
         if self.user_timeout_s is not None and self.user_timeout_s <= 0:
             raise ValueError("user_timeout_s: must be above 0")
+        if not 0 < self.user_timeout_min_s <= self.user_timeout_max_s:
+            raise ValueError("user_timeout_min_s: must be above 0, and at most user_timeout_max_s")
 
     @property
     def window_scale(self) -> int:

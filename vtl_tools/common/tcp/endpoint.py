@@ -336,6 +336,9 @@ class Endpoint(TCB):
         self.config = self.snd.config = config = replace(self.config, **changes)
         self.rcv.resize(config.receive_buffer)
         self.rtt.limit(config.rto_min_s, config.rto_max_s)
+        if "user_timeout_s" in changes:
+            self.user_timeout_s, self.is_timeout_fixed = config.user_timeout_s, True
+            self.user_timeout_due = config.user_timeout_option
         if "ttl" in changes or "dscp" in changes:
             self.framer = Framer(self.path, config.ttl, config.dscp)
 

@@ -18,6 +18,7 @@ from vtl_tools.common.packet.tcp import (
     WINDOW_SCALE,
     encode_options,
 )
+from vtl_tools.common.tcp import user_timeout
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import SENDS_DATA, SYN_SENT, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
@@ -104,6 +105,9 @@ def frame(
             blocks = rcv.blocks()[: min(3 if options else 4, room)]
     if blocks:
         options += encode_options(sack=blocks)
+    elif tcb.user_timeout_due and length + user_timeout.OPTION_SIZE <= snd.mss:
+        options += user_timeout.option(tcb)
+        tcb.user_timeout_due = False
     if tcb.echo_due:
         flags |= ECE
     urgent = 0
@@ -152,6 +156,8 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
     else:
         tcb.timed = None
         snd.retransmits += 1
+    if config.user_timeout_option:
+        options += user_timeout.option(tcb)
     if tcb.stalled_since is None:
         tcb.stalled_since = now
     tcb.retransmit_at = now + tcb.rtt.timeout_s

@@ -41,6 +41,8 @@ class TCB:
     when segments last left. probe: end of the data in flight when the tail was probed, and whether the probe
     was a retransmission.
     tune_at: when tune() is due; tuned: octets that the user had read at its last call, and its time.
+    user_timeout_s: R2 in force; is_timeout_fixed: the user has set it, so the peer does not change it any
+    more; user_timeout_due: the peer is to be told ours by the next segment with room (RFC 5482).
     is_logged: changes of state are logged, as was decided at the start.
     """
 
@@ -61,6 +63,7 @@ class TCB:
         "is_interactive",
         "is_logged",
         "is_paced",
+        "is_timeout_fixed",
         "keep_alives",
         "last_ack",
         "once",
@@ -97,6 +100,8 @@ class TCB:
         "ts_recent_at",
         "tune_at",
         "tuned",
+        "user_timeout_due",
+        "user_timeout_s",
     )  # fmt: skip
 
     def __init__(self, path: Path, config: Config, iss: int, ts_offset: int) -> None:
@@ -125,6 +130,8 @@ class TCB:
         self.probe: tuple[int, bool] | None = None
         self.heard_at = self.sent_at = 0.0
         self.stalled_since: float | None = None
+        self.user_timeout_s = config.user_timeout_s
+        self.is_timeout_fixed = self.user_timeout_due = False
         self.timed: tuple[int, float] | None = None
         self.ack_due_octets = self.quick = 0
         self.is_interactive = False
