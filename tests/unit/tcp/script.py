@@ -23,6 +23,7 @@ from talk import IRS, ISS, LETTERS, PLAIN, Talk
 from vtl_tools.common.packet import tcp
 
 TOLERANCE_S = 0.004
+TIMES = "busy_s", "window_limited_s", "buffer_limited_s"
 SEGMENT = re.compile(
     r"([FSRPUEW.]+) (\d+):(\d+)\((\d+)\)(?: ack (\d+))?(?: win (\d+))?(?: urg (\d+))?(?: <(.*)>)?$"
 )
@@ -112,8 +113,10 @@ class Script(Talk):
     def is_so(self, wait, rest):
         self.pass_(wait)
         name, expected = rest.split()
-        held = self.tcp if hasattr(self.tcp, name) else self.tcp.info()
+        held = self.tcp if name not in TIMES and hasattr(self.tcp, name) else self.tcp.info(self.now)
         value = getattr(held, name)
+        if name in TIMES:
+            value = round(value, 2)
         value = getattr(value, "value", value)
         assert str(value) == expected, self.tell(f"{name} is {value}, not {expected}")
 

@@ -11,7 +11,9 @@ class Config:
 
     receive_buffer: octets buffered until they are read, and so the maximum window. reassembly_segments:
     maximum pieces out of order. send_buffer: octets that write() accepts before the peer has acknowledged
-    them. buffer_max: octets up to which tune() enlarges both for the path; None: it does not.
+    them. notsent_lowat: octets that it accepts beyond what the windows permit to send, for a user that
+    decides late what to send (TCP_NOTSENT_LOWAT); None: any. buffer_max: octets up to which tune() enlarges
+    both for the path; None: it does not.
 
     mtu: largest IP packet of the link. mss: largest segment, which our SYN offers and which we do not exceed;
     None: derived from the MTU. shift: the window scale that our SYN offers, if window_scaling is on; None:
@@ -37,6 +39,7 @@ class Config:
     receive_buffer: int = 1 << 20
     reassembly_segments: int = 1024
     send_buffer: int = 1 << 20
+    notsent_lowat: int | None = None
     buffer_max: int | None = None
     mtu: int = 1500
     mss: int | None = None
@@ -73,6 +76,8 @@ class Config:
             raise ValueError("delayed_ack_s: must be below 0.5 seconds (RFC 9293 MUST-60)")
         if self.receive_buffer < 1 or self.send_buffer < 1:
             raise ValueError("a buffer must hold at least one octet")
+        if self.notsent_lowat is not None and self.notsent_lowat < 1:
+            raise ValueError("notsent_lowat: must be above 0")
         if self.mtu < 576:
             raise ValueError("mtu: must be at least 576 octets")
         if self.shift is not None and not 0 <= self.shift <= 14:

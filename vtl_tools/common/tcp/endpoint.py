@@ -365,6 +365,6 @@ class Endpoint(TCB):
         )
         self.framer = Framer(self.path, self.config.ttl, self.config.dscp)
 
-    def info(self) -> ConnectionInfo:
-        """Return the state of the connection, as TCP_INFO does."""
-        return describe(self, self.deadline())
+    def info(self, now: float | None = None) -> ConnectionInfo:
+        """Return the state of the connection, as TCP_INFO does. now: for its times, which lag without it."""
+        return describe(self, self.deadline(), now)

@@ -19,6 +19,7 @@ from vtl_tools.common.packet.tcp import (
     encode_options,
 )
 from vtl_tools.common.tcp import user_timeout
+from vtl_tools.common.tcp.limits import judge
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import SENDS_DATA, SYN_SENT, State
 from vtl_tools.common.tcp.tcb import NEVER, TCB
@@ -256,7 +257,7 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
             frames.append(pieces)
         start = end
     if start > first:
-        snd.runs.sent(first, start, now, None, tick_s)
+        snd.runs.sent(first, start, now, None, tick_s, mss)
         snd.nxt = start
         if start > snd.max:
             snd.max = start
@@ -353,6 +354,7 @@ def _wait(tcb: TCB, now: float) -> None:
         tcb.persist_at = NEVER
     if tcb.stalled_since is None:
         tcb.stalled_since = now
+    judge(tcb, now)
 
 
 _NO_UPDATES: Final = frozenset(

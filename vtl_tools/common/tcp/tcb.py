@@ -43,6 +43,8 @@ class TCB:
     tune_at: when tune() is due; tuned: octets that the user had read at its last call, and its time.
     user_timeout_s: R2 in force; is_timeout_fixed: the user has set it, so the peer does not change it any
     more; user_timeout_due: the peer is to be told ours by the next segment with room (RFC 5482).
+    held_by: what holds sending, as in limits.py, since held_since; busy_s, window_limited_s and
+    buffer_limited_s: sums of such times before that.
     is_logged: changes of state are logged, as was decided at the start.
     """
 
@@ -52,6 +54,8 @@ class TCB:
         "ack_due_octets",
         "ack_now",
         "before",
+        "buffer_limited_s",
+        "busy_s",
         "config",
         "delayed_at",
         "drops",
@@ -60,6 +64,8 @@ class TCB:
         "ended",
         "framer",
         "heard_at",
+        "held_by",
+        "held_since",
         "is_interactive",
         "is_logged",
         "is_paced",
@@ -102,6 +108,7 @@ class TCB:
         "tuned",
         "user_timeout_due",
         "user_timeout_s",
+        "window_limited_s",
     )  # fmt: skip
 
     def __init__(self, path: Path, config: Config, iss: int, ts_offset: int) -> None:
@@ -130,6 +137,8 @@ class TCB:
         self.probe: tuple[int, bool] | None = None
         self.heard_at = self.sent_at = 0.0
         self.stalled_since: float | None = None
+        self.held_by, self.held_since = 0, 0.0
+        self.busy_s = self.window_limited_s = self.buffer_limited_s = 0.0
         self.user_timeout_s = config.user_timeout_s
         self.is_timeout_fixed = self.user_timeout_due = False
         self.timed: tuple[int, float] | None = None
@@ -174,6 +183,7 @@ class TCB:
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
         self.reorder_at = self.paced_at = NEVER
         self.stalled_since = None
+        self.held_by = 0
         self.syn_pending = self.syn_due = self.ack_now = False
         self.snd.queue.clear()
 
