@@ -128,7 +128,8 @@ class Sender:
         room = config.send_buffer - queue.tail + queue.head
         if config.notsent_lowat is not None:
             permitted = max(self.una + min(self.wnd, self.cc.cwnd), self.nxt)
-            room = min(room, permitted + config.notsent_lowat - queue.tail)
+            frame = min(self.send_size, self.max_wnd // 2 // self.mss * self.mss)
+            room = min(room, permitted + max(config.notsent_lowat, frame) - queue.tail)
         return room if room > 0 else 0
 
     # --- the user
