@@ -3,6 +3,7 @@
     config sack=True mss=1000           first, if at all: fields of Config that differ from talk.PLAIN
     +0 listen                           calls: connect listen accept refuse close abort, read N, write N
     +0 write 10 urgent                  also: more, eor
+    +0 close both                       in both directions
     +0 configure user_timeout_s=3.0     fields of Config
     +.1 < S 0:0(0) win 5000 <mss 1000>  the peer says; options are mss, sackOK, wscale, TS val ecr, sack, uto
     +0 > S. 0:0(0) ack 1                the endpoint must say; P is looked at only where it is written
@@ -95,6 +96,8 @@ class Script(Talk):
                 piece = self.tcp.read(left)
                 assert piece, self.tell(f"{size - left} octets were read, not {size}")
                 left -= len(piece)
+        elif name == "close":
+            self.tcp.close(both=argument == "both")
         elif name == "configure":
             self.tcp.configure(**fields(argument))
         else:

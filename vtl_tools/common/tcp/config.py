@@ -11,9 +11,9 @@ class Config:
 
     receive_buffer: octets buffered until they are read, and so the maximum window. reassembly_segments:
     maximum pieces out of order. send_buffer: octets that write() accepts before the peer has acknowledged
-    them. notsent_lowat: octets that it accepts beyond what the windows permit to send, or a frame full if that
-    is more, for a user that decides late what to send (TCP_NOTSENT_LOWAT); None: any. buffer_max: octets up to which tune() enlarges
-    both for the path; None: it does not.
+    them. notsent_lowat: octets that it accepts beyond what the windows permit to send, or a frame full if
+    that is more, for a user that decides late what to send (TCP_NOTSENT_LOWAT); None: any. buffer_max: octets
+    up to which tune() enlarges both for the path; None: it does not.
 
     mtu: largest IP packet of the link. mss: largest segment, which our SYN offers and which we do not exceed;
     None: derived from the MTU. shift: the window scale that our SYN offers, if window_scaling is on; None:

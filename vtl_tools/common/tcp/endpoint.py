@@ -286,13 +286,20 @@ class Endpoint(TCB):
             raise self._refusal()
         return self.rcv.read(octets)
 
-    def close(self) -> None:
+    def close(self, *, both: bool = False) -> None:
         """Close our direction: a FIN follows the written data. The peer's data can still be read.
+
+        both: it is not going to be read. A reset then tells the peer that data is lost: at once, if some was
+        received and not read, or when more arrives (3.6.1, as close(2) does).
 
         Another call has no effect, once it has ended or while the peer may still send; else it fails.
         Before the peer's SYN has come, it ends the connection, and discards written data (3.10.4).
         """
         snd = self.snd
+        if both and self.rcv.readable and self.state is not CLOSED:
+            self.abort()
+            return
+        self.is_deaf |= both
         if snd.fin is not None or self.state is CLOSED:
             if self.ended is None and self.state in _CLOSED_TWICE:
                 raise self._refusal()

@@ -43,6 +43,7 @@ class TCB:
     tune_at: when tune() is due; tuned: octets that the user had read at its last call, and its time.
     user_timeout_s: R2 in force; is_timeout_fixed: the user has set it, so the peer does not change it any
     more; user_timeout_due: the peer is to be told ours by the next segment with room (RFC 5482).
+    is_deaf: the user reads no more, so data that arrives is answered by a reset.
     held_by: what holds sending, as in limits.py, since held_since; busy_s, window_limited_s and
     buffer_limited_s: sums of such times before that.
     is_logged: changes of state are logged, as was decided at the start.
@@ -66,6 +67,7 @@ class TCB:
         "heard_at",
         "held_by",
         "held_since",
+        "is_deaf",
         "is_interactive",
         "is_logged",
         "is_paced",
@@ -121,7 +123,7 @@ class TCB:
         self.passive = self.once = self.peer_scales = self.syn_pending = self.syn_due = self.ack_now = (
             self.timestamps
         ) = False
-        self.reset_due = self.ecn = self.echo_due = False
+        self.is_deaf = self.reset_due = self.ecn = self.echo_due = False
         self.before: TCB | None = None
         self.out: list[Pieces] = []
         self.drops: defaultdict[SegmentDrop, int] = defaultdict(int)
