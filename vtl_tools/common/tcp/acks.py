@@ -9,6 +9,7 @@ from typing import Final
 from vtl_tools.common.packet.tcp import CWR, ECE
 from vtl_tools.common.tcp.congestion.base import Sample
 from vtl_tools.common.tcp.flight import Run
+from vtl_tools.common.tcp.limits import NOTHING_TO_SEND, hold
 from vtl_tools.common.tcp.rack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Sender
 from vtl_tools.common.tcp.tcb import NEVER, TCB
@@ -51,7 +52,11 @@ def advance(tcb: TCB, ack: int, now: float) -> None:
             snd.rack.measured(sample.rtt_s, now)
         _rate(snd, run, now)
     cc.acked(sample)
-    tcb.stalled_since = now if ack < tail or ack < snd.end else None
+    if ack < tail or ack < snd.end:
+        tcb.stalled_since = now
+    else:
+        tcb.stalled_since = None
+        hold(tcb, NOTHING_TO_SEND, now)
     tcb.arm(now)
 
 
@@ -110,7 +115,11 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
     if fresh or sample.delivered or sample.lost or snd.recover is not None:
         _tell(snd, fresh, now)
     if advanced:
-        tcb.stalled_since = now if snd.una < snd.end else None
+        if snd.una < snd.end:
+            tcb.stalled_since = now
+        else:
+            tcb.stalled_since = None
+            hold(tcb, NOTHING_TO_SEND, now)
         tcb.rtt.answered()
         tcb.arm(now)
     elif news and tcb.probe_is_next:

@@ -22,6 +22,7 @@ from vtl_tools.common.tcp.state import (
     State,
 )
 from vtl_tools.common.tcp.tcb import NEVER, TCB
+from vtl_tools.common.tcp.user_timeout import heed
 from vtl_tools.common.tcp.wire import NO_STAMPS, Segment
 
 _HALF: Final = 0x8000_0000
@@ -106,6 +107,8 @@ def _begin(tcb: TCB, syn: Segment, now: float) -> None:
     tcb.rcv.start(syn.seq)
     agree(tcb, syn)
     tcb.heard_at = now
+    if syn.user_timeout:
+        heed(tcb, syn.user_timeout)
     tcb.snd.wnd = tcb.snd.max_wnd = syn.window  # never shifted in a SYN
     if tcb.timestamps and syn.tsval != NO_STAMPS:
         tcb.ts_recent, tcb.ts_recent_at = syn.tsval, now
@@ -151,6 +154,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     snd.wnd, snd.max_wnd = scaled, max(snd.max_wnd, scaled)
     snd.wl1, snd.wl2 = tcb.rcv.position(segment.seq), ack
     tcb.sent_at, tcb.before = now, None
+    tcb.user_timeout_due = tcb.config.user_timeout_option
     if tcb.rcv.has_gap:
         tcb.rcv.release()
         tcb.ack_now = True
@@ -211,6 +215,8 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
 def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     """Process what the segment carries. seq: position of the first octet of data."""
     rcv, flags = tcb.rcv, segment.flags
+    if segment.user_timeout:
+        heed(tcb, segment.user_timeout)
 
     # sixth, check the URG bit
     _urgent(tcb, segment, seq - (flags >> 1 & 1))
@@ -218,6 +224,10 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     # seventh, process the segment text
     length = segment.length
     if length and tcb.state in TAKES_DATA:
+        if tcb.is_deaf and seq + length > rcv.nxt:  # SHLD-3
+            reset(tcb, segment, stamps(tcb, now, tcb.ts_recent))
+            tcb.end(Ended.ABORTED)
+            return
         _text(tcb, segment, seq, now)
 
     # eighth, check the FIN bit

@@ -18,6 +18,8 @@ from vtl_tools.common.packet.tcp import (
     WINDOW_SCALE,
     encode_options,
 )
+from vtl_tools.common.tcp import user_timeout
+from vtl_tools.common.tcp.limits import judge
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import (
     ESTABLISHED,
@@ -116,6 +118,9 @@ def frame(
             blocks = rcv.blocks()[: min(3 if options else 4, room)]
     if blocks:
         options += encode_options(sack=blocks)
+    elif tcb.user_timeout_due and length + user_timeout.OPTION_SIZE <= snd.mss:
+        options += user_timeout.option(tcb)
+        tcb.user_timeout_due = False
     if tcb.echo_due:
         flags |= ECE
     urgent = 0
@@ -164,6 +169,8 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
     else:
         tcb.timed = None
         snd.retransmits += 1
+    if config.user_timeout_option:
+        options += user_timeout.option(tcb)
     if tcb.stalled_since is None:
         tcb.stalled_since = now
     tcb.retransmit_at = now + tcb.rtt.timeout_s
@@ -263,7 +270,7 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
             frames.append(pieces)
         start = end
     if start > first:
-        snd.runs.sent(first, start, now, None, tick_s)
+        snd.runs.sent(first, start, now, None, tick_s, mss)
         snd.nxt = start
         if start > snd.max:
             snd.max = start
@@ -368,3 +375,4 @@ def _wait(tcb: TCB, now: float) -> None:
         tcb.persist_at = NEVER
     if tcb.stalled_since is None:
         tcb.stalled_since = now
+    judge(tcb, now)

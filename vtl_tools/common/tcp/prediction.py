@@ -34,6 +34,7 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
         or not snd.wnd
         or rcv.nxt + length > rcv.edge
         or segment.sack is not None
+        or segment.user_timeout
         or snd.recover is not None
         or snd.fin is not None
         or snd.dup_acks

@@ -124,7 +124,12 @@ class Sender:
     @property
     def room(self) -> int:
         """Octets that write() would accept."""
-        room = self.config.send_buffer - self.queue.tail + self.queue.head
+        queue, config = self.queue, self.config
+        room = config.send_buffer - queue.tail + queue.head
+        if config.notsent_lowat is not None:
+            permitted = max(self.una + min(self.wnd, self.cc.cwnd), self.nxt)
+            frame = min(self.send_size, self.max_wnd // 2 // self.mss * self.mss)
+            room = min(room, permitted + max(config.notsent_lowat, frame) - queue.tail)
         return room if room > 0 else 0
 
     # --- the user
@@ -308,7 +313,7 @@ class Sender:
                 self.repaired_ms = int(now * 1000)
             self.runs.sent_again(start, end, now, stamp)
         else:
-            self.runs.sent(start, end, now, stamp, self.rack.tick_s)
+            self.runs.sent(start, end, now, stamp, self.rack.tick_s, self.mss)
             self.nxt = end
             if end > self.max:
                 self.max = end

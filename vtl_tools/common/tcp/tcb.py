@@ -41,6 +41,11 @@ class TCB:
     when segments last left. probe: end of the data in flight when the tail was probed, and whether the probe
     was a retransmission.
     tune_at: when tune() is due; tuned: octets that the user had read at its last call, and its time.
+    user_timeout_s: R2 in force; is_timeout_fixed: the user has set it, so the peer does not change it any
+    more; user_timeout_due: the peer is to be told ours by the next segment with room (RFC 5482).
+    is_deaf: the user reads no more, so data that arrives is answered by a reset.
+    held_by: what holds sending, as in limits.py, since held_since; busy_s, window_limited_s and
+    buffer_limited_s: sums of such times before that.
     is_logged: changes of state are logged, as was decided at the start.
     """
 
@@ -50,6 +55,8 @@ class TCB:
         "ack_due_octets",
         "ack_now",
         "before",
+        "buffer_limited_s",
+        "busy_s",
         "config",
         "delayed_at",
         "drops",
@@ -58,9 +65,13 @@ class TCB:
         "ended",
         "framer",
         "heard_at",
+        "held_by",
+        "held_since",
+        "is_deaf",
         "is_interactive",
         "is_logged",
         "is_paced",
+        "is_timeout_fixed",
         "keep_alives",
         "last_ack",
         "once",
@@ -97,6 +108,9 @@ class TCB:
         "ts_recent_at",
         "tune_at",
         "tuned",
+        "user_timeout_due",
+        "user_timeout_s",
+        "window_limited_s",
     )  # fmt: skip
 
     def __init__(self, path: Path, config: Config, iss: int, ts_offset: int) -> None:
@@ -109,7 +123,7 @@ class TCB:
         self.passive = self.once = self.peer_scales = self.syn_pending = self.syn_due = self.ack_now = (
             self.timestamps
         ) = False
-        self.reset_due = self.ecn = self.echo_due = False
+        self.is_deaf = self.reset_due = self.ecn = self.echo_due = False
         self.before: TCB | None = None
         self.out: list[Pieces] = []
         self.drops: defaultdict[SegmentDrop, int] = defaultdict(int)
@@ -125,6 +139,10 @@ class TCB:
         self.probe: tuple[int, bool] | None = None
         self.heard_at = self.sent_at = 0.0
         self.stalled_since: float | None = None
+        self.held_by, self.held_since = 0, 0.0
+        self.busy_s = self.window_limited_s = self.buffer_limited_s = 0.0
+        self.user_timeout_s = config.user_timeout_s
+        self.is_timeout_fixed = self.user_timeout_due = False
         self.timed: tuple[int, float] | None = None
         self.ack_due_octets = self.quick = 0
         self.is_interactive = False
@@ -167,6 +185,7 @@ class TCB:
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
         self.reorder_at = self.paced_at = NEVER
         self.stalled_since = None
+        self.held_by = 0
         self.syn_pending = self.syn_due = self.ack_now = False
         self.snd.queue.clear()
 

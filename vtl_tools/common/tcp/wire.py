@@ -17,6 +17,7 @@ from vtl_tools.common.packet.tcp import (
     TCP,
     TIMESTAMPS,
     URG,
+    USER_TIMEOUT,
     WINDOW_SCALE,
 )
 from vtl_tools.common.packet.view import U16
@@ -97,12 +98,13 @@ class Segment:
 
     length: octets of data. urgent: how far behind seq the urgent pointer is, where flags has URG. Options are
     None or empty where there are none; mss, window_scale and sack_permitted are read from a SYN only. tsval,
-    tsecr: its timestamps; tsval is NO_STAMPS if it has none. frame: the whole frame, borrowed as data is.
+    tsecr: its timestamps; tsval is NO_STAMPS if it has none. user_timeout: the field of that option (RFC
+    5482), else 0. frame: the whole frame, borrowed as data is.
     """
 
     __slots__ = (
         "ack", "data", "flags", "flow", "frame", "length", "mss", "sack", "sack_permitted", "seq", "tsecr",
-        "tsval", "urgent", "window", "window_scale",
+        "tsval", "urgent", "user_timeout", "window", "window_scale",
     )  # fmt: skip
 
     def __init__(
@@ -133,6 +135,7 @@ class Segment:
         self.mss: int | None = None
         self.window_scale: int | None = None
         self.sack_permitted = False
+        self.user_timeout = 0
 
     @property
     def stamps(self) -> tuple[int, int] | None:
@@ -227,6 +230,8 @@ def _read_options(segment: Segment, frame: Frame, off: int, end: int) -> None:
             segment.window_scale = frame[at + 2]
         elif kind == SACK_PERMITTED and size == 2:
             segment.sack_permitted = True
+        elif kind == USER_TIMEOUT and size == 4:
+            segment.user_timeout = frame[at + 2] << 8 | frame[at + 3]
 
 
 class Framer:
