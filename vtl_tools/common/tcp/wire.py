@@ -46,7 +46,6 @@ _SUM_DUE6: Final = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, 54, TCP.SUM)
 _OUT4: Final = struct.Struct("!10s16sHHIH12sIIHHHH")
 _OUT6: Final = struct.Struct("!10s18sHH36sIIHHHH")
 _ECT: Final = 2  # ECT(0)
-_CE: Final = 3
 _DONT_FRAGMENT: Final = 0x4000
 _IPV4_START: Final = ether.IPV4.to_bytes(2, "big") + b"\x45"  # a header of 20 octets
 
@@ -152,15 +151,6 @@ def parse(frame: Frame) -> Segment | None:
     if tsval is not None and (stamps is None or off != l4 + _STAMPED):
         _read_options(segment, frame, l4 + TCP.SIZE, off)
     return segment
-
-
-def is_marked(segment: Segment) -> bool:
-    """Tell whether the network has marked a segment as having met congestion (RFC 3168 section 5)."""
-    frame = segment.frame
-    if frame is None:
-        return False
-    net = Packet.at(frame).ip
-    return net is not None and net.ecn == _CE
 
 
 def is_intact(frame: Frame) -> bool:
