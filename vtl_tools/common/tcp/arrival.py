@@ -3,7 +3,8 @@
 from typing import Final
 
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
-from vtl_tools.common.tcp.acks import acknowledged, heed_marks
+from vtl_tools.common.tcp import ecn
+from vtl_tools.common.tcp.acks import acknowledged
 from vtl_tools.common.tcp.output import agree, reset, stamps, syn_window
 from vtl_tools.common.tcp.prediction import predicted
 from vtl_tools.common.tcp.state import (
@@ -332,7 +333,14 @@ def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
                 _content(tcb, segment, 1, now)
                 return
         elif seq == 0 and not has_ack:  # the peer's SYN again
-            if tcb.syn_pending:
+            if ecn.syn_again(tcb, segment):
+                tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
+                reset(tcb, segment)
+                if tcb.once or tcb.snd.fin is not None:
+                    tcb.end(Ended.RESET)
+                else:
+                    tcb.listen_again()
+            elif tcb.syn_pending:
                 tcb.drops[SegmentDrop.HELD] += 1
             else:
                 tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
@@ -343,6 +351,8 @@ def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
             tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
             tcb.listen_again()
             return
+    if tcb.ecn and seq == 0 and segment.flags & ACK:
+        ecn.syn_ack_again(tcb, segment)
     _challenge(tcb, SegmentDrop.UNEXPECTED_SYN, now)
 
 
@@ -359,6 +369,8 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         if snd.nxt > 1:
             tcb.stalled_since = now
             tcb.arm(now)
+        if tcb.ecn:
+            ecn.established(tcb, segment, ack)
         if ack == 1:
             return True
     if ack > snd.max or ack < snd.una - snd.max_wnd:  # RFC 5961 section 5.2
@@ -366,7 +378,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         return False
 
     if tcb.ecn:
-        heed_marks(tcb, segment)
+        ecn.heed(tcb, segment)
     una = snd.una
     window = segment.window << snd.shift
     duplicate = (

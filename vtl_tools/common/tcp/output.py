@@ -6,7 +6,6 @@ from typing import Final
 from vtl_tools.common.packet.tcp import (
     ACK,
     CWR,
-    ECE,
     FIN,
     MSS,
     NOP,
@@ -18,7 +17,8 @@ from vtl_tools.common.packet.tcp import (
     WINDOW_SCALE,
     encode_options,
 )
-from vtl_tools.common.tcp import user_timeout
+from vtl_tools.common.tcp import ecn, user_timeout
+from vtl_tools.common.tcp.accurate import ACE_SHIFT
 from vtl_tools.common.tcp.limits import judge
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import (
@@ -67,8 +67,7 @@ def agree(tcb: TCB, syn: Segment) -> None:
     config, snd, rcv = tcb.config, tcb.snd, tcb.rcv
     tcb.timestamps = config.timestamps and syn.tsval != NO_STAMPS
     snd.sack = config.sack and syn.sack_permitted
-    asked = ECE if syn.flags & ACK else ECE | CWR  # RFC 3168 section 6.1.1
-    tcb.ecn = config.ecn and syn.flags & (ECE | CWR) == asked
+    ecn.agree(tcb, syn)
     tcb.peer_scales = syn.window_scale is not None
     if config.window_scaling and syn.window_scale is not None:
         snd.shift, rcv.shift = min(syn.window_scale, 14), config.window_scale
@@ -116,13 +115,13 @@ def frame(
         room = (snd.mss - length - 4) // 8
         if room > 0:
             blocks = rcv.blocks()[: min(3 if options else 4, room)]
+    if tcb.ecn:
+        flags, options, blocks = ecn.feed_back(tcb, flags, options, blocks, length)
     if blocks:
         options += encode_options(sack=blocks)
     elif tcb.user_timeout_due and length + user_timeout.OPTION_SIZE <= snd.mss:
         options += user_timeout.option(tcb)
         tcb.user_timeout_due = False
-    if tcb.echo_due:
-        flags |= ECE
     urgent = 0
     if snd.up > position and snd.is_urgent:  # a keep-alive is before SND.UNA, and so is an old SND.UP
         flags |= URG
@@ -175,10 +174,11 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
         tcb.stalled_since = now
     tcb.retransmit_at = now + tcb.rtt.timeout_s
     flags, ack = (SYN | ACK, rcv.rcv_nxt) if answers else (SYN, 0)
-    if answers and tcb.ecn:
-        flags |= ECE
-    elif config.ecn and not answers and not snd.retransmits:  # a lost SYN may have been refused for it
-        flags |= ECE | CWR
+    if not answers:
+        flags |= ecn.offer(tcb)
+    elif tcb.ecn:
+        marks, options = ecn.answer(tcb, options)
+        flags |= marks
     window = rcv.window(0) if answers else syn_window(tcb)
     return tcb.framer.frame(snd.iss, ack, flags, window, options)
 
@@ -195,10 +195,11 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
         data = snd.queue.views(start, end)
         if end == snd.queue.tail:
             flags |= PSH  # MUST-61: the end of the written data
-    ect = tcb.ecn and data is not None and not again and snd.wnd > 0  # RFC 3168 section 6.1.5, 6.1.6
+    ect = tcb.ect and data is not None and not again and snd.wnd > 0  # RFC 3168 section 6.1.5, 6.1.6
     if ect and snd.cwr_due:
-        flags |= CWR
         snd.cwr_due = False
+        if tcb.accurate is None:
+            flags |= CWR
     snd.sent(piece, now)
     tcb.sent_at = now
     if tcb.retransmit_at == NEVER or (again and start == snd.una):
@@ -231,7 +232,10 @@ def abort(tcb: TCB, now: float) -> Pieces:
     tcb.reset_due = False
     tcb.segments_out += 1
     options = stamps(tcb, now, tcb.ts_recent)
-    return tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, RST | ACK, 0, options)
+    flags = RST | ACK
+    if tcb.accurate is not None:
+        flags |= tcb.accurate.ace(pure=False) << ACE_SHIFT
+    return tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, flags, 0, options)
 
 
 def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
@@ -265,7 +269,7 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
             frames.append((tcb.framer.renumbered(head, (snd.iss + start) & 0xFFFF_FFFF), *views))
         else:
             length, told = end - start, flags
-            pieces = frame(tcb, start, flags, now, views, length, ect=tcb.ecn)
+            pieces = frame(tcb, start, flags, now, views, length, ect=tcb.ect)
             head = pieces[0]
             frames.append(pieces)
         start = end
@@ -297,7 +301,8 @@ def transmit(tcb: TCB, now: float) -> list[Pieces]:
         return frames
     frames = list(frames)
     if state is ESTABLISHED or state in SENDS_DATA:
-        if tcb.ack_now and snd.sack and tcb.rcv.has_news:  # segments with data have no room for blocks
+        # segments with data have no room for blocks
+        if tcb.ack_now and ((snd.sack and tcb.rcv.has_news) or (tcb.ecn and ecn.is_alone(tcb))):
             frames.append(acknowledge(tcb, now))
         if snd.nxt < end or snd.recover is not None:
             _data(tcb, frames, now)
@@ -330,7 +335,7 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
         and snd.fin is None
         and snd.up <= snd.una
         and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples or snd.more or snd.records)
-        and not (snd.cwr_due and tcb.ecn)
+        and not (snd.cwr_due and tcb.ect)
     )
     if not ordinary or _stream(tcb, frames, now):
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:

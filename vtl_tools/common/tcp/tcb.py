@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from typing import Final
 
+from vtl_tools.common.tcp.accurate import AccurateECN
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.rcv import Receiver
 from vtl_tools.common.tcp.rtt import RTTEstimator
@@ -29,10 +30,11 @@ class TCB:
     syn_pending: a SYN has come, and waits for accept() or refuse(). syn_due: a SYN is to be sent, for the
     first time or again. ack_now: an acknowledgement is due. reset_due: a reset is due. before: the connection
     in TIME-WAIT from which a SYN took over, until the handshake is complete. once: a passive opening that
-    fails ends the endpoint. out: frames to send at once. ecn: both ends notify of congestion (RFC 3168);
-    echo_due: a mark is echoed until the peer answers it by CWR. ts_recent: TS.Recent. last_ack:
-    Last.ACK.sent, a position. stalled_since: time since which nothing was acknowledged although data is
-    outstanding; None if none is. timed: the position after the SYN and its sending time, for an RTT sample.
+    fails ends the endpoint. out: frames to send at once. ecn: both ends notify of congestion; accurate: in
+    the mode of RFC 9768, else that of RFC 3168. ect: new data is ECN-capable. echo_due: a mark is echoed
+    until the peer answers it by CWR. ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position.
+    stalled_since: time since which nothing was acknowledged although data is outstanding; None if none is.
+    timed: the position after the SYN and its sending time, for an RTT sample.
     retransmit_at: of the RTO, or of a tail loss probe before it (probe_is_next); rto_at: of the RTO.
     quick: acknowledgements that are not delayed. is_interactive: the user answers what it receives, so they
     are delayed.
@@ -52,6 +54,7 @@ class TCB:
     __slots__ = (
         "_challenged",
         "_challenges",
+        "accurate",
         "ack_due_octets",
         "ack_now",
         "before",
@@ -62,6 +65,7 @@ class TCB:
         "drops",
         "echo_due",
         "ecn",
+        "ect",
         "ended",
         "framer",
         "heard_at",
@@ -123,7 +127,8 @@ class TCB:
         self.passive = self.once = self.peer_scales = self.syn_pending = self.syn_due = self.ack_now = (
             self.timestamps
         ) = False
-        self.is_deaf = self.reset_due = self.ecn = self.echo_due = False
+        self.is_deaf = self.reset_due = self.ecn = self.ect = self.echo_due = False
+        self.accurate: AccurateECN | None = None
         self.before: TCB | None = None
         self.out: list[Pieces] = []
         self.drops: defaultdict[SegmentDrop, int] = defaultdict(int)
@@ -164,7 +169,8 @@ class TCB:
         """
         self._begin(self.snd.iss)
         self.syn_pending = self.syn_due = self.ack_now = self.timestamps = self.peer_scales = False
-        self.ecn = self.echo_due = False
+        self.ecn = self.ect = self.echo_due = False
+        self.accurate = None
         self.retransmit_at = self.rto_at = NEVER
         self.stalled_since = self.timed = None
         self.ts_recent = self.last_ack = 0
@@ -204,6 +210,7 @@ class TCB:
         old.rcv.forget()
         self.snd, self.rcv, self.timestamps, self.last_ack = old.snd, old.rcv, old.timestamps, old.last_ack
         self.ts_recent, self.ts_recent_at, self.ts_offset = old.ts_recent, old.ts_recent_at, old.ts_offset
+        self.ecn, self.accurate = old.ecn, old.accurate
         self.syn_pending = self.syn_due = self.ack_now = False
         self.timed = None
         self.wait(now)

@@ -54,7 +54,6 @@ _TCP: Final = 6
 _TCP_SIZE: Final = 20
 _TCP_SUM: Final = 16  # as in TCP, whose own are attributes of an interpreted class
 _ECT: Final = 2  # ECT(0)
-_CE: Final = 3
 _DONT_FRAGMENT: Final = 0x4000
 _IPV4_START: Final = ether.IPV4.to_bytes(2, "big") + b"\x45"  # a header of 20 octets
 
@@ -167,15 +166,6 @@ def parse(frame: Frame) -> Segment | None:
     if off > l4 + _TCP_SIZE and (stamp == NO_STAMPS or off != l4 + _STAMPED):
         _read_options(segment, frame, l4 + _TCP_SIZE, off)
     return segment
-
-
-def is_marked(segment: Segment) -> bool:
-    """Tell whether the network has marked a segment as having met congestion (RFC 3168 section 5)."""
-    frame = segment.frame
-    if frame is None:
-        return False
-    net = Packet.at(frame).ip
-    return net is not None and net.ecn == _CE
 
 
 def is_intact(frame: Frame) -> bool:
