@@ -24,7 +24,8 @@ class Config:
     segment is acknowledged at once. quick_acks: at most so many acknowledgements are not delayed at the
     start, and after loss or silence: the peer may be in slow start. delayed_fin_ack: a FIN's acknowledgement
     is delayed as well, for a user that is likely to close at once, too. initial_window: segments (RFC 6928).
-    congestion: the algorithm of congestion control, a name in congestion/choice.py. ecn: explicit congestion
+    congestion: the algorithm of congestion control, a name in congestion/choice.py. pacing: newreno and cubic
+    pace as well; bbr always does. ecn: explicit congestion
     notification (RFC 3168) is offered, and accepted if the peer offers it.
 
     rto_min_s: RFC 6298 (2.4) asks for one second; the default is Linux's 0.2. user_timeout_s: seconds that
@@ -54,6 +55,7 @@ class Config:
     delayed_fin_ack: bool = False
     initial_window: int = 10
     congestion: str = "newreno"
+    pacing: bool = False
     ecn: bool = False
     tail_loss_probe: bool = True
     rto_min_s: float = 0.2
