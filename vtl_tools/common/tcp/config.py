@@ -27,10 +27,8 @@ class Config:
     segment is acknowledged at once. quick_acks: at most so many acknowledgements are not delayed at the
     start, and after loss or silence: the peer may be in slow start. delayed_fin_ack: a FIN's acknowledgement
     is delayed as well, for a user that is likely to close at once, too. initial_window: segments (RFC 6928).
-    congestion: the algorithm of congestion control, a name in congestion/choice.py. ecn: explicit congestion
-    notification. "accept" (default): the accurate (RFC 9768) and the classic one (RFC 3168), if the peer
-    asks for it. "accurate": we ask, too. "classic": RFC 3168 alone, we ask, too. "off": none. True is short
-    for "classic", and False for "off".
+    pacing: bool = False
+    ecn: str | bool = "accept"
 
     rto_min_s: RFC 6298 (2.4) asks for one second; the default is Linux's 0.2. user_timeout_s: seconds that
     sent data may stay unacknowledged (R2 of RFC 9293 3.8.3); None: no limit. user_timeout_option: tell it the
@@ -59,6 +57,7 @@ class Config:
     delayed_fin_ack: bool = False
     initial_window: int = 10
     congestion: str = "newreno"
+    pacing: bool = False
     ecn: str | bool = "accept"
     tail_loss_probe: bool = True
     rto_min_s: float = 0.2

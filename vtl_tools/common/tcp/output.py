@@ -327,6 +327,8 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
     snd = tcb.snd
     if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
         snd.cc.idle(now)
+    if tcb.config.pacing:
+        snd.cc.pace(tcb.rtt.srtt_s, snd.max)
     if snd.cc.pacing_rate is not None:
         _paced(tcb, frames, now)
         return
@@ -353,8 +355,8 @@ def _paced(tcb: TCB, frames: list[Pieces], now: float) -> None:
     snd = tcb.snd
     rate = snd.cc.pacing_rate
     assert rate is not None
-    late_s = _LATE_S
-    if tcb.is_paced and tcb.rtt.srtt_s is not None:
+    late_s = _LATE_S if snd.cc.samples else snd.cc.quantum / rate / 2
+    if snd.cc.samples and tcb.is_paced and tcb.rtt.srtt_s is not None:
         late_s = max(late_s, _LATE_TRIPS * tcb.rtt.srtt_s)
     if tcb.pace_at < now - late_s:
         tcb.pace_at = now - late_s

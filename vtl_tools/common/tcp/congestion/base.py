@@ -108,6 +108,9 @@ class Congestion(ABC):
         Called in recovery, and always for a control that `samples`.
         """
 
+    def pace(self, srtt_s: float | None, sent: int) -> None:  # noqa: B027 - one that samples paces by itself
+        """Set the pacing rate, for a user who wants one (Config.pacing). sent: octets so far."""
+
     def idle(self, now: float) -> None:
         """Restart after an RTO without sending (RFC 5681 section 4.1)."""
         self.cwnd = min(self.cwnd, self.initial_octets(self.smss))
