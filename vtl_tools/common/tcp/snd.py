@@ -9,7 +9,7 @@ from typing import Final
 
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.congestion.base import Congestion
-from vtl_tools.common.tcp.congestion.choice import CONTROLS
+from vtl_tools.common.tcp.congestion.choice import new_control
 from vtl_tools.common.tcp.flight import Flight, Stamp
 from vtl_tools.common.tcp.queue import Octets, SendQueue
 from vtl_tools.common.tcp.rack import Rack
@@ -72,7 +72,7 @@ class Sender:
         self.records: list[int] = []  # ends of records: no segment holds data of two
         self.runs = Flight()
         self.rack = Rack()
-        self.cc: Congestion = CONTROLS[config.congestion](self.mss, config.initial_window)
+        self.cc: Congestion = new_control(config.congestion, self.mss, config.initial_window)
         self.fin: int | None = None
         self.sack = self.loss = self.frto = self.new_first = self.cwr_due = False
         self.recover: int | None = None

@@ -15,6 +15,8 @@ from vtl_tools.common.tcp.wire import Framer, Path, Pieces
 log = logging.getLogger(__name__)
 
 NEVER: Final = float("inf")
+_ROOT: Final = logging.getLogger()
+_DEBUG: Final = 10  # logging.DEBUG
 _MASK: Final = 0xFFFF_FFFF
 _CHALLENGES: Final = 10
 _CHALLENGES_S: Final = 5.0
@@ -55,6 +57,7 @@ class TCB:
         "_challenged",
         "_challenges",
         "accurate",
+        "_drops",
         "ack_due_octets",
         "ack_now",
         "before",
@@ -62,7 +65,6 @@ class TCB:
         "busy_s",
         "config",
         "delayed_at",
-        "drops",
         "echo_due",
         "ecn",
         "ect",
@@ -119,7 +121,7 @@ class TCB:
 
     def __init__(self, path: Path, config: Config, iss: int, ts_offset: int) -> None:
         self.path, self.config = path, config
-        self.is_logged = log.isEnabledFor(logging.DEBUG)
+        self.is_logged = _ROOT.level <= _DEBUG and log.isEnabledFor(_DEBUG)
         self.framer = Framer(path, config.ttl, config.dscp)
         self._begin(iss)
         self.state: State = CLOSED
@@ -131,7 +133,7 @@ class TCB:
         self.accurate: AccurateECN | None = None
         self.before: TCB | None = None
         self.out: list[Pieces] = []
-        self.drops: defaultdict[SegmentDrop, int] = defaultdict(int)
+        self._drops: defaultdict[SegmentDrop, int] | None = None
         self.ts_offset = ts_offset
         self.ts_recent = 0
         self.ts_recent_at = 0.0
@@ -155,6 +157,13 @@ class TCB:
         self.tuned = 0, 0.0
         self.segments_in = self.segments_out = 0
         self._challenged, self._challenges = 0.0, 0
+
+    @property
+    def drops(self) -> defaultdict[SegmentDrop, int]:
+        """How many segments were dropped, by reason; of most connections none."""
+        if self._drops is None:
+            self._drops = defaultdict(int)
+        return self._drops
 
     def _begin(self, iss: int) -> None:
         config = self.config
