@@ -56,8 +56,8 @@ class TCB:
     __slots__ = (
         "_challenged",
         "_challenges",
-        "accurate",
         "_drops",
+        "accurate",
         "ack_due_octets",
         "ack_now",
         "before",
