@@ -3,7 +3,8 @@
 from typing import Final
 
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
-from vtl_tools.common.tcp.acks import acknowledged, heed_marks
+from vtl_tools.common.tcp import ecn
+from vtl_tools.common.tcp.acks import acknowledged
 from vtl_tools.common.tcp.output import agree, reset, stamps, syn_window
 from vtl_tools.common.tcp.prediction import predicted
 from vtl_tools.common.tcp.state import (
@@ -22,6 +23,7 @@ from vtl_tools.common.tcp.state import (
     State,
 )
 from vtl_tools.common.tcp.tcb import NEVER, TCB
+from vtl_tools.common.tcp.user_timeout import heed
 from vtl_tools.common.tcp.wire import NO_STAMPS, Segment
 
 _HALF: Final = 0x8000_0000
@@ -106,6 +108,8 @@ def _begin(tcb: TCB, syn: Segment, now: float) -> None:
     tcb.rcv.start(syn.seq)
     agree(tcb, syn)
     tcb.heard_at = now
+    if syn.user_timeout:
+        heed(tcb, syn.user_timeout)
     tcb.snd.wnd = tcb.snd.max_wnd = syn.window  # never shifted in a SYN
     if tcb.timestamps and syn.tsval != NO_STAMPS:
         tcb.ts_recent, tcb.ts_recent_at = syn.tsval, now
@@ -151,6 +155,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     snd.wnd, snd.max_wnd = scaled, max(snd.max_wnd, scaled)
     snd.wl1, snd.wl2 = tcb.rcv.position(segment.seq), ack
     tcb.sent_at, tcb.before = now, None
+    tcb.user_timeout_due = tcb.config.user_timeout_option
     if tcb.rcv.has_gap:
         tcb.rcv.release()
         tcb.ack_now = True
@@ -211,6 +216,8 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
 def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     """Process what the segment carries. seq: position of the first octet of data."""
     rcv, flags = tcb.rcv, segment.flags
+    if segment.user_timeout:
+        heed(tcb, segment.user_timeout)
 
     # sixth, check the URG bit
     _urgent(tcb, segment, seq - (flags >> 1 & 1))
@@ -218,6 +225,10 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     # seventh, process the segment text
     length = segment.length
     if length and tcb.state in TAKES_DATA:
+        if tcb.is_deaf and seq + length > rcv.nxt:  # SHLD-3
+            reset(tcb, segment, stamps(tcb, now, tcb.ts_recent))
+            tcb.end(Ended.ABORTED)
+            return
         _text(tcb, segment, seq, now)
 
     # eighth, check the FIN bit
@@ -322,7 +333,14 @@ def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
                 _content(tcb, segment, 1, now)
                 return
         elif seq == 0 and not has_ack:  # the peer's SYN again
-            if tcb.syn_pending:
+            if ecn.syn_again(tcb, segment):
+                tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
+                reset(tcb, segment)
+                if tcb.once or tcb.snd.fin is not None:
+                    tcb.end(Ended.RESET)
+                else:
+                    tcb.listen_again()
+            elif tcb.syn_pending:
                 tcb.drops[SegmentDrop.HELD] += 1
             else:
                 tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
@@ -333,6 +351,8 @@ def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
             tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
             tcb.listen_again()
             return
+    if tcb.ecn and seq == 0 and segment.flags & ACK:
+        ecn.syn_ack_again(tcb, segment)
     _challenge(tcb, SegmentDrop.UNEXPECTED_SYN, now)
 
 
@@ -349,6 +369,8 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         if snd.nxt > 1:
             tcb.stalled_since = now
             tcb.arm(now)
+        if tcb.ecn:
+            ecn.established(tcb, segment, ack)
         if ack == 1:
             return True
     if ack > snd.max or ack < snd.una - snd.max_wnd:  # RFC 5961 section 5.2
@@ -356,7 +378,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         return False
 
     if tcb.ecn:
-        heed_marks(tcb, segment)
+        ecn.heed(tcb, segment)
     una = snd.una
     window = segment.window << snd.shift
     duplicate = (

@@ -6,7 +6,6 @@ from typing import Final
 from vtl_tools.common.packet.tcp import (
     ACK,
     CWR,
-    ECE,
     FIN,
     MSS,
     NOP,
@@ -18,6 +17,9 @@ from vtl_tools.common.packet.tcp import (
     WINDOW_SCALE,
     encode_options,
 )
+from vtl_tools.common.tcp import ecn, user_timeout
+from vtl_tools.common.tcp.accurate import ACE_SHIFT
+from vtl_tools.common.tcp.limits import judge
 from vtl_tools.common.tcp.snd import Piece
 from vtl_tools.common.tcp.state import (
     ESTABLISHED,
@@ -65,8 +67,7 @@ def agree(tcb: TCB, syn: Segment) -> None:
     config, snd, rcv = tcb.config, tcb.snd, tcb.rcv
     tcb.timestamps = config.timestamps and syn.tsval != NO_STAMPS
     snd.sack = config.sack and syn.sack_permitted
-    asked = ECE if syn.flags & ACK else ECE | CWR  # RFC 3168 section 6.1.1
-    tcb.ecn = config.ecn and syn.flags & (ECE | CWR) == asked
+    ecn.agree(tcb, syn)
     tcb.peer_scales = syn.window_scale is not None
     if config.window_scaling and syn.window_scale is not None:
         snd.shift, rcv.shift = min(syn.window_scale, 14), config.window_scale
@@ -114,10 +115,13 @@ def frame(
         room = (snd.mss - length - 4) // 8
         if room > 0:
             blocks = rcv.blocks()[: min(3 if options else 4, room)]
+    if tcb.ecn:
+        flags, options, blocks = ecn.feed_back(tcb, flags, options, blocks, length)
     if blocks:
         options += encode_options(sack=blocks)
-    if tcb.echo_due:
-        flags |= ECE
+    elif tcb.user_timeout_due and length + user_timeout.OPTION_SIZE <= snd.mss:
+        options += user_timeout.option(tcb)
+        tcb.user_timeout_due = False
     urgent = 0
     if snd.up > position and snd.is_urgent:  # a keep-alive is before SND.UNA, and so is an old SND.UP
         flags |= URG
@@ -164,14 +168,17 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
     else:
         tcb.timed = None
         snd.retransmits += 1
+    if config.user_timeout_option:
+        options += user_timeout.option(tcb)
     if tcb.stalled_since is None:
         tcb.stalled_since = now
     tcb.retransmit_at = now + tcb.rtt.timeout_s
     flags, ack = (SYN | ACK, rcv.rcv_nxt) if answers else (SYN, 0)
-    if answers and tcb.ecn:
-        flags |= ECE
-    elif config.ecn and not answers and not snd.retransmits:  # a lost SYN may have been refused for it
-        flags |= ECE | CWR
+    if not answers:
+        flags |= ecn.offer(tcb)
+    elif tcb.ecn:
+        marks, options = ecn.answer(tcb, options)
+        flags |= marks
     window = rcv.window(0) if answers else syn_window(tcb)
     return tcb.framer.frame(snd.iss, ack, flags, window, options)
 
@@ -188,10 +195,11 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
         data = snd.queue.views(start, end)
         if end == snd.queue.tail:
             flags |= PSH  # MUST-61: the end of the written data
-    ect = tcb.ecn and data is not None and not again and snd.wnd > 0  # RFC 3168 section 6.1.5, 6.1.6
+    ect = tcb.ect and data is not None and not again and snd.wnd > 0  # RFC 3168 section 6.1.5, 6.1.6
     if ect and snd.cwr_due:
-        flags |= CWR
         snd.cwr_due = False
+        if tcb.accurate is None:
+            flags |= CWR
     snd.sent(piece, now)
     tcb.sent_at = now
     if tcb.retransmit_at == NEVER or (again and start == snd.una):
@@ -224,7 +232,10 @@ def abort(tcb: TCB, now: float) -> Pieces:
     tcb.reset_due = False
     tcb.segments_out += 1
     options = stamps(tcb, now, tcb.ts_recent)
-    return tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, RST | ACK, 0, options)
+    flags = RST | ACK
+    if tcb.accurate is not None:
+        flags |= tcb.accurate.ace(pure=False) << ACE_SHIFT
+    return tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, flags, 0, options)
 
 
 def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
@@ -258,12 +269,12 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
             frames.append((tcb.framer.renumbered(head, (snd.iss + start) & 0xFFFF_FFFF), *views))
         else:
             length, told = end - start, flags
-            pieces = frame(tcb, start, flags, now, views, length, ect=tcb.ecn)
+            pieces = frame(tcb, start, flags, now, views, length, ect=tcb.ect)
             head = pieces[0]
             frames.append(pieces)
         start = end
     if start > first:
-        snd.runs.sent(first, start, now, None, tick_s)
+        snd.runs.sent(first, start, now, None, tick_s, mss)
         snd.nxt = start
         if start > snd.max:
             snd.max = start
@@ -291,7 +302,8 @@ def transmit(tcb: TCB, now: float) -> list[Pieces]:
     if not frames:
         frames = []  # the other list stays the connection's
     if state is ESTABLISHED or state in SENDS_DATA:
-        if tcb.ack_now and snd.sack and tcb.rcv.has_news:  # segments with data have no room for blocks
+        # segments with data have no room for blocks
+        if tcb.ack_now and ((snd.sack and tcb.rcv.has_news) or (tcb.ecn and ecn.is_alone(tcb))):
             frames.append(acknowledge(tcb, now))
         if snd.nxt < end or snd.recover is not None:
             _data(tcb, frames, now)
@@ -316,6 +328,8 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
     snd = tcb.snd
     if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
         snd.cc.idle(now)
+    if tcb.config.pacing:
+        snd.cc.pace(tcb.rtt.srtt_s, snd.max)
     if snd.cc.pacing_rate is not None:
         _paced(tcb, frames, now)
         return
@@ -324,7 +338,7 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
         and snd.fin is None
         and snd.up <= snd.una
         and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples or snd.more or snd.records)
-        and not (snd.cwr_due and tcb.ecn)
+        and not (snd.cwr_due and tcb.ect)
     )
     if not ordinary or _stream(tcb, frames, now):
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:
@@ -342,8 +356,8 @@ def _paced(tcb: TCB, frames: list[Pieces], now: float) -> None:
     snd = tcb.snd
     rate = snd.cc.pacing_rate
     assert rate is not None
-    late_s = _LATE_S
-    if tcb.is_paced and tcb.rtt.srtt_s is not None:
+    late_s = _LATE_S if snd.cc.samples else snd.cc.quantum / rate / 2
+    if snd.cc.samples and tcb.is_paced and tcb.rtt.srtt_s is not None:
         late_s = max(late_s, _LATE_TRIPS * tcb.rtt.srtt_s)
     if tcb.pace_at < now - late_s:
         tcb.pace_at = now - late_s
@@ -369,3 +383,4 @@ def _wait(tcb: TCB, now: float) -> None:
         tcb.persist_at = NEVER
     if tcb.stalled_since is None:
         tcb.stalled_since = now
+    judge(tcb, now)

@@ -6,10 +6,11 @@ usual segments the result is the same, in a third of the time.
 
 from typing import Final
 
-from vtl_tools.common.packet.tcp import ACK, CWR, ECE, FIN, RST, SYN, URG
+from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
 from vtl_tools.common.tcp.acks import advance
+from vtl_tools.common.tcp.ecn import is_unusual
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import NO_STAMPS, Segment, is_marked
+from vtl_tools.common.tcp.wire import NO_STAMPS, Segment
 
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
@@ -34,6 +35,7 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
         or not snd.wnd
         or rcv.nxt + length > rcv.edge
         or segment.sack is not None
+        or segment.user_timeout
         or snd.recover is not None
         or snd.fin is not None
         or snd.dup_acks
@@ -43,7 +45,7 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
         or rcv.fin is not None
         or rcv.early.starts
         or rcv.dsack is not None
-        or (tcb.ecn and (segment.flags & (ECE | CWR) or is_marked(segment)))
+        or (tcb.ecn and is_unusual(tcb, segment))
     ):
         return False
     if tcb.timestamps:

@@ -17,6 +17,7 @@ from vtl_tools.common.packet.tcp import (
     TCP,
     TIMESTAMPS,
     URG,
+    USER_TIMEOUT,
     WINDOW_SCALE,
 )
 from vtl_tools.common.packet.view import U16
@@ -53,9 +54,9 @@ _TCP: Final = 6
 _TCP_SIZE: Final = 20
 _TCP_SUM: Final = 16  # as in TCP, whose own are attributes of an interpreted class
 _ECT: Final = 2  # ECT(0)
-_CE: Final = 3
 _DONT_FRAGMENT: Final = 0x4000
-_IPV4_START: Final = ether.IPV4.to_bytes(2, "big") + b"\x45"  # a header of 20 octets
+_IPV4_START: Final = 0x0800_4500  # the Ethertype, and a header of 20 octets
+_ECN_AT: Final = 15  # of the head: in IPv4's second octet, and in IPv6's, four bits higher
 
 _ANY4: Final = bytes(4)
 
@@ -97,12 +98,13 @@ class Segment:
 
     length: octets of data. urgent: how far behind seq the urgent pointer is, where flags has URG. Options are
     None or empty where there are none; mss, window_scale and sack_permitted are read from a SYN only. tsval,
-    tsecr: its timestamps; tsval is NO_STAMPS if it has none. frame: the whole frame, borrowed as data is.
+    tsecr: its timestamps; tsval is NO_STAMPS if it has none. user_timeout: the field of that option (RFC
+    5482), else 0. frame: the whole frame, borrowed as data is.
     """
 
     __slots__ = (
         "ack", "data", "flags", "flow", "frame", "length", "mss", "sack", "sack_permitted", "seq", "tsecr",
-        "tsval", "urgent", "window", "window_scale",
+        "tsval", "urgent", "user_timeout", "window", "window_scale",
     )  # fmt: skip
 
     def __init__(
@@ -133,6 +135,7 @@ class Segment:
         self.mss: int | None = None
         self.window_scale: int | None = None
         self.sack_permitted = False
+        self.user_timeout = 0
 
     @property
     def stamps(self) -> tuple[int, int] | None:
@@ -164,15 +167,6 @@ def parse(frame: Frame) -> Segment | None:
     if off > l4 + _TCP_SIZE and (stamp == NO_STAMPS or off != l4 + _STAMPED):
         _read_options(segment, frame, l4 + _TCP_SIZE, off)
     return segment
-
-
-def is_marked(segment: Segment) -> bool:
-    """Tell whether the network has marked a segment as having met congestion (RFC 3168 section 5)."""
-    frame = segment.frame
-    if frame is None:
-        return False
-    net = Packet.at(frame).ip
-    return net is not None and net.ecn == _CE
 
 
 def is_intact(frame: Frame) -> bool:
@@ -227,41 +221,50 @@ def _read_options(segment: Segment, frame: Frame, off: int, end: int) -> None:
             segment.window_scale = frame[at + 2]
         elif kind == SACK_PERMITTED and size == 2:
             segment.sack_permitted = True
+        elif kind == USER_TIMEOUT and size == 4:
+            segment.user_timeout = frame[at + 2] << 8 | frame[at + 3]
 
 
 class Framer:
-    """Makes the frames of one path. Checksums are partial, for the link to complete.
-
-    expected: addresses and ports of what comes, as Segment.flow has them.
-    """
+    """Makes the frames of one path. Checksums are partial, for the link to complete."""
 
     __slots__ = (
-        "_capable", "_gso_type", "_head", "_ip_sum", "_is4", "_l4", "_pseudo", "_ttl", "_who", "expected",
-        "overhead",
+        "_capable", "_gso_type", "_head", "_ip_sum", "_is4", "_l4", "_pseudo", "_ttl", "_who", "overhead",
     )  # fmt: skip
 
     def __init__(self, path: Path, ttl: int, dscp: int) -> None:
-        self._is4 = len(path.local) == 4
-        form = _FLOW4 if self._is4 else _FLOW6
-        self._who = form.pack(path.local, path.remote, path.local_port, path.remote_port)
-        self.expected = form.pack(path.remote, path.local, path.remote_port, path.local_port)
-        addresses = ones_sum(path.local + path.remote)
+        both = path.local + path.remote
+        self._is4 = len(both) == 8
+        self._who = both + (path.local_port << 16 | path.remote_port).to_bytes(4, "big")
+        addresses = ones_sum(both)
         self._pseudo = addresses + 6
         macs = path.remote_mac + path.local_mac
+        self._capable: bytes | None = None
         if self._is4:
-            self._head = macs + _IPV4_START + bytes((dscp << 2,))
-            self._capable = macs + _IPV4_START + bytes((dscp << 2 | _ECT,))
-            self._ttl = struct.pack("!HHBB", 0, _DONT_FRAGMENT, ttl, 6)
+            self._head = macs + (_IPV4_START | dscp << 2).to_bytes(4, "big")
+            self._ttl = (_DONT_FRAGMENT << 16 | ttl << 8 | 6).to_bytes(6, "big")
             self._ip_sum = 0x4500 + (dscp << 2) + _DONT_FRAGMENT + (ttl << 8 | 6) + addresses
             self._gso_type, self._l4 = vnet.GSO_TCPV4, 34
             self.overhead = 40
         else:
-            self._head = macs + struct.pack("!HI", ether.IPV6, 0x6000_0000 | dscp << 22)
-            self._capable = macs + struct.pack("!HI", ether.IPV6, 0x6000_0000 | dscp << 22 | _ECT << 20)
-            self._ttl = bytes((6, ttl))
+            self._head = macs + (ether.IPV6 << 32 | 0x6000_0000 | dscp << 22).to_bytes(6, "big")
+            self._ttl = (6 << 8 | ttl).to_bytes(2, "big")
             self._ip_sum = 0
             self._gso_type, self._l4 = vnet.GSO_TCPV6, 54
             self.overhead = 60
+
+    @property
+    def expected(self) -> bytes:
+        """Addresses and ports of what comes, as Segment.flow has them."""
+        return quick.reverse(self._who)
+
+    def _capable_head(self) -> bytes:
+        """Return the start of a frame of a transport with ECN, which few connections need."""
+        if self._capable is None:
+            head = self._head
+            ect = head[_ECN_AT] | (_ECT if self._is4 else _ECT << 4)
+            self._capable = head[:_ECN_AT] + ect.to_bytes(1, "big") + head[_ECN_AT + 1 :]
+        return self._capable
 
     def frame(
         self,
@@ -291,7 +294,7 @@ class Framer:
         size = header + length
         control = header << 26 | flags << 16 | window
         sums = (self._pseudo + size) % 0xFFFF << 16 | urgent
-        start = self._capable if ect else self._head
+        start = self._capable_head() if ect else self._head
         head: bytes
         if self._is4:
             total = 20 + size
