@@ -225,8 +225,10 @@ class RelayFlow:
             if size:
                 self._write(bytes(buffer[:size]))
             else:
-                self.may_read, self.received_eof = False, True
-                self.endpoint.close()
+                self.may_read = False
+                if not self.received_eof:
+                    self.received_eof = True
+                    self.endpoint.close()
             budget.return_buffer(buffer)
         budget.octets_down += size
         if size < most and not self.hung_up:
