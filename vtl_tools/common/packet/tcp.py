@@ -16,6 +16,7 @@ ACK: Final = 0x10
 URG: Final = 0x20
 ECE: Final = 0x40
 CWR: Final = 0x80
+AE: Final = 0x100  # in the octet before (RFC 9768)
 
 NOP: Final = 1
 MSS: Final = 2
@@ -46,7 +47,8 @@ class TCP(View):
     ack = u32(8, summed=True)  # SEG.ACK, where flags has ACK
     offset_octet = u8(12, summed=True)
     data_offset = bits(offset_octet, 4, 4)  # header length in 32-bit words
-    flags = u8(13, summed=True)  # FIN, SYN, ... of this module
+    flags = u8(13, summed=True)  # FIN, SYN, ... of this module, without AE
+    ae = bits(offset_octet, 0, 1)  # RFC 9768
     window = u16(14, summed=True)  # SEG.WND as sent: not yet shifted by the scale
     checksum = u16(16)
     urgent = u16(18, summed=True)

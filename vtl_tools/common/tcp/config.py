@@ -1,8 +1,11 @@
 """Parameters of an endpoint. Octets and seconds, unless the name says otherwise."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from vtl_tools.common.tcp.congestion.choice import CONTROLS
+
+ECN: Final = ("off", "accept", "classic", "accurate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +27,8 @@ class Config:
     segment is acknowledged at once. quick_acks: at most so many acknowledgements are not delayed at the
     start, and after loss or silence: the peer may be in slow start. delayed_fin_ack: a FIN's acknowledgement
     is delayed as well, for a user that is likely to close at once, too. initial_window: segments (RFC 6928).
-    congestion: the algorithm of congestion control, a name in congestion/choice.py. pacing: newreno and cubic
-    pace as well; bbr always does. ecn: explicit congestion
-    notification (RFC 3168) is offered, and accepted if the peer offers it.
+    pacing: bool = False
+    ecn: str | bool = "accept"
 
     rto_min_s: RFC 6298 (2.4) asks for one second; the default is Linux's 0.2. user_timeout_s: seconds that
     sent data may stay unacknowledged (R2 of RFC 9293 3.8.3); None: no limit. user_timeout_option: tell it the
@@ -56,7 +58,7 @@ class Config:
     initial_window: int = 10
     congestion: str = "newreno"
     pacing: bool = False
-    ecn: bool = False
+    ecn: str | bool = "accept"
     tail_loss_probe: bool = True
     rto_min_s: float = 0.2
     rto_max_s: float = 60.0
@@ -86,6 +88,10 @@ class Config:
             raise ValueError("shift: must be from 0 to 14 (RFC 7323 section 2.3)")
         if self.congestion not in CONTROLS:
             raise ValueError(f"congestion: must be one of {', '.join(CONTROLS)}")
+        if isinstance(self.ecn, bool):
+            object.__setattr__(self, "ecn", "classic" if self.ecn else "off")
+        if self.ecn not in ECN:
+            raise ValueError(f"ecn: must be one of {', '.join(ECN)}")
         if self.user_timeout_s is not None and self.user_timeout_s <= 0:
             raise ValueError("user_timeout_s: must be above 0")
         if not 0 < self.user_timeout_min_s <= self.user_timeout_max_s:

@@ -137,7 +137,9 @@ class Flight:
             done += 1
         else:
             run.start = una
-        if done:
+        if done == len(runs):
+            runs.clear()
+        elif done:
             del runs[:done]
         return run
 

@@ -46,14 +46,12 @@ class Congestion(ABC):
 
     cwnd: octets that may be in flight. ssthresh: the slow start threshold, for information. smss: segment
     size. pacing_rate: octets a second; None: segments leave as soon as the window permits. quantum: octets
-    that may leave at once at that rate.
+    that may leave at once at that rate. samples: whether it needs rate samples, and sent().
     """
 
-    __slots__ = ("cwnd", "initial", "pacing_rate", "quantum", "smss", "ssthresh")
+    __slots__ = ("cwnd", "initial", "pacing_rate", "quantum", "samples", "smss", "ssthresh")
 
     name: ClassVar[str]
-    samples: ClassVar[bool] = False
-    """Whether the control needs rate samples, and sent()."""
 
     def __init__(self, smss: int, initial_window: int) -> None:
         self.smss = smss
@@ -62,6 +60,7 @@ class Congestion(ABC):
         self.ssthresh = UNLIMITED
         self.pacing_rate: float | None = None
         self.quantum = UNLIMITED
+        self.samples = False
 
     def begin(self, smss: int) -> None:
         """Use the segment size that the SYNs agreed on."""

@@ -81,10 +81,10 @@ class Bbr(Congestion):
     )  # fmt: skip
 
     name: ClassVar[str] = "bbr"
-    samples: ClassVar[bool] = True
 
     def __init__(self, smss: int, initial_window: int) -> None:
         super().__init__(smss, initial_window)
+        self.samples = True
         self.model = PathModel()
         self.phase = Phase.STARTUP
         self.filled = False  # BBR.full_bw_reached
