@@ -11,7 +11,8 @@ import pytest
 
 from lab.wait import PATIENCE_S, until
 from vtl_tools.common.errors import VTLError
-from vtl_tools.services.vnet.keeper import ServiceKeeper, parse_service
+from vtl_tools.services.vnet.keeper import ServiceKeeper
+from vtl_tools.services.vnet.service_spec import parse_service
 
 NOTES = "import sys; open(sys.argv[1], 'a').write(' '.join(sys.argv[2:]) + chr(10)); sys.stdin.close()"
 

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from statistics import median
 from typing import Final, NamedTuple
 
+from vtl_tools.common.bounded import BoundedTable
 from vtl_tools.common.packet.address import is_link_local, is_single_host
 from vtl_tools.services.vnet.adapt import BUSY_MBIT, BUSY_TICKS, PAIRS_MAX, TRIAL_S, LinkView
 from vtl_tools.services.vnet.fields import FIXED, FrameFields
@@ -74,7 +75,7 @@ class LongPaths:
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
         self._sent: dict[tuple[str, Pair], _Sent] = {}
-        self._not_before: dict[str, float] = {}
+        self._not_before: BoundedTable[str, float] = BoundedTable(PAIRS_MAX)
         self._at = 0.0
 
     def note(self, link: str, fields: FrameFields, frame: memoryview, octets: int) -> None:
@@ -121,10 +122,7 @@ class LongPaths:
 
     def put_off(self, pair: Pair, until: float) -> None:
         """Do not find a pair again before that time."""
-        self._not_before.pop(str(pair), None)
-        if len(self._not_before) >= PAIRS_MAX:
-            self._not_before.pop(next(iter(self._not_before)))
-        self._not_before[str(pair)] = until
+        self._not_before.put(str(pair), until)
 
 
 def reason(link: LinkView) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from vtl_tools.common.bounded import BoundedTable
 from vtl_tools.services.vnet.evpn.gobgp_api import EvpnRoute, OwnNetwork
 
 log = logging.getLogger(__name__)
@@ -51,11 +52,11 @@ class EvpnTable:
         self._told: dict[bytes, int] = {}
         self._dirty: dict[bytes, None] = {}
         self._changed: dict[bytes, None] = {}
-        self._moves: dict[bytes, list[float]] = {}
+        self._moves: BoundedTable[bytes, list[float]] = BoundedTable(_MOVED_MAX)
         self._epoch = 0
         self.routes = 0
         self.refused = 0
-        self.duplicates: dict[bytes, float] = {}
+        self.duplicates: BoundedTable[bytes, float] = BoundedTable(_MOVED_MAX)
 
     def join(self, asn: int) -> OwnNetwork:
         """Return our network, with the route target that FRR makes by itself if none was given.
@@ -235,17 +236,13 @@ class EvpnTable:
             return False
         times = [at for at in self._moves.pop(mac, ()) if now - at < MOVES_S]
         if len(times) >= MOVES_MAX:
-            if len(self.duplicates) >= _MOVED_MAX:
-                del self.duplicates[next(iter(self.duplicates))]
-            self.duplicates[mac] = now + MOVES_S
+            self.duplicates.put(mac, now + MOVES_S)
             log.warning(
                 "%s: is at two places and came here %d times; it is not announced for %g s",
                 mac.hex(":"), MOVES_MAX, MOVES_S,
             )  # fmt: skip
             return False
-        if len(self._moves) >= _MOVED_MAX:
-            del self._moves[next(iter(self._moves))]
-        self._moves[mac] = [*times, now]
+        self._moves.put(mac, [*times, now])
         return True
 
     def freed(self, now: float) -> list[bytes]:
