@@ -1,19 +1,29 @@
 """The process that runs services (keeping.py), as vtl-vnet sees it."""
 
+import fcntl
 import json
 import os
 import socket
+import stat
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.host.privilege import Account
 from vtl_tools.common.host.process import close_all_but
 from vtl_tools.services.vnet.keeping import MESSAGE_MAX, Keeping, places_of
 from vtl_tools.services.vnet.service_spec import ServiceSpec
+
+_PREFIX: Final = "vtl-vnet-"
+_UNLOCKED: Final = "vtl-starts-"
+"""The name of a directory that has no lock yet, so that no other start takes it for one of a dead keeper."""
+_MODE: Final = 0o711
+"""Only its owner can place a file there."""
+_LEFT: Final = (".vm", ".net", ".sock", ".run", ".flows")
+"""Names of what services leave there."""
 
 
 class ServiceKeeper:
@@ -29,17 +39,17 @@ class ServiceKeeper:
     ) -> None:
         self.on_change: Callable[[str, int, int], object] = lambda name, pid, status: None
         self.on_answer: Callable[[str, dict[str, Any]], object] = lambda name, answer: None
-        self.directory = Path(tempfile.mkdtemp(prefix="vtl-vnet-"))
-        self.directory.chmod(0o711)  # only its owner can place a file there
+        self.directory, lock = _directory()
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
         if not self._pid:
             try:
-                close_all_but(2, theirs.fileno())
+                close_all_but(2, theirs.fileno(), lock)
                 Keeping(theirs, self.directory, program, become, evpn).run()
             finally:
                 os._exit(1)
         theirs.close()
+        os.close(lock)
         self._channel.setblocking(False)
 
     def places(self, link: str) -> tuple[str, str, str]:
@@ -100,3 +110,37 @@ class ServiceKeeper:
             with suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)
             self._pid = 0
+
+
+def _directory() -> tuple[Path, int]:
+    """Make the directory of a keeper; return it, and a descriptor that holds a lock on it.
+
+    The directories of keepers that were killed are removed: those of this user that nobody holds a lock on.
+    """
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            _remove_dead(path)
+    made = Path(tempfile.mkdtemp(prefix=_UNLOCKED))
+    lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    made.chmod(_MODE)
+    return made.rename(made.with_name(made.name.replace(_UNLOCKED, _PREFIX))), lock
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove the directory of a keeper that is dead. Raises OSError: it lives, or it is none."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        state = os.fstat(fd)
+        with os.scandir(fd) as found:
+            names = [entry.name for entry in found]
+        if (state.st_uid, stat.S_IMODE(state.st_mode)) != (os.geteuid(), _MODE) or not all(
+            name.endswith(_LEFT) for name in names
+        ):
+            return
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for name in names:
+            os.unlink(name, dir_fd=fd)
+        path.rmdir()
+    finally:
+        os.close(fd)

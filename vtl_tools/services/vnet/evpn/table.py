@@ -22,6 +22,8 @@ MOVES_MAX: Final = 5
 MOVES_S: Final = 180.0
 """A MAC that moved to us so often in this time is at two places; it is left alone (RFC 7432 section 15.1)."""
 _MOVED_MAX: Final = 4096
+_WAITING_MAX: Final = 2 * OWN_MAX
+"""Own stations that gobgpd is yet to be told of: those of an earlier run, and ours."""
 _NO_MOVE: Final = -1
 
 
@@ -128,6 +130,9 @@ class EvpnTable:
             self._told.pop(mac, None)
             self._dirty[mac] = None
         elif not route.is_withdrawn and not is_wanted:
+            if len(self._dirty) >= _WAITING_MAX:  # no earlier run had so many: they are forged
+                self.refused += 1
+                return
             self._told[mac] = route.sequence
             self._dirty[mac] = None
 
@@ -227,7 +232,10 @@ class EvpnTable:
     def disown(self, mac: bytes) -> None:
         """Withdraw a station that is gone."""
         if self._own.pop(mac, None) is not None:
-            self._dirty[mac] = None
+            if mac in self._told:
+                self._dirty[mac] = None
+            else:
+                self._dirty.pop(mac, None)  # gobgpd never heard of it
             if mac in self._macs:
                 self._note(mac)
 
