@@ -164,6 +164,10 @@ class Receiver:
         """Discard so many octets."""
         queue, done = self.queue, 0
         self.readable -= octets
+        if not self.readable:  # all of it, as nearly always
+            queue.clear()
+            self._tail, self._used = None, 0
+            return
         while octets:
             piece = queue[done]
             if piece is self._tail:
