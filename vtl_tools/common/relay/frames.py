@@ -4,7 +4,6 @@ import struct
 from collections.abc import Iterable
 from typing import Final
 
-from vtl_tools.common.packet import quick
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import Packet
@@ -71,5 +70,7 @@ def syn_alone(frame: memoryview) -> bytes:
 def path_back(flow: bytes, frame: memoryview) -> Path:
     """Return the path to the sender of a frame of a flow."""
     local_mac, remote_mac = _MACS.unpack_from(frame, VNET)
-    remote, local, remote_port, local_port = quick.split(flow)
+    at = len(flow) - 4
+    remote, local = flow[: at // 2], flow[at // 2 : at]
+    remote_port, local_port = flow[at] << 8 | flow[at + 1], flow[at + 2] << 8 | flow[at + 3]
     return _new(Path, (local_mac, remote_mac, local, remote, local_port, remote_port))

@@ -240,7 +240,9 @@ class Framer:
         both = path.local + path.remote
         self._is4 = len(both) == 8
         self._who = both + (path.local_port << 16 | path.remote_port).to_bytes(4, "big")
-        addresses = ones_sum(both)
+        addresses = 0  # their sum, as ones_sum() adds more octets
+        for at in range(0, len(both), 2):
+            addresses += both[at] << 8 | both[at + 1]
         self._pseudo = addresses + 6
         macs = path.remote_mac + path.local_mac
         self._capable: bytes | None = None
