@@ -108,8 +108,6 @@ def _begin(tcb: TCB, syn: Segment, now: float) -> None:
     tcb.rcv.start(syn.seq)
     agree(tcb, syn)
     tcb.heard_at = now
-    if syn.user_timeout:
-        heed(tcb, syn.user_timeout)
     tcb.snd.wnd = tcb.snd.max_wnd = syn.window  # never shifted in a SYN
     if tcb.timestamps and syn.tsval != NO_STAMPS:
         tcb.ts_recent, tcb.ts_recent_at = syn.tsval, now

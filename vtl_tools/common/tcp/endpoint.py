@@ -292,7 +292,8 @@ class Endpoint(TCB):
         both: it is not going to be read. A reset then tells the peer that data is lost: at once, if some was
         received and not read, or when more arrives (3.6.1, as close(2) does).
 
-        Another call has no effect, once it has ended or while the peer may still send; else it fails.
+        Another call has no effect, once it has ended or while the peer may still send; else it fails, unless
+        `both`.
         Before the peer's SYN has come, it ends the connection, and discards written data (3.10.4).
         """
         snd = self.snd
@@ -301,7 +302,7 @@ class Endpoint(TCB):
             return
         self.is_deaf |= both
         if snd.fin is not None or self.state is CLOSED:
-            if self.ended is None and self.state in _CLOSED_TWICE:
+            if self.ended is None and self.state in _CLOSED_TWICE and not (both and snd.fin is not None):
                 raise self._refusal()
             return
         if self.state in _BEFORE_SYN:

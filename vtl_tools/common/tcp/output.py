@@ -68,6 +68,8 @@ def agree(tcb: TCB, syn: Segment) -> None:
     tcb.timestamps = config.timestamps and syn.tsval != NO_STAMPS
     snd.sack = config.sack and syn.sack_permitted
     ecn.agree(tcb, syn)
+    if syn.user_timeout:
+        user_timeout.heed(tcb, syn.user_timeout)
     tcb.peer_scales = syn.window_scale is not None
     if config.window_scaling and syn.window_scale is not None:
         snd.shift, rcv.shift = min(syn.window_scale, 14), config.window_scale
