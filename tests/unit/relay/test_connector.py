@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,28 @@ def test_a_tcp_call_stands(server, poller):
         stream.send(b"hello")
         far.settimeout(DEADLINE_S)
         assert far.recv(10) == b"hello"
+
+
+def congestion(stream):
+    return stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+
+
+def test_a_tcp_call_within_the_host_is_not_paced_once_its_end_is_known(poller):
+    has_bbr = b"bbr" in Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_bytes().split()
+    with socket.create_server(("127.0.0.77", 0)) as server:  # an address that no other test calls
+        first = TCPConnector(server.getsockname())
+        usual = congestion(first.stream)
+        if has_bbr:
+            first.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr")
+        assert outcome_of(first, poller) == b""
+        paced = congestion(first.stream) == b"bbr"
+        second = TCPConnector(server.getsockname())
+        assert congestion(second.stream) == (b"reno" if paced else usual)
+        assert outcome_of(second, poller) == b""
+        elsewhere = TCPConnector(("192.0.2.1", 80))
+        assert congestion(elsewhere.stream) == usual
+        for call in first, second, elsewhere:
+            call.stream.close()
 
 
 def test_a_refused_tcp_call_is_refused(server, poller):

@@ -13,6 +13,7 @@ from vtl_tools.common.device import bpf, mmsg
 from vtl_tools.common.device.background import BackgroundSender
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import FRAME_MAX, SLOTS, Batch, PackedBatch, Pieces
+from vtl_tools.common.device.gathered import GatheredSender
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.host import interface, privilege
 from vtl_tools.common.packet import vnet
@@ -67,6 +68,7 @@ class PacketDevice(Device):
             self.capabilities = frozenset({privilege.NET_RAW})
         self._batch = Batch()
         self._packed, self._sender = PackedBatch(), BackgroundSender()
+        self._gathered = GatheredSender()
         self._index = 0
         self._sock: socket.socket | None = None
         self._fd = -1
@@ -271,7 +273,14 @@ class PacketDevice(Device):
                 self.write(self._packed.pack(whole[i : i + SLOTS])) for i in range(0, len(whole), SLOTS)
             )
         sock, sent, octets = self._sock, 0, 0
-        for pieces in frames:
+        together = self._gathered.send(self._fd, frames) if 1 < len(frames) <= SLOTS and self.up else []
+        for result in together:
+            if result > 0:
+                octets += result - vnet.VNET
+                sent += 1
+            else:
+                self.drops[self._why(-result)[0]] += 1
+        for pieces in frames[len(together) :] if together else frames:
             if sock is None or not self.up:
                 self.drops[Drop.LINK_DOWN] += 1
                 continue
@@ -339,6 +348,7 @@ class PacketDevice(Device):
     def close(self) -> None:
         """Close the link. The interface leaves promiscuous mode. Idempotent."""
         self._finish()
+        self._gathered.close()
         if self._sock is not None:
             self._sock.close()
             self._sock = None
