@@ -8,9 +8,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from carry import Scene
 
 from vtl_tools.common.packet import address
-from vtl_tools.common.relay.connector import SocksConnector, TCPConnector
+from vtl_tools.common.relay.connector import SocksConnector, TCPConnector, note_bulk
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.socks import Credentials, Reason
 
@@ -78,26 +79,51 @@ def test_a_tcp_call_stands(server, poller):
         assert far.recv(10) == b"hello"
 
 
+def test_writes_leave_at_once_from_the_second_on(server):
+    """Many a short connection makes one, which leaves at once anyway."""
+    scene = Scene()
+    call = call_to(server)
+    scene.calls.append(call)
+    guest = scene.guest()
+    guest.syn()
+    scene.made.clear()  # the scene tells of scripted streams, and the poller of this
+    end = time.monotonic() + DEADLINE_S
+    while not scene.said:
+        assert time.monotonic() < end, "not in time"
+        select.select([scene.relay], [], [], 0.1)
+        scene.turn()
+    guest.expect("S.")
+    guest.inject(".", 1, b"a", ack=1)
+    assert not call.stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    guest.inject(".", 2, b"b", ack=1)
+    assert call.stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    far, _ = server.accept()
+    with far:
+        far.settimeout(DEADLINE_S)
+        assert far.recv(2, socket.MSG_WAITALL) == b"ab"
+    scene.relay.close()
+
+
 def congestion(stream):
     return stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
 
 
-def test_a_tcp_call_within_the_host_is_not_paced_once_its_end_is_known(poller):
+@pytest.mark.parametrize("octets", [1000, 100 << 20], ids=["few", "bulk"])
+def test_bulk_data_is_not_paced_by_bbr_to_an_end_within_the_host(server, poller, octets):
     has_bbr = b"bbr" in Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_bytes().split()
-    with socket.create_server(("127.0.0.77", 0)) as server:  # an address that no other test calls
-        first = TCPConnector(server.getsockname())
-        usual = congestion(first.stream)
-        if has_bbr:
-            first.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr")
-        assert outcome_of(first, poller) == b""
-        paced = congestion(first.stream) == b"bbr"
-        second = TCPConnector(server.getsockname())
-        assert congestion(second.stream) == (b"reno" if paced else usual)
-        assert outcome_of(second, poller) == b""
-        elsewhere = TCPConnector(("192.0.2.1", 80))
-        assert congestion(elsewhere.stream) == usual
-        for call in first, second, elsewhere:
-            call.stream.close()
+    first = call_to(server)
+    usual = congestion(first.stream)
+    if has_bbr:
+        first.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr")
+    assert outcome_of(first, poller) == b""
+    paced = congestion(first.stream) == b"bbr"
+    note_bulk(first.stream, octets)
+    second, elsewhere = call_to(server), TCPConnector(("192.0.2.1", 80))
+    assert congestion(second.stream) == (b"reno" if paced and octets > 1000 else usual)
+    assert outcome_of(second, poller) == b""
+    assert congestion(elsewhere.stream) == usual
+    for call in first, second, elsewhere:
+        call.stream.close()
 
 
 def test_a_refused_tcp_call_is_refused(server, poller):

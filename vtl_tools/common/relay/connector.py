@@ -36,10 +36,14 @@ HUNG_UP: Final = select.EPOLLRDHUP | FAILED
 
 _STREAM: Final[int] = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 _TCP: Final[int] = socket.IPPROTO_TCP
+_Socket: Final = socket.SocketType
+"""The type beneath socket.socket, which is made and closed without Python code."""
 _NO_DELAY: Final[int] = socket.TCP_NODELAY
+_IN_PROGRESS: Final[int] = errno.EINPROGRESS
 _CONGESTION: Final[int] = socket.TCP_CONGESTION
 _RENO: Final = b"reno"  # which each kernel has, for everybody
-_HOSTS_MAX: Final = 1024
+_BULK: Final = 4 << 20
+_UNPACED_MAX: Final = 1024
 
 _STARTED: Final = (0, errno.EINPROGRESS)
 _REASONS: Final = {
@@ -113,10 +117,14 @@ class Connector(Protocol):
 
 
 class TCPConnector:
-    """Opens a TCP connection to the address that the guest connects to."""
+    """Opens a TCP connection to the address that the guest connects to. The flow calls send_at_once()."""
+
+    __slots__ = ("_address", "_started", "stream")
 
     def __init__(self, address: tuple[object, ...], family: int = socket.AF_INET) -> None:
-        self.stream = _tcp(family, address[0])
+        self.stream = _Socket(family, _STREAM)
+        if _unpaced:
+            _prepare(self.stream, address)
         self._address = address
         self._started = False
 
@@ -124,15 +132,13 @@ class TCPConnector:
         """Connect, then report the result."""
         if not self._started:
             self._started = True
-            code = self.stream.connect_ex(self._address)
-            return None if code in _STARTED else _REASONS.get(code, Reason.HOST_UNREACHABLE)
+            code: int = self.stream.connect_ex(self._address)
+            if code == _IN_PROGRESS or not code:
+                return None
+            return _REASONS.get(code, Reason.HOST_UNREACHABLE)
         if events & FAILED and (code := self.stream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
             return _REASONS.get(code, Reason.HOST_UNREACHABLE)
-        if not events & WRITABLE:
-            return None
-        if self._address[0] not in _unpaced:
-            _learn(self.stream, self._address[0])
-        return b""
+        return b"" if events & WRITABLE else None
 
 
 class SocksConnector:
@@ -159,18 +165,16 @@ class SocksConnector:
         if isinstance(proxy, str | UnixTarget):
             self.stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         else:
-            self.stream = _tcp(socket.AF_INET6 if ":" in proxy[0] else socket.AF_INET, proxy[0])
+            self.stream = _tcp(socket.AF_INET6 if ":" in proxy[0] else socket.AF_INET)
+            if _unpaced:
+                _prepare(self.stream, proxy)
 
     def step(self, events: int) -> bytes | Reason | None:
         """Connect to the proxy, send the request, and read its answer."""
         answer = self.answer()
         if isinstance(answer, Failed):
             return answer.reason
-        if answer is None:
-            return None
-        if isinstance(self._proxy, tuple) and self._proxy[0] not in _unpaced:
-            _learn(self.stream, self._proxy[0])
-        return self._client.rest
+        return None if answer is None else self._client.rest
 
     def answer(self) -> Connected | Resolved | Failed | None:
         """Go on; return the proxy's answer once it is complete."""
@@ -203,31 +207,44 @@ class SocksConnector:
         return None
 
 
+def send_at_once(stream: Stream) -> None:
+    """Have no small write wait for the acknowledgement of an earlier one."""
+    with suppress(OSError, AttributeError):  # a broken one, or no socket
+        stream.setsockopt(_TCP, _NO_DELAY, 1)  # type: ignore[attr-defined]
+
+
 _unpaced: Final[dict[object, bool]] = {}
-"""Addresses that streams led to, and whether later streams to them are not to be paced."""
+"""Addresses and ports that bulk data went to, and whether streams to them are not to be paced."""
 
 
-def _learn(stream: socket.SocketType, host: object) -> None:
-    """Note by an open stream whether those to its host are paced for nothing.
+def note_bulk(stream: Stream, octets: int) -> None:
+    """Note by an open stream, and the octets that went to it, whether those to its end are paced for nothing.
 
     Within this host, where both addresses of a stream are the same, there is no bottleneck that BBR could
-    model, and its pacing costs a timer for each super-segment: a fifth of what the relay takes.
+    model, and its pacing costs a timer for each super-segment: a fifth of what the relay takes. A stream that
+    has begun with BBR stays paced, and for a short one another congestion control would not pay.
     """
-    if len(_unpaced) >= _HOSTS_MAX:
-        _unpaced.clear()
-    with suppress(OSError):  # it is broken already
+    if octets < _BULK or not isinstance(stream, _Socket):
+        return
+    with suppress(OSError):  # it is broken, or no TCP
+        host, port = stream.getpeername()[:2]
+        if (host, port) in _unpaced:
+            return
+        if len(_unpaced) >= _UNPACED_MAX:
+            _unpaced.clear()
         is_paced = stream.getsockopt(_TCP, _CONGESTION, 16).startswith(b"bbr")
         own: str = stream.getsockname()[0]
-        _unpaced[host] = is_paced and (own == host or own.startswith("127."))
+        _unpaced[host, port] = is_paced and (own == host or own.startswith("127."))
 
 
-def _tcp(family: int, host: object) -> socket.SocketType:
-    """Return a socket of the type beneath socket.socket, which is made and closed without Python code.
-
-    host: the address that it is for.
-    """
-    sock = socket.SocketType(family, _STREAM)
-    sock.setsockopt(_TCP, _NO_DELAY, 1)
-    if _unpaced.get(host):
+def _prepare(sock: socket.SocketType, address: tuple[object, ...]) -> None:
+    """Have a stream not be paced, if one to the same address has shown that this is in vain."""
+    if _unpaced.get(address[:2]):
         sock.setsockopt(_TCP, _CONGESTION, _RENO)
+
+
+def _tcp(family: int) -> socket.SocketType:
+    """Return a socket for TCP whose small writes leave at once."""
+    sock = _Socket(family, _STREAM)
+    sock.setsockopt(_TCP, _NO_DELAY, 1)
     return sock

@@ -20,7 +20,7 @@ from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayBudget, RelayLimits
-from vtl_tools.common.relay.connector import Connector
+from vtl_tools.common.relay.connector import Connector, note_bulk
 from vtl_tools.common.relay.flow import FlowOutcome, RelayFlow
 from vtl_tools.common.relay.frame_queue import FrameQueue
 from vtl_tools.common.relay.frames import is_broken, newest_acks, path_back, syn_alone
@@ -95,6 +95,7 @@ class Relay(Stage):
         self._early_ack = early_ack
         self._on_non_tcp = on_non_tcp or self._drop_non_tcp
         self.poller = poller or Poller()
+        self._take_event = self._on_event  # bound once, and not for each flow
         self.sources = [self]
         self.flows: dict[bytes, RelayFlow] = {}
         self.budget = RelayBudget(limits)
@@ -214,7 +215,7 @@ class Relay(Stage):
         self.flows[segment.flow] = flow
         budget.half_open += 1
         try:
-            self.poller.add(flow.stream, flow, self._on_event)
+            self.poller.add(flow.stream, flow, self._take_event)
         except OSError:  # the kernel's limit for epoll registrations
             self.drop_frame(memoryview(syn), "no-descriptor", now)
             self._remove(flow, now)
@@ -273,7 +274,7 @@ class Relay(Stage):
         elif outcome is FlowOutcome.ABORTED:
             self._outbox.transmit(flow.endpoint, now)
             self._remove(flow, now)
-        elif isinstance(outcome, Reason):
+        elif type(outcome) is Reason:
             if flow.endpoint.asked:
                 self._refuse(flow.syn, outcome, now)
             else:  # its SYN was answered early
@@ -340,6 +341,7 @@ class Relay(Stage):
             budget.buffered += flow.recount()
             if now >= endpoint.tune_at:
                 tune(endpoint, now, may_grow=not budget.is_full)
+                note_bulk(flow.stream, endpoint.rcv.received)
             if endpoint.ended is not None and flow.is_over:
                 self._remove(flow, now)
             elif endpoint.paced_at < now + SOON_S and endpoint.paced_at < flow.armed_at:
