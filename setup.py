@@ -21,7 +21,7 @@ FILES = {"bash": "{}", "zsh": "_{}", "fish": "{}.fish"}
 """The name of an executable's file, as each shell finds it."""
 
 HOT = (
-    "common/device/batch.py", "common/device/packet_io.py",
+    "common/device/batch.py", "common/device/gathered.py", "common/device/packet_io.py",
     "common/model/tcp_arrival.py", "common/model/tcp_end.py",
     "common/packet/address.py", "common/packet/checksum.py", "common/packet/offload.py",
     "common/packet/options.py", "common/packet/quick.py", "common/packet/seq.py",

@@ -163,6 +163,29 @@ def test_frames_that_leave_in_the_background_stay_in_order_and_are_counted(lab):
         assert ours.status()["drops"] == {"refused": 1, "link-down": 10}
 
 
+def test_frames_in_pieces_leave_together_and_in_order_and_are_counted(lab):
+    def pieces(n):
+        view = memoryview(bytearray(plain(n)))
+        return bytes(view[:24]), view[24:40], view[40:]
+
+    left, right = (lab.host(name, ipv6=False) for name in ("left", "right"))
+    lab.veth(left, "eth0", right, "eth0")
+    bad = b"\x01\x01\0\0\xe8\x03\xff\xff\xff\xff" + plain(1)[10:]
+    with opened(left, PacketDevice("eth0")) as ours, opened(right, PacketDevice("eth0")) as theirs:
+        assert ours.write_pieces([pieces(n) for n in range(20)]) == 20
+        few = [pieces(20), (bad,), pieces(21), (plain(22)[:30], plain(22)[30:])]
+        assert ours.write_pieces(few) == 3
+        assert read_all(theirs, 23) == [ether(n) for n in range(23)]
+        counted = ours.status()
+        assert (counted["tx_frames"], counted["tx_octets"]) == (23, 23 * 60)
+        assert counted["drops"] == {"refused": 1}
+        assert ours.write_pieces([pieces(23), (bad,), pieces(24)]) == 2
+        assert read_all(theirs, 2) == [ether(23), ether(24)]
+        left.run("ip", "link", "set", "eth0", "down")
+        assert ours.write_pieces([pieces(25)] * 10) == 0
+        assert ours.status()["drops"] == {"refused": 2, "link-down": 10}
+
+
 def test_a_tap_that_is_deleted_is_made_anew(lab):
     host = lab.host("host")
     with opened(host, TapDevice("vtl0")) as tap:

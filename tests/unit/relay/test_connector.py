@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from carry import Scene
@@ -78,10 +79,8 @@ def test_a_tcp_call_stands(server, poller):
         assert far.recv(10) == b"hello"
 
 
-def test_writes_leave_at_once_from_the_second_on(server):
-    """Many a short connection makes one, which leaves at once anyway."""
-    scene = Scene()
-    call = call_to(server)
+def opened(scene, call):
+    """Open a flow of the scene by a real call; return its guest."""
     scene.calls.append(call)
     guest = scene.guest()
     guest.syn()
@@ -92,6 +91,14 @@ def test_writes_leave_at_once_from_the_second_on(server):
         select.select([scene.relay], [], [], 0.1)
         scene.turn()
     guest.expect("S.")
+    return guest
+
+
+def test_writes_leave_at_once_from_the_second_on(server):
+    """Many a short connection makes one, which leaves at once anyway."""
+    scene = Scene()
+    call = call_to(server)
+    guest = opened(scene, call)
     guest.inject(".", 1, b"a", ack=1)
     assert not call.stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     guest.inject(".", 2, b"b", ack=1)
@@ -100,6 +107,30 @@ def test_writes_leave_at_once_from_the_second_on(server):
     with far:
         far.settimeout(DEADLINE_S)
         assert far.recv(2, socket.MSG_WAITALL) == b"ab"
+    scene.relay.close()
+
+
+def congestion(stream):
+    return stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+
+
+@pytest.mark.parametrize("octets", [1000, 100 << 20], ids=["few", "bulk"])
+def test_bulk_data_is_not_paced_by_bbr_to_an_end_within_the_host(server, octets):
+    has_bbr = b"bbr" in Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_bytes().split()
+    scene, first = Scene(), call_to(server)
+    usual = congestion(first.stream)
+    if has_bbr:
+        first.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr")
+    paced = congestion(first.stream) == b"bbr"
+    guest = opened(scene, first)
+    guest.flow.endpoint.rcv.received += octets
+    scene.now += 1
+    guest.inject(".", 1, b"a", ack=1)
+    later, elsewhere = call_to(server), TCPConnector(("192.0.2.1", 80))
+    assert congestion(later.stream) == (b"reno" if paced and octets > 1000 else usual)
+    assert congestion(elsewhere.stream) == usual
+    later.stream.close()
+    elsewhere.stream.close()
     scene.relay.close()
 
 

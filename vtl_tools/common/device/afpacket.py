@@ -13,6 +13,7 @@ from vtl_tools.common.device import bpf, mmsg
 from vtl_tools.common.device.background import BackgroundSender
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import SLOTS, Batch, PackedBatch, Pieces
+from vtl_tools.common.device.gathered import GatheredSender
 from vtl_tools.common.device.packet_io import PacketReceiver, send_each
 from vtl_tools.common.errors import DeviceError, PermissionNeededError
 from vtl_tools.common.host import interface, privilege
@@ -63,6 +64,7 @@ class PacketDevice(Device):
             self.capabilities = frozenset({privilege.NET_RAW})
         self._receiver = PacketReceiver()
         self._packed, self._sender = PackedBatch(), BackgroundSender()
+        self._gathered = GatheredSender()
         self._index = 0
         self._sock: socket.socket | None = None
         self._fd = -1
@@ -231,7 +233,21 @@ class PacketDevice(Device):
         if self._sock is None or not self.up:
             self.drops[Drop.LINK_DOWN] += count
             return 0
-        sent, octets = send_each(self._sock, frames, self._refuse)
+        sent = octets = 0
+        if 1 < count <= SLOTS:
+            together = self._gathered.send(self._fd, frames)
+            for result in together:
+                if result > 0:
+                    octets += result - vnet.VNET
+                    sent += 1
+                else:
+                    self._refuse(-result)
+            if together:
+                frames = frames[len(together) :]
+        if frames:
+            more, more_octets = send_each(self._sock, frames, self._refuse)
+            sent += more
+            octets += more_octets
         self.tx_frames += sent
         self.tx_octets += octets
         return sent
@@ -292,6 +308,7 @@ class PacketDevice(Device):
     def close(self) -> None:
         """Close the link. The interface leaves promiscuous mode. Idempotent."""
         self._finish()
+        self._gathered.close()
         if self._sock is not None:
             self._sock.close()
             self._sock = None

@@ -40,6 +40,10 @@ _Socket: Final = socket.SocketType
 """The type beneath socket.socket, which is made and closed without Python code."""
 _NO_DELAY: Final[int] = socket.TCP_NODELAY
 _IN_PROGRESS: Final[int] = errno.EINPROGRESS
+_CONGESTION: Final[int] = socket.TCP_CONGESTION
+_RENO: Final = b"reno"  # which each kernel has, for everybody
+_BULK: Final = 4 << 20
+_UNPACED_MAX: Final = 1024
 
 _STARTED: Final = (0, errno.EINPROGRESS)
 _REASONS: Final = {
@@ -119,6 +123,8 @@ class TCPConnector:
 
     def __init__(self, address: tuple[object, ...], family: int = socket.AF_INET) -> None:
         self.stream = _Socket(family, _STREAM)
+        if _unpaced:
+            _prepare(self.stream, address)
         self._address = address
         self._started = False
 
@@ -160,6 +166,8 @@ class SocksConnector:
             self.stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         else:
             self.stream = _tcp(socket.AF_INET6 if ":" in proxy[0] else socket.AF_INET)
+            if _unpaced:
+                _prepare(self.stream, proxy)
 
     def step(self, events: int) -> bytes | Reason | None:
         """Connect to the proxy, send the request, and read its answer."""
@@ -203,6 +211,36 @@ def send_at_once(stream: Stream) -> None:
     """Have no small write wait for the acknowledgement of an earlier one."""
     with suppress(OSError, AttributeError):  # a broken one, or no socket
         stream.setsockopt(_TCP, _NO_DELAY, 1)  # type: ignore[attr-defined]
+
+
+_unpaced: Final[dict[object, bool]] = {}
+"""Addresses and ports that bulk data went to, and whether streams to them are not to be paced."""
+
+
+def note_bulk(stream: Stream, octets: int) -> None:
+    """Note by an open stream, and the octets that went to it, whether those to its end are paced for nothing.
+
+    Within this host, where both addresses of a stream are the same, there is no bottleneck that BBR could
+    model, and its pacing costs a timer for each super-segment: a fifth of what the relay takes. A stream that
+    has begun with BBR stays paced, and for a short one another congestion control would not pay.
+    """
+    if octets < _BULK or not isinstance(stream, _Socket):
+        return
+    with suppress(OSError):  # it is broken, or no TCP
+        host, port = stream.getpeername()[:2]
+        if (host, port) in _unpaced:
+            return
+        if len(_unpaced) >= _UNPACED_MAX:
+            _unpaced.clear()
+        is_paced = stream.getsockopt(_TCP, _CONGESTION, 16).startswith(b"bbr")
+        own: str = stream.getsockname()[0]
+        _unpaced[host, port] = is_paced and (own == host or own.startswith("127."))
+
+
+def _prepare(sock: socket.SocketType, address: tuple[object, ...]) -> None:
+    """Have a stream not be paced, if one to the same address has shown that this is in vain."""
+    if _unpaced.get(address[:2]):
+        sock.setsockopt(_TCP, _CONGESTION, _RENO)
 
 
 def _tcp(family: int) -> socket.SocketType:

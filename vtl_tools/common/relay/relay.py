@@ -20,7 +20,7 @@ from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayBudget, RelayLimits
-from vtl_tools.common.relay.connector import Connector
+from vtl_tools.common.relay.connector import Connector, note_bulk
 from vtl_tools.common.relay.flow import FlowOutcome, RelayFlow
 from vtl_tools.common.relay.frame_queue import FrameQueue
 from vtl_tools.common.relay.frames import is_broken, newest_acks, path_back, syn_alone
@@ -341,6 +341,7 @@ class Relay(Stage):
             budget.buffered += flow.recount()
             if now >= endpoint.tune_at:
                 tune(endpoint, now, may_grow=not budget.is_full)
+                note_bulk(flow.stream, endpoint.rcv.received)
             if endpoint.ended is not None and flow.is_over:
                 self._remove(flow, now)
             elif endpoint.paced_at < now + SOON_S and endpoint.paced_at < flow.armed_at:
