@@ -25,6 +25,8 @@ class Config:
     segment is acknowledged at once. quick_acks: at most so many acknowledgements are not delayed at the
     start, and after loss or silence: the peer may be in slow start. delayed_fin_ack: a FIN's acknowledgement
     is delayed as well, for a user that is likely to close at once, too. initial_window: segments (RFC 6928).
+    fast_open: data may be in the SYN (RFC 7413), if the endpoint is given cookies. Not by default: such data
+    may arrive twice, and only the user knows whether that does harm.
     congestion: the algorithm of congestion control, a name in congestion/choice.py. ecn: explicit congestion
     notification. "accept" (default): the accurate (RFC 9768) and the classic one (RFC 3168), if the peer
     asks for it. "accurate": we ask, too. "classic": RFC 3168 alone, we ask, too. "off": none. True is short
@@ -54,6 +56,7 @@ class Config:
     quick_acks: int = 16
     delayed_fin_ack: bool = False
     initial_window: int = 10
+    fast_open: bool = False
     congestion: str = "newreno"
     ecn: str | bool = "accept"
     tail_loss_probe: bool = True
