@@ -337,9 +337,9 @@ def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
             tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
             tcb.listen_again()
             return
-    if tcb.ecn and seq == 0 and segment.flags & ACK:
-        ecn.syn_ack_again(tcb, segment)
     _challenge(tcb, SegmentDrop.UNEXPECTED_SYN, now)
+    if tcb.ecn and tcb.ack_now and seq == 0 and segment.flags & ACK:
+        ecn.syn_ack_again(tcb, segment)
 
 
 def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:

@@ -52,7 +52,7 @@ def asked(tcb: TCB, syn: Segment, now: float) -> None:
     if not jar.knows(tcb.path, cookie):
         tcb.grant = jar.cookie(tcb.path)
         return
-    tcb.is_early = jar.admit(now)
+    tcb.is_early = tcb.before is None and jar.admit(now)
     if cookie != jar.cookie(tcb.path):
         tcb.grant = jar.cookie(tcb.path)
 
