@@ -3,7 +3,9 @@
     config sack=True mss=1000           first, if at all: fields of Config that differ from talk.PLAIN
     +0 listen                           calls: connect listen accept refuse close abort, read N, write N
     +0 write 10 urgent                  also: more, eor
-    +.1 < S 0:0(0) win 5000 <mss 1000>  the peer says; options are mss, sackOK, wscale, TS val ecr, sack
+    +0 close both                       in both directions
+    +0 configure user_timeout_s=3.0     fields of Config
+    +.1 < S 0:0(0) win 5000 <mss 1000>  the peer says; options are mss, sackOK, wscale, TS val ecr, sack, uto
     +0 > S. 0:0(0) ack 1                the endpoint must say; P is looked at only where it is written
     +0 < U. 1:2(1) ack 1 win 9 urg 1    and the urgent pointer
     +0 < [ce] EA. 1:9(8) <ECN e0b 9>    ECN: noecn, ect0, ect1 or ce in the IP header, which is looked at only
@@ -26,6 +28,7 @@ from talk import IRS, ISS, LETTERS, PLAIN, Talk
 from vtl_tools.common.packet import tcp
 
 TOLERANCE_S = 0.004
+TIMES = "busy_s", "window_limited_s", "buffer_limited_s"
 CODEPOINTS = {"noecn": 0, "ect1": 1, "ect0": 2, "ce": 3}
 SEGMENT = re.compile(
     r"(?:\[(\w+)\] )?([FSRPUEWA.]+) (\d+):(\d+)\((\d+)\)"
@@ -39,6 +42,8 @@ def options(text, base, valid):
         name, *words = option.split()
         if name == "mss":
             found["mss"] = int(words[0])
+        elif name == "uto":  # seconds, or minutes
+            found["user_timeout"] = int(words[0]) if words[0][-1] != "m" else 0x8000 | int(words[0][:-1])
         elif name == "wscale":
             found["window_scale"] = int(words[0])
         elif name == "sackOK":
@@ -60,6 +65,10 @@ def options(text, base, valid):
     return found
 
 
+def fields(text):
+    return {name: literal_eval(value) for name, value in (word.split("=") for word in text.split())}
+
+
 def raw_option(segment):
     """Return the AccECN option as octets; none if it is absent."""
     for kind, data in segment.options():
@@ -75,8 +84,7 @@ class Script(Talk):
         self.script = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
         config = PLAIN
         if self.script[0].startswith("config "):
-            words = (word.split("=") for word in self.script.pop(0).split()[1:])
-            config = replace(PLAIN, **{name: literal_eval(value) for name, value in words})
+            config = replace(PLAIN, **fields(self.script.pop(0).removeprefix("config ")))
         self.times = []
         super().__init__(config, version)
 
@@ -114,6 +122,10 @@ class Script(Talk):
         elif name == "connect" and argument:
             self.tcp.connect()
             self.tcp.write(bytes(int(argument)))
+        elif name == "close":
+            self.tcp.close(both=argument == "both")
+        elif name == "configure":
+            self.tcp.configure(**fields(argument))
         else:
             getattr(self.tcp, name)()
         self.pump()
@@ -130,8 +142,10 @@ class Script(Talk):
     def is_so(self, wait, rest):
         self.pass_(wait)
         name, expected = rest.split()
-        held = self.tcp if hasattr(self.tcp, name) else self.tcp.info()
+        held = self.tcp if name not in TIMES and hasattr(self.tcp, name) else self.tcp.info(self.now)
         value = getattr(held, name)
+        if name in TIMES:
+            value = round(value, 2)
         value = getattr(value, "value", value)
         assert str(value) == expected, self.tell(f"{name} is {value}, not {expected}")
 

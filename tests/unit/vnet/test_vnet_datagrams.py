@@ -93,6 +93,21 @@ def test_fragments_in_any_order_and_twice_make_each_frame_once(pair: Pair, seed:
     assert far.dropped > 0
 
 
+def test_a_train_of_which_a_datagram_came_before_completes_its_record(pair: Pair) -> None:
+    near, far = pair
+    near.send([memoryview(bytes(LONG) + bytes(12_000))], 1)
+    trains = [(memoryview(train.octets), train.size) for train in near.outbox]
+    near.outbox.clear()
+    assert len(trains) == 2
+    early = [trains[0][0][at * trains[0][1] :][: trains[0][1]] for at in (3, 3, 0)]
+    for datagram in early:
+        far.receive(datagram, len(datagram), 0.0)
+    for octets, size in trains[::-1]:
+        assert not far.frames
+        far.receive(octets, size, 0.0)
+    assert [bytes(frame) for _, frame in far.frames] == [bytes(LONG) + bytes(12_000)]
+
+
 def test_a_record_of_which_a_fragment_is_lost_is_lost_alone(pair: Pair) -> None:
     near, far = pair
     near.send([LONG], 1)

@@ -24,6 +24,7 @@ WINDOW_SCALE: Final = 3  # RFC 7323 section 2
 SACK_PERMITTED: Final = 4  # RFC 2018 section 2
 SACK: Final = 5  # RFC 2018 section 3
 TIMESTAMPS: Final = 8  # RFC 7323 section 3
+USER_TIMEOUT: Final = 28  # RFC 5482 section 2
 FAST_OPEN: Final = 34  # RFC 7413 section 4.1.1
 
 _TWO_U32: Final = struct.Struct("!II")
@@ -179,6 +180,12 @@ class TCP(View):
             return self.SIZE + 2
         return self.find_option(TIMESTAMPS, 10)
 
+    @property
+    def user_timeout(self) -> int | None:
+        """The user timeout option's field, in seconds, or in minutes above its highest bit. None: absent."""
+        at = self.find_option(USER_TIMEOUT, 4)
+        return U16.unpack_from(self.buf, self.off + at + 2)[0] if at else None
+
     def _write_option(self, kind: int, size: int, data: bytes) -> None:
         at = self.find_option(kind, size)
         if not at:
@@ -192,6 +199,7 @@ def encode_options(
     sack_permitted: bool = False,
     timestamps: tuple[int, int] | None = None,
     sack: Sequence[tuple[int, int]] = (),
+    user_timeout: int | None = None,
 ) -> bytes:
     """Return TCP options as octets, aligned to 32 bits by no-operations, in the order of Linux."""
     out = b""
@@ -205,4 +213,6 @@ def encode_options(
         out += bytes((NOP, WINDOW_SCALE, 3, window_scale))
     if sack:
         out += bytes((NOP, NOP, SACK, 2 + 8 * len(sack))) + b"".join(_TWO_U32.pack(*block) for block in sack)
+    if user_timeout is not None:
+        out += struct.pack("!BBH", USER_TIMEOUT, 4, user_timeout)
     return out

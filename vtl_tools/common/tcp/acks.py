@@ -10,10 +10,11 @@ from vtl_tools.common.packet.tcp import ECE
 from vtl_tools.common.tcp.congestion.base import Sample
 from vtl_tools.common.tcp.ecn import told
 from vtl_tools.common.tcp.flight import Run
+from vtl_tools.common.tcp.limits import NOTHING_TO_SEND, hold
 from vtl_tools.common.tcp.rack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Sender
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import Segment
+from vtl_tools.common.tcp.wire import NO_STAMPS, Segment
 
 _HALF: Final = 0x8000_0000
 _MASK: Final = 0xFFFF_FFFF
@@ -52,7 +53,11 @@ def advance(tcb: TCB, ack: int, now: float) -> None:
             snd.rack.measured(sample.rtt_s, now)
         _rate(snd, run, now)
     cc.acked(sample)
-    tcb.stalled_since = now if ack < tail or ack < snd.end else None
+    if ack < tail or ack < snd.end:
+        tcb.stalled_since = now
+    else:
+        tcb.stalled_since = None
+        hold(tcb, NOTHING_TO_SEND, now)
     tcb.arm(now)
 
 
@@ -89,8 +94,8 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
         snd.queue.drop(ack if ack < snd.queue.tail else snd.queue.tail)
         fresh = runs.acked(ack)
     echo_ms = None
-    if tcb.timestamps and segment.stamps is not None and segment.stamps[1]:
-        echo_ms = (segment.stamps[1] - tcb.ts_offset) & _MASK
+    if tcb.timestamps and segment.tsval != NO_STAMPS and segment.tsecr:
+        echo_ms = (segment.tsecr - tcb.ts_offset) & _MASK
     if advanced:
         _measure(tcb, fresh, echo_ms, now)
     below = len(fresh)
@@ -113,7 +118,11 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
     if fresh or sample.delivered or sample.lost or snd.recover is not None:
         _tell(snd, fresh, now)
     if advanced:
-        tcb.stalled_since = now if snd.una < snd.end else None
+        if snd.una < snd.end:
+            tcb.stalled_since = now
+        else:
+            tcb.stalled_since = None
+            hold(tcb, NOTHING_TO_SEND, now)
         tcb.rtt.answered()
         tcb.arm(now)
     elif news and tcb.probe_is_next:

@@ -23,7 +23,8 @@ from vtl_tools.common.tcp.state import (
     State,
 )
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import Segment
+from vtl_tools.common.tcp.user_timeout import heed
+from vtl_tools.common.tcp.wire import NO_STAMPS, Segment
 
 _HALF: Final = 0x8000_0000
 _STAMP_OUTDATED_S: Final = 24 * 86_400.0  # RFC 7323 section 5.5
@@ -109,13 +110,17 @@ def _begin(tcb: TCB, syn: Segment, now: float) -> None:
     tcb.rcv.start(syn.seq)
     agree(tcb, syn)
     tcb.heard_at = now
+    if syn.user_timeout:
+        heed(tcb, syn.user_timeout)
     tcb.snd.wnd = tcb.snd.max_wnd = syn.window  # never shifted in a SYN
-    if tcb.timestamps and syn.stamps is not None:
-        tcb.ts_recent, tcb.ts_recent_at = syn.stamps[0], now
+    if tcb.timestamps and syn.tsval != NO_STAMPS:
+        tcb.ts_recent, tcb.ts_recent_at = syn.tsval, now
 
 
 def _hold(tcb: TCB, syn: Segment) -> None:
     """Keep data and a FIN of a SYN without an ACK until ESTABLISHED, as far as our window will reach."""
+    if not (syn.length or syn.flags & FIN):
+        return
     room = syn_window(tcb)
     tcb.rcv.hold(syn.data[:room])
     if syn.flags & FIN and syn.length <= room:
@@ -127,8 +132,9 @@ def _synchronized_late(tcb: TCB, segment: Segment, now: float) -> None:
 
     If it was the first, nothing was lost: the round trip is longer than the timer (RFC 3522 section 3).
     """
-    first_at, stamps = tcb.stalled_since, segment.stamps
-    if tcb.timestamps and stamps is not None and first_at is not None and stamps[1] == tcb.tsval(first_at):
+    first_at = tcb.stalled_since
+    has_stamps = tcb.timestamps and segment.tsval != NO_STAMPS
+    if has_stamps and first_at is not None and segment.tsecr == tcb.tsval(first_at):
         tcb.rtt.sample(now - first_at)
         return
     tcb.rtt.handshake_was_slow()
@@ -151,6 +157,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     snd.wnd, snd.max_wnd = scaled, max(snd.max_wnd, scaled)
     snd.wl1, snd.wl2 = tcb.rcv.position(segment.seq), ack
     tcb.sent_at, tcb.before = now, None
+    tcb.user_timeout_due = tcb.config.user_timeout_option
     if tcb.rcv.has_gap:
         tcb.rcv.release()
         tcb.ack_now = True
@@ -197,8 +204,8 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     if not _acknowledged(tcb, segment, seq, now):
         return
     # RFC 7323 section 5.3 (R3); not earlier, or an attacker without valid SEQ and ACK could move TS.Recent
-    if tcb.timestamps and segment.stamps is not None and seq <= tcb.last_ack:
-        tcb.ts_recent, tcb.ts_recent_at = segment.stamps[0], now
+    if tcb.timestamps and segment.tsval != NO_STAMPS and seq <= tcb.last_ack:
+        tcb.ts_recent, tcb.ts_recent_at = segment.tsval, now
 
     if tcb.state is not TIME_WAIT:
         _content(tcb, segment, seq, now)
@@ -211,6 +218,8 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
 def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     """Process what the segment carries. seq: position of the first octet of data."""
     rcv, flags = tcb.rcv, segment.flags
+    if segment.user_timeout:
+        heed(tcb, segment.user_timeout)
 
     # sixth, check the URG bit
     _urgent(tcb, segment, seq - (flags >> 1 & 1))
@@ -218,6 +227,10 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     # seventh, process the segment text
     length = segment.length
     if length and tcb.state in TAKES_DATA:
+        if tcb.is_deaf and seq + length > rcv.nxt:  # SHLD-3
+            reset(tcb, segment, stamps(tcb, now, tcb.ts_recent))
+            tcb.end(Ended.ABORTED)
+            return
         _text(tcb, segment, seq, now)
 
     # eighth, check the FIN bit
@@ -225,7 +238,7 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
         rcv.take_fin(seq + length)
         if rcv.has_gap:
             tcb.ack_now = True
-    if rcv.fin is not None and tcb.state in ON_FIN and rcv.finish():
+    if rcv.fin is not None and rcv.fin == rcv.nxt and tcb.state in ON_FIN and rcv.finish():
         _finished(tcb, now)
 
 
@@ -245,22 +258,21 @@ def _is_new_connection(tcb: TCB, segment: Segment) -> bool:
     """Return whether a SYN may replace TIME-WAIT (MAY-2): newer by timestamp or number (RFC 6191)."""
     if segment.flags & (SYN | ACK | RST | FIN) != SYN:
         return False
-    if segment.stamps is not None and tcb.config.timestamps:
+    if segment.tsval != NO_STAMPS and tcb.config.timestamps:
         if not tcb.timestamps:
             return True
-        if segment.stamps[0] != tcb.ts_recent:
-            return not (segment.stamps[0] - tcb.ts_recent) & _HALF
+        if segment.tsval != tcb.ts_recent:
+            return not (segment.tsval - tcb.ts_recent) & _HALF
     return tcb.rcv.position(segment.seq) >= tcb.rcv.nxt
 
 
 def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     """First step. An unacceptable segment is answered by an ACK, unless it is a RST."""
     rcv, flags = tcb.rcv, segment.flags
-    stamps = segment.stamps
     if (
         tcb.timestamps
-        and stamps is not None  # a segment without them is accepted, as in Linux
-        and (stamps[0] - tcb.ts_recent) & _HALF
+        and segment.tsval != NO_STAMPS  # a segment without them is accepted, as in Linux
+        and (segment.tsval - tcb.ts_recent) & _HALF
         and not flags & (RST | SYN)
         and now - tcb.ts_recent_at < _STAMP_OUTDATED_S
     ):

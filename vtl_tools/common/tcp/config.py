@@ -14,7 +14,9 @@ class Config:
 
     receive_buffer: octets buffered until they are read, and so the maximum window. reassembly_segments:
     maximum pieces out of order. send_buffer: octets that write() accepts before the peer has acknowledged
-    them. buffer_max: octets up to which tune() enlarges both for the path; None: it does not.
+    them. notsent_lowat: octets that it accepts beyond what the windows permit to send, or a frame full if
+    that is more, for a user that decides late what to send (TCP_NOTSENT_LOWAT); None: any. buffer_max: octets
+    up to which tune() enlarges both for the path; None: it does not.
 
     mtu: largest IP packet of the link. mss: largest segment, which our SYN offers and which we do not exceed;
     None: derived from the MTU. shift: the window scale that our SYN offers, if window_scaling is on; None:
@@ -27,22 +29,24 @@ class Config:
     is delayed as well, for a user that is likely to close at once, too. initial_window: segments (RFC 6928).
     fast_open: data may be in the SYN (RFC 7413), if the endpoint is given cookies. Not by default: such data
     may arrive twice, and only the user knows whether that does harm.
-    congestion: the algorithm of congestion control, a name in congestion/choice.py. ecn: explicit congestion
-    notification. "accept" (default): the accurate (RFC 9768) and the classic one (RFC 3168), if the peer
-    asks for it. "accurate": we ask, too. "classic": RFC 3168 alone, we ask, too. "off": none. True is short
-    for "classic", and False for "off".
+    congestion: the algorithm of congestion control, a name in congestion/choice.py. pacing: newreno and cubic
+    pace as well; bbr always does. ecn: explicit congestion notification. "accept" (default): the accurate
+    (RFC 9768) and the classic one (RFC 3168), if the peer asks for it. "accurate": we ask, too. "classic":
+    RFC 3168 alone, we ask, too. "off": none. True is short for "classic", and False for "off".
 
     rto_min_s: RFC 6298 (2.4) asks for one second; the default is Linux's 0.2. user_timeout_s: seconds that
-    sent data may stay unacknowledged (R2 of RFC 9293 3.8.3); None: no limit. syn_timeout_s: the same for a
-    SYN. keep_alive_s: silence after which the peer is probed (MUST-26 and 28: off by default); then
-    keep_alive_probes times, each keep_alive_interval_s. fin_wait_2_s: seconds that a peer may be silent after
-    we closed; None: no limit. time_wait_s: two maximum segment lifetimes, for which RFC 9293 assumes two
-    minutes each (MUST-13).
+    sent data may stay unacknowledged (R2 of RFC 9293 3.8.3); None: no limit. user_timeout_option: tell it the
+    peer, and adapt it to what the peer tells, within these limits (RFC 5482). syn_timeout_s: the limit for a
+    SYN, if it is below the other. keep_alive_s: silence after which the peer is probed (MUST-26 and 28: off
+    by default); then keep_alive_probes times, each keep_alive_interval_s. fin_wait_2_s: seconds that a peer
+    may be silent after we closed; None: no limit. time_wait_s: two maximum segment lifetimes, for which RFC
+    9293 assumes two minutes each (MUST-13).
     """
 
     receive_buffer: int = 1 << 20
     reassembly_segments: int = 1024
     send_buffer: int = 1 << 20
+    notsent_lowat: int | None = None
     buffer_max: int | None = None
     mtu: int = 1500
     mss: int | None = None
@@ -58,11 +62,15 @@ class Config:
     initial_window: int = 10
     fast_open: bool = False
     congestion: str = "newreno"
+    pacing: bool = False
     ecn: str | bool = "accept"
     tail_loss_probe: bool = True
     rto_min_s: float = 0.2
     rto_max_s: float = 60.0
     user_timeout_s: float | None = 300.0
+    user_timeout_option: bool = False
+    user_timeout_min_s: float = 100.0
+    user_timeout_max_s: float = 3600.0
     syn_timeout_s: float = 180.0
     keep_alive_s: float | None = None
     keep_alive_interval_s: float = 75.0
@@ -77,6 +85,8 @@ class Config:
             raise ValueError("delayed_ack_s: must be below 0.5 seconds (RFC 9293 MUST-60)")
         if self.receive_buffer < 1 or self.send_buffer < 1:
             raise ValueError("a buffer must hold at least one octet")
+        if self.notsent_lowat is not None and self.notsent_lowat < 1:
+            raise ValueError("notsent_lowat: must be above 0")
         if self.mtu < 576:
             raise ValueError("mtu: must be at least 576 octets")
         if self.shift is not None and not 0 <= self.shift <= 14:
@@ -89,6 +99,8 @@ class Config:
             raise ValueError(f"ecn: must be one of {', '.join(ECN)}")
         if self.user_timeout_s is not None and self.user_timeout_s <= 0:
             raise ValueError("user_timeout_s: must be above 0")
+        if not 0 < self.user_timeout_min_s <= self.user_timeout_max_s:
+            raise ValueError("user_timeout_min_s: must be above 0, and at most user_timeout_max_s")
 
     @property
     def window_scale(self) -> int:

@@ -17,17 +17,28 @@ from vtl_tools.common.packet.tcp import (
     WINDOW_SCALE,
     encode_options,
 )
-from vtl_tools.common.tcp import ecn, fast_open
+from vtl_tools.common.tcp import ecn, fast_open, user_timeout
 from vtl_tools.common.tcp.accurate import ACE_SHIFT
+from vtl_tools.common.tcp.limits import judge
 from vtl_tools.common.tcp.snd import Piece
-from vtl_tools.common.tcp.state import SENDS_DATA, SYN_SENT, State
+from vtl_tools.common.tcp.state import (
+    ESTABLISHED,
+    FIN_WAIT_1,
+    FIN_WAIT_2,
+    SENDS_DATA,
+    SYN_RECEIVED,
+    SYN_SENT,
+)
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import Pieces, Segment
+from vtl_tools.common.tcp.wire import NO_STAMPS, Pieces, Segment
 
-_STAMPS: Final = struct.Struct("!III")
+_pack_stamps: Final = struct.Struct("!III").pack
 _STAMPS_ALONE: Final = 0x0101_080A
-_SYN_OPTIONS: Final = struct.Struct("!BBHBBBBIIIBBBB")
+_pack_syn_options: Final = struct.Struct("!HHIIIII").pack
 """All of a usual SYN, as encode_options() has them, which takes three times as long."""
+_MSS_FIRST: Final = MSS << 8 | 4
+_SACK_NEXT: Final = NOP << 24 | NOP << 16 | SACK_PERMITTED << 8 | 2
+_SCALE_LAST: Final = NOP << 24 | WINDOW_SCALE << 16 | 3 << 8
 _OPTIONS_MAX: Final = 40
 _ALL_PADDED: Final = 24
 """Octets of the options of a usual SYN, four of which are padding."""
@@ -57,7 +68,7 @@ def syn_window(tcb: TCB) -> int:
 def agree(tcb: TCB, syn: Segment) -> None:
     """Apply the options of both SYNs: an option is in force only if both offered it (RFC 7323, RFC 2018)."""
     config, snd, rcv = tcb.config, tcb.snd, tcb.rcv
-    tcb.timestamps = config.timestamps and syn.stamps is not None
+    tcb.timestamps = config.timestamps and syn.tsval != NO_STAMPS
     snd.sack = config.sack and syn.sack_permitted
     ecn.agree(tcb, syn)
     tcb.peer_scales = syn.window_scale is not None
@@ -73,8 +84,10 @@ def agree(tcb: TCB, syn: Segment) -> None:
 
 def acknowledge(tcb: TCB, now: float) -> Pieces:
     """Return <SEQ=SND.NXT><ACK=RCV.NXT><CTL=ACK>, with SACK blocks if data is out of order."""
+    if not tcb.rcv.has_news:
+        return frame(tcb, tcb.snd.nxt, ACK, now)
     blocks = tcb.rcv.blocks()
-    if not tcb.snd.sack or tcb.state is State.SYN_RECEIVED:  # the SYN's data is held, and may be dropped
+    if not tcb.snd.sack or tcb.state is SYN_RECEIVED:  # the SYN's data is held, and may be dropped
         blocks = []
     return frame(tcb, tcb.snd.nxt, ACK, now, blocks=blocks[: 3 if tcb.timestamps else 4])
 
@@ -84,7 +97,7 @@ def frame(
     position: int,
     flags: int,
     now: float,
-    data: list[memoryview] | None = None,
+    data: list[bytes | memoryview] | None = None,
     length: int = 0,
     blocks: list[tuple[int, int]] | None = None,
     *,
@@ -100,7 +113,7 @@ def frame(
     tcb.ack_now, tcb.delayed_at, tcb.ack_due_octets = False, NEVER, 0
     tcb.last_ack = rcv.nxt
     tcb.segments_out += 1
-    options = _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
+    options = _pack_stamps(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
     if blocks is None and rcv.early.starts and snd.sack:  # SACK wherever it is permitted (RFC 2018 section 3)
         room = (snd.mss - length - 4) // 8
         if room > 0:
@@ -109,6 +122,13 @@ def frame(
         flags, options, blocks = ecn.feed_back(tcb, flags, options, blocks, length)
     if blocks:
         options += encode_options(sack=blocks)
+    elif (
+        tcb.user_timeout_due
+        and length + user_timeout.OPTION_SIZE <= snd.mss
+        and not (length and tcb.ecn)  # whose option may have taken the room
+    ):
+        options += user_timeout.option(tcb)
+        tcb.user_timeout_due = False
     urgent = 0
     if snd.up > position and snd.is_urgent:  # a keep-alive is before SND.UNA, and so is an old SND.UP
         flags |= URG
@@ -135,9 +155,9 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
     scales = config.window_scaling and (tcb.peer_scales or not answers)
     sack = snd.sack if answers else config.sack
     if stamps and scales and sack:
-        options = _SYN_OPTIONS.pack(
-            MSS, 4, our_mss(tcb), NOP, NOP, SACK_PERMITTED, 2,
-            _STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent, NOP, WINDOW_SCALE, 3, config.window_scale,
+        options = _pack_syn_options(
+            _MSS_FIRST, our_mss(tcb), _SACK_NEXT,
+            _STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent, _SCALE_LAST | config.window_scale,
         )  # fmt: skip
     else:
         options = encode_options(
@@ -163,6 +183,8 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
     else:
         tcb.timed = None
         snd.retransmits += 1
+    if config.user_timeout_option and len(options) + user_timeout.OPTION_SIZE <= _OPTIONS_MAX:
+        options += user_timeout.option(tcb)
     if tcb.stalled_since is None:
         tcb.stalled_since = now
     tcb.retransmit_at = now + tcb.rtt.timeout_s
@@ -226,7 +248,7 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
 
 def stamps(tcb: TCB, now: float, echo: int) -> bytes:
     """Return the timestamps option, if it is in force. echo: TSecr; 0 without an ACK (RFC 7323 3.2)."""
-    return _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), echo) if tcb.timestamps else b""
+    return _pack_stamps(_STAMPS_ALONE, tcb.tsval(now), echo) if tcb.timestamps else b""
 
 
 def reset(tcb: TCB, segment: Segment, options: bytes = b"") -> None:
@@ -265,7 +287,8 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
     edge = snd.una + min(snd.wnd, snd.cc.cwnd)
     most = snd.send_size
     first = start = snd.nxt
-    head, length, told = b"", 0, 0
+    head: bytes | memoryview = b""
+    length, told = 0, 0
     while (size := min(min(queue.tail, edge) - start, most)) > 0:
         end = start + size
         flags = ACK
@@ -284,11 +307,11 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
         else:
             length, told = end - start, flags
             pieces = frame(tcb, start, flags, now, views, length, ect=tcb.ect)
-            head = bytes(pieces[0])
+            head = pieces[0]
             frames.append(pieces)
         start = end
     if start > first:
-        snd.runs.sent(first, start, now, None, tick_s)
+        snd.runs.sent(first, start, now, None, tick_s, mss)
         snd.nxt = start
         if start > snd.max:
             snd.max = start
@@ -310,11 +333,11 @@ def transmit(tcb: TCB, now: float) -> list[Pieces]:
     state, snd = tcb.state, tcb.snd
     end = snd.queue.tail if snd.fin is None else snd.fin + 1
     if snd.nxt >= end and snd.recover is None and not (tcb.ack_now or tcb.syn_due):  # the usual case
-        if state not in _NO_UPDATES and tcb.rcv.window_opened:
+        if _window_opened(tcb):
             return [*frames, acknowledge(tcb, now)]
         return frames
     frames = list(frames)
-    if state in SENDS_DATA:
+    if state is ESTABLISHED or state in SENDS_DATA:
         # segments with data have no room for blocks
         if tcb.ack_now and ((snd.sack and tcb.rcv.has_news) or (tcb.ecn and ecn.is_alone(tcb))):
             frames.append(acknowledge(tcb, now))
@@ -327,9 +350,17 @@ def transmit(tcb: TCB, now: float) -> list[Pieces]:
                 return frames
         if tcb.is_early and 0 < snd.nxt < end:
             _data(tcb, frames, now)
-    if tcb.ack_now or (state not in _NO_UPDATES and tcb.rcv.window_opened):
+    if tcb.ack_now or _window_opened(tcb):
         frames.append(acknowledge(tcb, now))
     return frames
+
+
+def _window_opened(tcb: TCB) -> bool:
+    """Return whether a window update is due. Elsewhere the peer does not know us yet, or sends no more."""
+    state = tcb.state
+    if state is ESTABLISHED or state is FIN_WAIT_1 or state is FIN_WAIT_2:
+        return tcb.rcv.window_opened
+    return False
 
 
 def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
@@ -337,6 +368,8 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
     snd = tcb.snd
     if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
         snd.cc.idle(now)
+    if tcb.config.pacing:
+        snd.cc.pace(tcb.rtt.srtt_s, snd.max)
     if snd.cc.pacing_rate is not None:
         _paced(tcb, frames, now)
         return
@@ -363,8 +396,8 @@ def _paced(tcb: TCB, frames: list[Pieces], now: float) -> None:
     snd = tcb.snd
     rate = snd.cc.pacing_rate
     assert rate is not None
-    late_s = _LATE_S
-    if tcb.is_paced and tcb.rtt.srtt_s is not None:
+    late_s = _LATE_S if snd.cc.samples else snd.cc.quantum / rate / 2
+    if snd.cc.samples and tcb.is_paced and tcb.rtt.srtt_s is not None:
         late_s = max(late_s, _LATE_TRIPS * tcb.rtt.srtt_s)
     if tcb.pace_at < now - late_s:
         tcb.pace_at = now - late_s
@@ -390,12 +423,4 @@ def _wait(tcb: TCB, now: float) -> None:
         tcb.persist_at = NEVER
     if tcb.stalled_since is None:
         tcb.stalled_since = now
-
-
-_NO_UPDATES: Final = frozenset(
-    (
-        State.CLOSED, State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED, State.TIME_WAIT, State.CLOSE_WAIT,
-        State.LAST_ACK, State.CLOSING,
-    )
-)  # fmt: skip
-"""States without window updates: the peer does not know us yet, or sends no more."""
+    judge(tcb, now)

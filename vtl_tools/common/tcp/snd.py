@@ -9,7 +9,7 @@ from typing import Final
 
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.congestion.base import Congestion
-from vtl_tools.common.tcp.congestion.choice import CONTROLS
+from vtl_tools.common.tcp.congestion.choice import new_control
 from vtl_tools.common.tcp.flight import Flight, Stamp
 from vtl_tools.common.tcp.queue import Octets, SendQueue
 from vtl_tools.common.tcp.rack import Rack
@@ -72,7 +72,7 @@ class Sender:
         self.records: list[int] = []  # ends of records: no segment holds data of two
         self.runs = Flight()
         self.rack = Rack()
-        self.cc: Congestion = CONTROLS[config.congestion](self.mss, config.initial_window)
+        self.cc: Congestion = new_control(config.congestion, self.mss, config.initial_window)
         self.fin: int | None = None
         self.sack = self.loss = self.frto = self.new_first = self.cwr_due = False
         self.recover: int | None = None
@@ -125,7 +125,12 @@ class Sender:
     @property
     def room(self) -> int:
         """Octets that write() would accept."""
-        room = self.config.send_buffer - self.queue.tail + self.queue.head
+        queue, config = self.queue, self.config
+        room = config.send_buffer - queue.tail + queue.head
+        if config.notsent_lowat is not None:
+            permitted = max(self.una + min(self.wnd, self.cc.cwnd), self.nxt)
+            frame = min(self.send_size, self.max_wnd // 2 // self.mss * self.mss)
+            room = min(room, permitted + max(config.notsent_lowat, frame) - queue.tail)
         return room if room > 0 else 0
 
     # --- the user
@@ -309,7 +314,7 @@ class Sender:
                 self.repaired_ms = int(now * 1000)
             self.runs.sent_again(start, end, now, stamp)
         else:
-            self.runs.sent(start, end, now, stamp, self.rack.tick_s)
+            self.runs.sent(start, end, now, stamp, self.rack.tick_s, self.mss)
             self.nxt = end
             if end > self.max:
                 self.max = end

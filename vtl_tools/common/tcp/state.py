@@ -14,6 +14,7 @@ LISTEN: Final = State.LISTEN
 SYN_SENT: Final = State.SYN_SENT
 SYN_RECEIVED: Final = State.SYN_RECEIVED
 ESTABLISHED: Final = State.ESTABLISHED
+FIN_WAIT_1: Final = State.FIN_WAIT_1
 FIN_WAIT_2: Final = State.FIN_WAIT_2
 TIME_WAIT: Final = State.TIME_WAIT
 

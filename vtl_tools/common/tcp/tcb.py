@@ -16,6 +16,8 @@ from vtl_tools.common.tcp.wire import Framer, Path, Pieces
 log = logging.getLogger(__name__)
 
 NEVER: Final = float("inf")
+_ROOT: Final = logging.getLogger()
+_DEBUG: Final = 10  # logging.DEBUG
 _MASK: Final = 0xFFFF_FFFF
 _CHALLENGES: Final = 10
 _CHALLENGES_S: Final = 5.0
@@ -46,19 +48,26 @@ class TCB:
     when segments last left. probe: end of the data in flight when the tail was probed, and whether the probe
     was a retransmission.
     tune_at: when tune() is due; tuned: octets that the user had read at its last call, and its time.
+    user_timeout_s: R2 in force; is_timeout_fixed: the user has set it, so the peer does not change it any
+    more; user_timeout_due: the peer is to be told ours by the next segment with room (RFC 5482).
+    is_deaf: the user reads no more, so data that arrives is answered by a reset.
+    held_by: what holds sending, as in limits.py, since held_since; busy_s, window_limited_s and
+    buffer_limited_s: sums of such times before that.
     is_logged: changes of state are logged, as was decided at the start.
     """
 
     __slots__ = (
         "_challenged",
         "_challenges",
+        "_drops",
         "accurate",
         "ack_due_octets",
         "ack_now",
         "before",
+        "buffer_limited_s",
+        "busy_s",
         "config",
         "delayed_at",
-        "drops",
         "echo_due",
         "ecn",
         "ect",
@@ -67,10 +76,14 @@ class TCB:
         "framer",
         "grant",
         "heard_at",
+        "held_by",
+        "held_since",
+        "is_deaf",
         "is_early",
         "is_interactive",
         "is_logged",
         "is_paced",
+        "is_timeout_fixed",
         "keep_alives",
         "last_ack",
         "once",
@@ -107,11 +120,14 @@ class TCB:
         "ts_recent_at",
         "tune_at",
         "tuned",
+        "user_timeout_due",
+        "user_timeout_s",
+        "window_limited_s",
     )  # fmt: skip
 
     def __init__(self, path: Path, config: Config, iss: int, ts_offset: int) -> None:
         self.path, self.config = path, config
-        self.is_logged = log.isEnabledFor(logging.DEBUG)
+        self.is_logged = _ROOT.level <= _DEBUG and log.isEnabledFor(_DEBUG)
         self.framer = Framer(path, config.ttl, config.dscp)
         self._begin(iss)
         self.state: State = CLOSED
@@ -119,13 +135,13 @@ class TCB:
         self.passive = self.once = self.peer_scales = self.syn_pending = self.syn_due = self.ack_now = (
             self.timestamps
         ) = False
-        self.reset_due = self.ecn = self.ect = self.echo_due = False
+        self.is_deaf = self.reset_due = self.ecn = self.ect = self.echo_due = False
         self.accurate: AccurateECN | None = None
         self.fast_open: FastOpen | None = None
         self.is_early, self.grant = False, b""
         self.before: TCB | None = None
         self.out: list[Pieces] = []
-        self.drops: defaultdict[SegmentDrop, int] = defaultdict(int)
+        self._drops: defaultdict[SegmentDrop, int] | None = None
         self.ts_offset = ts_offset
         self.ts_recent = 0
         self.ts_recent_at = 0.0
@@ -138,6 +154,10 @@ class TCB:
         self.probe: tuple[int, bool] | None = None
         self.heard_at = self.sent_at = 0.0
         self.stalled_since: float | None = None
+        self.held_by, self.held_since = 0, 0.0
+        self.busy_s = self.window_limited_s = self.buffer_limited_s = 0.0
+        self.user_timeout_s = config.user_timeout_s
+        self.is_timeout_fixed = self.user_timeout_due = False
         self.timed: tuple[int, float] | None = None
         self.ack_due_octets = self.quick = 0
         self.is_interactive = False
@@ -145,6 +165,13 @@ class TCB:
         self.tuned = 0, 0.0
         self.segments_in = self.segments_out = 0
         self._challenged, self._challenges = 0.0, 0
+
+    @property
+    def drops(self) -> defaultdict[SegmentDrop, int]:
+        """How many segments were dropped, by reason; of most connections none."""
+        if self._drops is None:
+            self._drops = defaultdict(int)
+        return self._drops
 
     def _begin(self, iss: int) -> None:
         config = self.config
@@ -182,6 +209,7 @@ class TCB:
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
         self.reorder_at = self.paced_at = NEVER
         self.stalled_since = None
+        self.held_by = 0
         self.syn_pending = self.syn_due = self.ack_now = False
         self.snd.queue.clear()
 

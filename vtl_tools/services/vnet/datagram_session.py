@@ -62,13 +62,25 @@ class Train(NamedTuple):
 
 
 class _Partial:
-    """A record that waits for fragments."""
+    """A record that waits for fragments. A super-segment's takes two trains, so this is common."""
 
     __slots__ = ("count", "last", "octets", "parts")
 
     def __init__(self, last: int) -> None:
         self.last, self.count, self.octets = last, 0, 0
-        self.parts: list[bytes] = [b""] * (last + 1)
+        self.parts: list[bytes | None] = [None] * (last + 1)
+
+    def put(self, index: int, bodies: Sequence[memoryview]) -> None:
+        """Keep fragments that follow each other, the first of them at `index`: as one, if all are new."""
+        parts, behind = self.parts, index + len(bodies)
+        if parts[index:behind].count(None) == len(bodies):
+            parts[index:behind] = [b"".join(bodies)] + [b""] * (len(bodies) - 1)
+            self.count += len(bodies)
+            return
+        for at, body in enumerate(bodies, index):
+            if parts[at] is None:
+                parts[at] = bytes(body)
+                self.count += 1
 
 
 class DatagramSession(Conversation):
@@ -219,14 +231,11 @@ class DatagramSession(Conversation):
         if partial.last != last or partial.octets + octets > _RECORD_MAX:
             self.dropped += 1
             return
-        for at, body in enumerate(bodies, index):
-            if not partial.parts[at]:
-                partial.parts[at] = bytes(body)
-                partial.count += 1
+        partial.put(index, bodies)
         partial.octets += octets
         if partial.count > last:
             del self._partial[number]
-            self._take_record(number, last, b"".join(partial.parts))
+            self._take_record(number, last, b"".join(filter(None, partial.parts)))
 
     def _break(self, number: int) -> None:
         """Give up a record of which fragments are lost."""
