@@ -185,6 +185,7 @@ def established(tcb: TCB, segment: Segment, ack: int) -> None:
     if segment.length or segment.sack is not None:
         return
     ace = _ace(segment)
+    accurate.is_read = ack > 1
     if accurate.third_ack(ace):
         _slow_down(tcb)
     if not ace or (ace in REFLECTED and ace != REFLECTED[NOT_ECT]):
@@ -263,6 +264,9 @@ def told(tcb: TCB, segment: Segment, octets: int) -> bool:
     accurate = tcb.accurate
     if accurate is None:
         return segment.flags & ECE != 0
+    if accurate.is_read:
+        accurate.is_read = False
+        return False
     stamps = segment.stamps
     newer = tcb.timestamps and stamps is not None and stamps[0] != tcb.ts_recent
     if (octets <= 0 and not newer) or tcb.snd.max <= 1 or segment.flags & SYN:
