@@ -23,8 +23,8 @@ FILES = {"bash": "{}", "zsh": "_{}", "fish": "{}.fish"}
 HOT = (
     "common/device/batch.py",
     "common/model/tcp_arrival.py", "common/model/tcp_end.py",
-    "common/packet/checksum.py", "common/packet/offload.py", "common/packet/options.py",
-    "common/packet/quick.py", "common/packet/seq.py",
+    "common/packet/address.py", "common/packet/checksum.py", "common/packet/offload.py",
+    "common/packet/options.py", "common/packet/quick.py", "common/packet/seq.py",
     "common/relay/*.py",
     "common/tcp/**/*.py",
     "services/fw/connections.py", "services/fw/flow.py", "services/fw/policy.py", "services/fw/table.py",

@@ -479,7 +479,7 @@ class Hostile(RuleBasedStateMachine):
                 break
         self.hear()
 
-    @precondition(lambda self: not self.is_calm)
+    @precondition(lambda self: not (self.is_calm or self.closed))
     @rule()
     def close(self):
         self.tcp.close()

@@ -172,7 +172,8 @@ def step(talk: Talk, what: int, take: Octets) -> None:
         at = end.acknowledged + end.snd.queue.tail - end.snd.queue.head
         end.write(STREAM[at : at + take.number(2) % 2000], urgent=take.flag())
     elif what == 11:
-        end.close()
+        with suppress(ValueError):  # connection closing
+            end.close()
     elif what == 12:
         end.abort()
     elif what == 13 and end.asked:

@@ -113,7 +113,7 @@ class OurEnd(End):
         elif word == "read":
             self.tcp.read(int(argument))
         elif word == "shutdown":
-            self.tcp.close()
+            self.attempt(self.tcp.close)
         elif hasattr(self.tcp, word):
             self.attempt(getattr(self.tcp, word))
         else:

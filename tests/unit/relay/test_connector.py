@@ -7,6 +7,7 @@ import time
 from contextlib import closing
 
 import pytest
+from carry import Scene
 
 from vtl_tools.common.packet import address
 from vtl_tools.common.relay.connector import SocksConnector, TCPConnector
@@ -75,6 +76,31 @@ def test_a_tcp_call_stands(server, poller):
         stream.send(b"hello")
         far.settimeout(DEADLINE_S)
         assert far.recv(10) == b"hello"
+
+
+def test_writes_leave_at_once_from_the_second_on(server):
+    """Many a short connection makes one, which leaves at once anyway."""
+    scene = Scene()
+    call = call_to(server)
+    scene.calls.append(call)
+    guest = scene.guest()
+    guest.syn()
+    scene.made.clear()  # the scene tells of scripted streams, and the poller of this
+    end = time.monotonic() + DEADLINE_S
+    while not scene.said:
+        assert time.monotonic() < end, "not in time"
+        select.select([scene.relay], [], [], 0.1)
+        scene.turn()
+    guest.expect("S.")
+    guest.inject(".", 1, b"a", ack=1)
+    assert not call.stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    guest.inject(".", 2, b"b", ack=1)
+    assert call.stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    far, _ = server.accept()
+    with far:
+        far.settimeout(DEADLINE_S)
+        assert far.recv(2, socket.MSG_WAITALL) == b"ab"
+    scene.relay.close()
 
 
 def test_a_refused_tcp_call_is_refused(server, poller):

@@ -3,9 +3,13 @@
     config sack=True mss=1000           first, if at all: fields of Config that differ from talk.PLAIN
     +0 listen                           calls: connect listen accept refuse close abort, read N, write N
     +0 write 10 urgent                  also: more, eor
-    +.1 < S 0:0(0) win 5000 <mss 1000>  the peer says; options are mss, sackOK, wscale, TS val ecr, sack
+    +0 close both                       in both directions
+    +0 configure user_timeout_s=3.0     fields of Config
+    +.1 < S 0:0(0) win 5000 <mss 1000>  the peer says; options are mss, sackOK, wscale, TS val ecr, sack, uto
     +0 > S. 0:0(0) ack 1                the endpoint must say; P is looked at only where it is written
     +0 < U. 1:2(1) ack 1 win 9 urg 1    and the urgent pointer
+    +0 < [ce] EA. 1:9(8) <ECN e0b 9>    ECN: noecn, ect0, ect1 or ce in the IP header, which is looked at only
+                                        where it is written; A is AE; the option, or <noECN>
     +0 is state ESTABLISHED             a field of ConnectionInfo or property of the endpoint, as text
     +0 fails write 1                    a call must raise ValueError
 
@@ -22,8 +26,11 @@ from talk import IRS, ISS, LETTERS, PLAIN, Talk
 from vtl_tools.common.packet import tcp
 
 TOLERANCE_S = 0.004
+TIMES = "busy_s", "window_limited_s", "buffer_limited_s"
+CODEPOINTS = {"noecn": 0, "ect1": 1, "ect0": 2, "ce": 3}
 SEGMENT = re.compile(
-    r"([FSRPUEW.]+) (\d+):(\d+)\((\d+)\)(?: ack (\d+))?(?: win (\d+))?(?: urg (\d+))?(?: <(.*)>)?$"
+    r"(?:\[(\w+)\] )?([FSRPUEWA.]+) (\d+):(\d+)\((\d+)\)"
+    r"(?: ack (\d+))?(?: win (\d+))?(?: urg (\d+))?(?: <(.*)>)?$"
 )
 
 
@@ -33,6 +40,8 @@ def options(text, base):
         name, *words = option.split()
         if name == "mss":
             found["mss"] = int(words[0])
+        elif name == "uto":  # seconds, or minutes
+            found["user_timeout"] = int(words[0]) if words[0][-1] != "m" else 0x8000 | int(words[0][:-1])
         elif name == "wscale":
             found["window_scale"] = int(words[0])
         elif name == "sackOK":
@@ -42,9 +51,25 @@ def options(text, base):
         elif name == "sack":
             edges = [tuple(int(edge) for edge in word.split(":")) for word in words]
             found["sack"] = [tuple((base + edge) % 2**32 for edge in block) for block in edges]
+        elif name in ("ECN", "noECN"):
+            counts = b"".join(int(word).to_bytes(3, "big") for word in words[1::2])
+            kind = 174 if words[:1] == ["e1b"] else 172
+            found["raw"] = bytes((kind, 2 + len(counts))) + counts if name == "ECN" else b""
         else:
             raise ValueError(f"no such option: {option}")
     return found
+
+
+def fields(text):
+    return {name: literal_eval(value) for name, value in (word.split("=") for word in text.split())}
+
+
+def raw_option(segment):
+    """Return the AccECN option as octets; none if it is absent."""
+    for kind, data in segment.options():
+        if kind in (172, 174):
+            return bytes((kind, 2 + len(data))) + data
+    return b""
 
 
 class Script(Talk):
@@ -54,8 +79,7 @@ class Script(Talk):
         self.script = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
         config = PLAIN
         if self.script[0].startswith("config "):
-            words = (word.split("=") for word in self.script.pop(0).split()[1:])
-            config = replace(PLAIN, **{name: literal_eval(value) for name, value in words})
+            config = replace(PLAIN, **fields(self.script.pop(0).removeprefix("config ")))
         self.times = []
         super().__init__(config, version)
 
@@ -88,6 +112,10 @@ class Script(Talk):
                 piece = self.tcp.read(left)
                 assert piece, self.tell(f"{size - left} octets were read, not {size}")
                 left -= len(piece)
+        elif name == "close":
+            self.tcp.close(both=argument == "both")
+        elif name == "configure":
+            self.tcp.configure(**fields(argument))
         else:
             getattr(self.tcp, name)()
         self.pump()
@@ -104,8 +132,10 @@ class Script(Talk):
     def is_so(self, wait, rest):
         self.pass_(wait)
         name, expected = rest.split()
-        held = self.tcp if hasattr(self.tcp, name) else self.tcp.info()
+        held = self.tcp if name not in TIMES and hasattr(self.tcp, name) else self.tcp.info(self.now)
         value = getattr(held, name)
+        if name in TIMES:
+            value = round(value, 2)
         value = getattr(value, "value", value)
         assert str(value) == expected, self.tell(f"{name} is {value}, not {expected}")
 
@@ -113,9 +143,10 @@ class Script(Talk):
         """The peer's turn."""
         self.pass_(wait)
         self.expect_nothing()
-        flags, seq, _, size, ack, win, urg, more = SEGMENT.match(rest).groups()
+        ecn, flags, seq, _, size, ack, win, urg, more = SEGMENT.match(rest).groups()
         win = 10_000 if win is None else int(win)
         numbers = {"ack": int(ack or 0), "win": win, "urgent": int(urg or 0)}
+        numbers["ecn"] = CODEPOINTS[ecn or "noecn"]
         self.inject(flags, int(seq), int(size), **numbers, **options(more, ISS))
 
     def say(self, wait, rest):
@@ -127,20 +158,22 @@ class Script(Talk):
         if not self.times or wait:
             self.now = max(when, due - TOLERANCE_S)
         assert abs(when - due) <= TOLERANCE_S, self.tell(f"it came at {when:.3f}, not at {due:.3f}: {rest}")
-        heard = self.said.pop(0).tcp
-        flags, seq, end, size, ack, win, urg, more = SEGMENT.match(rest).groups()
+        packet = self.said.pop(0)
+        heard = packet.tcp
+        ecn, flags, seq, end, size, ack, win, urg, more = SEGMENT.match(rest).groups()
         bits = sum(LETTERS[letter] for letter in flags)
-        looked_at = 0xFF if bits & tcp.PSH else 0xFF & ~tcp.PSH
-        assert heard.flags & looked_at == bits, self.tell(f"other flags: {rest}: {heard!r}")
+        looked_at = 0x1FF if bits & tcp.PSH else 0x1FF & ~tcp.PSH
+        assert (heard.ae << 8 | heard.flags) & looked_at == bits, self.tell(f"other flags: {rest}: {heard!r}")
         said = (heard.seq - ISS) % 2**32, len(heard.payload)
         assert said == (int(seq), int(size)), self.tell(f"{rest}: {said[0]}:{said[0] + said[1]}({said[1]})")
         assert int(end) == int(seq) + int(size), f"a wrong script: {rest}"
         if ack is not None:
             assert (heard.ack - IRS) % 2**32 == int(ack), self.tell(f"{rest}: {(heard.ack - IRS) % 2**32}")
         assert win is None or heard.window == int(win), self.tell(f"{rest}: win {heard.window}")
+        assert ecn is None or packet.ip.ecn == CODEPOINTS[ecn], self.tell(f"{rest}: ECN {packet.ip.ecn}")
         assert heard.urgent == int(urg or 0), self.tell(f"{rest}: urg {heard.urgent}")
         for name, value in options(more, IRS).items():
-            there = getattr(heard, name)
+            there = raw_option(heard) if name == "raw" else getattr(heard, name)
             if name == "timestamps":
                 there, value = there[1], value[1]  # TSval begins anywhere
             assert there == value, self.tell(f"{rest}: {name} {there}")

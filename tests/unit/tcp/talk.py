@@ -8,7 +8,7 @@ from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.wire import Path
 
 LETTERS = {"S": tcp.SYN, ".": tcp.ACK, "P": tcp.PSH, "F": tcp.FIN, "R": tcp.RST, "U": tcp.URG}
-LETTERS |= {"E": tcp.ECE, "W": tcp.CWR}
+LETTERS |= {"E": tcp.ECE, "W": tcp.CWR, "A": tcp.AE}
 MACS = address.mac("02:00:00:00:00:01"), address.mac("02:00:00:00:00:02")
 HOSTS = {4: ("10.0.0.1", "10.0.0.2"), 6: ("fd00::1", "fd00::2")}
 ISS, IRS = 2**32 - 3, 2**31 - 2  # numbers wrap around, or change sign, soon
@@ -33,15 +33,18 @@ class Talk:
                 self.said.append(pkt)
                 self.lines.append(f"{self.now:9.3f} < {pkt.tcp!r}")
 
-    def frame(self, flags, seq=0, data=b"", ack=0, win=10_000, urgent=0, **options):
+    def frame(self, flags, seq=0, data=b"", ack=0, win=10_000, urgent=0, ecn=0, raw=b"", **options):
         path = self.path
         bits = sum(LETTERS[letter] for letter in flags)
-        return build.tcp(
+        frame = build.tcp(
             src_mac=path.remote_mac, dst_mac=path.local_mac, src=path.remote, dst=path.local,
             sport=path.remote_port, dport=path.local_port, seq=(IRS + seq) % 2**32,
-            ack=(ISS + ack) % 2**32 if bits & tcp.ACK else 0, flags=bits, window=win, payload=data,
-            options=tcp.encode_options(**options), urgent=urgent,
+            ack=(ISS + ack) % 2**32 if bits & tcp.ACK else 0, flags=bits & 0xFF, window=win, payload=data,
+            options=tcp.encode_options(**options) + raw + bytes(-len(raw) % 4), urgent=urgent,
         )  # fmt: skip
+        pkt = Packet.at(frame)
+        pkt.tcp.ae, pkt.ip.ecn = bits >> 8, ecn
+        return frame
 
     def inject(self, flags, seq=0, data=b"", **more):
         """Say something to the endpoint; data may be a number of octets."""
@@ -57,7 +60,9 @@ class Talk:
         assert self.said, self.tell(f"{flags!r} was expected, and nothing came")
         heard = self.said.pop(0).tcp
         bits = sum(LETTERS[letter] for letter in flags)
-        assert heard.flags & ~tcp.PSH == bits & ~tcp.PSH, self.tell(f"{flags!r} was expected: {heard!r}")
+        assert (heard.ae << 8 | heard.flags) & ~tcp.PSH == bits & ~tcp.PSH, self.tell(
+            f"{flags!r} was expected: {heard!r}"
+        )
         length = len(heard.payload)
         sequence = (heard.seq - ISS) % 2**32 if seq is not None else None
         assert sequence == seq, self.tell(f"seq {seq} was expected, not {sequence}")

@@ -56,8 +56,29 @@ def test_a_peer_that_reneges_is_sent_its_data_again():
 def test_a_peer_that_tells_of_every_other_octet_does_not_fill_memory():
     flight = sent(0, 10 * RUNS_MAX)
     for at in range(0, 10 * RUNS_MAX, 2):
-        flight.sack(at, at + 1, 1000)
+        flight.sack(at, at + 1, 1)
     assert len(flight.runs) <= RUNS_MAX + 1
+
+
+def test_a_part_of_a_segment_is_not_taken_as_received():
+    flight = sent(0, 45)  # segments of 10 octets, and one of 5
+    assert not flight.sack(11, 20, 10)
+    assert not flight.sack(42, 45, 10)
+    assert [(run.start, run.end) for run in flight.sack(5, 28, 10)] == [(10, 20)]
+    assert [(run.start, run.end) for run in flight.sack(15, 45, 10)] == [(20, 45)]
+    assert flight.sacked == 35
+
+
+def test_segments_of_another_size_are_taken_as_they_are():
+    flight = sent(0, 40)
+    assert [(run.start, run.end) for run in flight.sack(12, 28, 16)] == [(12, 28)]
+
+
+def test_a_small_segment_is_a_run_of_its_own():
+    flight = Flight()
+    for start, end in (0, 10), (10, 13), (13, 16), (16, 36):
+        flight.sent(start, end, 1.0, smss=10)
+    assert [(run.start, run.end) for run in flight.runs] == [(0, 13), (13, 16), (16, 36)]
     assert flight.sack(0, 10 * RUNS_MAX, 1000), "a SACK that joins runs is taken"
     assert len(flight.runs) == 1
 

@@ -16,6 +16,7 @@ ACK: Final = 0x10
 URG: Final = 0x20
 ECE: Final = 0x40
 CWR: Final = 0x80
+AE: Final = 0x100  # in the octet before (RFC 9768)
 
 NOP: Final = 1
 MSS: Final = 2
@@ -23,6 +24,7 @@ WINDOW_SCALE: Final = 3  # RFC 7323 section 2
 SACK_PERMITTED: Final = 4  # RFC 2018 section 2
 SACK: Final = 5  # RFC 2018 section 3
 TIMESTAMPS: Final = 8  # RFC 7323 section 3
+USER_TIMEOUT: Final = 28  # RFC 5482 section 2
 
 _TWO_U32: Final = struct.Struct("!II")
 _TIMESTAMPS_ALONE: Final = 0x0101_080A  # first octets of the options of nearly all segments
@@ -45,7 +47,8 @@ class TCP(View):
     ack = u32(8, summed=True)  # SEG.ACK, where flags has ACK
     offset_octet = u8(12, summed=True)
     data_offset = bits(offset_octet, 4, 4)  # header length in 32-bit words
-    flags = u8(13, summed=True)  # FIN, SYN, ... of this module
+    flags = u8(13, summed=True)  # FIN, SYN, ... of this module, without AE
+    ae = bits(offset_octet, 0, 1)  # RFC 9768
     window = u16(14, summed=True)  # SEG.WND as sent: not yet shifted by the scale
     checksum = u16(16)
     urgent = u16(18, summed=True)
@@ -176,6 +179,12 @@ class TCP(View):
             return self.SIZE + 2
         return self.find_option(TIMESTAMPS, 10)
 
+    @property
+    def user_timeout(self) -> int | None:
+        """The user timeout option's field, in seconds, or in minutes above its highest bit. None: absent."""
+        at = self.find_option(USER_TIMEOUT, 4)
+        return U16.unpack_from(self.buf, self.off + at + 2)[0] if at else None
+
     def _write_option(self, kind: int, size: int, data: bytes) -> None:
         at = self.find_option(kind, size)
         if not at:
@@ -189,6 +198,7 @@ def encode_options(
     sack_permitted: bool = False,
     timestamps: tuple[int, int] | None = None,
     sack: Sequence[tuple[int, int]] = (),
+    user_timeout: int | None = None,
 ) -> bytes:
     """Return TCP options as octets, aligned to 32 bits by no-operations, in the order of Linux."""
     out = b""
@@ -202,4 +212,6 @@ def encode_options(
         out += bytes((NOP, WINDOW_SCALE, 3, window_scale))
     if sack:
         out += bytes((NOP, NOP, SACK, 2 + 8 * len(sack))) + b"".join(_TWO_U32.pack(*block) for block in sack)
+    if user_timeout is not None:
+        out += struct.pack("!BBH", USER_TIMEOUT, 4, user_timeout)
     return out

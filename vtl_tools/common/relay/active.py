@@ -155,8 +155,9 @@ class ActiveStream(InternalStream):
 
     def shutdown(self, how: int) -> None:
         """Close the sending side, behind the octets that wait in it."""
-        self._closing = True
-        self.endpoint.close()
+        if not self._closing:
+            self._closing = True
+            self.endpoint.close()
         self._endpoints.schedule(self)
 
     def setsockopt(self, level: int, option: int, value: bytes | int) -> None:

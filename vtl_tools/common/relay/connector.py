@@ -7,6 +7,7 @@ import errno
 import select
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from vtl_tools.common.errors import Malformed
@@ -35,7 +36,10 @@ HUNG_UP: Final = select.EPOLLRDHUP | FAILED
 
 _STREAM: Final[int] = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 _TCP: Final[int] = socket.IPPROTO_TCP
+_Socket: Final = socket.SocketType
+"""The type beneath socket.socket, which is made and closed without Python code."""
 _NO_DELAY: Final[int] = socket.TCP_NODELAY
+_IN_PROGRESS: Final[int] = errno.EINPROGRESS
 
 _STARTED: Final = (0, errno.EINPROGRESS)
 _REASONS: Final = {
@@ -109,10 +113,12 @@ class Connector(Protocol):
 
 
 class TCPConnector:
-    """Opens a TCP connection to the address that the guest connects to."""
+    """Opens a TCP connection to the address that the guest connects to. The flow calls send_at_once()."""
+
+    __slots__ = ("_address", "_started", "stream")
 
     def __init__(self, address: tuple[object, ...], family: int = socket.AF_INET) -> None:
-        self.stream = _tcp(family)
+        self.stream = _Socket(family, _STREAM)
         self._address = address
         self._started = False
 
@@ -120,8 +126,10 @@ class TCPConnector:
         """Connect, then report the result."""
         if not self._started:
             self._started = True
-            code = self.stream.connect_ex(self._address)
-            return None if code in _STARTED else _REASONS.get(code, Reason.HOST_UNREACHABLE)
+            code: int = self.stream.connect_ex(self._address)
+            if code == _IN_PROGRESS or not code:
+                return None
+            return _REASONS.get(code, Reason.HOST_UNREACHABLE)
         if events & FAILED and (code := self.stream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
             return _REASONS.get(code, Reason.HOST_UNREACHABLE)
         return b"" if events & WRITABLE else None
@@ -191,8 +199,14 @@ class SocksConnector:
         return None
 
 
+def send_at_once(stream: Stream) -> None:
+    """Have no small write wait for the acknowledgement of an earlier one."""
+    with suppress(OSError, AttributeError):  # a broken one, or no socket
+        stream.setsockopt(_TCP, _NO_DELAY, 1)  # type: ignore[attr-defined]
+
+
 def _tcp(family: int) -> socket.SocketType:
-    """Return a socket of the type beneath socket.socket, which is made and closed without Python code."""
-    sock = socket.SocketType(family, _STREAM)
+    """Return a socket for TCP whose small writes leave at once."""
+    sock = _Socket(family, _STREAM)
     sock.setsockopt(_TCP, _NO_DELAY, 1)
     return sock

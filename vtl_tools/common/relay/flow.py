@@ -8,7 +8,15 @@ from enum import Enum, StrEnum
 from typing import Final
 
 from vtl_tools.common.relay.budget import BUFFER, SUPER_SEGMENTS, RelayBudget
-from vtl_tools.common.relay.connector import HUNG_UP, READABLE, WRITABLE, Connector, InternalStream
+from vtl_tools.common.relay.connector import (
+    HUNG_UP,
+    READABLE,
+    WRITABLE,
+    Connector,
+    InternalStream,
+    TCPConnector,
+    send_at_once,
+)
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import Ended
@@ -53,13 +61,15 @@ class RelayFlow:
     heard_at: time of the last event from either side. buffered: octets of memory at the last recount().
     unacked: read buffers that the guest has not acknowledged whole yet: the position behind the data, the
     buffer, its unused octets. slack: the unused octets of all of them. half_open: the handshake is not
-    complete. retry_at: when the connector is tried again. For the relay: scheduled, armed_at.
+    complete. retry_at: when the connector is tried again. is_prompt: small writes to the stream leave at
+    once, which a TCP connection is told before its second write; many a short one has no second. has_sent:
+    the first was made. For the relay: scheduled, armed_at.
     """
 
     __slots__ = (
-        "armed_at", "budget", "buffered", "connector", "endpoint", "half_open", "heard_at", "hung_up",
-        "internal", "key", "may_read", "may_write", "opened_at", "received_eof", "retry_at", "scheduled",
-        "sent_eof", "slack", "started_at", "stream", "syn", "unacked", "written",
+        "armed_at", "budget", "buffered", "connector", "endpoint", "half_open", "has_sent", "heard_at",
+        "hung_up", "internal", "is_prompt", "key", "may_read", "may_write", "opened_at", "received_eof",
+        "retry_at", "scheduled", "sent_eof", "slack", "started_at", "stream", "syn", "unacked", "written",
     )  # fmt: skip
 
     def __init__(
@@ -73,8 +83,10 @@ class RelayFlow:
     ) -> None:
         self.key, self.endpoint, self.syn, self.budget = key, endpoint, syn, budget
         self.connector: Connector | None = connector
-        self.stream = connector.stream
-        self.internal = connector.stream if isinstance(connector.stream, InternalStream) else None
+        self.stream = stream = connector.stream
+        self.internal = stream if isinstance(stream, InternalStream) else None
+        self.is_prompt = not isinstance(connector, TCPConnector)
+        self.has_sent = False
         self.half_open = True
         self.scheduled = self.may_read = self.may_write = self.hung_up = False
         self.received_eof = self.sent_eof = False
@@ -112,7 +124,7 @@ class RelayFlow:
         if result is None:
             return FlowOutcome.PENDING
         self.connector = None
-        if isinstance(result, Reason):
+        if not isinstance(result, bytes):
             return result
         self.syn = b""
         self.opened_at = now
@@ -160,6 +172,10 @@ class RelayFlow:
         """Send so many octets of the guest to the stream, straight from its frames."""
         endpoint, stream = self.endpoint, self.stream
         pieces = endpoint.pieces
+        if not self.is_prompt and self.has_sent:
+            self.is_prompt = True
+            send_at_once(stream)
+        self.has_sent = True
         try:
             while waiting:
                 if len(pieces) == 1:
@@ -225,8 +241,10 @@ class RelayFlow:
             if size:
                 self._write(bytes(buffer[:size]))
             else:
-                self.may_read, self.received_eof = False, True
-                self.endpoint.close()
+                self.may_read = False
+                if not self.received_eof:
+                    self.received_eof = True
+                    self.endpoint.close()
             budget.return_buffer(buffer)
         budget.octets_down += size
         if size < most and not self.hung_up:

@@ -4,6 +4,7 @@ import struct
 from collections.abc import Iterable
 from typing import Final
 
+from vtl_tools.common.packet import quick
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import Packet
@@ -11,7 +12,6 @@ from vtl_tools.common.packet.seq import seq_lt
 from vtl_tools.common.packet.vnet import NONE, VNET
 from vtl_tools.common.tcp.wire import Path, is_intact
 
-_PORTS: Final = struct.Struct("!HH")
 # The layout of a frame of so many octets that is a plain ACK: with timestamps, without data. Read are the
 # protocol; addresses, ports and SEG.SEQ; SEG.ACK; data offset and flags; the start of the options.
 _PLAIN_ACKS: Final = {
@@ -20,6 +20,8 @@ _PLAIN_ACKS: Final = {
 }
 _PLAIN: Final = b"\x06", b"\x80\x10", b"\x01\x01\x08\x0a"
 _MACS: Final = struct.Struct("!6s6s")
+_new: Final = tuple.__new__
+"""Makes a NamedTuple of its fields, as its own __new__ does: Python code, also compiled."""
 _SYN_MAX: Final = VNET + 14 + 8 + 60 + 60
 """Octets of a frame with a SYN and no data: with tags, and with all the options of IP and TCP."""
 
@@ -68,7 +70,6 @@ def syn_alone(frame: memoryview) -> bytes:
 
 def path_back(flow: bytes, frame: memoryview) -> Path:
     """Return the path to the sender of a frame of a flow."""
-    size = (len(flow) - 4) // 2
     local_mac, remote_mac = _MACS.unpack_from(frame, VNET)
-    sport, dport = _PORTS.unpack_from(flow, 2 * size)
-    return Path(local_mac, remote_mac, flow[size : 2 * size], flow[:size], dport, sport)
+    remote, local, remote_port, local_port = quick.split(flow)
+    return _new(Path, (local_mac, remote_mac, local, remote, local_port, remote_port))

@@ -95,6 +95,7 @@ class Relay(Stage):
         self._early_ack = early_ack
         self._on_non_tcp = on_non_tcp or self._drop_non_tcp
         self.poller = poller or Poller()
+        self._take_event = self._on_event  # bound once, and not for each flow
         self.sources = [self]
         self.flows: dict[bytes, RelayFlow] = {}
         self.budget = RelayBudget(limits)
@@ -214,7 +215,7 @@ class Relay(Stage):
         self.flows[segment.flow] = flow
         budget.half_open += 1
         try:
-            self.poller.add(flow.stream, flow, self._on_event)
+            self.poller.add(flow.stream, flow, self._take_event)
         except OSError:  # the kernel's limit for epoll registrations
             self.drop_frame(memoryview(syn), "no-descriptor", now)
             self._remove(flow, now)
@@ -273,7 +274,7 @@ class Relay(Stage):
         elif outcome is FlowOutcome.ABORTED:
             self._outbox.transmit(flow.endpoint, now)
             self._remove(flow, now)
-        elif isinstance(outcome, Reason):
+        elif type(outcome) is Reason:
             if flow.endpoint.asked:
                 self._refuse(flow.syn, outcome, now)
             else:  # its SYN was answered early

@@ -6,13 +6,15 @@ RFC 8985 (RACK-TLP) detects loss, RFC 6582 without SACK. RFC 5682 (F-RTO), RFC 3
 
 from typing import Final
 
-from vtl_tools.common.packet.tcp import CWR, ECE
+from vtl_tools.common.packet.tcp import ECE
 from vtl_tools.common.tcp.congestion.base import Sample
+from vtl_tools.common.tcp.ecn import told
 from vtl_tools.common.tcp.flight import Run
+from vtl_tools.common.tcp.limits import NOTHING_TO_SEND, hold
 from vtl_tools.common.tcp.rack import DUP_THRESH
 from vtl_tools.common.tcp.snd import Sender
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import Segment, is_marked
+from vtl_tools.common.tcp.wire import NO_STAMPS, Segment
 
 _HALF: Final = 0x8000_0000
 _MASK: Final = 0xFFFF_FFFF
@@ -51,16 +53,22 @@ def advance(tcb: TCB, ack: int, now: float) -> None:
             snd.rack.measured(sample.rtt_s, now)
         _rate(snd, run, now)
     cc.acked(sample)
-    tcb.stalled_since = now if ack < tail or ack < snd.end else None
+    if ack < tail or ack < snd.end:
+        tcb.stalled_since = now
+    else:
+        tcb.stalled_since = None
+        hold(tcb, NOTHING_TO_SEND, now)
     tcb.arm(now)
 
 
 def acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate: bool) -> None:
     """Process an acceptable ACK, with its SACK blocks. duplicate: as defined in RFC 5681 section 2."""
     snd = tcb.snd
-    if tcb.ecn and segment.flags & ECE:
+    if tcb.ecn and (tcb.accurate is not None or segment.flags & ECE):
+        before = snd.una + snd.runs.sacked
         _acknowledged(tcb, segment, ack, now, duplicate=duplicate)
-        _answer_echo(snd, now)
+        if told(tcb, segment, snd.una + snd.runs.sacked - before):
+            _answer_echo(snd, now)
         return
     if segment.sack is None and snd.recover is None and tcb.probe is None and not snd.runs.sacked:
         if snd.una < ack <= snd.nxt and not (snd.dup_acks or tcb.rtt.backoffs):
@@ -86,8 +94,8 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
         snd.queue.drop(ack if ack < snd.queue.tail else snd.queue.tail)
         fresh = runs.acked(ack)
     echo_ms = None
-    if tcb.timestamps and segment.stamps is not None and segment.stamps[1]:
-        echo_ms = (segment.stamps[1] - tcb.ts_offset) & _MASK
+    if tcb.timestamps and segment.tsval != NO_STAMPS and segment.tsecr:
+        echo_ms = (segment.tsecr - tcb.ts_offset) & _MASK
     if advanced:
         _measure(tcb, fresh, echo_ms, now)
     below = len(fresh)
@@ -110,19 +118,15 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
     if fresh or sample.delivered or sample.lost or snd.recover is not None:
         _tell(snd, fresh, now)
     if advanced:
-        tcb.stalled_since = now if snd.una < snd.end else None
+        if snd.una < snd.end:
+            tcb.stalled_since = now
+        else:
+            tcb.stalled_since = None
+            hold(tcb, NOTHING_TO_SEND, now)
         tcb.rtt.answered()
         tcb.arm(now)
     elif news and tcb.probe_is_next:
         tcb.arm(now)  # no probe while data is SACKed (RFC 8985 section 7.2)
-
-
-def heed_marks(tcb: TCB, segment: Segment) -> None:
-    """Echo congestion that the network has marked, until the peer has reduced its window (RFC 3168 6.1.3)."""
-    if segment.flags & CWR:
-        tcb.echo_due = False
-    if segment.length and is_marked(segment):
-        tcb.echo_due = tcb.ack_now = True
 
 
 def _answer_echo(snd: Sender, now: float) -> None:

@@ -3,7 +3,8 @@
 from typing import Final
 
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
-from vtl_tools.common.tcp.acks import acknowledged, heed_marks
+from vtl_tools.common.tcp import ecn
+from vtl_tools.common.tcp.acks import acknowledged
 from vtl_tools.common.tcp.output import agree, reset, stamps, syn_window
 from vtl_tools.common.tcp.prediction import predicted
 from vtl_tools.common.tcp.state import (
@@ -22,7 +23,8 @@ from vtl_tools.common.tcp.state import (
     State,
 )
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import Segment
+from vtl_tools.common.tcp.user_timeout import heed
+from vtl_tools.common.tcp.wire import NO_STAMPS, Segment
 
 _HALF: Final = 0x8000_0000
 _STAMP_OUTDATED_S: Final = 24 * 86_400.0  # RFC 7323 section 5.5
@@ -106,13 +108,17 @@ def _begin(tcb: TCB, syn: Segment, now: float) -> None:
     tcb.rcv.start(syn.seq)
     agree(tcb, syn)
     tcb.heard_at = now
+    if syn.user_timeout:
+        heed(tcb, syn.user_timeout)
     tcb.snd.wnd = tcb.snd.max_wnd = syn.window  # never shifted in a SYN
-    if tcb.timestamps and syn.stamps is not None:
-        tcb.ts_recent, tcb.ts_recent_at = syn.stamps[0], now
+    if tcb.timestamps and syn.tsval != NO_STAMPS:
+        tcb.ts_recent, tcb.ts_recent_at = syn.tsval, now
 
 
 def _hold(tcb: TCB, syn: Segment) -> None:
     """Keep data and a FIN of a SYN without an ACK until ESTABLISHED, as far as our window will reach."""
+    if not (syn.length or syn.flags & FIN):
+        return
     room = syn_window(tcb)
     tcb.rcv.hold(syn.data[:room])
     if syn.flags & FIN and syn.length <= room:
@@ -124,8 +130,9 @@ def _synchronized_late(tcb: TCB, segment: Segment, now: float) -> None:
 
     If it was the first, nothing was lost: the round trip is longer than the timer (RFC 3522 section 3).
     """
-    first_at, stamps = tcb.stalled_since, segment.stamps
-    if tcb.timestamps and stamps is not None and first_at is not None and stamps[1] == tcb.tsval(first_at):
+    first_at = tcb.stalled_since
+    has_stamps = tcb.timestamps and segment.tsval != NO_STAMPS
+    if has_stamps and first_at is not None and segment.tsecr == tcb.tsval(first_at):
         tcb.rtt.sample(now - first_at)
         return
     tcb.rtt.handshake_was_slow()
@@ -148,6 +155,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     snd.wnd, snd.max_wnd = scaled, max(snd.max_wnd, scaled)
     snd.wl1, snd.wl2 = tcb.rcv.position(segment.seq), ack
     tcb.sent_at, tcb.before = now, None
+    tcb.user_timeout_due = tcb.config.user_timeout_option
     if tcb.rcv.has_gap:
         tcb.rcv.release()
         tcb.ack_now = True
@@ -194,8 +202,8 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     if not _acknowledged(tcb, segment, seq, now):
         return
     # RFC 7323 section 5.3 (R3); not earlier, or an attacker without valid SEQ and ACK could move TS.Recent
-    if tcb.timestamps and segment.stamps is not None and seq <= tcb.last_ack:
-        tcb.ts_recent, tcb.ts_recent_at = segment.stamps[0], now
+    if tcb.timestamps and segment.tsval != NO_STAMPS and seq <= tcb.last_ack:
+        tcb.ts_recent, tcb.ts_recent_at = segment.tsval, now
 
     if tcb.state is not TIME_WAIT:
         _content(tcb, segment, seq, now)
@@ -208,6 +216,8 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
 def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     """Process what the segment carries. seq: position of the first octet of data."""
     rcv, flags = tcb.rcv, segment.flags
+    if segment.user_timeout:
+        heed(tcb, segment.user_timeout)
 
     # sixth, check the URG bit
     _urgent(tcb, segment, seq - (flags >> 1 & 1))
@@ -215,6 +225,10 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     # seventh, process the segment text
     length = segment.length
     if length and tcb.state in TAKES_DATA:
+        if tcb.is_deaf and seq + length > rcv.nxt:  # SHLD-3
+            reset(tcb, segment, stamps(tcb, now, tcb.ts_recent))
+            tcb.end(Ended.ABORTED)
+            return
         _text(tcb, segment, seq, now)
 
     # eighth, check the FIN bit
@@ -222,7 +236,7 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
         rcv.take_fin(seq + length)
         if rcv.has_gap:
             tcb.ack_now = True
-    if rcv.fin is not None and tcb.state in ON_FIN and rcv.finish():
+    if rcv.fin is not None and rcv.fin == rcv.nxt and tcb.state in ON_FIN and rcv.finish():
         _finished(tcb, now)
 
 
@@ -242,22 +256,21 @@ def _is_new_connection(tcb: TCB, segment: Segment) -> bool:
     """Return whether a SYN may replace TIME-WAIT (MAY-2): newer by timestamp or number (RFC 6191)."""
     if segment.flags & (SYN | ACK | RST | FIN) != SYN:
         return False
-    if segment.stamps is not None and tcb.config.timestamps:
+    if segment.tsval != NO_STAMPS and tcb.config.timestamps:
         if not tcb.timestamps:
             return True
-        if segment.stamps[0] != tcb.ts_recent:
-            return not (segment.stamps[0] - tcb.ts_recent) & _HALF
+        if segment.tsval != tcb.ts_recent:
+            return not (segment.tsval - tcb.ts_recent) & _HALF
     return tcb.rcv.position(segment.seq) >= tcb.rcv.nxt
 
 
 def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     """First step. An unacceptable segment is answered by an ACK, unless it is a RST."""
     rcv, flags = tcb.rcv, segment.flags
-    stamps = segment.stamps
     if (
         tcb.timestamps
-        and stamps is not None  # a segment without them is accepted, as in Linux
-        and (stamps[0] - tcb.ts_recent) & _HALF
+        and segment.tsval != NO_STAMPS  # a segment without them is accepted, as in Linux
+        and (segment.tsval - tcb.ts_recent) & _HALF
         and not flags & (RST | SYN)
         and now - tcb.ts_recent_at < _STAMP_OUTDATED_S
     ):
@@ -320,7 +333,14 @@ def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
                 _content(tcb, segment, 1, now)
                 return
         elif seq == 0 and not has_ack:  # the peer's SYN again
-            if tcb.syn_pending:
+            if ecn.syn_again(tcb, segment):
+                tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
+                reset(tcb, segment)
+                if tcb.once or tcb.snd.fin is not None:
+                    tcb.end(Ended.RESET)
+                else:
+                    tcb.listen_again()
+            elif tcb.syn_pending:
                 tcb.drops[SegmentDrop.HELD] += 1
             else:
                 tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
@@ -331,6 +351,8 @@ def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
             tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
             tcb.listen_again()
             return
+    if tcb.ecn and seq == 0 and segment.flags & ACK:
+        ecn.syn_ack_again(tcb, segment)
     _challenge(tcb, SegmentDrop.UNEXPECTED_SYN, now)
 
 
@@ -347,6 +369,8 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         if snd.nxt > 1:
             tcb.stalled_since = now
             tcb.arm(now)
+        if tcb.ecn:
+            ecn.established(tcb, segment, ack)
         if ack == 1:
             return True
     if ack > snd.max or ack < snd.una - snd.max_wnd:  # RFC 5961 section 5.2
@@ -354,7 +378,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         return False
 
     if tcb.ecn:
-        heed_marks(tcb, segment)
+        ecn.heed(tcb, segment)
     una = snd.una
     window = segment.window << snd.shift
     duplicate = (
@@ -386,8 +410,10 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
 def _advanced(tcb: TCB, ack: int, now: float) -> None:
     """Change the state if our FIN is acknowledged."""
     snd = tcb.snd
-    if snd.fin is not None and ack > snd.fin and tcb.state in ON_FIN_ACKED:
-        following = ON_FIN_ACKED[tcb.state]
+    if snd.fin is not None and ack > snd.fin:
+        following = ON_FIN_ACKED.get(tcb.state)
+        if following is None:
+            return
         if following is TIME_WAIT:
             tcb.wait(now)
         elif following is CLOSED:

@@ -1,8 +1,11 @@
 """Parameters of an endpoint. Octets and seconds, unless the name says otherwise."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from vtl_tools.common.tcp.congestion.choice import CONTROLS
+
+ECN: Final = ("off", "accept", "classic", "accurate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,7 +14,9 @@ class Config:
 
     receive_buffer: octets buffered until they are read, and so the maximum window. reassembly_segments:
     maximum pieces out of order. send_buffer: octets that write() accepts before the peer has acknowledged
-    them. buffer_max: octets up to which tune() enlarges both for the path; None: it does not.
+    them. notsent_lowat: octets that it accepts beyond what the windows permit to send, or a frame full if
+    that is more, for a user that decides late what to send (TCP_NOTSENT_LOWAT); None: any. buffer_max: octets
+    up to which tune() enlarges both for the path; None: it does not.
 
     mtu: largest IP packet of the link. mss: largest segment, which our SYN offers and which we do not exceed;
     None: derived from the MTU. shift: the window scale that our SYN offers, if window_scaling is on; None:
@@ -22,20 +27,22 @@ class Config:
     segment is acknowledged at once. quick_acks: at most so many acknowledgements are not delayed at the
     start, and after loss or silence: the peer may be in slow start. delayed_fin_ack: a FIN's acknowledgement
     is delayed as well, for a user that is likely to close at once, too. initial_window: segments (RFC 6928).
-    congestion: the algorithm of congestion control, a name in congestion/choice.py. ecn: explicit congestion
-    notification (RFC 3168) is offered, and accepted if the peer offers it.
+    pacing: bool = False
+    ecn: str | bool = "accept"
 
     rto_min_s: RFC 6298 (2.4) asks for one second; the default is Linux's 0.2. user_timeout_s: seconds that
-    sent data may stay unacknowledged (R2 of RFC 9293 3.8.3); None: no limit. syn_timeout_s: the same for a
-    SYN. keep_alive_s: silence after which the peer is probed (MUST-26 and 28: off by default); then
-    keep_alive_probes times, each keep_alive_interval_s. fin_wait_2_s: seconds that a peer may be silent after
-    we closed; None: no limit. time_wait_s: two maximum segment lifetimes, for which RFC 9293 assumes two
-    minutes each (MUST-13).
+    sent data may stay unacknowledged (R2 of RFC 9293 3.8.3); None: no limit. user_timeout_option: tell it the
+    peer, and adapt it to what the peer tells, within these limits (RFC 5482). syn_timeout_s: the limit for a
+    SYN, if it is below the other. keep_alive_s: silence after which the peer is probed (MUST-26 and 28: off
+    by default); then keep_alive_probes times, each keep_alive_interval_s. fin_wait_2_s: seconds that a peer
+    may be silent after we closed; None: no limit. time_wait_s: two maximum segment lifetimes, for which RFC
+    9293 assumes two minutes each (MUST-13).
     """
 
     receive_buffer: int = 1 << 20
     reassembly_segments: int = 1024
     send_buffer: int = 1 << 20
+    notsent_lowat: int | None = None
     buffer_max: int | None = None
     mtu: int = 1500
     mss: int | None = None
@@ -50,11 +57,15 @@ class Config:
     delayed_fin_ack: bool = False
     initial_window: int = 10
     congestion: str = "newreno"
-    ecn: bool = False
+    pacing: bool = False
+    ecn: str | bool = "accept"
     tail_loss_probe: bool = True
     rto_min_s: float = 0.2
     rto_max_s: float = 60.0
     user_timeout_s: float | None = 300.0
+    user_timeout_option: bool = False
+    user_timeout_min_s: float = 100.0
+    user_timeout_max_s: float = 3600.0
     syn_timeout_s: float = 180.0
     keep_alive_s: float | None = None
     keep_alive_interval_s: float = 75.0
@@ -69,14 +80,22 @@ class Config:
             raise ValueError("delayed_ack_s: must be below 0.5 seconds (RFC 9293 MUST-60)")
         if self.receive_buffer < 1 or self.send_buffer < 1:
             raise ValueError("a buffer must hold at least one octet")
+        if self.notsent_lowat is not None and self.notsent_lowat < 1:
+            raise ValueError("notsent_lowat: must be above 0")
         if self.mtu < 576:
             raise ValueError("mtu: must be at least 576 octets")
         if self.shift is not None and not 0 <= self.shift <= 14:
             raise ValueError("shift: must be from 0 to 14 (RFC 7323 section 2.3)")
         if self.congestion not in CONTROLS:
             raise ValueError(f"congestion: must be one of {', '.join(CONTROLS)}")
+        if isinstance(self.ecn, bool):
+            object.__setattr__(self, "ecn", "classic" if self.ecn else "off")
+        if self.ecn not in ECN:
+            raise ValueError(f"ecn: must be one of {', '.join(ECN)}")
         if self.user_timeout_s is not None and self.user_timeout_s <= 0:
             raise ValueError("user_timeout_s: must be above 0")
+        if not 0 < self.user_timeout_min_s <= self.user_timeout_max_s:
+            raise ValueError("user_timeout_min_s: must be above 0, and at most user_timeout_max_s")
 
     @property
     def window_scale(self) -> int:

@@ -33,6 +33,8 @@ _ABORT_IS_TOLD = frozenset(  # 3.10.5
     (State.SYN_RECEIVED, State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSE_WAIT)
 )
 
+_CLOSED_TWICE = frozenset((State.CLOSED, State.CLOSING, State.LAST_ACK, State.TIME_WAIT))  # 3.10.4: an error
+
 _BEFORE_SYN = frozenset((State.LISTEN, State.SYN_SENT))
 
 
@@ -96,7 +98,7 @@ class Endpoint(TCB):
 
     def _open(self, state: State) -> None:
         if self.state is not CLOSED or self.ended is not None:
-            raise ValueError(f"the connection is {self.state.value}: an endpoint can be opened only once")
+            raise ValueError("connection already exists: an endpoint can be opened only once")
         self.become(state)
 
     @property
@@ -253,7 +255,7 @@ class Endpoint(TCB):
         not share a segment with it (MSG_EOR).
         """
         if not self._may_write():
-            raise ValueError(f"the connection is {self.state.value}: not writable")
+            raise self._refusal()
         if self.state is LISTEN:  # 3.10.2
             self.connect()
         snd = self.snd
@@ -280,18 +282,27 @@ class Endpoint(TCB):
 
     def read(self, octets: int = 1 << 20) -> Octets:
         """Return at most so many octets, as pieces arrived; empty if there are none (yet)."""
+        if self.state is CLOSED and self.ended is None:
+            raise self._refusal()
         return self.rcv.read(octets)
 
-    def close(self) -> None:
+    def close(self, *, both: bool = False) -> None:
         """Close our direction: a FIN follows the written data. The peer's data can still be read.
 
-        Once it is closed, another call has no effect.
+        both: it is not going to be read. A reset then tells the peer that data is lost: at once, if some was
+        received and not read, or when more arrives (3.6.1, as close(2) does).
+
+        Another call has no effect, once it has ended or while the peer may still send; else it fails.
         Before the peer's SYN has come, it ends the connection, and discards written data (3.10.4).
         """
         snd = self.snd
+        if both and self.rcv.readable and self.state is not CLOSED:
+            self.abort()
+            return
+        self.is_deaf |= both
         if snd.fin is not None or self.state is CLOSED:
-            if self.state is CLOSED and self.ended is None:
-                raise ValueError("the connection does not exist")
+            if self.ended is None and self.state in _CLOSED_TWICE:
+                raise self._refusal()
             return
         if self.state in _BEFORE_SYN:
             self.end(Ended.CLOSED)
@@ -313,7 +324,11 @@ class Endpoint(TCB):
                 self.reset_due = True
             self.end(Ended.ABORTED)
         elif self.ended is None:
-            raise ValueError("the connection does not exist")
+            raise self._refusal()
+
+    def _refusal(self) -> ValueError:
+        """Return the error of a call that the state does not allow, in the words of section 3.10."""
+        return ValueError("connection does not exist" if self.state is CLOSED else "connection closing")
 
     def forget(self) -> None:
         """Discard written and received data, once it is no longer needed."""
@@ -328,6 +343,9 @@ class Endpoint(TCB):
         self.config = self.snd.config = config = replace(self.config, **changes)
         self.rcv.resize(config.receive_buffer)
         self.rtt.limit(config.rto_min_s, config.rto_max_s)
+        if "user_timeout_s" in changes:
+            self.user_timeout_s, self.is_timeout_fixed = config.user_timeout_s, True
+            self.user_timeout_due = config.user_timeout_option
         if "ttl" in changes or "dscp" in changes:
             self.framer = Framer(self.path, config.ttl, config.dscp)
 
@@ -354,6 +372,6 @@ class Endpoint(TCB):
         )
         self.framer = Framer(self.path, self.config.ttl, self.config.dscp)
 
-    def info(self) -> ConnectionInfo:
-        """Return the state of the connection, as TCP_INFO does."""
-        return describe(self, self.deadline())
+    def info(self, now: float | None = None) -> ConnectionInfo:
+        """Return the state of the connection, as TCP_INFO does. now: for its times, which lag without it."""
+        return describe(self, self.deadline(), now)

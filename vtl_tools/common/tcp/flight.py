@@ -69,15 +69,18 @@ class Flight:
 
     # --- sending
 
-    def sent(self, start: int, end: int, now: float, stamp: Stamp | None = None, tick_s: float = 0.0) -> None:
+    def sent(
+        self, start: int, end: int, now: float, stamp: Stamp | None = None, tick_s: float = 0.0, smss: int = 1
+    ) -> None:
         """Add new octets. Those that leave in one tick are one run, with the time of the last: none is older.
 
-        A run for each segment of a window of ten thousand would be more than there may be.
+        A run for each segment of a window of ten thousand would be more than there may be. A run is whole
+        segments of smss octets, with at most one smaller one at its end.
         """
         runs = self.runs
         if runs:
             last = runs[-1]
-            is_plain = not (last.sacked or last.lost or last.again)
+            is_plain = not (last.sacked or last.lost or last.again) and (last.end - last.start) % smss == 0
             is_near = now == last.sent_at or (tick_s > 0 and now // tick_s == last.sent_at // tick_s)
             if is_plain and (is_near or len(runs) >= RUNS_MAX):
                 last.end, last.sent_at, last.stamp = end, now, stamp
@@ -134,7 +137,9 @@ class Flight:
             done += 1
         else:
             run.start = una
-        if done:
+        if done == len(runs):
+            runs.clear()
+        elif done:
             del runs[:done]
         return run
 
@@ -169,7 +174,14 @@ class Flight:
         return found
 
     def sack(self, start: int, end: int, smss: int) -> list[Run]:
-        """Record that the peer has a range. Return the runs of it that are news."""
+        """Record that the peer has a range. Return the runs of it that are news.
+
+        A part of a segment does not count, as in Linux: it tells nothing about the rest, which is sent again
+        with it.
+        """
+        start, end = self._whole(start, end, smss)
+        if start >= end:
+            return []
         runs = self.runs
         at = bisect_right(runs, start, key=_START) - 1
         if at < 0:
@@ -202,6 +214,17 @@ class Flight:
         runs[first:last] = [whole]
         self.top = max(self.top, whole.end)
         return found
+
+    def _whole(self, start: int, end: int, smss: int) -> tuple[int, int]:
+        """Trim a range to whole segments; not if it is longer than one and has none of this size."""
+        runs, left, right = self.runs, start, end
+        at = bisect_right(runs, start, key=_START) - 1
+        if at >= 0 and not (first := runs[at]).sacked and (over := (start - first.start) % smss):
+            left = min(start + smss - over, first.end)
+        at = bisect_left(runs, end, key=_START) - 1
+        if at >= 0 and not (last := runs[at]).sacked and end < last.end:
+            right = end - (end - last.start) % smss
+        return (start, end) if left >= right and end - start >= smss else (left, right)
 
     def _is_bounded(self, start: int, end: int) -> bool:
         """Return whether a SACK of this range adds no runs: it is made of whole ones."""

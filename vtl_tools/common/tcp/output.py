@@ -6,7 +6,6 @@ from typing import Final
 from vtl_tools.common.packet.tcp import (
     ACK,
     CWR,
-    ECE,
     FIN,
     MSS,
     NOP,
@@ -18,15 +17,28 @@ from vtl_tools.common.packet.tcp import (
     WINDOW_SCALE,
     encode_options,
 )
+from vtl_tools.common.tcp import ecn, user_timeout
+from vtl_tools.common.tcp.accurate import ACE_SHIFT
+from vtl_tools.common.tcp.limits import judge
 from vtl_tools.common.tcp.snd import Piece
-from vtl_tools.common.tcp.state import SENDS_DATA, SYN_SENT, State
+from vtl_tools.common.tcp.state import (
+    ESTABLISHED,
+    FIN_WAIT_1,
+    FIN_WAIT_2,
+    SENDS_DATA,
+    SYN_RECEIVED,
+    SYN_SENT,
+)
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import Pieces, Segment
+from vtl_tools.common.tcp.wire import NO_STAMPS, Pieces, Segment
 
-_STAMPS: Final = struct.Struct("!III")
+_pack_stamps: Final = struct.Struct("!III").pack
 _STAMPS_ALONE: Final = 0x0101_080A
-_SYN_OPTIONS: Final = struct.Struct("!BBHBBBBIIIBBBB")
+_pack_syn_options: Final = struct.Struct("!HHIIIII").pack
 """All of a usual SYN, as encode_options() has them, which takes three times as long."""
+_MSS_FIRST: Final = MSS << 8 | 4
+_SACK_NEXT: Final = NOP << 24 | NOP << 16 | SACK_PERMITTED << 8 | 2
+_SCALE_LAST: Final = NOP << 24 | WINDOW_SCALE << 16 | 3 << 8
 _LATE_S: Final = 0.01
 _LATE_TRIPS: Final = 0.5
 """How much of what was not sent in time may leave at once: so many seconds of it; if it waited for the pacing
@@ -53,10 +65,9 @@ def syn_window(tcb: TCB) -> int:
 def agree(tcb: TCB, syn: Segment) -> None:
     """Apply the options of both SYNs: an option is in force only if both offered it (RFC 7323, RFC 2018)."""
     config, snd, rcv = tcb.config, tcb.snd, tcb.rcv
-    tcb.timestamps = config.timestamps and syn.stamps is not None
+    tcb.timestamps = config.timestamps and syn.tsval != NO_STAMPS
     snd.sack = config.sack and syn.sack_permitted
-    asked = ECE if syn.flags & ACK else ECE | CWR  # RFC 3168 section 6.1.1
-    tcb.ecn = config.ecn and syn.flags & (ECE | CWR) == asked
+    ecn.agree(tcb, syn)
     tcb.peer_scales = syn.window_scale is not None
     if config.window_scaling and syn.window_scale is not None:
         snd.shift, rcv.shift = min(syn.window_scale, 14), config.window_scale
@@ -70,8 +81,10 @@ def agree(tcb: TCB, syn: Segment) -> None:
 
 def acknowledge(tcb: TCB, now: float) -> Pieces:
     """Return <SEQ=SND.NXT><ACK=RCV.NXT><CTL=ACK>, with SACK blocks if data is out of order."""
+    if not tcb.rcv.has_news:
+        return frame(tcb, tcb.snd.nxt, ACK, now)
     blocks = tcb.rcv.blocks()
-    if not tcb.snd.sack or tcb.state is State.SYN_RECEIVED:  # the SYN's data is held, and may be dropped
+    if not tcb.snd.sack or tcb.state is SYN_RECEIVED:  # the SYN's data is held, and may be dropped
         blocks = []
     return frame(tcb, tcb.snd.nxt, ACK, now, blocks=blocks[: 3 if tcb.timestamps else 4])
 
@@ -81,7 +94,7 @@ def frame(
     position: int,
     flags: int,
     now: float,
-    data: list[memoryview] | None = None,
+    data: list[bytes | memoryview] | None = None,
     length: int = 0,
     blocks: list[tuple[int, int]] | None = None,
     *,
@@ -97,15 +110,18 @@ def frame(
     tcb.ack_now, tcb.delayed_at, tcb.ack_due_octets = False, NEVER, 0
     tcb.last_ack = rcv.nxt
     tcb.segments_out += 1
-    options = _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
+    options = _pack_stamps(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
     if blocks is None and rcv.early.starts and snd.sack:  # SACK wherever it is permitted (RFC 2018 section 3)
         room = (snd.mss - length - 4) // 8
         if room > 0:
             blocks = rcv.blocks()[: min(3 if options else 4, room)]
+    if tcb.ecn:
+        flags, options, blocks = ecn.feed_back(tcb, flags, options, blocks, length)
     if blocks:
         options += encode_options(sack=blocks)
-    if tcb.echo_due:
-        flags |= ECE
+    elif tcb.user_timeout_due and length + user_timeout.OPTION_SIZE <= snd.mss:
+        options += user_timeout.option(tcb)
+        tcb.user_timeout_due = False
     urgent = 0
     if snd.up > position and snd.is_urgent:  # a keep-alive is before SND.UNA, and so is an old SND.UP
         flags |= URG
@@ -132,9 +148,9 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
     scales = config.window_scaling and (tcb.peer_scales or not answers)
     sack = snd.sack if answers else config.sack
     if stamps and scales and sack:
-        options = _SYN_OPTIONS.pack(
-            MSS, 4, our_mss(tcb), NOP, NOP, SACK_PERMITTED, 2,
-            _STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent, NOP, WINDOW_SCALE, 3, config.window_scale,
+        options = _pack_syn_options(
+            _MSS_FIRST, our_mss(tcb), _SACK_NEXT,
+            _STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent, _SCALE_LAST | config.window_scale,
         )  # fmt: skip
     else:
         options = encode_options(
@@ -152,14 +168,17 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
     else:
         tcb.timed = None
         snd.retransmits += 1
+    if config.user_timeout_option:
+        options += user_timeout.option(tcb)
     if tcb.stalled_since is None:
         tcb.stalled_since = now
     tcb.retransmit_at = now + tcb.rtt.timeout_s
     flags, ack = (SYN | ACK, rcv.rcv_nxt) if answers else (SYN, 0)
-    if answers and tcb.ecn:
-        flags |= ECE
-    elif config.ecn and not answers and not snd.retransmits:  # a lost SYN may have been refused for it
-        flags |= ECE | CWR
+    if not answers:
+        flags |= ecn.offer(tcb)
+    elif tcb.ecn:
+        marks, options = ecn.answer(tcb, options)
+        flags |= marks
     window = rcv.window(0) if answers else syn_window(tcb)
     return tcb.framer.frame(snd.iss, ack, flags, window, options)
 
@@ -176,10 +195,11 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
         data = snd.queue.views(start, end)
         if end == snd.queue.tail:
             flags |= PSH  # MUST-61: the end of the written data
-    ect = tcb.ecn and data is not None and not again and snd.wnd > 0  # RFC 3168 section 6.1.5, 6.1.6
+    ect = tcb.ect and data is not None and not again and snd.wnd > 0  # RFC 3168 section 6.1.5, 6.1.6
     if ect and snd.cwr_due:
-        flags |= CWR
         snd.cwr_due = False
+        if tcb.accurate is None:
+            flags |= CWR
     snd.sent(piece, now)
     tcb.sent_at = now
     if tcb.retransmit_at == NEVER or (again and start == snd.una):
@@ -191,7 +211,7 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
 
 def stamps(tcb: TCB, now: float, echo: int) -> bytes:
     """Return the timestamps option, if it is in force. echo: TSecr; 0 without an ACK (RFC 7323 3.2)."""
-    return _STAMPS.pack(_STAMPS_ALONE, tcb.tsval(now), echo) if tcb.timestamps else b""
+    return _pack_stamps(_STAMPS_ALONE, tcb.tsval(now), echo) if tcb.timestamps else b""
 
 
 def reset(tcb: TCB, segment: Segment, options: bytes = b"") -> None:
@@ -212,7 +232,10 @@ def abort(tcb: TCB, now: float) -> Pieces:
     tcb.reset_due = False
     tcb.segments_out += 1
     options = stamps(tcb, now, tcb.ts_recent)
-    return tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, RST | ACK, 0, options)
+    flags = RST | ACK
+    if tcb.accurate is not None:
+        flags |= tcb.accurate.ace(pure=False) << ACE_SHIFT
+    return tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, flags, 0, options)
 
 
 def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
@@ -227,7 +250,8 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
     edge = snd.una + min(snd.wnd, snd.cc.cwnd)
     most = snd.send_size
     first = start = snd.nxt
-    head, length, told = b"", 0, 0
+    head: bytes | memoryview = b""
+    length, told = 0, 0
     while (size := min(min(queue.tail, edge) - start, most)) > 0:
         end = start + size
         flags = ACK
@@ -245,12 +269,12 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
             frames.append((tcb.framer.renumbered(head, (snd.iss + start) & 0xFFFF_FFFF), *views))
         else:
             length, told = end - start, flags
-            pieces = frame(tcb, start, flags, now, views, length, ect=tcb.ecn)
-            head = bytes(pieces[0])
+            pieces = frame(tcb, start, flags, now, views, length, ect=tcb.ect)
+            head = pieces[0]
             frames.append(pieces)
         start = end
     if start > first:
-        snd.runs.sent(first, start, now, None, tick_s)
+        snd.runs.sent(first, start, now, None, tick_s, mss)
         snd.nxt = start
         if start > snd.max:
             snd.max = start
@@ -272,21 +296,31 @@ def transmit(tcb: TCB, now: float) -> list[Pieces]:
     state, snd = tcb.state, tcb.snd
     end = snd.queue.tail if snd.fin is None else snd.fin + 1
     if snd.nxt >= end and snd.recover is None and not (tcb.ack_now or tcb.syn_due):  # the usual case
-        if state not in _NO_UPDATES and tcb.rcv.window_opened:
+        if _window_opened(tcb):
             return [*frames, acknowledge(tcb, now)]
         return frames
-    frames = list(frames)
-    if state in SENDS_DATA:
-        if tcb.ack_now and snd.sack and tcb.rcv.has_news:  # segments with data have no room for blocks
+    if not frames:
+        frames = []  # the other list stays the connection's
+    if state is ESTABLISHED or state in SENDS_DATA:
+        # segments with data have no room for blocks
+        if tcb.ack_now and ((snd.sack and tcb.rcv.has_news) or (tcb.ecn and ecn.is_alone(tcb))):
             frames.append(acknowledge(tcb, now))
         if snd.nxt < end or snd.recover is not None:
             _data(tcb, frames, now)
     elif tcb.syn_due:
         frames.append(synchronize(tcb, now))
         return frames
-    if tcb.ack_now or (state not in _NO_UPDATES and tcb.rcv.window_opened):
+    if tcb.ack_now or _window_opened(tcb):
         frames.append(acknowledge(tcb, now))
     return frames
+
+
+def _window_opened(tcb: TCB) -> bool:
+    """Return whether a window update is due. Elsewhere the peer does not know us yet, or sends no more."""
+    state = tcb.state
+    if state is ESTABLISHED or state is FIN_WAIT_1 or state is FIN_WAIT_2:
+        return tcb.rcv.window_opened
+    return False
 
 
 def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
@@ -294,6 +328,8 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
     snd = tcb.snd
     if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
         snd.cc.idle(now)
+    if tcb.config.pacing:
+        snd.cc.pace(tcb.rtt.srtt_s, snd.max)
     if snd.cc.pacing_rate is not None:
         _paced(tcb, frames, now)
         return
@@ -302,7 +338,7 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
         and snd.fin is None
         and snd.up <= snd.una
         and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples or snd.more or snd.records)
-        and not (snd.cwr_due and tcb.ecn)
+        and not (snd.cwr_due and tcb.ect)
     )
     if not ordinary or _stream(tcb, frames, now):
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:
@@ -320,8 +356,8 @@ def _paced(tcb: TCB, frames: list[Pieces], now: float) -> None:
     snd = tcb.snd
     rate = snd.cc.pacing_rate
     assert rate is not None
-    late_s = _LATE_S
-    if tcb.is_paced and tcb.rtt.srtt_s is not None:
+    late_s = _LATE_S if snd.cc.samples else snd.cc.quantum / rate / 2
+    if snd.cc.samples and tcb.is_paced and tcb.rtt.srtt_s is not None:
         late_s = max(late_s, _LATE_TRIPS * tcb.rtt.srtt_s)
     if tcb.pace_at < now - late_s:
         tcb.pace_at = now - late_s
@@ -347,12 +383,4 @@ def _wait(tcb: TCB, now: float) -> None:
         tcb.persist_at = NEVER
     if tcb.stalled_since is None:
         tcb.stalled_since = now
-
-
-_NO_UPDATES: Final = frozenset(
-    (
-        State.CLOSED, State.LISTEN, State.SYN_SENT, State.SYN_RECEIVED, State.TIME_WAIT, State.CLOSE_WAIT,
-        State.LAST_ACK, State.CLOSING,
-    )
-)  # fmt: skip
-"""States without window updates: the peer does not know us yet, or sends no more."""
+    judge(tcb, now)

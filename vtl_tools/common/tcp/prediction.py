@@ -6,10 +6,11 @@ usual segments the result is the same, in a third of the time.
 
 from typing import Final
 
-from vtl_tools.common.packet.tcp import ACK, CWR, ECE, FIN, RST, SYN, URG
+from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
 from vtl_tools.common.tcp.acks import advance
+from vtl_tools.common.tcp.ecn import is_unusual
 from vtl_tools.common.tcp.tcb import NEVER, TCB
-from vtl_tools.common.tcp.wire import Segment, is_marked
+from vtl_tools.common.tcp.wire import NO_STAMPS, Segment
 
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
@@ -21,7 +22,7 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
 
     The state is ESTABLISHED. The data is borrowed.
     """
-    snd, rcv, stamps = tcb.snd, tcb.rcv, segment.stamps
+    snd, rcv = tcb.snd, tcb.rcv
     octets = (segment.ack - snd.iss - snd.una) & _MASK  # an old ACK gives a huge number
     length = segment.length
     window = segment.window << snd.shift
@@ -34,6 +35,7 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
         or not snd.wnd
         or rcv.nxt + length > rcv.edge
         or segment.sack is not None
+        or segment.user_timeout
         or snd.recover is not None
         or snd.fin is not None
         or snd.dup_acks
@@ -43,14 +45,15 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
         or rcv.fin is not None
         or rcv.early.starts
         or rcv.dsack is not None
-        or (tcb.ecn and (segment.flags & (ECE | CWR) or is_marked(segment)))
+        or (tcb.ecn and is_unusual(tcb, segment))
     ):
         return False
     if tcb.timestamps:
-        if stamps is None or (stamps[0] - tcb.ts_recent) & _HALF:
+        tsval = segment.tsval
+        if tsval == NO_STAMPS or (tsval - tcb.ts_recent) & _HALF:
             return False
         if rcv.nxt <= tcb.last_ack:
-            tcb.ts_recent, tcb.ts_recent_at = stamps[0], now
+            tcb.ts_recent, tcb.ts_recent_at = tsval, now
     if length and now - tcb.heard_at > tcb.rtt.rto_s and not tcb.is_interactive:
         tcb.quicken()
     tcb.heard_at = now

@@ -9,7 +9,7 @@ PIECE: Final = 256
 """Octets of memory per piece besides its content: objects and list entries."""
 
 _SMALL: Final = 4096
-"""Smaller pieces are copied together, so that many small writes do not become many small pieces."""
+"""Smaller pieces are copied, and together, so that many small writes do not become many small pieces."""
 _TAIL_MAX: Final = 65536
 
 
@@ -31,34 +31,45 @@ class SendQueue:
     def append(self, data: Octets) -> None:
         """Append data by reference: the caller must not change it until it is acknowledged."""
         size = len(data)
-        if size < _SMALL:
-            last = self._pieces[-1] if self._pieces else None
-            if type(last) is bytearray and len(last) + size <= _TAIL_MAX:
-                try:
-                    last += data
-                except BufferError:  # a frame that is not sent yet has a view of it
-                    last = None
-                else:
-                    self.tail += size
-                    self.kept += size
-                    return
-            data = bytearray(data)  # we may extend only our own: the caller's data is kept as a view
-        else:
-            data = memoryview(data)  # a part of a view costs less than a view of a part
+        if size >= _SMALL:
+            if type(data) is bytes or type(data) is bytearray:
+                data = memoryview(data)  # a part of a view costs less than a view of a part
+        elif self._pieces and self._extend(data):
+            self.tail += size
+            self.kept += size
+            return
+        elif type(data) is not bytes:
+            data = bytes(data)
         self._starts.append(self.tail)
         self._pieces.append(data)
         self.tail += size
         self.kept += size + PIECE
 
-    def views(self, start: int, end: int) -> list[memoryview]:
+    def _extend(self, data: Octets) -> bool:
+        """Add to the last piece, if it is a small one, or gathers them. Return whether it did."""
+        last = self._pieces[-1]
+        if type(last) is bytes:
+            last = self._pieces[-1] = bytearray(last)  # of our own, and frames keep the octets they have
+        if type(last) is not bytearray or len(last) + len(data) > _TAIL_MAX:
+            return False
+        try:
+            last += data
+        except BufferError:  # a frame that is not sent yet has a view of it
+            return False
+        return True
+
+    def views(self, start: int, end: int) -> list[bytes | memoryview]:
         """Return the octets between two positions. Release the views before the next append()."""
-        i = bisect_right(self._starts, start) - 1
-        at = start - self._starts[i]
+        starts = self._starts
+        i = bisect_right(starts, start) - 1 if len(starts) > 1 else 0
+        at = start - starts[i]
         piece = self._pieces[i]
+        if type(piece) is bytes and at == 0 and len(piece) == end - start:  # as most answers are
+            return [piece]
         view = (piece if type(piece) is memoryview else memoryview(piece))[at : at + end - start]
         if len(view) == end - start:
             return [view]
-        found = [view]
+        found: list[bytes | memoryview] = [view]
         start += len(view)
         while start < end:
             i += 1
@@ -75,11 +86,15 @@ class SendQueue:
         while done < len(starts) and starts[done] + (size := len(pieces[done])) <= position:
             done += 1
             self.kept -= size + PIECE
-        if done:
+        if done == len(starts):
+            starts.clear()
+            pieces.clear()
+        elif done:
             del starts[:done], pieces[:done]
 
     def clear(self) -> None:
         """Remove all octets."""
-        self._starts.clear()
-        self._pieces.clear()
+        if self._starts:
+            self._starts.clear()
+            self._pieces.clear()
         self.head, self.kept = self.tail, 0

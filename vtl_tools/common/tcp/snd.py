@@ -9,7 +9,7 @@ from typing import Final
 
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.congestion.base import Congestion
-from vtl_tools.common.tcp.congestion.choice import CONTROLS
+from vtl_tools.common.tcp.congestion.choice import new_control
 from vtl_tools.common.tcp.flight import Flight, Stamp
 from vtl_tools.common.tcp.queue import Octets, SendQueue
 from vtl_tools.common.tcp.rack import Rack
@@ -45,7 +45,7 @@ class Sender:
     the last recover. dup_acks: in a row, each taken for a received segment if the peer has no SACK.
     undo_from: SND.UNA when the window was last reduced; None if that is final. repaired: octets sent again
     since and not known to be duplicates; -1: none. repaired_ms: when the first was. reduced_to: SND.NXT when
-    a congestion mark last reduced the window.
+    a congestion mark last reduced the window. single: no frame has more than one segment.
 
     limited: the window has limited us in the last round trip, which ends at used_to; most: octets in flight
     then at most. measured_to: the next round-trip sample is of data behind it. delivered: octets in all, the
@@ -57,7 +57,7 @@ class Sender:
         "cc", "config", "cwr_due", "delivered", "delivered_at", "dup_acks", "fin", "first_at",
         "frto", "iss", "limited", "loss", "max", "max_wnd", "measured_to", "missing", "more",
         "most", "mss", "new_first", "nxt", "queue", "rack", "rate", "records", "recover", "recovered",
-        "reduced_to", "repaired", "repaired_ms", "retransmits", "runs", "sack", "shift",
+        "reduced_to", "repaired", "repaired_ms", "retransmits", "runs", "sack", "shift", "single",
         "starved_to", "una", "undo_from", "up", "used_to", "wl1", "wl2", "wnd",
     )  # fmt: skip
 
@@ -72,11 +72,12 @@ class Sender:
         self.records: list[int] = []  # ends of records: no segment holds data of two
         self.runs = Flight()
         self.rack = Rack()
-        self.cc: Congestion = CONTROLS[config.congestion](self.mss, config.initial_window)
+        self.cc: Congestion = new_control(config.congestion, self.mss, config.initial_window)
         self.fin: int | None = None
         self.sack = self.loss = self.frto = self.new_first = self.cwr_due = False
         self.recover: int | None = None
         self.recovered = self.reduced_to = 0
+        self.single = False
         self.dup_acks = 0
         self.undo_from: int | None = None
         self.repaired = -1
@@ -124,7 +125,12 @@ class Sender:
     @property
     def room(self) -> int:
         """Octets that write() would accept."""
-        room = self.config.send_buffer - self.queue.tail + self.queue.head
+        queue, config = self.queue, self.config
+        room = config.send_buffer - queue.tail + queue.head
+        if config.notsent_lowat is not None:
+            permitted = max(self.una + min(self.wnd, self.cc.cwnd), self.nxt)
+            frame = min(self.send_size, self.max_wnd // 2 // self.mss * self.mss)
+            room = min(room, permitted + max(config.notsent_lowat, frame) - queue.tail)
         return room if room > 0 else 0
 
     # --- the user
@@ -271,7 +277,7 @@ class Sender:
         """
         most = (
             0
-            if self.up > self.una
+            if self.up > self.una or self.single
             else min(min(self.config.super_segment, _SEGMENTS_MAX * self.mss), self.cc.quantum)
         )
         whole = (octets if octets < most else most) // self.mss * self.mss
@@ -308,7 +314,7 @@ class Sender:
                 self.repaired_ms = int(now * 1000)
             self.runs.sent_again(start, end, now, stamp)
         else:
-            self.runs.sent(start, end, now, stamp, self.rack.tick_s)
+            self.runs.sent(start, end, now, stamp, self.rack.tick_s, self.mss)
             self.nxt = end
             if end > self.max:
                 self.max = end

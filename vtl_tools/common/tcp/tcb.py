@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from typing import Final
 
+from vtl_tools.common.tcp.accurate import AccurateECN
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.rcv import Receiver
 from vtl_tools.common.tcp.rtt import RTTEstimator
@@ -14,6 +15,8 @@ from vtl_tools.common.tcp.wire import Framer, Path, Pieces
 log = logging.getLogger(__name__)
 
 NEVER: Final = float("inf")
+_ROOT: Final = logging.getLogger()
+_DEBUG: Final = 10  # logging.DEBUG
 _MASK: Final = 0xFFFF_FFFF
 _CHALLENGES: Final = 10
 _CHALLENGES_S: Final = 5.0
@@ -29,10 +32,11 @@ class TCB:
     syn_pending: a SYN has come, and waits for accept() or refuse(). syn_due: a SYN is to be sent, for the
     first time or again. ack_now: an acknowledgement is due. reset_due: a reset is due. before: the connection
     in TIME-WAIT from which a SYN took over, until the handshake is complete. once: a passive opening that
-    fails ends the endpoint. out: frames to send at once. ecn: both ends notify of congestion (RFC 3168);
-    echo_due: a mark is echoed until the peer answers it by CWR. ts_recent: TS.Recent. last_ack:
-    Last.ACK.sent, a position. stalled_since: time since which nothing was acknowledged although data is
-    outstanding; None if none is. timed: the position after the SYN and its sending time, for an RTT sample.
+    fails ends the endpoint. out: frames to send at once. ecn: both ends notify of congestion; accurate: in
+    the mode of RFC 9768, else that of RFC 3168. ect: new data is ECN-capable. echo_due: a mark is echoed
+    until the peer answers it by CWR. ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position.
+    stalled_since: time since which nothing was acknowledged although data is outstanding; None if none is.
+    timed: the position after the SYN and its sending time, for an RTT sample.
     retransmit_at: of the RTO, or of a tail loss probe before it (probe_is_next); rto_at: of the RTO.
     quick: acknowledgements that are not delayed. is_interactive: the user answers what it receives, so they
     are delayed.
@@ -41,26 +45,39 @@ class TCB:
     when segments last left. probe: end of the data in flight when the tail was probed, and whether the probe
     was a retransmission.
     tune_at: when tune() is due; tuned: octets that the user had read at its last call, and its time.
+    user_timeout_s: R2 in force; is_timeout_fixed: the user has set it, so the peer does not change it any
+    more; user_timeout_due: the peer is to be told ours by the next segment with room (RFC 5482).
+    is_deaf: the user reads no more, so data that arrives is answered by a reset.
+    held_by: what holds sending, as in limits.py, since held_since; busy_s, window_limited_s and
+    buffer_limited_s: sums of such times before that.
     is_logged: changes of state are logged, as was decided at the start.
     """
 
     __slots__ = (
         "_challenged",
         "_challenges",
+        "_drops",
+        "accurate",
         "ack_due_octets",
         "ack_now",
         "before",
+        "buffer_limited_s",
+        "busy_s",
         "config",
         "delayed_at",
-        "drops",
         "echo_due",
         "ecn",
+        "ect",
         "ended",
         "framer",
         "heard_at",
+        "held_by",
+        "held_since",
+        "is_deaf",
         "is_interactive",
         "is_logged",
         "is_paced",
+        "is_timeout_fixed",
         "keep_alives",
         "last_ack",
         "once",
@@ -97,11 +114,14 @@ class TCB:
         "ts_recent_at",
         "tune_at",
         "tuned",
+        "user_timeout_due",
+        "user_timeout_s",
+        "window_limited_s",
     )  # fmt: skip
 
     def __init__(self, path: Path, config: Config, iss: int, ts_offset: int) -> None:
         self.path, self.config = path, config
-        self.is_logged = log.isEnabledFor(logging.DEBUG)
+        self.is_logged = _ROOT.level <= _DEBUG and log.isEnabledFor(_DEBUG)
         self.framer = Framer(path, config.ttl, config.dscp)
         self._begin(iss)
         self.state: State = CLOSED
@@ -109,10 +129,11 @@ class TCB:
         self.passive = self.once = self.peer_scales = self.syn_pending = self.syn_due = self.ack_now = (
             self.timestamps
         ) = False
-        self.reset_due = self.ecn = self.echo_due = False
+        self.is_deaf = self.reset_due = self.ecn = self.ect = self.echo_due = False
+        self.accurate: AccurateECN | None = None
         self.before: TCB | None = None
         self.out: list[Pieces] = []
-        self.drops: defaultdict[SegmentDrop, int] = defaultdict(int)
+        self._drops: defaultdict[SegmentDrop, int] | None = None
         self.ts_offset = ts_offset
         self.ts_recent = 0
         self.ts_recent_at = 0.0
@@ -125,6 +146,10 @@ class TCB:
         self.probe: tuple[int, bool] | None = None
         self.heard_at = self.sent_at = 0.0
         self.stalled_since: float | None = None
+        self.held_by, self.held_since = 0, 0.0
+        self.busy_s = self.window_limited_s = self.buffer_limited_s = 0.0
+        self.user_timeout_s = config.user_timeout_s
+        self.is_timeout_fixed = self.user_timeout_due = False
         self.timed: tuple[int, float] | None = None
         self.ack_due_octets = self.quick = 0
         self.is_interactive = False
@@ -132,6 +157,13 @@ class TCB:
         self.tuned = 0, 0.0
         self.segments_in = self.segments_out = 0
         self._challenged, self._challenges = 0.0, 0
+
+    @property
+    def drops(self) -> defaultdict[SegmentDrop, int]:
+        """How many segments were dropped, by reason; of most connections none."""
+        if self._drops is None:
+            self._drops = defaultdict(int)
+        return self._drops
 
     def _begin(self, iss: int) -> None:
         config = self.config
@@ -146,7 +178,8 @@ class TCB:
         """
         self._begin(self.snd.iss)
         self.syn_pending = self.syn_due = self.ack_now = self.timestamps = self.peer_scales = False
-        self.ecn = self.echo_due = False
+        self.ecn = self.ect = self.echo_due = False
+        self.accurate = None
         self.retransmit_at = self.rto_at = NEVER
         self.stalled_since = self.timed = None
         self.ts_recent = self.last_ack = 0
@@ -167,6 +200,7 @@ class TCB:
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
         self.reorder_at = self.paced_at = NEVER
         self.stalled_since = None
+        self.held_by = 0
         self.syn_pending = self.syn_due = self.ack_now = False
         self.snd.queue.clear()
 
@@ -185,6 +219,7 @@ class TCB:
         old.rcv.forget()
         self.snd, self.rcv, self.timestamps, self.last_ack = old.snd, old.rcv, old.timestamps, old.last_ack
         self.ts_recent, self.ts_recent_at, self.ts_offset = old.ts_recent, old.ts_recent_at, old.ts_offset
+        self.ecn, self.accurate = old.ecn, old.accurate
         self.syn_pending = self.syn_due = self.ack_now = False
         self.timed = None
         self.wait(now)

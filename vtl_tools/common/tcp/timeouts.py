@@ -108,9 +108,8 @@ def _give_up_at(tcb: TCB) -> float:
     since = tcb.stalled_since
     if since is None:
         return NEVER
-    if tcb.state in _OPENING:
-        return since + tcb.config.syn_timeout_s
-    return NEVER if tcb.config.user_timeout_s is None else since + tcb.config.user_timeout_s
+    limit_s = NEVER if tcb.user_timeout_s is None else tcb.user_timeout_s
+    return since + (min(limit_s, tcb.config.syn_timeout_s) if tcb.state in _OPENING else limit_s)
 
 
 def _keep_alive_at(tcb: TCB) -> float:

@@ -17,6 +17,7 @@ from vtl_tools.common.packet.tcp import (
     TCP,
     TIMESTAMPS,
     URG,
+    USER_TIMEOUT,
     WINDOW_SCALE,
 )
 from vtl_tools.common.packet.view import U16
@@ -24,6 +25,9 @@ from vtl_tools.common.packet.view import U16
 Frame = bytearray | memoryview
 Pieces = tuple[bytes | memoryview, ...]
 """A frame in pieces that belong together: the headers, then views of the data."""
+
+NO_STAMPS: Final = -1
+"""The TSval of a segment without timestamps."""
 
 _STAMPED: Final = 32
 """Octets of a TCP header whose only option is timestamps, as nearly all are."""
@@ -42,13 +46,17 @@ _SUM_DUE4: Final = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, 34, TCP.SUM)
 _SUM_DUE6: Final = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, 54, TCP.SUM)
 """The virtio_net_hdr of a segment that is to be completed by the link, and not to be cut."""
 
-# vnet header; Ethernet header and the start of IP's; what varies; addresses and ports; TCP.
-_OUT4: Final = struct.Struct("!10s16sHHIH12sIIHHHH")
-_OUT6: Final = struct.Struct("!10s18sHH36sIIHHHH")
+# vnet header; Ethernet header and the start of IP's; what varies; addresses and ports; SEG.SEQ and SEG.ACK;
+# flags and window as one number, and sum and urgent pointer as another: each number becomes an object.
+_OUT4: Final = struct.Struct("!10s16sH6sH12sIIII").pack
+_OUT6: Final = struct.Struct("!10s18sH2s36sIIII").pack
+_TCP: Final = 6
+_TCP_SIZE: Final = 20
+_TCP_SUM: Final = 16  # as in TCP, whose own are attributes of an interpreted class
 _ECT: Final = 2  # ECT(0)
-_CE: Final = 3
 _DONT_FRAGMENT: Final = 0x4000
-_IPV4_START: Final = ether.IPV4.to_bytes(2, "big") + b"\x45"  # a header of 20 octets
+_IPV4_START: Final = 0x0800_4500  # the Ethertype, and a header of 20 octets
+_ECN_AT: Final = 15  # of the head: in IPv4's second octet, and in IPv6's, four bits higher
 
 _ANY4: Final = bytes(4)
 
@@ -89,13 +97,14 @@ class Segment:
     """A segment that arrived. data is a view of the frame, valid as long as that is.
 
     length: octets of data. urgent: how far behind seq the urgent pointer is, where flags has URG. Options are
-    None or empty where there are none; mss, window_scale and sack_permitted are read from a SYN only. frame:
-    the whole frame, borrowed as data is.
+    None or empty where there are none; mss, window_scale and sack_permitted are read from a SYN only. tsval,
+    tsecr: its timestamps; tsval is NO_STAMPS if it has none. user_timeout: the field of that option (RFC
+    5482), else 0. frame: the whole frame, borrowed as data is.
     """
 
     __slots__ = (
-        "ack", "data", "flags", "flow", "frame", "length", "mss", "sack", "sack_permitted", "seq", "stamps",
-        "urgent", "window", "window_scale",
+        "ack", "data", "flags", "flow", "frame", "length", "mss", "sack", "sack_permitted", "seq", "tsecr",
+        "tsval", "urgent", "user_timeout", "window", "window_scale",
     )  # fmt: skip
 
     def __init__(
@@ -108,7 +117,8 @@ class Segment:
         urgent: int,
         data: memoryview,
         length: int,
-        stamps: tuple[int, int] | None = None,
+        tsval: int = NO_STAMPS,
+        tsecr: int = 0,
     ) -> None:
         self.flow = flow
         self.seq = seq
@@ -118,12 +128,19 @@ class Segment:
         self.urgent = urgent
         self.data = data
         self.length = length
-        self.stamps = stamps
+        self.tsval = tsval
+        self.tsecr = tsecr
         self.frame: memoryview | None = None
         self.sack: list[tuple[int, int]] | None = None
         self.mss: int | None = None
         self.window_scale: int | None = None
         self.sack_permitted = False
+        self.user_timeout = 0
+
+    @property
+    def stamps(self) -> tuple[int, int] | None:
+        """Its timestamps, TSval and TSecr."""
+        return None if self.tsval == NO_STAMPS else (self.tsval, self.tsecr)
 
 
 def parse(frame: Frame) -> Segment | None:
@@ -133,7 +150,7 @@ def parse(frame: Frame) -> Segment | None:
     """
     _, protocol, flow, seq, ack, flags, window, l4, off, end, tsval, tsecr = quick.unpack(frame)
     if l4:
-        if protocol != ip.TCP:
+        if protocol != _TCP:
             return None
     else:
         if (found := _locate(frame)) is None:
@@ -142,25 +159,14 @@ def parse(frame: Frame) -> Segment | None:
         _, _, seq, ack, _, flags, window, _, _ = TCP.HEADER.unpack_from(frame, l4)
         tsval, tsecr = quick.OTHER_OPTIONS, 0
     urgent = U16.unpack_from(frame, l4 + 18)[0] if flags & URG else 0
-    stamps = None
-    if tsval is not None and tsval != quick.OTHER_OPTIONS:
-        stamps = tsval, tsecr
-    view = frame if isinstance(frame, memoryview) else memoryview(frame)
+    view = memoryview(frame) if isinstance(frame, bytearray) else frame
     data = view[off:end] if end > off else _NO_DATA
-    segment = Segment(flow, seq, ack, flags, window, urgent, data, end - off, stamps)
+    stamp = NO_STAMPS if tsval is None or tsval == quick.OTHER_OPTIONS else tsval
+    segment = Segment(flow, seq, ack, flags, window, urgent, data, end - off, stamp, tsecr)
     segment.frame = view
-    if tsval is not None and (stamps is None or off != l4 + _STAMPED):
-        _read_options(segment, frame, l4 + TCP.SIZE, off)
+    if off > l4 + _TCP_SIZE and (stamp == NO_STAMPS or off != l4 + _STAMPED):
+        _read_options(segment, frame, l4 + _TCP_SIZE, off)
     return segment
-
-
-def is_marked(segment: Segment) -> bool:
-    """Tell whether the network has marked a segment as having met congestion (RFC 3168 section 5)."""
-    frame = segment.frame
-    if frame is None:
-        return False
-    net = Packet.at(frame).ip
-    return net is not None and net.ecn == _CE
 
 
 def is_intact(frame: Frame) -> bool:
@@ -202,11 +208,11 @@ def _read_options(segment: Segment, frame: Frame, off: int, end: int) -> None:
         first, mss, second, tsval, tsecr, third, scale = _SYN_OPTIONS.unpack_from(frame, off)
         if first == _MSS_FIRST and second == _SACK_AND_STAMPS and third == _SCALE_LAST:
             segment.mss, segment.sack_permitted, segment.window_scale = mss, True, scale
-            segment.stamps = tsval, tsecr
+            segment.tsval, segment.tsecr = tsval, tsecr
             return
     for kind, at, size in walk_options(frame, off, end):
         if kind == TIMESTAMPS and size == 10:
-            segment.stamps = _TWO_U32.unpack_from(frame, at + 2)
+            segment.tsval, segment.tsecr = _TWO_U32.unpack_from(frame, at + 2)
         elif kind == SACK and size % 8 == 2:
             segment.sack = [_TWO_U32.unpack_from(frame, block) for block in range(at + 2, at + size, 8)]
         elif kind == MSS and size == 4:
@@ -215,41 +221,50 @@ def _read_options(segment: Segment, frame: Frame, off: int, end: int) -> None:
             segment.window_scale = frame[at + 2]
         elif kind == SACK_PERMITTED and size == 2:
             segment.sack_permitted = True
+        elif kind == USER_TIMEOUT and size == 4:
+            segment.user_timeout = frame[at + 2] << 8 | frame[at + 3]
 
 
 class Framer:
-    """Makes the frames of one path. Checksums are partial, for the link to complete.
-
-    expected: addresses and ports of what comes, as Segment.flow has them.
-    """
+    """Makes the frames of one path. Checksums are partial, for the link to complete."""
 
     __slots__ = (
-        "_capable", "_gso_type", "_head", "_ip_sum", "_is4", "_l4", "_pseudo", "_ttl", "_who", "expected",
-        "overhead",
+        "_capable", "_gso_type", "_head", "_ip_sum", "_is4", "_l4", "_pseudo", "_ttl", "_who", "overhead",
     )  # fmt: skip
 
     def __init__(self, path: Path, ttl: int, dscp: int) -> None:
-        self._is4 = len(path.local) == 4
-        form = _FLOW4 if self._is4 else _FLOW6
-        self._who = form.pack(path.local, path.remote, path.local_port, path.remote_port)
-        self.expected = form.pack(path.remote, path.local, path.remote_port, path.local_port)
-        addresses = ones_sum(path.local + path.remote)
+        both = path.local + path.remote
+        self._is4 = len(both) == 8
+        self._who = both + (path.local_port << 16 | path.remote_port).to_bytes(4, "big")
+        addresses = ones_sum(both)
         self._pseudo = addresses + 6
         macs = path.remote_mac + path.local_mac
+        self._capable: bytes | None = None
         if self._is4:
-            self._head = macs + _IPV4_START + bytes((dscp << 2,))
-            self._capable = macs + _IPV4_START + bytes((dscp << 2 | _ECT,))
-            self._ttl = _DONT_FRAGMENT << 16 | ttl << 8 | 6
+            self._head = macs + (_IPV4_START | dscp << 2).to_bytes(4, "big")
+            self._ttl = (_DONT_FRAGMENT << 16 | ttl << 8 | 6).to_bytes(6, "big")
             self._ip_sum = 0x4500 + (dscp << 2) + _DONT_FRAGMENT + (ttl << 8 | 6) + addresses
             self._gso_type, self._l4 = vnet.GSO_TCPV4, 34
             self.overhead = 40
         else:
-            self._head = macs + struct.pack("!HI", ether.IPV6, 0x6000_0000 | dscp << 22)
-            self._capable = macs + struct.pack("!HI", ether.IPV6, 0x6000_0000 | dscp << 22 | _ECT << 20)
-            self._ttl = 6 << 8 | ttl
+            self._head = macs + (ether.IPV6 << 32 | 0x6000_0000 | dscp << 22).to_bytes(6, "big")
+            self._ttl = (6 << 8 | ttl).to_bytes(2, "big")
             self._ip_sum = 0
             self._gso_type, self._l4 = vnet.GSO_TCPV6, 54
             self.overhead = 60
+
+    @property
+    def expected(self) -> bytes:
+        """Addresses and ports of what comes, as Segment.flow has them."""
+        return quick.reverse(self._who)
+
+    def _capable_head(self) -> bytes:
+        """Return the start of a frame of a transport with ECN, which few connections need."""
+        if self._capable is None:
+            head = self._head
+            ect = head[_ECN_AT] | (_ECT if self._is4 else _ECT << 4)
+            self._capable = head[:_ECN_AT] + ect.to_bytes(1, "big") + head[_ECN_AT + 1 :]
+        return self._capable
 
     def frame(
         self,
@@ -259,7 +274,7 @@ class Framer:
         window: int,
         options: bytes,
         length: int = 0,
-        data: list[memoryview] | None = None,
+        data: list[bytes | memoryview] | None = None,
         gso_size: int = 0,
         urgent: int = 0,
         ect: bool = False,
@@ -270,31 +285,31 @@ class Framer:
         cut into, else 0; not with an urgent pointer, which would be the same in each segment. ect: the
         network may mark the packet instead of dropping it (RFC 3168).
         """
-        header = TCP.SIZE + len(options)
+        header = _TCP_SIZE + len(options)
         if gso_size:
             kind = self._gso_type | vnet.GSO_ECN if flags & CWR else self._gso_type
-            virtio = vnet.HEADER.pack(1, kind, self._l4 + header, gso_size, self._l4, TCP.SUM)
+            virtio = vnet.HEADER.pack(1, kind, self._l4 + header, gso_size, self._l4, _TCP_SUM)
         else:
             virtio = _SUM_DUE4 if self._is4 else _SUM_DUE6
-        offset_flags = header << 10 | flags
         size = header + length
-        pseudo = (self._pseudo + size) % 0xFFFF
-        start = self._capable if ect else self._head
+        control = header << 26 | flags << 16 | window
+        sums = (self._pseudo + size) % 0xFFFF << 16 | urgent
+        start = self._capable_head() if ect else self._head
+        head: bytes
         if self._is4:
             total = 20 + size
             full = -(self._ip_sum + total + (_ECT if ect else 0)) % 0xFFFF
-            head = _OUT4.pack(
-                virtio, start, total, 0, self._ttl, full, self._who,
-                seq, ack, offset_flags, window, pseudo, urgent,
-            )  # fmt: skip
+            head = _OUT4(virtio, start, total, self._ttl, full, self._who, seq, ack, control, sums)
         else:
-            head = _OUT6.pack(
-                virtio, start, size, self._ttl, self._who,
-                seq, ack, offset_flags, window, pseudo, urgent,
-            )  # fmt: skip
-        return (head + options, *data) if data else (head + options,)
+            head = _OUT6(virtio, start, size, self._ttl, self._who, seq, ack, control, sums)
+        if options:
+            head += options
+        if not data:
+            return (head,)
+        return (head, data[0]) if len(data) == 1 else (head, *data)
 
-    def renumbered(self, head: bytes, seq: int) -> bytes:
+    def renumbered(self, head: bytes | memoryview, seq: int) -> bytes:
         """Return a copy of the first piece of a frame with another SEQ. The sum is partial, without SEQ."""
+        assert isinstance(head, bytes)
         at = vnet.VNET + self._l4 + 4
         return head[:at] + seq.to_bytes(4, "big") + head[at + 4 :]

@@ -8,7 +8,7 @@ from vtl_tools.common.model.tcp_end import TcpEnd
 from vtl_tools.common.packet.tcp import ACK, FIN, SYN
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
-from vtl_tools.common.tcp.wire import Framer, Path, Segment
+from vtl_tools.common.tcp.wire import NO_STAMPS, Framer, Path, Segment
 
 _MASK: Final = 0xFFFF_FFFF
 _NOTHING: Final = memoryview(b"")
@@ -38,7 +38,7 @@ class DeputyFramer(Framer):
         window: int,
         options: bytes,
         length: int = 0,
-        data: list[memoryview] | None = None,
+        data: list[bytes | memoryview] | None = None,
         gso_size: int = 0,
         urgent: int = 0,
         ect: bool = False,
@@ -86,7 +86,7 @@ class Deputy(Endpoint):
         syn = Segment(
             framer.expected, listener.iss, (speaker.iss + 1) & _MASK, SYN | ACK,
             min(listener.rcv_wnd, 0xFFFF), 0, _NOTHING, 0,
-            (listener.tsval, 0) if speaker.timestamps and listener.timestamps else None,
+            listener.tsval if speaker.timestamps and listener.timestamps else NO_STAMPS,
         )  # fmt: skip
         syn.mss, syn.window_scale = listener.mss, listener.wscale
         syn.sack_permitted = bool(speaker.sack_permitted and listener.sack_permitted)
@@ -125,7 +125,7 @@ class Deputy(Endpoint):
                 return
         segment = Segment(
             self.framer.expected, self.rcv.rcv_nxt, ack, ACK, window, 0, _NOTHING, 0,
-            None if tsval is None else (tsval, 0),
+            NO_STAMPS if tsval is None else tsval,
         )  # fmt: skip
         segment.sack = sack
         self.arrive(segment, now)

@@ -18,7 +18,7 @@ from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import FIN, RST, SYN, URG
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.tcb import NEVER
-from vtl_tools.common.tcp.wire import Pieces, Segment, is_intact, parse
+from vtl_tools.common.tcp.wire import NO_STAMPS, Pieces, Segment, is_intact, parse
 from vtl_tools.services.ack.budget import AckBudget, LossReason, SegmentFate
 from vtl_tools.services.ack.rewrite import erase_sack, rewrite, simplify, widen
 from vtl_tools.services.ack.wire import Wire
@@ -96,7 +96,7 @@ class AckFlow:
         if segment.flags & SYN:
             return self._on_syn(here, there, frame, now)
         tx, rx = here.mine, here.theirs
-        tsval = segment.stamps[0] if segment.stamps is not None and tx.timestamps else None
+        tsval = segment.tsval if segment.tsval != NO_STAMPS and tx.timestamps else None
         seen = arrive(tx, rx, segment.seq, segment.ack, segment.flags, segment.window, segment.length, tsval)
         if not seen.taken:
             if self.slot is None:
@@ -201,7 +201,7 @@ class AckFlow:
             deputy.write(taker.read(room))
         if taker.fin is None:
             return
-        if taker.nxt == taker.fin and not taker.readable:
+        if taker.nxt == taker.fin and not taker.readable and deputy.snd.fin is None:
             deputy.close()
         if deputy.fin_is_acknowledged and taker.finish():
             here.ack_due = True

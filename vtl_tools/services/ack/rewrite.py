@@ -51,6 +51,7 @@ def simplify(segment: TCP) -> None:
         while segment.erase_option(kind):
             pass
     segment.flags &= ~(ECE | CWR)
+    segment.ae = 0
 
 
 def widen(segment: TCP, shift: int) -> bool:

@@ -11,7 +11,7 @@ from vtl_tools.common.packet.tcp import ACK, RST
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.rcv import Receiver
-from vtl_tools.common.tcp.wire import Path, Segment
+from vtl_tools.common.tcp.wire import NO_STAMPS, Path, Segment
 from vtl_tools.services.ack.deputy import Deputy
 
 _MASK: Final = 0xFFFF_FFFF
@@ -91,7 +91,7 @@ class Wire:
     def passed(self, segment: Segment, seq: int, ack: int, field: int, length: int) -> None:
         """Follow a segment of the other end that passes to this one, with these numbers."""
         theirs = self.theirs
-        tsval = segment.stamps[0] if segment.stamps is not None and theirs.timestamps else None
+        tsval = segment.tsval if segment.tsval != NO_STAMPS and theirs.timestamps else None
         arrive(theirs, self.mine, seq, ack, segment.flags, field, length, tsval)
 
     # --- segments in the other end's name

@@ -7,6 +7,8 @@ The control answers with a window and a pacing rate. Only a control changes them
 from abc import ABC, abstractmethod
 from typing import ClassVar, Final
 
+_SEGMENT: Final = 1460
+"""Octets of a usual segment: ten of them are 14,600, the initial window of RFC 6928."""
 UNLIMITED: Final = 1 << 30
 """A window or threshold, in octets, that limits nothing."""
 
@@ -44,27 +46,30 @@ class Congestion(ABC):
 
     cwnd: octets that may be in flight. ssthresh: the slow start threshold, for information. smss: segment
     size. pacing_rate: octets a second; None: segments leave as soon as the window permits. quantum: octets
-    that may leave at once at that rate.
+    that may leave at once at that rate. samples: whether it needs rate samples, and sent().
     """
 
-    __slots__ = ("cwnd", "initial", "pacing_rate", "quantum", "smss", "ssthresh")
+    __slots__ = ("cwnd", "initial", "pacing_rate", "quantum", "samples", "smss", "ssthresh")
 
     name: ClassVar[str]
-    samples: ClassVar[bool] = False
-    """Whether the control needs rate samples, and sent()."""
 
     def __init__(self, smss: int, initial_window: int) -> None:
         self.smss = smss
         self.initial = initial_window
-        self.cwnd = initial_window * smss
+        self.cwnd = self.initial_octets(smss)
         self.ssthresh = UNLIMITED
         self.pacing_rate: float | None = None
         self.quantum = UNLIMITED
+        self.samples = False
 
     def begin(self, smss: int) -> None:
         """Use the segment size that the SYNs agreed on."""
         self.smss = smss
-        self.cwnd = self.initial * smss
+        self.cwnd = self.initial_octets(smss)
+
+    def initial_octets(self, smss: int) -> int:
+        """Return the initial window: fewer segments, and at least two, if they are large (RFC 6928)."""
+        return min(self.initial * smss, max(2 * smss, self.initial * _SEGMENT))
 
     def opened(self, now: float, rtt_s: float | None) -> None:  # noqa: B027 - few controls need it
         """Start sending, after a handshake that took so long; None: unknown."""
@@ -103,9 +108,12 @@ class Congestion(ABC):
         Called in recovery, and always for a control that `samples`.
         """
 
+    def pace(self, srtt_s: float | None, sent: int) -> None:  # noqa: B027 - one that samples paces by itself
+        """Set the pacing rate, for a user who wants one (Config.pacing). sent: octets so far."""
+
     def idle(self, now: float) -> None:
         """Restart after an RTO without sending (RFC 5681 section 4.1)."""
-        self.cwnd = min(self.cwnd, self.initial * self.smss)
+        self.cwnd = min(self.cwnd, self.initial_octets(self.smss))
 
     def syn_was_lost(self) -> None:
         """Begin with one segment (RFC 5681 section 3.1)."""

@@ -81,10 +81,10 @@ class Bbr(Congestion):
     )  # fmt: skip
 
     name: ClassVar[str] = "bbr"
-    samples: ClassVar[bool] = True
 
     def __init__(self, smss: int, initial_window: int) -> None:
         super().__init__(smss, initial_window)
+        self.samples = True
         self.model = PathModel()
         self.phase = Phase.STARTUP
         self.filled = False  # BBR.full_bw_reached
@@ -352,7 +352,7 @@ class Bbr(Congestion):
 
     def _bdp(self, gain: float) -> int:
         rtt_s = self.model.min_rtt_s
-        return self.initial * self.smss if rtt_s is None else int(gain * self.model.bw * rtt_s)
+        return self.initial_octets(self.smss) if rtt_s is None else int(gain * self.model.bw * rtt_s)
 
     def _inflight(self, gain: float) -> int:
         """BBRInflight: a multiple of the product, with room for the quanta of both ends."""
@@ -387,7 +387,7 @@ class Bbr(Congestion):
             if sample.lost and self._recovering and model.has_queue:
                 self.cwnd = max(self.cwnd - sample.lost, smss)
             self.cwnd = min(self.cwnd + sample.delivered, most)
-        elif self.cwnd < most or model.delivered < self.initial * smss:
+        elif self.cwnd < most or model.delivered < self.initial_octets(smss):
             self.cwnd += sample.delivered
         self.cwnd = max(self.cwnd, _PIPE_MIN * smss)
         if self.phase is Phase.PROBE_RTT:

@@ -1,8 +1,13 @@
 """The common part of controls whose signal is loss: slow start, PRR (RFC 6937), timeouts, undo."""
 
 from abc import abstractmethod
+from typing import Final
 
 from vtl_tools.common.tcp.congestion.base import Congestion, Sample
+
+_BURST: Final = 10  # segments
+_QUANTUM_S: Final = 0.001
+"""At a pacing rate, so much of it leaves at once."""
 
 
 class LossBased(Congestion):
@@ -50,6 +55,14 @@ class LossBased(Congestion):
         octets -= cwnd - self.cwnd
         self.cwnd = cwnd
         return octets
+
+    def pace(self, srtt_s: float | None, sent: int) -> None:
+        """As in Linux: two windows a round trip, and 1.2 after slow start; the first ten segments burst."""
+        smss = self.smss
+        if srtt_s and sent > _BURST * smss:
+            gain = 2.0 if self.cwnd < self.ssthresh // 2 else 1.2
+            self.pacing_rate = rate = gain * self.cwnd / srtt_s
+            self.quantum = max(2, int(rate * _QUANTUM_S) // smss) * smss
 
     def _reduce_proportionally(self, sample: Sample) -> None:
         """RFC 6937 section 3, with the reduction bound chosen by SafeACK of its successor."""
