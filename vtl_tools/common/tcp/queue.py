@@ -94,6 +94,7 @@ class SendQueue:
 
     def clear(self) -> None:
         """Remove all octets."""
-        self._starts.clear()
-        self._pieces.clear()
+        if self._starts:
+            self._starts.clear()
+            self._pieces.clear()
         self.head, self.kept = self.tail, 0

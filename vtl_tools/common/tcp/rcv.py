@@ -183,7 +183,8 @@ class Receiver:
 
     def forget(self) -> None:
         """Discard all received data."""
-        self.queue.clear()
+        if self.queue:
+            self.queue.clear()
         self.early.clear()
         self.readable = self.borrowed = self._used = 0
         self._tail = None
