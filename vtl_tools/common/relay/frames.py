@@ -20,6 +20,8 @@ _PLAIN_ACKS: Final = {
 }
 _PLAIN: Final = b"\x06", b"\x80\x10", b"\x01\x01\x08\x0a"
 _MACS: Final = struct.Struct("!6s6s")
+_new: Final = tuple.__new__
+"""Makes a NamedTuple of its fields, as its own __new__ does: Python code, also compiled."""
 _SYN_MAX: Final = VNET + 14 + 8 + 60 + 60
 """Octets of a frame with a SYN and no data: with tags, and with all the options of IP and TCP."""
 
@@ -70,4 +72,4 @@ def path_back(flow: bytes, frame: memoryview) -> Path:
     """Return the path to the sender of a frame of a flow."""
     local_mac, remote_mac = _MACS.unpack_from(frame, VNET)
     remote, local, remote_port, local_port = quick.split(flow)
-    return Path(local_mac, remote_mac, local, remote, local_port, remote_port)
+    return _new(Path, (local_mac, remote_mac, local, remote, local_port, remote_port))

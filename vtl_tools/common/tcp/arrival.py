@@ -408,8 +408,10 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
 def _advanced(tcb: TCB, ack: int, now: float) -> None:
     """Change the state if our FIN is acknowledged."""
     snd = tcb.snd
-    if snd.fin is not None and ack > snd.fin and tcb.state in ON_FIN_ACKED:
-        following = ON_FIN_ACKED[tcb.state]
+    if snd.fin is not None and ack > snd.fin:
+        following = ON_FIN_ACKED.get(tcb.state)
+        if following is None:
+            return
         if following is TIME_WAIT:
             tcb.wait(now)
         elif following is CLOSED:

@@ -336,7 +336,8 @@ def transmit(tcb: TCB, now: float) -> list[Pieces]:
         if _window_opened(tcb):
             return [*frames, acknowledge(tcb, now)]
         return frames
-    frames = list(frames)
+    if not frames:
+        frames = []  # the other list stays the connection's
     if state is ESTABLISHED or state in SENDS_DATA:
         # segments with data have no room for blocks
         if tcb.ack_now and ((snd.sack and tcb.rcv.has_news) or (tcb.ecn and ecn.is_alone(tcb))):

@@ -159,7 +159,7 @@ def parse(frame: Frame) -> Segment | None:
         _, _, seq, ack, _, flags, window, _, _ = TCP.HEADER.unpack_from(frame, l4)
         tsval, tsecr = quick.OTHER_OPTIONS, 0
     urgent = U16.unpack_from(frame, l4 + 18)[0] if flags & URG else 0
-    view = frame if isinstance(frame, memoryview) else memoryview(frame)
+    view = memoryview(frame) if isinstance(frame, bytearray) else frame
     data = view[off:end] if end > off else _NO_DATA
     stamp = NO_STAMPS if tsval is None or tsval == quick.OTHER_OPTIONS else tsval
     segment = Segment(flow, seq, ack, flags, window, urgent, data, end - off, stamp, tsecr)
@@ -295,6 +295,7 @@ class Framer:
         control = header << 26 | flags << 16 | window
         sums = (self._pseudo + size) % 0xFFFF << 16 | urgent
         start = self._capable_head() if ect else self._head
+        head: bytes
         if self._is4:
             total = 20 + size
             full = -(self._ip_sum + total + (_ECT if ect else 0)) % 0xFFFF
@@ -303,7 +304,9 @@ class Framer:
             head = _OUT6(virtio, start, size, self._ttl, self._who, seq, ack, control, sums)
         if options:
             head += options
-        return (head, *data) if data else (head,)
+        if not data:
+            return (head,)
+        return (head, data[0]) if len(data) == 1 else (head, *data)
 
     def renumbered(self, head: bytes | memoryview, seq: int) -> bytes:
         """Return a copy of the first piece of a frame with another SEQ. The sum is partial, without SEQ."""

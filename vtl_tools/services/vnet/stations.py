@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Final
 
+from vtl_tools.common.bounded import silent
+
 STATIONS_MAX: Final = 16384
 STATIONS_OF_LINK: Final = 8192
 """Bound by link, so that a guest that invents addresses forgets no station of another link."""
@@ -158,10 +160,7 @@ class StationTable:
 
     def expire(self, now: float) -> None:
         """Forget stations that were silent."""
-        while self._found:
-            key = next(iter(self._found))
-            if now - self._found[key].seen_at < AGE_S:
-                return
+        for key in silent(self._found, now - AGE_S):
             self._remove(key)
 
     def forget_link(self, link: str) -> None:
