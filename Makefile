@@ -17,7 +17,8 @@ ALONE := $(PY) -m pytest --last-failed --last-failed-no-failures none
 # The tests of the compiled modules, which are run with them once more; one of them replaces a method.
 COMPILED := tests/unit/tcp tests/unit/relay tests/cmd/test_help.py tests/lab/test_tcp_kernel.py \
 	tests/lab/test_tcp_faults.py tests/lab/test_relay_programs.py tests/unit/packet/test_quick.py \
-	tests/unit/device/test_batch.py tests/unit/ack/test_ack_flow.py tests/unit/split/test_split_connector.py \
+	tests/unit/device/test_batch.py tests/unit/runtime/test_runner.py tests/lab/test_links.py \
+	tests/unit/ack/test_ack_flow.py tests/unit/split/test_split_connector.py \
 	tests/unit/tor/test_tor_names.py tests/unit/udt/test_udt_stage.py tests/unit/udt/test_udt_ends.py \
 	tests/unit/fw/test_tracking.py tests/unit/fw/test_tracking_tcp.py tests/unit/fw/test_transfer.py \
 	tests/unit/fw/test_fw_hostile.py tests/unit/model/test_tcp_follow.py tests/unit/packet/test_offload.py \

@@ -21,12 +21,12 @@ FILES = {"bash": "{}", "zsh": "_{}", "fish": "{}.fish"}
 """The name of an executable's file, as each shell finds it."""
 
 HOT = (
-    "common/device/batch.py", "common/device/gathered.py",
+    "common/device/batch.py", "common/device/gathered.py", "common/device/packet_io.py",
     "common/model/tcp_arrival.py", "common/model/tcp_end.py",
     "common/packet/address.py", "common/packet/checksum.py", "common/packet/offload.py",
     "common/packet/options.py", "common/packet/quick.py", "common/packet/seq.py",
     "common/relay/*.py",
-    "common/tcp/**/*.py",
+    "common/tcp/**/*.py", "common/runtime/pump.py",
     "services/fw/connections.py", "services/fw/flow.py", "services/fw/policy.py", "services/fw/table.py",
     "services/fw/tcp_flow.py", "services/fw/tracker.py",
     "services/freeze/answers.py", "services/freeze/connection.py", "services/freeze/freezer.py",

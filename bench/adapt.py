@@ -5,7 +5,8 @@ usage: bench/adapt.py [--quick] [--json]      (needs root)
 direct_gain        TCP goodput of two VMs by a direct link over that through a third daemon
 direct_rtt_gain    shortest round trip through the third daemon over that by the direct link
 long_path_gain     goodput of a connection over 100 ms and 0.1 % loss, after adaptation over before
-direct_s, long_s   seconds from the first frames of the busy pair until the other way is taken
+split_gain         the same, if the other daemon starts no service
+direct_s, long_s, split_s   seconds from the first frames of the busy pair until the other way is taken
 """
 
 import argparse
@@ -106,23 +107,26 @@ def wait(is_there: Callable[[], bool], what: str) -> None:
     until(is_there, what, PATIENCE_S)
 
 
-def long_path(lab: Lab, *, is_quick: bool) -> dict[str, Any]:
-    """Measure a connection over an udp: link, and one that begins after adaptation."""
+def long_path(lab: Lab, kind: str, *, is_quick: bool) -> dict[str, Any]:
+    """Measure a connection over an udp: link, and one that begins after adaptation.
+
+    kind: of the service; "split": the other daemon starts none.
+    """
     path = LongPath(lab)
     path.set(CELL)
     key = lab.dir / "vnet.key"
     subprocess.run([BIN / "vtl-vnet", "keygen", key], check=True, capture_output=True)
-    common = ("--key-file", key, "--adapt", "on")
+    far_adapts = "on" if kind == "udt" else "off"
     sites = (
-        (path.far, "vmnet2", "far", f"near=udp:{FAR}:7700,server"),
-        (path.edge, "vmnet1", "near", f"far=udp:{FAR}:7700"),
+        (path.far, "vmnet2", "far", far_adapts, f"near=udp:{FAR}:7700,server"),
+        (path.edge, "vmnet1", "near", "on", f"far=udp:{FAR}:7700"),
     )
     line = Line("vnet", "", "", lambda _: nullcontext())
     reading = READINGS[is_quick]
     with ExitStack() as stack:
         running = []
-        for host, iface, name, link in sites:
-            words = ("--iface", iface, "--name", name, "--attach", link, *common)
+        for host, iface, name, adapt, link in sites:
+            words = ("--iface", iface, "--name", name, "--attach", link, "--key-file", key, "--adapt", adapt)
             running.append(Service(lab, host, "vtl-vnet", *words).ready())
             stack.callback(running[-1].end)
         near = running[1]
@@ -134,7 +138,7 @@ def long_path(lab: Lab, *, is_quick: bool) -> dict[str, Any]:
         def decided_s() -> float:
             wait(lambda: near.status()["overlay"]["far"]["out_mbit"] > 1, "a busy pair")
             began = time.monotonic()
-            wait(lambda: any(one["state"] == "carrying" for one in services()), "a service")
+            wait(lambda: any((one["kind"], one["state"]) == (kind, "carrying") for one in services()), kind)
             return time.monotonic() - began
 
         decision = ThreadPoolExecutor().submit(decided_s)
@@ -144,8 +148,8 @@ def long_path(lab: Lab, *, is_quick: bool) -> dict[str, Any]:
     if before is None or after is None:
         raise SystemExit("bench: no connection over the long path")
     return {
-        "long_before_mbit": round(before, 1), "long_after_mbit": round(after, 1),
-        "long_path_gain": round(after / before, 1), "long_s": round(took_s, 1),
+        "before_mbit": round(before, 1), "after_mbit": round(after, 1), "gain": round(after / before, 1),
+        "s": round(took_s, 1),
     }  # fmt: skip
 
 
@@ -157,8 +161,11 @@ def main() -> None:
     found: dict[str, Any] = {}
     with Lab() as lab:
         found |= direct(lab, 2.0 if asked.quick else 10.0)
-    with Lab() as lab:
-        found |= long_path(lab, is_quick=asked.quick)
+    for name, kind in ("long", "udt"), ("split", "split"):
+        with Lab() as lab:
+            each = long_path(lab, kind, is_quick=asked.quick)
+        found |= {f"{name}_{figure}": value for figure, value in each.items()}
+    found["long_path_gain"] = found.pop("long_gain")
     if asked.json:
         print(json.dumps(found))
         return

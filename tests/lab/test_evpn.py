@@ -218,7 +218,7 @@ def test_routes_go_with_a_vtl_vnet_that_was_killed_and_come_with_the_next(
     until(lambda: own.address not in {vtep for _, vtep in one.forwarding(VNI)}, "the withdrawal")
 
 
-def test_one_daemon_is_in_two_networks_over_ipv6(lab: Lab) -> None:
+def test_a_daemon_for_each_network_of_a_host_over_ipv6(lab: Lab) -> None:
     made = Fabric(lab)
     hosts = [made.gobgp("one"), made.bare("two")]
     gobgp = hosts[0].api  # of both: FRR 8.4 would take no route by IPv6 to the other
@@ -227,20 +227,21 @@ def test_one_daemon_is_in_two_networks_over_ipv6(lab: Lab) -> None:
         daemons = []
         for number, own in enumerate(hosts):
             own.host.sysctl("net.ipv6.conf.all.disable_ipv6", 0)
-            own.host.addr("eth0", f"fd00::{number + 1}/64")
-            words: list[str] = []
             for name, vni, port in ("a", 100, 2 * number + 1), ("b", 200, 2 * number + 2):
-                spec = f"{name}=evpn:{vni},local=fd00::{number + 1},gobgp=unix:{gobgp}"
-                words += ["--iface", f"v{port}", "--attach", spec, "--rule", f"on v{port} via {name}"]
-            daemons.append(
-                stack.enter_context(bridge(lab, own.host, *words, service="vtl-vnet", name=own.host.name))
-            )
+                own.host.addr("eth0", f"fd00::{vni}:{number + 1}/64")
+                spec = f"dc=evpn:{vni},local=fd00::{vni}:{number + 1},gobgp=unix:{gobgp}"
+                words = ("--iface", f"v{port}", "--attach", spec)
+                running = bridge(lab, own.host, *words, service="vtl-vnet", name=f"{own.host.name}{name}")
+                daemons.append(stack.enter_context(running))
         for source, target in (0, 2), (1, 3), (3, 1):
             until(lambda s=source, t=target: vms[s].reaches(vms[t]), "a VM in the same network")
         for daemon in daemons:
-            overlay = daemon.status()["overlay"]
-            assert all(overlay[name]["evpn"]["vteps"] == 1 and overlay[name]["octets_in"] for name in "ab")
-        assert daemons[0].status()["stations"][vms[2].mac]["vtep"] == "fd00::2"
+            link = daemon.status()["overlay"]["dc"]
+            assert link["evpn"]["vteps"] == 1
+            assert link["octets_in"]
+        stations = daemons[0].status()["stations"]
+        assert stations[vms[2].mac]["vtep"] == "fd00::100:2"
+        assert not {vms[1].mac, vms[3].mac} & set(stations)
 
 
 def test_frames_of_a_host_that_evpn_does_not_name_are_dropped(

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "vtl_tools"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 RANK = {
+    "bounded": 0,
     "errors": 0,
     "rate_limit": 0,
     "repeats": 0,
@@ -41,6 +42,7 @@ RANK = {
 """What may import what: only parts of a lower rank. A new part of common/ gets its place here."""
 
 SANS_IO = (
+    "common.bounded",
     "common.guest_net",
     "common.model",
     "common.packet",
@@ -79,7 +81,7 @@ IMPURE = {"asyncio", "random", "select", "selectors", "socket", "threading", "ti
 LINES_MAX = 450
 COMMAND_LINES_MAX = 200
 SEQUENCE_NUMBERS = ("_nxt", "_una", "_seq")
-LOOSE = {"errors", "rate_limit", "repeats", "socks", "stage", "table", "text", "units"}
+LOOSE = {"bounded", "errors", "rate_limit", "repeats", "socks", "stage", "table", "text", "units"}
 """The only modules of common/ that are in no package of it."""
 
 

@@ -209,12 +209,14 @@ def test_super_segments_stay_whole():
         assert max(sizes) > 30_000
 
 
-def test_multipath_tcp_and_ecn_are_not_offered():
-    world = AckWorld()
+@pytest.mark.parametrize("ecn", ["classic", "accurate"])
+def test_ecn_is_not_offered(ecn):
+    asks = replace(SMALL, ecn=ecn)
+    world = AckWorld(configs=(asks, asks))
     world.open()
     syn = next(Packet.at(frame) for frame in world.seen[PEER] if Packet.at(frame).is_syn)
-    assert syn.tcp is not None
-    assert syn.tcp.flags == SYN
+    assert (syn.tcp.flags, syn.tcp.ae) == (SYN, 0)
+    assert [end.info().ecn_mode for end in world.ends] == ["none", "none"]
 
 
 def test_a_service_that_ends_resets_what_is_not_delivered():

@@ -31,7 +31,7 @@ def test_batches_leave_whole_and_in_order(pair):
     for round_ in range(3):
         frames = [bytes((round_, i)) * (i + 1) for i in range(8)]
         assert sender.pays(8)
-        sender.start(ours.fileno(), batch.pack(frames))
+        sender.start(ours.fileno(), batch.pack([(frame,) for frame in frames]))
         assert sender.batch is batch
         assert [theirs.recv(100) for _ in frames] == frames
         assert sender.finish()[0] == 8
@@ -43,7 +43,7 @@ def test_the_error_of_a_batch_is_told_once_it_is_finished(pair):
     theirs.close()
     sender = BackgroundSender()
     assert sender.pays(8)
-    sender.start(ours.fileno(), PackedBatch().pack([b"a"] * 8))
+    sender.start(ours.fileno(), PackedBatch().pack([(b"a",)] * 8))
     assert sender.finish() == (-1, errno.ECONNREFUSED)
 
 
@@ -64,7 +64,7 @@ def test_batches_after_one_that_was_late_leave_in_the_foreground(monkeypatch, pa
     monkeypatch.setattr(background.mmsg, "sendmmsg", lambda *_: sent.wait() and 8)
     monkeypatch.setattr(background.time, "monotonic", monotonic)
     assert sender.pays(8)
-    sender.start(pair[0].fileno(), PackedBatch().pack([b"a"] * 8))
+    sender.start(pair[0].fileno(), PackedBatch().pack([(b"a",)] * 8))
     assert sender.finish()[0] == 8
     direct = 0
     while not sender.pays(8):

@@ -10,6 +10,8 @@
     +0 < U. 1:2(1) ack 1 win 9 urg 1    and the urgent pointer
     +0 < [ce] EA. 1:9(8) <ECN e0b 9>    ECN: noecn, ect0, ect1 or ce in the IP header, which is looked at only
                                         where it is written; A is AE; the option, or <noECN>
+    +0 < S 0:9(9) <FO valid>            fast open: nothing, valid or digits; <noFO>. connect N: N octets are
+                                        written before the SYN leaves; renew: a new endpoint
     +0 is state ESTABLISHED             a field of ConnectionInfo or property of the endpoint, as text
     +0 fails write 1                    a call must raise ValueError
 
@@ -34,7 +36,7 @@ SEGMENT = re.compile(
 )
 
 
-def options(text, base):
+def options(text, base, valid):
     found = {}
     for option in filter(None, (text or "").split(",")):
         name, *words = option.split()
@@ -55,6 +57,9 @@ def options(text, base):
             counts = b"".join(int(word).to_bytes(3, "big") for word in words[1::2])
             kind = 174 if words[:1] == ["e1b"] else 172
             found["raw"] = bytes((kind, 2 + len(counts))) + counts if name == "ECN" else b""
+        elif name in ("FO", "noFO"):
+            cookie = valid if words == ["valid"] else bytes.fromhex("".join(words))
+            found["cookie"] = cookie if name == "FO" else None
         else:
             raise ValueError(f"no such option: {option}")
     return found
@@ -112,6 +117,11 @@ class Script(Talk):
                 piece = self.tcp.read(left)
                 assert piece, self.tell(f"{size - left} octets were read, not {size}")
                 left -= len(piece)
+        elif name == "renew":
+            self.renew()
+        elif name == "connect" and argument:
+            self.tcp.connect()
+            self.tcp.write(bytes(int(argument)))
         elif name == "close":
             self.tcp.close(both=argument == "both")
         elif name == "configure":
@@ -147,7 +157,7 @@ class Script(Talk):
         win = 10_000 if win is None else int(win)
         numbers = {"ack": int(ack or 0), "win": win, "urgent": int(urg or 0)}
         numbers["ecn"] = CODEPOINTS[ecn or "noecn"]
-        self.inject(flags, int(seq), int(size), **numbers, **options(more, ISS))
+        self.inject(flags, int(seq), int(size), **numbers, **options(more, ISS, self.jar.cookie(self.path)))
 
     def say(self, wait, rest):
         """The endpoint's turn."""
@@ -172,8 +182,13 @@ class Script(Talk):
         assert win is None or heard.window == int(win), self.tell(f"{rest}: win {heard.window}")
         assert ecn is None or packet.ip.ecn == CODEPOINTS[ecn], self.tell(f"{rest}: ECN {packet.ip.ecn}")
         assert heard.urgent == int(urg or 0), self.tell(f"{rest}: urg {heard.urgent}")
-        for name, value in options(more, IRS).items():
-            there = raw_option(heard) if name == "raw" else getattr(heard, name)
+        for name, value in options(more, IRS, self.jar.cookie(self.path)).items():
+            if name == "raw":
+                there = raw_option(heard)
+            elif name == "cookie":
+                there = next((data for kind, data in heard.options() if kind == tcp.FAST_OPEN), None)
+            else:
+                there = getattr(heard, name)
             if name == "timestamps":
                 there, value = there[1], value[1]  # TSval begins anywhere
             assert there == value, self.tell(f"{rest}: {name} {there}")

@@ -4,6 +4,7 @@ from vtl_tools.common.packet import address, build, tcp
 from vtl_tools.common.packet.offload import segment
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.tcp.config import Config
+from vtl_tools.common.tcp.cookies import FastOpen
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.wire import Path
 
@@ -22,8 +23,13 @@ class Talk:
         ours, theirs = (address.ip(text) for text in HOSTS[version])
         self.path = Path(*MACS, ours, theirs, 80, 40000)
         self.now = 100.0
-        self.tcp = Endpoint(self.path, b"secret", self.now, config, iss=ISS)
+        self.config, self.jar = config, FastOpen(b"cookies", pending_max=2)
+        self.renew()
         self.said, self.lines = [], []
+
+    def renew(self):
+        """Put a new endpoint in place of the one before."""
+        self.tcp = Endpoint(self.path, b"secret", self.now, self.config, iss=ISS, cookies=self.jar)
 
     def pump(self):
         for frame in self.tcp.transmit(self.now):
@@ -33,7 +39,11 @@ class Talk:
                 self.said.append(pkt)
                 self.lines.append(f"{self.now:9.3f} < {pkt.tcp!r}")
 
-    def frame(self, flags, seq=0, data=b"", ack=0, win=10_000, urgent=0, ecn=0, raw=b"", **options):
+    def frame(
+        self, flags, seq=0, data=b"", ack=0, win=10_000, urgent=0, ecn=0, raw=b"", cookie=None, **options
+    ):
+        if cookie is not None:
+            raw += bytes((tcp.FAST_OPEN, 2 + len(cookie))) + cookie
         path = self.path
         bits = sum(LETTERS[letter] for letter in flags)
         frame = build.tcp(

@@ -4,7 +4,7 @@ import pytest
 
 from vtl_tools.services.vnet.evpn import table as tables
 from vtl_tools.services.vnet.evpn.gobgp_api import EvpnRoute, OwnNetwork
-from vtl_tools.services.vnet.evpn.table import MOVES_MAX, MOVES_S, EvpnTable
+from vtl_tools.services.vnet.evpn.table import MOVES_MAX, MOVES_S, OWN_MAX, EvpnTable
 
 MAC, OTHER = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 LOW, OWN, HIGH = (bytes((10, 0, 0, n)) for n in (1, 5, 9))
@@ -171,6 +171,27 @@ def test_tables_are_bounded(table: EvpnTable, monkeypatch: pytest.MonkeyPatch) -
     assert table.counts() == {
         "vteps": 1, "routes": 3, "own": 2, "waiting": 2, "refused": 5, "duplicates": 0,
     }  # fmt: skip
+
+
+def test_routes_forged_in_our_name_fill_no_memory(table: EvpnTable) -> None:
+    for number in range(3 * OWN_MAX):
+        table.learn(route(OWN, number.to_bytes(6), rd=NETWORK.rd))
+    counts = table.counts()
+    assert counts["waiting"] == len(list(table.told())) == 2 * OWN_MAX
+    assert counts["refused"] == OWN_MAX
+    assert len(updates(table)) == 2 * OWN_MAX
+    assert not list(table.told())
+
+
+def test_stations_that_come_and_go_while_gobgpd_is_away_fill_no_memory(table: EvpnTable) -> None:
+    for number in range(3 * OWN_MAX):
+        table.own(number.to_bytes(6), 0.0)
+        table.disown(number.to_bytes(6))
+    assert table.counts()["waiting"] == 0
+    table.own(MAC, 0.0)
+    assert updates(table) == [(MAC, 0)]
+    table.disown(MAC)
+    assert updates(table) == [(MAC, None)]
 
 
 def test_an_own_route_that_an_earlier_run_withdraws_late_is_told_again(table: EvpnTable) -> None:

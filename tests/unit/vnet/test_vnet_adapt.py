@@ -150,3 +150,22 @@ def test_an_introduction_makes_no_link_but_to_another_host_and_none_that_is_not_
     adapting.tick({"hub": AdaptablePeer(device, "", 0)}, 0.0)
     assert made == ([] if change else ["udp:192.0.2.9:7700"])
     assert [done["action"] for done in adapting.last] == ["make"] * len(made)
+
+
+def test_a_suggestion_is_told_once_and_again_when_it_has_changed() -> None:
+    told: list[str] = []
+    links = SimpleNamespace(event=lambda name, **fields: told.append(fields["why"]))
+    adapting = Adapting(AdaptSettings("suggest"), VnetSwitch(), links, "a", None, None)
+
+    def hear(port: int) -> None:
+        item = {"daemon": "c", "door": f"udp:192.0.2.9:{port}", "rtt_ms": 1.0, "loss_percent": 0.0}
+        device = SimpleNamespace(
+            messages=lambda: [(INTRODUCE, json.dumps(item).encode())] * 2, remote=None, up=True, doors=(),
+            where="192.0.2.1", status=lambda: {"rtt_ms": 1.0, "loss_percent": 0.0},
+        )  # fmt: skip
+        adapting.tick({"hub": AdaptablePeer(device, "", 0)}, 0.0)
+
+    for port in 7700, 7700, 7800, 7800, 7700:
+        hear(port)
+    assert [why.rpartition(":")[2] for why in told] == ["7700", "7800", "7700"]
+    assert len(adapting.last) == 3

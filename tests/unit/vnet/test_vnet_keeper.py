@@ -3,15 +3,16 @@
 import json
 import os
 import select
-import shutil
 import signal
 import sys
+import tempfile
 
 import pytest
 
 from lab.wait import PATIENCE_S, until
 from vtl_tools.common.errors import VTLError
-from vtl_tools.services.vnet.keeper import ServiceKeeper, parse_service
+from vtl_tools.services.vnet.keeper import ServiceKeeper
+from vtl_tools.services.vnet.service_spec import parse_service
 
 NOTES = "import sys; open(sys.argv[1], 'a').write(' '.join(sys.argv[2:]) + chr(10)); sys.stdin.close()"
 
@@ -79,7 +80,32 @@ def test_all_services_end_and_vtl_vnet_with_the_process_that_runs_them(tmp_path)
     poll.register(pidfd, select.POLLIN)
     assert poll.poll(PATIENCE_S * 1000)
     keeper.close()
-    shutil.rmtree(keeper.directory)
+
+
+def test_a_start_removes_the_directories_of_keepers_that_were_killed_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    program = lambda tool: [sys.executable, "-c", ""]  # noqa: E731
+    killed, alive = ServiceKeeper(program, None), ServiceKeeper(program, None)
+    os.kill(killed._pid, signal.SIGKILL)
+    killed.close()
+    (killed.directory / "x.vm").touch()
+    foreign, notes, open_to_all, link = (tmp_path / f"vtl-vnet-{name}" for name in "abcd")
+    for path in foreign, notes, open_to_all, tmp_path / "elsewhere":
+        path.mkdir()
+        (path / "x.vm").touch()
+        path.chmod(0o755 if path is open_to_all else 0o711)
+    os.chown(foreign, 65534, 65534)
+    (notes / "notes.txt").touch()
+    link.symlink_to(tmp_path / "elsewhere")
+    keeper = ServiceKeeper(program, None)
+    try:
+        assert not killed.directory.exists()
+        assert alive.directory.exists()
+        assert all((path / "x.vm").exists() for path in (foreign, notes, open_to_all, link))
+    finally:
+        for one in keeper, alive:
+            one.close()
+    assert not alive.directory.exists()
 
 
 def test_a_service_that_cannot_be_started_is_tried_again_and_others_go_on(noted, tmp_path):

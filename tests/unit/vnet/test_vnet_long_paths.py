@@ -10,12 +10,12 @@ from vtl_tools.common.errors import Malformed, SpecError
 from vtl_tools.common.packet import build
 from vtl_tools.common.packet.address import ip
 from vtl_tools.common.packet.tcp import ACK
-from vtl_tools.services.vnet.adapt import AGAIN_S, BUSY_TICKS, TRIAL_S, LinkView
+from vtl_tools.services.vnet.adapt import AGAIN_S, BUSY_MBIT, BUSY_TICKS, TRIAL_S, LinkView
 from vtl_tools.services.vnet.carried import CarryState
 from vtl_tools.services.vnet.carry_message import CarryMessage
 from vtl_tools.services.vnet.carrying import CARRIED_MAX, LOST_S, PORT, START_S, Carrying
 from vtl_tools.services.vnet.fields import fields_of
-from vtl_tools.services.vnet.long_paths import LongPaths, Trial, reason
+from vtl_tools.services.vnet.long_paths import LongPaths, Trial, busy_mbit, reason
 from vtl_tools.services.vnet.switch import LinkKind, LinkRole, VnetSwitch
 
 OURS, THEIRS = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
@@ -64,6 +64,14 @@ def test_no_pair_is_found_that_is_idle_or_whose_link_is_good(link: LinkView, mbi
     assert not busy(LongPaths(), link, 10, mbit)
 
 
+def test_a_pair_is_busy_with_less_where_loss_lets_a_connection_have_less() -> None:
+    lossy = LONG._replace(loss_percent=4.0)
+    assert busy_mbit(lossy) == pytest.approx(0.353, rel=0.01)
+    assert busy_mbit(LONG) == busy_mbit(LONG._replace(loss_percent=0.1)) == BUSY_MBIT
+    assert not busy(LongPaths(), lossy, 10, 0.3)
+    assert busy(LongPaths(), lossy, 10, 0.5)
+
+
 def test_a_lossy_link_needs_be_less_long() -> None:
     assert "loss 0.20 %" in reason(LONG._replace(rtt_ms=12.0, loss_percent=0.2))
 
@@ -74,6 +82,23 @@ def test_a_burst_finds_nothing_and_a_pair_that_was_put_off_not_before() -> None:
     (path, *_) = busy(paths, LONG, 2 * BUSY_TICKS)
     paths.put_off(path.pair, 1000.0)
     assert not busy(paths, LONG, 2 * BUSY_TICKS)
+
+
+def test_a_connection_that_has_slowed_down_is_compared_by_what_it_is_now() -> None:
+    paths = LongPaths()
+    (path,) = busy(paths, LONG, BUSY_TICKS + 1, 32.0)
+    for now in range(10, 20):
+        frame = segment()
+        fields = fields_of(frame)
+        assert fields is not None
+        paths.note("two", fields, frame, 30_000)
+        assert not paths.tick({"two": LONG}, float(now))
+    assert paths.rate("two", path.pair) == pytest.approx(0.24)
+    for now in range(20, 20 + BUSY_TICKS):
+        paths.tick({"two": LONG}, float(now))
+    assert paths.rate("two", path.pair) is None, "it has ended"
+    paths.note("two", fields, frame, 30_000)
+    assert paths.rate("two", path.pair) is None, "it has begun, and no second is counted yet"
 
 
 def carried(trial: Trial, mbit: float, seconds: int, first: float = 1.0, flows: int = 1) -> list[str]:

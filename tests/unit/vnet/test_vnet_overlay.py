@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.errors import SpecError
 from vtl_tools.common.packet import build, vnet
 from vtl_tools.services.vnet.adapting import AdaptSettings
 from vtl_tools.services.vnet.stage import Overlay
@@ -87,3 +88,15 @@ def test_a_detour_by_a_router_is_told_of() -> None:
     assert told == [("adapt", "subnet", "vm1")]
     (last,) = overlay.status(6.0)["adapt"]["last"]
     assert "--peer 10.2.0.5=02:00:00:00:00:02" in last["why"]
+
+
+def test_a_second_network_of_evpn_is_refused_and_joins_nothing() -> None:
+    overlay = Overlay(["vm1"], None, None)
+    spec = "evpn:{},local=127.0.0.1,port={},gobgp=unix:/nonexistent"
+    overlay.add_link("one", spec.format(100, 47891))
+    with pytest.raises(SpecError, match=r"one is an evpn: link.*start another vtl-vnet"):
+        overlay.add_link("two", spec.format(200, 47892))
+    assert "two" not in overlay.switch.links
+    overlay.remove_link("one")
+    overlay.add_link("two", spec.format(200, 47892))
+    overlay.remove_link("two")

@@ -191,15 +191,6 @@ def test_a_station_that_a_control_plane_tells_of_is_there(switch: VnetSwitch) ->
     assert len(sent(switch, frame(B, A), "vm1")) > 1
 
 
-def test_networks_of_two_control_planes_are_not_joined(switch: VnetSwitch) -> None:
-    for name, station in ("one", A), ("two", B):
-        switch.add_link(name, TOLD)
-        switch.tell(station, name, 0.0)
-    assert LinkSide("two") not in sent(switch, frame(A, ALL), "one")
-    assert switch.decide(frame(A, B), LinkSide("one"), 0.0).reason == "split-horizon"
-    assert switch.stations.told_link(A) == "one"
-
-
 def test_a_station_moves_from_and_to_a_control_plane(switch: VnetSwitch) -> None:
     switch.add_link("dc", TOLD)
     switch.stations.keep_news(wanted=True)

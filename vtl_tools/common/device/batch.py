@@ -6,7 +6,6 @@ A frame is *borrowed*: valid until its device is read again; bytes(frame) or byt
 
 import ctypes
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
 from typing import Final, Self
 
 from vtl_tools.common.device import mmsg
@@ -226,12 +225,18 @@ class PackedBatch(Batch):
         self._kept = (ctypes.c_char_p * 1)()
         self._start_word = memoryview(self._kept).cast("B").cast("Q")
 
-    def pack(self, frames: Sequence[bytes]) -> Self:
-        """Fill the batch with copies of frames, at most SLOTS."""
-        self._kept[0] = b"".join(frames)
-        n = len(frames)
-        lengths = list(map(len, frames))
-        self._iov[0 : 2 * n : 2] = mmsg.column(accumulate(lengths[:-1], initial=self._start_word[0]))
-        self._iov[1 : 2 * n : 2] = mmsg.column(lengths)
-        self.count, self._octets = n, -1
+    def pack(self, frames: Sequence[Pieces]) -> Self:
+        """Fill the batch with copies of frames of one piece each, at most SLOTS."""
+        whole = [pieces[0] for pieces in frames]
+        self._kept[0] = b"".join(whole)
+        start: int = self._start_word[0]
+        at = start
+        words: list[int] = []
+        for frame in whole:
+            words.append(at)
+            words.append(len(frame))
+            at += len(frame)
+        n = len(whole)
+        self._iov[: 2 * n] = mmsg.column(words)
+        self.count, self._octets = n, at - start - n * vnet.VNET
         return self

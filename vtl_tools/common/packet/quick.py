@@ -8,9 +8,6 @@ broken ones: the views of packet/packet.py read these, and tell why one is broke
 import struct
 from typing import Final
 
-from vtl_tools.common.packet import ether, ip
-from vtl_tools.common.packet.tcp import TCP
-from vtl_tools.common.packet.udp import UDP
 from vtl_tools.common.packet.view import Buffer
 from vtl_tools.common.packet.vnet import VNET
 
@@ -36,18 +33,24 @@ OTHER_OPTIONS: Final = -1
 _NONE: Final[Headers] = b"", 0, b"", 0, 0, 0, 0, 0, 0, 0, None, 0
 
 # From the source's Ethernet address: that, and the Ethertype; of IP the version (and IHL), length, (fragment
-# offset,) protocol; addresses and ports; SEG.SEQ and SEG.ACK, or UDP's length; data offset and flags, window.
-# Behind TCP's 20 octets the start of its options, if it has any: two no-operations and timestamps, or others.
-_V4: Final = struct.Struct("!6s3sxHxxHxBxx12sIIHHxxxxIII")
-_V6: Final = struct.Struct("!6sHBxxxHBx36sIIHHxxxxIII")
+# offset,) protocol; addresses and ports; SEG.SEQ and SEG.ACK, or UDP's length; data offset, flags and window
+# as one number, since each becomes an object. Behind TCP's 20 octets the start of its options, if it has any:
+# two no-operations and timestamps, or others.
+_V4: Final = struct.Struct("!6sxHxHxxHxBxx12sIIIxxxxIII")
+_V6: Final = struct.Struct("!6sHBxxxHBx36sIIIxxxxIII")
+_read4: Final = _V4.unpack_from
+_read6: Final = _V6.unpack_from
 _SIZE4: Final = SRC_MAC + _V4.size
 _SIZE6: Final = SRC_MAC + _V6.size
-_SHORTEST: Final = L4_OF_4 + UDP.SIZE
+_SHORTEST: Final = L4_OF_4 + 8  # a header of UDP
 _V4_KIND: Final = 0x08
-_V4_START: Final = ether.IPV4.to_bytes(2, "big") + b"\x45"  # version 4, and a header of 20 octets
+_V6_KIND: Final = 0x86DD
+_V4_START: Final = 0x0045  # the end of the Ethertype; version 4, and a header of 20 octets
+_TCP: Final = 6
+_UDP: Final = 17
 _FRAGMENT: Final = 0x3FFF  # more fragments, or an offset (RFC 791 section 3.1)
 _STAMPS_FIRST: Final = 0x0101_080A  # behind two no-operations (RFC 7323 appendix A)
-_TCP_OCTETS, _UDP_OCTETS = TCP.SIZE, UDP.SIZE
+_UDP_OCTETS: Final = 8
 _PARTIES4_OCTETS: Final = 12
 _PARTIES4: Final = struct.Struct("!4s4sHH")
 _PARTIES6: Final = struct.Struct("!16s16sHH")
@@ -66,8 +69,8 @@ def read(frame: Buffer, whole: bool = True) -> Headers | None:
 def unpack(frame: Buffer, whole: bool = True) -> Headers:
     """Do what read() does; l4 is 0 of any other frame. To a compiled caller no object is returned."""
     src_mac: bytes  # the kinds are declared, since an unpack does not tell them
-    start: bytes
     parties: bytes
+    start: int
     kind: int
     first: int
     length: int
@@ -75,8 +78,7 @@ def unpack(frame: Buffer, whole: bool = True) -> Headers:
     protocol: int
     seq: int
     ack: int
-    offset: int
-    window: int
+    control: int
     option: int
     stamp: int
     tsecr: int
@@ -84,31 +86,33 @@ def unpack(frame: Buffer, whole: bool = True) -> Headers:
     if size < _SHORTEST:
         return _NONE
     if frame[KIND] == _V4_KIND:
-        found = _V4.unpack_from(frame, SRC_MAC) if size >= _SIZE4 else _V4.unpack(_filled(frame, _V4.size))
+        found = _read4(frame, SRC_MAC) if size >= _SIZE4 else _V4.unpack(_filled(frame, _V4.size))
         (src_mac, start, length, fragment, protocol, parties,
-         seq, ack, offset, window, option, stamp, tsecr) = found  # fmt: skip
+         seq, ack, control, option, stamp, tsecr) = found  # fmt: skip
         if start != _V4_START or fragment & _FRAGMENT:
             return _NONE
         l4, end = L4_OF_4, L3 + length
     else:
-        found = _V6.unpack_from(frame, SRC_MAC) if size >= _SIZE6 else _V6.unpack(_filled(frame, _V6.size))
+        found = _read6(frame, SRC_MAC) if size >= _SIZE6 else _V6.unpack(_filled(frame, _V6.size))
         (src_mac, kind, first, length, protocol, parties,
-         seq, ack, offset, window, option, stamp, tsecr) = found  # fmt: skip
-        if kind != ether.IPV6 or first >> 4 != 6:
+         seq, ack, control, option, stamp, tsecr) = found  # fmt: skip
+        if kind != _V6_KIND or first >> 4 != 6:
             return _NONE
         l4, end = L4_OF_6, L4_OF_6 + length
-    if protocol == ip.TCP:
-        data = l4 + (offset >> 12 << 2)
-        if offset < 0x5000 or data > end or size < (end if whole else data):
+    if protocol == _TCP:
+        words = control >> 28
+        data = l4 + (words << 2)
+        if words < 5 or data > end or size < (end if whole else data):
             return _NONE
         tsval: int | None
-        if offset >= 0x8000 and option == _STAMPS_FIRST:  # twelve octets of options, or more
+        if words >= 8 and option == _STAMPS_FIRST:  # twelve octets of options, or more
             tsval = stamp
         else:
-            tsval, tsecr = OTHER_OPTIONS if offset >= 0x6000 else None, 0
-        return src_mac, protocol, parties, seq, ack, offset & 0xFF, window, l4, data, end, tsval, tsecr
+            tsval, tsecr = OTHER_OPTIONS if words > 5 else None, 0
+        flags, window = control >> 16 & 0xFF, control & 0xFFFF
+        return src_mac, protocol, parties, seq, ack, flags, window, l4, data, end, tsval, tsecr
     data = l4 + _UDP_OCTETS
-    if protocol != ip.UDP or not data <= l4 + (seq >> 16) <= end or size < (end if whole else data):
+    if protocol != _UDP or not data <= l4 + (seq >> 16) <= end or size < (end if whole else data):
         return _NONE
     return src_mac, protocol, parties, 0, 0, 0, 0, l4, data, end, None, 0
 

@@ -1,10 +1,8 @@
 """Reads frames of the guest before their flow is known."""
 
 import struct
-from collections.abc import Iterable
 from typing import Final
 
-from vtl_tools.common.packet import quick
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import Packet
@@ -12,30 +10,40 @@ from vtl_tools.common.packet.seq import seq_lt
 from vtl_tools.common.packet.vnet import NONE, VNET
 from vtl_tools.common.tcp.wire import Path, is_intact
 
-# The layout of a frame of so many octets that is a plain ACK: with timestamps, without data. Read are the
-# protocol; addresses, ports and SEG.SEQ; SEG.ACK; data offset and flags; the start of the options.
-_PLAIN_ACKS: Final = {
-    VNET + 14 + 20 + 32: struct.Struct(f"!{VNET + 14}x9xc2x16sI2s6x4s"),
-    VNET + 14 + 40 + 32: struct.Struct(f"!{VNET + 14}x6xcx40sI2s6x4s"),
-}
-_PLAIN: Final = b"\x06", b"\x80\x10", b"\x01\x01\x08\x0a"
+# A frame with a plain ACK: with timestamps, without data. Read are the protocol; addresses, ports and
+# SEG.SEQ; SEG.ACK; data offset and flags; the start of the options.
+_ACK4: Final = struct.Struct(f"!{VNET + 14}x9xc2x16sI2s6x4s8x")
+_ACK6: Final = struct.Struct(f"!{VNET + 14}x6xcx40sI2s6x4s8x")
+_SIZE4: Final = VNET + 14 + 20 + 32
+_SIZE6: Final = VNET + 14 + 40 + 32
+_TCP: Final = b"\x06"
+_STAMPED_ACK: Final = b"\x80\x10"
+_STAMPS: Final = b"\x01\x01\x08\x0a"
 _MACS: Final = struct.Struct("!6s6s")
+_new: Final = tuple.__new__
+"""Makes a NamedTuple of its fields, as its own __new__ does: Python code, also compiled."""
 _SYN_MAX: Final = VNET + 14 + 8 + 60 + 60
 """Octets of a frame with a SYN and no data: with tags, and with all the options of IP and TCP."""
 
 
-def newest_acks(frames: Iterable[memoryview]) -> list[memoryview]:
+def newest_acks(frames: list[memoryview]) -> list[memoryview]:
     """Return frames without each plain ACK that the next frame repeats with a higher number.
 
     A guest acknowledges every super-segment of bulk data, so that several ACKs come in one batch.
     """
+    protocol: bytes  # the kinds are declared, since an unpack does not tell them
+    parties: bytes
+    ack: int
+    flags: bytes
+    option: bytes
     kept: list[memoryview] = []
     last, last_ack = b"", 0
     for frame in frames:
-        flow = b""
-        if (layout := _PLAIN_ACKS.get(len(frame))) is not None:
-            protocol, parties, ack, flags, option = layout.unpack_from(frame)
-            if (protocol, flags, option) == _PLAIN:
+        flow, size = b"", len(frame)
+        if size in (_SIZE4, _SIZE6):
+            found = _ACK4.unpack(frame) if size == _SIZE4 else _ACK6.unpack(frame)
+            protocol, parties, ack, flags, option = found
+            if flags == _STAMPED_ACK and protocol == _TCP and option == _STAMPS:
                 flow = parties
                 if flow == last and seq_lt(last_ack, ack):
                     kept.pop()
@@ -69,5 +77,7 @@ def syn_alone(frame: memoryview) -> bytes:
 def path_back(flow: bytes, frame: memoryview) -> Path:
     """Return the path to the sender of a frame of a flow."""
     local_mac, remote_mac = _MACS.unpack_from(frame, VNET)
-    remote, local, remote_port, local_port = quick.split(flow)
-    return Path(local_mac, remote_mac, local, remote, local_port, remote_port)
+    at = len(flow) - 4
+    remote, local = flow[: at // 2], flow[at // 2 : at]
+    remote_port, local_port = flow[at] << 8 | flow[at + 1], flow[at + 2] << 8 | flow[at + 3]
+    return _new(Path, (local_mac, remote_mac, local, remote, local_port, remote_port))

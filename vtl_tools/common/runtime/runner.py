@@ -29,6 +29,7 @@ from vtl_tools.common.host.interfaces import Interfaces
 from vtl_tools.common.host.outlet import say
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.events import Events, Write
+from vtl_tools.common.runtime.pump import Pump
 from vtl_tools.common.runtime.records import Records
 from vtl_tools.common.runtime.run_record import RunRecordFile, record_of
 from vtl_tools.common.stage import Stage
@@ -145,6 +146,7 @@ class Runner:
         if self.messages is not None:
             loop.add_reader(self.messages, self._on_message, self.messages)
         self._up = [True] * len(self.links)
+        self._frames = Pump(self.stage, self.links, self.options.spin_s)
         watching = asyncio.ensure_future(self._watch(watch)) if watch is not None else None
         self.event("ready", pid=os.getpid(), links=[link.spec for link in self.links])
         notify("READY=1")
@@ -235,39 +237,17 @@ class Runner:
         A turn that leaves frames waiting starts polling, as NAPI does for a network card: the links stop
         signalling, which saves their senders work, and turn follows turn until none finds a frame for spin_s.
         """
-        clock, stage, links = time.monotonic, self.stage, self.links
-        spin_s = self.options.spin_s if stage.inline else 0.0
-        sources = stage.sources
-        started = last = now = clock()
-        idle = False
         try:
-            while not idle and now - started < TURN_S:
-                moved = 0
-                for port, link in enumerate(links):
-                    batch = link.read()
-                    if batch.count:
-                        moved = 1
-                        now = clock()  # no frame came later, however long this process did not run
-                        stage.on_batch(port, batch, now)
-                for source in sources:
-                    moved |= source.poll(now)
-                stage.settle(now)
-                now = clock()
-                if moved:
-                    last = now
-                elif now - last >= spin_s:
-                    idle = True
-                if stage.pause_s and not idle:
-                    time.sleep(stage.pause_s)
-                elif not moved and not idle:
-                    os.sched_yield()
+            pump = self._frames
+            pump.turn(TURN_S)
+            idle = pump.idle
             if self._polled == idle:
                 self._polled = not idle
-                for link in links:
+                for link in self.links:
                     link.signal(idle)
             if not idle:
                 self._loop.call_soon(self._pump)
-            self._look_at_links(now)
+            self._look_at_links(pump.now)
             self._rearm()
         except Exception as e:  # our own bug: end, with the guard up
             self.fail(e)

@@ -48,7 +48,8 @@ class AccurateECN:
     told_e1b: s.cep and so on, of what the peer has told. is_server: the peer sent the first SYN. reflects:
     ACE of the next pure acknowledgement, which answers a SYN-ACK; -1: none is due. answered: codepoint of the
     latest SYN or SYN-ACK. heeds: feedback means something (section 3.2.2.4). reads: the option is read.
-    mangled: the flags and the option contradict each other.
+    mangled: the flags and the option contradict each other. is_read: the flags of the segment at hand are no
+    counter, and were read.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class AccurateECN:
         "e0b",
         "e1b",
         "heeds",
+        "is_read",
         "is_server",
         "mangled",
         "reads",
@@ -83,7 +85,7 @@ class AccurateECN:
         self.answered = answered
         self.reflects = -1
         self.heeds = self.reads = True
-        self.mangled = False
+        self.mangled = self.is_read = False
         self._last = answered  # the codepoint of the latest packet
         self._untold = 0  # marks since an acknowledgement was sent
         self._changed = 0  # the counters of octets that have ever changed

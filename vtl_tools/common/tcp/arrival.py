@@ -3,7 +3,7 @@
 from typing import Final
 
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
-from vtl_tools.common.tcp import ecn
+from vtl_tools.common.tcp import ecn, fast_open
 from vtl_tools.common.tcp.acks import acknowledged
 from vtl_tools.common.tcp.output import agree, reset, stamps, syn_window
 from vtl_tools.common.tcp.prediction import predicted
@@ -66,6 +66,7 @@ def _listen(tcb: TCB, segment: Segment, now: float) -> None:
     elif flags & SYN:  # third, check for a SYN
         _begin(tcb, segment, now)
         _hold(tcb, segment)
+        fast_open.asked(tcb, segment, now)
         tcb.syn_pending = True
         tcb.become(SYN_RECEIVED)
     else:
@@ -78,7 +79,7 @@ def _syn_sent(tcb: TCB, segment: Segment, now: float) -> None:
     ack = 0
     if flags & ACK:  # first, check the ACK bit
         ack = snd.position(segment.ack)
-        if not 0 < ack <= snd.nxt:  # SEG.ACK =< ISS, or SEG.ACK > SND.NXT
+        if not 0 < ack <= snd.max:  # SEG.ACK =< ISS, or SEG.ACK > SND.NXT, with data of our SYN
             tcb.drops[SegmentDrop.BAD_ACK] += 1
             reset(tcb, segment)
             return
@@ -94,6 +95,7 @@ def _syn_sent(tcb: TCB, segment: Segment, now: float) -> None:
     _begin(tcb, segment, now)
     if ack:
         tcb.rcv.has_offered(syn_window(tcb))
+        fast_open.answered(tcb, segment, ack, now)
         _established(tcb, segment, ack, now)
         tcb.ack_now = True
         _content(tcb, segment, 1, now)
@@ -108,8 +110,6 @@ def _begin(tcb: TCB, syn: Segment, now: float) -> None:
     tcb.rcv.start(syn.seq)
     agree(tcb, syn)
     tcb.heard_at = now
-    if syn.user_timeout:
-        heed(tcb, syn.user_timeout)
     tcb.snd.wnd = tcb.snd.max_wnd = syn.window  # never shifted in a SYN
     if tcb.timestamps and syn.tsval != NO_STAMPS:
         tcb.ts_recent, tcb.ts_recent_at = syn.tsval, now
@@ -149,7 +149,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     tcb.rtt.restart()
     tcb.quicken()
     snd.cc.opened(now, tcb.rtt.srtt_s)
-    snd.una = ack
+    tcb.synchronized(ack)
     tcb.timed, tcb.retransmit_at, tcb.stalled_since, tcb.syn_due = None, NEVER, None, False
     scaled = segment.window if segment.flags & SYN else segment.window << snd.shift
     snd.wnd, snd.max_wnd = scaled, max(snd.max_wnd, scaled)
@@ -183,7 +183,7 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
             tcb.end(Ended.CLOSED)
         elif tcb.before is not None:
             tcb.wait_again(now)
-        elif tcb.state is State.SYN_RECEIVED and tcb.passive and not tcb.once and tcb.snd.fin is None:
+        elif tcb.state is State.SYN_RECEIVED and tcb.may_listen_again:
             tcb.listen_again()
         else:
             refused = tcb.state is State.SYN_RECEIVED and not tcb.passive
@@ -327,19 +327,15 @@ def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     if tcb.state is State.SYN_RECEIVED:
         has_ack = segment.flags & ACK
         if not tcb.passive:
-            if seq == 0 and has_ack and tcb.snd.position(segment.ack) == 1:
-                _established(tcb, segment, 1, now)  # simultaneous open: this answers our SYN
+            if seq == 0 and has_ack and 0 < (ack := tcb.snd.position(segment.ack)) <= tcb.snd.max:
+                _established(tcb, segment, ack, now)  # simultaneous open: this answers our SYN
                 tcb.ack_now = True
                 _content(tcb, segment, 1, now)
                 return
         elif seq == 0 and not has_ack:  # the peer's SYN again
             if ecn.syn_again(tcb, segment):
-                tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
                 reset(tcb, segment)
-                if tcb.once or tcb.snd.fin is not None:
-                    tcb.end(Ended.RESET)
-                else:
-                    tcb.listen_again()
+                tcb.end(Ended.RESET)
             elif tcb.syn_pending:
                 tcb.drops[SegmentDrop.HELD] += 1
             else:
@@ -347,21 +343,21 @@ def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
                 if tcb.may_challenge(now):
                     tcb.syn_due = True  # our answer was lost
             return
-        elif tcb.rcv.nxt <= seq < tcb.rcv.edge and not (tcb.once or tcb.snd.fin is not None):
+        elif tcb.rcv.nxt <= seq < tcb.rcv.edge and tcb.may_listen_again:
             tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
             tcb.listen_again()
             return
-    if tcb.ecn and seq == 0 and segment.flags & ACK:
-        ecn.syn_ack_again(tcb, segment)
     _challenge(tcb, SegmentDrop.UNEXPECTED_SYN, now)
+    if tcb.ecn and tcb.ack_now and seq == 0 and segment.flags & ACK:
+        ecn.syn_ack_again(tcb, segment)
 
 
 def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     """Fifth step. Return whether to continue with the segment."""
     snd = tcb.snd
     ack = snd.position(segment.ack)
-    if snd.una == 0:  # SYN-RECEIVED, or FIN-WAIT-1 if our FIN followed our SYN
-        if tcb.syn_pending or not 0 < ack <= snd.nxt:
+    if snd.una == 0 or tcb.is_early:  # SYN-RECEIVED, or FIN-WAIT-1 if our FIN followed our SYN
+        if tcb.syn_pending or not 0 < ack <= snd.max:
             tcb.drops[SegmentDrop.BAD_ACK] += 1
             reset(tcb, segment, stamps(tcb, now, 0))
             return False
@@ -371,7 +367,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
             tcb.arm(now)
         if tcb.ecn:
             ecn.established(tcb, segment, ack)
-        if ack == 1:
+        if ack == 1 and (segment.sack is None or snd.nxt == 1):
             return True
     if ack > snd.max or ack < snd.una - snd.max_wnd:  # RFC 5961 section 5.2
         _challenge(tcb, SegmentDrop.BAD_ACK, now)
@@ -410,8 +406,10 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
 def _advanced(tcb: TCB, ack: int, now: float) -> None:
     """Change the state if our FIN is acknowledged."""
     snd = tcb.snd
-    if snd.fin is not None and ack > snd.fin and tcb.state in ON_FIN_ACKED:
-        following = ON_FIN_ACKED[tcb.state]
+    if snd.fin is not None and ack > snd.fin:
+        following = ON_FIN_ACKED.get(tcb.state)
+        if following is None:
+            return
         if following is TIME_WAIT:
             tcb.wait(now)
         elif following is CLOSED:

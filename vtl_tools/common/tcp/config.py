@@ -27,8 +27,12 @@ class Config:
     segment is acknowledged at once. quick_acks: at most so many acknowledgements are not delayed at the
     start, and after loss or silence: the peer may be in slow start. delayed_fin_ack: a FIN's acknowledgement
     is delayed as well, for a user that is likely to close at once, too. initial_window: segments (RFC 6928).
-    pacing: bool = False
-    ecn: str | bool = "accept"
+    fast_open: data may be in the SYN (RFC 7413), if the endpoint is given cookies. Not by default: such data
+    may arrive twice, and only the user knows whether that does harm.
+    congestion: the algorithm of congestion control, a name in congestion/choice.py. pacing: newreno and cubic
+    pace as well; bbr always does. ecn: explicit congestion notification. "accept" (default): the accurate
+    (RFC 9768) and the classic one (RFC 3168), if the peer asks for it. "accurate": we ask, too. "classic":
+    RFC 3168 alone, we ask, too. "off": none. True is short for "classic", and False for "off".
 
     rto_min_s: RFC 6298 (2.4) asks for one second; the default is Linux's 0.2. user_timeout_s: seconds that
     sent data may stay unacknowledged (R2 of RFC 9293 3.8.3); None: no limit. user_timeout_option: tell it the
@@ -56,6 +60,7 @@ class Config:
     quick_acks: int = 16
     delayed_fin_ack: bool = False
     initial_window: int = 10
+    fast_open: bool = False
     congestion: str = "newreno"
     pacing: bool = False
     ecn: str | bool = "accept"

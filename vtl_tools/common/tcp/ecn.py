@@ -8,7 +8,7 @@ from typing import Final
 
 from vtl_tools.common.packet.options import walk_options
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.packet.quick import KIND, L3, L4_OF_6
+from vtl_tools.common.packet.quick import KIND, L3
 from vtl_tools.common.packet.tcp import ACK, AE, CWR, ECE, SYN, TCP
 from vtl_tools.common.tcp.accurate import (
     ACE_SHIFT,
@@ -46,22 +46,10 @@ def codepoint(segment: Segment) -> int:
     return NOT_ECT if net is None else net.ecn
 
 
-def _tcp_at(frame: memoryview) -> int:
-    """Return where the TCP header of a frame that parse() has read begins."""
-    kind = frame[KIND] << 8 | frame[KIND + 1]
-    if kind == 0x0800:
-        return L3 + ((frame[L3] & 0x0F) << 2)
-    if kind == 0x86DD and frame[L3 + 6] == 6:
-        return L4_OF_6
-    segment = Packet.at(frame).tcp
-    assert segment is not None
-    return segment.off
-
-
 def _ace(segment: Segment) -> int:
     """Return the flags AE, CWR and ECE as a number."""
     frame = segment.frame
-    ae = 0 if frame is None else frame[_tcp_at(frame) + 12] & 1
+    ae = 0 if frame is None else frame[segment.at + 12] & 1
     return ae << 2 | segment.flags >> ACE_SHIFT & 3
 
 
@@ -70,7 +58,7 @@ def _option(segment: Segment) -> tuple[int, bytes]:
     frame = segment.frame
     if frame is None:
         return _NO_OPTION
-    at = _tcp_at(frame)
+    at = segment.at
     for kind, off, size in walk_options(frame, at + TCP.SIZE, at + (frame[at + 12] >> 4 << 2)):
         if kind in (ORDER_0, ORDER_1):
             return kind, bytes(frame[off + 2 : off + min(size, 11)])
@@ -197,6 +185,7 @@ def established(tcb: TCB, segment: Segment, ack: int) -> None:
     if segment.length or segment.sack is not None:
         return
     ace = _ace(segment)
+    accurate.is_read = ack > 1
     if accurate.third_ack(ace):
         _slow_down(tcb)
     if not ace or (ace in REFLECTED and ace != REFLECTED[NOT_ECT]):
@@ -275,6 +264,9 @@ def told(tcb: TCB, segment: Segment, octets: int) -> bool:
     accurate = tcb.accurate
     if accurate is None:
         return segment.flags & ECE != 0
+    if accurate.is_read:
+        accurate.is_read = False
+        return False
     stamps = segment.stamps
     newer = tcb.timestamps and stamps is not None and stamps[0] != tcb.ts_recent
     if (octets <= 0 and not newer) or tcb.snd.max <= 1 or segment.flags & SYN:

@@ -7,6 +7,7 @@ from typing import Any, Final
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.tcp import acks, arrival, output, timeouts
 from vtl_tools.common.tcp.config import Config
+from vtl_tools.common.tcp.cookies import FastOpen
 from vtl_tools.common.tcp.info import ConnectionInfo, describe
 from vtl_tools.common.tcp.isn import initial_numbers, number_after
 from vtl_tools.common.tcp.queue import Octets
@@ -43,16 +44,26 @@ class Endpoint(TCB):
 
     After each receive(), wake(), or call by the user, transmit() returns the frames to send. Calls that the
     state does not allow raise ValueError. secret: see initial_numbers(). iss: the initial sequence number to
-    use instead, to take over a connection.
+    use instead, to take over a connection. cookies: for fast open, where config has that; the same for all
+    connections.
     """
 
     __slots__ = ()
 
     def __init__(
-        self, path: Path, secret: bytes, now: float, config: Config | None = None, *, iss: int | None = None
+        self,
+        path: Path,
+        secret: bytes,
+        now: float,
+        config: Config | None = None,
+        *,
+        iss: int | None = None,
+        cookies: FastOpen | None = None,
     ) -> None:
         number, ts_offset = initial_numbers(secret, path, now)
         super().__init__(path, config or DEFAULT, number if iss is None else iss, ts_offset)
+        if cookies is not None and self.config.fast_open:
+            self.fast_open = cookies
         if self.tune_at < NEVER:
             self.tuned, self.tune_at = (0, now), now + _TUNE_AFTER_S
 
@@ -107,10 +118,12 @@ class Endpoint(TCB):
         return self.syn_pending
 
     def accept(self) -> None:
-        """Answer the SYN by a SYN-ACK."""
+        """Answer the SYN by a SYN-ACK. Data of a fast open can be read at once."""
         if not self.syn_pending:
             raise ValueError("no SYN waits for an answer")
         self.syn_pending, self.syn_due = False, True
+        if self.is_early:
+            self.rcv.release()
 
     def refuse(self) -> None:
         """Answer the SYN by a reset, as a closed port does."""
@@ -292,7 +305,8 @@ class Endpoint(TCB):
         both: it is not going to be read. A reset then tells the peer that data is lost: at once, if some was
         received and not read, or when more arrives (3.6.1, as close(2) does).
 
-        Another call has no effect, once it has ended or while the peer may still send; else it fails.
+        Another call has no effect, once it has ended or while the peer may still send; else it fails, unless
+        `both`.
         Before the peer's SYN has come, it ends the connection, and discards written data (3.10.4).
         """
         snd = self.snd
@@ -301,7 +315,7 @@ class Endpoint(TCB):
             return
         self.is_deaf |= both
         if snd.fin is not None or self.state is CLOSED:
-            if self.ended is None and self.state in _CLOSED_TWICE:
+            if self.ended is None and self.state in _CLOSED_TWICE and not (both and snd.fin is not None):
                 raise self._refusal()
             return
         if self.state in _BEFORE_SYN:

@@ -1,6 +1,5 @@
 """Initial sequence numbers that off-path attackers cannot guess (RFC 6528), and timestamp offsets."""
 
-import struct
 from hashlib import blake2s
 from typing import Final
 
@@ -11,7 +10,6 @@ _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
 _APART: Final = 0x1_0001
 """Numbers between a connection and the one after it, for segments that were sent and never counted."""
-_NUMBERS: Final = struct.Struct("!II")
 
 
 def initial_numbers(secret: bytes, path: Path, now: float) -> tuple[int, int]:
@@ -20,14 +18,15 @@ def initial_numbers(secret: bytes, path: Path, now: float) -> tuple[int, int]:
     secret: octets that nobody else knows, the same for all connections. The offset is added to the timestamp
     clock, so that TSval does not reveal our uptime (RFC 7323 section 5.4).
     """
-    number: int
-    offset: int
     ports = (path.local_port << 16 | path.remote_port).to_bytes(4, "big")
     # A secret in front of the octets is a key to BLAKE2. As its `key` it would be a block more to hash, and
     # with keyword arguments the call takes twice as long.
     digest = blake2s(secret + path.local + path.remote + ports).digest()
-    number, offset = _NUMBERS.unpack_from(digest)
-    return (int(now / _TICK_S) + number) & _MASK, offset
+    return (int(now / _TICK_S) + _u32(digest, 0)) & _MASK, _u32(digest, 4)
+
+
+def _u32(octets: bytes, at: int) -> int:
+    return octets[at] << 24 | octets[at + 1] << 16 | octets[at + 2] << 8 | octets[at + 3]
 
 
 def number_after(iss: int, snd_nxt: int) -> int:

@@ -17,7 +17,7 @@ from vtl_tools.common.packet.tcp import (
     WINDOW_SCALE,
     encode_options,
 )
-from vtl_tools.common.tcp import ecn, user_timeout
+from vtl_tools.common.tcp import ecn, fast_open, user_timeout
 from vtl_tools.common.tcp.accurate import ACE_SHIFT
 from vtl_tools.common.tcp.limits import judge
 from vtl_tools.common.tcp.snd import Piece
@@ -39,6 +39,9 @@ _pack_syn_options: Final = struct.Struct("!HHIIIII").pack
 _MSS_FIRST: Final = MSS << 8 | 4
 _SACK_NEXT: Final = NOP << 24 | NOP << 16 | SACK_PERMITTED << 8 | 2
 _SCALE_LAST: Final = NOP << 24 | WINDOW_SCALE << 16 | 3 << 8
+_OPTIONS_MAX: Final = 40
+_ALL_PADDED: Final = 24
+"""Octets of the options of a usual SYN, four of which are padding."""
 _LATE_S: Final = 0.01
 _LATE_TRIPS: Final = 0.5
 """How much of what was not sent in time may leave at once: so many seconds of it; if it waited for the pacing
@@ -68,6 +71,8 @@ def agree(tcb: TCB, syn: Segment) -> None:
     tcb.timestamps = config.timestamps and syn.tsval != NO_STAMPS
     snd.sack = config.sack and syn.sack_permitted
     ecn.agree(tcb, syn)
+    if syn.user_timeout:
+        user_timeout.heed(tcb, syn.user_timeout)
     tcb.peer_scales = syn.window_scale is not None
     if config.window_scaling and syn.window_scale is not None:
         snd.shift, rcv.shift = min(syn.window_scale, 14), config.window_scale
@@ -119,7 +124,11 @@ def frame(
         flags, options, blocks = ecn.feed_back(tcb, flags, options, blocks, length)
     if blocks:
         options += encode_options(sack=blocks)
-    elif tcb.user_timeout_due and length + user_timeout.OPTION_SIZE <= snd.mss:
+    elif (
+        tcb.user_timeout_due
+        and length + user_timeout.OPTION_SIZE <= snd.mss
+        and not (length and tcb.ecn)  # whose option may have taken the room
+    ):
         options += user_timeout.option(tcb)
         tcb.user_timeout_due = False
     urgent = 0
@@ -159,16 +168,24 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
             sack_permitted=sack,
             timestamps=(tcb.tsval(now), tcb.ts_recent) if stamps else None,
         )
+    data, length = None, 0
+    if tcb.fast_open is not None:
+        options, length = _open_early(tcb, options, now)
+        if length:
+            data = snd.queue.views(1, 1 + length)
     tcb.syn_due, tcb.ack_now = False, False
     tcb.last_ack = rcv.nxt
     tcb.segments_out += 1
     if snd.nxt == 0:
         tcb.timed = (1, now)
-        snd.nxt = snd.max = 1
+        snd.nxt = 1
+        snd.max = 1 + length
+        if tcb.is_early:
+            snd.una = 1  # data may follow before the handshake is complete
     else:
         tcb.timed = None
         snd.retransmits += 1
-    if config.user_timeout_option:
+    if config.user_timeout_option and len(options) + user_timeout.OPTION_SIZE <= _OPTIONS_MAX:
         options += user_timeout.option(tcb)
     if tcb.stalled_since is None:
         tcb.stalled_since = now
@@ -180,7 +197,29 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
         marks, options = ecn.answer(tcb, options)
         flags |= marks
     window = rcv.window(0) if answers else syn_window(tcb)
-    return tcb.framer.frame(snd.iss, ack, flags, window, options)
+    return tcb.framer.frame(snd.iss, ack, flags, window, options, length, data)
+
+
+def _open_early(tcb: TCB, options: bytes, now: float) -> tuple[bytes, int]:
+    """Return the options of our SYN with that of fast open, and how many octets of data the SYN carries.
+
+    The data stays unsent until it is acknowledged: whatever the SYN-ACK does not, is sent right after it.
+    """
+    length, cookie = 0, None
+    if tcb.state is not SYN_SENT:
+        cookie = tcb.grant or None
+        if tcb.snd.nxt:
+            return options, 0
+    else:
+        cookie, room = fast_open.offer(tcb, now)
+        queue = tcb.snd.queue
+        length = min(room, our_mss(tcb) - _OPTIONS_MAX, queue.tail - 1)
+    if cookie is None:
+        return options, 0
+    if len(options) == _ALL_PADDED:
+        options = options[:4] + options[6:8] + options[10:]  # without no-operations
+    longer = fast_open.add_option(options, cookie)
+    return longer, max(0, length) if len(longer) > len(options) else 0
 
 
 def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
@@ -299,16 +338,21 @@ def transmit(tcb: TCB, now: float) -> list[Pieces]:
         if _window_opened(tcb):
             return [*frames, acknowledge(tcb, now)]
         return frames
-    frames = list(frames)
+    if not frames:
+        frames = []  # the other list stays the connection's
     if state is ESTABLISHED or state in SENDS_DATA:
         # segments with data have no room for blocks
         if tcb.ack_now and ((snd.sack and tcb.rcv.has_news) or (tcb.ecn and ecn.is_alone(tcb))):
             frames.append(acknowledge(tcb, now))
         if snd.nxt < end or snd.recover is not None:
             _data(tcb, frames, now)
-    elif tcb.syn_due:
-        frames.append(synchronize(tcb, now))
-        return frames
+    else:
+        if tcb.syn_due:
+            frames.append(synchronize(tcb, now))
+            if not tcb.is_early:
+                return frames
+        if tcb.is_early and 0 < snd.nxt < end:
+            _data(tcb, frames, now)
     if tcb.ack_now or _window_opened(tcb):
         frames.append(acknowledge(tcb, now))
     return frames

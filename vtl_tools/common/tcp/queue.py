@@ -32,7 +32,8 @@ class SendQueue:
         """Append data by reference: the caller must not change it until it is acknowledged."""
         size = len(data)
         if size >= _SMALL:
-            data = memoryview(data)  # a part of a view costs less than a view of a part
+            if type(data) is bytes or type(data) is bytearray:
+                data = memoryview(data)  # a part of a view costs less than a view of a part
         elif self._pieces and self._extend(data):
             self.tail += size
             self.kept += size
@@ -93,6 +94,7 @@ class SendQueue:
 
     def clear(self) -> None:
         """Remove all octets."""
-        self._starts.clear()
-        self._pieces.clear()
+        if self._starts:
+            self._starts.clear()
+            self._pieces.clear()
         self.head, self.kept = self.tail, 0

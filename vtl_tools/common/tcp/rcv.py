@@ -164,6 +164,10 @@ class Receiver:
         """Discard so many octets."""
         queue, done = self.queue, 0
         self.readable -= octets
+        if not self.readable:  # all of it, as nearly always
+            queue.clear()
+            self._tail, self._used = None, 0
+            return
         while octets:
             piece = queue[done]
             if piece is self._tail:
@@ -179,7 +183,8 @@ class Receiver:
 
     def forget(self) -> None:
         """Discard all received data."""
-        self.queue.clear()
+        if self.queue:
+            self.queue.clear()
         self.early.clear()
         self.readable = self.borrowed = self._used = 0
         self._tail = None

@@ -92,10 +92,11 @@ class ReassemblyQueue:
 
     def clear(self) -> None:
         """Remove all pieces."""
-        self.starts.clear()
-        self.pieces.clear()
-        self._recent.clear()
-        self.octets = 0
+        if self.starts:
+            self.starts.clear()
+            self.pieces.clear()
+            self._recent.clear()
+            self.octets = 0
 
     def runs(self) -> list[tuple[int, int]]:
         """Return the ranges without gaps, the most recent first; as many as fit the SACK option."""

@@ -3,9 +3,7 @@
 from enum import StrEnum
 from typing import Final
 
-from vtl_tools.common.packet.tcp_state import ON_CLOSE as ON_CLOSE
-from vtl_tools.common.packet.tcp_state import ON_FIN as ON_FIN
-from vtl_tools.common.packet.tcp_state import ON_FIN_ACKED as ON_FIN_ACKED
+from vtl_tools.common.packet import tcp_state
 from vtl_tools.common.packet.tcp_state import State as State  # part of the endpoint's interface
 
 # The states that each segment is compared with: to look one up in its class takes thirty times as long.
@@ -17,6 +15,10 @@ ESTABLISHED: Final = State.ESTABLISHED
 FIN_WAIT_1: Final = State.FIN_WAIT_1
 FIN_WAIT_2: Final = State.FIN_WAIT_2
 TIME_WAIT: Final = State.TIME_WAIT
+
+ON_FIN: Final = tcp_state.ON_FIN
+ON_CLOSE: Final = tcp_state.ON_CLOSE
+ON_FIN_ACKED: Final = tcp_state.ON_FIN_ACKED
 
 TAKES_DATA: Final = frozenset(  # 3.10.7.4, seventh step; our peer has not sent its FIN
     (State.SYN_RECEIVED, State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2)

@@ -6,6 +6,7 @@ from typing import Final
 
 from vtl_tools.common.tcp.accurate import AccurateECN
 from vtl_tools.common.tcp.config import Config
+from vtl_tools.common.tcp.cookies import FastOpen
 from vtl_tools.common.tcp.rcv import Receiver
 from vtl_tools.common.tcp.rtt import RTTEstimator
 from vtl_tools.common.tcp.snd import Sender
@@ -34,9 +35,11 @@ class TCB:
     in TIME-WAIT from which a SYN took over, until the handshake is complete. once: a passive opening that
     fails ends the endpoint. out: frames to send at once. ecn: both ends notify of congestion; accurate: in
     the mode of RFC 9768, else that of RFC 3168. ect: new data is ECN-capable. echo_due: a mark is echoed
-    until the peer answers it by CWR. ts_recent: TS.Recent. last_ack: Last.ACK.sent, a position.
-    stalled_since: time since which nothing was acknowledged although data is outstanding; None if none is.
-    timed: the position after the SYN and its sending time, for an RTT sample.
+    until the peer answers it by CWR. fast_open: the cookies of RFC 7413, if it is used; grant: one for our
+    SYN-ACK; is_early: data of the SYN was taken, and the handshake is not complete. ts_recent: TS.Recent.
+    last_ack: Last.ACK.sent, a position. stalled_since: time since which nothing was acknowledged although
+    data is outstanding; None if none is. timed: the position after the SYN and its sending time, for an RTT
+    sample.
     retransmit_at: of the RTO, or of a tail loss probe before it (probe_is_next); rto_at: of the RTO.
     quick: acknowledgements that are not delayed. is_interactive: the user answers what it receives, so they
     are delayed.
@@ -69,11 +72,14 @@ class TCB:
         "ecn",
         "ect",
         "ended",
+        "fast_open",
         "framer",
+        "grant",
         "heard_at",
         "held_by",
         "held_since",
         "is_deaf",
+        "is_early",
         "is_interactive",
         "is_logged",
         "is_paced",
@@ -131,6 +137,8 @@ class TCB:
         ) = False
         self.is_deaf = self.reset_due = self.ecn = self.ect = self.echo_due = False
         self.accurate: AccurateECN | None = None
+        self.fast_open: FastOpen | None = None
+        self.is_early, self.grant = False, b""
         self.before: TCB | None = None
         self.out: list[Pieces] = []
         self._drops: defaultdict[SegmentDrop, int] | None = None
@@ -179,7 +187,7 @@ class TCB:
         self._begin(self.snd.iss)
         self.syn_pending = self.syn_due = self.ack_now = self.timestamps = self.peer_scales = False
         self.ecn = self.ect = self.echo_due = False
-        self.accurate = None
+        self.accurate, self.grant = None, b""
         self.retransmit_at = self.rto_at = NEVER
         self.stalled_since = self.timed = None
         self.ts_recent = self.last_ack = 0
@@ -196,6 +204,7 @@ class TCB:
         """Enter CLOSED, finally. Data received in order can still be read."""
         if self.ended is None:
             self.ended = why
+        self._end_early(was_reset=why is Ended.RESET)
         self.become(CLOSED)
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER
         self.reorder_at = self.paced_at = NEVER
@@ -203,6 +212,27 @@ class TCB:
         self.held_by = 0
         self.syn_pending = self.syn_due = self.ack_now = False
         self.snd.queue.clear()
+
+    @property
+    def may_listen_again(self) -> bool:
+        """Whether a passive opening that fails returns to LISTEN: its user has read and closed nothing."""
+        return self.passive and not (self.once or self.is_early or self.snd.fin is not None)
+
+    def synchronized(self, ack: int) -> None:
+        """Record that our SYN is acknowledged, and data of it up to a position."""
+        snd = self.snd
+        snd.una = ack
+        if ack > snd.nxt:
+            snd.nxt = ack
+            snd.queue.drop(ack)
+        self._end_early(was_reset=False)
+
+    def _end_early(self, *, was_reset: bool) -> None:
+        if self.is_early and self.fast_open is not None:
+            self.is_early = False
+            self.fast_open.pending -= 1
+            if was_reset:
+                self.fast_open.was_reset(self.heard_at)
 
     def wait(self, now: float) -> None:
         """Enter TIME-WAIT, or restart its timer."""

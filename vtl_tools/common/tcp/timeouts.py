@@ -58,7 +58,7 @@ def process(tcb: TCB, now: float) -> None:
 
 def _retransmit(tcb: TCB, now: float) -> None:
     snd = tcb.snd
-    if snd.una == 0:  # our SYN, whether or not a FIN followed it
+    if snd.una == 0 or tcb.is_early:  # our SYN, whether or not a FIN followed it
         tcb.rtt.back_off()
         if tcb.state not in _OPENING:
             tcb.out.append(output.synchronize(tcb, now))

@@ -32,4 +32,4 @@ def heed(tcb: TCB, value: int) -> None:
     if not (config.user_timeout_option and theirs_s) or tcb.is_timeout_fixed or ours_s is None:
         return
     least_s = max(config.user_timeout_min_s, tcb.rtt.timeout_s)
-    tcb.user_timeout_s = min(config.user_timeout_max_s, max(ours_s, theirs_s, least_s))
+    tcb.user_timeout_s = min(config.user_timeout_max_s, max(ours_s, float(theirs_s), least_s))

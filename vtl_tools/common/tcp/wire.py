@@ -37,10 +37,11 @@ _FLOW6: Final = struct.Struct("!16s16sHH")
 _SUM_DONE: Final = vnet.F_NEEDS_CSUM | vnet.F_DATA_VALID
 _NO_DATA: Final = memoryview(b"")
 _RIGHT: Final = 0xFFFF  # the sum of octets with a right checksum
-_SYN_OPTIONS: Final = struct.Struct("!2sH4sII3sB")
-_MSS_FIRST: Final = bytes((MSS, 4))
-_SACK_AND_STAMPS: Final = bytes((SACK_PERMITTED, 2, TIMESTAMPS, 10))
-_SCALE_LAST: Final = bytes((NOP, WINDOW_SCALE, 3))
+_read_syn_options: Final = struct.Struct("!HHIIII").unpack_from
+_SYN_OPTIONS_SIZE: Final = 20
+_MSS_FIRST: Final = MSS << 8 | 4
+_SACK_AND_STAMPS: Final = SACK_PERMITTED << 24 | 2 << 16 | TIMESTAMPS << 8 | 10
+_SCALE_LAST: Final = NOP << 16 | WINDOW_SCALE << 8 | 3
 """The options of a SYN of Linux, which are read in one unpack."""
 _SUM_DUE4: Final = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, 34, TCP.SUM)
 _SUM_DUE6: Final = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, 54, TCP.SUM)
@@ -99,12 +100,12 @@ class Segment:
     length: octets of data. urgent: how far behind seq the urgent pointer is, where flags has URG. Options are
     None or empty where there are none; mss, window_scale and sack_permitted are read from a SYN only. tsval,
     tsecr: its timestamps; tsval is NO_STAMPS if it has none. user_timeout: the field of that option (RFC
-    5482), else 0. frame: the whole frame, borrowed as data is.
+    5482), else 0. frame: the whole frame, borrowed as data is; at: where its TCP header begins.
     """
 
     __slots__ = (
-        "ack", "data", "flags", "flow", "frame", "length", "mss", "sack", "sack_permitted", "seq", "tsecr",
-        "tsval", "urgent", "user_timeout", "window", "window_scale",
+        "ack", "at", "data", "flags", "flow", "frame", "length", "mss", "sack", "sack_permitted", "seq",
+        "tsecr", "tsval", "urgent", "user_timeout", "window", "window_scale",
     )  # fmt: skip
 
     def __init__(
@@ -131,6 +132,7 @@ class Segment:
         self.tsval = tsval
         self.tsecr = tsecr
         self.frame: memoryview | None = None
+        self.at = 0
         self.sack: list[tuple[int, int]] | None = None
         self.mss: int | None = None
         self.window_scale: int | None = None
@@ -159,11 +161,11 @@ def parse(frame: Frame) -> Segment | None:
         _, _, seq, ack, _, flags, window, _, _ = TCP.HEADER.unpack_from(frame, l4)
         tsval, tsecr = quick.OTHER_OPTIONS, 0
     urgent = U16.unpack_from(frame, l4 + 18)[0] if flags & URG else 0
-    view = frame if isinstance(frame, memoryview) else memoryview(frame)
+    view = memoryview(frame) if isinstance(frame, bytearray) else frame
     data = view[off:end] if end > off else _NO_DATA
     stamp = NO_STAMPS if tsval is None or tsval == quick.OTHER_OPTIONS else tsval
     segment = Segment(flow, seq, ack, flags, window, urgent, data, end - off, stamp, tsecr)
-    segment.frame = view
+    segment.frame, segment.at = view, l4
     if off > l4 + _TCP_SIZE and (stamp == NO_STAMPS or off != l4 + _STAMPED):
         _read_options(segment, frame, l4 + _TCP_SIZE, off)
     return segment
@@ -200,14 +202,16 @@ def _locate(frame: Frame) -> tuple[bytes, int, int, int] | None:
 
 
 def _read_options(segment: Segment, frame: Frame, off: int, end: int) -> None:
-    if end - off == _SYN_OPTIONS.size:
+    if end - off == _SYN_OPTIONS_SIZE:
+        first: int
         mss: int
+        second: int
         tsval: int
         tsecr: int
-        scale: int
-        first, mss, second, tsval, tsecr, third, scale = _SYN_OPTIONS.unpack_from(frame, off)
-        if first == _MSS_FIRST and second == _SACK_AND_STAMPS and third == _SCALE_LAST:
-            segment.mss, segment.sack_permitted, segment.window_scale = mss, True, scale
+        last: int
+        first, mss, second, tsval, tsecr, last = _read_syn_options(frame, off)
+        if first == _MSS_FIRST and second == _SACK_AND_STAMPS and last >> 8 == _SCALE_LAST:
+            segment.mss, segment.sack_permitted, segment.window_scale = mss, True, last & 0xFF
             segment.tsval, segment.tsecr = tsval, tsecr
             return
     for kind, at, size in walk_options(frame, off, end):
@@ -236,7 +240,9 @@ class Framer:
         both = path.local + path.remote
         self._is4 = len(both) == 8
         self._who = both + (path.local_port << 16 | path.remote_port).to_bytes(4, "big")
-        addresses = ones_sum(both)
+        addresses = 0  # their sum, as ones_sum() adds more octets
+        for at in range(0, len(both), 2):
+            addresses += both[at] << 8 | both[at + 1]
         self._pseudo = addresses + 6
         macs = path.remote_mac + path.local_mac
         self._capable: bytes | None = None
@@ -295,6 +301,7 @@ class Framer:
         control = header << 26 | flags << 16 | window
         sums = (self._pseudo + size) % 0xFFFF << 16 | urgent
         start = self._capable_head() if ect else self._head
+        head: bytes
         if self._is4:
             total = 20 + size
             full = -(self._ip_sum + total + (_ECT if ect else 0)) % 0xFFFF
@@ -302,8 +309,10 @@ class Framer:
         else:
             head = _OUT6(virtio, start, size, self._ttl, self._who, seq, ack, control, sums)
         if options:
-            head += options
-        return (head, *data) if data else (head,)
+            head = head + options  # compiled, += would be of any objects, and slower
+        if not data:
+            return (head,)
+        return (head, data[0]) if len(data) == 1 else (head, *data)
 
     def renumbered(self, head: bytes | memoryview, seq: int) -> bytes:
         """Return a copy of the first piece of a frame with another SEQ. The sum is partial, without SEQ."""

@@ -201,7 +201,7 @@ class AckFlow:
             deputy.write(taker.read(room))
         if taker.fin is None:
             return
-        if taker.nxt == taker.fin and not taker.readable:
+        if taker.nxt == taker.fin and not taker.readable and deputy.snd.fin is None:
             deputy.close()
         if deputy.fin_is_acknowledged and taker.finish():
             here.ack_due = True

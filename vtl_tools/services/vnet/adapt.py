@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from vtl_tools.common.bounded import BoundedTable
+
 PERIOD_S: Final = 1.0
 """How often tick() is to be called."""
 BUSY_MBIT: Final = 1.0
@@ -147,7 +149,7 @@ class Shortcuts:
     """The shortcuts that this daemon has made, until they are undone."""
 
     _made: dict[str, _Shortcut] = field(default_factory=dict)
-    _failed: dict[str, float] = field(default_factory=dict)
+    _failed: BoundedTable[str, float] = field(default_factory=lambda: BoundedTable(PAIRS_MAX))
 
     def may_make(self, daemon: str, now: float) -> bool:
         """Return whether another shortcut may be tried: not again soon after one to this daemon failed."""
@@ -178,9 +180,7 @@ class Shortcuts:
             if why:
                 del self._made[name]
                 if not why.startswith("idle"):
-                    if len(self._failed) >= PAIRS_MAX:
-                        self._failed.pop(next(iter(self._failed)))
-                    self._failed[link.daemon or name] = now
+                    self._failed.put(link.daemon or name, now)
                 found.append(Advice("undo", name, why))
             elif link.up and not shortcut.is_kept and now >= shortcut.made_at + TRIAL_S:
                 shortcut.is_kept = True

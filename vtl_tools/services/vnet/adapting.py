@@ -11,12 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from vtl_tools.common.bounded import BoundedTable
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.errors import Malformed, VTLError
 from vtl_tools.common.packet.address import is_single_host
 from vtl_tools.common.session.items import CARRY, DOOR, INTRODUCE, LINK_NAME, STATIONS
 from vtl_tools.common.session.peer_link import PeerLink
-from vtl_tools.services.vnet.adapt import AGAIN_S, IDLE_S, Advice, LinkView, Matchmaker, Shortcuts
+from vtl_tools.services.vnet.adapt import AGAIN_S, IDLE_S, PAIRS_MAX, Advice, LinkView, Matchmaker, Shortcuts
 from vtl_tools.services.vnet.carrying import PORT, Carrying, ServiceLinks
 from vtl_tools.services.vnet.detours import Detours
 from vtl_tools.services.vnet.fields import fields_of
@@ -79,6 +80,9 @@ class Adapting:
     last: list[dict[str, str]] = field(default_factory=list)
     long_paths: LongPaths = field(default_factory=LongPaths)
     _told: dict[str, frozenset[Key]] = field(default_factory=dict)
+    _suggested: BoundedTable[tuple[str, str, str], str] = field(
+        default_factory=lambda: BoundedTable(PAIRS_MAX)
+    )
 
     def __post_init__(self) -> None:
         self.mode = self.settings.mode
@@ -116,9 +120,11 @@ class Adapting:
             return
         views = {name: _view(peer) for name, peer in peers.items()}
         for advice in self.matchmaker.tick(views, now):
-            if advice.action == "introduce" and self.mode == "on":
+            if self.mode == "on":
                 self._introduce(peers[advice.link].device, advice)
-            self._note(advice)
+                self._note(advice)
+            else:
+                self._suggest(advice.action, advice.link, advice.daemon, advice.door, advice.why)
         for advice in self.shortcuts.tick(views, now):
             if advice.action == "undo":
                 self.forget(advice.link)
@@ -129,10 +135,12 @@ class Adapting:
             if self.mode == "on":
                 self.carrying.begin(path, now)
             else:
-                self._write("service", path.link, f"{path.pair}: {path.why}: service:udt may pay")
+                self._suggest(
+                    "service", path.link, str(path.pair), "", f"{path.pair}: {path.why}: service:udt may pay"
+                )
                 self.long_paths.put_off(path.pair, now + AGAIN_S)
         for detour, why in self.detours.tick(now):
-            self._write("subnet", detour.link, why)
+            self._suggest("subnet", detour.link, str(detour.source + detour.destination), detour.command, why)
         for name, peer in peers.items():
             if peer.over:
                 self._tell_stations(name, peer)
@@ -145,6 +153,13 @@ class Adapting:
         done = {"action": action, "changed": link, "why": why}
         self.last = [*self.last[1 - _LAST :], done]
         self.links.event("adapt", **done)
+
+    def _suggest(self, action: str, link: str, subject: str, what: str, why: str) -> None:
+        """Tell of something to do, unless the same was suggested before, whatever the figures in `why`."""
+        key = action, link, subject
+        if self._suggested.get(key) != what:
+            self._write(action, link, why)
+        self._suggested.put(key, what)
 
     def _introduce(self, device: PeerLink, advice: Advice) -> None:
         told = {
@@ -177,7 +192,7 @@ class Adapting:
             return
         why = f"{over} says that {daemon} is busy with this daemon, and is at {door}"
         if self.mode == "suggest":
-            self._write("suggest", name, why)
+            self._suggest("suggest", name, daemon, door, why)
             return
         try:
             self.links.make_shortcut(name, door, over)

@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
+from vtl_tools.common.bounded import silent
+
 CLAIMS_OF_LINK: Final = 256
 """Bound by link, so that a guest that invents addresses forgets only claims of its own link."""
 CLAIM_S: Final = 300.0
@@ -72,10 +74,7 @@ class ServiceClaims:
 
     def expire(self, now: float) -> None:
         """Forget claims that were silent."""
-        while self._found:
-            key = next(iter(self._found))
-            if now - self._found[key].seen_at < CLAIM_S:
-                return
+        for key in silent(self._found, now - CLAIM_S):
             self.take(*key)
 
     def forget_link(self, link: str) -> None:

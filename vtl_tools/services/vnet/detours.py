@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 
+from vtl_tools.common.bounded import BoundedTable
 from vtl_tools.common.packet.address import is_single_host
 from vtl_tools.services.vnet.adapt import AGAIN_S, BUSY_MBIT, BUSY_TICKS, PAIRS_MAX
 from vtl_tools.services.vnet.fields import FrameFields
@@ -47,7 +48,7 @@ class Detours:
 
     def __init__(self, is_station: Callable[[bytes], bool]) -> None:
         self._is_station = is_station
-        self._owners: dict[bytes, bytes] = {}
+        self._owners: BoundedTable[bytes, bytes] = BoundedTable(PAIRS_MAX)
         self._packets: dict[Detour, _Packets] = {}
         self._at = 0.0
 
@@ -71,12 +72,8 @@ class Detours:
 
     def _hear(self, fields: FrameFields) -> None:
         """Learn from ARP whose an address is."""
-        if not is_single_host(fields.source):
-            return
-        self._owners.pop(fields.source, None)
-        if len(self._owners) >= PAIRS_MAX:
-            self._owners.pop(next(iter(self._owners)))
-        self._owners[fields.source] = fields.src
+        if is_single_host(fields.source):
+            self._owners.put(fields.source, fields.src)
 
     def tick(self, now: float) -> list[tuple[Detour, str]]:
         """Return detours of busy pairs that were not told of yet, each with the reason."""

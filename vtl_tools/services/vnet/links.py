@@ -12,7 +12,7 @@ from vtl_tools.common.device.spec import open_device
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.session.items import LINK_NAME, Hello
 from vtl_tools.common.session.tcp_link import TCPDoor, TCPLink
-from vtl_tools.services.vnet.keeper import ENDS_TCP, ServiceSpec, parse_service
+from vtl_tools.services.vnet.service_spec import ENDS_TCP, ServiceSpec, parse_service
 from vtl_tools.services.vnet.switch import LinkKind, LinkRole
 from vtl_tools.services.vnet.udp_link import UDPDoor, UDPLink
 

@@ -9,9 +9,11 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from math import sqrt
 from statistics import median
 from typing import Final, NamedTuple
 
+from vtl_tools.common.bounded import BoundedTable
 from vtl_tools.common.packet.address import is_link_local, is_single_host
 from vtl_tools.services.vnet.adapt import BUSY_MBIT, BUSY_TICKS, PAIRS_MAX, TRIAL_S, LinkView
 from vtl_tools.services.vnet.fields import FIXED, FrameFields
@@ -29,6 +31,7 @@ WARM_SAMPLES: Final = 2
 _PORTS_MAX: Final = 256
 """Connections of a pair that are told apart."""
 _TCP: Final = 6
+_SEGMENT: Final = 1448
 _IDLE_MBIT: Final = 0.05
 
 
@@ -74,7 +77,7 @@ class LongPaths:
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
         self._sent: dict[tuple[str, Pair], _Sent] = {}
-        self._not_before: dict[str, float] = {}
+        self._not_before: BoundedTable[str, float] = BoundedTable(PAIRS_MAX)
         self._at = 0.0
 
     def note(self, link: str, fields: FrameFields, frame: memoryview, octets: int) -> None:
@@ -100,31 +103,32 @@ class LongPaths:
         elapsed_s = max(now - self._at, 1e-3)
         self._at = now
         self._reasons = {name: why for name, link in links.items() if (why := reason(link))}
+        busy = {name: busy_mbit(links[name]) for name in self._reasons}
         found = []
         for (link, pair), sent in list(self._sent.items()):
-            mbit = 8e-6 * sent.octets / elapsed_s
-            if link not in self._reasons or mbit < BUSY_MBIT:
-                del self._sent[link, pair]  # it begins anew
-                continue
-            sent.mbit.append(mbit)
+            sent.mbit.append(8e-6 * sent.octets / elapsed_s)
             sent.connections.append(len(sent.ports))
             sent.octets, sent.ports = 0, set()
-            if len(sent.mbit) == BUSY_TICKS and now >= self._not_before.get(str(pair), now):
+            if link not in self._reasons or max(sent.mbit) < _IDLE_MBIT:
+                del self._sent[link, pair]
+                continue
+            is_busy = len(sent.mbit) == BUSY_TICKS and min(sent.mbit) >= busy[link]
+            if is_busy and now >= self._not_before.get(str(pair), now):
                 why = f"{sum(sent.mbit) / BUSY_TICKS:.1f} Mbit/s of TCP, {self._reasons[link]}"
                 found.append(LongPath(link, pair, sent.of_each, why))
         return found
 
     def rate(self, link: str, pair: Pair) -> float | None:
-        """Return the Mbit/s of one connection of a pair now; None: the pair is not busy any more."""
+        """Return the Mbit/s of one connection of a pair now; None: the pair sends nothing any more.
+
+        A pair whose connection has slowed down since it was found is slow, and is not to be forgotten.
+        """
         sent = self._sent.get((link, pair))
-        return None if sent is None else sent.of_each
+        return None if sent is None or not sent.mbit else sent.of_each
 
     def put_off(self, pair: Pair, until: float) -> None:
         """Do not find a pair again before that time."""
-        self._not_before.pop(str(pair), None)
-        if len(self._not_before) >= PAIRS_MAX:
-            self._not_before.pop(next(iter(self._not_before)))
-        self._not_before[str(pair)] = until
+        self._not_before.put(str(pair), until)
 
 
 def reason(link: LinkView) -> str:
@@ -133,6 +137,18 @@ def reason(link: LinkView) -> str:
     if not link.up or rtt_ms < LOSSY_RTT_MS or (rtt_ms < LONG_RTT_MS and loss < LOSSY):
         return ""
     return f"round trip {rtt_ms:.0f} ms, loss {loss:.2f} %"
+
+
+def busy_mbit(link: LinkView) -> float:
+    """Return the Mbit/s from which on a pair is busy: loss may keep a connection below BUSY_MBIT.
+
+    With it, the window is 1.22 segments over the square root of the loss (Mathis et al., 1997); half of
+    that is much, if the ends have data all the time.
+    """
+    loss, rtt_ms = (link.loss_percent or 0.0) / 100, link.rtt_ms or 0.0
+    if not loss or not rtt_ms:
+        return BUSY_MBIT
+    return min(BUSY_MBIT, 0.5 * 1.22 * _SEGMENT * 8e-3 / (rtt_ms * sqrt(loss)))
 
 
 def _is_ordinary(octets: bytes) -> bool:

@@ -62,7 +62,7 @@ class Overlay(Stage):
         self._tick_at = 0.0
         self._ticked_at = 0.0
         self._scratch = Batch()
-        self._exchanges: dict[str, EvpnExchange] = {}
+        self._exchange: EvpnExchange | None = None
         self._ingress: list[LinkSide] = []
         self.sources = [self._pool]
         if keeper is not None:
@@ -82,6 +82,11 @@ class Overlay(Stage):
             raise SpecError(f"{name}: there is a link of this name; choose another")
         if len(self._links) >= LINKS_MAX:
             raise SpecError(f"{name}: there are {LINKS_MAX} links already; remove one")
+        if link.role.told and self._exchange is not None:
+            raise SpecError(
+                f"{name}: {self._exchange.name} is an evpn: link, and two networks would be one; "
+                "start another vtl-vnet for this one, with another local= address"
+            )
         added = OverlayLink(link)
         try:
             for device in self._devices(link):
@@ -115,7 +120,7 @@ class Overlay(Stage):
         if added.spec.role.told:
             from vtl_tools.services.vnet.evpn.exchange import EvpnExchange
 
-            self._exchanges[name] = EvpnExchange(name, added.devices[0], self.switch)
+            self._exchange = EvpnExchange(name, added.devices[0], self.switch)
             self.switch.stations.keep_news(wanted=True)
 
     def _say_hello(self) -> None:
@@ -199,8 +204,8 @@ class Overlay(Stage):
             door.forget(link.devices[0])
         del self._links[name]
         if link.spec.role.told:
-            del self._exchanges[name]
-            self.switch.stations.keep_news(wanted=bool(self._exchanges))
+            self._exchange = None
+            self.switch.stations.keep_news(wanted=False)
         for device in link.devices:
             self._owners.pop(device, None)
             self._pool.remove(device)
@@ -309,10 +314,8 @@ class Overlay(Stage):
 
     def settle(self, now: float) -> None:
         """Tell which links went up or down; exchange stations with a control plane."""
-        if self._exchanges:
-            news = self.switch.stations.take_news()
-            for exchange in self._exchanges.values():
-                self._exchange_stations(exchange, news, now)
+        if self._exchange is not None:
+            self._exchange_stations(self._exchange, now)
         for name, link in self._links.items():
             for side, device in enumerate(link.devices):
                 if device.up != link.up[side]:
@@ -321,8 +324,8 @@ class Overlay(Stage):
                         self._adapting.forget(name)
                     self.event("link", changed=link.name_of(side), up=device.up)
 
-    def _exchange_stations(self, exchange: "EvpnExchange", news: Sequence[bytes], now: float) -> None:
-        for mac, before in exchange.run(news, now):
+    def _exchange_stations(self, exchange: "EvpnExchange", now: float) -> None:
+        for mac, before in exchange.run(now):
             text = mac.hex(":")
             self.event("station", mac=text, before=before, at=exchange.name, cause=("station", text))
         if (connected := exchange.news_of_control()) is not None:
@@ -386,7 +389,7 @@ class Overlay(Stage):
                 for number, rule in enumerate(self.switch.rules, 1)
             },
             "stations": self.switch.stations.status(
-                now, lambda link, mac: self._exchanges[link].vtep_of(mac)
+                now, lambda mac: "" if self._exchange is None else self._exchange.vtep_of(mac)
             ),
         }
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Final
 
+from vtl_tools.common.bounded import silent
+
 STATIONS_MAX: Final = 16384
 STATIONS_OF_LINK: Final = 8192
 """Bound by link, so that a guest that invents addresses forgets no station of another link."""
@@ -147,21 +149,13 @@ class StationTable:
                 self._remove((vlan, mac))
         return before
 
-    def told_link(self, mac: bytes) -> str:
-        """Return the link at which a control plane says that a station is; "": none."""
-        station = self._told.get(mac)
-        return "" if station is None else station.link
-
     def behind(self, service: str) -> set[str]:
         """Return the links of the stations whose frames are sent through a service."""
         return set(self._behind.get(service, ()))
 
     def expire(self, now: float) -> None:
         """Forget stations that were silent."""
-        while self._found:
-            key = next(iter(self._found))
-            if now - self._found[key].seen_at < AGE_S:
-                return
+        for key in silent(self._found, now - AGE_S):
             self._remove(key)
 
     def forget_link(self, link: str) -> None:
@@ -182,8 +176,8 @@ class StationTable:
         """Return all stations."""
         return iter(self._found.items())
 
-    def status(self, now: float, vtep_of: Callable[[str, bytes], str]) -> dict[str, dict[str, object]]:
-        """Return what --json says of each station. vtep_of: returns the VTEP of one that a link told of."""
+    def status(self, now: float, vtep_of: Callable[[bytes], str]) -> dict[str, dict[str, object]]:
+        """Return what --json says of each station. vtep_of: returns the VTEP of one that is told."""
 
         def shown(station: KnownStation, vtep: str) -> dict[str, object]:
             return {
@@ -197,6 +191,6 @@ class StationTable:
             mac.hex(":") if not vlan else f"{mac.hex(':')} vlan {vlan}": shown(station, "")
             for (vlan, mac), station in self._found.items()
         } | {
-            mac.hex(":"): shown(station, vtep_of(station.link, mac))
+            mac.hex(":"): shown(station, vtep_of(mac))
             for mac, station in islice(self._told.items(), _TOLD_SHOWN)
         }

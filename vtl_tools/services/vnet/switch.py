@@ -404,8 +404,6 @@ class VnetSwitch:
 
     def _may_pass(self, origin: str, egress: str) -> bool:
         one, other = self.links.get(origin), self.links[egress]
-        if one is not None and one.told and other.told:
-            return False  # networks of EVPN stay apart
         return (
             one is None
             or one.kind is not LinkKind.VNET

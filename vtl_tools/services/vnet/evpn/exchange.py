@@ -1,6 +1,6 @@
 """Carries stations between the switch of vtl-vnet and BGP EVPN."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 from vtl_tools.common.device.base import Device
@@ -20,24 +20,19 @@ class EvpnExchange:
         self._stations = switch.stations
         self._was_connected = self._was_up = False
 
-    def run(self, news: Sequence[bytes], now: float) -> Iterator[tuple[bytes, str]]:
-        """Exchange. Yield each station that another VTEP has now, and the link that it was at before.
-
-        news: addresses that were learned, moved or forgotten.
-        """
+    def run(self, now: float) -> Iterator[tuple[bytes, str]]:
+        """Exchange. Yield each station that another VTEP has now, and the link that it was at before."""
         table = self._link.table
         if self._was_up and not self._link.up:
             self._switch.forget_stations(self.name)
         self._was_up = self._link.up
-        news = [*news, *table.freed(now)]
+        news = self._stations.take_news() + table.freed(now)
         for mac in news:
             if self._is_here(mac):
                 table.own(mac, now)
             else:
                 table.disown(mac)
         for mac, is_remote in table.take_changes(_AT_ONCE):
-            if not is_remote and self._stations.told_link(mac) != self.name:
-                continue  # another network has it
             before = self._switch.tell(mac, self.name if is_remote else "", now)
             if before and is_remote:
                 yield mac, before
@@ -56,5 +51,4 @@ class EvpnExchange:
         return self._link.vtep_of(mac)
 
     def _is_here(self, mac: bytes) -> bool:
-        role = self._switch.links.get(self._stations.link_of(mac))
-        return role is not None and not role.told
+        return self._stations.link_of(mac) not in ("", self.name)

@@ -1,27 +1,27 @@
 """evpn: links of vtl-vnet: a VXLAN tunnel end point (VTEP) with many peers, which BGP EVPN names."""
 
 import logging
+import socket
 import time
-from collections import deque
 from ipaddress import ip_address
 from typing import Final
 
 from vtl_tools.common.device.base import Device, Drop
-from vtl_tools.common.device.batch import SLOTS, Batch
-from vtl_tools.common.device.datagram import NAME_SIZE, Inbox, Outbox
+from vtl_tools.common.device.batch import Batch
+from vtl_tools.common.device.datagram import NAME_SIZE, Inbox, Outbox, drop_frames
+from vtl_tools.common.device.peer import translated_errors
 from vtl_tools.common.device.plain import ETHERNET, Plain
-from vtl_tools.common.device.vxlan import FLAG_I, HEADER, path_mtu, sockaddr
-from vtl_tools.common.packet.vnet import NONE, VNET
+from vtl_tools.common.device.vxlan import FLAG_I, HEADER, path_mtu, sockaddr, tunnel_socket
+from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.services.vnet.evpn.client import GobgpClient
-from vtl_tools.services.vnet.evpn.endpoint import HOST_AT, TunnelEndpoint, enter
 from vtl_tools.services.vnet.evpn.spec import EvpnSpec
 from vtl_tools.services.vnet.evpn.table import EvpnTable
 
 log = logging.getLogger(__name__)
 
 _TICK_S: Final = 0.25
-_HANDED_MAX: Final = 512
-"""Frames that another link has received for this one, and that wait to be read."""
+_HOST_AT: Final = {socket.AF_INET: (4, 4), socket.AF_INET6: (8, 16)}
+"""Where a host is in a struct sockaddr, and its octets."""
 _AT: Final = VNET - HEADER.size
 """The VXLAN header is received into the octets that become the virtio_net_hdr, at their end."""
 
@@ -39,8 +39,7 @@ class EvpnLink(Device):
         self._own = ip_address(spec.network.vtep).packed
         self.table = EvpnTable(spec.network)
         self._client = GobgpClient(spec.text, spec.gobgp, spec.network, self.table, self.handle)
-        self._endpoint: TunnelEndpoint | None = None
-        self._handed: deque[bytes] = deque()
+        self._sock: socket.socket | None = None
         self._batch, self._scratch = Batch(), Batch()
         self._inbox = Inbox(self._batch, _AT, HEADER.size + ETHERNET, named=True)
         self._names: dict[bytes, bytes] = {}
@@ -53,9 +52,11 @@ class EvpnLink(Device):
 
     def connect(self) -> None:
         """Bind the port, and begin to connect to gobgpd. Raises DeviceError, PermissionNeededError."""
-        self._endpoint = enter(self._spec, self)
+        with translated_errors(self.spec):
+            self._sock = tunnel_socket(self._spec.family, self._spec.dev)
+            self._sock.bind((self._spec.network.vtep, self._spec.port))
         self._measure()
-        self.handle.watch(self._endpoint.fileno())
+        self.handle.watch(self._sock.fileno())
         self._client.advance(time.monotonic())
         self.handle.alarm(_TICK_S)
 
@@ -63,65 +64,41 @@ class EvpnLink(Device):
 
     def read(self) -> Batch:
         """Receive up to a batch of frames of known VTEPs; do a part of the control plane's work."""
-        assert self._endpoint is not None
+        assert self._sock is not None
         if self.handle.alarm_expired():
             self.handle.alarm(_TICK_S)
         self._control(time.monotonic())
         batch = self._batch
         try:
-            bad = self._inbox.receive(self._endpoint.fileno())
+            bad = self._inbox.receive(self._sock.fileno())
         except OSError as e:
             log.debug("%s: %s", self.spec, e.strerror)
             return batch
-        if batch or self._handed:
-            self._sort_out(self._endpoint, bad)
+        if batch:
+            self._sort_out(bad)
         return self.received(batch)
 
-    def _sort_out(self, endpoint: TunnelEndpoint, bad: dict[int, Drop]) -> None:
-        """Keep the frames of this network and of known VTEPs, and give the others to their links."""
+    def _sort_out(self, bad: dict[int, Drop]) -> None:
+        """Keep the frames of this network and of known VTEPs."""
         batch, names, vni = self._batch, self._inbox.names, self._spec.network.vni
-        start, octets = HOST_AT[self._spec.family]
-        kept = []
+        start, octets = _HOST_AT[self._spec.family]
         for i, frame in enumerate(batch):
             if i in bad:
                 continue
             flags, told = HEADER.unpack_from(frame, _AT)
             host = NAME_SIZE * i + start
             vtep = bytes(names[host : host + octets])
-            if not flags & FLAG_I or (user := endpoint.users.get(told >> 8)) is None:
-                bad[i] = Drop.FOREIGN
-            elif told >> 8 != vni:
-                user.hand_over(frame, vtep)
-            elif self.table.knows(vtep):
-                kept.append(i)
-            else:
+            if not flags & FLAG_I or told >> 8 != vni or not self.table.knows(vtep):
                 bad[i] = Drop.FOREIGN
         batch.make_plain()
-        while self._handed and batch.count < SLOTS:
-            kept.append(batch.count)
-            batch.append(self._handed.popleft())
-        if self._handed:
-            self.handle.wake()
-        self.drops.update(bad.values())
-        if len(kept) < batch.count:
-            batch.pick(batch, kept)
-
-    def hand_over(self, frame: memoryview, vtep: bytes) -> None:
-        """Take a frame that another link has received from a VTEP."""
-        if not self.table.knows(vtep):
-            self.drops[Drop.FOREIGN] += 1
-        elif len(self._handed) >= _HANDED_MAX:
-            self.drops[Drop.QUEUE_FULL] += 1
-        else:
-            self._handed.append(NONE + bytes(frame[VNET:]))
-            self.handle.wake()
+        drop_frames(self, batch, bad)
 
     def write(self, batch: Batch) -> int:
         """Send a batch as plain frames in VXLAN, each to the VTEP of its destination."""
         return sum(self._send(plain) for plain in self._plain(batch))
 
     def _send(self, batch: Batch) -> int:
-        if self._endpoint is None or not self.up:
+        if self._sock is None or not self.up:
             return self.refused(batch, Drop.LINK_DOWN)
         find = self.table.find
         groups: dict[bytes | None, list[int]] = {}
@@ -131,7 +108,7 @@ class EvpnLink(Device):
             part = batch if len(indices) == batch.count else self._scratch.pick(batch, indices)
             for each in self.table.flood if vtep is None else (vtep,):
                 self._outbox.aim(self._name(each))
-                self._outbox.send(self, self._endpoint.fileno(), part)
+                self._outbox.send(self, self._sock.fileno(), part)
         return batch.count
 
     def _name(self, vtep: bytes) -> bytes:
@@ -205,7 +182,7 @@ class EvpnLink(Device):
     def close(self) -> None:
         """Withdraw own stations, and close the sockets. Idempotent."""
         self._client.close()
-        if self._endpoint is not None:
-            self._endpoint.leave(self._spec.network.vni)
-            self._endpoint = None
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
         super().close()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from vtl_tools.common.bounded import BoundedTable
 from vtl_tools.services.vnet.evpn.gobgp_api import EvpnRoute, OwnNetwork
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,8 @@ MOVES_MAX: Final = 5
 MOVES_S: Final = 180.0
 """A MAC that moved to us so often in this time is at two places; it is left alone (RFC 7432 section 15.1)."""
 _MOVED_MAX: Final = 4096
+_WAITING_MAX: Final = 2 * OWN_MAX
+"""Own stations that gobgpd is yet to be told of: those of an earlier run, and ours."""
 _NO_MOVE: Final = -1
 
 
@@ -51,11 +54,11 @@ class EvpnTable:
         self._told: dict[bytes, int] = {}
         self._dirty: dict[bytes, None] = {}
         self._changed: dict[bytes, None] = {}
-        self._moves: dict[bytes, list[float]] = {}
+        self._moves: BoundedTable[bytes, list[float]] = BoundedTable(_MOVED_MAX)
         self._epoch = 0
         self.routes = 0
         self.refused = 0
-        self.duplicates: dict[bytes, float] = {}
+        self.duplicates: BoundedTable[bytes, float] = BoundedTable(_MOVED_MAX)
 
     def join(self, asn: int) -> OwnNetwork:
         """Return our network, with the route target that FRR makes by itself if none was given.
@@ -127,6 +130,9 @@ class EvpnTable:
             self._told.pop(mac, None)
             self._dirty[mac] = None
         elif not route.is_withdrawn and not is_wanted:
+            if len(self._dirty) >= _WAITING_MAX:  # no earlier run had so many: they are forged
+                self.refused += 1
+                return
             self._told[mac] = route.sequence
             self._dirty[mac] = None
 
@@ -226,7 +232,10 @@ class EvpnTable:
     def disown(self, mac: bytes) -> None:
         """Withdraw a station that is gone."""
         if self._own.pop(mac, None) is not None:
-            self._dirty[mac] = None
+            if mac in self._told:
+                self._dirty[mac] = None
+            else:
+                self._dirty.pop(mac, None)  # gobgpd never heard of it
             if mac in self._macs:
                 self._note(mac)
 
@@ -235,17 +244,13 @@ class EvpnTable:
             return False
         times = [at for at in self._moves.pop(mac, ()) if now - at < MOVES_S]
         if len(times) >= MOVES_MAX:
-            if len(self.duplicates) >= _MOVED_MAX:
-                del self.duplicates[next(iter(self.duplicates))]
-            self.duplicates[mac] = now + MOVES_S
+            self.duplicates.put(mac, now + MOVES_S)
             log.warning(
                 "%s: is at two places and came here %d times; it is not announced for %g s",
                 mac.hex(":"), MOVES_MAX, MOVES_S,
             )  # fmt: skip
             return False
-        if len(self._moves) >= _MOVED_MAX:
-            del self._moves[next(iter(self._moves))]
-        self._moves[mac] = [*times, now]
+        self._moves.put(mac, [*times, now])
         return True
 
     def freed(self, now: float) -> list[bytes]:
