@@ -324,6 +324,7 @@ class Relay(Stage):
             return
         self._scheduled = []
         reads = max(1, _READS_MAX // len(scheduled))
+        over: list[RelayFlow] = []
         for flow in scheduled:
             flow.scheduled = False
             if self.flows.get(flow.key) is not flow:
@@ -343,7 +344,7 @@ class Relay(Stage):
                 tune(endpoint, now, may_grow=not budget.is_full)
                 note_bulk(flow.stream, endpoint.rcv.received)
             if endpoint.ended is not None and flow.is_over:
-                self._remove(flow, now)
+                over.append(flow)
             elif endpoint.paced_at < now + SOON_S and endpoint.paced_at < flow.armed_at:
                 self.timers.arm(flow, endpoint.paced_at)
             elif flow.armed_at > now + SOON_S:
@@ -351,6 +352,8 @@ class Relay(Stage):
         if budget.is_exceeded:
             self._evict(now)
         self._outbox.flush(now)
+        for flow in over:  # only now, since no guest waits for its stream to be closed
+            self._remove(flow, now)
 
     def _evict(self, now: float) -> None:
         """Reset the flows with the most buffered octets, several at once so that it is worth the sorting."""
