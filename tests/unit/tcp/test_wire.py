@@ -24,6 +24,15 @@ def test_options_unknown_or_broken_do_no_harm(established, options):
     assert bytes(end.read()) == b"data"
 
 
+def test_a_sack_option_without_blocks_is_none(make):
+    end, peer = make(replace(PLAIN, sack=True))
+    end.write(b"ours")
+    peer.expect(".", seq=1, data=b"ours")
+    peer.inject(".", 1, b"data", ack=1, raw=bytes((tcp.SACK, 2)))
+    peer.expect(".", ack=5)
+    assert bytes(end.read()) == b"data"
+
+
 def test_an_mss_is_offered_in_the_syn_only(fresh):
     peer = fresh(replace(PLAIN, mss=None))
     peer.tcp.connect()

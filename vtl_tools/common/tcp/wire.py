@@ -217,7 +217,7 @@ def _read_options(segment: Segment, frame: Frame, off: int, end: int) -> None:
     for kind, at, size in walk_options(frame, off, end):
         if kind == TIMESTAMPS and size == 10:
             segment.tsval, segment.tsecr = _TWO_U32.unpack_from(frame, at + 2)
-        elif kind == SACK and size % 8 == 2:
+        elif kind == SACK and size % 8 == 2 and size > 2:
             segment.sack = [_TWO_U32.unpack_from(frame, block) for block in range(at + 2, at + size, 8)]
         elif kind == MSS and size == 4:
             segment.mss = frame[at + 2] << 8 | frame[at + 3]
