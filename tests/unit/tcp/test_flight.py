@@ -99,6 +99,14 @@ def test_a_user_that_writes_octet_by_octet_does_not_fill_memory():
     assert flight.runs[-1].end == 2 * RUNS_MAX - 1
 
 
+def test_many_small_segments_do_not_fill_memory():
+    flight = Flight()
+    for at in range(2 * RUNS_MAX):
+        flight.sent(at, at + 1, float(at), smss=10)
+    assert len(flight.runs) == RUNS_MAX
+    assert flight.runs[-1].end == 2 * RUNS_MAX
+
+
 def test_the_counts_are_those_of_the_runs_whatever_happens():
     rng = Random(5)
     flight, una, nxt = Flight(), 0, 0

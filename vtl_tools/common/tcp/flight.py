@@ -75,14 +75,14 @@ class Flight:
         """Add new octets. Those that leave in one tick are one run, with the time of the last: none is older.
 
         A run for each segment of a window of ten thousand would be more than there may be. A run is whole
-        segments of smss octets, with at most one smaller one at its end.
+        segments of smss octets, with at most one smaller one at its end, unless there are too many.
         """
         runs = self.runs
         if runs:
             last = runs[-1]
-            is_plain = not (last.sacked or last.lost or last.again) and (last.end - last.start) % smss == 0
             is_near = now == last.sent_at or (tick_s > 0 and now // tick_s == last.sent_at // tick_s)
-            if is_plain and (is_near or len(runs) >= RUNS_MAX):
+            joins = (is_near and (last.end - last.start) % smss == 0) or len(runs) >= RUNS_MAX
+            if joins and not (last.sacked or last.lost or last.again):
                 last.end, last.sent_at, last.stamp = end, now, stamp
                 return
         runs.append(Run(start, end, now, stamp))
