@@ -188,6 +188,8 @@ class TCB:
         self.syn_pending = self.syn_due = self.ack_now = self.timestamps = self.peer_scales = False
         self.ecn = self.ect = self.echo_due = False
         self.accurate, self.grant = None, b""
+        if not self.is_timeout_fixed:
+            self.user_timeout_s = self.config.user_timeout_s
         self.retransmit_at = self.rto_at = NEVER
         self.stalled_since = self.timed = None
         self.ts_recent = self.last_ack = 0
