@@ -368,6 +368,8 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         if tcb.ecn:
             ecn.established(tcb, segment, ack)
         if ack == 1 and (segment.sack is None or snd.nxt == 1):
+            if tcb.ecn:
+                ecn.heed(tcb, segment)
             return True
     if ack > snd.max or ack < snd.una - snd.max_wnd:  # RFC 5961 section 5.2
         _challenge(tcb, SegmentDrop.BAD_ACK, now)

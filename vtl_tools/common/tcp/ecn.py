@@ -116,6 +116,7 @@ def _enter(tcb: TCB, syn: Segment, ace: int) -> None:
     if not has_ack:
         return
     accurate.syn_ack_arrived(codepoint(syn))
+    _limit(tcb, accurate)
     tcb.ect = ace in (REFLECTED[NOT_ECT], _RESERVED_ANSWER)  # section 3.2.2.3
     if ace == REFLECTED[CE]:
         _slow_down(tcb)
@@ -167,16 +168,15 @@ def syn_ack_again(tcb: TCB, segment: Segment) -> None:
     accurate = tcb.accurate
     if accurate is not None and not accurate.is_server:
         accurate.syn_ack_arrived(codepoint(segment))
+        _limit(tcb, accurate)
 
 
 def established(tcb: TCB, segment: Segment, ack: int) -> None:
     """Process the first acknowledgement of our SYN-ACK (RFC 9768 section 3.2.2.1, table 4).
 
-    If that of more data, heed() and told() follow.
+    heed() follows, and told() if it acknowledges data as well.
     """
     accurate = tcb.accurate
-    if ack == 1:
-        heed(tcb, segment)
     if accurate is None:
         return
     kind, option = _option(segment)
@@ -211,7 +211,11 @@ def heed(tcb: TCB, segment: Segment) -> None:
     unacked = length > 0 or tcb.rcv.nxt > tcb.last_ack or tcb.rcv.has_gap
     if accurate.arrived(codepoint(segment), _packets(segment), length, unacked=unacked):
         tcb.ack_now = True
-    # A link that cuts a super-segment keeps CWR, a bit of the counter, in the first segment only (3.3.4).
+    _limit(tcb, accurate)
+
+
+def _limit(tcb: TCB, accurate: AccurateECN) -> None:
+    """Send no super-segment while ACE has the bit of CWR: links keep it in the first segment (3.3.4)."""
     tcb.snd.single = accurate.cep & 2 != 0
 
 

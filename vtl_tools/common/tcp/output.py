@@ -70,7 +70,6 @@ def agree(tcb: TCB, syn: Segment) -> None:
     config, snd, rcv = tcb.config, tcb.snd, tcb.rcv
     tcb.timestamps = config.timestamps and syn.tsval != NO_STAMPS
     snd.sack = config.sack and syn.sack_permitted
-    ecn.agree(tcb, syn)
     if syn.user_timeout:
         user_timeout.heed(tcb, syn.user_timeout)
     tcb.peer_scales = syn.window_scale is not None
@@ -82,6 +81,7 @@ def agree(tcb: TCB, syn: Segment) -> None:
     snd.start(max(min(theirs, our_mss(tcb)) - options, 32))
     rcv.mss = our_mss(tcb) - options
     rcv.full = min(rcv.full, rcv.mss)
+    ecn.agree(tcb, syn)  # a mark on our SYN reduces the initial window
 
 
 def acknowledge(tcb: TCB, now: float) -> Pieces:
