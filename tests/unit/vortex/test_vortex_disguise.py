@@ -129,6 +129,18 @@ def test_what_the_volunteers_stack_does_not_take_is_not_offered_to_the_backend()
     assert (answered.offered(), answered.window) == ((1460, None, False, None), 64240)
 
 
+@pytest.mark.parametrize("ecn", [False, True])
+def test_accurate_ecn_is_not_offered_to_the_backend(ecn: bool) -> None:
+    world = known(ecn=ecn)
+    frame = inward(4, tcp.SYN | tcp.ECE | tcp.CWR)
+    segment = Packet.at(frame).tcp
+    assert segment is not None
+    segment.ae = 1
+    came = one(world.put(OUTSIDE, frame))
+    assert came.ae == 0
+    assert came.flags == (tcp.SYN | tcp.ECE | tcp.CWR if ecn else tcp.SYN)
+
+
 @pytest.mark.parametrize("size", [3, 9, 11, 12])
 def test_a_broken_sack_option_breaks_nothing(size: int) -> None:
     world = known()

@@ -90,6 +90,7 @@ class Disguise:
         ):
             if not is_taken:
                 segment.erase_option(kind)
+        segment.ae = 0  # the answer to an offer of RFC 9768 tells which kernel gives it
         if not traits.ecn:
             segment.flags &= ~(tcp.ECE | tcp.CWR)
 
