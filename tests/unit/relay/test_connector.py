@@ -11,7 +11,7 @@ import pytest
 from carry import Scene
 
 from vtl_tools.common.packet import address
-from vtl_tools.common.relay.connector import SocksConnector, TCPConnector
+from vtl_tools.common.relay.connector import SocksConnector, TCPConnector, note_bulk
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.socks import Credentials, Reason
 
@@ -373,6 +373,13 @@ def test_a_stream_that_is_closed_during_events_tells_nobody(poller):
     assert not poller.poll(0.0)
     for sock in [*fresh, *(far for _, far in pairs)]:
         sock.close()
+
+
+def test_bulk_data_to_a_unix_socket_is_not_noted():
+    left, right = nonblocking_pair()
+    with left, right:
+        assert left.getpeername() == ""
+        note_bulk(left, 1 << 40)
 
 
 def test_a_closed_streams_number_may_be_another_streams(poller):

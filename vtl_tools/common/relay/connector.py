@@ -226,7 +226,7 @@ def note_bulk(stream: Stream, octets: int) -> None:
     """
     if octets < _BULK or not isinstance(stream, _Socket):
         return
-    with suppress(OSError):  # it is broken, or no TCP
+    with suppress(OSError, ValueError):  # it is broken, or no TCP, whose address may be no pair
         host, port = stream.getpeername()[:2]
         if (host, port) in _unpaced:
             return
