@@ -365,11 +365,10 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         if snd.nxt > 1:
             tcb.stalled_since = now
             tcb.arm(now)
+        of_syn = ack == 1 and (segment.sack is None or snd.nxt == 1)
         if tcb.ecn:
-            ecn.established(tcb, segment, ack)
-        if ack == 1 and (segment.sack is None or snd.nxt == 1):
-            if tcb.ecn:
-                ecn.heed(tcb, segment)
+            ecn.established(tcb, segment, ack, of_syn=of_syn)
+        if of_syn:
             return True
     if ack > snd.max or ack < snd.una - snd.max_wnd:  # RFC 5961 section 5.2
         _challenge(tcb, SegmentDrop.BAD_ACK, now)

@@ -171,12 +171,14 @@ def syn_ack_again(tcb: TCB, segment: Segment) -> None:
         _limit(tcb, accurate)
 
 
-def established(tcb: TCB, segment: Segment, ack: int) -> None:
+def established(tcb: TCB, segment: Segment, ack: int, *, of_syn: bool) -> None:
     """Process the first acknowledgement of our SYN-ACK (RFC 9768 section 3.2.2.1, table 4).
 
-    heed() follows, and told() if it acknowledges data as well.
+    of_syn: it tells of nothing else; if it does, heed() and told() follow.
     """
     accurate = tcb.accurate
+    if of_syn:
+        heed(tcb, segment)
     if accurate is None:
         return
     kind, option = _option(segment)

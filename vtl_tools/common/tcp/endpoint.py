@@ -306,7 +306,7 @@ class Endpoint(TCB):
         received and not read, or when more arrives (3.6.1, as close(2) does).
 
         Another call has no effect, once it has ended or while the peer may still send; else it fails, unless
-        `both`. Before the peer's SYN has come, a call ends the connection, and discards written data (3.10.4).
+        `both`. Before the peer's SYN has come, it ends the connection, and discards written data (3.10.4).
         """
         snd = self.snd
         if both and self.rcv.readable and self.state is not CLOSED:
