@@ -324,14 +324,14 @@ class Relay(Stage):
             return
         self._scheduled = []
         reads = max(1, _READS_MAX // len(scheduled))
-        over: list[RelayFlow] = []
+        ending: list[RelayFlow] = []
         for flow in scheduled:
             flow.scheduled = False
             if self.flows.get(flow.key) is not flow:
                 continue
             endpoint = flow.endpoint
             flow.carry(reads)
-            self._outbox.transmit(flow.endpoint, now)
+            self._outbox.transmit(endpoint, now)
             endpoint.own()
             if flow.may_read and flow.can_read_more:
                 self._readable[flow.key] = flow
@@ -343,17 +343,20 @@ class Relay(Stage):
             if now >= endpoint.tune_at:
                 tune(endpoint, now, may_grow=not budget.is_full)
                 note_bulk(flow.stream, endpoint.rcv.received)
-            if endpoint.ended is not None and flow.is_over:
-                over.append(flow)
-            elif endpoint.paced_at < now + SOON_S and endpoint.paced_at < flow.armed_at:
+            if endpoint.ended is not None or flow.owes_eof:
+                ending.append(flow)
+            if endpoint.paced_at < now + SOON_S and endpoint.paced_at < flow.armed_at:
                 self.timers.arm(flow, endpoint.paced_at)
             elif flow.armed_at > now + SOON_S:
                 self.timers.arm_soon(flow, now)
         if budget.is_exceeded:
             self._evict(now)
         self._outbox.flush(now)
-        for flow in over:  # only now, since no guest waits for its stream to be closed
-            self._remove(flow, now)
+        for flow in ending:  # only now, since no guest waits for its stream to be closed
+            if flow.owes_eof:
+                flow.finish_up()
+            if flow.is_over:
+                self._remove(flow, now)
 
     def _evict(self, now: float) -> None:
         """Reset the flows with the most buffered octets, several at once so that it is worth the sorting."""
