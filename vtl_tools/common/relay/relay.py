@@ -352,7 +352,11 @@ class Relay(Stage):
         if budget.is_exceeded:
             self._evict(now)
         self._outbox.flush(now)
-        for flow in ending:  # only now, since no guest waits for its stream to be closed
+        self._end(ending, now)
+
+    def _end(self, flows: list[RelayFlow], now: float) -> None:
+        """Close streams, or their sending side; only behind the frames, as no guest waits for that."""
+        for flow in flows:
             if flow.owes_eof:
                 flow.finish_up()
             if flow.is_over:
