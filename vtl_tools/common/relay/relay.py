@@ -38,6 +38,8 @@ from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
 
 _ETHERTYPE: Final = VNET + 12
 _IP: Final = (0x08, 0x86)  # the first octets of IPv4's and IPv6's Ethertypes; a tag's is 0x81, 0x88 or 0x91
+_BULK: Final = 1 << 16
+"""Octets under way from which on a guest may acknowledge several times in one batch."""
 _READ_AGAIN_MAX: Final = 64
 """Flows with a readable stream that have a turn before frames are read again."""
 _READS_MAX: Final = 4
@@ -114,7 +116,9 @@ class Relay(Stage):
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
         """Take the guest's frames."""
         frames = batch.frames()
-        for frame in newest_acks(frames) if len(frames) > 1 else frames:
+        if len(frames) > 1 and self.budget.buffered > _BULK:
+            frames = newest_acks(frames)
+        for frame in frames:
             try:
                 segment = parse(frame)
             except Malformed:
