@@ -62,9 +62,12 @@ class GatheredSender:
             return []
         _, _, submit, reap = self._numbers
         taken: int = _syscall(submit, self._context, len(frames), self._list_pointer)
-        if taken < 1 or _syscall(reap, self._context, taken, taken, self._events_pointer, None) != taken:
+        if taken < 1:
             self._is_refused = True
             return []
+        if _syscall(reap, self._context, taken, taken, self._events_pointer, None) != taken:
+            self._is_refused = True
+            return [sum(map(len, pieces)) for pieces in frames[:taken]]  # they were sent, as far as is known
         results: list[int] = self._results[:taken].tolist()
         return results
 
