@@ -99,7 +99,7 @@ def test_an_ack_that_says_something_else_stays(guests):
 
 def test_of_acks_that_come_together_the_last_is_processed(established):
     scene, guest, stream = established
-    stream.bring(bytes(5000))
+    stream.bring(bytes(80_000))
     scene.turn()
     scene.said.clear()
     endpoint = guest.flow.endpoint

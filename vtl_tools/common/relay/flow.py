@@ -160,8 +160,6 @@ class RelayFlow:
             return
         if self.may_write and (waiting := endpoint.readable):
             self._carry_up(waiting)
-        if not self.sent_eof and endpoint.at_eof:
-            self._finish_up()
         if self.unacked:
             self._reclaim(self.unacked)
         if self.may_read and self.can_read_more:
@@ -194,7 +192,12 @@ class RelayFlow:
         except OSError:
             self._abort()
 
-    def _finish_up(self) -> None:
+    @property
+    def owes_eof(self) -> bool:
+        """Whether the stream is still to be told that the guest has closed its side."""
+        return self.endpoint.at_eof and self.connector is None and self.is_draining
+
+    def finish_up(self) -> None:
         """Close the stream's sending side: the guest has closed its own, and all it sent is on its way."""
         self.sent_eof = True
         try:

@@ -38,6 +38,8 @@ from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
 
 _ETHERTYPE: Final = VNET + 12
 _IP: Final = (0x08, 0x86)  # the first octets of IPv4's and IPv6's Ethertypes; a tag's is 0x81, 0x88 or 0x91
+_BULK: Final = 1 << 16
+"""Octets under way from which on a guest may acknowledge several times in one batch."""
 _READ_AGAIN_MAX: Final = 64
 """Flows with a readable stream that have a turn before frames are read again."""
 _READS_MAX: Final = 4
@@ -114,7 +116,9 @@ class Relay(Stage):
     def on_batch(self, port: int, batch: Batch, now: float) -> None:
         """Take the guest's frames."""
         frames = batch.frames()
-        for frame in newest_acks(frames) if len(frames) > 1 else frames:
+        if len(frames) > 1 and self.budget.buffered > _BULK:
+            frames = newest_acks(frames)
+        for frame in frames:
             try:
                 segment = parse(frame)
             except Malformed:
@@ -324,14 +328,14 @@ class Relay(Stage):
             return
         self._scheduled = []
         reads = max(1, _READS_MAX // len(scheduled))
-        over: list[RelayFlow] = []
+        ending: list[RelayFlow] = []
         for flow in scheduled:
             flow.scheduled = False
             if self.flows.get(flow.key) is not flow:
                 continue
             endpoint = flow.endpoint
             flow.carry(reads)
-            self._outbox.transmit(flow.endpoint, now)
+            self._outbox.transmit(endpoint, now)
             endpoint.own()
             if flow.may_read and flow.can_read_more:
                 self._readable[flow.key] = flow
@@ -343,17 +347,24 @@ class Relay(Stage):
             if now >= endpoint.tune_at:
                 tune(endpoint, now, may_grow=not budget.is_full)
                 note_bulk(flow.stream, endpoint.rcv.received)
-            if endpoint.ended is not None and flow.is_over:
-                over.append(flow)
-            elif endpoint.paced_at < now + SOON_S and endpoint.paced_at < flow.armed_at:
+            if endpoint.ended is not None or flow.owes_eof:
+                ending.append(flow)
+            if endpoint.paced_at < now + SOON_S and endpoint.paced_at < flow.armed_at:
                 self.timers.arm(flow, endpoint.paced_at)
             elif flow.armed_at > now + SOON_S:
                 self.timers.arm_soon(flow, now)
         if budget.is_exceeded:
             self._evict(now)
         self._outbox.flush(now)
-        for flow in over:  # only now, since no guest waits for its stream to be closed
-            self._remove(flow, now)
+        self._end(ending, now)
+
+    def _end(self, flows: list[RelayFlow], now: float) -> None:
+        """Close streams, or their sending side; only behind the frames, as no guest waits for that."""
+        for flow in flows:
+            if flow.owes_eof:
+                flow.finish_up()
+            if flow.is_over:
+                self._remove(flow, now)
 
     def _evict(self, now: float) -> None:
         """Reset the flows with the most buffered octets, several at once so that it is worth the sorting."""
