@@ -2,7 +2,7 @@
 
 import pytest
 
-from vtl_tools.common.device.batch import FRAME_MAX, HEADROOM, SLOTS, Batch
+from vtl_tools.common.device.batch import FRAME_MAX, HEADROOM, SLOTS, Batch, PackedBatch
 from vtl_tools.common.packet.vnet import NONE, VNET
 
 FRAMES = [NONE + bytes([n]) * (20 + n) for n in range(5)]
@@ -18,6 +18,15 @@ def test_what_is_appended_comes_back():
     assert [bytes(batch[i]) for i in range(len(batch))] == FRAMES
     assert batch.lengths.tolist() == [len(frame) for frame in FRAMES]
     assert batch.octets == sum(len(frame) - VNET for frame in FRAMES)
+
+
+def test_frames_that_are_packed_can_be_looked_at():
+    packed = PackedBatch()
+    for some in FRAMES, FRAMES[1:3]:
+        batch = packed.pack([(frame,) for frame in some])
+        assert frames(batch) == some
+        assert [bytes(batch[i]) for i in range(len(batch))] == some
+        assert batch.octets == sum(len(frame) - VNET for frame in some)
 
 
 def test_a_plain_frame_is_given_a_header_of_zeros():

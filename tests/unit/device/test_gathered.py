@@ -73,6 +73,14 @@ def test_of_many_views_there_is_an_end(sender, ends):
     assert sender.send(ends[0].fileno(), [(b"head", *two)] * (SLOTS - 1) + [(b"head", *three)]) == []
 
 
+def test_frames_of_which_the_kernel_tells_nothing_are_not_sent_twice(sender, ends):
+    left, right = ends
+    sender._numbers = (*sender._numbers[:3], 9999)  # a filter of system calls without io_getevents
+    assert sender.send(left.fileno(), [(b"head", *views(b"data"))] * 2) == [8, 8]
+    assert [right.recv(100) for _ in range(2)] == [b"headdata"] * 2
+    assert sender.send(left.fileno(), [(b"head",)] * 2) == []
+
+
 def test_a_sender_that_was_closed_begins_anew(sender, ends):
     sender.close()
     assert sender.send(ends[0].fileno(), [(b"head",)]) == [4]

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from carry import Scene
 
+from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.packet import address
+from vtl_tools.common.relay import connector
 from vtl_tools.common.relay.connector import SocksConnector, TCPConnector, note_bulk
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.socks import Credentials, Reason
@@ -110,6 +112,18 @@ def test_writes_leave_at_once_from_the_second_on(server):
     scene.relay.close()
 
 
+def test_a_second_write_of_the_same_turn_leaves_at_once(server):
+    """What came meanwhile may be more pieces than one system call takes."""
+    scene, call = Scene(), call_to(server)
+    guest = opened(scene, call)
+    segments = [guest.frame(".", 1 + at, b"a", ack=1) for at in range(SLOTS + 1)]
+    for some in segments[:SLOTS], segments[SLOTS:]:
+        scene.relay.on_batch(0, Batch.of(some), scene.now)
+    scene.relay.settle(scene.now)
+    assert call.stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    scene.relay.close()
+
+
 def congestion(stream):
     return stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
 
@@ -132,6 +146,21 @@ def test_bulk_data_is_not_paced_by_bbr_to_an_end_within_the_host(server, octets)
     later.stream.close()
     elsewhere.stream.close()
     scene.relay.close()
+
+
+def test_bulk_data_to_a_socket_of_a_short_name_is_noted_nowhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as proxy, socket.socket(socket.AF_UNIX) as stream:
+        proxy.bind("p")
+        proxy.listen()
+        stream.connect("p")
+        connector.note_bulk(stream, 100 << 20)
+
+
+def test_a_host_without_another_congestion_control_keeps_its_own(monkeypatch):
+    """A socket that refuses it, as where net.ipv4.tcp_allowed_congestion_control does not name it."""
+    monkeypatch.setitem(connector._unpaced, ("192.0.2.1", 80), True)
+    TCPConnector(("192.0.2.1", 80), socket.AF_UNIX).stream.close()
 
 
 def test_a_refused_tcp_call_is_refused(server, poller):

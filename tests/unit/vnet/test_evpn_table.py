@@ -159,6 +159,15 @@ def test_after_a_new_connection_own_stations_are_told_and_those_of_an_earlier_ru
     assert updates(table) == [(MAC, 0), (OTHER, None)]
 
 
+def test_a_station_that_is_gone_before_it_is_told_again_is_withdrawn(table: EvpnTable) -> None:
+    table.own(MAC, 0.0)
+    updates(table)
+    table.begin()
+    table.learn(route(OWN, MAC, rd=NETWORK.rd))  # gobgpd has kept it
+    table.disown(MAC)
+    assert updates(table) == [(MAC, None)]
+
+
 def test_tables_are_bounded(table: EvpnTable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "ROUTES_MAX", 3)
     monkeypatch.setattr(tables, "OWN_MAX", 2)

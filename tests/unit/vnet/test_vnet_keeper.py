@@ -108,6 +108,20 @@ def test_a_start_removes_the_directories_of_keepers_that_were_killed_and_no_othe
     assert not alive.directory.exists()
 
 
+def test_somebody_who_watches_tmp_does_not_hinder_a_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    make = tempfile.mkdtemp
+
+    def watched(**how):
+        made = make(**how)
+        (tmp_path / f"vtl-vnet-{made.rpartition('-')[2]}").touch()  # a name that it may be going to have
+        return made
+
+    monkeypatch.setattr(tempfile, "mkdtemp", watched)
+    keeper = ServiceKeeper(lambda tool: [sys.executable, "-c", ""], None)
+    keeper.close()
+
+
 def test_a_service_that_cannot_be_started_is_tried_again_and_others_go_on(noted, tmp_path):
     program = tmp_path / "program"
     keeper = ServiceKeeper(lambda tool: [str(program), str(noted), tool], None)

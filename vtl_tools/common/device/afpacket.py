@@ -156,9 +156,9 @@ class PacketDevice(Device):
                     return
             else:
                 if self.fanout:  # a socket in a fanout group cannot be bound again
-                    self.handle.forget(self._sock.fileno())
-                    self._sock.close()
-                    self._sock = self._open()
+                    past, self._sock = self._sock, self._open()
+                    self.handle.forget(past.fileno())
+                    past.close()
                 self._bind(index)
                 if self.up:
                     return

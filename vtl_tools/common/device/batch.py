@@ -228,8 +228,10 @@ class PackedBatch(Batch):
     def pack(self, frames: Sequence[Pieces]) -> Self:
         """Fill the batch with copies of frames of one piece each, at most SLOTS."""
         whole = [pieces[0] for pieces in frames]
-        self._kept[0] = b"".join(whole)
+        kept = b"".join(whole)
+        self._kept[0] = kept
         start: int = self._start_word[0]
+        self._arena, self._base = memoryview(kept), start
         at = start
         words: list[int] = []
         for frame in whole:

@@ -55,22 +55,24 @@ class GatheredSender:
     def send(self, fd: int, frames: Sequence[Pieces]) -> list[int]:
         """Send frames to a socket that does not block; return for each its octets, or minus its errno.
 
-        Headers are copied, data is not. An empty list: they are to be sent in another way, as only writable
-        memory tells its address.
+        Headers are copied, data is not: the views keep its memory in its place. An empty list: they are to be
+        sent in another way, as only writable memory tells its address.
         """
-        held: list[object] = []
-        if self._is_refused or not self._hold(fd, frames, held):
+        if self._is_refused or not self._hold(fd, frames):
             return []
         _, _, submit, reap = self._numbers
         taken: int = _syscall(submit, self._context, len(frames), self._list_pointer)
-        if taken < 1 or _syscall(reap, self._context, taken, taken, self._events_pointer, None) != taken:
+        if taken < 1:
             self._is_refused = True
             return []
+        if _syscall(reap, self._context, taken, taken, self._events_pointer, None) != taken:
+            self._is_refused = True
+            return [sum(map(len, pieces)) for pieces in frames[:taken]]  # they were sent, as far as is known
         results: list[int] = self._results[:taken].tolist()
         return results
 
-    def _hold(self, fd: int, frames: Sequence[Pieces], held: list[object]) -> bool:
-        """Point to the pieces of frames. held: gets what keeps their memory in its place."""
+    def _hold(self, fd: int, frames: Sequence[Pieces]) -> bool:
+        """Point to the pieces of frames. Return whether that can be done."""
         if not self._context.value and _syscall(self._numbers[0], SLOTS, ctypes.byref(self._context)):
             self._is_refused = True
             return False
@@ -90,9 +92,7 @@ class GatheredSender:
             for view in pieces[1:]:
                 if type(view) is not memoryview or view.readonly:
                     return False
-                start = ctypes.c_char.from_buffer(view)
-                held.append(start)
-                iov.append(ctypes.addressof(start))
+                iov.append(ctypes.addressof(ctypes.c_char.from_buffer(view)))
                 iov.append(len(view))
         if len(iov) > len(self._iov):
             return False

@@ -65,7 +65,10 @@ class PacketReceiver:
         if _any(flags):
             whole = [i for i, flag in enumerate(flags) if not flag & mmsg.MSG_TRUNC]
             self.truncated += batch.count - len(whole)
-            batch.pick(batch, whole)
+            if whole:
+                batch.pick(batch, whole)
+            else:
+                batch.clear()  # and what a tag that was put back has moved
 
     def _put_tags_back(self, batch: Batch) -> None:
         for i, tpid in enumerate(self._tpids[: batch.count]):

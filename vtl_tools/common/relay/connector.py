@@ -41,7 +41,7 @@ _Socket: Final = socket.SocketType
 _NO_DELAY: Final[int] = socket.TCP_NODELAY
 _IN_PROGRESS: Final[int] = errno.EINPROGRESS
 _CONGESTION: Final[int] = socket.TCP_CONGESTION
-_RENO: Final = b"reno"  # which each kernel has, for everybody
+_RENO: Final = b"reno"  # which each kernel has
 _BULK: Final = 4 << 20
 _UNPACED_MAX: Final = 1024
 
@@ -226,7 +226,7 @@ def note_bulk(stream: Stream, octets: int) -> None:
     """
     if octets < _BULK or not isinstance(stream, _Socket):
         return
-    with suppress(OSError, ValueError):  # it is broken, or no TCP, whose address may be no pair
+    with suppress(OSError, ValueError):  # it is broken, or no TCP: then its name may be of any length
         host, port = stream.getpeername()[:2]
         if (host, port) in _unpaced:
             return
@@ -240,7 +240,8 @@ def note_bulk(stream: Stream, octets: int) -> None:
 def _prepare(sock: socket.SocketType, address: tuple[object, ...]) -> None:
     """Have a stream not be paced, if one to the same address has shown that this is in vain."""
     if _unpaced.get(address[:2]):
-        sock.setsockopt(_TCP, _CONGESTION, _RENO)
+        with suppress(OSError):  # tcp_allowed_congestion_control lacks it
+            sock.setsockopt(_TCP, _CONGESTION, _RENO)
 
 
 def _tcp(family: int) -> socket.SocketType:

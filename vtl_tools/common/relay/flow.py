@@ -170,12 +170,13 @@ class RelayFlow:
         """Send so many octets of the guest to the stream, straight from its frames."""
         endpoint, stream = self.endpoint, self.stream
         pieces = endpoint.pieces
-        if not self.is_prompt and self.has_sent:
-            self.is_prompt = True
-            send_at_once(stream)
-        self.has_sent = True
         try:
             while waiting:
+                if not self.is_prompt:
+                    if self.has_sent:
+                        self.is_prompt = True
+                        send_at_once(stream)
+                    self.has_sent = True
                 if len(pieces) == 1:
                     sent = stream.send(pieces[0])
                     self.may_write = sent == waiting  # if not, until the next event

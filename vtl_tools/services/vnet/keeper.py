@@ -18,10 +18,8 @@ from vtl_tools.services.vnet.keeping import MESSAGE_MAX, Keeping, places_of
 from vtl_tools.services.vnet.service_spec import ServiceSpec
 
 _PREFIX: Final = "vtl-vnet-"
-_UNLOCKED: Final = "vtl-starts-"
-"""The name of a directory that has no lock yet, so that no other start takes it for one of a dead keeper."""
 _MODE: Final = 0o711
-"""Only its owner can place a file there."""
+"""Only its owner can place a file there. A directory gets it with its lock: nobody removes it before."""
 _LEFT: Final = (".vm", ".net", ".sock", ".run", ".flows")
 """Names of what services leave there."""
 
@@ -120,11 +118,11 @@ def _directory() -> tuple[Path, int]:
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(OSError):
             _remove_dead(path)
-    made = Path(tempfile.mkdtemp(prefix=_UNLOCKED))
+    made = Path(tempfile.mkdtemp(prefix=_PREFIX))
     lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     made.chmod(_MODE)
-    return made.rename(made.with_name(made.name.replace(_UNLOCKED, _PREFIX))), lock
+    return made, lock
 
 
 def _remove_dead(path: Path) -> None:

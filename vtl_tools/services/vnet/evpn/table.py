@@ -25,6 +25,8 @@ _MOVED_MAX: Final = 4096
 _WAITING_MAX: Final = 2 * OWN_MAX
 """Own stations that gobgpd is yet to be told of: those of an earlier run, and ours."""
 _NO_MOVE: Final = -1
+_UNKNOWN: Final = -1
+"""Sequence number of an own station that gobgpd has from an earlier connection."""
 
 
 @dataclass(slots=True)
@@ -129,6 +131,8 @@ class EvpnTable:
         if route.is_withdrawn and is_wanted:
             self._told.pop(mac, None)
             self._dirty[mac] = None
+        elif is_wanted and mac in self._dirty:  # it may be gone before it is told again
+            self._told.setdefault(mac, _UNKNOWN)
         elif not route.is_withdrawn and not is_wanted:
             if len(self._dirty) >= _WAITING_MAX:  # no earlier run had so many: they are forged
                 self.refused += 1
