@@ -106,6 +106,8 @@ def is_ordinary(pkt: Packet | None) -> bool:
 
 def ordinary(frame: bytes, pkt: Packet | None) -> None:
     found = quick.read(frame)
+    octet_by_octet = quick.unpack_octets(frame)
+    assert (octet_by_octet if octet_by_octet[7] else None) == found
     if found is None:
         assert not is_ordinary(pkt), "an ordinary frame is not read"
         return

@@ -71,6 +71,21 @@ def test_clear_forgets_frames_and_what_was_done_to_them():
     assert frames(batch) == [FRAMES[1]]
 
 
+def test_views_of_small_frames_are_used_again():
+    batch = Batch.of(FRAMES)
+    first = batch.frames()
+    for length in range(50, 1500):
+        batch.resize(0, length)
+        assert [len(frame) for frame in batch.frames()] == [length, *map(len, FRAMES[1:])]
+    batch.clear()
+    for frame in reversed(FRAMES):
+        batch.append(frame)
+    assert frames(batch) == FRAMES[::-1]
+    assert batch.frames()[2] is first[2]
+    batch.resize(2, 30, front=-4)
+    assert frames(batch)[2][4:] == FRAMES[2][:26]
+
+
 def test_pick_borrows_a_part_in_any_order():
     source = Batch.of(FRAMES)
     part = Batch(5).pick(source, [3, 1])

@@ -24,6 +24,11 @@ FRAME_MAX: Final = vnet.VNET + 14 + 8 + 40 + 65535
 # An odd number of cache lines, so that the first lines of all slots do not share one cache set.
 STRIDE: Final = (HEADROOM + FRAME_MAX + 127) // 128 * 128 + 64
 
+_SMALL_BITS: Final = 8
+_SMALL: Final = 1 << _SMALL_BITS
+"""The views of frames of fewer octets are kept: their sizes are few, as those of segments without data."""
+_VIEWS_MAX: Final = 1024
+
 
 class Batch:
     """Frames to read, edit, drop and send. Iteration yields a writable memoryview of each frame."""
@@ -37,6 +42,7 @@ class Batch:
         "_picked",
         "_start",
         "_tails",
+        "_views",
         "count",
         "msgs",
         "msgs_address",
@@ -64,6 +70,7 @@ class Batch:
             self.msgs[i * mmsg.WORDS + mmsg.IOV] = iov_address + i * 16
             self.msgs[i * mmsg.WORDS + mmsg.IOVLEN] = 1
         self.count, self._picked, self._octets = 0, False, -1
+        self._views: dict[int, memoryview] = {}  # of small frames, by start and length
 
     @classmethod
     def of(cls, frames: Iterable[bytes | bytearray | memoryview]) -> Self:
@@ -129,8 +136,17 @@ class Batch:
         columns: list[int] = [iov[0], iov[1]] if n == 1 else iov[: 2 * n].tolist()
         views: list[memoryview] = []
         for i in range(0, 2 * n, 2):
-            start = columns[i] - base
-            views.append(arena[start : start + columns[i + 1]])
+            start, length = columns[i] - base, columns[i + 1]
+            if length >= _SMALL:
+                views.append(arena[start : start + length])
+                continue
+            key = start << _SMALL_BITS | length
+            view = self._views.get(key)
+            if view is None:
+                if len(self._views) >= _VIEWS_MAX:
+                    self._views.clear()
+                view = self._views[key] = arena[start : start + length]
+            views.append(view)
         return views
 
     def clear(self) -> None:
@@ -207,7 +223,9 @@ class Batch:
 
     def pick(self, source: "Batch", indices: Iterable[int]) -> Self:
         """Fill the batch with the frames of source at indices, borrowed from it, to send part of a batch."""
-        self._arena, self._base = source._arena, source._base
+        if self._base != source._base:
+            self._arena, self._base = source._arena, source._base
+            self._views.clear()
         n = 0
         for n, i in enumerate(indices, 1):
             self._iov[2 * n - 2] = source._iov[2 * i]

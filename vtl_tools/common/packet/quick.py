@@ -8,6 +8,8 @@ broken ones: the views of packet/packet.py read these, and tell why one is broke
 import struct
 from typing import Final
 
+from mypy_extensions import i64
+
 from vtl_tools.common.packet.view import Buffer
 from vtl_tools.common.packet.vnet import VNET
 
@@ -55,6 +57,23 @@ _PARTIES4_OCTETS: Final = 12
 _PARTIES4: Final = struct.Struct("!4s4sHH")
 _PARTIES6: Final = struct.Struct("!16s16sHH")
 
+# For the compiler, which computes with these: where the fields of an ordinary frame are.
+_AT_MAC: Final = 16
+_AT_KIND: Final = 22
+_AT_IP: Final = 24
+_AT_LENGTH4: Final = 26
+_AT_FRAGMENT: Final = 30
+_AT_PROTOCOL4: Final = 33
+_AT_PARTIES4: Final = 36
+_AT_TCP4: Final = 44
+_AT_LENGTH6: Final = 28
+_AT_PROTOCOL6: Final = 30
+_AT_PARTIES6: Final = 32
+_AT_TCP6: Final = 64
+_TCP_OCTETS: Final = 20
+_HEAD: Final = 96  # up to the end of the timestamps behind IPv6
+_read_head: Final = struct.Struct(f"!{_HEAD}s").unpack_from
+
 
 def read(frame: Buffer, whole: bool = True) -> Headers | None:
     """Return the headers of an ordinary frame; None of any other. Nothing is raised for foreign octets.
@@ -68,6 +87,8 @@ def read(frame: Buffer, whole: bool = True) -> Headers | None:
 
 def unpack(frame: Buffer, whole: bool = True) -> Headers:
     """Do what read() does; l4 is 0 of any other frame. To a compiled caller no object is returned."""
+    if COMPILED:
+        return unpack_octets(frame, whole)
     src_mac: bytes  # the kinds are declared, since an unpack does not tell them
     parties: bytes
     start: int
@@ -117,6 +138,56 @@ def unpack(frame: Buffer, whole: bool = True) -> Headers:
     return src_mac, protocol, parties, 0, 0, 0, 0, l4, data, end, None, 0
 
 
+def unpack_octets(frame: Buffer, whole: bool = True) -> Headers:
+    """Do what unpack() does, octet by octet: compiled, half the instructions, as no number becomes an object.
+
+    As plain Python this takes several times as long as the unpack.
+    """
+    size: i64 = len(frame)
+    if size < _AT_TCP4 + _UDP_OCTETS:
+        return _NONE
+    head: bytes = bytes(frame) if size < _HEAD else _read_head(frame)[0]
+    l4: i64
+    end: i64
+    if head[_AT_KIND] == _V4_KIND:
+        if head[_AT_KIND + 1] or head[_AT_IP] != 0x45 or head[_AT_FRAGMENT] & 0x3F or head[_AT_FRAGMENT + 1]:
+            return _NONE
+        l4, end = _AT_TCP4, _AT_IP + _u16(head, _AT_LENGTH4)
+        protocol, parties = head[_AT_PROTOCOL4], head[_AT_PARTIES4 : _AT_TCP4 + 4]
+    else:
+        if _u16(head, _AT_KIND) != _V6_KIND or head[_AT_IP] >> 4 != 6 or size < _AT_TCP6 + _UDP_OCTETS:
+            return _NONE
+        l4, end = _AT_TCP6, _AT_TCP6 + _u16(head, _AT_LENGTH6)
+        protocol, parties = head[_AT_PROTOCOL6], head[_AT_PARTIES6 : _AT_TCP6 + 4]
+    src_mac = head[_AT_MAC:_AT_KIND]
+    data: i64
+    if protocol == _UDP:
+        data = l4 + _UDP_OCTETS
+        if not data <= l4 + _u16(head, l4 + 4) <= end or size < (end if whole else data):
+            return _NONE
+        return src_mac, protocol, parties, 0, 0, 0, 0, l4, data, end, None, 0
+    if protocol != _TCP or size < l4 + _TCP_OCTETS:
+        return _NONE
+    words: i64 = head[l4 + 12] >> 4
+    data = l4 + (words << 2)
+    if words < 5 or data > end or size < (end if whole else data):
+        return _NONE
+    tsval: int | None = OTHER_OPTIONS if words > 5 else None
+    tsecr: i64 = 0
+    if words >= 8 and _u32(head, l4 + 20) == _STAMPS_FIRST:
+        tsval, tsecr = _u32(head, l4 + 24), _u32(head, l4 + 28)
+    seq, ack, window = _u32(head, l4 + 4), _u32(head, l4 + 8), _u16(head, l4 + 14)
+    return src_mac, protocol, parties, seq, ack, head[l4 + 13], window, l4, data, end, tsval, tsecr
+
+
+def _u16(head: bytes, at: i64) -> i64:
+    return i64(head[at]) << 8 | i64(head[at + 1])
+
+
+def _u32(head: bytes, at: i64) -> i64:
+    return i64(head[at]) << 24 | i64(head[at + 1]) << 16 | i64(head[at + 2]) << 8 | i64(head[at + 3])
+
+
 def reverse(parties: bytes) -> bytes:
     """Return the parties of the answer."""
     if len(parties) == _PARTIES4_OCTETS:
@@ -132,3 +203,7 @@ def split(parties: bytes) -> tuple[bytes, bytes, int, int]:
 def _filled(frame: Buffer, size: int) -> bytes:
     """Return a copy of a short frame, from SRC_MAC on, filled up by zeros, which are behind its end."""
     return bytes(frame[SRC_MAC:]).ljust(size, b"\0")
+
+
+COMPILED: Final = not hasattr(read, "__code__")
+"""Whether this runs compiled."""
