@@ -8,8 +8,6 @@ broken ones: the views of packet/packet.py read these, and tell why one is broke
 import struct
 from typing import Final
 
-from mypy_extensions import i64
-
 from vtl_tools.common.packet.view import Buffer
 from vtl_tools.common.packet.vnet import VNET
 
@@ -143,12 +141,12 @@ def unpack_octets(frame: Buffer, whole: bool = True) -> Headers:
 
     As plain Python this takes several times as long as the unpack.
     """
-    size: i64 = len(frame)
+    size: int = len(frame)
     if size < _AT_TCP4 + _UDP_OCTETS:
         return _NONE
     head: bytes = bytes(frame) if size < _HEAD else _read_head(frame)[0]
-    l4: i64
-    end: i64
+    l4: int
+    end: int
     if head[_AT_KIND] == _V4_KIND:
         if head[_AT_KIND + 1] or head[_AT_IP] != 0x45 or head[_AT_FRAGMENT] & 0x3F or head[_AT_FRAGMENT + 1]:
             return _NONE
@@ -160,7 +158,7 @@ def unpack_octets(frame: Buffer, whole: bool = True) -> Headers:
         l4, end = _AT_TCP6, _AT_TCP6 + _u16(head, _AT_LENGTH6)
         protocol, parties = head[_AT_PROTOCOL6], head[_AT_PARTIES6 : _AT_TCP6 + 4]
     src_mac = head[_AT_MAC:_AT_KIND]
-    data: i64
+    data: int
     if protocol == _UDP:
         data = l4 + _UDP_OCTETS
         if not data <= l4 + _u16(head, l4 + 4) <= end or size < (end if whole else data):
@@ -168,24 +166,24 @@ def unpack_octets(frame: Buffer, whole: bool = True) -> Headers:
         return src_mac, protocol, parties, 0, 0, 0, 0, l4, data, end, None, 0
     if protocol != _TCP or size < l4 + _TCP_OCTETS:
         return _NONE
-    words: i64 = head[l4 + 12] >> 4
+    words: int = head[l4 + 12] >> 4
     data = l4 + (words << 2)
     if words < 5 or data > end or size < (end if whole else data):
         return _NONE
     tsval: int | None = OTHER_OPTIONS if words > 5 else None
-    tsecr: i64 = 0
+    tsecr: int = 0
     if words >= 8 and _u32(head, l4 + 20) == _STAMPS_FIRST:
         tsval, tsecr = _u32(head, l4 + 24), _u32(head, l4 + 28)
     seq, ack, window = _u32(head, l4 + 4), _u32(head, l4 + 8), _u16(head, l4 + 14)
     return src_mac, protocol, parties, seq, ack, head[l4 + 13], window, l4, data, end, tsval, tsecr
 
 
-def _u16(head: bytes, at: i64) -> i64:
-    return i64(head[at]) << 8 | i64(head[at + 1])
+def _u16(head: bytes, at: int) -> int:
+    return head[at] << 8 | head[at + 1]
 
 
-def _u32(head: bytes, at: i64) -> i64:
-    return i64(head[at]) << 24 | i64(head[at + 1]) << 16 | i64(head[at + 2]) << 8 | i64(head[at + 3])
+def _u32(head: bytes, at: int) -> int:
+    return head[at] << 24 | head[at + 1] << 16 | head[at + 2] << 8 | head[at + 3]
 
 
 def reverse(parties: bytes) -> bytes:

@@ -236,7 +236,7 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
         rcv.take_fin(seq + length)
         if rcv.has_gap:
             tcb.ack_now = True
-    if rcv.fin is not None and rcv.fin == rcv.nxt and tcb.state in ON_FIN and rcv.finish():
+    if rcv.fin is not None and tcb.state in ON_FIN and rcv.finish():
         _finished(tcb, now)
 
 

@@ -3,8 +3,6 @@
 import struct
 from typing import Final, NamedTuple, Self
 
-from mypy_extensions import mypyc_attr
-
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import ether, ip, quick, vnet
 from vtl_tools.common.packet.checksum import ones_sum
@@ -96,7 +94,6 @@ def _is_host(octets: bytes) -> bool:
     return (octets[0] < 0xE0 and octets != _ANY4) if len(octets) == 4 else octets[0] != 0xFF and any(octets)
 
 
-@mypyc_attr(free_list_len=1, acyclic=True)  # nearly always the next comes when this one is gone
 class Segment:
     """A segment that arrived. data is a view of the frame, valid as long as that is.
 
