@@ -60,7 +60,9 @@ _TCP_SIZE: Final = 20
 _TCP_SUM: Final = 16  # as in TCP, whose own are attributes of an interpreted class
 _ECT: Final = 2  # ECT(0)
 _DONT_FRAGMENT: Final = 0x4000
-_IPV4_START: Final = 0x0800_4500  # the Ethertype, and a header of 20 octets
+_UNFRAGMENTED: Final = b"\0\0\x40\0"
+_IPV4_START: Final = b"\x08\0\x45"  # the Ethertype, and a header of 20 octets
+_OCTET: Final = [bytes((each,)) for each in range(256)]
 _ECN_AT: Final = 25  # of the head: in IPv4's second octet, and in IPv6's, four bits higher
 
 _ANY4: Final = bytes(4)
@@ -234,16 +236,19 @@ def _read_options(segment: Segment, frame: Frame, off: int, end: int) -> None:
 
 
 class Framer:
-    """Makes the frames of one path. Checksums are partial, for the link to complete."""
+    """Makes the frames of one path. Checksums are partial, for the link to complete.
+
+    ends: the addresses and ports, as they are sent.
+    """
 
     __slots__ = (
-        "_capable", "_gso_type", "_head", "_ip_sum", "_is4", "_l4", "_pseudo", "_ttl", "_who", "overhead",
+        "_capable", "_gso_type", "_head", "_ip_sum", "_is4", "_l4", "_pseudo", "_ttl", "ends", "overhead",
     )  # fmt: skip
 
     def __init__(self, path: Path, ttl: int, dscp: int) -> None:
         both = path.local + path.remote
         self._is4 = len(both) == 8
-        self._who = both + (path.local_port << 16 | path.remote_port).to_bytes(4, "big")
+        self.ends = both + (path.local_port << 16 | path.remote_port).to_bytes(4, "big")
         addresses = 0  # their sum, as ones_sum() adds more octets
         for at in range(0, len(both), 2):
             addresses += both[at] << 8 | both[at + 1]
@@ -251,8 +256,8 @@ class Framer:
         macs = path.remote_mac + path.local_mac
         self._capable: bytes | None = None
         if self._is4:
-            self._head = _SUM_DUE4 + macs + (_IPV4_START | dscp << 2).to_bytes(4, "big")
-            self._ttl = (_DONT_FRAGMENT << 16 | ttl << 8 | 6).to_bytes(6, "big")
+            self._head = _SUM_DUE4 + macs + _IPV4_START + _OCTET[dscp << 2]
+            self._ttl = _UNFRAGMENTED + _OCTET[ttl] + b"\x06"
             self._ip_sum = 0x4500 + (dscp << 2) + _DONT_FRAGMENT + (ttl << 8 | 6) + addresses
             self._gso_type, self._l4 = vnet.GSO_TCPV4, 34
             self.overhead = 40
@@ -266,7 +271,7 @@ class Framer:
     @property
     def expected(self) -> bytes:
         """Addresses and ports of what comes, as Segment.flow has them."""
-        return quick.reverse(self._who)
+        return quick.reverse(self.ends)
 
     def _capable_head(self) -> bytes:
         """Return the start of a frame of a transport with ECN, which few connections need."""
@@ -312,17 +317,17 @@ class Framer:
             total = 20 + size
             full = -(self._ip_sum + total + (_ECT if ect else 0)) % 0xFFFF
             if tsval == NO_STAMPS:
-                head = _OUT4(start, total, self._ttl, full, self._who, seq, ack, control, sums)
+                head = _OUT4(start, total, self._ttl, full, self.ends, seq, ack, control, sums)
             else:
                 head = _STAMPED4(
-                    start, total, self._ttl, full, self._who, seq, ack, control, sums,
+                    start, total, self._ttl, full, self.ends, seq, ack, control, sums,
                     _STAMPS_ALONE, tsval, tsecr,
                 )  # fmt: skip
         elif tsval == NO_STAMPS:
-            head = _OUT6(start, size, self._ttl, self._who, seq, ack, control, sums)
+            head = _OUT6(start, size, self._ttl, self.ends, seq, ack, control, sums)
         else:
             head = _STAMPED6(
-                start, size, self._ttl, self._who, seq, ack, control, sums, _STAMPS_ALONE, tsval, tsecr
+                start, size, self._ttl, self.ends, seq, ack, control, sums, _STAMPS_ALONE, tsval, tsecr
             )
         if options:
             head = head + options  # compiled, += would be of any objects, and slower
