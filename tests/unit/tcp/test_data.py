@@ -12,6 +12,7 @@ from vtl_tools.common.packet.tcp import PSH
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.isn import initial_numbers
 from vtl_tools.common.tcp.state import Ended, SegmentDrop, State
+from vtl_tools.common.tcp.wire import Framer
 
 
 def test_data_is_acknowledged_and_read_as_it_came(established):
@@ -341,14 +342,15 @@ def test_window_scale_holds_only_if_both_offer_it(make):
 def test_initial_numbers_depend_on_path_secret_and_time(closed):
     path = closed[1].path
     numbers = {
-        initial_numbers(secret, other, now)[0]
+        initial_numbers(secret, Framer(other, 64, 0).ends, now)[0]
         for secret in (b"one", b"two")
         for other in (path, path._replace(remote_port=1))
         for now in (0.0, 1.0)
     }
     assert len(numbers) == 8
-    first = initial_numbers(b"one", path, 0.0)[0]
-    assert (initial_numbers(b"one", path, 1.0)[0] - first) % 2**32 == 250_000
+    ends = Framer(path, 64, 0).ends
+    first = initial_numbers(b"one", ends, 0.0)[0]
+    assert (initial_numbers(b"one", ends, 1.0)[0] - first) % 2**32 == 250_000
 
 
 @pytest.mark.parametrize(

@@ -48,14 +48,15 @@ class RelayBudget:
     """
 
     __slots__ = (
-        "_buffers", "_most", "buffered", "established", "evicted", "failed", "half_open", "limits",
-        "octets_down", "octets_up", "opened",
+        "_buffers", "_most", "_spare", "buffered", "established", "evicted", "failed", "half_open",
+        "limits", "octets_down", "octets_up", "opened",
     )  # fmt: skip
 
     def __init__(self, limits: RelayLimits) -> None:
         self.limits = limits
         self._most = limits.most
         self._buffers: list[memoryview] = []
+        self._spare: memoryview | None = None  # returned last; a list that empties is allocated again
         self.buffered = self.half_open = 0
         self.octets_up = self.octets_down = 0
         self.opened = self.established = self.failed = self.evicted = 0
@@ -78,17 +79,22 @@ class RelayBudget:
 
     def take_buffer(self) -> memoryview:
         """Return a buffer of BUFFER octets; give it back by return_buffer()."""
+        if (spare := self._spare) is not None:
+            self._spare = None
+            return spare
         return self._buffers.pop() if self._buffers else memoryview(bytearray(BUFFER))
 
     def return_buffer(self, buffer: memoryview) -> None:
         """Take a buffer that nothing refers to any more; free it if the pool has enough."""
-        if len(self._buffers) < _POOL_MAX:
+        if self._spare is None:
+            self._spare = buffer
+        elif len(self._buffers) < _POOL_MAX:
             self._buffers.append(buffer)
 
     @property
     def free_buffers(self) -> list[memoryview]:
         """The buffers in the pool."""
-        return self._buffers
+        return self._buffers if self._spare is None else [self._spare, *self._buffers]
 
     def status(self) -> dict[str, object]:
         """Return the counters, as --json prints them."""

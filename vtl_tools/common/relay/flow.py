@@ -26,6 +26,7 @@ _COPIED_MAX: Final = BUFFER // 2
 """A read of fewer octets is copied, so that it does not keep a whole buffer from other flows."""
 _PIECES_MAX: Final = 64
 """Pieces of one system call."""
+_SHUT_WR: Final[int] = socket.SHUT_WR
 _RETRY_S: Final = 0.01
 """Time until a proxy that was too busy is called again."""
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: closing resets
@@ -63,13 +64,14 @@ class RelayFlow:
     buffer, its unused octets. slack: the unused octets of all of them. half_open: the handshake is not
     complete. retry_at: when the connector is tried again. is_prompt: small writes to the stream leave at
     once, which a TCP connection is told before its second write; many a short one has no second. has_sent:
-    the first was made. For the relay: scheduled, armed_at.
+    the first was made. has_left: release() was called. For the relay: scheduled, armed_at.
     """
 
     __slots__ = (
-        "armed_at", "budget", "buffered", "connector", "endpoint", "half_open", "has_sent", "heard_at",
-        "hung_up", "internal", "is_prompt", "key", "may_read", "may_write", "opened_at", "received_eof",
-        "retry_at", "scheduled", "sent_eof", "slack", "started_at", "stream", "syn", "unacked", "written",
+        "armed_at", "budget", "buffered", "connector", "endpoint", "half_open", "has_left", "has_sent",
+        "heard_at", "hung_up", "internal", "is_prompt", "key", "may_read", "may_write", "opened_at",
+        "received_eof", "retry_at", "scheduled", "sent_eof", "slack", "started_at", "stream", "syn",
+        "unacked", "written",
     )  # fmt: skip
 
     def __init__(
@@ -86,7 +88,7 @@ class RelayFlow:
         self.stream = stream = connector.stream
         self.internal = stream if isinstance(stream, InternalStream) else None
         self.is_prompt = not isinstance(connector, TCPConnector)
-        self.has_sent = False
+        self.has_sent = self.has_left = False
         self.half_open = True
         self.scheduled = self.may_read = self.may_write = self.hung_up = False
         self.received_eof = self.sent_eof = False
@@ -201,7 +203,7 @@ class RelayFlow:
         """Close the stream's sending side: the guest has closed its own, and all it sent is on its way."""
         self.sent_eof = True
         try:
-            self.stream.shutdown(socket.SHUT_WR)
+            self.stream.shutdown(_SHUT_WR)
         except OSError:  # the stream is broken, which the next read reports
             self.may_write = False
 
@@ -290,6 +292,7 @@ class RelayFlow:
 
     def release(self) -> None:
         """Let go of all memory, and have the stream reset when it is closed, unless both sides finished."""
+        self.has_left = True
         in_order = self.sent_eof and (self.received_eof or self.endpoint.ended is Ended.CLOSED)
         if self.opened_at is not None and not in_order:
             with suppress(OSError, AttributeError):  # an internal stream has no options

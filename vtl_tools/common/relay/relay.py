@@ -295,10 +295,11 @@ class Relay(Stage):
             self._scheduled.append(flow)
 
     def _remove(self, flow: RelayFlow, now: float) -> None:
-        if self.flows.get(flow.key) is not flow:
+        if flow.has_left:
             return
         del self.flows[flow.key]
-        self._readable.pop(flow.key, None)
+        if self._readable:
+            self._readable.pop(flow.key, None)
         self.budget.buffered -= flow.buffered
         self.budget.half_open -= flow.half_open
         self.timers.prune()
@@ -331,7 +332,7 @@ class Relay(Stage):
         ending: list[RelayFlow] = []
         for flow in scheduled:
             flow.scheduled = False
-            if self.flows.get(flow.key) is not flow:
+            if flow.has_left:
                 continue
             endpoint = flow.endpoint
             flow.carry(reads)

@@ -60,8 +60,9 @@ class Endpoint(TCB):
         iss: int | None = None,
         cookies: FastOpen | None = None,
     ) -> None:
-        number, ts_offset = initial_numbers(secret, path, now)
-        super().__init__(path, config or DEFAULT, number if iss is None else iss, ts_offset)
+        super().__init__(path, config or DEFAULT)
+        number, self.ts_offset = initial_numbers(secret, self.framer.ends, now)
+        self.snd.iss = number if iss is None else iss
         if cookies is not None and self.config.fast_open:
             self.fast_open = cookies
         if self.tune_at < NEVER:

@@ -3,8 +3,6 @@
 from hashlib import blake2s
 from typing import Final
 
-from vtl_tools.common.tcp.wire import Path
-
 _TICK_S: Final = 4e-6  # RFC 9293 section 3.4.1: M is a timer of 4 microseconds
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
@@ -12,16 +10,16 @@ _APART: Final = 0x1_0001
 """Numbers between a connection and the one after it, for segments that were sent and never counted."""
 
 
-def initial_numbers(secret: bytes, path: Path, now: float) -> tuple[int, int]:
+def initial_numbers(secret: bytes, ends: bytes, now: float) -> tuple[int, int]:
     """Return ISN = M + F(localip, localport, remoteip, remoteport, secretkey), and a timestamp offset.
 
-    secret: octets that nobody else knows, the same for all connections. The offset is added to the timestamp
-    clock, so that TSval does not reveal our uptime (RFC 7323 section 5.4).
+    ends: addresses and ports, as Framer has them. secret: octets that nobody else knows, the same for all
+    connections. The offset is added to the timestamp clock, so that TSval does not reveal our uptime (RFC
+    7323 section 5.4).
     """
-    ports = (path.local_port << 16 | path.remote_port).to_bytes(4, "big")
     # A secret in front of the octets is a key to BLAKE2. As its `key` it would be a block more to hash, and
     # with keyword arguments the call takes twice as long.
-    digest = blake2s(secret + path.local + path.remote + ports).digest()
+    digest = blake2s(secret + ends).digest()
     return (int(now / _TICK_S) + _u32(digest, 0)) & _MASK, _u32(digest, 4)
 
 

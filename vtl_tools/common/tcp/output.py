@@ -115,11 +115,15 @@ def frame(
     tcb.ack_now, tcb.delayed_at, tcb.ack_due_octets = False, NEVER, 0
     tcb.last_ack = rcv.nxt
     tcb.segments_out += 1
-    options = _pack_stamps(_STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent) if tcb.timestamps else b""
+    options, tsval = b"", NO_STAMPS
+    if tcb.ecn:  # whose option needs to know the size of the others
+        options = stamps(tcb, now, tcb.ts_recent)
+    elif tcb.timestamps:
+        tsval = tcb.tsval(now)
     if blocks is None and rcv.early.starts and snd.sack:  # SACK wherever it is permitted (RFC 2018 section 3)
         room = (snd.mss - length - 4) // 8
         if room > 0:
-            blocks = rcv.blocks()[: min(3 if options else 4, room)]
+            blocks = rcv.blocks()[: min(3 if tcb.timestamps else 4, room)]
     if tcb.ecn:
         flags, options, blocks = ecn.feed_back(tcb, flags, options, blocks, length)
     if blocks:
@@ -146,6 +150,8 @@ def frame(
         snd.mss if length > snd.mss else 0,
         urgent,
         ect,
+        tsval,
+        tcb.ts_recent,
     )
 
 

@@ -14,6 +14,8 @@ _HALF: Final = 0x8000_0000
 _SMALL: Final = 2048
 """Smaller in-order pieces are copied together, so that tiny segments do not take an object each."""
 _GATHERED_MAX: Final = 16384
+_NOTHING: Final = ReassemblyQueue(0)
+"""Of all connections that have received nothing out of order yet, as most never do."""
 
 
 class Receiver:
@@ -26,8 +28,8 @@ class Receiver:
     """
 
     __slots__ = (
-        "_buffer", "_meant", "_tail", "_told", "_used", "borrowed", "dsack", "early", "edge", "fin", "full",
-        "irs", "mss", "nxt", "queue", "readable", "received", "shift", "up",
+        "_buffer", "_early_max", "_meant", "_tail", "_told", "_used", "borrowed", "dsack", "early", "edge",
+        "fin", "full", "irs", "mss", "nxt", "queue", "readable", "received", "shift", "up",
     )  # fmt: skip
 
     def __init__(self, config: Config) -> None:
@@ -46,7 +48,7 @@ class Receiver:
         self.dsack: tuple[int, int] | None = None
         self._tail: bytearray | None = None  # the last piece of the queue, if it gathers small ones
         self._used = 0  # octets of the queue's first piece that were read already
-        self.early = ReassemblyQueue(config.reassembly_segments)
+        self.early, self._early_max = _NOTHING, config.reassembly_segments
         self._told = 0  # the window in the last header, in octets
         self._meant = 0  # the edge that it would offer if the header's field were wide enough
 
@@ -239,7 +241,7 @@ class Receiver:
         if not data:
             return True
         if start > self.nxt:
-            kept, again = self.early.add(start, end, data)
+            kept, again = self._early_queue().add(start, end, data)
             if again is not None:
                 self.repeated(*again)
             return kept
@@ -267,7 +269,7 @@ class Receiver:
     def hold(self, data: memoryview) -> None:
         """Keep data that came with the SYN, until release()."""
         if data:
-            self.early.add(1, 1 + len(data), data)
+            self._early_queue().add(1, 1 + len(data), data)
 
     def release(self) -> None:
         """Accept the data that came with the SYN."""
@@ -305,6 +307,12 @@ class Receiver:
             runs = [self.dsack, *runs]
             self.dsack = None
         return [((self.irs + left) & _MASK, (self.irs + right) & _MASK) for left, right in runs[:4]]
+
+    def _early_queue(self) -> ReassemblyQueue:
+        """Return the connection's own queue of octets after a gap."""
+        if self.early is _NOTHING:
+            self.early = ReassemblyQueue(self._early_max)
+        return self.early
 
     def _append(self, data: memoryview | bytearray) -> None:
         size = len(data)

@@ -125,11 +125,11 @@ class TCB:
         "window_limited_s",
     )  # fmt: skip
 
-    def __init__(self, path: Path, config: Config, iss: int, ts_offset: int) -> None:
+    def __init__(self, path: Path, config: Config) -> None:
         self.path, self.config = path, config
         self.is_logged = _ROOT.level <= _DEBUG and log.isEnabledFor(_DEBUG)
         self.framer = Framer(path, config.ttl, config.dscp)
-        self._begin(iss)
+        self._begin(0)
         self.state: State = CLOSED
         self.ended: Ended | None = None
         self.passive = self.once = self.peer_scales = self.syn_pending = self.syn_due = self.ack_now = (
@@ -142,8 +142,7 @@ class TCB:
         self.before: TCB | None = None
         self.out: list[Pieces] = []
         self._drops: defaultdict[SegmentDrop, int] | None = None
-        self.ts_offset = ts_offset
-        self.ts_recent = 0
+        self.ts_offset = self.ts_recent = 0
         self.ts_recent_at = 0.0
         self.last_ack = 0
         self.retransmit_at = self.persist_at = self.delayed_at = self.time_wait_at = NEVER

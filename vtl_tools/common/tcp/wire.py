@@ -47,17 +47,23 @@ _SUM_DUE4: Final = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, 34, TCP.SUM)
 _SUM_DUE6: Final = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, 54, TCP.SUM)
 """The virtio_net_hdr of a segment that is to be completed by the link, and not to be cut."""
 
-# vnet header; Ethernet header and the start of IP's; what varies; addresses and ports; SEG.SEQ and SEG.ACK;
+# vnet and Ethernet headers, and the start of IP's; what varies; addresses and ports; SEG.SEQ and SEG.ACK;
 # flags and window as one number, and sum and urgent pointer as another: each number becomes an object.
-_OUT4: Final = struct.Struct("!10s16sH6sH12sIIII").pack
-_OUT6: Final = struct.Struct("!10s18sH2s36sIIII").pack
+_OUT4: Final = struct.Struct("!26sH6sH12sIIII").pack
+_OUT6: Final = struct.Struct("!28sH2s36sIIII").pack
+_STAMPED4: Final = struct.Struct("!26sH6sH12sIIIIIII").pack
+_STAMPED6: Final = struct.Struct("!28sH2s36sIIIIIII").pack
+"""The same with timestamps: a pack of their own would take a fifth of the time of all."""
+_STAMPS_ALONE: Final = NOP << 24 | NOP << 16 | TIMESTAMPS << 8 | 10
 _TCP: Final = 6
 _TCP_SIZE: Final = 20
 _TCP_SUM: Final = 16  # as in TCP, whose own are attributes of an interpreted class
 _ECT: Final = 2  # ECT(0)
 _DONT_FRAGMENT: Final = 0x4000
-_IPV4_START: Final = 0x0800_4500  # the Ethertype, and a header of 20 octets
-_ECN_AT: Final = 15  # of the head: in IPv4's second octet, and in IPv6's, four bits higher
+_UNFRAGMENTED: Final = b"\0\0\x40\0"
+_IPV4_START: Final = b"\x08\0\x45"  # the Ethertype, and a header of 20 octets
+_OCTET: Final = [bytes((each,)) for each in range(256)]
+_ECN_AT: Final = 25  # of the head: in IPv4's second octet, and in IPv6's, four bits higher
 
 _ANY4: Final = bytes(4)
 
@@ -230,16 +236,19 @@ def _read_options(segment: Segment, frame: Frame, off: int, end: int) -> None:
 
 
 class Framer:
-    """Makes the frames of one path. Checksums are partial, for the link to complete."""
+    """Makes the frames of one path. Checksums are partial, for the link to complete.
+
+    ends: the addresses and ports, as they are sent.
+    """
 
     __slots__ = (
-        "_capable", "_gso_type", "_head", "_ip_sum", "_is4", "_l4", "_pseudo", "_ttl", "_who", "overhead",
+        "_capable", "_gso_type", "_head", "_ip_sum", "_is4", "_l4", "_pseudo", "_ttl", "ends", "overhead",
     )  # fmt: skip
 
     def __init__(self, path: Path, ttl: int, dscp: int) -> None:
         both = path.local + path.remote
         self._is4 = len(both) == 8
-        self._who = both + (path.local_port << 16 | path.remote_port).to_bytes(4, "big")
+        self.ends = both + (path.local_port << 16 | path.remote_port).to_bytes(4, "big")
         addresses = 0  # their sum, as ones_sum() adds more octets
         for at in range(0, len(both), 2):
             addresses += both[at] << 8 | both[at + 1]
@@ -247,13 +256,13 @@ class Framer:
         macs = path.remote_mac + path.local_mac
         self._capable: bytes | None = None
         if self._is4:
-            self._head = macs + (_IPV4_START | dscp << 2).to_bytes(4, "big")
-            self._ttl = (_DONT_FRAGMENT << 16 | ttl << 8 | 6).to_bytes(6, "big")
+            self._head = _SUM_DUE4 + macs + _IPV4_START + _OCTET[dscp << 2]
+            self._ttl = _UNFRAGMENTED + _OCTET[ttl] + b"\x06"
             self._ip_sum = 0x4500 + (dscp << 2) + _DONT_FRAGMENT + (ttl << 8 | 6) + addresses
             self._gso_type, self._l4 = vnet.GSO_TCPV4, 34
             self.overhead = 40
         else:
-            self._head = macs + (ether.IPV6 << 32 | 0x6000_0000 | dscp << 22).to_bytes(6, "big")
+            self._head = _SUM_DUE6 + macs + (ether.IPV6 << 32 | 0x6000_0000 | dscp << 22).to_bytes(6, "big")
             self._ttl = (6 << 8 | ttl).to_bytes(2, "big")
             self._ip_sum = 0
             self._gso_type, self._l4 = vnet.GSO_TCPV6, 54
@@ -262,7 +271,7 @@ class Framer:
     @property
     def expected(self) -> bytes:
         """Addresses and ports of what comes, as Segment.flow has them."""
-        return quick.reverse(self._who)
+        return quick.reverse(self.ends)
 
     def _capable_head(self) -> bytes:
         """Return the start of a frame of a transport with ECN, which few connections need."""
@@ -284,30 +293,42 @@ class Framer:
         gso_size: int = 0,
         urgent: int = 0,
         ect: bool = False,
+        tsval: int = NO_STAMPS,
+        tsecr: int = 0,
     ) -> Pieces:
         """Return a segment with so many octets of data, which are not copied. Numbers are as on the wire.
 
         options: a multiple of four octets. gso_size: octets of data of each segment that a super-segment is
         cut into, else 0; not with an urgent pointer, which would be the same in each segment. ect: the
-        network may mark the packet instead of dropping it (RFC 3168).
+        network may mark the packet instead of dropping it (RFC 3168). tsval, tsecr: timestamps before the
+        options, if any.
         """
-        header = _TCP_SIZE + len(options)
+        header = (_TCP_SIZE if tsval == NO_STAMPS else _STAMPED) + len(options)
+        start = self._capable_head() if ect else self._head
         if gso_size:
             kind = self._gso_type | vnet.GSO_ECN if flags & CWR else self._gso_type
             virtio = vnet.HEADER.pack(1, kind, self._l4 + header, gso_size, self._l4, _TCP_SUM)
-        else:
-            virtio = _SUM_DUE4 if self._is4 else _SUM_DUE6
+            start = virtio + start[vnet.VNET :]
         size = header + length
         control = header << 26 | flags << 16 | window
         sums = (self._pseudo + size) % 0xFFFF << 16 | urgent
-        start = self._capable_head() if ect else self._head
         head: bytes
         if self._is4:
             total = 20 + size
             full = -(self._ip_sum + total + (_ECT if ect else 0)) % 0xFFFF
-            head = _OUT4(virtio, start, total, self._ttl, full, self._who, seq, ack, control, sums)
+            if tsval == NO_STAMPS:
+                head = _OUT4(start, total, self._ttl, full, self.ends, seq, ack, control, sums)
+            else:
+                head = _STAMPED4(
+                    start, total, self._ttl, full, self.ends, seq, ack, control, sums,
+                    _STAMPS_ALONE, tsval, tsecr,
+                )  # fmt: skip
+        elif tsval == NO_STAMPS:
+            head = _OUT6(start, size, self._ttl, self.ends, seq, ack, control, sums)
         else:
-            head = _OUT6(virtio, start, size, self._ttl, self._who, seq, ack, control, sums)
+            head = _STAMPED6(
+                start, size, self._ttl, self.ends, seq, ack, control, sums, _STAMPS_ALONE, tsval, tsecr
+            )
         if options:
             head = head + options  # compiled, += would be of any objects, and slower
         if not data:

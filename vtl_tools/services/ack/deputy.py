@@ -42,12 +42,16 @@ class DeputyFramer(Framer):
         gso_size: int = 0,
         urgent: int = 0,
         ect: bool = False,
+        tsval: int = NO_STAMPS,
+        tsecr: int = 0,
     ) -> Pieces:
         """Return a segment as Framer does. ack and window are not used."""
         if length or flags & FIN:
             self.note(seq, flags, self.window, length)
         ack, window = self.ack, self.window
-        return super().frame(seq, ack, flags, window, options, length, data, gso_size, urgent, ect)
+        return super().frame(
+            seq, ack, flags, window, options, length, data, gso_size, urgent, ect, tsval, tsecr
+        )
 
 
 class Deputy(Endpoint):
