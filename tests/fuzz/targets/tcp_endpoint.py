@@ -115,6 +115,9 @@ class Talk:
             sack=self.blocks(take) if has_blocks else (),
             timestamps=(take.number(4), take.number(4)) if how & 128 else None,
         )
+        if how & 16 and not flags & tcp.SYN:  # any octets at all
+            options = take.take(take.number() % 41)
+            options += bytes(-len(options) % 4)
         used = length + (flags & tcp.SYN > 0) + (flags & tcp.FIN > 0)
         if used and seq < self.acked + 2**16:  # further on is in no window
             self.sent_to = max(self.sent_to, seq + used)
