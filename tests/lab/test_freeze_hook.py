@@ -10,6 +10,7 @@ import pytest
 
 from lab.wait import PATIENCE_S, until
 from tests.running import BIN
+from vtl_tools.common.errors import NotRunningError
 from vtl_tools.common.runtime import control
 
 pytestmark = pytest.mark.lab
@@ -82,12 +83,19 @@ def env(lab):
     return {**os.environ, "VTL_RUN": str(run), "PATH": f"{BIN}:{os.environ['PATH']}"}
 
 
+def listens(path):
+    try:
+        return control.ask(path, "status")
+    except NotRunningError:
+        return None
+
+
 @contextmanager
 def vtl_freeze(host, env, iface):
     """Run the service; yields what tells its status."""
     path = Path(env["VTL_RUN"], f"vtl-freeze-{iface}.sock")
     service = host.popen("vtl-freeze", "--iface", iface, env=env)
-    until(lambda: path.exists() or service.poll(), "the service")
+    until(lambda: listens(path) or service.poll(), "the service")
     yield lambda: control.ask(path, "status")["freeze"]
     service.terminate()
     assert service.wait(PATIENCE_S) == 0

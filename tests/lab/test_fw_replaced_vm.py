@@ -301,7 +301,10 @@ def test_a_service_that_is_started_again_knows_that_another_vm_is_there(scene: S
         with closing(AtTap(scene.middle, "vmnet1")) as vm:
             with scene.firewall(forget=False) as running:
                 scene.is_refused(vm, NEW, running)
-                assert any("is in other hands than before" in line for line in running.warnings())
+                until(
+                    lambda: any("is in other hands than before" in line for line in running.warnings()),
+                    "the warning",
+                )
                 scene.gets_out(vm, OLD)
             with scene.firewall("--vm", "reappearing", forget=False) as running:
                 scene.is_refused(vm, NEW, running)

@@ -4,6 +4,7 @@ bpf(2), packet(7), and linux/filter.h for the numbers.
 """
 
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -310,6 +311,7 @@ def _port_lists(lists: dict[str, Ranges], at: int) -> list[Step]:
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _NR_BPF: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361}
+_TRIES: Final = 16
 _PROG_LOAD: Final = 5
 _PROG_TEST_RUN: Final = 10
 _SCHED_CLS: Final = 3
@@ -374,8 +376,11 @@ def bpf(command: int, attributes: "ctypes.Array[ctypes.c_char]") -> int:
     number = _NR_BPF.get(os.uname().machine)
     if number is None:
         raise OSError(f"bpf(2) is not known on {os.uname().machine}")
-    done: int = _libc.syscall(number, command, attributes, len(attributes))
-    if done < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return done
+    code = errno.EAGAIN
+    for _ in range(_TRIES):  # a signal that arrives ends the kernel's check of a program
+        done: int = _libc.syscall(number, command, attributes, len(attributes))
+        if done >= 0:
+            return done
+        if (code := ctypes.get_errno()) != errno.EAGAIN:
+            break
+    raise OSError(code, os.strerror(code))
