@@ -1,4 +1,4 @@
-"""What is received from a packet socket, and how its frames lie in the batch."""
+"""Frames received from a packet socket, and how they lie in the batch."""
 
 import socket
 

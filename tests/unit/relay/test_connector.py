@@ -113,7 +113,7 @@ def test_writes_leave_at_once_from_the_second_on(server):
 
 
 def test_a_second_write_of_the_same_turn_leaves_at_once(server):
-    """What came meanwhile may be more pieces than one system call takes."""
+    """The data that came meanwhile may be more pieces than one system call takes."""
     scene, call = Scene(), call_to(server)
     guest = opened(scene, call)
     segments = [guest.frame(".", 1 + at, b"a", ack=1) for at in range(SLOTS + 1)]

@@ -172,9 +172,9 @@ def unpack_octets(frame: Buffer, whole: bool = True) -> Headers:
         return _NONE
     tsval: int | None = OTHER_OPTIONS if words > 5 else None
     tsecr: int = 0
-    if words >= 8 and _u32(head, l4 + 20) == _STAMPS_FIRST:
-        tsval, tsecr = _u32(head, l4 + 24), _u32(head, l4 + 28)
-    seq, ack, window = _u32(head, l4 + 4), _u32(head, l4 + 8), _u16(head, l4 + 14)
+    if words >= 8 and u32(head, l4 + 20) == _STAMPS_FIRST:
+        tsval, tsecr = u32(head, l4 + 24), u32(head, l4 + 28)
+    seq, ack, window = u32(head, l4 + 4), u32(head, l4 + 8), _u16(head, l4 + 14)
     return src_mac, protocol, parties, seq, ack, head[l4 + 13], window, l4, data, end, tsval, tsecr
 
 
@@ -182,7 +182,8 @@ def _u16(head: bytes, at: int) -> int:
     return head[at] << 8 | head[at + 1]
 
 
-def _u32(head: bytes, at: int) -> int:
+def u32(head: bytes, at: int) -> int:
+    """Return the number in four octets."""
     return head[at] << 24 | head[at + 1] << 16 | head[at + 2] << 8 | head[at + 3]
 
 

@@ -26,6 +26,8 @@ SACK: Final = 5  # RFC 2018 section 3
 TIMESTAMPS: Final = 8  # RFC 7323 section 3
 USER_TIMEOUT: Final = 28  # RFC 5482 section 2
 FAST_OPEN: Final = 34  # RFC 7413 section 4.1.1
+OPTIONS_MAX: Final = 40
+"""Octets of options, at most."""
 
 _TWO_U32: Final = struct.Struct("!II")
 _TIMESTAMPS_ALONE: Final = 0x0101_080A  # first octets of the options of nearly all segments

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
+from vtl_tools.common.bounded import BoundedTable
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.host.broker import UnixTarget
 from vtl_tools.common.socks import (
@@ -213,7 +214,7 @@ def send_at_once(stream: Stream) -> None:
         stream.setsockopt(_TCP, _NO_DELAY, 1)  # type: ignore[attr-defined]
 
 
-_unpaced: Final[dict[object, bool]] = {}
+_unpaced: Final = BoundedTable[object, bool](_UNPACED_MAX)
 """Addresses and ports that bulk data went to, and whether streams to them are not to be paced."""
 
 
@@ -230,11 +231,9 @@ def note_bulk(stream: Stream, octets: int) -> None:
         host, port = stream.getpeername()[:2]
         if (host, port) in _unpaced:
             return
-        if len(_unpaced) >= _UNPACED_MAX:
-            _unpaced.clear()
         is_paced = stream.getsockopt(_TCP, _CONGESTION, 16).startswith(b"bbr")
         own: str = stream.getsockname()[0]
-        _unpaced[host, port] = is_paced and (own == host or own.startswith("127."))
+        _unpaced.put((host, port), is_paced and (own == host or own.startswith("127.")))
 
 
 def _prepare(sock: socket.SocketType, address: tuple[object, ...]) -> None:

@@ -6,10 +6,9 @@ accurate.py.
 
 from typing import Final
 
-from vtl_tools.common.packet.options import walk_options
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.quick import KIND, L3
-from vtl_tools.common.packet.tcp import ACK, AE, CWR, ECE, SYN, TCP
+from vtl_tools.common.packet.tcp import ACK, AE, CWR, ECE, OPTIONS_MAX, SYN
 from vtl_tools.common.tcp.accurate import (
     ACE_SHIFT,
     CE,
@@ -20,9 +19,8 @@ from vtl_tools.common.tcp.accurate import (
     AccurateECN,
 )
 from vtl_tools.common.tcp.tcb import TCB
-from vtl_tools.common.tcp.wire import Segment
+from vtl_tools.common.tcp.wire import Segment, options_of
 
-_OPTIONS_MAX: Final = 40
 _BLOCKS_FIRST: Final = 2
 """SACK blocks that go before the option (RFC 9768 section 3.2.3.3)."""
 _CLASSIC: Final = 0b011  # ACE of a SYN that asks for it
@@ -58,10 +56,9 @@ def _option(segment: Segment) -> tuple[int, bytes]:
     frame = segment.frame
     if frame is None:
         return _NO_OPTION
-    at = segment.at
-    for kind, off, size in walk_options(frame, at + TCP.SIZE, at + (frame[at + 12] >> 4 << 2)):
+    for kind, at, size in options_of(segment, frame):
         if kind in (ORDER_0, ORDER_1):
-            return kind, bytes(frame[off + 2 : off + min(size, 11)])
+            return kind, bytes(frame[at + 2 : at + min(size, 11)])
     return _NO_OPTION
 
 
@@ -144,7 +141,7 @@ def answer(tcb: TCB, options: bytes) -> tuple[int, bytes]:
         tcb.ect = False  # section 3.1.5
         return 0, options
     if not again:
-        options += accurate.first_option(_OPTIONS_MAX - len(options))
+        options += accurate.first_option(OPTIONS_MAX - len(options))
     return REFLECTED[accurate.answered] << ACE_SHIFT, options
 
 
@@ -248,7 +245,7 @@ def feed_back(
     flags |= accurate.ace(pure=flags == ACK and not length and not blocks) << ACE_SHIFT
     if not (accurate.is_due or reflects):
         return flags, options, blocks
-    room = _OPTIONS_MAX - len(options)
+    room = OPTIONS_MAX - len(options)
     if length:
         room = min(room, tcb.snd.mss - length)
     least = 4 + 8 * min(_BLOCKS_FIRST, len(blocks)) if blocks else 0

@@ -5,25 +5,21 @@ It is for applications that bear to receive the same data twice (section 6), whi
 
 from typing import Final
 
-from vtl_tools.common.packet.options import walk_options
-from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.packet.tcp import FAST_OPEN, NOP, TCP
+from vtl_tools.common.packet.tcp import FAST_OPEN, NOP, OPTIONS_MAX
 from vtl_tools.common.tcp.tcb import TCB
-from vtl_tools.common.tcp.wire import Segment
+from vtl_tools.common.tcp.wire import Segment, options_of
 
 _SHORTEST: Final = 4
 _LONGEST: Final = 16
 """Octets of a cookie (section 4.1.1), an even number."""
-_OPTIONS_MAX: Final = 40
 
 
 def _option(segment: Segment) -> bytes | None:
     """Return the cookie of a SYN or SYN-ACK; empty: one is asked for; None: there is no valid option."""
     frame = segment.frame
-    tcp = None if frame is None else Packet.at(frame).tcp
-    if tcp is None or frame is None:
+    if frame is None:
         return None
-    for kind, at, size in walk_options(frame, tcp.off + TCP.SIZE, tcp.payload_off):
+    for kind, at, size in options_of(segment, frame):
         if kind == FAST_OPEN:
             octets = size - 2
             if octets and not (_SHORTEST <= octets <= _LONGEST and octets % 2 == 0):
@@ -35,7 +31,7 @@ def _option(segment: Segment) -> bytes | None:
 def add_option(options: bytes, cookie: bytes) -> bytes:
     """Return options with one more, with a cookie or a request for one, as far as there is room."""
     size = 2 + len(cookie)
-    if len(options) + size + (-size & 3) > _OPTIONS_MAX:
+    if len(options) + size + (-size & 3) > OPTIONS_MAX:
         return options
     return options + bytes((FAST_OPEN, size)) + cookie + bytes((NOP,)) * (-size & 3)
 
@@ -75,7 +71,7 @@ def offer(tcb: TCB, now: float) -> tuple[bytes | None, int]:
     known = jar.offer(tcb.path, now)
     if known is None:
         return None, 0
-    return known.cookie, max(0, known.mss - _OPTIONS_MAX) if known.cookie else 0
+    return known.cookie, max(0, known.mss - OPTIONS_MAX) if known.cookie else 0
 
 
 def answered(tcb: TCB, syn_ack: Segment, ack: int, now: float) -> None:

@@ -3,6 +3,8 @@
 from hashlib import blake2s
 from typing import Final
 
+from vtl_tools.common.packet.quick import u32
+
 _TICK_S: Final = 4e-6  # RFC 9293 section 3.4.1: M is a timer of 4 microseconds
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
@@ -20,11 +22,7 @@ def initial_numbers(secret: bytes, ends: bytes, now: float) -> tuple[int, int]:
     # A secret in front of the octets is a key to BLAKE2. As its `key` it would be a block more to hash, and
     # with keyword arguments the call takes twice as long.
     digest = blake2s(secret + ends).digest()
-    return (int(now / _TICK_S) + _u32(digest, 0)) & _MASK, _u32(digest, 4)
-
-
-def _u32(octets: bytes, at: int) -> int:
-    return octets[at] << 24 | octets[at + 1] << 16 | octets[at + 2] << 8 | octets[at + 3]
+    return (int(now / _TICK_S) + u32(digest, 0)) & _MASK, u32(digest, 4)
 
 
 def number_after(iss: int, snd_nxt: int) -> int:

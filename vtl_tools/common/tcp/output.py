@@ -9,6 +9,7 @@ from vtl_tools.common.packet.tcp import (
     FIN,
     MSS,
     NOP,
+    OPTIONS_MAX,
     PSH,
     RST,
     SACK_PERMITTED,
@@ -39,7 +40,6 @@ _pack_syn_options: Final = struct.Struct("!HHIIIII").pack
 _MSS_FIRST: Final = MSS << 8 | 4
 _SACK_NEXT: Final = NOP << 24 | NOP << 16 | SACK_PERMITTED << 8 | 2
 _SCALE_LAST: Final = NOP << 24 | WINDOW_SCALE << 16 | 3 << 8
-_OPTIONS_MAX: Final = 40
 _ALL_PADDED: Final = 24
 """Octets of the options of a usual SYN, four of which are padding."""
 _LATE_S: Final = 0.01
@@ -191,7 +191,7 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
     else:
         tcb.timed = None
         snd.retransmits += 1
-    if config.user_timeout_option and len(options) + user_timeout.OPTION_SIZE <= _OPTIONS_MAX:
+    if config.user_timeout_option and len(options) + user_timeout.OPTION_SIZE <= OPTIONS_MAX:
         options += user_timeout.option(tcb)
     if tcb.stalled_since is None:
         tcb.stalled_since = now
@@ -219,7 +219,7 @@ def _open_early(tcb: TCB, options: bytes, now: float) -> tuple[bytes, int]:
     else:
         cookie, room = fast_open.offer(tcb, now)
         queue = tcb.snd.queue
-        length = min(room, our_mss(tcb) - _OPTIONS_MAX, queue.tail - 1)
+        length = min(room, our_mss(tcb) - OPTIONS_MAX, queue.tail - 1)
     if cookie is None:
         return options, 0
     if len(options) == _ALL_PADDED:

@@ -1,6 +1,7 @@
 """Frames to segments and back: one unpack for the headers of a segment, one pack for those of another."""
 
 import struct
+from collections.abc import Iterator
 from typing import Final, NamedTuple, Self
 
 from vtl_tools.common.errors import Malformed
@@ -205,6 +206,12 @@ def _locate(frame: Frame) -> tuple[bytes, int, int, int] | None:
     form = _FLOW4 if len(net.src) == 4 else _FLOW6
     flow = form.pack(net.src, net.dst, segment.sport, segment.dport)
     return flow, segment.off, segment.payload_off, segment.end
+
+
+def options_of(segment: Segment, frame: Frame) -> Iterator[tuple[int, int, int]]:
+    """Yield kind, place and size of each option of a segment in its frame."""
+    at = segment.at
+    return walk_options(frame, at + _TCP_SIZE, at + (frame[at + 12] >> 4 << 2))
 
 
 def _read_options(segment: Segment, frame: Frame, off: int, end: int) -> None:
