@@ -24,10 +24,10 @@ FRAME_MAX: Final = vnet.VNET + 14 + 8 + 40 + 65535
 # An odd number of cache lines, so that the first lines of all slots do not share one cache set.
 STRIDE: Final = (HEADROOM + FRAME_MAX + 127) // 128 * 128 + 64
 
-_SMALL_BITS: Final = 8
-_SMALL: Final = 1 << _SMALL_BITS
+_SMALL: Final = 256
 """The views of frames of fewer octets are kept: their sizes are few, as those of segments without data."""
-_VIEWS_MAX: Final = 1024
+_VIEWS_MAX: Final = 16
+"""Kept views of a slot."""
 
 
 class Batch:
@@ -38,8 +38,8 @@ class Batch:
         "_base",
         "_heads",
         "_iov",
+        "_moved",
         "_octets",
-        "_picked",
         "_start",
         "_tails",
         "_views",
@@ -69,8 +69,8 @@ class Batch:
         for i in range(slots):
             self.msgs[i * mmsg.WORDS + mmsg.IOV] = iov_address + i * 16
             self.msgs[i * mmsg.WORDS + mmsg.IOVLEN] = 1
-        self.count, self._picked, self._octets = 0, False, -1
-        self._views: dict[int, memoryview] = {}  # of small frames, by start and length
+        self.count, self._moved, self._octets = 0, False, -1
+        self._views: list[dict[int, memoryview]] = [{} for _ in range(slots)]  # of small frames, by length
 
     @classmethod
     def of(cls, frames: Iterable[bytes | bytearray | memoryview]) -> Self:
@@ -132,28 +132,35 @@ class Batch:
 
     def frames(self) -> list[memoryview]:
         """Return a writable view of each frame."""
-        arena, base, iov, n = self._arena, self._base, self._iov, self.count
-        columns: list[int] = [iov[0], iov[1]] if n == 1 else iov[: 2 * n].tolist()
+        arena, iov, n = self._arena, self._iov, self.count
+        if self._moved:
+            base = self._base
+            words: list[int] = iov[: 2 * n].tolist()
+            return [arena[words[i] - base : words[i] - base + words[i + 1]] for i in range(0, 2 * n, 2)]
+        lengths: list[int] = [iov[1]] if n == 1 else iov[1 : 2 * n : 2].tolist()
         views: list[memoryview] = []
-        for i in range(0, 2 * n, 2):
-            start, length = columns[i] - base, columns[i + 1]
+        start = HEADROOM
+        for i in range(n):
+            length = lengths[i]
             if length >= _SMALL:
-                views.append(arena[start : start + length])
-                continue
-            key = start << _SMALL_BITS | length
-            view = self._views.get(key)
-            if view is None:
-                if len(self._views) >= _VIEWS_MAX:
-                    self._views.clear()
-                view = self._views[key] = arena[start : start + length]
+                view = arena[start : start + length]
+            else:
+                known = self._views[i]
+                found = known.get(length)
+                if found is None:
+                    if len(known) >= _VIEWS_MAX:
+                        known.clear()
+                    found = known[length] = arena[start : start + length]
+                view = found
             views.append(view)
+            start += STRIDE
         return views
 
     def clear(self) -> None:
         """Remove all frames and reset the room of each slot."""
-        if self._picked:
+        if self._moved:
             self._iov[:] = self._start
-            self._picked = False
+            self._moved = False
         elif self.count == 1:
             self._iov[0], self._iov[1] = self._start[0], FRAME_MAX
         elif n := 2 * self.count:
@@ -218,6 +225,7 @@ class Batch:
         self._iov[2 * i] = start
         self._iov[2 * i + 1] = length
         self._octets = -1
+        self._moved = self._moved or front != 0
         start -= self._base
         return self._arena[start : start + length]
 
@@ -225,12 +233,11 @@ class Batch:
         """Fill the batch with the frames of source at indices, borrowed from it, to send part of a batch."""
         if self._base != source._base:
             self._arena, self._base = source._arena, source._base
-            self._views.clear()
         n = 0
         for n, i in enumerate(indices, 1):
             self._iov[2 * n - 2] = source._iov[2 * i]
             self._iov[2 * n - 1] = source._iov[2 * i + 1]
-        self.count, self._picked, self._octets = n, True, -1
+        self.count, self._moved, self._octets = n, True, -1
         return self
 
 
@@ -249,7 +256,7 @@ class PackedBatch(Batch):
         kept = b"".join(whole)
         self._kept[0] = kept
         start: int = self._start_word[0]
-        self._arena, self._base = memoryview(kept), start
+        self._arena, self._base, self._moved = memoryview(kept), start, True
         at = start
         words: list[int] = []
         for frame in whole:
