@@ -48,12 +48,12 @@ def to_nobody(header):
 def port_of_another(found):
     if found is None:
         return None
-    src_mac, protocol, parties, *rest = found
-    return src_mac, protocol, parties[:-1] + bytes((parties[-1] ^ 1,)), *rest
+    start, protocol, parties, *rest = found
+    return start, protocol, parties[:-1] + bytes((parties[-1] ^ 1,)), *rest
 
 
 def no_timestamp(found):
-    return found and (*found[:-2], None, 0)
+    return found and (*found[:-2], quick.NO_OPTIONS, 0)
 
 
 def one_octet_more(connection, *rest):

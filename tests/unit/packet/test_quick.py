@@ -13,12 +13,21 @@ NUMBERS = {"sport": 5000, "dport": 80, "seq": 2**32 - 1, "ack": 2**31, "window":
 VERSIONS = pytest.mark.parametrize(("ends", "l4"), [(FOUR, 44), (SIX, 64)], ids=["IPv4", "IPv6"])
 
 
+def up_to_the_ethertype(headers):
+    """Of the start of the frame each reader returns as much as costs it least."""
+    return (headers[0][: quick.KIND], *headers[1:]) if headers is not None else None
+
+
+def at_once(frame, whole=True):
+    return up_to_the_ethertype(quick.read(frame, whole))
+
+
 def octet_by_octet(frame, whole=True):
     headers = quick.unpack_octets(frame, whole)
-    return headers if headers[7] else None
+    return up_to_the_ethertype(headers if headers[7] else None)
 
 
-READERS = pytest.mark.parametrize("read", [quick.read, octet_by_octet])
+READERS = pytest.mark.parametrize("read", [at_once, octet_by_octet])
 
 
 def parties(ends):
@@ -29,7 +38,7 @@ def parties(ends):
 @pytest.mark.parametrize(
     ("options", "stamps"),
     [
-        (b"", (None, 0)),
+        (b"", (-2, 0)),
         (STAMPS, (77, 88)),
         (STAMPS + b"\1" * 8, (77, 88)),
         (b"\1\1\1\0", (-1, 0)),
@@ -44,7 +53,8 @@ def test_a_tcp_segment(read, ends, l4, options, stamps, padding):
     data = l4 + 20 + len(options)
     told = read(frame)
     assert told == (
-        MACS["src_mac"], 6, parties(ends), 2**32 - 1, 2**31, tcp.ACK, 1000, l4, data, data + 3, *stamps
+        bytes(frame[: quick.KIND]), 6, parties(ends), 2**32 - 1, 2**31, tcp.ACK, 1000,
+        l4, data, data + 3, *stamps,
     )  # fmt: skip
     assert read(memoryview(frame)) == told
 
@@ -55,7 +65,8 @@ def test_a_tcp_segment(read, ends, l4, options, stamps, padding):
 def test_a_udp_datagram(read, ends, l4, size):
     frame = build.udp(**ends, sport=5000, dport=80, payload=bytes(size))
     told = read(frame)
-    assert told == (MACS["src_mac"], 17, parties(ends), 0, 0, 0, 0, l4, l4 + 8, l4 + 8 + size, None, 0)
+    start = bytes(frame[: quick.KIND])
+    assert told == (start, 17, parties(ends), 0, 0, 0, 0, l4, l4 + 8, l4 + 8 + size, -2, 0)
 
 
 @VERSIONS

@@ -132,7 +132,7 @@ class TcpModel(TransportModel[TcpEnd]):
         headers = quick.read(frame)
         if headers is None or headers[1] != ip.TCP or headers[5] & SYN:
             return self.sync(Packet.at(frame))
-        _, _, parties, seq, ack, flags, window, _, data, end, tsval, _ = headers
+        _, _, parties, seq, ack, flags, window, _, data, end, stamp, _ = headers
         src, dst, sport, dport = quick.split(parties)
         here, there = net.local.address, net.remote.address
         if sport == local.port and dport == remote.port and src == here and dst == there:
@@ -141,9 +141,8 @@ class TcpModel(TransportModel[TcpEnd]):
             sender, tx, rx = REMOTE, remote, local
         else:
             return None
-        if not tx.timestamps:
-            tsval = None
-        elif tsval == quick.OTHER_OPTIONS:
+        tsval = stamp if tx.timestamps and stamp != quick.NO_OPTIONS else None
+        if tsval == quick.OTHER_OPTIONS:
             return self.sync(Packet.at(frame))
         self.seen = seen = arrive(tx, rx, seq, ack, flags, window, end - data, tsval)
         if not seen.taken:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 
-def walk_options(buf: bytearray | memoryview, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+def walk_options(buf: bytes | bytearray | memoryview, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Iterate over IPv4 or TCP options as (kind, offset in buf, size in octets).
 
     No-operations are skipped. Stops at the end-of-list option, at end, and at an invalid length, after which

@@ -134,7 +134,7 @@ class Relay(Stage):
         if flow is None or (segment.flags & SYN and flow.endpoint.state in _PAST):
             self._on_unknown(segment, frame, now)
             return
-        if not frame[0] & 3 and not is_intact(frame):
+        if segment.sum_is_due and not is_intact(frame):
             self.drop_frame(frame, "checksum", now)
             return
         endpoint = flow.endpoint

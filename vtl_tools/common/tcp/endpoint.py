@@ -149,7 +149,7 @@ class Endpoint(TCB):
         if segment is None:
             self.drops[SegmentDrop.MALFORMED] += 1
             return
-        if not frame[0] & 3 and not is_intact(frame):
+        if segment.sum_is_due and not is_intact(frame):
             self.drops[SegmentDrop.CHECKSUM] += 1
             return
         if segment.flow != self.framer.expected:

@@ -32,18 +32,16 @@ NO_STAMPS: Final = -1
 
 _STAMPED: Final = 32
 """Octets of a TCP header whose only option is timestamps, as nearly all are."""
-_TWO_U32: Final = struct.Struct("!II")
 _FLOW4: Final = struct.Struct("!4s4sHH")
 _FLOW6: Final = struct.Struct("!16s16sHH")
 _SUM_DONE: Final = vnet.F_NEEDS_CSUM | vnet.F_DATA_VALID
 _NO_DATA: Final = memoryview(b"")
 _RIGHT: Final = 0xFFFF  # the sum of octets with a right checksum
-_read_syn_options: Final = struct.Struct("!HHIIII").unpack_from
 _SYN_OPTIONS_SIZE: Final = 20
 _MSS_FIRST: Final = MSS << 8 | 4
 _SACK_AND_STAMPS: Final = SACK_PERMITTED << 24 | 2 << 16 | TIMESTAMPS << 8 | 10
 _SCALE_LAST: Final = NOP << 16 | WINDOW_SCALE << 8 | 3
-"""The options of a SYN of Linux, which are read in one unpack."""
+"""The options of a SYN of Linux, which are read without a walk."""
 _SUM_DUE4: Final = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, 34, TCP.SUM)
 _SUM_DUE6: Final = vnet.HEADER.pack(vnet.F_NEEDS_CSUM, 0, 0, 0, 54, TCP.SUM)
 """The virtio_net_hdr of a segment that is to be completed by the link, and not to be cut."""
@@ -107,12 +105,13 @@ class Segment:
     length: octets of data. urgent: how far behind seq the urgent pointer is, where flags has URG. Options are
     None or empty where there are none; mss, window_scale and sack_permitted are read from a SYN only. tsval,
     tsecr: its timestamps; tsval is NO_STAMPS if it has none. user_timeout: the field of that option (RFC
-    5482), else 0. frame: the whole frame, borrowed as data is; at: where its TCP header begins.
+    5482), else 0. frame: the whole frame, borrowed as data is; at: where its TCP header begins. sum_is_due:
+    its sender has not left the checksum to somebody else, so that is_intact() has to be asked.
     """
 
     __slots__ = (
         "ack", "at", "data", "flags", "flow", "frame", "length", "mss", "sack", "sack_permitted", "seq",
-        "tsecr", "tsval", "urgent", "user_timeout", "window", "window_scale",
+        "sum_is_due", "tsecr", "tsval", "urgent", "user_timeout", "window", "window_scale",
     )  # fmt: skip
 
     def __init__(
@@ -140,6 +139,7 @@ class Segment:
         self.tsecr = tsecr
         self.frame: memoryview | None = None
         self.at = 0
+        self.sum_is_due = True
         self.sack: list[tuple[int, int]] | None = None
         self.mss: int | None = None
         self.window_scale: int | None = None
@@ -157,7 +157,7 @@ def parse(frame: Frame) -> Segment | None:
 
     The checksum is for is_intact(). Raises Malformed for a broken packet, and nothing else.
     """
-    _, protocol, flow, seq, ack, flags, window, l4, off, end, tsval, tsecr = quick.unpack(frame)
+    start, protocol, flow, seq, ack, flags, window, l4, off, end, tsval, tsecr = quick.unpack(frame)
     if l4:
         if protocol != _TCP:
             return None
@@ -166,15 +166,17 @@ def parse(frame: Frame) -> Segment | None:
             return None
         flow, l4, off, end = found
         _, _, seq, ack, _, flags, window, _, _ = TCP.HEADER.unpack_from(frame, l4)
-        tsval, tsecr = quick.OTHER_OPTIONS, 0
+        start, tsval, tsecr = bytes(frame[: quick.KIND]), quick.OTHER_OPTIONS, 0
     urgent = U16.unpack_from(frame, l4 + 18)[0] if flags & URG else 0
     view = memoryview(frame) if isinstance(frame, bytearray) else frame
     data = view[off:end] if end > off else _NO_DATA
-    stamp = NO_STAMPS if tsval is None or tsval == quick.OTHER_OPTIONS else tsval
+    stamp = tsval if tsval >= 0 else NO_STAMPS
     segment = Segment(flow, seq, ack, flags, window, urgent, data, end - off, stamp, tsecr)
     segment.frame, segment.at = view, l4
-    if off > l4 + _TCP_SIZE and (stamp == NO_STAMPS or off != l4 + _STAMPED):
-        _read_options(segment, frame, l4 + _TCP_SIZE, off)
+    segment.sum_is_due = not start[0] & _SUM_DONE
+    first = l4 + _TCP_SIZE
+    if off > first and (stamp == NO_STAMPS or off != l4 + _STAMPED):
+        _read_options(segment, start[first:off] if off <= len(start) else bytes(frame[first:off]))
     return segment
 
 
@@ -214,32 +216,28 @@ def options_of(segment: Segment, frame: Frame) -> Iterator[tuple[int, int, int]]
     return walk_options(frame, at + _TCP_SIZE, at + (frame[at + 12] >> 4 << 2))
 
 
-def _read_options(segment: Segment, frame: Frame, off: int, end: int) -> None:
-    if end - off == _SYN_OPTIONS_SIZE:
-        first: int
-        mss: int
-        second: int
-        tsval: int
-        tsecr: int
-        last: int
-        first, mss, second, tsval, tsecr, last = _read_syn_options(frame, off)
-        if first == _MSS_FIRST and second == _SACK_AND_STAMPS and last >> 8 == _SCALE_LAST:
-            segment.mss, segment.sack_permitted, segment.window_scale = mss, True, last & 0xFF
-            segment.tsval, segment.tsecr = tsval, tsecr
+def _read_options(segment: Segment, options: bytes) -> None:
+    if len(options) == _SYN_OPTIONS_SIZE:
+        first, last = quick.u32(options, 0), quick.u32(options, 16)
+        is_usual = quick.u32(options, 4) == _SACK_AND_STAMPS and last >> 8 == _SCALE_LAST
+        if is_usual and first >> 16 == _MSS_FIRST:
+            segment.mss, segment.sack_permitted, segment.window_scale = first & 0xFFFF, True, last & 0xFF
+            segment.tsval, segment.tsecr = quick.u32(options, 8), quick.u32(options, 12)
             return
-    for kind, at, size in walk_options(frame, off, end):
+    for kind, at, size in walk_options(options, 0, len(options)):
         if kind == TIMESTAMPS and size == 10:
-            segment.tsval, segment.tsecr = _TWO_U32.unpack_from(frame, at + 2)
+            segment.tsval, segment.tsecr = quick.u32(options, at + 2), quick.u32(options, at + 6)
         elif kind == SACK and size % 8 == 2 and size > 2:
-            segment.sack = [_TWO_U32.unpack_from(frame, block) for block in range(at + 2, at + size, 8)]
+            blocks = range(at + 2, at + size, 8)
+            segment.sack = [(quick.u32(options, left), quick.u32(options, left + 4)) for left in blocks]
         elif kind == MSS and size == 4:
-            segment.mss = frame[at + 2] << 8 | frame[at + 3]
+            segment.mss = options[at + 2] << 8 | options[at + 3]
         elif kind == WINDOW_SCALE and size == 3:
-            segment.window_scale = frame[at + 2]
+            segment.window_scale = options[at + 2]
         elif kind == SACK_PERMITTED and size == 2:
             segment.sack_permitted = True
         elif kind == USER_TIMEOUT and size == 4:
-            segment.user_timeout = frame[at + 2] << 8 | frame[at + 3]
+            segment.user_timeout = options[at + 2] << 8 | options[at + 3]
 
 
 class Framer:

@@ -57,19 +57,20 @@ def parse(frame: Buffer, from_vm: bool) -> SegmentHeader:
     """Take the headers apart. Raises Malformed for what is no TCP segment, or only a fragment of one."""
     headers = quick.read(frame, whole=False)
     if headers is not None and headers[1] == ip.TCP:
-        _, _, parties, seq, ack, flags, window, l4, data, end, tsval, tsecr = headers
+        _, _, parties, seq, ack, flags, window, l4, data, end, stamp, tsecr = headers
         l3, tags = quick.L3, b""
     else:
         l3, l4, end, addresses = _locate(frame)
         ports, seq, ack, offset, flags, window = _TCP.unpack_from(frame, l4)
         parties, tags = addresses + ports, bytes(frame[quick.KIND : l3 - 2])
-        data, tsval, tsecr = l4 + (offset >> 4) * 4, quick.OTHER_OPTIONS, 0
+        data, stamp, tsecr = l4 + (offset >> 4) * 4, quick.OTHER_OPTIONS, 0
         if data < l4 + TCP.SIZE or data > end:
             raise Malformed("tcp.data_offset", l4)
+    tsval: int | None = stamp
     echo: int | None = tsecr
-    if tsval is None:
-        echo = None
-    elif tsval == quick.OTHER_OPTIONS:
+    if stamp == quick.NO_OPTIONS:
+        tsval = echo = None
+    elif stamp == quick.OTHER_OPTIONS:
         tsval, echo = _stamps(frame, l4, min(data, len(frame)))
     length = end - data + (flags & FIN) + (flags >> 1 & 1)
     key = (parties if from_vm else quick.reverse(parties)) + tags

@@ -46,6 +46,7 @@ _LLADDRS: Final = frozenset((nd.SOURCE_LLADDR, nd.TARGET_LLADDR))
 _NOTHING: Final = -1
 _PARTIES4: Final = 12  # octets of two addresses and two ports
 _PROTOCOL4: Final = quick.L3 + 9
+_MAC: Final = slice(quick.SRC_MAC, quick.KIND)
 _KIND: Final = slice(quick.KIND, quick.L3)
 _V4: Final = ether.IPV4.to_bytes(2, "big")
 
@@ -122,9 +123,10 @@ class Identity:
     def check(self, frame: Buffer, headers: Headers | None, now: float) -> str:
         """Do what refuse() does. headers: as quick.read() returns them for the frame."""
         if headers is not None:
-            src_mac, protocol, parties, _, _, _, _, _, _, end, _, _ = headers
+            start, protocol, parties, _, _, _, _, _, _, end, _, _ = headers
             src = parties[:4] if len(parties) == _PARTIES4 else parties[:16]
-            if src_mac == self.mac and src in self._plain and (protocol == ip.TCP or _is_common(parties)):
+            is_own = start[_MAC] == self.mac and src in self._plain
+            if is_own and (protocol == ip.TCP or _is_common(parties)):
                 if end != len(frame):
                     padding.fill(frame, end)
                 return ""

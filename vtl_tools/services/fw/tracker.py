@@ -8,7 +8,7 @@ from vtl_tools.common.model.segment_kind import SegmentKind
 from vtl_tools.common.model.tcp_arrival import arrive
 from vtl_tools.common.packet import ip, quick, tcp
 from vtl_tools.common.packet.packet import PORTS, Packet
-from vtl_tools.common.packet.quick import OTHER_OPTIONS, Headers
+from vtl_tools.common.packet.quick import NO_OPTIONS, OTHER_OPTIONS, Headers
 from vtl_tools.common.packet.tcp import TCP
 from vtl_tools.common.packet.tcp_state import State
 from vtl_tools.common.packet.view import Buffer
@@ -88,7 +88,7 @@ class Tracker(Connections):
                     flow, ends = self._look_up(parties, direction, recent)
                 if flow is not None and ends is not None:
                     tx, rx = ends if direction is OUT else (ends[1], ends[0])
-                    stamp = tsval if tx.timestamps else None
+                    stamp = tsval if tx.timestamps and tsval != NO_OPTIONS else None
                     if stamp != OTHER_OPTIONS:
                         seen = arrive(tx, rx, seq, ack, flags, window, end - data, stamp)
                         if seen.taken:
