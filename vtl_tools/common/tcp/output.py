@@ -14,6 +14,7 @@ from vtl_tools.common.packet.tcp import (
     RST,
     SACK_PERMITTED,
     SYN,
+    TIMESTAMPS,
     URG,
     WINDOW_SCALE,
     encode_options,
@@ -35,10 +36,10 @@ from vtl_tools.common.tcp.wire import NO_STAMPS, Pieces, Segment
 
 _pack_stamps: Final = struct.Struct("!III").pack
 _STAMPS_ALONE: Final = 0x0101_080A
-_pack_syn_options: Final = struct.Struct("!HHIIIII").pack
+_pack_syn_options: Final = struct.Struct("!HH8sIII").pack
 """All of a usual SYN, as encode_options() has them, which takes three times as long."""
 _MSS_FIRST: Final = MSS << 8 | 4
-_SACK_NEXT: Final = NOP << 24 | NOP << 16 | SACK_PERMITTED << 8 | 2
+_SACK_AND_STAMPS: Final = bytes((NOP, NOP, SACK_PERMITTED, 2, NOP, NOP, TIMESTAMPS, 10))
 _SCALE_LAST: Final = NOP << 24 | WINDOW_SCALE << 16 | 3 << 8
 _ALL_PADDED: Final = 24
 """Octets of the options of a usual SYN, four of which are padding."""
@@ -164,8 +165,8 @@ def synchronize(tcb: TCB, now: float) -> Pieces:
     sack = snd.sack if answers else config.sack
     if stamps and scales and sack:
         options = _pack_syn_options(
-            _MSS_FIRST, our_mss(tcb), _SACK_NEXT,
-            _STAMPS_ALONE, tcb.tsval(now), tcb.ts_recent, _SCALE_LAST | config.window_scale,
+            _MSS_FIRST, our_mss(tcb), _SACK_AND_STAMPS,
+            tcb.tsval(now), tcb.ts_recent, _SCALE_LAST | config.window_scale,
         )  # fmt: skip
     else:
         options = encode_options(
@@ -291,7 +292,6 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
     """
     snd = tcb.snd
     queue, mss, no_delay = snd.queue, snd.mss, snd.config.no_delay
-    tick_s = snd.rack.tick_s
     edge = snd.una + min(snd.wnd, snd.cc.cwnd)
     most = snd.send_size
     first = start = snd.nxt
@@ -319,16 +319,22 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
             frames.append(pieces)
         start = end
     if start > first:
-        snd.runs.sent(first, start, now, None, tick_s, mss)
-        snd.nxt = start
-        if start > snd.max:
-            snd.max = start
-        tcb.sent_at = now
-        if tcb.retransmit_at == NEVER:
-            tcb.arm(now)
-        elif tcb.probe_is_next:
-            tcb.arm_probe(now)
+        _has_sent(tcb, start, now)
     return queue.tail > start and edge > start
+
+
+def _has_sent(tcb: TCB, end: int, now: float) -> None:
+    """Record that all from SND.NXT up to a position was sent, for the first time and without a sample."""
+    snd = tcb.snd
+    snd.runs.sent(snd.nxt, end, now, None, snd.rack.tick_s, snd.mss)
+    snd.nxt = end
+    if end > snd.max:
+        snd.max = end
+    tcb.sent_at = now
+    if tcb.retransmit_at == NEVER:
+        tcb.arm(now)
+    elif tcb.probe_is_next:
+        tcb.arm_probe(now)
 
 
 def transmit(tcb: TCB, now: float) -> list[Pieces]:
@@ -384,12 +390,14 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
         return
     ordinary = (
         snd.recover is None
-        and snd.fin is None
         and snd.up <= snd.una
         and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples or snd.more or snd.records)
         and not (snd.cwr_due and tcb.ect)
     )
-    if not ordinary or _stream(tcb, frames, now):
+    if ordinary and snd.fin == snd.nxt and snd.una + snd.wnd > snd.nxt:  # only that is left
+        frames.append(frame(tcb, snd.nxt, ACK | FIN, now))
+        _has_sent(tcb, snd.nxt + 1, now)
+    elif not ordinary or snd.fin is not None or _stream(tcb, frames, now):
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:
             frames.append(send_piece(tcb, piece, now))
     snd.used()

@@ -82,6 +82,8 @@ class SendQueue:
         """Remove the octets before a position."""
         self.head = position
         starts, pieces = self._starts, self._pieces
+        if not starts:
+            return
         done = 0
         while done < len(starts) and starts[done] + (size := len(pieces[done])) <= position:
             done += 1
