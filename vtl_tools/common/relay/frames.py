@@ -8,7 +8,7 @@ from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.seq import seq_lt
 from vtl_tools.common.packet.vnet import NONE, VNET
-from vtl_tools.common.tcp.wire import Path, is_intact
+from vtl_tools.common.tcp.wire import Path, Segment, is_intact
 
 # A frame with a plain ACK: with timestamps, without data. Read are the protocol; addresses, ports and
 # SEG.SEQ; SEG.ACK; data offset and flags; the start of the options.
@@ -53,9 +53,9 @@ def newest_acks(frames: list[memoryview]) -> list[memoryview]:
     return kept
 
 
-def is_broken(frame: memoryview) -> bool:
+def is_broken(segment: Segment, frame: memoryview) -> bool:
     """Tell whether a checksum is wrong. It is computed last, so that a SYN flood costs little."""
-    return not frame[0] & 3 and not is_intact(frame)
+    return segment.sum_is_due and not is_intact(frame)
 
 
 def syn_alone(frame: memoryview) -> bytes:

@@ -34,7 +34,7 @@ from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import State
 from vtl_tools.common.tcp.tuning import tune
-from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
+from vtl_tools.common.tcp.wire import Path, Segment, parse
 
 _ETHERTYPE: Final = VNET + 12
 _IP: Final = (0x08, 0x86)  # the first octets of IPv4's and IPv6's Ethertypes; a tag's is 0x81, 0x88 or 0x91
@@ -134,7 +134,7 @@ class Relay(Stage):
         if flow is None or (segment.flags & SYN and flow.endpoint.state in _PAST):
             self._on_unknown(segment, frame, now)
             return
-        if segment.sum_is_due and not is_intact(frame):
+        if is_broken(segment, frame):
             self.drop_frame(frame, "checksum", now)
             return
         endpoint = flow.endpoint
@@ -171,7 +171,7 @@ class Relay(Stage):
         elif path.local_mac[0] & 1 or not (is_single_host(path.local) and is_single_host(path.remote)):
             self.drop_frame(frame, "not-unicast", now)
         elif segment.flags & (SYN | ACK | RST | FIN) != SYN:
-            if is_broken(frame):
+            if is_broken(segment, frame):
                 self.drop_frame(frame, "checksum", now)
                 return
             self.drop_frame(frame, "no-connection", now)
@@ -183,7 +183,7 @@ class Relay(Stage):
             self.drop_frame(frame, "too-many-connections", now)
         elif self.budget.half_open >= self._guarded_at and not self._passes_guard(segment, frame, now):
             self.drop_frame(frame, "half-open", now)
-        elif is_broken(frame):
+        elif is_broken(segment, frame):
             self.drop_frame(frame, "checksum", now)
         else:
             if past is not None:

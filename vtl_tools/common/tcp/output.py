@@ -394,10 +394,11 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
         and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples or snd.more or snd.records)
         and not (snd.cwr_due and tcb.ect)
     )
-    if ordinary and snd.fin == snd.nxt and snd.una + snd.wnd > snd.nxt:  # only that is left
-        frames.append(frame(tcb, snd.nxt, ACK | FIN, now))
-        _has_sent(tcb, snd.nxt + 1, now)
-    elif not ordinary or snd.fin is not None or _stream(tcb, frames, now):
+    fin = snd.fin
+    if ordinary and fin is not None and fin == snd.nxt and fin < snd.una + snd.wnd:  # only that is left
+        frames.append(frame(tcb, fin, ACK | FIN, now))
+        _has_sent(tcb, fin + 1, now)
+    elif not ordinary or fin is not None or _stream(tcb, frames, now):
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:
             frames.append(send_piece(tcb, piece, now))
     snd.used()

@@ -3,11 +3,14 @@
 Numbers are *positions*, as in snd.py: octets counted from the IRS, which never wrap.
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.queue import PIECE, Octets
 from vtl_tools.common.tcp.reassembly import ReassemblyQueue
+
+if TYPE_CHECKING:  # the compiler's own integers, that no operation has to check for their size
+    from mypy_extensions import i64
 
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
@@ -71,7 +74,8 @@ class Receiver:
 
     def position(self, seq: int) -> int:
         """Return the position of a sequence number, the one nearest to RCV.NXT."""
-        return self.nxt + ((seq - self.irs - self.nxt + _HALF) & _MASK) - _HALF
+        nxt: i64 = self.nxt
+        return nxt + ((seq - self.irs - nxt + _HALF) & _MASK) - _HALF
 
     @property
     def rcv_nxt(self) -> int:

@@ -5,7 +5,7 @@ is at 0, data begins at 1. seq() converts a position to 32 bits, and position() 
 """
 
 from bisect import bisect_left, bisect_right
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.congestion.base import Congestion
@@ -13,6 +13,9 @@ from vtl_tools.common.tcp.congestion.choice import new_control
 from vtl_tools.common.tcp.flight import Flight, Stamp
 from vtl_tools.common.tcp.queue import Octets, SendQueue
 from vtl_tools.common.tcp.rack import Rack
+
+if TYPE_CHECKING:  # the compiler's own integers, that no operation has to check for their size
+    from mypy_extensions import i64
 
 _SEGMENTS_MAX: Final = 128
 """Maximum segments of a super-segment, which a link without offload cuts: a peer may have an MSS of 32."""
@@ -95,7 +98,8 @@ class Sender:
 
     def position(self, seq: int) -> int:
         """Return the position of a sequence number, the one nearest to SND.UNA."""
-        return self.una + ((seq - self.iss - self.una + _HALF) & _MASK) - _HALF
+        una: i64 = self.una
+        return una + ((seq - self.iss - una + _HALF) & _MASK) - _HALF
 
     @property
     def snd_una(self) -> int:
