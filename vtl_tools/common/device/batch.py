@@ -69,7 +69,8 @@ class Batch:
         for i in range(slots):
             self.msgs[i * mmsg.WORDS + mmsg.IOV] = iov_address + i * 16
             self.msgs[i * mmsg.WORDS + mmsg.IOVLEN] = 1
-        self.count, self._moved, self._octets = 0, False, -1
+        self.count, self._octets = 0, -1
+        self._moved = False  # whether frames may be elsewhere than where their slots are
         self._views: list[dict[int, memoryview]] = [{} for _ in range(slots)]  # of small frames, by length
 
     @classmethod
