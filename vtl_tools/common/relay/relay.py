@@ -32,7 +32,7 @@ from vtl_tools.common.socks import ANSWER, Reason
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
-from vtl_tools.common.tcp.state import State
+from vtl_tools.common.tcp.state import LISTEN, SYN_RECEIVED, State
 from vtl_tools.common.tcp.tuning import tune
 from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
 
@@ -48,7 +48,6 @@ _FLOWS_SHOWN_MAX: Final = 1000
 _EVICTED_MAX: Final = 256
 """Flows that are evicted at once."""
 _OPEN: Final = FlowOutcome.OPEN
-_OPENING: Final = (State.LISTEN, State.SYN_RECEIVED)
 _PAST: Final = (State.TIME_WAIT, State.CLOSED)
 
 SUPER_SEGMENT: Final = 65_455
@@ -211,7 +210,7 @@ class Relay(Stage):
         except OSError:  # no descriptor left: the guest will send its SYN again
             self.drop_frame(memoryview(syn), "no-descriptor", now)
             return
-        if isinstance(connector, Reason):
+        if type(connector) is Reason:  # without its metaclass, which isinstance() asks
             self._refuse(syn, connector, now)
             return
         budget = self.budget
@@ -340,7 +339,8 @@ class Relay(Stage):
             endpoint.own()
             if flow.may_read and flow.can_read_more:
                 self._readable[flow.key] = flow
-            if flow.half_open and endpoint.state not in _OPENING:
+            state = endpoint.state
+            if flow.half_open and state is not SYN_RECEIVED and state is not LISTEN:
                 flow.half_open = False
                 budget.half_open -= 1
                 budget.established += endpoint.ended is None
@@ -384,6 +384,8 @@ class Relay(Stage):
     def wake(self, now: float) -> None:
         """Wake flows whose time has come."""
         for flow in self.timers.expired(now):
+            if flow.has_left:  # with one that was woken before
+                continue
             self._act(flow, flow.wake(now), now)
             self._schedule(flow)  # so that it gets its next timer
 
