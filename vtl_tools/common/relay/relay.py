@@ -23,7 +23,7 @@ from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayBudget, RelayLimi
 from vtl_tools.common.relay.connector import Connector, note_bulk
 from vtl_tools.common.relay.flow import FlowOutcome, RelayFlow
 from vtl_tools.common.relay.frame_queue import FrameQueue
-from vtl_tools.common.relay.frames import is_broken, newest_acks, path_back, syn_alone
+from vtl_tools.common.relay.frames import is_broken, newest_acks, path_back, start_of, syn_alone
 from vtl_tools.common.relay.icmp_errors import SegmentError, apply_error
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.relay.syn_flood import SynFloodGuard, SynVerdict
@@ -161,16 +161,17 @@ class Relay(Stage):
 
         A SYN may replace a flow of which only TIME-WAIT is left (RFC 9293 section 3.6.1).
         """
-        path = path_back(segment.flow, frame)
+        start = start_of(frame)
+        path = path_back(segment.flow, start)
         past = self.flows.get(segment.flow)
         if past is not None and past.is_draining:  # the guest will send its SYN again
             self.drop_frame(frame, "not-drained", now)
-        elif frame[_ETHERTYPE] not in _IP:
+        elif start[_ETHERTYPE] not in _IP:
             self.drop_frame(frame, "vlan", now)
         elif path.local_mac[0] & 1 or not (is_single_host(path.local) and is_single_host(path.remote)):
             self.drop_frame(frame, "not-unicast", now)
         elif segment.flags & (SYN | ACK | RST | FIN) != SYN:
-            if is_broken(frame):
+            if is_broken(frame, start):
                 self.drop_frame(frame, "checksum", now)
                 return
             self.drop_frame(frame, "no-connection", now)
@@ -182,12 +183,12 @@ class Relay(Stage):
             self.drop_frame(frame, "too-many-connections", now)
         elif self.budget.half_open >= self._guarded_at and not self._passes_guard(segment, frame, now):
             self.drop_frame(frame, "half-open", now)
-        elif is_broken(frame):
+        elif is_broken(frame, start):
             self.drop_frame(frame, "checksum", now)
         else:
             if past is not None:
                 self._remove(past, now)
-            self._open(path, segment, syn_alone(frame), past, now)
+            self._open(path, segment, syn_alone(frame, start), past, now)
 
     def _passes_guard(self, segment: Segment, frame: memoryview, now: float) -> bool:
         """Tell whether a SYN is accepted in a SYN flood; challenge its sender, if that is the verdict."""

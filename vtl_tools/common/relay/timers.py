@@ -5,7 +5,6 @@ others the deadline goes on a heap, in which an entry that was superseded stays 
 """
 
 import heapq
-from collections.abc import Mapping
 from typing import Final, Generic, Protocol, TypeVar
 
 from vtl_tools.common.tcp.tcb import NEVER
@@ -42,7 +41,7 @@ F = TypeVar("F", bound=Timed)
 class FlowTimers(Generic[F]):
     """One timer for each flow. flows: those that exist, by key; entries of others are ignored."""
 
-    def __init__(self, flows: Mapping[bytes, F]) -> None:
+    def __init__(self, flows: dict[bytes, F]) -> None:
         self._flows = flows
         self._heap: list[tuple[float, int, F]] = []
         self._count = 0
