@@ -40,7 +40,7 @@ def call_early(wire, jar):  # noqa: F811
         client = socket.socket(FAMILY[wire.version])
     client.setblocking(False)
     client.bind((HOSTS[wire.version][1], 0))
-    path = wire.path._replace(local_port=80, remote_port=client.getsockname()[1])
+    path = wire.path.replace(local_port=80, remote_port=client.getsockname()[1])
     wire.endpoint = Endpoint(path, b"secret", time.monotonic(), EARLY, cookies=jar)
     wire.endpoint.listen()
     try:
@@ -102,7 +102,7 @@ def test_we_get_a_cookie_and_then_send_our_request_in_the_syn(wire):  # noqa: F8
 
     taken = []
     for port in 40001, 40002, 40003:
-        path = wire.path._replace(local_port=port)
+        path = wire.path.replace(local_port=port)
         wire.endpoint = Endpoint(path, b"secret", time.monotonic(), EARLY, cookies=jar)
         wire.endpoint.connect()
         wire.endpoint.write(REQUEST)

@@ -39,7 +39,7 @@ class Wire:
 
     def listen(self, port, config=None):
         """Listen for the kernel's socket that is bound to a port of its own."""
-        path = self.path._replace(local_port=80, remote_port=port)
+        path = self.path.replace(local_port=80, remote_port=port)
         self.endpoint = Endpoint(path, b"secret", time.monotonic(), config)
         self.endpoint.listen()
 

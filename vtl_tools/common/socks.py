@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum, StrEnum
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, final
 
 from vtl_tools.common.errors import Malformed
 
@@ -45,6 +45,7 @@ class Command(IntEnum):
     RESOLVE_PTR = 0xF1
 
 
+@final
 class Reason(StrEnum):
     """Why a request failed; ANSWER has the answer for the guest."""
 

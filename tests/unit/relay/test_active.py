@@ -391,4 +391,4 @@ def test_a_connection_is_not_opened_to_a_group(scene):
     path = path_of(scene.version)
     group = b"\xe0\0\0\1" if scene.version == 4 else b"\xff\x02" + bytes(13) + b"\1"
     with pytest.raises(ValueError, match="single host"):
-        scene.active.connector(path._replace(remote=group), scene.now)
+        scene.active.connector(path.replace(remote=group), scene.now)

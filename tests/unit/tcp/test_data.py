@@ -344,7 +344,7 @@ def test_initial_numbers_depend_on_path_secret_and_time(closed):
     numbers = {
         initial_numbers(secret, Framer(other, 64, 0).ends, now)[0]
         for secret in (b"one", b"two")
-        for other in (path, path._replace(remote_port=1))
+        for other in (path, path.replace(remote_port=1))
         for now in (0.0, 1.0)
     }
     assert len(numbers) == 8

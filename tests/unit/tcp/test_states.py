@@ -282,7 +282,7 @@ def test_an_endpoint_opens_once(established):
 
 def test_an_endpoint_may_connect_to_itself(fresh):
     peer = fresh()
-    path = peer.path._replace(remote=peer.path.local, remote_port=peer.path.local_port)
+    path = peer.path.replace(remote=peer.path.local, remote_port=peer.path.local_port)
     tcp = Endpoint(path, b"", peer.now, PLAIN)
     tcp.connect()
 
@@ -304,7 +304,7 @@ def test_an_endpoint_may_connect_to_itself(fresh):
 @pytest.mark.parametrize("host", ["0.0.0.0", "255.255.255.255", "224.0.0.1", "ff02::1", "::"])
 def test_addresses_that_no_host_has_are_not_spoken_to(host):
     peer = Talk(version=4 if "." in host else 6)
-    peer.path = peer.path._replace(remote=address.ip(host))
+    peer.path = peer.path.replace(remote=address.ip(host))
     tcp = Endpoint(peer.path, b"", peer.now)
     with pytest.raises(ValueError, match="single host"):
         tcp.connect()
@@ -320,7 +320,7 @@ def test_damaged_and_foreign_frames_are_counted(established):
     damaged = peer.frame(".", 1, b"data", ack=1)
     damaged[-1] ^= 1
     short = peer.frame(".", 1, b"data", ack=1)[:50]
-    peer.path = peer.path._replace(remote_port=40001)
+    peer.path = peer.path.replace(remote_port=40001)
     foreign = peer.frame(".", 1, b"data", ack=1)
     tcp.receive(damaged, peer.now)
     tcp.receive(short, peer.now)

@@ -126,10 +126,10 @@ def test_the_longest_prefix_decides_on_the_far_module(measured):
     everywhere = [(net, measured.module) for net in EVERYWHERE]
     near = NearSide([*everywhere, (ip_network("10.2.0.0/24"), other.module)])
     for host, dialer in ("10.2.0.5", other.dialers["tcp"]), ("10.2.1.5", measured.dialers["tcp"]):
-        path = PATH._replace(local=ip(host))
+        path = PATH.replace(local=ip(host))
         near.dial(path, 0.0)
         assert dialer.openings == [CONTROL, FlowOpening.of(path)]
         assert near.is_behind(path.local)
         assert near.is_named(path.local) is (host == "10.2.0.5")
     nowhere = NearSide([(ip_network("10.2.0.0/24"), other.module)])
-    assert nowhere.dial(PATH._replace(local=ip("10.3.0.1")), 0.0) is Reason.NET_UNREACHABLE
+    assert nowhere.dial(PATH.replace(local=ip("10.3.0.1")), 0.0) is Reason.NET_UNREACHABLE

@@ -17,6 +17,7 @@ from vtl_tools.common.relay.connector import (
     TCPConnector,
     send_at_once,
 )
+from vtl_tools.common.relay.timers import Timed
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import Ended
@@ -54,7 +55,7 @@ class FlowOutcome(Enum):
     """The endpoint was reset: transmit, and forget the flow."""
 
 
-class RelayFlow:
+class RelayFlow(Timed):
     """Joins an endpoint to a stream. Knows no relay: its methods return what happened, and the relay acts.
 
     connector: opens the stream; None once it is open, or was refused. syn: the frame with the guest's SYN,
@@ -288,7 +289,10 @@ class RelayFlow:
     @property
     def is_draining(self) -> bool:
         """Whether the stream has not taken all yet that the guest sent before it closed."""
-        return not self.sent_eof and self.endpoint.ended in (None, Ended.CLOSED)
+        if self.sent_eof:
+            return False
+        ended = self.endpoint.ended
+        return ended is None or ended is Ended.CLOSED
 
     def release(self) -> None:
         """Let go of all memory, and have the stream reset when it is closed, unless both sides finished."""

@@ -19,9 +19,9 @@ _SIZE6: Final = VNET + 14 + 40 + 32
 _TCP: Final = b"\x06"
 _STAMPED_ACK: Final = b"\x80\x10"
 _STAMPS: Final = b"\x01\x01\x08\x0a"
-_MACS: Final = struct.Struct("!6s6s")
-_new: Final = tuple.__new__
-"""Makes a NamedTuple of its fields, as its own __new__ does: Python code, also compiled."""
+_TO_MAC: Final = 10
+_FROM_MAC: Final = 16
+_KIND: Final = 22  # numbers, as the compiler computes with these
 _SYN_MAX: Final = VNET + 14 + 8 + 60 + 60
 """Octets of a frame with a SYN and no data: with tags, and with all the options of IP and TCP."""
 
@@ -58,10 +58,15 @@ def is_broken(segment: Segment, frame: memoryview) -> bool:
     return segment.sum_is_due and not is_intact(frame)
 
 
-def syn_alone(frame: memoryview) -> bytes:
+def start_of(frame: memoryview) -> bytes:
+    """Return a frame, without the end of a long one, for those who read more of it than an octet or two."""
+    return frame.tobytes() if len(frame) <= _SYN_MAX else bytes(frame[:_SYN_MAX])
+
+
+def syn_alone(frame: memoryview, start: bytes) -> bytes:
     """Return a SYN's frame without data and padding, of which a link carries up to 64 KiB."""
-    if len(frame) <= _SYN_MAX:
-        return bytes(frame)
+    if len(start) == len(frame):
+        return start
     pkt = Packet.at(bytearray(frame))
     net, header = pkt.ip, pkt.tcp
     assert net is not None
@@ -74,10 +79,9 @@ def syn_alone(frame: memoryview) -> bytes:
     return NONE + bytes(pkt.buf[VNET:end])
 
 
-def path_back(flow: bytes, frame: memoryview) -> Path:
+def path_back(flow: bytes, start: bytes) -> Path:
     """Return the path to the sender of a frame of a flow."""
-    local_mac, remote_mac = _MACS.unpack_from(frame, VNET)
     at = len(flow) - 4
     remote, local = flow[: at // 2], flow[at // 2 : at]
     remote_port, local_port = flow[at] << 8 | flow[at + 1], flow[at + 2] << 8 | flow[at + 3]
-    return _new(Path, (local_mac, remote_mac, local, remote, local_port, remote_port))
+    return Path(start[_TO_MAC:_FROM_MAC], start[_FROM_MAC:_KIND], local, remote, local_port, remote_port)

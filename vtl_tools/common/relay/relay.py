@@ -23,7 +23,7 @@ from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayBudget, RelayLimi
 from vtl_tools.common.relay.connector import Connector, note_bulk
 from vtl_tools.common.relay.flow import FlowOutcome, RelayFlow
 from vtl_tools.common.relay.frame_queue import FrameQueue
-from vtl_tools.common.relay.frames import is_broken, newest_acks, path_back, syn_alone
+from vtl_tools.common.relay.frames import is_broken, newest_acks, path_back, start_of, syn_alone
 from vtl_tools.common.relay.icmp_errors import SegmentError, apply_error
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.relay.syn_flood import SynFloodGuard, SynVerdict
@@ -32,7 +32,7 @@ from vtl_tools.common.socks import ANSWER, Reason
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
-from vtl_tools.common.tcp.state import State
+from vtl_tools.common.tcp.state import LISTEN, SYN_RECEIVED, State
 from vtl_tools.common.tcp.tuning import tune
 from vtl_tools.common.tcp.wire import Path, Segment, parse
 
@@ -48,7 +48,6 @@ _FLOWS_SHOWN_MAX: Final = 1000
 _EVICTED_MAX: Final = 256
 """Flows that are evicted at once."""
 _OPEN: Final = FlowOutcome.OPEN
-_OPENING: Final = (State.LISTEN, State.SYN_RECEIVED)
 _PAST: Final = (State.TIME_WAIT, State.CLOSED)
 
 SUPER_SEGMENT: Final = 65_455
@@ -162,11 +161,12 @@ class Relay(Stage):
 
         A SYN may replace a flow of which only TIME-WAIT is left (RFC 9293 section 3.6.1).
         """
-        path = path_back(segment.flow, frame)
+        start = start_of(frame)
+        path = path_back(segment.flow, start)
         past = self.flows.get(segment.flow)
         if past is not None and past.is_draining:  # the guest will send its SYN again
             self.drop_frame(frame, "not-drained", now)
-        elif frame[_ETHERTYPE] not in _IP:
+        elif start[_ETHERTYPE] not in _IP:
             self.drop_frame(frame, "vlan", now)
         elif path.local_mac[0] & 1 or not (is_single_host(path.local) and is_single_host(path.remote)):
             self.drop_frame(frame, "not-unicast", now)
@@ -188,7 +188,7 @@ class Relay(Stage):
         else:
             if past is not None:
                 self._remove(past, now)
-            self._open(path, segment, syn_alone(frame), past, now)
+            self._open(path, segment, syn_alone(frame, start), past, now)
 
     def _passes_guard(self, segment: Segment, frame: memoryview, now: float) -> bool:
         """Tell whether a SYN is accepted in a SYN flood; challenge its sender, if that is the verdict."""
@@ -211,7 +211,7 @@ class Relay(Stage):
         except OSError:  # no descriptor left: the guest will send its SYN again
             self.drop_frame(memoryview(syn), "no-descriptor", now)
             return
-        if isinstance(connector, Reason):
+        if type(connector) is Reason:  # without its metaclass, which isinstance() asks
             self._refuse(syn, connector, now)
             return
         budget = self.budget
@@ -340,7 +340,8 @@ class Relay(Stage):
             endpoint.own()
             if flow.may_read and flow.can_read_more:
                 self._readable[flow.key] = flow
-            if flow.half_open and endpoint.state not in _OPENING:
+            state = endpoint.state
+            if flow.half_open and state is not SYN_RECEIVED and state is not LISTEN:
                 flow.half_open = False
                 budget.half_open -= 1
                 budget.established += endpoint.ended is None
@@ -384,6 +385,8 @@ class Relay(Stage):
     def wake(self, now: float) -> None:
         """Wake flows whose time has come."""
         for flow in self.timers.expired(now):
+            if flow.has_left:  # with one that was woken before
+                continue
             self._act(flow, flow.wake(now), now)
             self._schedule(flow)  # so that it gets its next timer
 

@@ -5,7 +5,6 @@ others the deadline goes on a heap, in which an entry that was superseded stays 
 """
 
 import heapq
-from collections.abc import Iterator, Mapping
 from typing import Final, Generic, Protocol, TypeVar
 
 from vtl_tools.common.tcp.tcb import NEVER
@@ -21,14 +20,15 @@ _EXAMINED_MAX: Final = 1024
 
 
 class Timed(Protocol):
-    """A flow with a timer. armed_at: the time of the entry that counts. deadline(): its own, now."""
+    """A flow with a timer. key: by which its owner finds it. armed_at: the time of the entry that counts.
 
+    A compiled class inherits from it, so that its attributes are found without their names.
+    """
+
+    __slots__ = ()
+
+    key: bytes
     armed_at: float
-
-    @property
-    def key(self) -> bytes:
-        """By which its owner finds it."""
-        ...
 
     def deadline(self) -> float:
         """Return when it is to be woken."""
@@ -41,7 +41,7 @@ F = TypeVar("F", bound=Timed)
 class FlowTimers(Generic[F]):
     """One timer for each flow. flows: those that exist, by key; entries of others are ignored."""
 
-    def __init__(self, flows: Mapping[bytes, F]) -> None:
+    def __init__(self, flows: dict[bytes, F]) -> None:
         self._flows = flows
         self._heap: list[tuple[float, int, F]] = []
         self._count = 0
@@ -85,27 +85,28 @@ class FlowTimers(Generic[F]):
             return self._heap[0][0]
         return None if due == NEVER else due
 
-    def expired(self, now: float) -> Iterator[F]:
+    def expired(self, now: float) -> list[F]:
         """Return flows whose time has come, without a timer from now on. The rest stay due.
 
         A flow whose own deadline has moved is armed again instead.
         """
-        heap, soon, woken = self._heap, self._soon, 0
+        heap, soon = self._heap, self._soon
+        woken: list[F] = []
         for _ in range(_EXAMINED_MAX):
-            if woken == _WOKEN_MAX:
-                return
+            if len(woken) == _WOKEN_MAX:
+                break
             if soon and self._soon_at <= now:
                 at, flow = self._soon_at, soon.pop()
             elif heap and heap[0][0] <= now:
                 at, _, flow = heapq.heappop(heap)
             else:
-                return
+                break
             if at != flow.armed_at or self._flows.get(flow.key) is not flow:
                 continue
             due = flow.deadline()
             if due > now:
                 self.arm(flow, due)
                 continue
-            woken += 1
             flow.armed_at = NEVER
-            yield flow
+            woken.append(flow)
+        return woken

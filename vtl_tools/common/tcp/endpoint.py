@@ -381,7 +381,7 @@ class Endpoint(TCB):
     def readdress(self, *, local_mac: bytes | None = None, remote_mac: bytes | None = None) -> None:
         """Use other Ethernet addresses from now on."""
         path = self.path
-        self.path = path._replace(
+        self.path = path.replace(
             local_mac=local_mac or path.local_mac, remote_mac=remote_mac or path.remote_mac
         )
         self.framer = Framer(self.path, self.config.ttl, self.config.dscp)

@@ -5,6 +5,7 @@ from typing import Final
 
 from vtl_tools.common.packet.quick import u32
 
+_hash: Final = blake2s
 _TICK_S: Final = 4e-6  # RFC 9293 section 3.4.1: M is a timer of 4 microseconds
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
@@ -21,7 +22,7 @@ def initial_numbers(secret: bytes, ends: bytes, now: float) -> tuple[int, int]:
     """
     # A secret in front of the octets is a key to BLAKE2. As its `key` it would be a block more to hash, and
     # with keyword arguments the call takes twice as long.
-    digest = blake2s(secret + ends).digest()
+    digest = _hash(secret + ends).digest()
     return (int(now / _TICK_S) + u32(digest, 0)) & _MASK, u32(digest, 4)
 
 

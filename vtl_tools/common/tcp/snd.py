@@ -21,6 +21,8 @@ _SEGMENTS_MAX: Final = 128
 """Maximum segments of a super-segment, which a link without offload cuts: a peer may have an MSS of 32."""
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
+_NO_RECORDS: Final[list[int]] = []
+"""Of all connections whose user has marked none yet, as most never do."""
 
 
 class Piece:
@@ -72,7 +74,7 @@ class Sender:
         self.mss = 536
         self.queue = SendQueue()
         self.more = False  # the user announced more data: a part of a segment waits for it
-        self.records: list[int] = []  # ends of records: no segment holds data of two
+        self.records = _NO_RECORDS  # ends of records: no segment holds data of two
         self.runs = Flight()
         self.rack = Rack()
         self.cc: Congestion = new_control(config.congestion, self.mss, config.initial_window)
@@ -153,6 +155,8 @@ class Sender:
             self.queue.append(data)
         self.more = more
         if eor and (not self.records or self.records[-1] < self.queue.tail):
+            if self.records is _NO_RECORDS:
+                self.records = []
             self.records.append(self.queue.tail)
         return len(data)
 

@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import ether, ip, quick, vnet
@@ -64,7 +64,10 @@ _ECT: Final = 2  # ECT(0)
 _DONT_FRAGMENT: Final = 0x4000
 _UNFRAGMENTED: Final = b"\0\0\x40\0"
 _IPV4_START: Final = b"\x08\0\x45"  # the Ethertype, and a header of 20 octets
-_OCTET: Final = [bytes((each,)) for each in range(256)]
+_IPV4_STARTS: Final = [_IPV4_START + bytes((each,)) for each in range(256)]
+"""By the octet of DSCP and ECN."""
+_IPV4_TTLS: Final = [_UNFRAGMENTED + bytes((each, 6)) for each in range(256)]
+"""Identification to protocol, by the TTL."""
 _ECN_AT: Final = 25  # of the head: in IPv4's second octet, and in IPv6's, four bits higher
 
 _ANY4: Final = bytes(4)
@@ -73,15 +76,39 @@ SOURCE_ROUTE: Final = "ip.source_route"
 """The name by which Malformed reports a source route."""
 
 
-class Path(NamedTuple):
+_PATH_FIELDS: Final = ("local_mac", "remote_mac", "local", "remote", "local_port", "remote_port")
+
+
+class Path:
     """Both ends of a connection, as seen from ours. Addresses are octets (see packet/address.py)."""
 
-    local_mac: bytes
-    remote_mac: bytes
-    local: bytes
-    remote: bytes
-    local_port: int
-    remote_port: int
+    __slots__ = ("local", "local_mac", "local_port", "remote", "remote_mac", "remote_port")
+
+    def __init__(
+        self,
+        local_mac: bytes,
+        remote_mac: bytes,
+        local: bytes,
+        remote: bytes,
+        local_port: int,
+        remote_port: int,
+    ) -> None:
+        self.local_mac, self.remote_mac = local_mac, remote_mac
+        self.local, self.remote = local, remote
+        self.local_port, self.remote_port = local_port, remote_port
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Path) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[bytes, bytes, bytes, bytes, int, int]:
+        return self.local_mac, self.remote_mac, self.local, self.remote, self.local_port, self.remote_port
+
+    def replace(self, **changes: Any) -> "Path":
+        """Return a path that differs in these fields."""
+        return Path(*[changes.get(name, getattr(self, name)) for name in _PATH_FIELDS])
 
     @classmethod
     def answering(cls, frame: Frame) -> Self:
@@ -254,18 +281,19 @@ class Framer:
     )  # fmt: skip
 
     def __init__(self, path: Path, ttl: int, dscp: int) -> None:
-        both = path.local + path.remote
-        self._is4 = len(both) == 8
-        self.ends = both + (path.local_port << 16 | path.remote_port).to_bytes(4, "big")
+        local, remote = path.local, path.remote
+        ports = (path.local_port << 16 | path.remote_port).to_bytes(4, "big")
+        self._is4 = len(local) == 4
+        self.ends = local + remote + ports
         addresses = 0  # their sum, as ones_sum() adds more octets
-        for at in range(0, len(both), 2):
-            addresses += both[at] << 8 | both[at + 1]
+        for at in range(0, len(local), 2):
+            addresses += (local[at] << 8 | local[at + 1]) + (remote[at] << 8 | remote[at + 1])
         self._pseudo = addresses + 6
         macs = path.remote_mac + path.local_mac
         self._capable: bytes | None = None
         if self._is4:
-            self._head = _SUM_DUE4 + macs + _IPV4_START + _OCTET[dscp << 2]
-            self._ttl = _UNFRAGMENTED + _OCTET[ttl] + b"\x06"
+            self._head = _SUM_DUE4 + macs + _IPV4_STARTS[dscp << 2]
+            self._ttl = _IPV4_TTLS[ttl]
             self._ip_sum = 0x4500 + (dscp << 2) + _DONT_FRAGMENT + (ttl << 8 | 6) + addresses
             self._gso_type, self._l4 = vnet.GSO_TCPV4, 34
             self.overhead = 40
