@@ -33,6 +33,7 @@ from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import State
+from vtl_tools.common.tcp.tcb import NEVER
 from vtl_tools.common.tcp.tuning import tune
 from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
 
@@ -47,6 +48,10 @@ _READS_MAX: Final = 4
 _FLOWS_SHOWN_MAX: Final = 1000
 _EVICTED_MAX: Final = 256
 """Flows that are evicted at once."""
+_TIDY_S: Final = 0.0005
+"""Seconds that what nobody waits for is put off at most, while there is other work."""
+_TIDY_MAX: Final = 16
+"""Flows with such work from which on it is not put off: one call for all their frames is cheaper then."""
 _OPEN: Final = FlowOutcome.OPEN
 _OPENING: Final = (State.LISTEN, State.SYN_RECEIVED)
 _PAST: Final = (State.TIME_WAIT, State.CLOSED)
@@ -105,6 +110,8 @@ class Relay(Stage):
         self._outbox = FrameQueue(self._send)
         self.syn_guard, self._guarded_at = SynFloodGuard(secret), limits.half_open // 2
         self._scheduled: list[RelayFlow] = []
+        self._ending: list[RelayFlow] = []
+        self._tidy_at = NEVER
         self._readable: dict[bytes, RelayFlow] = {}
 
     def on_mtu(self, port: int, octets: int) -> None:
@@ -164,6 +171,8 @@ class Relay(Stage):
         """
         path = path_back(segment.flow, frame)
         past = self.flows.get(segment.flow)
+        if past is not None or len(self.flows) >= self.limits.connections:
+            self._tidy(now)
         if past is not None and past.is_draining:  # the guest will send its SYN again
             self.drop_frame(frame, "not-drained", now)
         elif frame[_ETHERTYPE] not in _IP:
@@ -276,7 +285,7 @@ class Relay(Stage):
             if flow.armed_at > flow.retry_at:
                 self.timers.arm(flow, flow.retry_at)
         elif outcome is FlowOutcome.ABORTED:
-            self._outbox.transmit(flow.endpoint, now)
+            self._outbox.transmit(flow.endpoint, now, flow.received_eof)
             self._remove(flow, now)
         elif type(outcome) is Reason:
             if flow.endpoint.asked:
@@ -326,17 +335,19 @@ class Relay(Stage):
                 self._schedule(flow)
         scheduled, budget = self._scheduled, self.budget
         if not scheduled:
+            if self._tidy_at != NEVER:
+                self._tidy(now)
             return
         self._scheduled = []
         reads = max(1, _READS_MAX // len(scheduled))
-        ending: list[RelayFlow] = []
+        ending = self._ending
         for flow in scheduled:
             flow.scheduled = False
             if flow.has_left:
                 continue
             endpoint = flow.endpoint
             flow.carry(reads)
-            self._outbox.transmit(endpoint, now)
+            self._outbox.transmit(endpoint, now, flow.received_eof)
             endpoint.own()
             if flow.may_read and flow.can_read_more:
                 self._readable[flow.key] = flow
@@ -356,12 +367,26 @@ class Relay(Stage):
                 self.timers.arm_soon(flow, now)
         if budget.is_exceeded:
             self._evict(now)
+        late = len(ending) + len(self._outbox.late)
+        if late >= _TIDY_MAX or now >= self._tidy_at:
+            self._tidy(now)
+            return
+        if late and self._tidy_at == NEVER:
+            self._tidy_at = now + _TIDY_S
         self._outbox.flush(now)
-        self._end(ending, now)
 
-    def _end(self, flows: list[RelayFlow], now: float) -> None:
-        """Close streams, or their sending side; only behind the frames, as no guest waits for that."""
-        for flow in flows:
+    def _tidy(self, now: float) -> None:
+        """Do what nobody waits for: send the FINs of streams that have ended, and close or half-close streams.
+
+        It waits for a turn without other work, as it takes a third of a short connection's time: a guest that
+        opens one after the other sends the next SYN, and its data, meanwhile.
+        """
+        self._tidy_at = NEVER
+        self._outbox.flush_all(now)  # before streams are closed, which takes long
+        ending, self._ending = self._ending, []
+        for flow in ending:
+            if flow.has_left:
+                continue
             if flow.owes_eof:
                 flow.finish_up()
             if flow.is_over:
@@ -379,7 +404,8 @@ class Relay(Stage):
 
     def deadline(self) -> float | None:
         """Return when the first flow's timer is due."""
-        return self.timers.deadline()
+        due = self.timers.deadline()
+        return due if self._tidy_at == NEVER or (due is not None and due < self._tidy_at) else self._tidy_at
 
     def wake(self, now: float) -> None:
         """Wake flows whose time has come."""
@@ -392,7 +418,7 @@ class Relay(Stage):
         for flow in list(self.flows.values()):
             flow.endpoint.abort()
             self._act(flow, FlowOutcome.ABORTED, now)
-        self._outbox.flush(now)
+        self._outbox.flush_all(now)
 
     def close(self) -> None:
         """Close the streams that are left, and the descriptor."""
