@@ -32,8 +32,7 @@ from vtl_tools.common.socks import ANSWER, Reason
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
-from vtl_tools.common.tcp.state import State
-from vtl_tools.common.tcp.tcb import NEVER
+from vtl_tools.common.tcp.state import Ended, State
 from vtl_tools.common.tcp.tuning import tune
 from vtl_tools.common.tcp.wire import Path, Segment, is_intact, parse
 
@@ -48,9 +47,9 @@ _READS_MAX: Final = 4
 _FLOWS_SHOWN_MAX: Final = 1000
 _EVICTED_MAX: Final = 256
 """Flows that are evicted at once."""
-_TIDY_S: Final = 0.0005
-"""Seconds that what nobody waits for is put off at most, while there is other work."""
-_TIDY_MAX: Final = 16
+_PUT_OFF_TURNS: Final = 32
+"""Turns for which what nobody waits for is put off at most; about as long as a peer takes for its answer."""
+_PUT_OFF_MAX: Final = 16
 """Flows with such work from which on it is not put off: one call for all their frames is cheaper then."""
 _OPEN: Final = FlowOutcome.OPEN
 _OPENING: Final = (State.LISTEN, State.SYN_RECEIVED)
@@ -110,8 +109,8 @@ class Relay(Stage):
         self._outbox = FrameQueue(self._send)
         self.syn_guard, self._guarded_at = SynFloodGuard(secret), limits.half_open // 2
         self._scheduled: list[RelayFlow] = []
-        self._ending: list[RelayFlow] = []
-        self._tidy_at = NEVER
+        self._over: list[RelayFlow] = []
+        self._put_off = 0
         self._readable: dict[bytes, RelayFlow] = {}
 
     def on_mtu(self, port: int, octets: int) -> None:
@@ -325,7 +324,7 @@ class Relay(Stage):
 
     def poll(self, now: float) -> bool:
         """Take the events of the streams."""
-        return self.poller.poll(now) or bool(self._readable) or self._has_more()
+        return self.poller.poll(now) or bool(self._readable or self._put_off) or self._has_more()
 
     def settle(self, now: float) -> None:
         """Carry what can be carried, and send it."""
@@ -335,12 +334,13 @@ class Relay(Stage):
                 self._schedule(flow)
         scheduled, budget = self._scheduled, self.budget
         if not scheduled:
-            if self._tidy_at != NEVER:
-                self._tidy(now)
+            if self._put_off:
+                self._finish([], False, False, now)
             return
         self._scheduled = []
         reads = max(1, _READS_MAX // len(scheduled))
-        ending = self._ending
+        ending: list[RelayFlow] = []
+        up, down = budget.octets_up, budget.octets_down
         for flow in scheduled:
             flow.scheduled = False
             if flow.has_left:
@@ -367,30 +367,40 @@ class Relay(Stage):
                 self.timers.arm_soon(flow, now)
         if budget.is_exceeded:
             self._evict(now)
-        late = len(ending) + len(self._outbox.late)
-        if late >= _TIDY_MAX or now >= self._tidy_at:
-            self._tidy(now)
-            return
-        if late and self._tidy_at == NEVER:
-            self._tidy_at = now + _TIDY_S
-        self._outbox.flush(now)
+        self._finish(ending, budget.octets_up != up, budget.octets_down != down, now)
 
-    def _tidy(self, now: float) -> None:
-        """Do what nobody waits for: send the FINs of streams that have ended, and close or half-close streams.
+    def _finish(self, ending: list[RelayFlow], went_up: bool, went_down: bool, now: float) -> None:
+        """Send the frames that wait, and do, or put off, what nobody waits for.
 
-        It waits for a turn without other work, as it takes a third of a short connection's time: a guest that
-        opens one after the other sends the next SYN, and its data, meanwhile.
+        A guest that opens one connection after the other waits for the SYN|ACK of the next, not for the FIN of
+        the last, nor for its stream to be closed, which take a fifth of the time of a short connection. A FIN is
+        due behind octets for a guest, which is busy with these for a while, and closing behind octets for a
+        stream. went_up, went_down: whether there were any in this turn.
         """
-        self._tidy_at = NEVER
-        self._outbox.flush_all(now)  # before streams are closed, which takes long
-        ending, self._ending = self._ending, []
-        for flow in ending:
-            if flow.has_left:
-                continue
+        outbox, over, put_off = self._outbox, self._over, self._put_off
+        is_due = put_off >= _PUT_OFF_TURNS or len(outbox.late) + len(over) + len(ending) >= _PUT_OFF_MAX
+        if is_due or (went_down and put_off):
+            outbox.flush_all(now)
+        else:
+            outbox.flush(now)
+        for flow in ending:  # behind the frames, as this takes long
             if flow.owes_eof:
                 flow.finish_up()
             if flow.is_over:
+                if flow.endpoint.ended is Ended.CLOSED:
+                    over.append(flow)
+                else:
+                    self._remove(flow, now)  # it may hold much memory
+        if is_due or (went_up and put_off):
+            self._over = []
+            for flow in over:
                 self._remove(flow, now)
+        self._put_off = put_off + 1 if self._over or outbox.late else 0
+
+    def _tidy(self, now: float) -> None:
+        """Do what was put off."""
+        self._put_off = _PUT_OFF_TURNS
+        self._finish([], False, False, now)
 
     def _evict(self, now: float) -> None:
         """Reset the flows with the most buffered octets, several at once so that it is worth the sorting."""
@@ -404,14 +414,14 @@ class Relay(Stage):
 
     def deadline(self) -> float | None:
         """Return when the first flow's timer is due."""
-        due = self.timers.deadline()
-        return due if self._tidy_at == NEVER or (due is not None and due < self._tidy_at) else self._tidy_at
+        return self.timers.deadline()
 
     def wake(self, now: float) -> None:
         """Wake flows whose time has come."""
         for flow in self.timers.expired(now):
             self._act(flow, flow.wake(now), now)
             self._schedule(flow)  # so that it gets its next timer
+            self._put_off = _PUT_OFF_TURNS  # as no turn may follow
 
     def on_stop(self, now: float) -> None:
         """Reset all flows, so that the guest knows."""
