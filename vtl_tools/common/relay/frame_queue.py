@@ -13,8 +13,8 @@ _JOINED: Final = 2048
 class FrameQueue:
     """Frames without much data wait until flush(), and late ones until flush_all().
 
-    send: puts frames on a link, at a time. late: those that nobody waits for. A flow whose frames are late stays
-    so, as flush_all() sends them last.
+    send: puts frames on a link, at a time. late: those that nobody waits for. A flow whose frames are late
+    stays so, as flush_all() sends them last.
     """
 
     __slots__ = ("_frames", "_send", "late")

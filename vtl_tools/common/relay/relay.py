@@ -169,9 +169,9 @@ class Relay(Stage):
         A SYN may replace a flow of which only TIME-WAIT is left (RFC 9293 section 3.6.1).
         """
         path = path_back(segment.flow, frame)
-        past = self.flows.get(segment.flow)
-        if past is not None or len(self.flows) >= self.limits.connections:
+        if self._put_off and (segment.flow in self.flows or len(self.flows) >= self.limits.connections):
             self._tidy(now)
+        past = self.flows.get(segment.flow)
         if past is not None and past.is_draining:  # the guest will send its SYN again
             self.drop_frame(frame, "not-drained", now)
         elif frame[_ETHERTYPE] not in _IP:
@@ -373,9 +373,9 @@ class Relay(Stage):
         """Send the frames that wait, and do, or put off, what nobody waits for.
 
         A guest that opens one connection after the other waits for the SYN|ACK of the next, not for the FIN
-        of the last, nor for its stream to be closed, which is a fifth of the work of a short connection. A FIN is
-        due behind octets for a guest, which is busy with these for a while, and closing behind octets for a
-        stream. went_up, went_down: whether there were any in this turn.
+        of the last, nor for its stream to be closed, which is a fifth of the work of a short connection. A
+        FIN is due behind octets for a guest, which is busy with these for a while, and closing behind octets
+        for a stream. went_up, went_down: whether there were any in this turn.
         """
         outbox, over, put_off = self._outbox, self._over, self._put_off
         is_due = put_off >= _PUT_OFF_TURNS or len(outbox.late) + len(over) + len(ending) >= _PUT_OFF_MAX
