@@ -437,3 +437,66 @@ def test_the_last_reset_carries_the_time_at_which_it_is_sent(scene, guest):
     scene.relay.on_stop(scene.now)
     last = guest.expect("R.", seq=1).timestamps[0]
     assert (last - opened) % 2**32 == 5000
+
+
+def test_what_nobody_waits_for_is_behind_what_somebody_does(established):
+    """A FIN is put off until octets leave for a guest, and goes behind them."""
+    scene, first, stream = established
+    second = scene.guest(40001)
+    second_stream = second.establish()
+    stream.finish()
+    stream.tell(scene.now)
+    scene.relay.settle(scene.now)
+    assert not scene.said
+    assert scene.relay.poll(scene.now), "or the runner would sleep"
+    second_stream.bring(b"an answer")
+    second_stream.tell(scene.now)
+    scene.relay.settle(scene.now)
+    assert [pkt.tcp.dport for pkt in scene.said] == [40001, 40000]
+    second.expect(".", data=b"an answer")
+    first.expect("F.", seq=1)
+
+
+def test_what_is_put_off_is_done_though_others_are_busy(established):
+    """Neither the end of a stream nor that of a connection waits for long."""
+    scene, first, stream = established
+    second = scene.guest(40001)
+    second.establish()
+    stream.finish()
+    stream.tell(scene.now)
+    for turn in range(100):
+        scene.push(second.frame(".", 1 + turn, b"x", ack=1))
+        if any(pkt.tcp.dport == 40000 for pkt in scene.said):
+            break
+    assert turn < 40
+    scene.said.clear()
+    scene.push(first.frame("F.", 1, ack=2))
+    scene.pass_(2.0)
+    assert stream.closed
+    assert len(scene.relay.flows) == 1
+
+
+def test_many_ends_are_not_put_off(scene):
+    guests = [scene.guest(40000 + number) for number in range(20)]
+    streams = [guest.establish() for guest in guests]
+    for stream in streams:
+        stream.finish()
+        stream.tell(scene.now)
+    scene.relay.settle(scene.now)
+    assert len(scene.said) == 20
+
+
+def test_the_limit_of_connections_counts_none_that_is_over(fresh):
+    scene = fresh(connections=1)
+    guest = scene.guest(40000)
+    stream = guest.establish()
+    scene.push(guest.frame("F.", 1, ack=1))
+    stream.finish()
+    stream.tell(scene.now)
+    scene.relay.settle(scene.now)
+    for _ in range(50):
+        scene.relay.settle(scene.now)
+    scene.said.clear()
+    scene.push(guest.frame(".", 2, ack=2))
+    assert scene.relay.flows, "put off"
+    scene.guest(40001).establish()
