@@ -373,10 +373,9 @@ class Relay(Stage):
     def _finish(self, ending: list[RelayFlow], went_up: bool, went_down: bool, now: float) -> None:
         """Send the frames that wait, and do, or put off, what nobody waits for.
 
-        A guest that opens one connection after the other waits for the SYN|ACK of the next, not for the FIN
-        of the last, nor for its stream to be closed, which is a fifth of the work of a short connection. A
-        FIN is due behind octets for a guest, which is busy with these for a while, and closing behind octets
-        for a stream. went_up, went_down: whether there were any in this turn.
+        A guest that opens connections in turn waits for the SYN|ACK of the next, not for the FIN of the last
+        or the end of its stream. A FIN is due behind octets for a guest, which is busy with these for a while,
+        closing behind octets for a stream. went_up, went_down: whether there were any in this turn.
         """
         outbox, over, put_off = self._outbox, self._over, self._put_off
         is_due = put_off >= _PUT_OFF_TURNS or len(outbox.late) + len(over) + len(ending) >= _PUT_OFF_MAX
