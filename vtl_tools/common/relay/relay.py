@@ -374,7 +374,7 @@ class Relay(Stage):
         """Send the frames that wait, and do, or put off, what nobody waits for.
 
         A guest that opens connections in turn waits for the SYN|ACK of the next, not for the FIN of the last
-        or the end of its stream. A FIN is due behind octets for a guest, which is busy with these for a while,
+        or the end of its stream. A FIN is due behind octets for a guest, which is busy with these,
         closing behind octets for a stream. went_up, went_down: whether there were any in this turn.
         """
         outbox, over, put_off = self._outbox, self._over, self._put_off
