@@ -3,6 +3,7 @@
 import os
 import socket
 from contextlib import suppress
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import click
@@ -22,10 +23,17 @@ if TYPE_CHECKING:
     from vtl_tools.common.runtime.runner import Options
 
 
+@lru_cache(1024)
+def host_of(address: bytes) -> tuple[int, str]:
+    """Return an address's family and text."""
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    return family, socket.inet_ntop(family, address)
+
+
 def dial(path: Path) -> Connector:
     """Return the connector to the address that the guest connects to."""
-    family = socket.AF_INET if len(path.local) == 4 else socket.AF_INET6
-    return TCPConnector((socket.inet_ntop(family, path.local), path.local_port), family)
+    family, host = host_of(path.local)
+    return TCPConnector((host, path.local_port), family)
 
 
 def make_stage() -> Relay:

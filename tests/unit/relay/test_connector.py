@@ -13,7 +13,13 @@ from carry import Scene
 from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.packet import address
 from vtl_tools.common.relay import connector
-from vtl_tools.common.relay.connector import SocksConnector, TCPConnector, note_bulk
+from vtl_tools.common.relay.connector import (
+    SocksConnector,
+    TCPConnector,
+    close_spares,
+    make_spares,
+    note_bulk,
+)
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.socks import Credentials, Reason
 
@@ -425,3 +431,21 @@ def test_a_closed_streams_number_may_be_another_streams(poller):
         poller.poll(0.0)
         assert not old.events
         assert new.events
+
+
+def test_a_socket_waits_for_the_next_stream(server):
+    """It is made when there is nothing else to do, once, and closed if nobody takes it."""
+    first = call_to(server)
+    make_spares()
+    make_spares()
+    before = len([*Path("/proc/self/fd").iterdir()])
+    second = call_to(server)
+    assert len([*Path("/proc/self/fd").iterdir()]) == before, "it was there"
+    assert second.stream.fileno() != first.stream.fileno()
+    make_spares()
+    assert len([*Path("/proc/self/fd").iterdir()]) == before + 1
+    close_spares()
+    close_spares()
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+    for call in first, second:
+        call.stream.close()

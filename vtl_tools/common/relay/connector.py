@@ -123,7 +123,7 @@ class TCPConnector:
     __slots__ = ("_address", "_started", "stream")
 
     def __init__(self, address: tuple[object, ...], family: int = socket.AF_INET) -> None:
-        self.stream = _Socket(family, _STREAM)
+        self.stream = _take_socket(family)
         if _unpaced:
             _prepare(self.stream, address)
         self._address = address
@@ -140,6 +140,32 @@ class TCPConnector:
         if events & FAILED and (code := self.stream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
             return _REASONS.get(code, Reason.HOST_UNREACHABLE)
         return b"" if events & WRITABLE else None
+
+
+_spares: Final[dict[int, socket.SocketType | None]] = {}
+"""By family that was asked for: a socket for the next stream, or None before make_spares() has made it."""
+
+
+def _take_socket(family: int) -> socket.SocketType:
+    spare = _spares.get(family)
+    _spares[family] = None
+    return _Socket(family, _STREAM) if spare is None else spare
+
+
+def make_spares() -> None:
+    """Make a socket for the next stream while there is nothing else to do, so that no guest waits for it."""
+    for family, spare in _spares.items():
+        if spare is None:
+            with suppress(OSError):  # no descriptor is left
+                _spares[family] = _Socket(family, _STREAM)
+
+
+def close_spares() -> None:
+    """Close the sockets that nobody took."""
+    for spare in _spares.values():
+        if spare is not None:
+            spare.close()
+    _spares.clear()
 
 
 class SocksConnector:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from vtl_tools.common.relay.connector import Stream
+from vtl_tools.common.relay.connector import Stream, close_spares, make_spares
 
 _EDGES: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _EVENTS_MAX: Final = 128
@@ -58,6 +58,7 @@ class Poller:
         """Report what has happened; return whether anything had."""
         events = self._epoll.poll(0, _EVENTS_MAX)
         if not events:
+            make_spares()
             return False
         self._polling = True
         handlers = self._handlers
@@ -72,6 +73,7 @@ class Poller:
         return True
 
     def end(self) -> None:
-        """Close the epoll descriptor. Idempotent."""
+        """Close the epoll descriptor, and what no stream was made of. Idempotent."""
         if not self._epoll.closed:
             self._epoll.close()
+        close_spares()
