@@ -51,7 +51,7 @@ check: lint
 test: setup
 	@tools/compiled --remove
 	$(PY) -m pytest $(SIDE_BY_SIDE) || $(ALONE)
-	@tools/compiled
+	@VTL_PROFILE=0 tools/compiled
 	$(PY) -m pytest $(SIDE_BY_SIDE) --hypothesis-profile=quick $(COMPILED) || $(ALONE) || \
 		{ tools/compiled --remove; exit 1; }
 	@tools/compiled --remove

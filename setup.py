@@ -1,9 +1,11 @@
 """Writes the shells' completion of each executable, and has mypyc compile the hot modules.
 
 All else is in setup.cfg. VTL_PURE=1 compiles nothing, and so does a machine without a C compiler.
+VTL_PROFILE=0 compiles without a profile, in half the time.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -38,6 +40,17 @@ HOT = (
 )  # fmt: skip
 """The files on the path of each segment, below vtl_tools, and those of classes that inherit from theirs, as a
 compiled class has no interpreted heirs. They run as they are, too, several times slower."""
+
+LIBRARY = "vtl_tools.compiled"
+"""The library with the code of all of them, but for the ending; a small one for each module points to it."""
+COUNT = ("-fprofile-generate", "-fprofile-update=prefer-atomic")
+"""gcc's options to count what is executed."""
+USE = (
+    "-fprofile-use", "-fprofile-correction", "-fprofile-partial-training",
+    "-Wno-missing-profile", "-Wno-error=coverage-mismatch",
+)  # fmt: skip
+"""And to arrange code by such counts; what the training did not execute is made as without a profile."""
+TRAINING_S = 600
 
 
 def write_completions(tree: Path, where: Path) -> None:
@@ -74,33 +87,48 @@ def reason_for_pure() -> str | None:
         import mypyc.build  # noqa: F401
     except ImportError:
         return "mypy is not installed"
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()
     with tempfile.TemporaryDirectory() as where:
-        source = Path(where, "a.c")
-        source.write_text("#include <Python.h>\n")
         include = f"-I{sysconfig.get_path('include')}"
-        command = [*compiler, include, "-c", source, "-o", source.with_suffix(".o")]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
+        if not compiles("#include <Python.h>\n", Path(where), include, "-c"):
             return "no C compiler that finds Python.h (Debian: gcc, python3-dev)"
     return None
+
+
+def reason_for_no_profile() -> str | None:
+    """Return why the compiler cannot count what is executed: by a program that does."""
+    if os.environ.get("VTL_PROFILE") == "0":
+        return "VTL_PROFILE=0"
+    with tempfile.TemporaryDirectory() as where:
+        if compiles("int main(void) { return 0; }\n", Path(where), *COUNT, *USE[1:]):
+            subprocess.run([Path(where, "a.o")], cwd=where, check=False)
+        return None if [*Path(where).glob("*.gcda")] else "the C compiler is not gcc, or has no libgcov"
+
+
+def compiles(text: str, where: Path, *options: str) -> bool:
+    """Compile a text to the file a.o of a folder; tell whether that is possible."""
+    source = where / "a.c"
+    source.write_text(text)
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()
+    command = [*compiler, *options, source, "-o", source.with_suffix(".o")]
+    try:
+        return subprocess.run(command, cwd=where, check=False, capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 def extensions() -> list[Extension]:
     """Return the compiled modules; none where they cannot be made."""
     reason = reason_for_pure()
     if reason is not None:
-        print(f"vtl-tools: built without compiled modules: {reason}", file=sys.stderr)
+        tell(f"built without compiled modules: {reason}")
         return []
     from mypyc.build import mypycify
 
     # Libraries are not there in pip's own environment, and their types are not needed: `make lint` checks.
     options = ["--config-file=", "--ignore-missing-imports"]
-    # One library within the package, beside a small one for each module that points to it.
     optimized = os.environ.get("MYPYC_OPT_LEVEL", "2")  # 3 gains nothing measurable
     made: list[Extension] = mypycify(
-        [*options, *hot_modules()], group_name="vtl_tools.compiled", multi_file=True, opt_level=optimized
+        [*options, *hot_modules()], group_name=LIBRARY, multi_file=True, opt_level=optimized
     )
     for extension in made:
         extension.include_dirs.append("build/vtl_tools")  # where mypyc puts the headers of such a group
@@ -108,7 +136,11 @@ def extensions() -> list[Extension]:
 
 
 class ParallelBuild(build_ext):
-    """Compiles the files of a library side by side, and the libraries."""
+    """Compiles the files of a library side by side, and the libraries; the hot modules by a profile.
+
+    gcc compiles these twice: so that they count what they execute, and after a training, tools/train.py, by
+    these counts. Code that is executed often is then close together, in fewer pages and cache lines.
+    """
 
     def build_extensions(self) -> None:
         """Compile and link all."""
@@ -119,7 +151,48 @@ class ParallelBuild(build_ext):
                 return [*chain(*pool.map(lambda one: compile_in_turn([one], *args, **kwargs), sources))]
 
         self.compiler.compile = compile_all
+        library = next((one for one in self.extensions if one.name == f"{LIBRARY}__mypyc"), None)
+        reason = reason_for_no_profile()
+        if library is None or reason is not None:
+            if library is not None:
+                tell(f"compiled without a profile: {reason}")
+            super().build_extensions()
+            return
+        compiling, linking = library.extra_compile_args, library.extra_link_args
+        library.extra_compile_args, library.extra_link_args = [*compiling, *COUNT], [*linking, *COUNT]
         super().build_extensions()
+        try:
+            counts = self.train()
+            tell(f"compiled by a profile of {counts} files")
+        except (OSError, subprocess.SubprocessError) as err:
+            counts = 0
+            said = getattr(err, "stderr", None) or str(err).encode()
+            tell(f"compiled without a profile: the training failed: {said.decode().splitlines()[-1]}")
+        library.extra_compile_args, library.extra_link_args = [*compiling, *(USE if counts else ())], linking
+        self.force = True
+        self.build_extension(library)
+
+    def train(self) -> int:
+        """Run the training; return the number of object files with counts, which are beside them."""
+        for old in Path(self.build_temp).rglob("*.gcda"):
+            old.unlink()
+        script = Path("tools/train.py").resolve()
+        with tempfile.TemporaryDirectory() as where:
+            # The package as it will be: a build in place has its libraries elsewhere still.
+            no_libraries = shutil.ignore_patterns("*.so", "__pycache__")
+            shutil.copytree("vtl_tools", Path(where, "vtl_tools"), ignore=no_libraries)
+            shutil.copytree(self.build_lib, where, dirs_exist_ok=True)
+            command = [sys.executable, "-I", script, where]
+            subprocess.run(command, cwd=where, check=True, timeout=TRAINING_S, capture_output=True)
+        counts = len([*Path(self.build_temp).rglob("*.gcda")])
+        if not counts:
+            raise FileNotFoundError("it left no counts")
+        return counts
+
+
+def tell(line: str) -> None:
+    """Tell how the modules are built."""
+    print(f"vtl-tools: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ NOT_SOURCES = (".*", "build", "dist", "*.egg-info", "__pycache__")
 def run(*command: str | Path) -> str:
     """Run a command away from the tree, so that nothing is imported from there; return its output."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    environment["MYPYC_OPT_LEVEL"] = "0"  # quick to build
+    environment |= {"MYPYC_OPT_LEVEL": "0", "VTL_PROFILE": "0"}  # quick to build; test_deb.py has a profile
     ran = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
@@ -71,6 +71,15 @@ def test_a_machine_without_a_compiler_builds_what_is_not_compiled(monkeypatch: p
     assert str(setup.reason_for_pure()).startswith("no C compiler")
     monkeypatch.setenv("VTL_PURE", "1")
     assert setup.extensions() == []
+
+
+def test_a_compiler_that_cannot_count_builds_without_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VTL_PROFILE", raising=False)
+    assert setup.reason_for_no_profile() is None
+    monkeypatch.setattr(setup, "COUNT", ("-fno-such-option",))
+    assert str(setup.reason_for_no_profile()).startswith("the C compiler is not gcc")
+    monkeypatch.setenv("VTL_PROFILE", "0")
+    assert setup.reason_for_no_profile() == "VTL_PROFILE=0"
 
 
 def test_the_wheel_tells_the_readme_the_licence_and_the_dependencies(wheel: Path) -> None:
