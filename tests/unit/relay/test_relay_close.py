@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from vtl_tools.common.packet import tcp
 from vtl_tools.common.relay.flow import FlowStage
 from vtl_tools.common.tcp.state import Ended, State
 
@@ -500,3 +501,48 @@ def test_the_limit_of_connections_counts_none_that_is_over(fresh):
     scene.push(guest.frame(".", 2, ack=2))
     assert scene.relay.flows, "put off"
     scene.guest(40001).establish()
+
+
+def test_nothing_is_put_off_when_the_runner_may_sleep(established):
+    """After an alarm no turn follows; a stream of another stage tells of its end in such a one."""
+    scene, guest, stream = established
+    scene.relay.wake(scene.now)
+    stream.finish()
+    stream.tell(scene.now)
+    scene.relay.settle(scene.now)
+    assert [pkt.tcp.flags & tcp.FIN for pkt in scene.said] == [tcp.FIN]
+    scene.said.clear()
+    scene.push(guest.frame("F.", 1, ack=1))
+    scene.relay.wake(scene.now)
+    scene.push(guest.frame(".", 2, ack=2))
+    scene.relay.wake(scene.now + 5.0)
+    scene.relay.settle(scene.now + 5.0)
+    assert stream.closed
+
+
+def test_a_guest_that_sends_on_after_the_streams_end_waits_for_no_ack(established):
+    scene, guest, stream = established
+    stream.finish()
+    stream.tell(scene.now)
+    scene.relay.settle(scene.now)
+    assert not scene.said, "put off"
+    scene.push(guest.frame(".", 1, b"hello", ack=1))
+    assert [pkt.tcp.flags for pkt in scene.said] == [tcp.FIN | tcp.ACK, tcp.ACK]
+    scene.said.clear()
+    scene.push(guest.frame(".", 6, b"hello", ack=2))
+    assert len(scene.said) == 1
+    guest.expect(".", ack=11)
+
+
+def test_a_connection_is_not_begun_again_before_the_last_frames_of_the_old_one(established):
+    scene, guest, stream = established
+    stream.finish()
+    stream.tell(scene.now)
+    scene.relay.settle(scene.now)
+    assert not scene.said, "put off"
+    scene.push(guest.frame("R", 1))
+    assert stream.closed
+    guest.irs += 5000
+    scene.push(guest.frame("S", 0, options={"mss": 1000}))
+    scene.turn()
+    assert [pkt.tcp.flags for pkt in scene.said] == [tcp.FIN | tcp.ACK, tcp.SYN | tcp.ACK]

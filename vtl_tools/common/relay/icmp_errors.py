@@ -1,14 +1,14 @@
-"""ICMP errors about segments that an endpoint has sent (RFC 1122 section 4.2.3.9, RFC 5927)."""
+"""ICMP errors about segments that an endpoint has sent (RFC 1122 section 4.2.3.9, RFC 5927), or refuses."""
 
 import struct
 from typing import Final, NamedTuple
 
 from vtl_tools.common.errors import Malformed
-from vtl_tools.common.packet import icmp, ip
+from vtl_tools.common.packet import derive, icmp, ip
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import Packet
-from vtl_tools.common.socks import Reason
+from vtl_tools.common.socks import ANSWER, Reason
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import Ended, State
 
@@ -100,3 +100,19 @@ def apply_error(endpoint: Endpoint, error: SegmentError) -> bool:
         return False
     endpoint.end(Ended.ABORTED)
     return True
+
+
+def refusal(syn: bytes, reason: Reason) -> bytes | None:
+    """Return the answer to a SYN: a reset if the target refused, else an ICMP error; None: there is none."""
+    pkt = Packet.at(bytearray(syn))
+    unreachable = ANSWER[reason]
+    if unreachable is None:
+        answer = derive.rst(pkt)
+    else:
+        assert pkt.ip is not None
+        if len(pkt.ip.dst) == 4:
+            kind, code = icmp.UNREACHABLE, unreachable.v4
+        else:
+            kind, code = icmp.V6_UNREACHABLE, unreachable.v6
+        answer = derive.icmp_error(pkt, kind, code, src=pkt.ip.dst)
+    return None if answer is None else bytes(answer)

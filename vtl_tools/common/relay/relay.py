@@ -14,7 +14,7 @@ from typing import Final
 from vtl_tools.common.device.batch import Batch, Pieces
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.guest_net.addresses import MTU_MIN
-from vtl_tools.common.packet import derive, icmp
+from vtl_tools.common.packet import derive
 from vtl_tools.common.packet.address import is_single_host
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
@@ -24,11 +24,11 @@ from vtl_tools.common.relay.connector import Connector, note_bulk
 from vtl_tools.common.relay.flow import FlowOutcome, RelayFlow
 from vtl_tools.common.relay.frame_queue import FrameQueue
 from vtl_tools.common.relay.frames import is_broken, newest_acks, path_back, start_of, syn_alone
-from vtl_tools.common.relay.icmp_errors import SegmentError, apply_error
+from vtl_tools.common.relay.icmp_errors import SegmentError, apply_error, refusal
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.relay.syn_flood import SynFloodGuard, SynVerdict
 from vtl_tools.common.relay.timers import SOON_S, FlowTimers
-from vtl_tools.common.socks import ANSWER, Reason
+from vtl_tools.common.socks import Reason
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
@@ -109,7 +109,7 @@ class Relay(Stage):
         self.syn_guard, self._guarded_at = SynFloodGuard(secret), limits.half_open // 2
         self._scheduled: list[RelayFlow] = []
         self._over: list[RelayFlow] = []
-        self._put_off = 0
+        self._put_off, self._in_turn = 0, False
         self._readable: dict[bytes, RelayFlow] = {}
 
     def on_mtu(self, port: int, octets: int) -> None:
@@ -240,21 +240,11 @@ class Relay(Stage):
             self._schedule(flow)
 
     def _refuse(self, syn: bytes, reason: Reason, now: float) -> None:
-        """Answer a SYN: by a reset if the target refused, else by an ICMP error."""
+        """Answer a SYN whose target was not reached."""
         self.budget.failed += 1
-        pkt = Packet.at(bytearray(syn))
-        unreachable = ANSWER[reason]
-        if unreachable is None:
-            answer = derive.rst(pkt)
-        else:
-            assert pkt.ip is not None
-            if len(pkt.ip.dst) == 4:
-                kind, code = icmp.UNREACHABLE, unreachable.v4
-            else:
-                kind, code = icmp.V6_UNREACHABLE, unreachable.v6
-            answer = derive.icmp_error(pkt, kind, code, src=pkt.ip.dst)
+        answer = refusal(syn, reason)
         if answer is not None:
-            self._send([(bytes(answer),)], now)
+            self._send([(answer,)], now)
 
     def _drop_non_tcp(self, frame: memoryview, now: float) -> None:
         self.drop_frame(frame, "not-tcp", now)
@@ -285,6 +275,7 @@ class Relay(Stage):
                 self.timers.arm(flow, flow.retry_at)
         elif outcome is FlowOutcome.ABORTED:
             self._outbox.transmit(flow.endpoint, now, flow.received_eof)
+            self._put_off = _PUT_OFF_TURNS  # so that nothing of it is behind a new connection of its ports
             self._remove(flow, now)
         elif type(outcome) is Reason:
             if flow.endpoint.asked:
@@ -324,7 +315,9 @@ class Relay(Stage):
 
     def poll(self, now: float) -> bool:
         """Take the events of the streams."""
-        return self.poller.poll(now) or bool(self._readable or self._put_off) or self._has_more()
+        self._in_turn = True  # and another follows if something is left to do then
+        has_more = bool(self._scheduled or self._readable or self._put_off)
+        return self.poller.poll(now) or has_more or self._has_more()
 
     def settle(self, now: float) -> None:
         """Carry what can be carried, and send it."""
@@ -335,18 +328,20 @@ class Relay(Stage):
         scheduled, budget = self._scheduled, self.budget
         if not scheduled:
             if self._put_off:
-                self._finish([], False, False, now)
+                self._finish([], False, False, not self._in_turn, now)
             return
         self._scheduled = []
         reads = max(1, _READS_MAX // len(scheduled))
         ending: list[RelayFlow] = []
-        up, down = budget.octets_up, budget.octets_down
+        up, down, is_due = budget.octets_up, budget.octets_down, not self._in_turn
         for flow in scheduled:
             flow.scheduled = False
             if flow.has_left:
                 continue
             endpoint = flow.endpoint
+            before = budget.octets_up
             flow.carry(reads)
+            is_due |= flow.received_eof and budget.octets_up != before  # its guest sends on: it awaits an ACK
             self._outbox.transmit(endpoint, now, flow.received_eof)
             endpoint.own()
             if flow.may_read and flow.can_read_more:
@@ -368,17 +363,20 @@ class Relay(Stage):
                 self.timers.arm_soon(flow, now)
         if budget.is_exceeded:
             self._evict(now)
-        self._finish(ending, budget.octets_up != up, budget.octets_down != down, now)
+        self._finish(ending, budget.octets_up != up, budget.octets_down != down, is_due, now)
 
-    def _finish(self, ending: list[RelayFlow], went_up: bool, went_down: bool, now: float) -> None:
+    def _finish(
+        self, ending: list[RelayFlow], went_up: bool, went_down: bool, is_due: bool, now: float
+    ) -> None:
         """Send the frames that wait, and do, or put off, what nobody waits for.
 
         A guest that opens connections in turn waits for the SYN|ACK of the next, not for the FIN of the last
         or the end of its stream. A FIN is due behind octets for a guest, which is busy with these,
-        closing behind octets for a stream. went_up, went_down: whether there were any in this turn.
+        closing behind octets for a stream. went_up, went_down: whether there were any in this turn. is_due:
+        nothing is put off.
         """
         outbox, over, put_off = self._outbox, self._over, self._put_off
-        is_due = put_off >= _PUT_OFF_TURNS or len(outbox.late) + len(over) + len(ending) >= _PUT_OFF_MAX
+        is_due |= put_off >= _PUT_OFF_TURNS or len(outbox.late) + len(over) + len(ending) >= _PUT_OFF_MAX
         if is_due or (went_down and put_off):
             outbox.flush_all(now)
         else:
@@ -390,6 +388,7 @@ class Relay(Stage):
                 if flow.endpoint.ended is Ended.CLOSED:
                     over.append(flow)
                 else:
+                    outbox.flush_all(now)  # before its ports are used again
                     self._remove(flow, now)  # it may hold much memory
         if is_due or (went_up and put_off):
             self._over = []
@@ -399,8 +398,7 @@ class Relay(Stage):
 
     def _tidy(self, now: float) -> None:
         """Do what was put off."""
-        self._put_off = _PUT_OFF_TURNS
-        self._finish([], False, False, now)
+        self._finish([], False, False, True, now)
 
     def _evict(self, now: float) -> None:
         """Reset the flows with the most buffered octets, several at once so that it is worth the sorting."""
@@ -418,12 +416,12 @@ class Relay(Stage):
 
     def wake(self, now: float) -> None:
         """Wake flows whose time has come."""
+        self._in_turn = False
         for flow in self.timers.expired(now):
             if flow.has_left:  # with one that was woken before
                 continue
             self._act(flow, flow.wake(now), now)
             self._schedule(flow)  # so that it gets its next timer
-            self._put_off = _PUT_OFF_TURNS  # as no turn may follow
 
     def on_stop(self, now: float) -> None:
         """Reset all flows, so that the guest knows."""
