@@ -4,9 +4,9 @@
 usage: tools/train.py FOLDER      FOLDER has the package vtl_tools, whose compiled modules count what they do
 
 A guest opens connections through a relay to an echo server of this machine, in real time: many short ones and
-a few that carry megabytes. The services that keep state of connections see the same frames. Then come transfers
-over an emulated path that loses segments, in virtual time. Nothing is needed but the standard library and a
-loopback interface; a failure ends with an exception.
+a few that carry megabytes. The services that keep state of connections see the same frames. Then come
+transfers over an emulated path that loses segments, in virtual time. Nothing is needed but the standard
+library and a loopback interface; a failure ends with an exception.
 """
 
 import multiprocessing

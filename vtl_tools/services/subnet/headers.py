@@ -9,7 +9,7 @@ from typing import Final
 
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet import arp, ether, icmp, ip, nd, quick, vnet
-from vtl_tools.common.packet.ipv6 import IPv6
+from vtl_tools.common.packet.ipv6 import Fragment, IPv6
 from vtl_tools.common.packet.quick import L4_OF_4, L4_OF_6
 from vtl_tools.common.packet.vnet import VNET
 
@@ -105,14 +105,16 @@ def is_neighbour_discovery(head: bytes) -> bool:
 def largest(frame: memoryview) -> int:
     """Return the octets of the largest IP packet that a frame becomes on the wire.
 
-    A super-segment that is no TCP or UDP right behind the IP header counts whole, and so as too large.
+    A super-segment that is no TCP or UDP right behind the IP header counts whole, and so as too large; and
+    with a fragment header, by which the first fragment may be larger than the packet (UFO over IPv6).
     """
     whole = len(frame) - L3
-    if frame[1] == vnet.GSO_NONE or (headers := quick.read(frame)) is None:
+    if frame[1] == vnet.GSO_NONE:
         return whole
-    _, protocol, *_, data, _, _, _ = headers
-    if protocol == ip.UDP and frame[1] != vnet.GSO_UDP_L4:
-        return whole
+    headers = quick.read(frame)
+    if headers is None or (headers[1] == ip.UDP and frame[1] != vnet.GSO_UDP_L4):
+        return whole + Fragment.SIZE
+    data = headers[8]
     size: int = vnet.HEADER.unpack_from(frame)[3]
     return min(whole, data - L3 + size)
 
