@@ -125,3 +125,10 @@ def test_a_routing_header_is_ignored_at_its_end_only(left):
     peer.tcp.receive(frame, peer.now)
     assert peer.tcp.asked == (not left)
     assert peer.tcp.info().drops == ({SegmentDrop.SOURCE_ROUTE: 1} if left else {})
+
+
+def test_a_path_differs_in_fields_that_it_has(fresh):
+    path = fresh(PLAIN).path
+    assert path.replace(local_port=81) != path == path.replace(local_port=path.local_port)
+    with pytest.raises(TypeError):
+        path.replace(prot=81)

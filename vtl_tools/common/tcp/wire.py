@@ -107,8 +107,8 @@ class Path:
         return self.local_mac, self.remote_mac, self.local, self.remote, self.local_port, self.remote_port
 
     def replace(self, **changes: Any) -> "Path":
-        """Return a path that differs in these fields."""
-        return Path(*[changes.get(name, getattr(self, name)) for name in _PATH_FIELDS])
+        """Return a path that differs in these fields. Raises TypeError for one that it does not have."""
+        return Path(**({name: getattr(self, name) for name in _PATH_FIELDS} | changes))
 
     @classmethod
     def answering(cls, frame: Frame) -> Self:
