@@ -152,6 +152,9 @@ class Guest:
         self.answers.clear()
         for pieces in frames:
             frame = b"".join(pieces)
+            if self.answers.count == SLOTS:
+                self.observers.see(1, self.answers, now)
+                self.answers.clear()
             self.answers.append(frame)
             number = int.from_bytes(frame[46:48], "big")
             if (end := self.ends.get(number)) is None:
@@ -161,9 +164,6 @@ class Guest:
                 self.missing[number] -= len(data)
             if not self.missing[number] and end.state is State.ESTABLISHED:
                 end.close()
-            if self.answers.count == SLOTS:
-                self.observers.see(1, self.answers, now)
-                self.answers.clear()
         if self.answers.count:
             self.observers.see(1, self.answers, now)
 
