@@ -160,6 +160,7 @@ class ParallelBuild(build_ext):
             return
         compiling, linking = library.extra_compile_args, library.extra_link_args
         library.extra_compile_args, library.extra_link_args = [*compiling, *COUNT], [*linking, *COUNT]
+        self.force = True  # what an earlier build has left counts nothing
         super().build_extensions()
         try:
             counts = self.train()
@@ -169,7 +170,6 @@ class ParallelBuild(build_ext):
             said = getattr(err, "stderr", None) or str(err).encode()
             tell(f"compiled without a profile: the training failed: {said.decode().splitlines()[-1]}")
         library.extra_compile_args, library.extra_link_args = [*compiling, *(USE if counts else ())], linking
-        self.force = True
         self.build_extension(library)
 
     def train(self) -> int:
