@@ -211,6 +211,12 @@ class Scene:
             for frame in batch:
                 frame[:] = b"\xee" * len(frame)
 
+    def end(self, stream):
+        """Let a stream come to its end, and settle once, which may put its FIN off."""
+        stream.finish()
+        stream.tell(self.now)
+        self.relay.settle(self.now)
+
     def turn(self):
         """Take what streams tell, until nothing moves."""
         for _ in range(10_000):

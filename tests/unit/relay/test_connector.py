@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from carry import Scene
 
+from tests.descriptors import descriptors
 from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.packet import address
 from vtl_tools.common.relay import connector
@@ -438,14 +439,14 @@ def test_a_socket_waits_for_the_next_stream(server):
     first = call_to(server)
     make_spares()
     make_spares()
-    before = len([*Path("/proc/self/fd").iterdir()])
+    before = descriptors()
     second = call_to(server)
-    assert len([*Path("/proc/self/fd").iterdir()]) == before, "it was there"
+    assert descriptors() == before, "it was there"
     assert second.stream.fileno() != first.stream.fileno()
     make_spares()
-    assert len([*Path("/proc/self/fd").iterdir()]) == before + 1
+    assert descriptors() == before + 1
     close_spares()
     close_spares()
-    assert len([*Path("/proc/self/fd").iterdir()]) == before
+    assert descriptors() == before
     for call in first, second:
         call.stream.close()

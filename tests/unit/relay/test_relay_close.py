@@ -445,9 +445,7 @@ def test_what_nobody_waits_for_is_behind_what_somebody_does(established):
     scene, first, stream = established
     second = scene.guest(40001)
     second_stream = second.establish()
-    stream.finish()
-    stream.tell(scene.now)
-    scene.relay.settle(scene.now)
+    scene.end(stream)
     assert not scene.said
     assert scene.relay.poll(scene.now), "or the runner would sleep"
     second_stream.bring(b"an answer")
@@ -492,9 +490,7 @@ def test_the_limit_of_connections_counts_none_that_is_over(fresh):
     guest = scene.guest(40000)
     stream = guest.establish()
     scene.push(guest.frame("F.", 1, ack=1))
-    stream.finish()
-    stream.tell(scene.now)
-    scene.relay.settle(scene.now)
+    scene.end(stream)
     for _ in range(50):
         scene.relay.settle(scene.now)
     scene.said.clear()
@@ -507,9 +503,7 @@ def test_nothing_is_put_off_when_the_runner_may_sleep(established):
     """After an alarm no turn follows; a stream of another stage tells of its end in such a one."""
     scene, guest, stream = established
     scene.relay.wake(scene.now)
-    stream.finish()
-    stream.tell(scene.now)
-    scene.relay.settle(scene.now)
+    scene.end(stream)
     assert [pkt.tcp.flags & tcp.FIN for pkt in scene.said] == [tcp.FIN]
     scene.said.clear()
     scene.push(guest.frame("F.", 1, ack=1))
@@ -522,9 +516,7 @@ def test_nothing_is_put_off_when_the_runner_may_sleep(established):
 
 def test_a_guest_that_sends_on_after_the_streams_end_waits_for_no_ack(established):
     scene, guest, stream = established
-    stream.finish()
-    stream.tell(scene.now)
-    scene.relay.settle(scene.now)
+    scene.end(stream)
     assert not scene.said, "put off"
     scene.push(guest.frame(".", 1, b"hello", ack=1))
     assert [pkt.tcp.flags for pkt in scene.said] == [tcp.FIN | tcp.ACK, tcp.ACK]
@@ -536,9 +528,7 @@ def test_a_guest_that_sends_on_after_the_streams_end_waits_for_no_ack(establishe
 
 def test_a_connection_is_not_begun_again_before_the_last_frames_of_the_old_one(established):
     scene, guest, stream = established
-    stream.finish()
-    stream.tell(scene.now)
-    scene.relay.settle(scene.now)
+    scene.end(stream)
     assert not scene.said, "put off"
     scene.push(guest.frame("R", 1))
     assert stream.closed

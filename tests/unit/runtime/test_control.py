@@ -2,7 +2,6 @@
 
 import asyncio
 import fcntl
-import gc
 import json
 import os
 import resource
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import descriptors
 from vtl_tools.common.errors import VTLError
 from vtl_tools.common.runtime import control
 from vtl_tools.common.runtime.sealed_file import SEALS, SealedFile
@@ -24,11 +24,6 @@ def path():
     """A socket's path, short enough."""
     with tempfile.TemporaryDirectory(prefix="vtl-") as name:
         yield Path(name) / "x.sock"
-
-
-def descriptors():
-    gc.collect()  # those of other tests' objects are closed now, and not in between
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def serve(path, client: Callable[[], object]):

@@ -13,6 +13,7 @@ from random import Random
 import pytest
 
 from lab.wait import until
+from tests.descriptors import descriptors
 from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.device.capture import quiet_scapy
 from vtl_tools.common.device.recording import CaptureLimits, Recording
@@ -171,10 +172,6 @@ def answered(rng: Random, frame: bytes) -> bytes:
     except ValueError:
         return frame[VNET:]
     return bytes(mine[VNET:])
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.slow

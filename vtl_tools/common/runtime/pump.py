@@ -60,6 +60,7 @@ class Pump:
                     time.sleep(stage.pause_s)
                 elif not moved:
                     os.sched_yield()
-                    if clock() - now > _CROWDED_S:
-                        self._spins_at, spin_s = clock() + _SLEEPS_S, 0.0
+                    back = clock()
+                    if back - now > _CROWDED_S:
+                        self._spins_at, spin_s = back + _SLEEPS_S, 0.0
         self.idle, self.now = idle, now
