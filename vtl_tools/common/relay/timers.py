@@ -43,9 +43,8 @@ class FlowTimers(Generic[F]):
 
     def __init__(self, flows: dict[bytes, F]) -> None:
         self._flows = flows
-        self._heap: list[tuple[float, int, F]] = []
-        self._count = 0
-        self._soon: list[F] = []
+        self._heap: list[tuple[float, bytes]] = []
+        self._soon: list[bytes] = []
         self._soon_at = NEVER
 
     def __len__(self) -> int:
@@ -54,8 +53,7 @@ class FlowTimers(Generic[F]):
     def arm(self, flow: F, due: float) -> None:
         """Set a flow's timer, whatever it was before."""
         flow.armed_at = due
-        self._count += 1
-        heapq.heappush(self._heap, (due, self._count, flow))
+        heapq.heappush(self._heap, (due, flow.key))
         self.prune()
 
     def arm_soon(self, flow: F, now: float) -> None:
@@ -64,19 +62,17 @@ class FlowTimers(Generic[F]):
             if not self._soon:
                 self._soon_at = now + SOON_S
             flow.armed_at = self._soon_at
-            self._soon.append(flow)
+            self._soon.append(flow.key)
 
     def prune(self) -> None:
-        """Remove superseded entries, and the flows that they refer to, once there are many."""
+        """Remove superseded entries once there are many."""
         heap, soon, flows = self._heap, self._soon, self._flows
         most = 2 * len(flows) + STALE_MAX
         if len(heap) > most:
-            heap[:] = [
-                each for each in heap if each[0] == each[2].armed_at and flows.get(each[2].key) is each[2]
-            ]
+            heap[:] = {(due, key) for due, key in heap if key in flows and due == flows[key].armed_at}
             heapq.heapify(heap)
         if len(soon) > most:
-            soon[:] = [each for each in soon if flows.get(each.key) is each]
+            soon[:] = [key for key in dict.fromkeys(soon) if key in flows]
 
     def deadline(self) -> float | None:
         """Return when the first entry is due; None: never."""
@@ -96,12 +92,13 @@ class FlowTimers(Generic[F]):
             if len(woken) == _WOKEN_MAX:
                 break
             if soon and self._soon_at <= now:
-                at, flow = self._soon_at, soon.pop()
+                at, key = self._soon_at, soon.pop()
             elif heap and heap[0][0] <= now:
-                at, _, flow = heapq.heappop(heap)
+                at, key = heapq.heappop(heap)
             else:
                 break
-            if at != flow.armed_at or self._flows.get(flow.key) is not flow:
+            flow = self._flows.get(key)
+            if flow is None or at != flow.armed_at:
                 continue
             due = flow.deadline()
             if due > now:
