@@ -19,7 +19,7 @@ from lab.netns import Lab
 from lab.wait import PATIENCE_S, until
 from tests import sshd
 from tests.cmd.tools import BIN
-from vtl_tools.common.relay.relay import RELAYED
+from vtl_tools.common.relay.flow import RELAYED
 from vtl_tools.common.runtime import control
 
 pytestmark = pytest.mark.lab

@@ -10,7 +10,8 @@ from vtl_tools.common.packet import address, build, tcp
 from vtl_tools.common.packet.offload import segment
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.relay.budget import RelayLimits
-from vtl_tools.common.relay.relay import RELAYED, Relay
+from vtl_tools.common.relay.flow import RELAYED
+from vtl_tools.common.relay.relay import Relay
 
 LETTERS = {"S": tcp.SYN, ".": tcp.ACK, "P": tcp.PSH, "F": tcp.FIN, "R": tcp.RST}
 MACS = address.mac("02:00:00:00:00:01"), address.mac("02:00:00:00:00:02")

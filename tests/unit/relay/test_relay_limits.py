@@ -9,7 +9,7 @@ from carry import PROMPT, Call, Scene
 
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.relay.budget import BUFFER, RelayLimits
-from vtl_tools.common.relay.relay import RELAYED
+from vtl_tools.common.relay.flow import RELAYED
 from vtl_tools.common.relay.syn_flood import SynFloodGuard
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.tcp.queue import PIECE

@@ -306,3 +306,48 @@ def test_macs_are_those_of_the_syn(scene, guest):
     scene.stream.bring(b"x")
     pkt = guest.hear()
     assert (pkt.eth.src, pkt.eth.dst) == (MACS[0], MACS[1])
+
+
+def test_a_stream_is_opened_behind_what_others_send(established):
+    scene, first, stream = established
+    sent = []
+
+    class Watched(Call):
+        def step(self, events):
+            sent.append((bytes(stream.got), len(scene.said)))
+            return super().step(events)
+
+    scene.calls.append(Watched(None))
+    second = scene.guest(40001)
+    stream.bring(b"an answer")
+    stream.tell(scene.now)
+    scene.push(second.frame("S", options={"mss": 1000}), first.frame(".", 1, b"hello", ack=1))
+    assert sent == [(b"hello", 1)]
+
+
+def test_a_syn_that_comes_twice_at_once_opens_one_stream(scene, guest):
+    syn = guest.frame("S", options={"mss": 1000})
+    scene.push(syn, syn)
+    assert len(scene.made) == len(scene.relay.flows) == 1
+    guest.expect("S.", seq=0, ack=1)
+    guest.expect_nothing()
+
+
+def test_a_reset_right_behind_a_syn_ends_the_call(scene, guest):
+    call = Call(None)
+    scene.calls.append(call)
+    scene.push(guest.frame("S", options={"mss": 1000}), guest.frame("R", 1))
+    guest.expect_nothing()
+    scene.pass_(1.0)
+    assert call.stream.closed
+    assert not scene.relay.flows
+    assert not scene.relay.budget.half_open
+
+
+def test_the_frame_that_asks_is_told(scene, guest):
+    """A service may need of a SYN what is not in the path."""
+    first = guest.frame("S", options={"mss": 1000})
+    told = []
+    scene.relay.dial = lambda path: told.append(bytes(scene.relay.syn)) or Call(b"")
+    scene.push(first, scene.guest(40001).frame(".", 1, ack=1))
+    assert told == [bytes(first)]

@@ -10,7 +10,8 @@ from vtl_tools.common.device.batch import SLOTS, Batch
 from vtl_tools.common.packet import address
 from vtl_tools.common.packet.offload import segment
 from vtl_tools.common.relay.budget import BUFFER, RelayLimits
-from vtl_tools.common.relay.relay import RELAYED, Relay
+from vtl_tools.common.relay.flow import RELAYED
+from vtl_tools.common.relay.relay import Relay
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import Ended, State

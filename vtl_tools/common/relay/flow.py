@@ -19,6 +19,7 @@ from vtl_tools.common.relay.connector import (
 )
 from vtl_tools.common.relay.timers import Timed
 from vtl_tools.common.socks import Reason
+from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.state import Ended
 from vtl_tools.common.tcp.tcb import NEVER
@@ -31,6 +32,15 @@ _SHUT_WR: Final[int] = socket.SHUT_WR
 _RETRY_S: Final = 0.01
 """Time until a proxy that was too busy is called again."""
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: closing resets
+
+SUPER_SEGMENT: Final = 65_455
+"""Octets of data that fit a packet of 65,535 with all the options that may come with them."""
+
+RELAYED: Final = Config(
+    super_segment=SUPER_SEGMENT, buffer_max=4 << 20, no_delay=True, quick_acks=0, delayed_fin_ack=True,
+    syn_timeout_s=30.0, time_wait_s=1.0, keep_alive_s=300.0, keep_alive_interval_s=30.0, keep_alive_probes=5,
+)  # fmt: skip
+"""Configuration of the endpoints. The guest is one link away, so a late answer is soon a lost one."""
 
 
 class FlowStage(StrEnum):

@@ -21,12 +21,12 @@ from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
 from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayBudget, RelayLimits
 from vtl_tools.common.relay.connector import Connector, note_bulk
-from vtl_tools.common.relay.flow import FlowOutcome, RelayFlow
+from vtl_tools.common.relay.flow import RELAYED, FlowOutcome, RelayFlow
 from vtl_tools.common.relay.frame_queue import FrameQueue
 from vtl_tools.common.relay.frames import is_broken, newest_acks, path_back, start_of, syn_alone
 from vtl_tools.common.relay.icmp_errors import SegmentError, apply_error, refusal
 from vtl_tools.common.relay.poller import Poller
-from vtl_tools.common.relay.syn_flood import SynFloodGuard, SynVerdict
+from vtl_tools.common.relay.syn_flood import SynFloodGuard
 from vtl_tools.common.relay.timers import SOON_S, FlowTimers
 from vtl_tools.common.socks import Reason
 from vtl_tools.common.stage import Stage
@@ -54,15 +54,6 @@ _PUT_OFF_MAX: Final = 16
 _OPEN: Final = FlowOutcome.OPEN
 _PAST: Final = (State.TIME_WAIT, State.CLOSED)
 
-SUPER_SEGMENT: Final = 65_455
-"""Octets of data that fit a packet of 65,535 with all the options that may come with them."""
-
-RELAYED: Final = Config(
-    super_segment=SUPER_SEGMENT, buffer_max=4 << 20, no_delay=True, quick_acks=0, delayed_fin_ack=True,
-    syn_timeout_s=30.0, time_wait_s=1.0, keep_alive_s=300.0, keep_alive_interval_s=30.0, keep_alive_probes=5,
-)  # fmt: skip
-"""Configuration of the endpoints. The guest is one link away, so a late answer is soon a lost one."""
-
 
 class Relay(Stage):
     """One port, the guest. A service uses it as its stage, or owns one and forwards the calls of a stage.
@@ -72,7 +63,8 @@ class Relay(Stage):
     are dropped. on_drop: gets those frames. on_non_tcp: gets frames that are no TCP segments; they are
     dropped, if it is not given. Frames are borrowed by both. on_end: gets each flow that ends. poller: where
     streams are registered; its own, if not given. has_more: tells whether internal streams wait for settle().
-    early_ack: answer a SYN at once, and reset the connection if its stream cannot be opened.
+    early_ack: answer a SYN at once, and reset the connection if its stream cannot be opened. syn: the frame
+    for which `dial` is called.
     """
 
     def __init__(
@@ -110,6 +102,8 @@ class Relay(Stage):
         self._scheduled: list[RelayFlow] = []
         self._over: list[RelayFlow] = []
         self._put_off, self._in_turn = 0, False
+        self._unknown: list[tuple[Segment, memoryview]] = []
+        self.syn = b""
         self._readable: dict[bytes, RelayFlow] = {}
 
     def on_mtu(self, port: int, octets: int) -> None:
@@ -136,7 +130,12 @@ class Relay(Stage):
     def on_segment(self, segment: Segment, frame: memoryview, now: float) -> None:
         """Take a segment of the guest, of which the frame is borrowed until settle()."""
         flow = self.flows.get(segment.flow)
-        if flow is None or (segment.flags & SYN and flow.endpoint.state in _PAST):
+        if flow is None:
+            self._unknown.append((segment, frame))
+            if not segment.flags & SYN:  # what came before may be its SYN
+                self._take_unknown(now)
+            return
+        if segment.flags & SYN and flow.endpoint.state in _PAST:
             self._on_unknown(segment, frame, now)
             return
         if is_broken(segment, frame):
@@ -149,18 +148,23 @@ class Relay(Stage):
         if segment.length or not endpoint.keep_alives:  # an answer to a keep-alive is not the guest's own
             flow.heard_at = now
         endpoint.arrive(segment, now)
-        if not flow.scheduled:
-            flow.scheduled = True
-            self._scheduled.append(flow)
+        self._schedule(flow)
 
     def on_error(self, error: SegmentError, now: float) -> bool:
         """Take an ICMP error of the guest, with a right checksum; False: it is about no flow."""
-        flow = self.flows.get(error.flow)
-        if flow is None:
+        if (flow := self.flows.get(error.flow)) is None:
             return False
         apply_error(flow.endpoint, error)
         self._schedule(flow)
         return True
+
+    def _take_unknown(self, now: float) -> None:
+        unknown, self._unknown = self._unknown, []
+        for segment, frame in unknown:
+            if segment.flow in self.flows:  # a SYN that came twice
+                self.on_segment(segment, frame, now)
+            else:
+                self._on_unknown(segment, frame, now)
 
     def _on_unknown(self, segment: Segment, frame: memoryview, now: float) -> None:
         """Take a segment of no flow: a SYN, or a late segment of a connection that has ended.
@@ -170,7 +174,7 @@ class Relay(Stage):
         start = start_of(frame)
         path = path_back(segment.flow, start)
         if self._put_off and (segment.flow in self.flows or len(self.flows) >= self.limits.connections):
-            self._tidy(now)
+            self._finish([], False, False, True, now)
         past = self.flows.get(segment.flow)
         if past is not None and past.is_draining:  # the guest will send its SYN again
             self.drop_frame(frame, "not-drained", now)
@@ -189,7 +193,9 @@ class Relay(Stage):
                 self._send([(bytes(answer),)], now)
         elif len(self.flows) >= self.limits.connections:
             self.drop_frame(frame, "too-many-connections", now)
-        elif self.budget.half_open >= self._guarded_at and not self._passes_guard(segment, frame, now):
+        elif self.budget.half_open >= self._guarded_at and not self.syn_guard.passes(
+            segment, frame, self.budget.half_open, self.limits.half_open, self._send, now
+        ):
             self.drop_frame(frame, "half-open", now)
         elif is_broken(segment, frame):
             self.drop_frame(frame, "checksum", now)
@@ -198,17 +204,8 @@ class Relay(Stage):
                 self._remove(past, now)
             self._open(path, segment, syn_alone(frame, start), past, now)
 
-    def _passes_guard(self, segment: Segment, frame: memoryview, now: float) -> bool:
-        """Tell whether a SYN is accepted in a SYN flood; challenge its sender, if that is the verdict."""
-        half_open, most = self.budget.half_open, self.limits.half_open
-        verdict = self.syn_guard.judge(segment.flow, now, half_open=half_open, most=most)
-        if verdict is SynVerdict.CHALLENGE:
-            challenge = self.syn_guard.challenge(frame, segment)
-            if challenge is not None:
-                self._send([(challenge,)], now)
-        return verdict is SynVerdict.ACCEPT
-
     def _open(self, path: Path, segment: Segment, syn: bytes, past: RelayFlow | None, now: float) -> None:
+        self.syn = syn
         endpoint = Endpoint(path, self._secret, now, self.config)
         if past is not None:
             endpoint.follow(past.endpoint)
@@ -262,9 +259,8 @@ class Relay(Stage):
         outcome = flow.on_event(events, now)
         if outcome is not _OPEN:
             self._act(flow, outcome, now)
-        elif not flow.scheduled:
-            flow.scheduled = True
-            self._scheduled.append(flow)
+        else:
+            self._schedule(flow)
 
     def _act(self, flow: RelayFlow, outcome: FlowOutcome | Reason, now: float) -> None:
         """Do what the outcome of a flow's event requires."""
@@ -320,7 +316,17 @@ class Relay(Stage):
         return self.poller.poll(now) or has_more or self._has_more()
 
     def settle(self, now: float) -> None:
-        """Carry what can be carried, and send it."""
+        """Carry what can be carried, and send it; then open the streams of new flows.
+
+        That takes longer than all else, and guest and peers have something to do meanwhile.
+        """
+        self._carry(now)
+        if self._unknown:
+            self._take_unknown(now)
+            if self._scheduled:
+                self._carry(now)
+
+    def _carry(self, now: float) -> None:
         if self._readable:
             for flow in list(islice(self._readable.values(), _READ_AGAIN_MAX)):
                 del self._readable[flow.key]
@@ -395,10 +401,6 @@ class Relay(Stage):
             for flow in over:
                 self._remove(flow, now)
         self._put_off = put_off + 1 if self._over or outbox.late else 0
-
-    def _tidy(self, now: float) -> None:
-        """Do what was put off."""
-        self._finish([], False, False, True, now)
 
     def _evict(self, now: float) -> None:
         """Reset the flows with the most buffered octets, several at once so that it is worth the sorting."""

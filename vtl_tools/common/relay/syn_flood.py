@@ -6,6 +6,7 @@ sent. A client resets it (RFC 9293 section 3.10.7.3), which proves that it recei
 SYN again, most stacks at once. A packet filter in the guest may prevent that reset.
 """
 
+from collections.abc import Callable, Sequence
 from enum import Enum
 from hashlib import blake2b
 from typing import Final
@@ -13,7 +14,7 @@ from typing import Final
 from vtl_tools.common.packet import derive
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.rate_limit import TokenBucket
-from vtl_tools.common.tcp.wire import Frame, Segment
+from vtl_tools.common.tcp.wire import Frame, Pieces, Segment
 
 _REMEMBERED_MAX: Final = 65536
 _REMEMBERED_S: Final = 10.0
@@ -39,6 +40,23 @@ class SynFloodGuard:
         self._seen: dict[bytes, float] = {}
         self._proved: dict[bytes, float] = {}
         self._challenges = TokenBucket(_CHALLENGES_PER_S)
+
+    def passes(
+        self,
+        segment: Segment,
+        frame: Frame,
+        half_open: int,
+        most: int,
+        send: Callable[[Sequence[Pieces], float], object],
+        now: float,
+    ) -> bool:
+        """Tell whether a SYN is accepted; challenge its sender, if that is the verdict."""
+        verdict = self.judge(segment.flow, now, half_open=half_open, most=most)
+        if verdict is SynVerdict.CHALLENGE:
+            challenge = self.challenge(frame, segment)
+            if challenge is not None:
+                send([(challenge,)], now)
+        return verdict is SynVerdict.ACCEPT
 
     def judge(self, flow: bytes, now: float, *, half_open: int, most: int) -> SynVerdict:
         """Return the verdict on a SYN. The last quarter of the table is for those that passed a challenge."""

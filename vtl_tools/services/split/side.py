@@ -74,7 +74,6 @@ class SplitSide:
         self._faces_guest, self._stations, self._drops = faces_guest, stations, drops
         self.takes, self.passes_old = True, False
         self._now = 0.0
-        self._syn: memoryview | None = None
         self.relay = Relay(
             self._dial,
             secret,
@@ -118,7 +117,7 @@ class SplitSide:
                 return False
         elif self._faces_guest and frame[_DST] != flow.endpoint.path.local_mac:
             self._follow(flow, frame)
-        self._syn, self._now = frame, now  # for _dial(), which the relay calls for a SYN
+        self._now = now  # for _dial(), which the relay calls for a SYN
         self.relay.on_segment(segment, frame, now)
         return True
 
@@ -172,8 +171,7 @@ class SplitSide:
         """Connect on the other link for the sender of a SYN, with the SYN's time to live and DSCP."""
         if path.remote_mac[0] & 1:  # nobody can send from there
             return Reason.PROHIBITED
-        assert self._syn is not None
-        net = Packet.at(self._syn).ip
+        net = Packet.at(memoryview(self.relay.syn)).ip
         assert net is not None
         far = self.other.active
         return far.connector(turned(path), self._now, replace(far.config, ttl=net.ttl, dscp=net.dscp))

@@ -9,7 +9,7 @@ from typing import Any, Final
 from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.relay.active import ACTIVE
 from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayLimits
-from vtl_tools.common.relay.relay import RELAYED
+from vtl_tools.common.relay.flow import RELAYED
 from vtl_tools.common.stage import Stage
 from vtl_tools.services.split.side import SplitSide, Stations
 
