@@ -268,11 +268,14 @@ def test_signed_segments_pass(between, side, kind):
 
 
 def test_the_far_segments_have_the_time_to_live_and_dscp_of_the_guests(between):
-    syn = Packet.at(build.tcp(**ends(0, between.version), sport=1, dport=2, flags=tcp.SYN))
-    syn.ip.ttl, syn.ip.dscp = 255, 46
-    between.inject(0, syn.buf)
-    (far,) = packets(between.heard[1])
-    assert (far.ip.ttl, far.ip.dscp) == (255, 46)
+    syns = []
+    for sport, marks in (1, (255, 46)), (2, (3, 0)):
+        syn = Packet.at(build.tcp(**ends(0, between.version), sport=sport, dport=2, flags=tcp.SYN))
+        syn.ip.ttl, syn.ip.dscp = marks
+        syns.append(syn.buf)
+    between.inject(0, *syns)
+    far = {pkt.tcp.sport: (pkt.ip.ttl, pkt.ip.dscp) for pkt in packets(between.heard[1])}
+    assert far == {1: (255, 46), 2: (3, 0)}
 
 
 def test_a_connection_follows_the_guest_to_another_router(between):
