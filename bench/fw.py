@@ -169,7 +169,7 @@ def _send(interface: str, frames: list[bytes], again: Callable[[], bool] = lambd
     with PacketDevice(interface, receive=False) as device:
         while True:
             for at in range(0, len(frames), SLOTS):
-                device.write(packed.pack(frames[at : at + SLOTS]))
+                device.write(packed.pack([(frame,) for frame in frames[at : at + SLOTS]]))
             if not again():
                 return
 
