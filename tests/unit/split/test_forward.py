@@ -8,8 +8,9 @@ from ipaddress import ip_address
 import pytest
 
 from lab.wait import until
+from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.guest_net.addresses import GuestAddresses
-from vtl_tools.common.packet import build
+from vtl_tools.common.packet import build, tcp
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.relay.budget import RelayLimits
 from vtl_tools.common.relay.poller import Poller
@@ -17,9 +18,21 @@ from vtl_tools.services.split import forward_udp
 from vtl_tools.services.split.destinations import Destinations
 from vtl_tools.services.split.forward import Forward
 from vtl_tools.services.split.forwarding import Forwarding
+from vtl_tools.services.split.stage import SplitBySockets
+from vtl_tools.services.split.tuning import Tuning
 
 GUEST = ip_address("10.0.2.15")
 MAC = bytes.fromhex("020000000009")
+
+
+class Pending:
+    """A connector whose stream does not open."""
+
+    def __init__(self) -> None:
+        self.stream = socket.socket()
+
+    def step(self, events: int) -> None:
+        return None
 
 
 class Own(set[bytes]):
@@ -41,7 +54,7 @@ class Ports:
             send=lambda frames, _: self.sent.extend(Packet.at(b"".join(frame)) for frame in frames),
             limits=RelayLimits(connections=connections),
             drops=Counter(),
-            is_taken=lambda _: False,
+            is_taken=lambda *_: False,
         )
         owners = [owner for _, owner in self.poller._handlers.values()]
         self.at = {forward.protocol: sock.getsockname() for sock, forward in owners}
@@ -133,6 +146,35 @@ def test_connections_that_wait_for_the_guest_are_bounded():
     until(lambda: all(map(_is_reset, made)), "the resets of the others")
     for each in made:
         each.close()
+
+
+def test_a_client_whose_port_the_guest_has_just_connected_to_gets_another():
+    network, own = GuestAddresses(), Own({ip_address("127.0.0.1").packed})
+    stage = SplitBySockets(
+        Destinations(network, own, lambda _: None),
+        Tuning(None, 1e9, 1 << 20),
+        network=network,
+        forwards=[Forward("tcp", ip_address("127.0.0.1"), 0, GUEST, 80)],
+    )
+    pending, sent = Pending(), []
+    stage.relay.dial = lambda path: pending
+    stage.out_pieces[0] = lambda frames: sent.extend(Packet.at(b"".join(frame)) for frame in frames)
+    (owner,) = (owner for _, owner in stage.relay.poller._handlers.values())
+    client = socket.create_connection(owner[0].getsockname(), 60)
+    port = client.getsockname()[1]
+    until(lambda: (stage.relay.poll(0.0), stage.settle(0.0), sent)[2], "the question where the guest is")
+    ends = {"src_mac": MAC, "dst_mac": network.mac}
+    guest, gateway = GUEST.packed, network.gateway
+    syn = build.tcp(**ends, src=guest, dst=gateway, sport=80, dport=port, flags=tcp.SYN)
+    located = build.arp(**ends, oper=2, sha=MAC, spa=guest, tha=network.mac, tpa=gateway)
+    stage.on_batch(0, Batch.of([syn, located]), 0.0)
+    stage.settle(0.0)
+    assert len(stage.relay.flows) == 1
+    (to_guest,) = (pkt.tcp for pkt in sent if pkt.tcp is not None)
+    assert to_guest.sport != port
+    stage.on_stop(0.0)
+    stage.relay.close()
+    client.close()
 
 
 def _is_reset(sock: socket.socket) -> bool:

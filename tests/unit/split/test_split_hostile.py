@@ -70,9 +70,9 @@ class Bench:
         for frame in frames:
             batch.append(frame)
         self.stage.on_batch(0, batch, self.now)
+        self.turn()
         for frame in batch:
             frame[:] = b"\xee" * len(frame)  # borrowed
-        self.turn()
 
     def turn(self, seconds: float = 0.0) -> None:
         self.now += seconds
@@ -168,6 +168,7 @@ def test_any_frames_at_all(bench):
     counts = bench.stage.datagrams.status()
     assert seen > 1000
     assert min(counts["datagrams_up"], counts["datagrams_down"], counts["errors"]) > 100
+    assert bench.stage.relay.budget.opened > 150
     bench.turn(400.0)
     bench.turn(400.0)
     assert len(table) == 0

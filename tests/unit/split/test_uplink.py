@@ -7,6 +7,7 @@ from between import HOSTS, MACS, Between, carry, path_from
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vtl_tools.common.device.batch import Batch
 from vtl_tools.common.packet import address, build, derive, icmp, tcp
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.vnet import VNET
@@ -114,6 +115,27 @@ def test_a_port_is_used_again_at_once(between):
         between.run(lambda one=one: one.state in (State.TIME_WAIT, State.CLOSED))
         for ends_of_side in between.ends:
             ends_of_side.clear()
+
+
+def test_a_simultaneous_open_within_one_turn_is_one_connection(between):
+    ends = between.open(0, port=4000, dport=80), between.open(1, port=80, dport=4000)
+    for side, end in enumerate(ends):
+        between.stage.on_batch(side, Batch.of(end.transmit(between.now)), between.now)
+    between.settle()
+    between.run(lambda: all(end.state is State.ESTABLISHED for end in ends))
+    assert carry(between, *ends, b"question", b"answer") == (b"answer", b"question")
+
+
+def test_a_reset_right_behind_a_syn_ends_the_connection_and_does_not_pass():
+    between = Between(on_demand=True)
+    between.stage.verbs()["carry"]({"take": True})
+    segments = [
+        build.tcp(**ends(0), sport=1, dport=80, seq=n, flags=f) for n, f in ((7, tcp.SYN), (8, tcp.RST))
+    ]
+    between.inject(0, *segments)
+    assert not between.heard[1]
+    between.pass_(1.0)
+    assert between.flows == [{}] * 4
 
 
 def test_resets_cross(between):

@@ -243,10 +243,10 @@ def asking(target, dst_mac=address.BROADCAST):
     return build.arp(src_mac=client, dst_mac=dst_mac, sha=client, spa=ip("10.1.0.5"), tpa=ip(target))
 
 
-def segment(dst, flags, dst_mac=ROUTER, vlan=None):
+def segment(dst, flags, dst_mac=ROUTER, vlan=None, seq=7):
     return build.tcp(
         src_mac=mac("02:00:00:00:00:01"), dst_mac=dst_mac, src=ip("10.1.0.5"), dst=ip(dst), sport=999,
-        dport=80, seq=7, flags=flags, vlan=vlan,
+        dport=80, seq=seq, flags=flags, vlan=vlan,
     )  # fmt: skip
 
 
@@ -269,6 +269,14 @@ def test_only_connections_to_what_is_behind_a_peer_are_taken(uplinked):
     uplinked.run()
     assert len(near.uplinked) == len(others)
     assert sent_to(near, lambda pkt: pkt.tcp is not None and pkt.tcp.flags == tcp.SYN | tcp.ACK)
+
+
+def test_a_reset_right_behind_a_syn_ends_the_connection_and_does_not_pass(uplinked):
+    near = uplinked.near
+    near.push([segment("10.2.0.5", tcp.SYN, seq=7), segment("10.2.0.5", tcp.RST, seq=8)], uplinked.now)
+    uplinked.run(1.0)
+    assert not near.uplinked
+    assert not near.stage.relay.flows
 
 
 def test_on_demand_connections_are_taken_that_begin_while_it_is_asked_for(uplinked):

@@ -89,7 +89,7 @@ class Relay(Stage):
         if drops is not None:
             self.drops = drops
         self._on_drop, self._on_end, self._has_more = on_drop, on_end, has_more
-        self._early_ack = early_ack
+        self._early_ack, self.syn = early_ack, b""
         self._on_non_tcp = on_non_tcp or self._drop_non_tcp
         self.poller = poller or Poller()
         self._take_event = self._on_event  # bound once, and not for each flow
@@ -103,7 +103,6 @@ class Relay(Stage):
         self._over: list[RelayFlow] = []
         self._put_off, self._in_turn = 0, False
         self._unknown: list[tuple[Segment, memoryview]] = []
-        self.syn = b""
         self._readable: dict[bytes, RelayFlow] = {}
 
     def on_mtu(self, port: int, octets: int) -> None:
@@ -133,7 +132,7 @@ class Relay(Stage):
         if flow is None:
             self._unknown.append((segment, frame))
             if not segment.flags & SYN:  # what came before may be its SYN
-                self._take_unknown(now)
+                self.take_waiting(now)
             return
         if segment.flags & SYN and flow.endpoint.state in _PAST:
             self._on_unknown(segment, frame, now)
@@ -158,7 +157,8 @@ class Relay(Stage):
         self._schedule(flow)
         return True
 
-    def _take_unknown(self, now: float) -> None:
+    def take_waiting(self, now: float) -> None:
+        """Take the SYNs that wait for settle(), since whose a segment is may depend on them."""
         unknown, self._unknown = self._unknown, []
         for segment, frame in unknown:
             if segment.flow in self.flows:  # a SYN that came twice
@@ -322,7 +322,7 @@ class Relay(Stage):
         """
         self._carry(now)
         if self._unknown:
-            self._take_unknown(now)
+            self.take_waiting(now)
             if self._scheduled:
                 self._carry(now)
 

@@ -107,7 +107,7 @@ class ForwardedConnections:
         secret: bytes,
         limits: RelayLimits,
         drops: Counter[str],
-        is_taken: Callable[[bytes], bool],
+        is_taken: Callable[[bytes, float], bool],
     ) -> None:
         self._network, self._destinations, self._hops, self._poller = network, destinations, hops, poller
         self._is_taken, self._limits = is_taken, limits
@@ -178,7 +178,7 @@ class ForwardedConnections:
             assert mac is not None
             path = Path(self._network.mac, mac, flow.client, flow.guest, port, flow.guest_port)
             connector = self.active.connector(path, now)
-            if not self._is_taken(connector.stream.key):
+            if not self._is_taken(connector.stream.key, now):
                 try:
                     connector.step(0)
                 except BlockingIOError:  # an earlier connection of these addresses and ports

@@ -108,9 +108,14 @@ class SplitSide:
             return True
 
     def _take_segment(self, segment: Segment, frame: memoryview, now: float) -> bool:
+        if segment.flags & (SYN | ACK) == SYN:  # both ends may have sent one: a simultaneous open
+            self.other.relay.take_waiting(now)
         if self.active.on_frame(segment, frame, now):
             return True
         flow = self.relay.flows.get(segment.flow)
+        if flow is None and not segment.flags & SYN:  # its SYN may have come just before
+            self.relay.take_waiting(now)
+            flow = self.relay.flows.get(segment.flow)
         if flow is None:
             self._learn(frame)
             if self._is_elsewhere(frame) or is_signed(frame) or self._is_others(segment):

@@ -153,7 +153,9 @@ class Transformer(Stage):
         if self.far.on_frame(segment, frame, now):
             return True
         if not is_ours and segment.flow not in self.relay.flows and not self._is_opening(segment):
-            return False
+            self.relay.take_waiting(now)  # its SYN may have come just before
+            if segment.flow not in self.relay.flows:
+                return False
         self.relay.on_segment(segment, frame, now)
         return True
 
