@@ -311,7 +311,7 @@ class RelayFlow(Timed):
         if self.opened_at is not None and not in_order:
             with suppress(OSError, AttributeError):  # an internal stream has no options
                 self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)  # type: ignore[attr-defined]
-        self.endpoint.forget()  # a timer may keep the flow for a while
+        self.endpoint.forget()  # an internal stream may keep the flow for a while
         self.connector = self.unacked = None
         self.syn = b""
 
