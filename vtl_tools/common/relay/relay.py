@@ -102,7 +102,7 @@ class Relay(Stage):
         self._scheduled: list[RelayFlow] = []
         self._over: list[RelayFlow] = []
         self._put_off, self._in_turn = 0, False
-        self._unknown: list[tuple[Segment, memoryview]] = []
+        self._waiting: list[tuple[Segment, memoryview]] = []
         self._readable: dict[bytes, RelayFlow] = {}
 
     def on_mtu(self, port: int, octets: int) -> None:
@@ -130,7 +130,7 @@ class Relay(Stage):
         """Take a segment of the guest, of which the frame is borrowed until settle()."""
         flow = self.flows.get(segment.flow)
         if flow is None:
-            self._unknown.append((segment, frame))
+            self._waiting.append((segment, frame))
             if not segment.flags & SYN:  # what came before may be its SYN
                 self.take_waiting(now)
             return
@@ -159,8 +159,8 @@ class Relay(Stage):
 
     def take_waiting(self, now: float) -> None:
         """Take the SYNs that wait for settle(), since whose a segment is may depend on them."""
-        unknown, self._unknown = self._unknown, []
-        for segment, frame in unknown:
+        waiting, self._waiting = self._waiting, []
+        for segment, frame in waiting:
             if segment.flow in self.flows:  # a SYN that came twice
                 self.on_segment(segment, frame, now)
             else:
@@ -321,7 +321,7 @@ class Relay(Stage):
         That takes longer than all else, and guest and peers have something to do meanwhile.
         """
         self._carry(now)
-        if self._unknown:
+        if self._waiting:
             self.take_waiting(now)
             if self._scheduled:
                 self._carry(now)
