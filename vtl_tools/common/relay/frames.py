@@ -3,6 +3,7 @@
 import struct
 from typing import Final
 
+from vtl_tools.common.packet.address import is_single_host
 from vtl_tools.common.packet.ipv4 import IPv4
 from vtl_tools.common.packet.ipv6 import IPv6
 from vtl_tools.common.packet.packet import Packet
@@ -22,6 +23,8 @@ _STAMPS: Final = b"\x01\x01\x08\x0a"
 _TO_MAC: Final = 10
 _FROM_MAC: Final = 16
 _KIND: Final = 22  # numbers, as the compiler computes with these
+_ETHERTYPE: Final = VNET + 12
+_IP: Final = (0x08, 0x86)  # the first octets of IPv4's and IPv6's Ethertypes; a tag's is 0x81, 0x88 or 0x91
 _SYN_MAX: Final = VNET + 14 + 8 + 60 + 60
 """Octets of a frame with a SYN and no data: with tags, and with all the options of IP and TCP."""
 
@@ -85,3 +88,12 @@ def path_back(flow: bytes, start: bytes) -> Path:
     remote, local = flow[: at // 2], flow[at // 2 : at]
     remote_port, local_port = flow[at] << 8 | flow[at + 1], flow[at + 2] << 8 | flow[at + 3]
     return Path(start[_TO_MAC:_FROM_MAC], start[_FROM_MAC:_KIND], local, remote, local_port, remote_port)
+
+
+def why_nobodys(start: bytes, path: Path) -> str | None:
+    """Return why no host can have a connection by a frame that starts so: the reason of its drop."""
+    if start[_ETHERTYPE] not in _IP:
+        return "vlan"
+    if path.local_mac[0] & 1 or not (is_single_host(path.local) and is_single_host(path.remote)):
+        return "not-unicast"
+    return None

@@ -15,15 +15,13 @@ from vtl_tools.common.device.batch import Batch, Pieces
 from vtl_tools.common.errors import Malformed
 from vtl_tools.common.guest_net.addresses import MTU_MIN
 from vtl_tools.common.packet import derive
-from vtl_tools.common.packet.address import is_single_host
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
-from vtl_tools.common.packet.vnet import VNET
 from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayBudget, RelayLimits
 from vtl_tools.common.relay.connector import Connector, note_bulk
 from vtl_tools.common.relay.flow import RELAYED, FlowOutcome, RelayFlow
 from vtl_tools.common.relay.frame_queue import FrameQueue
-from vtl_tools.common.relay.frames import is_broken, newest_acks, path_back, start_of, syn_alone
+from vtl_tools.common.relay.frames import is_broken, newest_acks, path_back, start_of, syn_alone, why_nobodys
 from vtl_tools.common.relay.icmp_errors import SegmentError, apply_error, refusal
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.relay.syn_flood import SynFloodGuard
@@ -36,8 +34,6 @@ from vtl_tools.common.tcp.state import LISTEN, SYN_RECEIVED, Ended, State
 from vtl_tools.common.tcp.tuning import tune
 from vtl_tools.common.tcp.wire import Path, Segment, parse
 
-_ETHERTYPE: Final = VNET + 12
-_IP: Final = (0x08, 0x86)  # the first octets of IPv4's and IPv6's Ethertypes; a tag's is 0x81, 0x88 or 0x91
 _BULK: Final = 1 << 16
 """Octets under way from which on a guest may acknowledge several times in one batch."""
 _READ_AGAIN_MAX: Final = 64
@@ -90,7 +86,7 @@ class Relay(Stage):
             self.drops = drops
         self._on_drop, self._on_end, self._has_more = on_drop, on_end, has_more
         self._early_ack, self.syn = early_ack, b""
-        self._on_non_tcp = on_non_tcp or self._drop_non_tcp
+        self._on_non_tcp = on_non_tcp or (lambda frame, now: self.drop_frame(frame, "not-tcp", now))
         self.poller = poller or Poller()
         self._take_event = self._on_event  # bound once, and not for each flow
         self.sources = [self]
@@ -98,7 +94,7 @@ class Relay(Stage):
         self.budget = RelayBudget(limits)
         self.timers = FlowTimers(self.flows)
         self._outbox = FrameQueue(self._send)
-        self.syn_guard, self._guarded_at = SynFloodGuard(secret), limits.half_open // 2
+        self.syn_guard = SynFloodGuard(secret)
         self._scheduled: list[RelayFlow] = []
         self._over: list[RelayFlow] = []
         self._put_off, self._in_turn = 0, False
@@ -157,6 +153,12 @@ class Relay(Stage):
         self._schedule(flow)
         return True
 
+    def find(self, key: bytes, now: float) -> RelayFlow | None:
+        """Return a flow, also if its SYN waits for settle(); None: there is none."""
+        if key not in self.flows:
+            self.take_waiting(now)
+        return self.flows.get(key)
+
     def take_waiting(self, now: float) -> None:
         """Take the SYNs that wait for settle(), since whose a segment is may depend on them."""
         waiting, self._waiting = self._waiting, []
@@ -174,14 +176,12 @@ class Relay(Stage):
         start = start_of(frame)
         path = path_back(segment.flow, start)
         if self._put_off and (segment.flow in self.flows or len(self.flows) >= self.limits.connections):
-            self._finish([], False, False, True, now)
+            self._tidy(now)
         past = self.flows.get(segment.flow)
         if past is not None and past.is_draining:  # the guest will send its SYN again
             self.drop_frame(frame, "not-drained", now)
-        elif start[_ETHERTYPE] not in _IP:
-            self.drop_frame(frame, "vlan", now)
-        elif path.local_mac[0] & 1 or not (is_single_host(path.local) and is_single_host(path.remote)):
-            self.drop_frame(frame, "not-unicast", now)
+        elif (why := why_nobodys(start, path)) is not None:
+            self.drop_frame(frame, why, now)
         elif segment.flags & (SYN | ACK | RST | FIN) != SYN:
             if is_broken(segment, frame):
                 self.drop_frame(frame, "checksum", now)
@@ -193,9 +193,7 @@ class Relay(Stage):
                 self._send([(bytes(answer),)], now)
         elif len(self.flows) >= self.limits.connections:
             self.drop_frame(frame, "too-many-connections", now)
-        elif self.budget.half_open >= self._guarded_at and not self.syn_guard.passes(
-            segment, frame, self.budget.half_open, self.limits.half_open, self._send, now
-        ):
+        elif not self.syn_guard.passes(segment, frame, self.budget, self._send, now):
             self.drop_frame(frame, "half-open", now)
         elif is_broken(segment, frame):
             self.drop_frame(frame, "checksum", now)
@@ -242,9 +240,6 @@ class Relay(Stage):
         answer = refusal(syn, reason)
         if answer is not None:
             self._send([(answer,)], now)
-
-    def _drop_non_tcp(self, frame: memoryview, now: float) -> None:
-        self.drop_frame(frame, "not-tcp", now)
 
     def drop_frame(self, frame: memoryview, reason: str, now: float) -> None:
         """Count a frame that goes no further, and pass it to on_drop."""
@@ -401,6 +396,10 @@ class Relay(Stage):
             for flow in over:
                 self._remove(flow, now)
         self._put_off = put_off + 1 if self._over or outbox.late else 0
+
+    def _tidy(self, now: float) -> None:
+        """Do what was put off."""
+        self._finish([], False, False, True, now)
 
     def _evict(self, now: float) -> None:
         """Reset the flows with the most buffered octets, several at once so that it is worth the sorting."""

@@ -14,6 +14,7 @@ from typing import Final
 from vtl_tools.common.packet import derive
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.rate_limit import TokenBucket
+from vtl_tools.common.relay.budget import RelayBudget
 from vtl_tools.common.tcp.wire import Frame, Pieces, Segment
 
 _REMEMBERED_MAX: Final = 65536
@@ -45,12 +46,12 @@ class SynFloodGuard:
         self,
         segment: Segment,
         frame: Frame,
-        half_open: int,
-        most: int,
+        budget: RelayBudget,
         send: Callable[[Sequence[Pieces], float], object],
         now: float,
     ) -> bool:
         """Tell whether a SYN is accepted; challenge its sender, if that is the verdict."""
+        half_open, most = budget.half_open, budget.limits.half_open
         verdict = self.judge(segment.flow, now, half_open=half_open, most=most)
         if verdict is SynVerdict.CHALLENGE:
             challenge = self.challenge(frame, segment)

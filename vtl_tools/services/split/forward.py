@@ -107,7 +107,7 @@ class ForwardedConnections:
         secret: bytes,
         limits: RelayLimits,
         drops: Counter[str],
-        is_taken: Callable[[bytes, float], bool],
+        is_taken: Callable[[bytes, float], object],
     ) -> None:
         self._network, self._destinations, self._hops, self._poller = network, destinations, hops, poller
         self._is_taken, self._limits = is_taken, limits

@@ -32,7 +32,7 @@ class Forwarding:
         send: Callable[[Sequence[Pieces], float], object],
         limits: RelayLimits,
         drops: Counter[str],
-        is_taken: Callable[[bytes, float], bool],
+        is_taken: Callable[[bytes, float], object],
     ) -> None:
         def send_frame(frame: bytes | bytearray, now: float) -> None:
             send([(bytes(frame),)], now)

@@ -112,10 +112,8 @@ class SplitSide:
             self.other.relay.take_waiting(now)
         if self.active.on_frame(segment, frame, now):
             return True
-        flow = self.relay.flows.get(segment.flow)
-        if flow is None and not segment.flags & SYN:  # its SYN may have come just before
-            self.relay.take_waiting(now)
-            flow = self.relay.flows.get(segment.flow)
+        relay, key = self.relay, segment.flow
+        flow = relay.flows.get(key) if segment.flags & SYN else relay.find(key, now)
         if flow is None:
             self._learn(frame)
             if self._is_elsewhere(frame) or is_signed(frame) or self._is_others(segment):

@@ -96,7 +96,7 @@ class SplitBySockets(Stage):
             send=partial(self.send, 0),
             limits=limits,
             drops=self.drops,
-            is_taken=self._is_taken,
+            is_taken=self.relay.find,
         )
         self.datagrams.forwarded = self.forwarding.datagrams
         self.sources = [self.relay]
@@ -183,11 +183,6 @@ class SplitBySockets(Stage):
             if e.errno == errno.EAFNOSUPPORT:  # a host without IPv6
                 return Reason.NET_UNREACHABLE
             raise
-
-    def _is_taken(self, key: bytes, now: float) -> bool:
-        if key not in self.relay.flows:
-            self.relay.take_waiting(now)
-        return key in self.relay.flows
 
     def _on_end(self, flow: RelayFlow, now: float) -> None:
         self._tuning.release(flow.stream)

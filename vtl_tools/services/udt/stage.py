@@ -152,10 +152,8 @@ class Transformer(Stage):
             return True
         if self.far.on_frame(segment, frame, now):
             return True
-        if not is_ours and segment.flow not in self.relay.flows and not self._is_opening(segment):
-            self.relay.take_waiting(now)  # its SYN may have come just before
-            if segment.flow not in self.relay.flows:
-                return False
+        if not is_ours and not self._is_opening(segment) and self.relay.find(segment.flow, now) is None:
+            return False
         self.relay.on_segment(segment, frame, now)
         return True
 
