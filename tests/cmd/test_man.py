@@ -183,12 +183,12 @@ def stage_drops(path: Path) -> set[str]:
 
 
 def test_every_reason_why_vtl_tor_drops_is_explained_on_its_page() -> None:
-    relay = (ROOT / "vtl_tools/common/relay/relay.py").read_text()
+    relay, frames = ((ROOT / f"vtl_tools/common/relay/{name}.py").read_text() for name in ("relay", "frames"))
     source = (ROOT / "vtl_tools/common/guest_net/guest_network.py").read_text()
     judged = source[source.index("def on_frame") : source.index("def deadline")]
-    known = set(re.findall(r'self\.drop_frame\([^"]*"([\w-]+)"', relay)) - {
-        "not-tcp"
-    }  # the gateway's are finer
+    known = set(re.findall(r'self\.drop_frame\([^"]*"([\w-]+)"', relay))
+    known |= set(re.findall(r'return "([\w-]+)"', frames[frames.index("def why_nobodys") :]))
+    known -= {"not-tcp"}  # the gateway's are finer
     known |= {
         word
         for line in re.findall(r"(?:return|reason =) .*", judged)
