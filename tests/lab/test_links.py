@@ -144,7 +144,7 @@ def test_a_tap_and_an_interface_by_af_packet(lab, guest):
         assert transfer(tap, packet, host, server, "192.168.7.2") > 30_000
 
 
-def test_frames_that_leave_in_the_background_stay_in_order_and_are_counted(lab):
+def test_frames_of_one_piece_and_of_several_stay_in_order_and_are_counted(lab):
     left, right = (lab.host(name, ipv6=False) for name in ("left", "right"))
     lab.veth(left, "eth0", right, "eth0")
     bad = b"\x01\x01\0\0\xe8\x03\xff\xff\xff\xff" + plain(1)[10:]

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Final
 
 from vtl_tools.common.device import bpf, mmsg
-from vtl_tools.common.device.background import BackgroundSender
 from vtl_tools.common.device.base import RETRY_S, Device, Drop
 from vtl_tools.common.device.batch import SLOTS, Batch, PackedBatch, Pieces
 from vtl_tools.common.device.gathered import GatheredSender
@@ -63,8 +62,7 @@ class PacketDevice(Device):
         if fanout:
             self.capabilities = frozenset({privilege.NET_RAW})
         self._receiver = PacketReceiver()
-        self._packed, self._sender = PackedBatch(), BackgroundSender()
-        self._gathered = GatheredSender()
+        self._packed, self._gathered = PackedBatch(), GatheredSender()
         self._index = 0
         self._sock: socket.socket | None = None
         self._fd = -1
@@ -145,7 +143,6 @@ class PacketDevice(Device):
     def _look_again(self) -> None:
         """Reopen the interface if it is back after it went down or was deleted."""
         assert self._sock is not None
-        self._finish()
         self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         try:
             is_renamed = interface.name_of(self._index) is not None
@@ -189,23 +186,12 @@ class PacketDevice(Device):
     def write(self, batch: Batch) -> int:
         """Send a batch. The kernel segments super-segments and completes partial checksums."""
         count = batch.count
-        self._finish()
         if not self.up:
             return self.refused(batch, Drop.LINK_DOWN)
         if self._sources_left:
             self._check_sources(batch)
         done = mmsg.sendmmsg(self._fd, batch.msgs_pointer, count, mmsg.MSG_DONTWAIT)
         return self.sent(batch) if done == count else self._write_rest(batch, done, mmsg.errno())
-
-    def _finish(self) -> None:
-        """Wait until the batch that was sent last is out, and count it."""
-        batch = self._sender.batch
-        if batch is not None:
-            done, code = self._sender.finish()
-            if done == batch.count:
-                self.sent(batch)
-            else:
-                self._write_rest(batch, done, code)
 
     def _check_sources(self, batch: Batch) -> None:
         """Warn of a VM that has the interface's own Ethernet address: what is for that is the host's."""
@@ -218,17 +204,9 @@ class PacketDevice(Device):
             )  # fmt: skip
 
     def write_pieces(self, frames: Sequence[Pieces]) -> int:
-        """Send frames in pieces, which the kernel joins. Frames of one piece go out by one call.
-
-        Many such frames are sent in the background: those that the kernel refuses are counted later.
-        """
-        if self._sender.batch is not None:
-            self._finish()
+        """Send frames in pieces, which the kernel joins. Frames of one piece go out by one call."""
         count = len(frames)
         if count > 1 and max(map(len, frames)) == 1:
-            if count <= SLOTS and self.up and not self._sources_left and self._sender.pays(count):
-                self._sender.start(self._fd, self._packed.pack(frames))
-                return count
             return sum(self.write(self._packed.pack(frames[i : i + SLOTS])) for i in range(0, count, SLOTS))
         if self._sock is None or not self.up:
             self.drops[Drop.LINK_DOWN] += count
@@ -290,7 +268,6 @@ class PacketDevice(Device):
 
     def status(self) -> dict[str, object]:
         """Return what --json prints of the link."""
-        self._finish()
         if self._sock is not None:
             # struct tpacket_stats: packets, drops; both since the last query.
             stats = self._sock.getsockopt(_SOL_PACKET, _STATISTICS, 8)
@@ -307,7 +284,6 @@ class PacketDevice(Device):
 
     def close(self) -> None:
         """Close the link. The interface leaves promiscuous mode. Idempotent."""
-        self._finish()
         self._gathered.close()
         if self._sock is not None:
             self._sock.close()
