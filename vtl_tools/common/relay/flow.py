@@ -15,6 +15,8 @@ from vtl_tools.common.relay.connector import (
     Connector,
     InternalStream,
     TCPConnector,
+    hold_ack,
+    send_ack,
     send_at_once,
 )
 from vtl_tools.common.relay.timers import Timed
@@ -75,12 +77,12 @@ class RelayFlow(Timed):
     buffer, its unused octets. slack: the unused octets of all of them. half_open: the handshake is not
     complete. retry_at: when the connector is tried again. is_prompt: small writes to the stream leave at
     once, which a TCP connection is told before its second write; many a short one has no second. has_sent:
-    the first was made. has_left: release() was called. For the relay: scheduled, armed_at.
+    the first was made. holds_ack: the stream's handshake is not complete before. has_left: release() was called. For the relay: scheduled, armed_at.
     """
 
     __slots__ = (
         "armed_at", "budget", "buffered", "connector", "endpoint", "half_open", "has_left", "has_sent",
-        "heard_at", "hung_up", "internal", "is_prompt", "key", "may_read", "may_write", "opened_at",
+        "heard_at", "holds_ack", "hung_up", "internal", "is_prompt", "key", "may_read", "may_write", "opened_at",
         "received_eof", "retry_at", "scheduled", "sent_eof", "slack", "started_at", "stream", "syn",
         "unacked", "written",
     )  # fmt: skip
@@ -99,7 +101,7 @@ class RelayFlow(Timed):
         self.stream = stream = connector.stream
         self.internal = stream if isinstance(stream, InternalStream) else None
         self.is_prompt = not isinstance(connector, TCPConnector)
-        self.has_sent = self.has_left = False
+        self.has_sent = self.has_left = self.holds_ack = False
         self.half_open = True
         self.scheduled = self.may_read = self.may_write = self.hung_up = False
         self.received_eof = self.sent_eof = False
@@ -149,6 +151,20 @@ class RelayFlow(Timed):
         if result:
             self._write(result)
         return FlowOutcome.OPEN
+
+    def hold_ack(self) -> None:
+        """Have a TCP stream, which is not open yet, complete its handshake by the guest's first octets.
+
+        Whoever calls this calls send_ack() soon after the guest's own handshake is complete.
+        """
+        if not self.is_prompt:
+            self.holds_ack = True
+            hold_ack(self.stream)
+
+    def send_ack(self) -> None:
+        """Complete the handshake of a stream now, unless it is complete or has ended."""
+        if not self.has_sent and not self.has_left:
+            send_ack(self.stream)
 
     # --- Established and Close
 

@@ -19,6 +19,7 @@ from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN
 from vtl_tools.common.relay.budget import DEFAULT_LIMITS, RelayBudget, RelayLimits
 from vtl_tools.common.relay.connector import Connector, note_bulk
+from vtl_tools.common.relay.endings import Endings
 from vtl_tools.common.relay.flow import RELAYED, FlowOutcome, RelayFlow
 from vtl_tools.common.relay.frame_queue import FrameQueue
 from vtl_tools.common.relay.frames import is_broken, newest_acks, path_back, start_of, syn_alone, why_nobodys
@@ -30,7 +31,7 @@ from vtl_tools.common.socks import Reason
 from vtl_tools.common.stage import Stage
 from vtl_tools.common.tcp.config import Config
 from vtl_tools.common.tcp.endpoint import Endpoint
-from vtl_tools.common.tcp.state import LISTEN, SYN_RECEIVED, Ended, State
+from vtl_tools.common.tcp.state import LISTEN, SYN_RECEIVED, State
 from vtl_tools.common.tcp.tuning import tune
 from vtl_tools.common.tcp.wire import Path, Segment, parse
 
@@ -43,10 +44,8 @@ _READS_MAX: Final = 4
 _FLOWS_SHOWN_MAX: Final = 1000
 _EVICTED_MAX: Final = 256
 """Flows that are evicted at once."""
-_PUT_OFF_TURNS: Final = 32
-"""Turns for which what nobody waits for is put off at most; about as long as a peer takes for its answer."""
-_PUT_OFF_MAX: Final = 16
-"""Flows with such work from which on it is not put off: one call for all their frames is cheaper then."""
+_MANY: Final = 4
+"""SYNs of a turn from which on a stream's first ACK is held, which saves work, though it takes time."""
 _OPEN: Final = FlowOutcome.OPEN
 _PAST: Final = (State.TIME_WAIT, State.CLOSED)
 
@@ -96,8 +95,9 @@ class Relay(Stage):
         self._outbox = FrameQueue(self._send)
         self.syn_guard = SynFloodGuard(secret)
         self._scheduled: list[RelayFlow] = []
-        self._over: list[RelayFlow] = []
-        self._put_off, self._in_turn = 0, False
+        self._endings = Endings(self._outbox, self._remove)
+        self._in_turn = self._opens_many = False
+        self._silent: list[RelayFlow] = []
         self._waiting: list[tuple[Segment, memoryview]] = []
         self._readable: dict[bytes, RelayFlow] = {}
 
@@ -162,6 +162,7 @@ class Relay(Stage):
     def take_waiting(self, now: float) -> None:
         """Take the SYNs that wait for settle(), since whose a segment is may depend on them."""
         waiting, self._waiting = self._waiting, []
+        self._opens_many = len(waiting) >= _MANY and not self._early_ack
         for segment, frame in waiting:
             if segment.flow in self.flows:  # a SYN that came twice
                 self.on_segment(segment, frame, now)
@@ -175,8 +176,8 @@ class Relay(Stage):
         """
         start = start_of(frame)
         path = path_back(segment.flow, start)
-        if self._put_off and (segment.flow in self.flows or len(self.flows) >= self.limits.connections):
-            self._tidy(now)
+        if self._endings.waits and (segment.flow in self.flows or len(self.flows) >= self.limits.connections):
+            self._endings.finish_all(now)
         past = self.flows.get(segment.flow)
         if past is not None and past.is_draining:  # the guest will send its SYN again
             self.drop_frame(frame, "not-drained", now)
@@ -229,6 +230,8 @@ class Relay(Stage):
             return
         budget.opened += 1
         self.timers.arm_soon(flow, now)
+        if self._opens_many:
+            flow.hold_ack()
         self._act(flow, flow.connect(0, now), now)
         if self._early_ack and flow.connector is not None:
             endpoint.accept()
@@ -266,7 +269,7 @@ class Relay(Stage):
                 self.timers.arm(flow, flow.retry_at)
         elif outcome is FlowOutcome.ABORTED:
             self._outbox.transmit(flow.endpoint, now, flow.received_eof)
-            self._put_off = _PUT_OFF_TURNS  # so that nothing of it is behind a new connection of its ports
+            self._endings.hurry()  # so that nothing of it is behind a new connection of its ports
             self._remove(flow, now)
         elif type(outcome) is Reason:
             if flow.endpoint.asked:
@@ -307,7 +310,7 @@ class Relay(Stage):
     def poll(self, now: float) -> bool:
         """Take the events of the streams."""
         self._in_turn = True  # and another follows if something is left to do then
-        has_more = bool(self._scheduled or self._readable or self._put_off)
+        has_more = bool(self._scheduled or self._readable or self._silent) or self._endings.waits
         return self.poller.poll(now) or has_more or self._has_more()
 
     def settle(self, now: float) -> None:
@@ -315,7 +318,10 @@ class Relay(Stage):
 
         That takes longer than all else, and guest and peers have something to do meanwhile.
         """
+        silent, self._silent = self._silent, []
         self._carry(now)
+        for flow in silent:
+            flow.send_ack()
         if self._waiting:
             self.take_waiting(now)
             if self._scheduled:
@@ -328,8 +334,8 @@ class Relay(Stage):
                 self._schedule(flow)
         scheduled, budget = self._scheduled, self.budget
         if not scheduled:
-            if self._put_off:
-                self._finish([], False, False, not self._in_turn, now)
+            if self._endings.waits:
+                self._endings.finish([], False, False, not self._in_turn, now)
             return
         self._scheduled = []
         reads = max(1, _READS_MAX // len(scheduled))
@@ -351,6 +357,8 @@ class Relay(Stage):
             if flow.half_open and state is not SYN_RECEIVED and state is not LISTEN:
                 flow.half_open = False
                 budget.half_open -= 1
+                if flow.holds_ack and not flow.has_sent:
+                    self._silent.append(flow)
                 budget.established += endpoint.ended is None
             budget.buffered += flow.recount()
             if now >= endpoint.tune_at:
@@ -364,42 +372,7 @@ class Relay(Stage):
                 self.timers.arm_soon(flow, now)
         if budget.is_exceeded:
             self._evict(now)
-        self._finish(ending, budget.octets_up != up, budget.octets_down != down, is_due, now)
-
-    def _finish(
-        self, ending: list[RelayFlow], went_up: bool, went_down: bool, is_due: bool, now: float
-    ) -> None:
-        """Send the frames that wait, and do, or put off, what nobody waits for.
-
-        A guest that opens connections in turn waits for the SYN|ACK of the next, not for the FIN of the last
-        or the end of its stream. A FIN is due behind octets for a guest, which is busy with these,
-        closing behind octets for a stream. went_up, went_down: whether there were any in this turn. is_due:
-        nothing is put off.
-        """
-        outbox, over, put_off = self._outbox, self._over, self._put_off
-        is_due |= put_off >= _PUT_OFF_TURNS or len(outbox.late) + len(over) + len(ending) >= _PUT_OFF_MAX
-        if is_due or (went_down and put_off):
-            outbox.flush_all(now)
-        else:
-            outbox.flush(now)
-        for flow in ending:  # behind the frames, as this takes long
-            if flow.owes_eof:
-                flow.finish_up()
-            if flow.is_over:
-                if flow.endpoint.ended is Ended.CLOSED:
-                    over.append(flow)
-                else:
-                    outbox.flush_all(now)  # before its ports are used again
-                    self._remove(flow, now)  # it may hold much memory
-        if is_due or (went_up and put_off):
-            self._over = []
-            for flow in over:
-                self._remove(flow, now)
-        self._put_off = put_off + 1 if self._over or outbox.late else 0
-
-    def _tidy(self, now: float) -> None:
-        """Do what was put off."""
-        self._finish([], False, False, True, now)
+        self._endings.finish(ending, budget.octets_up != up, budget.octets_down != down, is_due, now)
 
     def _evict(self, now: float) -> None:
         """Reset the flows with the most buffered octets, several at once so that it is worth the sorting."""
