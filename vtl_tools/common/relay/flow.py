@@ -77,14 +77,15 @@ class RelayFlow(Timed):
     buffer, its unused octets. slack: the unused octets of all of them. half_open: the handshake is not
     complete. retry_at: when the connector is tried again. is_prompt: small writes to the stream leave at
     once, which a TCP connection is told before its second write; many a short one has no second. has_sent:
-    the first was made. holds_ack: the stream's handshake is not complete before. has_left: release() was called. For the relay: scheduled, armed_at.
+    the first was made. holds_ack: hold_ack() was called, on a TCP stream. has_left: release() was called.
+    For the relay: scheduled, armed_at.
     """
 
     __slots__ = (
         "armed_at", "budget", "buffered", "connector", "endpoint", "half_open", "has_left", "has_sent",
-        "heard_at", "holds_ack", "hung_up", "internal", "is_prompt", "key", "may_read", "may_write", "opened_at",
-        "received_eof", "retry_at", "scheduled", "sent_eof", "slack", "started_at", "stream", "syn",
-        "unacked", "written",
+        "heard_at", "holds_ack", "hung_up", "internal", "is_prompt", "key", "may_read", "may_write",
+        "opened_at", "received_eof", "retry_at", "scheduled", "sent_eof", "slack", "started_at", "stream",
+        "syn", "unacked", "written",
     )  # fmt: skip
 
     def __init__(
@@ -153,9 +154,9 @@ class RelayFlow(Timed):
         return FlowOutcome.OPEN
 
     def hold_ack(self) -> None:
-        """Have a TCP stream, which is not open yet, complete its handshake by the guest's first octets.
+        """Have a TCP stream complete its handshake by the guest's first octets. Call it before connect().
 
-        Whoever calls this calls send_ack() soon after the guest's own handshake is complete.
+        The guest may have none to say before the server speaks: then send_ack() is due.
         """
         if not self.is_prompt:
             self.holds_ack = True

@@ -355,11 +355,7 @@ class Relay(Stage):
                 self._readable[flow.key] = flow
             state = endpoint.state
             if flow.half_open and state is not SYN_RECEIVED and state is not LISTEN:
-                flow.half_open = False
-                budget.half_open -= 1
-                if flow.holds_ack and not flow.has_sent:
-                    self._silent.append(flow)
-                budget.established += endpoint.ended is None
+                self._note_handshake(flow)
             budget.buffered += flow.recount()
             if now >= endpoint.tune_at:
                 tune(endpoint, now, may_grow=not budget.is_full)
@@ -373,6 +369,14 @@ class Relay(Stage):
         if budget.is_exceeded:
             self._evict(now)
         self._endings.finish(ending, budget.octets_up != up, budget.octets_down != down, is_due, now)
+
+    def _note_handshake(self, flow: RelayFlow) -> None:
+        """Note that a flow's handshake with its guest is complete."""
+        flow.half_open = False
+        self.budget.half_open -= 1
+        self.budget.established += flow.endpoint.ended is None
+        if flow.holds_ack and not flow.has_sent:
+            self._silent.append(flow)
 
     def _evict(self, now: float) -> None:
         """Reset the flows with the most buffered octets, several at once so that it is worth the sorting."""
