@@ -5,7 +5,8 @@ usage: bench/relay.py [--quick] [--json] [--only NAME ...]      (needs root)
 up_ratio, down_ratio                 throughput of one flow over the best peer's
 cps1_ratio, cps64_ratio              connections a second, one and 64 at once, over the best peer's
 up_direct_ratio, down_direct_ratio   throughput of one flow over the kernel's own path
-cps64_p99_ms                         how long the slowest hundredth of the connections take, 64 at once
+cps64_p99_ms, cps64_p99_ratio        how long the slowest hundredth of the connections take, 64 at once; over
+                                     the best peer's
 idle_kib                             memory of the relay for an idle connection
 startup_ms                           from the start of the relay to the first connection carried
 split_up_ratio, split_down_ratio, split_cps64_ratio
@@ -426,8 +427,8 @@ def datagrams(at_once: int, octets: int) -> Metric:
 
 def run_rounds(
     field_: list[Contender], metric: Metric, rounds: int, seconds: float
-) -> dict[str, list[float]]:
-    """Measure all in turn, note the medians, and return the deciding readings of each contender."""
+) -> dict[str, dict[str, list[float]]]:
+    """Measure all in turn, note the medians, and return the readings of each contender by figure."""
     found: dict[str, list[dict[str, float]]] = {c.name: [] for c in field_}
 
     def take(contender: Contender) -> float:
@@ -441,16 +442,18 @@ def run_rounds(
         found[contender.name].append(answer)
         return answer.get(metric.figures[metric.name], math.nan)
 
-    readings = alternate(rounds, *(partial(take, c) for c in field_))
+    alternate(rounds, *(partial(take, c) for c in field_))
+    readings: dict[str, dict[str, list[float]]] = {figure: {} for figure in metric.figures}
     for contender in field_:
         if not contender.failed:
             answers = found[contender.name]
             for figure, key in metric.figures.items():
                 if key in answers[0]:  # the kernel's own path has no process
-                    contender.figures[figure] = statistics.median(answer[key] for answer in answers)
+                    values = readings[figure][contender.name] = [answer[key] for answer in answers]
+                    contender.figures[figure] = statistics.median(values)
     name = metric.name
     say(f"{name}: " + ", ".join(f"{c.name} {c.figures[name]:.5g}" for c in field_ if not c.failed))
-    return {c.name: values for c, values in zip(field_, readings, strict=True) if not c.failed}
+    return readings
 
 
 def at_rest(contender: Contender, load: Path, name: str, count: int) -> None:
@@ -468,14 +471,18 @@ def at_rest(contender: Contender, load: Path, name: str, count: int) -> None:
         say(f"{contender.name}: no {name}: {error}")
 
 
-def compare(readings: dict[str, list[float]], field_: list[Contender]) -> float | None:
-    """Return the smallest ratio of one of ours to a peer of its kind."""
+def compare(
+    readings: dict[str, list[float]],
+    field_: list[Contender],
+    worst: Callable[..., float | None] = min,
+) -> float | None:
+    """Return the worst ratio of one of ours to a peer of its kind; max: fewer is better."""
     ratios = [
         ratio(readings[f"vtl {c.kind}"], readings[c.name])
         for c in field_
         if c.name in readings and f"vtl {c.kind}" in readings and c.name != f"vtl {c.kind}"
     ]
-    return min(ratios, default=None)
+    return worst(ratios, default=None)
 
 
 def over(readings: dict[str, list[float]], ours: str, theirs: str) -> float | None:
@@ -488,7 +495,7 @@ def over_best(readings: dict[str, list[float]], ours: str, peers: Sequence[str])
 
 def run(field_: list[Contender], load: Path, quick: bool) -> dict[str, float | None]:
     """Measure everything; return the summary."""
-    rounds, seconds, warm = (3, 0.3, 0.1) if quick else (5, 1.5, 0.3)
+    rounds, seconds, warm = (5, 0.3, 0.1) if quick else (5, 1.5, 0.3)
     essential = [streams("up", 1, warm), streams("down", 1, warm), calls(1), calls(64)]
     others = [streams("up", 8, warm), streams("down", 8, warm), Metric("rtt", (), {"rtt_us": "p50_us"})]
     echoes = [datagrams(1, 64), datagrams(64, 1400)]
@@ -498,9 +505,9 @@ def run(field_: list[Contender], load: Path, quick: bool) -> dict[str, float | N
         for contender in field_:
             contender.site = contender.attempt(partial(contender.open, load))
         for metric in essential if quick else essential + others:
-            readings[metric.name] = run_rounds(field_, metric, rounds, seconds)
+            readings |= run_rounds(field_, metric, rounds, seconds)
         for metric in echoes:
-            readings[metric.name] = run_rounds(with_udp, metric, rounds, seconds)
+            readings |= run_rounds(with_udp, metric, rounds, seconds)
     finally:
         for contender in field_:
             if contender.site:
@@ -519,6 +526,7 @@ def run(field_: list[Contender], load: Path, quick: bool) -> dict[str, float | N
         "cps1_ratio": compare(readings["cps1"], field_),
         "cps64_ratio": compare(readings["cps64"], field_),
         "cps64_p99_ms": None if p99 is None else round(p99 / 1e3, 3),
+        "cps64_p99_ratio": compare(readings["cps64_p99_us"], field_, max),
         "up_direct_ratio": over(readings["up_gbit"], "vtl plain", "direct"),
         "down_direct_ratio": over(readings["down_gbit"], "vtl plain", "direct"),
         "idle_kib": ours.get("idle_10k_kib", ours.get("idle_1k_kib")),
