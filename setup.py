@@ -132,6 +132,7 @@ def extensions() -> list[Extension]:
     )
     for extension in made:
         extension.include_dirs.append("build/vtl_tools")  # where mypyc puts the headers of such a group
+        extension.extra_link_args.append("-Wl,-Bsymbolic")  # else each name is looked up when it is loaded
     return made
 
 

@@ -28,11 +28,9 @@ def list_(json: bool) -> None:
         return holders.get(interface.index_of(name), lock.Holder())
 
     if json:
-        from dataclasses import asdict
-
         print_json(
             [
-                {**asdict(g), "service": holder(g.name).service, "service_pid": holder(g.name).pid}
+                {**g._asdict(), "service": holder(g.name).service, "service_pid": holder(g.name).pid}
                 for g in found
             ],
             "vtl-guard.guard/1",

@@ -1,6 +1,5 @@
 """vortex-client: a volunteer's unused ports, answered by a backend. Paper section 3.6."""
 
-from dataclasses import replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
@@ -85,7 +84,7 @@ def main(
     else:
         ask_for_short_slices(_SLICE_S)
     if options.control is None:
-        options = replace(options, control=path_for(options.service, iface))
+        options = options._replace(control=path_for(options.service, iface))
     run_service(build.stage, build.links, options, guard=guard, vm_sides=1, verbs=verbs)
 
 

@@ -8,16 +8,15 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, TextIO
+from typing import Final, NamedTuple, TextIO
 
 from vtl_tools.common.text import printable
 
 _GAP: Final = 2
 _TITLE_MIN: Final = 6
 _MARK: Final = "…"
-_NUMBER: Final = re.compile(r"[-+]?[\d.,]*\d[\d.,]*( ?[a-zA-Z%]{1,2})?")
+_NUMBER: Final = r"[-+]?[\d.,]*\d[\d.,]*( ?[a-zA-Z%]{1,2})?"
 _WORDS: Final = {
     "up": "32", "down": "31", "running": "32", "died": "31", "not permitted": "33", "not answering": "31",
     "in force": "32", "leaked": "31", "not carried": "31",
@@ -36,17 +35,15 @@ class Kind(Enum):
     TEXT = 10
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Columns with their titles, and rows of cells: numbers, lists, or text, also from outside."""
 
     columns: Sequence[tuple[str, Kind]]
-    rows: Sequence[Sequence[object]] = field(default_factory=list)
+    rows: Sequence[Sequence[object]] = ()
     title: str = ""
 
 
-@dataclass(frozen=True)
-class Screen:
+class Screen(NamedTuple):
     """A terminal's size in character cells, and whether it is to show colours."""
 
     columns: int
@@ -181,7 +178,7 @@ def _text(value: object) -> object:
 
 def is_number(text: str) -> bool:
     """Return whether a text is a number, perhaps with a unit."""
-    return bool(_NUMBER.fullmatch(text))
+    return bool(re.fullmatch(_NUMBER, text))
 
 
 def styled(text: str, style: str, screen: Screen) -> str:

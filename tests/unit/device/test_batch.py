@@ -1,5 +1,7 @@
 """Batches: frames in an arena, edited in place."""
 
+import os
+
 import pytest
 
 from vtl_tools.common.device.batch import FRAME_MAX, HEADROOM, SLOTS, Batch, PackedBatch
@@ -27,6 +29,16 @@ def test_frames_that_are_packed_can_be_looked_at():
         assert frames(batch) == some
         assert [bytes(batch[i]) for i in range(len(batch))] == some
         assert batch.octets == sum(len(frame) - VNET for frame in some)
+
+
+def test_a_forked_worker_has_frames_of_its_own():
+    batch = Batch.of(FRAMES)
+    if not (worker := os.fork()):
+        for frame in batch:
+            frame[:] = bytes(len(frame))
+        os._exit(any(map(any, batch)))
+    assert os.waitpid(worker, 0)[1] == 0
+    assert frames(batch) == FRAMES
 
 
 def test_a_plain_frame_is_given_a_header_of_zeros():

@@ -101,6 +101,7 @@ def test_a_signal_to_the_group_ends_the_broker_after_the_service(tmp_path):
         import signal
         file = broker.StateFile(sys.argv[1] + "/x", 10)
         broker.start()
+        broker.await_start()
         for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
             os.kill(broker._pid, number)
         file.replace(["after"])

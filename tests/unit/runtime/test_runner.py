@@ -64,7 +64,7 @@ def wait_for(path) -> None:
 
 
 def test_frames_pass_until_sigterm_and_the_end_is_clean(options, capfd):
-    options.json = True
+    options = options._replace(json=True)
     (outer, left), (right, other) = pair(), pair()
 
     def use():
@@ -158,7 +158,7 @@ def test_under_load_links_are_polled_by_one_chain_of_turns(options, monkeypatch)
 
 
 def test_a_lost_link_ends_a_service_that_was_told_not_to_wait(options):
-    options.reconnect = False
+    options = options._replace(reconnect=False)
     (_, left), (right, _) = pair(), pair()
 
     def lose():

@@ -23,11 +23,9 @@ log = logging.getLogger(__name__)
 
 SECRET_MIN: Final = 16
 """Octets of the shortest key."""
-_OPENING: Final = re.compile(
-    r"(?:\[(?P<v6>[^][/]+)\]|(?P<v4>[0-9.]+))(?P<bits>/[0-9]+)?:(?P<port>[0-9]{1,5})"
-)
+_OPENING: Final = r"(?:\[(?P<v6>[^][/]+)\]|(?P<v4>[0-9.]+))(?P<bits>/[0-9]+)?:(?P<port>[0-9]{1,5})"
 """A network with a port."""
-_FORWARD: Final = re.compile(
+_FORWARD: Final = (
     r"(?P<protocol>tcp|udp):(?:(?:\[(?P<host6>[^][/]+)\]|(?P<host4>[0-9.]+)):)?(?P<port>[0-9]{1,5})"
     r":(?:(?:\[(?P<guest6>[^][/]+)\]|(?P<guest4>[0-9.]+)):)?(?P<guest_port>[0-9]{1,5})"
 )
@@ -114,7 +112,7 @@ class OpeningParam(ParamType):
     ) -> tuple[IPv4Network | IPv6Network, int]:
         """Return the network and the port; 0: all ports."""
         text = str(value)
-        found = _OPENING.fullmatch(text)
+        found = re.fullmatch(_OPENING, text)
         network, port = text, 0
         try:
             if found is not None:
@@ -136,7 +134,7 @@ class ForwardParam(ParamType):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, IPv4Address | IPv6Address, int, IPv4Address | IPv6Address | None, int]:
         """Return the protocol, the host's address and port, the guest's address, if given, and port."""
-        found = _FORWARD.fullmatch(str(value))
+        found = re.fullmatch(_FORWARD, str(value))
         try:
             if found is None:
                 raise ValueError(f"{value!r} is no port to forward")

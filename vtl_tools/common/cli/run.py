@@ -104,9 +104,7 @@ def run_service(
         from vtl_tools.common.runtime.workers import Workers
 
         def make(number: int) -> Runner:
-            from dataclasses import replace
-
-            own = replace(options, watch=False, json=False, metrics=None)
+            own = options._replace(watch=False, json=False, metrics=None)
             return Runner(make_stage(), make_own_links(group.fanout), own, recording=recording)
 
         group = Workers(workers, make, options, interfaces, links[0].spec)

@@ -50,7 +50,7 @@ class Batch:
     )
 
     def __init__(self, slots: int = SLOTS) -> None:
-        arena = bytearray(slots * STRIDE)
+        arena = mmsg.room(slots * STRIDE)
         self._arena = memoryview(arena)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(arena))
         # The place of each virtio_net_hdr unless its frame was moved: the first 8 octets, and the next 2.

@@ -5,6 +5,7 @@ memoryviews of 64-bit words for us, so that one strided slice reads or writes a 
 """
 
 import ctypes
+import mmap
 from array import array
 from collections.abc import Iterable
 from typing import Final
@@ -39,6 +40,11 @@ MSG_NOSIGNAL: Final = 0x4000
 
 if ctypes.sizeof(ctypes.c_void_p) != 8:
     raise ImportError("vtl_tools needs a 64-bit system")
+
+
+def room(octets: int) -> mmap.mmap:
+    """Return zeroed memory for messages. It takes a page only when something is written there."""
+    return mmap.mmap(-1, octets, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def words(count: int) -> tuple[int, memoryview]:

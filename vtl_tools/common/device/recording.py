@@ -4,9 +4,8 @@ import errno
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from vtl_tools.common.device.pcapng import (
     INBOUND,
@@ -32,8 +31,7 @@ _LINKS_MAX: Final = 8192
 """Links of one capture; the frames of further ones are not recorded."""
 
 
-@dataclass(frozen=True)
-class CaptureLimits:
+class CaptureLimits(NamedTuple):
     """The values of --pcap-size, in octets, --pcap-files and --pcap-overwrite. 0: no limit."""
 
     size: int = 0

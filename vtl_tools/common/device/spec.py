@@ -25,7 +25,7 @@ from vtl_tools.common.errors import SpecError
 
 _VXLAN_PORT: Final = 4789  # RFC 7348 section 8
 _INTERFACE: Final = re.compile(r"[^\s/:]{1,15}")  # dev_valid_name() in Linux
-_HOST_PORT: Final = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]+))(?::(?P<port>\d+))?")
+_HOST_PORT: Final = r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]+))(?::(?P<port>\d+))?"
 _UNIX_MAX: Final = 107  # octets of sun_path, less the final zero
 
 
@@ -185,7 +185,7 @@ def _path(spec: str, path: str, form: str) -> str:
 
 
 def _host_port(spec: str, text: str, form: str, default: int = 0) -> tuple[str, int]:
-    match = _HOST_PORT.fullmatch(text)
+    match = re.fullmatch(_HOST_PORT, text)
     if match is None or (match["port"] is None and not default):
         _refuse(spec, f"{text!r} is not an address", f"write {form}, IPv6 as in [::1]:5000")
     return match["v6"] or match["host"], _port(spec, match["port"] or str(default), form)

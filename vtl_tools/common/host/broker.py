@@ -365,7 +365,7 @@ _pid = 0
 def start(capabilities: Iterable[int] = (DAC_OVERRIDE,)) -> None:
     """Fork the broker for the objects registered so far. Later ones are out of its reach.
 
-    Raises VTLError.
+    It gives up its rights while its parent goes on, which calls await_start().
     """
     global _lifeline, _pid
     resources = list(_resources)
@@ -380,14 +380,18 @@ def start(capabilities: Iterable[int] = (DAC_OVERRIDE,)) -> None:
         for sock in theirs, *(resource.room for resource in resources):
             if sock is not None:
                 sock.close()
-        if not _lifeline.recv(1):
-            raise VTLError("the broker did not start; use --user root to run without it")
         return
     try:
         own = {c for resource in resources for c in resource.capabilities}
         _be_broker(theirs, resources, own | set(capabilities))
     finally:
         os._exit(1)
+
+
+def await_start() -> None:
+    """Wait until the broker, if there is one, has given up its rights. Raises VTLError if it has ended."""
+    if _lifeline is not None and not _lifeline.recv(1):
+        raise VTLError("the broker did not start; use --user root to run without it")
 
 
 def stop() -> None:
@@ -429,9 +433,10 @@ def _be_broker(lifeline: socket.socket, resources: list[BrokeredResource], capab
     confinement.deny_calls()
     for resource in resources:
         threading.Thread(target=resource._run, daemon=True).start()
-    lifeline.send(b"1")
-    while lifeline.recv(1):
-        pass
+    with contextlib.suppress(OSError):  # a service that failed meanwhile has not read it
+        lifeline.send(b"1")
+        while lifeline.recv(1):
+            pass
     for resource in resources:
         if isinstance(resource, OwnSocket):
             resource.at_end()

@@ -14,8 +14,7 @@ name, and read back.
 
 import os
 import re
-from dataclasses import dataclass, replace
-from typing import Final, Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from vtl_tools.common.errors import DeviceError, PermissionNeededError, VTLError
 from vtl_tools.common.host import interface
@@ -51,8 +50,7 @@ _SHAPE: Final = {
 """The chains as nft lists them: the hook, and the rules."""
 
 
-@dataclass(frozen=True, slots=True)
-class GuardStatus:
+class GuardStatus(NamedTuple):
     """A guard that is installed. pid: the process that it ends with; 0 for the kept form."""
 
     name: str
@@ -165,8 +163,12 @@ class Guard:
     def _damage(self) -> str:
         """Return what happened to the rules; "" if they are in force on the interface's present name."""
         assert self._nft is not None
+        if self.form == "process":  # for an owned table nft looks up its process, in all of /proc
+            asked = [f"list chain netdev {self._table} {chain}" for chain in _SHAPE]
+        else:
+            asked = [f"list table netdev {self._table}"]
         try:
-            listing = self._nft.ask(f"list table netdev {self._table}")
+            listing = "".join(map(self._nft.ask, asked))
         except OSError:
             return "was removed by another program"
         return "was changed by another program" if _fault(listing, self.name) else ""
@@ -253,8 +255,7 @@ def _joined(found: list[GuardStatus]) -> list[GuardStatus]:
     kept = {guard.name: guard for guard in found if guard.form == "kept"}
     for other in found:
         if other.form == "process" and (guard := kept.get(other.name)):
-            kept[guard.name] = replace(
-                guard,
+            kept[guard.name] = guard._replace(
                 kept_in=guard.kept_in + other.kept_in,
                 kept_out=guard.kept_out + other.kept_out,
                 in_force=guard.in_force or other.in_force,

@@ -10,8 +10,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.host import interface, lock
@@ -31,8 +30,7 @@ LOCK_PATIENCE_S: Final = 1.0
 """Seconds to wait for a killed service and its workers to release an interface."""
 
 
-@dataclass(frozen=True)
-class Side:
+class Side(NamedTuple):
     """An interface by any of its names. directions: of the VM's frames that pass there; None: an uplink."""
 
     given: str

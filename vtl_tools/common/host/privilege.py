@@ -4,8 +4,8 @@ import ctypes
 import os
 import pwd
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from functools import cache
+from typing import Final, NamedTuple
 
 from vtl_tools.common.errors import PermissionNeededError, SpecError
 
@@ -29,8 +29,7 @@ _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(NamedTuple):
     """The user that a service started by root changes to."""
 
     name: str
@@ -38,6 +37,7 @@ class Account:
     gid: int
 
 
+@cache  # a service asks twice, and a directory server of users may be slow
 def account(user: str | None) -> Account | None:
     """Return the account that this process should change to. None: no change.
 
@@ -108,8 +108,8 @@ def keep_only(capabilities: Iterable[int]) -> None:
 def _drop_bounding(held: int) -> None:
     """Narrow the bounding set. If that is not permitted (EPERM), no_new_privs has the same effect."""
     for capability in range(64):
-        if not held >> capability & 1:
-            _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+        if not held >> capability & 1 and _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
+            return  # it is not permitted for the others either, or this kernel has no more (EINVAL)
 
 
 def permitted() -> int:

@@ -14,7 +14,7 @@ _BATCH: Final = 4 << 20
 """Octets that one batch of frames may bring."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class RelayLimits:
     """Limits for one guest. Seconds and octets.
 

@@ -1,9 +1,8 @@
 """Positions in a rule file, and the errors and warnings that refer to them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 from vtl_tools.common.errors import SpecError
 
@@ -13,8 +12,7 @@ _SHOWN: Final = 100
 """Maximum columns of an excerpt, as of a terminal."""
 
 
-@dataclass(frozen=True, slots=True)
-class RulePosition:
+class RulePosition(NamedTuple):
     """line, column: from 1; a column is a character, also a tab."""
 
     file: str
@@ -94,8 +92,7 @@ class RuleFileError(RuleError):
         return {"errors": errors, "left_out": self.left_out}
 
 
-@dataclass(frozen=True, slots=True)
-class RuleWarning:
+class RuleWarning(NamedTuple):
     """A warning: the file is valid, but probably does not mean what its author intended."""
 
     place: RulePosition

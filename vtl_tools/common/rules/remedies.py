@@ -87,12 +87,12 @@ _TOLD: Final = {
     **{known: advice for advice, all_known in _ADVICE.items() for known in all_known.split()},
 }
 
-_PORT_OF: Final = re.compile(r"([\w-]+)/(tcp|udp)|(tcp|udp)[/:]([\w-]+)", re.IGNORECASE | re.ASCII)
-_END: Final = re.compile(r"\[([\da-fA-F:.]+)\]:(\d+)|([\d.]+):(\d+)", re.ASCII)
-_PORTS: Final = re.compile(r"(\d+)(?::|\.\.|--)(\d+)", re.ASCII)
-_RATE: Final = re.compile(r"\d+/([A-Za-z]+)", re.ASCII)
-_NAME: Final = re.compile(r"[A-Za-z\d-]+(?:\.[A-Za-z\d-]+)*\.?[A-Za-z]{2,}", re.ASCII)
-_WORDS: Final = re.compile(r"[A-Za-z][\w-]*", re.ASCII)
+_PORT_OF: Final = r"(?ia)([\w-]+)/(tcp|udp)|(tcp|udp)[/:]([\w-]+)"
+_END: Final = r"(?a)\[([\da-fA-F:.]+)\]:(\d+)|([\d.]+):(\d+)"
+_PORTS: Final = r"(?a)(\d+)(?::|\.\.|--)(\d+)"
+_RATE: Final = r"(?a)\d+/([A-Za-z]+)"
+_NAME: Final = r"(?a)[A-Za-z\d-]+(?:\.[A-Za-z\d-]+)*\.?[A-Za-z]{2,}"
+_WORDS: Final = r"(?a)[A-Za-z][\w-]*"
 
 
 def remedy(text: str, words: Iterable[str] = ()) -> str:
@@ -106,7 +106,7 @@ def remedy(text: str, words: Iterable[str] = ()) -> str:
 
 def for_address(text: str) -> str:
     """Return what remedy() does, for a text in the place of an address."""
-    return remedy(text) or ("; names are not looked up: write addresses" if _NAME.fullmatch(text) else "")
+    return remedy(text) or ("; names are not looked up: write addresses" if re.fullmatch(_NAME, text) else "")
 
 
 def _remedy(text: str, words: tuple[str, ...]) -> str:
@@ -118,7 +118,7 @@ def _remedy(text: str, words: tuple[str, ...]) -> str:
     told = _TOLD.get(text) or _TOLD.get(lower)
     if told:
         return told
-    if not _WORDS.fullmatch(text):
+    if not re.fullmatch(_WORDS, text):
         return _of_shape(text)
     if len(text) > _LENGTH_MAX:
         return ""
@@ -132,15 +132,15 @@ def _remedy(text: str, words: tuple[str, ...]) -> str:
 
 def _of_shape(text: str) -> str:
     """Return the remedy for a text that is no word."""
-    if match := _PORT_OF.fullmatch(text):
+    if match := re.fullmatch(_PORT_OF, text):
         protocol, port = match[2] or match[3], match[1] or match[4]
         if port.lower() in ("tcp", "udp"):
             return "write 'tcp, udp'"
         return f"write '{protocol.lower()} port {port.lower()}'"
-    if match := _PORTS.fullmatch(text):
+    if match := re.fullmatch(_PORTS, text):
         return f"write '{match[1]}-{match[2]}'"
-    if match := _END.fullmatch(text):
+    if match := re.fullmatch(_END, text):
         return f"write '{match[1] or match[3]} port {match[2] or match[4]}'"
-    if (match := _RATE.fullmatch(text)) and match[1] not in UNITS:
+    if (match := re.fullmatch(_RATE, text)) and match[1] not in UNITS:
         return _TOLD["rate"]
     return _TOLD.get(text[:2]) or _TOLD.get(text[:1]) or ""

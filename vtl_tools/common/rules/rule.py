@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from vtl_tools.common.rate_limit import RateLimit
 from vtl_tools.common.rules.keywords import Protocol
@@ -102,8 +102,7 @@ class Rule:
         return f"{self.key}: {self.text}"
 
 
-@dataclass(frozen=True, slots=True)
-class Ruleset:
+class Ruleset(NamedTuple):
     """All rules of a file and its included files, in order, and the warnings about them."""
 
     rules: tuple[Rule, ...]

@@ -1,8 +1,7 @@
 """Parses lists of addresses, Ethernet addresses and numbers, and the named sets of them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from vtl_tools.common.packet.address import mac
 from vtl_tools.common.rules import roles
@@ -28,8 +27,7 @@ _OF_KIND: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class NamedSet:
+class NamedSet(NamedTuple):
     """kind: ADDRESS, MAC or NUMBER, the kind of its items; "" if it is declared empty."""
 
     kind: str

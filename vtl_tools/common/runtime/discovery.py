@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -111,7 +111,7 @@ def _as_guarded_now(record: RunRecord) -> RunRecord:
     if (kept := _kept()) is None:
         return record
     lifted = dict.fromkeys(set(record.cut_off()) - set(kept), "lifted")
-    return replace(record, guards={**record.guards, **lifted})
+    return record._replace(guards={**record.guards, **lifted})
 
 
 def _kept() -> dict[str, str] | None:

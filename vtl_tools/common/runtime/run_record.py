@@ -16,9 +16,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from vtl_tools.common.host import broker
 from vtl_tools.common.host.own_record import OwnRecord
@@ -32,8 +31,7 @@ _OCTETS_MAX: Final = 1 << 16
 _FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 
 
-@dataclass(frozen=True)
-class RunRecord:
+class RunRecord(NamedTuple):
     """A service as it began. guards: the form of the guard of each interface; links: first the VM's."""
 
     service: str

@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vtl_tools.common.device.base import Device
 from vtl_tools.common.device.record import Record, record_as
@@ -50,15 +50,14 @@ SPIN_S: Final = 100e-6
 """Seconds that an idle service polls before it sleeps: a wake-up costs both sides more than that."""
 
 
-@dataclass
-class Options:
+class Options(NamedTuple):
     """The values of the options that all services share."""
 
     service: str = "vtl"
     json: bool = False
     watch: bool = False
     pcap: Path | None = None
-    captures: CaptureLimits = field(default_factory=CaptureLimits)
+    captures: CaptureLimits = CaptureLimits()
     log: Path | None = None
     """The file of the log; None: standard error."""
     control: Path | None = None
@@ -70,7 +69,7 @@ class Options:
     """The user that the service changes to if root starts it; None: the first of privilege.USERS."""
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Runner:
     """One stage with its links, which are open while run() runs.
 
@@ -79,7 +78,7 @@ class Runner:
 
     stage: Stage
     links: Sequence[Device]
-    options: Options = field(default_factory=Options)
+    options: Options = Options()  # noqa: RUF009 - it is immutable
     interfaces: Interfaces | None = None
     """The links' interfaces, locked and guarded before, so that the host never gets a frame in between."""
     verbs: dict[str, control.Verb] = field(default_factory=dict)
@@ -132,7 +131,7 @@ class Runner:
         self.stage.drain, self.stage.occupant = self._drain, lambda port: self.links[port].occupant()
         if self.interfaces:
             loop.add_reader(self.interfaces.fileno(), self._look_at_interfaces)
-            self._tell_guards(self.interfaces.check())
+            self._tell_guards(self.interfaces.poll())
         self._look_at_occupants()
         server = self._control()
         await server.start()
@@ -360,7 +359,8 @@ def confine(capabilities: set[int], user: str | None) -> None:
     if become is not None:
         confinement.deny_writing()
     confinement.deny_calls(("bpf",) if privilege.BPF in capabilities else ())
-    for one in scribe.live():  # which have given up theirs meanwhile
+    broker.await_start()  # which has given up its rights meanwhile, as the scribes have
+    for one in scribe.live():
         one.await_start()
 
 

@@ -8,7 +8,7 @@ from vtl_tools.common.tcp.congestion.choice import CONTROLS
 ECN: Final = ("off", "accept", "classic", "accurate")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)  # to make these methods would take a millisecond
 class Config:
     """Parameters of one connection. The defaults suit a virtual machine that is one link away.
 

@@ -1,7 +1,6 @@
 """The STATUS call (RFC 9293 section 3.10.6): what the user may know of a connection."""
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from vtl_tools.common.tcp.limits import hold
 from vtl_tools.common.tcp.rack import DUP_THRESH
@@ -12,8 +11,7 @@ from vtl_tools.common.tcp.tcb import TCB
 _REORDERING_MAX: Final = 300  # as in Linux
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionInfo:
+class ConnectionInfo(NamedTuple):
     """The state of a connection, like TCP_INFO. Octets and seconds.
 
     rto_s: doubled for each timeout since the last round-trip sample, which backoffs counts. phase: open,

@@ -12,7 +12,6 @@ Reads no clock; `now` is in seconds.
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from vtl_tools.common.guest_net import dhcp_wire
@@ -55,8 +54,7 @@ class VMLease(NamedTuple):
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
+class _Pending(NamedTuple):
     may_lease: bool
     until: float
 

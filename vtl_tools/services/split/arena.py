@@ -24,7 +24,7 @@ class DatagramArena:
     """Room for COUNT datagrams of any size, with the addresses of their senders."""
 
     def __init__(self) -> None:
-        octets, names = bytearray(COUNT * _DATAGRAM), bytearray(COUNT * _NAME)
+        octets, names = mmsg.room(COUNT * _DATAGRAM), bytearray(COUNT * _NAME)
         self._octets, self._names = memoryview(octets), memoryview(names)
         self._control = bytearray(COUNT * _GRO.size)
         control_at = ctypes.addressof(ctypes.c_char.from_buffer(self._control))

@@ -6,9 +6,8 @@ every spelling, unless the user opens them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from vtl_tools.common.guest_net.addresses import GuestAddresses
 from vtl_tools.common.packet.address import embedded, format_ip, is_link_local, is_single_host
@@ -24,8 +23,7 @@ _COMPATIBLE: Final = bytes(12)
 _LOOPBACK4, _LOOPBACK6 = bytes.fromhex("7f000001"), bytes(15) + b"\1"
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedNetwork:
+class OpenedNetwork(NamedTuple):
     """Closed addresses that the user opens. port: 0 for all."""
 
     network: IPv4Network | IPv6Network
