@@ -49,8 +49,9 @@ class Sender:
     timeout, which may prove spurious while frto is set; new_first: new data is due, to learn it. recovered:
     the last recover. dup_acks: in a row, each taken for a received segment if the peer has no SACK.
     undo_from: SND.UNA when the window was last reduced; None if that is final. repaired: octets sent again
-    since and not known to be duplicates; -1: none. repaired_ms: when the first was. reduced_to: SND.NXT when
-    a congestion mark last reduced the window. single: no frame has more than one segment.
+    since and not known to be duplicates; -1: none. repairs: which, start to end. repaired_ms: when the first
+    was. reduced_to: SND.NXT when a congestion mark last reduced the window. single: no frame has more than
+    one segment.
 
     limited: the window has limited us in the last round trip, which ends at used_to; most: octets in flight
     then at most. measured_to: the next round-trip sample is of data behind it. delivered: octets in all, the
@@ -62,7 +63,7 @@ class Sender:
         "cc", "config", "cwr_due", "delivered", "delivered_at", "dup_acks", "fin", "first_at",
         "frto", "iss", "limited", "loss", "max", "max_wnd", "measured_to", "missing", "more",
         "most", "mss", "new_first", "nxt", "queue", "rack", "rate", "records", "recover", "recovered",
-        "reduced_to", "repaired", "repaired_ms", "retransmits", "runs", "sack", "shift", "single",
+        "reduced_to", "repaired", "repaired_ms", "repairs", "retransmits", "runs", "sack", "shift", "single",
         "starved_to", "una", "undo_from", "up", "used_to", "wl1", "wl2", "wnd",
     )  # fmt: skip
 
@@ -87,6 +88,7 @@ class Sender:
         self.undo_from: int | None = None
         self.repaired = -1
         self.repaired_ms: int | None = None
+        self.repairs: dict[int, int] = {}
         self.retransmits = 0
         self.limited, self.most, self.used_to, self.measured_to = False, 0, 0, 0
         self.delivered = self.missing = self.starved_to = 0
@@ -317,7 +319,9 @@ class Sender:
             cc.sent(now, end - start, self.pipe(), app_limited=self.starved_to > 0)
         if again:
             self.retransmits += 1
-            self.repaired = max(self.repaired, 0) + end - start
+            if self.recover is not None:
+                self.repaired = max(self.repaired, 0) + end - start
+                self.repairs[start] = end
             if self.repaired_ms is None:
                 self.repaired_ms = int(now * 1000)
             self.runs.sent_again(start, end, now, stamp)
