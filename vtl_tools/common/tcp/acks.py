@@ -298,6 +298,7 @@ def _recover(snd: Sender, now: float, *, news: bool, again: bool) -> None:
     advanced, done = _SAMPLE.advanced, snd.una >= snd.recover
     if snd.frto:
         if snd.nxt > snd.recover:
+            snd.new_first = False
             if news:
                 snd.frto = False  # step 3.a
         elif advanced and not done:

@@ -46,8 +46,9 @@ class Sender:
     runs: the octets in flight. cc: congestion control.
 
     recover: end of the data in flight when recovery began; None outside of recovery. loss: recovery from a
-    timeout, which may prove spurious while frto is set; new_first: new data is due, to learn it. recovered:
-    the last recover. dup_acks: in a row, each taken for a received segment if the peer has no SACK.
+    timeout, which may prove spurious while frto is set; new_first: new data is due, and until the next ACK
+    nothing else, to learn it. recovered: the last recover. dup_acks: in a row, each taken for a received
+    segment if the peer has no SACK.
     undo_from: SND.UNA when the window was last reduced; None if that is final. repaired: octets sent again
     since and not known to be duplicates; -1: none. repairs: which, start to end. repaired_ms: when the first
     was. reduced_to: SND.NXT when a congestion mark last reduced the window. single: no frame has more than
@@ -198,9 +199,11 @@ class Sender:
         """Return the next segment to send: lost data first, then new data. None: nothing for now."""
         pipe = self.pipe()
         if self.runs.lost:
-            if self.new_first and (piece := self._new(pipe)) is not None:
-                return piece
-            self.new_first = False
+            if self.new_first:
+                piece = self._new(pipe)
+                if piece is not None or self.nxt > (self.recover or 0):
+                    return piece
+                self.new_first = False
             return self._lost(pipe)
         return self._new(pipe)
 
@@ -259,10 +262,15 @@ class Sender:
         return self._piece(self.nxt, self.nxt + 1, again=False) if self.unsent > 0 else None
 
     def tail(self) -> Piece | None:
-        """Return a tail loss probe (RFC 8985 section 7.3): new data, else the last segment again."""
-        end = self._record_end(self.nxt, self.queue.tail)
-        size = min(end - self.nxt, self.una + self.wnd - self.nxt, self.mss)
-        if size > 0:
+        """Return a tail loss probe (RFC 8985 section 7.3): new data, else the last segment again.
+
+        None: it is behind the window of the peer, which shrank.
+        """
+        room = self.una + self.wnd - self.nxt
+        if room < 0:
+            return None
+        size = min(self._record_end(self.nxt, self.queue.tail) - self.nxt, self.mss)
+        if 0 < size <= room:
             return self._piece(self.nxt, self.nxt + size, again=False)
         start = self.una
         if self.runs.runs:  # a run is whole segments, and as a rule at most one small one at its end
