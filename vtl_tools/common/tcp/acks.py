@@ -107,8 +107,8 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
     if not snd.sack:
         _count_duplicates(snd, duplicate=duplicate)
     _judge_probe(tcb, ack, dsack, now, pure=duplicate and not news)
-    _undo_if_spurious(snd, echo_ms, now, original=original)
-    again = _detect(tcb, now)
+    undone = _undo_if_spurious(snd, echo_ms, now, original=original)
+    again = _detect(tcb, now, always=undone)
     if snd.recover is not None:
         _recover(snd, now, news=news or duplicate, again=again)
     elif _is_loss(snd):
@@ -226,11 +226,14 @@ def _judge_probe(tcb: TCB, ack: int, dsack: tuple[int, int] | None, now: float, 
             snd.cc.marked(now, snd.pipe(), snd.nxt - snd.una)
 
 
-def _detect(tcb: TCB, now: float) -> bool:
-    """Detect loss by time, and start the timer for the rest. Return whether a retransmission is lost."""
+def _detect(tcb: TCB, now: float, *, always: bool = False) -> bool:
+    """Detect loss by time, and start the timer for the rest. Return whether a retransmission is lost.
+
+    always: also while nothing is SACKed or being recovered, when as a rule nothing can be lost.
+    """
     snd = tcb.snd
     tcb.reorder_at = NEVER
-    if not snd.sack or not (snd.runs.sacked or snd.recover is not None):
+    if not snd.sack or not (snd.runs.sacked or snd.recover is not None or always):
         return False
     rack = snd.rack
     srtt_s = tcb.rtt.srtt_s if tcb.rtt.srtt_s is not None else rack.rtt_s
@@ -275,21 +278,22 @@ def _lose_head(snd: Sender) -> None:
     snd.missing += lost
 
 
-def _undo_if_spurious(snd: Sender, echo_ms: int | None, now: float, *, original: bool) -> None:
-    """Revert the last reduction if nothing was lost then. What else is lost is detected after this."""
+def _undo_if_spurious(snd: Sender, echo_ms: int | None, now: float, *, original: bool) -> bool:
+    """Revert the last reduction if nothing was lost then. What else is lost is to be detected after this."""
     if snd.undo_from is None:
-        return
+        return False
     is_spurious = snd.repaired == 0
     if snd.recover is not None:
         is_spurious |= _SAMPLE.advanced and _is_older(echo_ms, snd.repaired_ms)
         is_spurious |= snd.frto and original  # RFC 5682 section 3.1, step 3.b
     if not is_spurious:
-        return
+        return False
     snd.runs.keep_all()
     snd.undo_from = None
     snd.cc.undo()
     if snd.recover is not None:
         _end_recovery(snd, now)
+    return True
 
 
 def _recover(snd: Sender, now: float, *, news: bool, again: bool) -> None:
@@ -380,7 +384,7 @@ def reordering_is_over(tcb: TCB, now: float) -> None:
     sample.before, sample.flight, sample.now = snd.pipe(), snd.nxt - snd.una, now
     sample.lost = sample.delivered = 0
     sample.advanced, sample.rtt_s = False, None
-    again = _detect(tcb, now)
+    again = _detect(tcb, now, always=True)
     if sample.lost:
         if snd.recover is None or (snd.loss and again):
             _begin_recovery(snd, now)

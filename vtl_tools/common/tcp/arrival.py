@@ -144,6 +144,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     snd = tcb.snd
     if tcb.timed is not None:
         tcb.rtt.sample(now - tcb.timed[1])
+        snd.rack.measured(now - tcb.timed[1], now)
     elif tcb.rtt.backoffs:
         _synchronized_late(tcb, segment, now)
     tcb.rtt.restart()
