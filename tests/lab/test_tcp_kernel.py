@@ -287,6 +287,31 @@ def test_a_kernel_that_does_not_read_shuts_its_window_and_opens_it(wire):
         assert got == data
 
 
+def test_a_kernel_that_does_not_read_still_sends(wire):
+    """Our acknowledgements are acceptable to it although an octet probes its window."""
+    with active(wire) as sock:
+        ours = memoryview(bytes(8_000_000))
+
+        def fill():
+            nonlocal ours
+            ours = ours[wire.endpoint.write(ours) :]
+            return wire.endpoint.info().snd_wnd == 0 and wire.endpoint.info().unacked == 1
+
+        wire.until(fill, "a probe")
+        data = Random(7).randbytes(OCTETS)
+        theirs, got = memoryview(data), bytearray()
+
+        def pass_on():
+            nonlocal theirs
+            theirs = theirs[send(sock, theirs) :]
+            while piece := wire.endpoint.read():
+                got.extend(piece)
+            return len(got) == len(data)
+
+        wire.until(pass_on, "the transfer")
+        assert got == data
+
+
 def test_we_do_not_read_and_the_kernel_waits(wire):
     with active(wire, Config(receive_buffer=100_000)) as sock:
         data = Random(6).randbytes(2_000_000)

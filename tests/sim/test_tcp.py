@@ -113,3 +113,25 @@ def test_a_reader_that_stops_stops_the_writer_and_no_more():
 
     net.run(drained)
     assert got == data
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_end_that_does_not_read_still_sends(seed):
+    small = Config(receive_buffer=20_000, user_timeout_s=60.0)
+    net = Network(Random(seed), loss=0.02, reorder=0.05, configs=(Config(user_timeout_s=60.0), small))
+    net.open()
+    client, server = net.ends
+    up, down = net.rng.randbytes(100_000), net.rng.randbytes(800_000)
+    assert client.write(up) == len(up)
+    net.run(lambda: server.readable == 20_000 and client.snd.flight == 1)  # an octet probes the window
+    assert server.write(down) == len(down)
+    got = [bytearray(), bytearray()]
+
+    def read(end, octets):
+        while piece := net.ends[end].read():
+            got[end].extend(piece)
+        return len(got[end]) == octets
+
+    net.run(lambda: read(0, len(down)), 5.0)
+    net.run(lambda: read(1, len(up)), 120.0)
+    assert (got[1], got[0]) == (up, down)

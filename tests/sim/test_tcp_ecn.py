@@ -1,10 +1,12 @@
 """Endpoint against endpoint over a network that marks packets instead of dropping them."""
 
+from contextlib import suppress
 from random import Random
 
 import pytest
 from tcp_network import Network
 
+from vtl_tools.common.errors import Malformed
 from vtl_tools.common.packet.packet import Packet
 from vtl_tools.common.tcp.config import Config
 
@@ -25,7 +27,8 @@ class Marking(Network):
         super().send(to, frame)
 
     def deliver(self, to, frame):
-        self.marked[to] += Packet.at(frame).ip.ecn == CE
+        with suppress(Malformed):
+            self.marked[to] += Packet.at(frame).ip.ecn == CE
         super().deliver(to, frame)
 
 

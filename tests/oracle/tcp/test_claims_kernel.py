@@ -1,4 +1,4 @@
-"""Where docs/rfc9293.md says that Linux does as we do, or otherwise: the kernel is asked."""
+"""Where rfc9293.md and tcp-sender.md (docs) say that Linux does as we do, or not: the kernel is asked."""
 
 import socket
 from dataclasses import replace
@@ -10,6 +10,10 @@ pytestmark = pytest.mark.lab
 
 OPEN = "listen", "S 0:0(0) win 20000 <mss 1000>", ". 1:1(0) ack 1 win 20000"
 STAMPED = "listen", "S 0:0(0) win 20000 <mss 1000,TS 100>", ". 1:1(0) ack 1 win 20000 <TS 100>"
+SACK = "listen", "S 0:0(0) win 20000 <mss 1000,sackOK>", ". 1:1(0) ack 1 win 20000"
+REPAIRS = [". 1:(1000) ack 1", ". 1001:(1000) ack 1", ". 4001:(1000) ack 1"]
+BEHIND_A_TIMEOUT = [". 2001:(1000) ack 1", ". 3001:(1000) ack 1", ". 6001:(1000) ack 1"]
+PROBED = [". 1:(1000) ack 1", ". 1001:(1000) ack 1", ". 1001:(1000) ack 1"]
 CLAIMS = {  # the last step's answer: ours, and the kernel's
     "an idle connection sends a write whole": (
         [*OPEN, "write 2500"],
@@ -55,6 +59,36 @@ CLAIMS = {  # the last step's answer: ours, and the kernel's
         ["listen", "S 0:0(0) win 20000 <mss 1000,sackOK>", ". 1:1(0) ack 1", "F. 101:201(100) ack 1"],
         [". 1:(0) ack 1 <sack 101:202>"],
         [". 1:(0) ack 1 <sack 101:202>"],
+    ),
+    "data is acknowledged within the window while that is zero and probed": (
+        [*OPEN, ". 1:1(0) ack 1 win 0", "write 10", "wait .5", ". 1:101(100) ack 1 win 0", "wait .06"],
+        [". 1:(0) ack 101"],
+        [". 1:(0) ack 101"],
+    ),
+    "data in flight is behind a window that shrank, and an ACK is not": (
+        [*OPEN, "write 3000", ". 1:101(100) ack 1001 win 500"],
+        [". 1501:(0) ack 101"],
+        [". 1501:(0) ack 101"],
+    ),
+    "an ACK of a number before our first is challenged": (
+        [*OPEN, ". 1:101(100) ack -50"],
+        [". 1:(0) ack 1"],
+        [". 1:(0) ack 1"],
+    ),
+    "the ranges of one ACK are no reordering": (
+        [*SACK, "write 9000", ". 1:1(0) ack 1 win 20000 <sack 5001:8001 2001:4001>"],
+        REPAIRS,
+        REPAIRS,
+    ),
+    "loss behind a spurious timeout is repaired at once": (
+        [*SACK, "write 10000", "wait .4", ". 1:1(0) ack 2001 win 20000 <sack 8001:10001 4001:6001>"],
+        BEHIND_A_TIMEOUT,
+        BEHIND_A_TIMEOUT,
+    ),
+    "a tail loss probe is no part of a segment": (
+        [*SACK[:2], ". 1:1(0) ack 1 win 2500", "write 3000", "wait .06"],
+        PROBED,
+        PROBED,
     ),
 }
 

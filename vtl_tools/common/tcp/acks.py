@@ -83,7 +83,7 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
     snd = tcb.snd
     sample, runs = _SAMPLE, snd.runs
     una = snd.una
-    sample.before, sample.now, sample.lost = snd.pipe(), now, 0
+    sample.before, sample.flight, sample.now, sample.lost = snd.pipe(), snd.nxt - una, now, 0
     sample.advanced = advanced = ack > una
     fresh = []
     if advanced:
@@ -107,14 +107,12 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
     if not snd.sack:
         _count_duplicates(snd, duplicate=duplicate)
     _judge_probe(tcb, ack, dsack, now, pure=duplicate and not news)
-    again = _detect(tcb, now)
-    if snd.recover is None:
-        if snd.undo_from is not None and snd.repaired == 0:
-            _undo(snd)
-        if _is_loss(snd):
-            _begin_recovery(snd, now)
-    else:
-        _recover(snd, echo_ms, now, news=news or duplicate, original=original, again=again)
+    undone = _undo_if_spurious(snd, echo_ms, now, original=original)
+    again = _detect(tcb, now, always=undone)
+    if snd.recover is not None:
+        _recover(snd, now, news=news or duplicate, again=again)
+    elif _is_loss(snd):
+        _begin_recovery(snd, now)
     if fresh or sample.delivered or sample.lost or snd.recover is not None:
         _tell(snd, fresh, now)
     if advanced:
@@ -157,12 +155,18 @@ def _read_blocks(snd: Sender, blocks: list[tuple[int, int]], fresh: list[Run]) -
         if start >= snd.una - snd.max_wnd and start > 0 and end <= snd.max:
             dsack = start, end
             snd.rack.duplicated(snd.una, snd.nxt)
-            if snd.undo_from is not None and snd.repaired > 0 and end > snd.undo_from:
-                snd.repaired = max(0, snd.repaired - (end - start))
-    for start, end in spans:
+            if snd.undo_from is not None and snd.repaired > 0:
+                snd.repaired = max(0, snd.repaired - _sent_again(snd, start, end))
+    for start, end in sorted(spans):  # else the ranges of one ACK would look reordered
         if snd.una <= start < end <= snd.nxt:
             fresh += snd.runs.sack(start, end, snd.mss)
     return dsack
+
+
+def _sent_again(snd: Sender, start: int, end: int) -> int:
+    """Return how much of a range was sent again (RFC 3708 section 3): the network makes duplicates, too."""
+    repairs = snd.repairs.items()
+    return sum(min(end, stop) - max(start, at) for at, stop in repairs if at < end and start < stop)
 
 
 def _deliver(snd: Sender, fresh: list[Run], now: float, echo_ms: int | None) -> bool:
@@ -222,11 +226,14 @@ def _judge_probe(tcb: TCB, ack: int, dsack: tuple[int, int] | None, now: float, 
             snd.cc.marked(now, snd.pipe(), snd.nxt - snd.una)
 
 
-def _detect(tcb: TCB, now: float) -> bool:
-    """Detect loss by time, and start the timer for the rest. Return whether a retransmission is lost."""
+def _detect(tcb: TCB, now: float, *, always: bool = False) -> bool:
+    """Detect loss by time, and start the timer for the rest. Return whether a retransmission is lost.
+
+    always: also while nothing is SACKed or being recovered, when as a rule nothing can be lost.
+    """
     snd = tcb.snd
     tcb.reorder_at = NEVER
-    if not snd.sack or not (snd.runs.sacked or snd.recover is not None):
+    if not snd.sack or not (snd.runs.sacked or snd.recover is not None or always):
         return False
     rack = snd.rack
     srtt_s = tcb.rtt.srtt_s if tcb.rtt.srtt_s is not None else rack.rtt_s
@@ -251,7 +258,7 @@ def _begin_recovery(snd: Sender, now: float) -> None:
         _lose_head(snd)
     _reduce(snd)
     snd.loss = False
-    snd.cc.lost(now, snd.pipe(), snd.nxt - snd.una)
+    snd.cc.lost(now, snd.pipe(), _SAMPLE.flight)
 
 
 def _reduce(snd: Sender) -> None:
@@ -260,6 +267,7 @@ def _reduce(snd: Sender) -> None:
     snd.undo_from, snd.repaired = snd.una, snd.runs.repaired
     if not snd.repaired:  # else retransmissions of an earlier recovery are in flight, and their time counts
         snd.repaired, snd.repaired_ms = -1, None
+    snd.repairs = {run.start: run.end for run in snd.runs.runs if run.again and not run.lost}
     snd.cwr_due, snd.reduced_to = True, snd.nxt  # a peer without ECN is not told
     snd.frto = snd.new_first = False
 
@@ -270,22 +278,31 @@ def _lose_head(snd: Sender) -> None:
     snd.missing += lost
 
 
-def _recover(
-    snd: Sender, echo_ms: int | None, now: float, *, news: bool, original: bool, again: bool
-) -> None:
+def _undo_if_spurious(snd: Sender, echo_ms: int | None, now: float, *, original: bool) -> bool:
+    """Revert the last reduction if nothing was lost then. What else is lost is to be detected after this."""
+    if snd.undo_from is None:
+        return False
+    is_spurious = snd.repaired == 0
+    if snd.recover is not None:
+        is_spurious |= _SAMPLE.advanced and _is_older(echo_ms, snd.repaired_ms)
+        is_spurious |= snd.frto and original  # RFC 5682 section 3.1, step 3.b
+    if not is_spurious:
+        return False
+    snd.runs.keep_all()
+    snd.undo_from = None
+    snd.cc.undo()
+    if snd.recover is not None:
+        _end_recovery(snd, now)
+    return True
+
+
+def _recover(snd: Sender, now: float, *, news: bool, again: bool) -> None:
     """Continue recovery. news: something arrived out of order. again: a retransmission was lost."""
     assert snd.recover is not None
     advanced, done = _SAMPLE.advanced, snd.una >= snd.recover
-    if snd.undo_from is not None and (
-        snd.repaired == 0
-        or (advanced and _is_older(echo_ms, snd.repaired_ms))
-        or (snd.frto and original)  # RFC 5682 section 3.1, step 3.b
-    ):
-        _undo(snd)
-        _end_recovery(snd, now)
-        return
     if snd.frto:
         if snd.nxt > snd.recover:
+            snd.new_first = False
             if news:
                 snd.frto = False  # step 3.a
         elif advanced and not done:
@@ -314,13 +331,6 @@ def _end_recovery(snd: Sender, now: float) -> None:
     snd.recover, snd.loss, snd.frto, snd.new_first, snd.dup_acks = None, False, False, False, 0
     snd.cc.recovered(now, snd.pipe())
     snd.rack.recovered()
-
-
-def _undo(snd: Sender) -> None:
-    """Revert a reduction: nothing was lost."""
-    snd.runs.keep_all()
-    snd.undo_from = None
-    snd.cc.undo()
 
 
 def _tell(snd: Sender, fresh: list[Run], now: float) -> None:
@@ -371,9 +381,10 @@ def reordering_is_over(tcb: TCB, now: float) -> None:
     """Process the reordering timer (RFC 8985 section 6.2, step 5)."""
     snd = tcb.snd
     sample = _SAMPLE
-    sample.before, sample.now, sample.lost, sample.delivered = snd.pipe(), now, 0, 0
+    sample.before, sample.flight, sample.now = snd.pipe(), snd.nxt - snd.una, now
+    sample.lost = sample.delivered = 0
     sample.advanced, sample.rtt_s = False, None
-    again = _detect(tcb, now)
+    again = _detect(tcb, now, always=True)
     if sample.lost:
         if snd.recover is None or (snd.loss and again):
             _begin_recovery(snd, now)

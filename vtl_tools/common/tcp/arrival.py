@@ -144,6 +144,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     snd = tcb.snd
     if tcb.timed is not None:
         tcb.rtt.sample(now - tcb.timed[1])
+        snd.rack.measured(now - tcb.timed[1], now)
     elif tcb.rtt.backoffs:
         _synchronized_late(tcb, segment, now)
     tcb.rtt.restart()
@@ -370,7 +371,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
             ecn.established(tcb, segment, ack, of_syn=of_syn)
         if of_syn:
             return True
-    if ack > snd.max or ack < snd.una - snd.max_wnd:  # RFC 5961 section 5.2
+    if ack > snd.max or ack < max(1, snd.una - snd.max_wnd):  # RFC 5961 section 5.2; 1: after our SYN
         _challenge(tcb, SegmentDrop.BAD_ACK, now)
         return False
 

@@ -88,11 +88,11 @@ def agree(tcb: TCB, syn: Segment) -> None:
 def acknowledge(tcb: TCB, now: float) -> Pieces:
     """Return <SEQ=SND.NXT><ACK=RCV.NXT><CTL=ACK>, with SACK blocks if data is out of order."""
     if not tcb.rcv.has_news:
-        return frame(tcb, tcb.snd.nxt, ACK, now)
+        return frame(tcb, tcb.acceptable, ACK, now)
     blocks = tcb.rcv.blocks()
     if not tcb.snd.sack or tcb.state is SYN_RECEIVED:  # the SYN's data is held, and may be dropped
         blocks = []
-    return frame(tcb, tcb.snd.nxt, ACK, now, blocks=blocks[: 3 if tcb.timestamps else 4])
+    return frame(tcb, tcb.acceptable, ACK, now, blocks=blocks[: 3 if tcb.timestamps else 4])
 
 
 def frame(
@@ -281,7 +281,7 @@ def abort(tcb: TCB, now: float) -> Pieces:
     flags = RST | ACK
     if tcb.accurate is not None:
         flags |= tcb.accurate.ace(pure=False) << ACE_SHIFT
-    return tcb.framer.frame(tcb.snd.snd_nxt, tcb.rcv.rcv_nxt, flags, 0, options)
+    return tcb.framer.frame(tcb.snd.seq(tcb.acceptable), tcb.rcv.rcv_nxt, flags, 0, options)
 
 
 def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:

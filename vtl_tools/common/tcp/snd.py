@@ -46,11 +46,13 @@ class Sender:
     runs: the octets in flight. cc: congestion control.
 
     recover: end of the data in flight when recovery began; None outside of recovery. loss: recovery from a
-    timeout, which may prove spurious while frto is set; new_first: new data is due, to learn it. recovered:
-    the last recover. dup_acks: in a row, each taken for a received segment if the peer has no SACK.
+    timeout, which may prove spurious while frto is set; new_first: new data is due, and until the next ACK
+    nothing else, to learn it. recovered: the last recover. dup_acks: in a row, each taken for a received
+    segment if the peer has no SACK.
     undo_from: SND.UNA when the window was last reduced; None if that is final. repaired: octets sent again
-    since and not known to be duplicates; -1: none. repaired_ms: when the first was. reduced_to: SND.NXT when
-    a congestion mark last reduced the window. single: no frame has more than one segment.
+    since and not known to be duplicates; -1: none. repairs: which, start to end. repaired_ms: when the first
+    was. reduced_to: SND.NXT when a congestion mark last reduced the window. single: no frame has more than
+    one segment.
 
     limited: the window has limited us in the last round trip, which ends at used_to; most: octets in flight
     then at most. measured_to: the next round-trip sample is of data behind it. delivered: octets in all, the
@@ -62,7 +64,7 @@ class Sender:
         "cc", "config", "cwr_due", "delivered", "delivered_at", "dup_acks", "fin", "first_at",
         "frto", "iss", "limited", "loss", "max", "max_wnd", "measured_to", "missing", "more",
         "most", "mss", "new_first", "nxt", "queue", "rack", "rate", "records", "recover", "recovered",
-        "reduced_to", "repaired", "repaired_ms", "retransmits", "runs", "sack", "shift", "single",
+        "reduced_to", "repaired", "repaired_ms", "repairs", "retransmits", "runs", "sack", "shift", "single",
         "starved_to", "una", "undo_from", "up", "used_to", "wl1", "wl2", "wnd",
     )  # fmt: skip
 
@@ -87,6 +89,7 @@ class Sender:
         self.undo_from: int | None = None
         self.repaired = -1
         self.repaired_ms: int | None = None
+        self.repairs: dict[int, int] = {}
         self.retransmits = 0
         self.limited, self.most, self.used_to, self.measured_to = False, 0, 0, 0
         self.delivered = self.missing = self.starved_to = 0
@@ -196,9 +199,11 @@ class Sender:
         """Return the next segment to send: lost data first, then new data. None: nothing for now."""
         pipe = self.pipe()
         if self.runs.lost:
-            if self.new_first and (piece := self._new(pipe)) is not None:
-                return piece
-            self.new_first = False
+            if self.new_first:
+                piece = self._new(pipe)
+                if piece is not None or self.nxt > (self.recover or 0):
+                    return piece
+                self.new_first = False
             return self._lost(pipe)
         return self._new(pipe)
 
@@ -257,10 +262,15 @@ class Sender:
         return self._piece(self.nxt, self.nxt + 1, again=False) if self.unsent > 0 else None
 
     def tail(self) -> Piece | None:
-        """Return a tail loss probe (RFC 8985 section 7.3): new data, else the last segment again."""
-        end = self._record_end(self.nxt, self.queue.tail)
-        size = min(end - self.nxt, self.una + self.wnd - self.nxt, self.mss)
-        if size > 0:
+        """Return a tail loss probe (RFC 8985 section 7.3): new data, else the last segment again.
+
+        None: it is behind the window of the peer, which shrank.
+        """
+        room = self.una + self.wnd - self.nxt
+        if room < 0:
+            return None
+        size = min(self._record_end(self.nxt, self.queue.tail) - self.nxt, self.mss)
+        if 0 < size <= room:
             return self._piece(self.nxt, self.nxt + size, again=False)
         start = self.una
         if self.runs.runs:  # a run is whole segments, and as a rule at most one small one at its end
@@ -317,7 +327,9 @@ class Sender:
             cc.sent(now, end - start, self.pipe(), app_limited=self.starved_to > 0)
         if again:
             self.retransmits += 1
-            self.repaired = max(self.repaired, 0) + end - start
+            if self.recover is not None:
+                self.repaired = max(self.repaired, 0) + end - start
+                self.repairs[start] = end
             if self.repaired_ms is None:
                 self.repaired_ms = int(now * 1000)
             self.runs.sent_again(start, end, now, stamp)

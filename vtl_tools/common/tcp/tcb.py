@@ -261,6 +261,18 @@ class TCB:
         self.quick = min(self.config.quick_acks, max(2, rcv.wnd // (2 * rcv.full)))
         self.is_interactive = False
 
+    @property
+    def acceptable(self) -> int:
+        """The position of a segment without data: SND.NXT, or the edge of the peer's window before it.
+
+        The peer accepts nothing from behind its window (3.10.7.4). What was sent there is an octet that
+        probes a window of zero, or data in a window that shrank since, as in Linux. A window that moved back
+        by less than its unit was truncated in the header, and is still accepted (RFC 7323 section 2.4).
+        """
+        snd = self.snd
+        nxt, edge = snd.nxt, (snd.una or 1) + snd.wnd
+        return edge if edge < nxt and (self.persists or nxt - edge >= 1 << snd.shift) else nxt
+
     def tsval(self, now: float) -> int:
         """Return the timestamp clock: milliseconds (RFC 7323 section 5.4)."""
         return (int(now * 1000) + self.ts_offset) & _MASK

@@ -66,11 +66,13 @@ def _retransmit(tcb: TCB, now: float) -> None:
         tcb.syn_due, tcb.retransmit_at = True, NEVER
         return
     if tcb.probe_is_next:
-        piece = snd.tail()
         tcb.probe_is_next = False
-        if piece is not None:
-            tcb.out.append(output.send_piece(tcb, piece, now))
-            tcb.probe = (snd.nxt, piece.again)
+        piece = snd.tail()
+        if piece is None:
+            tcb.retransmit_at = tcb.rto_at
+            return
+        tcb.out.append(output.send_piece(tcb, piece, now))
+        tcb.probe = (snd.nxt, piece.again)
         tcb.arm(now)
         return
     tcb.rtt.back_off()  # RFC 6298 (5.5)
