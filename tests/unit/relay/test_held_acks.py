@@ -9,7 +9,9 @@ import pytest
 from carry import Scene
 
 from tests.descriptors import descriptors
+from vtl_tools.common.packet.tcp import FIN
 from vtl_tools.common.relay.connector import TCPConnector
+from vtl_tools.common.tcp.state import State
 
 DEADLINE_S = 10.0
 MANY = 4
@@ -25,26 +27,58 @@ def server(request):
 
 
 class Burst:
-    """So many guests call in one turn; their streams are open, and they have their SYN|ACK."""
+    """So many guests call in one turn; their streams are open, and they have their SYN|ACK.
 
-    def __init__(self, server, count, early_ack=False):
-        self.scene = scene = Scene(early_ack=early_ack)
-        host, port = server.getsockname()[:2]
-        self.streams = []
-        for _ in range(count):
-            call = TCPConnector((host, port), server.family)
+    before: who spoke first on connections to the server that have ended: "guest" or "server".
+    """
+
+    def __init__(self, server, count, early_ack=False, before=("guest",)):
+        self.scene, self.server = Scene(early_ack=early_ack), server
+        for first in before:
+            self.carry_one(first)
+        self.guests, self.streams = self.call(*range(40000, 40000 + count))
+
+    def call(self, *ports, seq=0, dport=80):
+        """Have guests call in one turn; return them, who have their SYN|ACK, and their streams."""
+        scene, streams = self.scene, []
+        host, port = self.server.getsockname()[:2]
+        for _ in ports:
+            call = TCPConnector((host, port), self.server.family)
             scene.calls.append(call)
-            self.streams.append(call.stream)
-        self.guests = [scene.guest(40000 + i) for i in range(count)]
-        scene.push(*(guest.frame("S", options={"mss": 1000}) for guest in self.guests))
+            streams.append(call.stream)
+        guests = [scene.guest(port, dport=dport) for port in ports]
+        scene.push(*(guest.frame("S", seq, options={"mss": 1000}) for guest in guests))
         scene.made.clear()  # the scene tells of scripted streams, and the poller of these
-        end = time.monotonic() + DEADLINE_S
+        self.hear(len(ports))
+        for guest in guests:
+            guest.expect("S.")
+        return guests, streams
+
+    def hear(self, count):
+        """Wait until the relay has said so much."""
+        scene, end = self.scene, time.monotonic() + DEADLINE_S
         while len(scene.said) < count:
             assert time.monotonic() < end, "not in time"
             select.select([scene.relay], [], [], 0.1)
             scene.turn()
-        for guest in self.guests:
-            guest.expect("S.")
+
+    def carry_one(self, first):
+        """Carry a connection on which both sides speak, and which the guest resets."""
+        (guest,), _ = self.call(39999)
+        hello = guest.frame(".", 1, b"hello", ack=1)
+        self.scene.push(hello if first == "guest" else guest.frame(".", 1, ack=1))
+        far, _ = self.server.accept()
+        far.send(b"welcome")
+        self.hear(1)
+        if first == "server":
+            self.scene.push(hello)
+        with far:
+            far.settimeout(DEADLINE_S)
+            assert far.recv(10) == b"hello"
+            self.scene.push(guest.frame("R", 6))
+        assert not self.scene.relay.flows
+        self.scene.turn()
+        self.scene.said.clear()
 
     def acknowledge(self):
         """Have all guests complete their handshakes, in one turn."""
@@ -85,11 +119,7 @@ def test_a_server_that_speaks_first_gets_the_ack_in_the_turn_after_the_guests(se
         far, _ = server.accept()
         with far:
             far.send(b"welcome")
-    end = time.monotonic() + DEADLINE_S
-    while len(burst.scene.said) < MANY:
-        assert time.monotonic() < end, "not in time"
-        select.select([burst.scene.relay], [], [], 0.1)
-        burst.scene.turn()
+    burst.hear(MANY)
     assert sorted(bytes(pkt.tcp.payload) for pkt in burst.scene.said[:MANY]) == [b"welcome"] * MANY
     burst.scene.relay.close()
 
@@ -103,6 +133,42 @@ def test_guests_that_end_before_the_turn_of_the_ack_leave_nothing(server):
     assert not burst.scene.relay.flows
     burst.scene.relay.close()
     assert descriptors() == before
+
+
+@pytest.mark.parametrize(
+    "before", [(), ("server",), ("guest", "server")], ids=["unknown", "server first", "no longer guest first"]
+)
+def test_no_ack_is_held_unless_guests_speak_first_to_the_target(server, before):
+    burst = Burst(server, MANY, before=before)
+    assert burst.held == [False] * MANY
+    burst.scene.relay.close()
+
+
+def test_what_guests_do_at_one_port_of_a_host_says_nothing_of_another(server):
+    burst = Burst(server, MANY)
+    _, burst.streams = burst.call(*range(41000, 41000 + MANY), dport=81)
+    assert burst.held == [False] * MANY
+    burst.scene.relay.close()
+
+
+def test_no_ack_is_held_of_a_guest_that_calls_alone_in_the_time_wait_of_one_that_called_with_others(server):
+    burst = Burst(server, MANY)
+    burst.scene.push(*(guest.frame(".", 1, b"hello", ack=1) for guest in burst.guests))
+    for _ in burst.guests:
+        far, _ = server.accept()
+        with far:
+            assert far.recv(10) == b"hello"
+    heard = 0
+    while heard < MANY:
+        burst.hear(1)
+        heard += bool(burst.scene.said.pop(0).tcp.flags & FIN)
+    burst.scene.push(*(guest.frame("F.", 6, ack=2) for guest in burst.guests))
+    burst.scene.turn()
+    assert {flow.endpoint.state for flow in burst.scene.relay.flows.values()} == {State.TIME_WAIT}
+    burst.scene.said.clear()
+    _, burst.streams = burst.call(40000, seq=100_000)
+    assert burst.held == [False]
+    burst.scene.relay.close()
 
 
 @pytest.mark.parametrize(("count", "early_ack"), [(MANY - 1, False), (MANY, True)], ids=["few", "early"])

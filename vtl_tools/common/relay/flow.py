@@ -77,15 +77,16 @@ class RelayFlow(Timed):
     buffer, its unused octets. slack: the unused octets of all of them. half_open: the handshake is not
     complete. retry_at: when the connector is tried again. is_prompt: small writes to the stream leave at
     once, which a TCP connection is told before its second write; many a short one has no second. has_sent:
-    the first was made. holds_ack: hold_ack() was called, on a TCP stream. has_left: release() was called.
-    For the relay: scheduled, armed_at.
+    the first was made. spoke_first: before the stream had brought any octets. holds_ack:
+    hold_ack() was called, on a TCP stream. has_left: release() was called. For the relay: scheduled,
+    armed_at.
     """
 
     __slots__ = (
         "armed_at", "budget", "buffered", "connector", "endpoint", "half_open", "has_left", "has_sent",
         "heard_at", "holds_ack", "hung_up", "internal", "is_prompt", "key", "may_read", "may_write",
-        "opened_at", "received_eof", "retry_at", "scheduled", "sent_eof", "slack", "started_at", "stream",
-        "syn", "unacked", "written",
+        "opened_at", "received_eof", "retry_at", "scheduled", "sent_eof", "slack", "spoke_first",
+        "started_at", "stream", "syn", "unacked", "written",
     )  # fmt: skip
 
     def __init__(
@@ -102,7 +103,7 @@ class RelayFlow(Timed):
         self.stream = stream = connector.stream
         self.internal = stream if isinstance(stream, InternalStream) else None
         self.is_prompt = not isinstance(connector, TCPConnector)
-        self.has_sent = self.has_left = self.holds_ack = False
+        self.has_sent = self.spoke_first = self.has_left = self.holds_ack = False
         self.half_open = True
         self.scheduled = self.may_read = self.may_write = self.hung_up = False
         self.received_eof = self.sent_eof = False
@@ -156,7 +157,7 @@ class RelayFlow(Timed):
     def hold_ack(self) -> None:
         """Have a TCP stream complete its handshake by the guest's first octets. Call it before connect().
 
-        The guest may have none to say before the server speaks: then send_ack() is due.
+        The guest may be slow, or have none to say before the server speaks: then send_ack() is due.
         """
         if not self.is_prompt:
             self.holds_ack = True
@@ -206,7 +207,8 @@ class RelayFlow(Timed):
                     if self.has_sent:
                         self.is_prompt = True
                         send_at_once(stream)
-                    self.has_sent = True
+                    else:
+                        self.has_sent, self.spoke_first = True, not self.written
                 if len(pieces) == 1:
                     sent = stream.send(pieces[0])
                     self.may_write = sent == waiting  # if not, until the next event

@@ -23,6 +23,7 @@ from vtl_tools.common.relay.endings import Endings
 from vtl_tools.common.relay.flow import RELAYED, FlowOutcome, RelayFlow
 from vtl_tools.common.relay.frame_queue import FrameQueue
 from vtl_tools.common.relay.frames import is_broken, newest_acks, path_back, start_of, syn_alone, why_nobodys
+from vtl_tools.common.relay.guest_first import GuestFirst
 from vtl_tools.common.relay.icmp_errors import SegmentError, apply_error, refusal
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.relay.syn_flood import SynFloodGuard
@@ -98,6 +99,7 @@ class Relay(Stage):
         self._endings = Endings(self._outbox, self._remove)
         self._in_turn = self._opens_many = False
         self._silent: list[RelayFlow] = []
+        self._guest_first = GuestFirst()
         self._waiting: list[tuple[Segment, memoryview]] = []
         self._readable: dict[bytes, RelayFlow] = {}
 
@@ -168,6 +170,7 @@ class Relay(Stage):
                 self.on_segment(segment, frame, now)
             else:
                 self._on_unknown(segment, frame, now)
+        self._opens_many = False
 
     def _on_unknown(self, segment: Segment, frame: memoryview, now: float) -> None:
         """Take a segment of no flow: a SYN, or a late segment of a connection that has ended.
@@ -230,7 +233,7 @@ class Relay(Stage):
             return
         budget.opened += 1
         self.timers.arm_soon(flow, now)
-        if self._opens_many:
+        if self._opens_many and self._guest_first.includes(segment.flow):
             flow.hold_ack()
         self._act(flow, flow.connect(0, now), now)
         if self._early_ack and flow.connector is not None:
@@ -295,6 +298,7 @@ class Relay(Stage):
             self._readable.pop(flow.key, None)
         self.budget.buffered -= flow.buffered
         self.budget.half_open -= flow.half_open
+        self._guest_first.learn(flow)
         self.timers.prune()
         flow.release()
         self.poller.close(flow.stream)
