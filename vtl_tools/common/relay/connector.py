@@ -40,8 +40,6 @@ _TCP: Final[int] = socket.IPPROTO_TCP
 _Socket: Final = socket.SocketType
 """The type beneath socket.socket, which is made and closed without Python code."""
 _NO_DELAY: Final[int] = socket.TCP_NODELAY
-_DEFER_ACCEPT: Final[int] = socket.TCP_DEFER_ACCEPT
-_QUICK_ACK: Final[int] = socket.TCP_QUICKACK
 _IN_PROGRESS: Final[int] = errno.EINPROGRESS
 _CONGESTION: Final[int] = socket.TCP_CONGESTION
 _RENO: Final = b"reno"  # which each kernel has
@@ -240,22 +238,6 @@ def send_at_once(stream: Stream) -> None:
     """Have no small write wait for the acknowledgement of an earlier one."""
     with suppress(OSError, AttributeError):  # a broken one, or no socket
         stream.setsockopt(_TCP, _NO_DELAY, 1)  # type: ignore[attr-defined]
-
-
-def hold_ack(stream: Stream) -> None:
-    """Have the ACK that completes a TCP handshake leave with the first data, or by send_ack().
-
-    To be called before connect(). The peer then has one segment less to process, and accepts the connection
-    when it can read. Without either the kernel sends the ACK after 200 ms.
-    """
-    with suppress(OSError, AttributeError):  # no TCP, or no socket
-        stream.setsockopt(_TCP, _DEFER_ACCEPT, 1)  # type: ignore[attr-defined]
-
-
-def send_ack(stream: Stream) -> None:
-    """Send the ACK that hold_ack() has held."""
-    with suppress(OSError, AttributeError):
-        stream.setsockopt(_TCP, _QUICK_ACK, 1)  # type: ignore[attr-defined]
 
 
 _unpaced: Final = BoundedTable[object, bool](_UNPACED_MAX)

@@ -15,8 +15,6 @@ from vtl_tools.common.relay.connector import (
     Connector,
     InternalStream,
     TCPConnector,
-    hold_ack,
-    send_ack,
     send_at_once,
 )
 from vtl_tools.common.relay.timers import Timed
@@ -77,16 +75,14 @@ class RelayFlow(Timed):
     buffer, its unused octets. slack: the unused octets of all of them. half_open: the handshake is not
     complete. retry_at: when the connector is tried again. is_prompt: small writes to the stream leave at
     once, which a TCP connection is told before its second write; many a short one has no second. has_sent:
-    the first was made. spoke_first: before the stream had brought any octets. holds_ack:
-    hold_ack() was called, on a TCP stream. has_left: release() was called. For the relay: scheduled,
-    armed_at.
+    the first was made. has_left: release() was called. For the relay: scheduled, armed_at.
     """
 
     __slots__ = (
         "armed_at", "budget", "buffered", "connector", "endpoint", "half_open", "has_left", "has_sent",
-        "heard_at", "holds_ack", "hung_up", "internal", "is_prompt", "key", "may_read", "may_write",
-        "opened_at", "received_eof", "retry_at", "scheduled", "sent_eof", "slack", "spoke_first",
-        "started_at", "stream", "syn", "unacked", "written",
+        "heard_at", "hung_up", "internal", "is_prompt", "key", "may_read", "may_write", "opened_at",
+        "received_eof", "retry_at", "scheduled", "sent_eof", "slack", "started_at", "stream", "syn",
+        "unacked", "written",
     )  # fmt: skip
 
     def __init__(
@@ -103,7 +99,7 @@ class RelayFlow(Timed):
         self.stream = stream = connector.stream
         self.internal = stream if isinstance(stream, InternalStream) else None
         self.is_prompt = not isinstance(connector, TCPConnector)
-        self.has_sent = self.spoke_first = self.has_left = self.holds_ack = False
+        self.has_sent = self.has_left = False
         self.half_open = True
         self.scheduled = self.may_read = self.may_write = self.hung_up = False
         self.received_eof = self.sent_eof = False
@@ -154,20 +150,6 @@ class RelayFlow(Timed):
             self._write(result)
         return FlowOutcome.OPEN
 
-    def hold_ack(self) -> None:
-        """Have a TCP stream complete its handshake by the guest's first octets. Call it before connect().
-
-        The guest may be slow, or have none to say before the server speaks: then send_ack() is due.
-        """
-        if not self.is_prompt:
-            self.holds_ack = True
-            hold_ack(self.stream)
-
-    def send_ack(self) -> None:
-        """Complete the handshake of a stream now, unless it is complete or has ended."""
-        if not self.has_sent and not self.has_left:
-            send_ack(self.stream)
-
     # --- Established and Close
 
     def on_event(self, events: int, now: float) -> FlowOutcome | Reason:
@@ -207,8 +189,7 @@ class RelayFlow(Timed):
                     if self.has_sent:
                         self.is_prompt = True
                         send_at_once(stream)
-                    else:
-                        self.has_sent, self.spoke_first = True, not self.written
+                    self.has_sent = True
                 if len(pieces) == 1:
                     sent = stream.send(pieces[0])
                     self.may_write = sent == waiting  # if not, until the next event

@@ -23,7 +23,6 @@ from vtl_tools.common.relay.endings import Endings
 from vtl_tools.common.relay.flow import RELAYED, FlowOutcome, RelayFlow
 from vtl_tools.common.relay.frame_queue import FrameQueue
 from vtl_tools.common.relay.frames import is_broken, newest_acks, path_back, start_of, syn_alone, why_nobodys
-from vtl_tools.common.relay.guest_first import GuestFirst
 from vtl_tools.common.relay.icmp_errors import SegmentError, apply_error, refusal
 from vtl_tools.common.relay.poller import Poller
 from vtl_tools.common.relay.syn_flood import SynFloodGuard
@@ -45,8 +44,6 @@ _READS_MAX: Final = 4
 _FLOWS_SHOWN_MAX: Final = 1000
 _EVICTED_MAX: Final = 256
 """Flows that are evicted at once."""
-_MANY: Final = 4
-"""SYNs of a turn from which on a stream's first ACK is held, which saves work, though it takes time."""
 _OPEN: Final = FlowOutcome.OPEN
 _PAST: Final = (State.TIME_WAIT, State.CLOSED)
 
@@ -97,9 +94,7 @@ class Relay(Stage):
         self.syn_guard = SynFloodGuard(secret)
         self._scheduled: list[RelayFlow] = []
         self._endings = Endings(self._outbox, self._remove)
-        self._in_turn = self._opens_many = False
-        self._silent: list[RelayFlow] = []
-        self._guest_first = GuestFirst()
+        self._in_turn = False
         self._waiting: list[tuple[Segment, memoryview]] = []
         self._readable: dict[bytes, RelayFlow] = {}
 
@@ -164,13 +159,11 @@ class Relay(Stage):
     def take_waiting(self, now: float) -> None:
         """Take the SYNs that wait for settle(), since whose a segment is may depend on them."""
         waiting, self._waiting = self._waiting, []
-        self._opens_many = len(waiting) >= _MANY and not self._early_ack
         for segment, frame in waiting:
             if segment.flow in self.flows:  # a SYN that came twice
                 self.on_segment(segment, frame, now)
             else:
                 self._on_unknown(segment, frame, now)
-        self._opens_many = False
 
     def _on_unknown(self, segment: Segment, frame: memoryview, now: float) -> None:
         """Take a segment of no flow: a SYN, or a late segment of a connection that has ended.
@@ -233,8 +226,6 @@ class Relay(Stage):
             return
         budget.opened += 1
         self.timers.arm_soon(flow, now)
-        if self._opens_many and self._guest_first.includes(segment.flow):
-            flow.hold_ack()
         self._act(flow, flow.connect(0, now), now)
         if self._early_ack and flow.connector is not None:
             endpoint.accept()
@@ -298,7 +289,6 @@ class Relay(Stage):
             self._readable.pop(flow.key, None)
         self.budget.buffered -= flow.buffered
         self.budget.half_open -= flow.half_open
-        self._guest_first.learn(flow)
         self.timers.prune()
         flow.release()
         self.poller.close(flow.stream)
@@ -314,7 +304,7 @@ class Relay(Stage):
     def poll(self, now: float) -> bool:
         """Take the events of the streams."""
         self._in_turn = True  # and another follows if something is left to do then
-        has_more = bool(self._scheduled or self._readable or self._silent) or self._endings.waits
+        has_more = bool(self._scheduled or self._readable) or self._endings.waits
         return self.poller.poll(now) or has_more or self._has_more()
 
     def settle(self, now: float) -> None:
@@ -322,10 +312,7 @@ class Relay(Stage):
 
         That takes longer than all else, and guest and peers have something to do meanwhile.
         """
-        silent, self._silent = self._silent, []
         self._carry(now)
-        for flow in silent:
-            flow.send_ack()
         if self._waiting:
             self.take_waiting(now)
             if self._scheduled:
@@ -359,7 +346,9 @@ class Relay(Stage):
                 self._readable[flow.key] = flow
             state = endpoint.state
             if flow.half_open and state is not SYN_RECEIVED and state is not LISTEN:
-                self._note_handshake(flow)
+                flow.half_open = False
+                budget.half_open -= 1
+                budget.established += endpoint.ended is None
             budget.buffered += flow.recount()
             if now >= endpoint.tune_at:
                 tune(endpoint, now, may_grow=not budget.is_full)
@@ -373,14 +362,6 @@ class Relay(Stage):
         if budget.is_exceeded:
             self._evict(now)
         self._endings.finish(ending, budget.octets_up != up, budget.octets_down != down, is_due, now)
-
-    def _note_handshake(self, flow: RelayFlow) -> None:
-        """Note that a flow's handshake with its guest is complete."""
-        flow.half_open = False
-        self.budget.half_open -= 1
-        self.budget.established += flow.endpoint.ended is None
-        if flow.holds_ack and not flow.has_sent:
-            self._silent.append(flow)
 
     def _evict(self, now: float) -> None:
         """Reset the flows with the most buffered octets, several at once so that it is worth the sorting."""
