@@ -121,7 +121,7 @@ def frame(
         options = stamps(tcb, now, tcb.ts_recent)
     elif tcb.timestamps:
         tsval = tcb.tsval(now)
-    if blocks is None and rcv.early.starts and snd.sack:  # SACK wherever it is permitted (RFC 2018 section 3)
+    if blocks is None and snd.sack and rcv.has_gap:  # SACK wherever it is permitted (RFC 2018 section 3)
         room = (snd.mss - length - 4) // 8
         if room > 0:
             blocks = rcv.blocks()[: min(3 if tcb.timestamps else 4, room)]
