@@ -241,7 +241,8 @@ def _detect(tcb: TCB, now: float, *, always: bool = False) -> bool:
         return False
     rack = snd.rack
     srtt_s = tcb.rtt.srtt_s if tcb.rtt.srtt_s is not None else rack.rtt_s
-    window_s = rack.window_s(snd.runs, srtt_s, recovering=snd.recover is not None)
+    recovering = snd.recover is not None and snd.una < snd.recover  # else this ACK ends it
+    window_s = rack.window_s(snd.runs, srtt_s, recovering=recovering)
     lost, again, wait_s = rack.detect(snd.runs, window_s, now)
     _SAMPLE.lost += lost
     snd.missing += lost
