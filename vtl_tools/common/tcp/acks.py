@@ -286,7 +286,7 @@ def _lose_head(snd: Sender) -> None:
 
 
 def _undo_if_spurious(snd: Sender, echo_ms: int | None, now: float, *, original: bool) -> bool:
-    """Revert the last reduction if nothing was lost then. What else is lost is to be detected after this."""
+    """Revert the last reduction if nothing was lost then. Other loss is to be detected after this."""
     if snd.undo_from is None:
         return False
     is_spurious = snd.repaired == 0
