@@ -162,7 +162,7 @@ class Hostile(RuleBasedStateMachine):
     def mss(self):
         """The largest segment that it may send."""
         header, default = (40, 536) if len(self.path.local) == 4 else (60, 1220)
-        offered = max(self.offers["mss"] or default, 64)
+        offered = max(self.offers["mss"] or default, 48)
         ours = min(self.config.mss or 65535, self.config.mtu - header)
         return max(min(offered, ours) - 12 * self.stamped, 32)
 

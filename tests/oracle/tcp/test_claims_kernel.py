@@ -60,6 +60,16 @@ CLAIMS = {  # the last step's answer: ours, and the kernel's
         [". 1:(0) ack 1 <sack 101:202>"],
         [". 1:(0) ack 1 <sack 101:202>"],
     ),
+    "a FIN alone behind a gap is told on data too": (
+        [*SACK, "F. 101:101(0) ack 1", "write 100"],
+        [". 1:(100) ack 1 <sack 101:102>"],
+        [". 1:(100) ack 1 <sack 101:102>"],
+    ),
+    "a FIN that comes again is a duplicate": (
+        [*SACK, "F. 1:101(100) ack 1", "wait .06", "F. 1:101(100) ack 1"],
+        [". 1:(0) ack 102 <sack 1:102>"],
+        [". 1:(0) ack 102 <sack 1:102>"],
+    ),
     "data is acknowledged within the window while that is zero and probed": (
         [*OPEN, ". 1:1(0) ack 1 win 0", "write 10", "wait .5", ". 1:101(100) ack 1 win 0", "wait .06"],
         [". 1:(0) ack 101"],

@@ -142,3 +142,13 @@ def test_segments_that_leave_in_a_tick_are_one_run_as_old_as_the_last_of_them():
         flight.sent(at, at + 1, at / 1024, tick_s=1 / 128)
     assert len(flight.runs) == 1250
     assert [(run.start, run.sent_at) for run in flight.runs[:2]] == [(0, 7 / 1024), (8, 15 / 1024)]
+
+
+def test_a_probe_of_a_zero_window_may_be_of_sacked_octets():
+    """A peer that SACKs SND.UNA does not acknowledge what it has; nothing of that may be counted for ever."""
+    flight = sent(0, 10, 20)
+    flight.sack(0, 10, 10)
+    flight.sent_again(0, 1, 5.0)
+    assert flight.sacked == 9
+    flight.acked(20)
+    assert (flight.sacked, flight.segments, flight.lost) == (0, 0, 0)

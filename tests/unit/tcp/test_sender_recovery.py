@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from talk import ISS, PLAIN, Talk
 
+from vtl_tools.common.tcp.snd import REPAIRS_MAX
+
 STAMPED = replace(PLAIN, mss=1012, timestamps=True, sack=True, tail_loss_probe=False)
 
 
@@ -155,3 +157,16 @@ def test_lost_retransmissions_of_many_segments_are_all_repaired_without_a_timeou
     peer.inject(".", 1, ack=24_001, win=60_000)
     assert peer.tcp.info().phase == "open"
     assert peer.tcp.info().backoffs == 0
+
+
+def test_what_is_remembered_of_retransmissions_is_bounded_whatever_the_peer_acknowledges():
+    peer = opened(PLAIN)
+    peer.tcp.write(bytes(10_000))
+    assert len(sent(peer)) == 10
+    for _ in range(3):
+        peer.inject(".", 1, ack=1, win=60_000)
+    assert peer.tcp.info().phase == "recovery"
+    for octets in range(1, 5 * REPAIRS_MAX):
+        peer.inject(".", 1, ack=1 + octets, win=60_000)
+    assert peer.tcp.info().retransmits > REPAIRS_MAX
+    assert len(peer.tcp.snd.repairs) <= REPAIRS_MAX

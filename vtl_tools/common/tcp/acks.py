@@ -12,7 +12,7 @@ from vtl_tools.common.tcp.ecn import told
 from vtl_tools.common.tcp.flight import Run
 from vtl_tools.common.tcp.limits import NOTHING_TO_SEND, hold
 from vtl_tools.common.tcp.rack import DUP_THRESH
-from vtl_tools.common.tcp.snd import Sender
+from vtl_tools.common.tcp.snd import REPAIRS_MAX, Sender
 from vtl_tools.common.tcp.tcb import NEVER, TCB
 from vtl_tools.common.tcp.wire import NO_STAMPS, Segment
 
@@ -130,9 +130,13 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
 def _answer_echo(snd: Sender, now: float) -> None:
     """Reduce the window for a mark that the peer echoes, once a round trip (RFC 3168 section 6.1.2)."""
     if snd.recover is None and snd.una > snd.reduced_to:
-        snd.reduced_to = snd.nxt
-        snd.cwr_due = True
-        snd.cc.marked(now, snd.pipe(), _SAMPLE.before)
+        _reduce_without_loss(snd, now, _SAMPLE.flight)
+
+
+def _reduce_without_loss(snd: Sender, now: float, flight: int) -> None:
+    """Reduce the window for congestion that leaves nothing to repair."""
+    snd.cwr_due, snd.reduced_to = True, snd.nxt  # a peer without ECN is not told
+    snd.cc.marked(now, snd.pipe(), flight)
 
 
 def _measure(tcb: TCB, fresh: list[Run], echo_ms: int | None, now: float) -> None:
@@ -223,7 +227,7 @@ def _judge_probe(tcb: TCB, ack: int, dsack: tuple[int, int] | None, now: float, 
     elif ack > end:
         tcb.probe = None
         if snd.recover is None:
-            snd.cc.marked(now, snd.pipe(), snd.nxt - snd.una)
+            _reduce_without_loss(snd, now, snd.nxt - snd.una)
 
 
 def _detect(tcb: TCB, now: float, *, always: bool = False) -> bool:
@@ -237,7 +241,8 @@ def _detect(tcb: TCB, now: float, *, always: bool = False) -> bool:
         return False
     rack = snd.rack
     srtt_s = tcb.rtt.srtt_s if tcb.rtt.srtt_s is not None else rack.rtt_s
-    window_s = rack.window_s(snd.runs, srtt_s, recovering=snd.recover is not None)
+    recovering = snd.recover is not None and snd.una < snd.recover  # else this ACK ends it
+    window_s = rack.window_s(snd.runs, srtt_s, recovering=recovering)
     lost, again, wait_s = rack.detect(snd.runs, window_s, now)
     _SAMPLE.lost += lost
     snd.missing += lost
@@ -258,17 +263,19 @@ def _begin_recovery(snd: Sender, now: float) -> None:
         _lose_head(snd)
     _reduce(snd)
     snd.loss = False
+    snd.cwr_due, snd.reduced_to = True, snd.nxt
     snd.cc.lost(now, snd.pipe(), _SAMPLE.flight)
 
 
 def _reduce(snd: Sender) -> None:
     """Remember from where a reduction may be undone."""
     snd.recover = snd.recovered = snd.nxt
-    snd.undo_from, snd.repaired = snd.una, snd.runs.repaired
-    if not snd.repaired:  # else retransmissions of an earlier recovery are in flight, and their time counts
+    # Earlier retransmissions and probes may still arrive, also if they are considered lost.
+    again = [run for run in snd.runs.runs if run.again]
+    snd.repairs = {run.start: run.end for run in again[:REPAIRS_MAX]}
+    snd.undo_from, snd.repaired = snd.una, sum(run.end - run.start for run in again)
+    if not again:
         snd.repaired, snd.repaired_ms = -1, None
-    snd.repairs = {run.start: run.end for run in snd.runs.runs if run.again and not run.lost}
-    snd.cwr_due, snd.reduced_to = True, snd.nxt  # a peer without ECN is not told
     snd.frto = snd.new_first = False
 
 
@@ -279,7 +286,7 @@ def _lose_head(snd: Sender) -> None:
 
 
 def _undo_if_spurious(snd: Sender, echo_ms: int | None, now: float, *, original: bool) -> bool:
-    """Revert the last reduction if nothing was lost then. What else is lost is to be detected after this."""
+    """Revert the last reduction if nothing was lost then. Other loss is to be detected after this."""
     if snd.undo_from is None:
         return False
     is_spurious = snd.repaired == 0
@@ -289,6 +296,7 @@ def _undo_if_spurious(snd: Sender, echo_ms: int | None, now: float, *, original:
     if not is_spurious:
         return False
     snd.runs.keep_all()
+    snd.cwr_due, snd.reduced_to = False, snd.undo_from  # marks count again
     snd.undo_from = None
     snd.cc.undo()
     if snd.recover is not None:
@@ -419,4 +427,5 @@ def timed_out(tcb: TCB, now: float) -> None:
         snd.new_first = False
     snd.frto = fresh_recovery or retransmitted_before
     snd.loss = True
+    snd.cwr_due, snd.reduced_to = True, snd.nxt
     snd.cc.timed_out(now, snd.pipe(), flight, again=again)

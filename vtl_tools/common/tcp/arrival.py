@@ -301,8 +301,8 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
 
 def _repeats(tcb: TCB, segment: Segment, seq: int) -> None:
     """Have the acknowledgement of a dropped segment tell which received data it repeats (RFC 2883)."""
-    nxt, end = tcb.rcv.nxt, seq + segment.length
-    if seq < nxt and segment.length and end > nxt - _MAX_STALE and tcb.snd.sack:
+    nxt, end = tcb.rcv.nxt, seq + segment.length + (segment.flags & FIN)
+    if seq < min(nxt, end) and end > nxt - _MAX_STALE and tcb.snd.sack:
         tcb.rcv.dsack = (seq, min(end, nxt))
 
 

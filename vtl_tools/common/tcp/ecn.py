@@ -101,7 +101,7 @@ def agree(tcb: TCB, syn: Segment) -> None:
         is_offered = tcb.passive or config != "accept"
     if not is_offered or not (is_classic or is_accurate):
         return
-    tcb.ecn = tcb.ect = True
+    tcb.ecn, tcb.ect = True, tcb.passive or offer(tcb) != 0  # no SYN of ours had no flags (RFC 3168 6.1.1)
     if is_accurate:
         _enter(tcb, syn, ace)
 
@@ -150,13 +150,13 @@ def syn_again(tcb: TCB, syn: Segment) -> bool:
     if not tcb.ecn:
         return False
     ace, accurate = _ace(syn), tcb.accurate
+    if not ace:
+        tcb.ect = False
     if accurate is None:
-        return ace not in (0, _CLASSIC)
+        return tcb.config.ecn != "classic" and ace not in (0, _CLASSIC)
     if ace == _CLASSIC:
         return True
     accurate.answered = codepoint(syn)
-    if not ace:
-        tcb.ect = False
     return False
 
 

@@ -311,7 +311,9 @@ class Endpoint(TCB):
         """
         snd = self.snd
         if both and self.rcv.readable and self.state is not CLOSED:
+            is_told = self.state in SENDS_DATA  # also in CLOSING and LAST-ACK, where an abort is not
             self.abort()
+            self.reset_due |= is_told
             return
         self.is_deaf |= both
         if snd.fin is not None or self.state is CLOSED:
@@ -334,7 +336,8 @@ class Endpoint(TCB):
         if self.syn_pending:
             self.refuse()
         elif self.state is not State.CLOSED:
-            if self.state in _ABORT_IS_TOLD:
+            # Until our FIN is sent, the state is for the peer what it was before: CLOSE-WAIT, not LAST-ACK.
+            if self.state in _ABORT_IS_TOLD or (self.state in SENDS_DATA and self.snd.unsent > 0):
                 self.reset_due = True
             self.end(Ended.ABORTED)
         elif self.ended is None:

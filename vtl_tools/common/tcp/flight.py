@@ -88,7 +88,7 @@ class Flight:
         runs.append(Run(start, end, now, stamp))
 
     def sent_again(self, start: int, end: int, now: float, stamp: Stamp | None = None) -> None:
-        """Make a run of octets that are sent once more. None of them is SACKed.
+        """Make a run of octets that are sent once more. SACKed ones are a probe of a zero window only.
 
         If there are many, it joins the run before it: a peer with a tiny MSS has every segment sent again.
         """
@@ -98,6 +98,9 @@ class Flight:
         for run in runs[first:last]:
             if run.lost:
                 self.lost -= run.end - run.start
+            elif run.sacked:
+                self.sacked -= run.end - run.start
+                self.segments -= run.segments
         if is_full and first and (before := runs[first - 1]).again and not (before.lost or before.sacked):
             first, start = first - 1, before.start
         runs[first:last] = [Run(start, end, now, stamp, again=True)]

@@ -48,6 +48,8 @@ _LATE_TRIPS: Final = 0.5
 """How much of what was not sent in time may leave at once: so many seconds of it; if it waited for the pacing
 rate, and so the driver is late, also as many round trips: the queue of the path has drained meanwhile."""
 _SEGMENT_MIN: Final = 536  # RFC 9293 MUST-15, IPv4; 1220 over IPv6
+_PEER_MSS_MIN: Final = 48
+"""As in Linux: a smaller one, which no link needs, would make each octet cost too much."""
 _ANSWER_S: Final = 0.04
 """Data sent within this time after the peer's is an answer to it."""
 _OVERRIDE_S: Final = 1.0
@@ -78,7 +80,7 @@ def agree(tcb: TCB, syn: Segment) -> None:
         snd.shift, rcv.shift = min(syn.window_scale, 14), config.window_scale
     default = _SEGMENT_MIN if len(tcb.path.local) == 4 else 1220
     options = 12 if tcb.timestamps else 0
-    theirs = max(syn.mss or default, 64)  # as in Linux, a size of zero is none
+    theirs = max(syn.mss or default, _PEER_MSS_MIN)  # as in Linux, a size of zero is none
     snd.start(max(min(theirs, our_mss(tcb)) - options, 32))
     rcv.mss = our_mss(tcb) - options
     rcv.full = min(rcv.full, rcv.mss)
@@ -121,7 +123,7 @@ def frame(
         options = stamps(tcb, now, tcb.ts_recent)
     elif tcb.timestamps:
         tsval = tcb.tsval(now)
-    if blocks is None and rcv.early.starts and snd.sack:  # SACK wherever it is permitted (RFC 2018 section 3)
+    if blocks is None and snd.sack and rcv.has_gap:  # SACK wherever it is permitted (RFC 2018 section 3)
         room = (snd.mss - length - 4) // 8
         if room > 0:
             blocks = rcv.blocks()[: min(3 if tcb.timestamps else 4, room)]

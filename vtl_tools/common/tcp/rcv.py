@@ -291,6 +291,8 @@ class Receiver:
         """Record the end of the peer's data. Data after it violates the protocol and is discarded."""
         if self.fin is None and position >= max(self.nxt, self.early.end):
             self.fin = position
+        elif self.fin == position:
+            self.repeated(position, position + 1)
 
     def finish(self) -> bool:
         """Advance RCV.NXT over the FIN if all data before it has arrived. Return whether it did."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # the compiler's own integers, that no operation has to check
 
 _SEGMENTS_MAX: Final = 128
 """Maximum segments of a super-segment, which a link without offload cuts: a peer may have an MSS of 32."""
+REPAIRS_MAX: Final = 512
+"""Retransmissions that are remembered. A reduction with more is final: D-SACKs cannot tell of all of them."""
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 0x8000_0000
 _NO_RECORDS: Final[list[int]] = []
@@ -329,7 +331,8 @@ class Sender:
             self.retransmits += 1
             if self.recover is not None:
                 self.repaired = max(self.repaired, 0) + end - start
-                self.repairs[start] = end
+                if len(self.repairs) < REPAIRS_MAX:
+                    self.repairs[start] = end
             if self.repaired_ms is None:
                 self.repaired_ms = int(now * 1000)
             self.runs.sent_again(start, end, now, stamp)

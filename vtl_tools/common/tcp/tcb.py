@@ -265,9 +265,9 @@ class TCB:
     def acceptable(self) -> int:
         """The position of a segment without data: SND.NXT, or the edge of the peer's window before it.
 
-        The peer accepts nothing from behind its window (3.10.7.4). What was sent there is an octet that
-        probes a window of zero, or data in a window that shrank since, as in Linux. A window that moved back
-        by less than its unit was truncated in the header, and is still accepted (RFC 7323 section 2.4).
+        The peer accepts nothing from behind its window (3.10.7.4). An octet that probes a window of zero is
+        there, or data in a window that shrank since, as in Linux. A window that moved back by less than its
+        unit was truncated in the header, and is still accepted (RFC 7323 section 2.4).
         """
         snd = self.snd
         nxt, edge = snd.nxt, (snd.una or 1) + snd.wnd
