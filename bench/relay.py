@@ -1,6 +1,6 @@
 """The cost of a TCP relay in user space, beside the kernel's own path and other relays, in one run.
 
-usage: bench/relay.py [--quick] [--json] [--only NAME ...]      (needs root)
+usage: bench/relay.py [--quick] [--json] [--only NAME ...] [--mtu OCTETS]      (needs root)
 
 up_ratio, down_ratio                 throughput of one flow over the best peer's
 cps1_ratio, cps64_ratio              connections a second, one and 64 at once, over the best peer's
@@ -16,6 +16,9 @@ udp1_ratio                           the same of 64 octets, one after the other
 
 NAME_user_us, NAME_system_us of a contender: CPU time of the relay alone, for a connection (cps), for 64 KiB
 (up, down), for an echo (udp). The sum is exact; the kernel's timer tick tells the two apart.
+
+The guest's interface has the same MTU with each contender: 65,520, which users of pasta and slirp4netns give
+for speed, or --mtu.
 
 A connection is a connect, an echo of 64 octets and a close. Peers that ask a SOCKS server are compared with
 our relay through the same SOCKS server, those that do not with our plain one; of both kinds' ratios the
@@ -51,7 +54,7 @@ SERVER = "203.0.113.80"  # an address of the host, on lo
 GUEST, GATEWAY = "10.0.0.2", "10.0.0.1"
 SOCKS = "127.0.0.1:1080"
 SOCKS_PORT = SOCKS.partition(":")[2]
-MTU = "65520"  # what users of pasta and slirp4netns give for speed
+MTU = 65_520
 START_S = 15.0  # a relay that carries nothing by then has failed
 SLACK_S = 10.0  # what a load may take longer than it was told to
 LIMIT = min(65_536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
@@ -94,7 +97,7 @@ table ip redsocks {
 """
 # Without pipeline it holds its first word back for 200 ms (MSG_MORE).
 HEV = f"""
-tunnel: {{name: tun0, mtu: 8500, ipv4: {GUEST}}}
+tunnel: {{name: tun0, mtu: MTU, ipv4: {GUEST}}}
 socks5: {{address: 127.0.0.1, port: {SOCKS_PORT}, udp: udp, pipeline: true}}
 misc: {{log-file: stderr, log-level: error, limit-nofile: {LIMIT}}}
 """
@@ -126,8 +129,8 @@ class Site:
     Each contender has a site of its own: its firewall and its connection tracking are in nobody's way.
     """
 
-    def __init__(self, load: Path) -> None:
-        self.load, self.via = load, ""
+    def __init__(self, load: Path, mtu: int = MTU) -> None:
+        self.load, self.mtu, self.via = load, mtu, ""
         self.relay: subprocess.Popen[Any] | None = None
         self.startup_ms = math.nan
         self.lab = Lab()
@@ -152,7 +155,7 @@ class Site:
 
     def cable(self, gateway: bool) -> None:
         """Join guest and host by a veth pair. gateway: the host's own stack is the guest's gateway."""
-        self.lab.veth(self.guest, "eth0", self.host, "vmnet1")
+        self.lab.veth(self.guest, "eth0", self.host, "vmnet1", mtu=self.mtu)
         # A gateway that is not there yet is looked for again at once, not after a second.
         self.guest.sysctl("net/ipv4/neigh/eth0/retrans_time_ms", 20)
         self.guest.addr("eth0", GUEST + "/24")
@@ -295,11 +298,12 @@ def pasta(site: Site) -> None:
         "--no-map-gw",
         "--config-net",
     )
-    site.launch("pasta", *how, "--mtu", MTU, *address, *ports, *where)
+    site.launch("pasta", *how, "--mtu", str(site.mtu), *address, *ports, *where)
 
 
 def slirp4netns(site: Site) -> None:
-    site.launch("slirp4netns", "--configure", "--mtu", MTU, "--netns-type", "path", site.guest.netns, "tap0")
+    where = ("--netns-type", "path", site.guest.netns, "tap0")
+    site.launch("slirp4netns", "--configure", "--mtu", str(site.mtu), *where)
 
 
 def redsocks(site: Site) -> None:
@@ -316,7 +320,7 @@ def redsocks(site: Site) -> None:
 def hev(site: Site) -> None:
     site.socks()
     config = site.lab.dir / "hev.yml"
-    config.write_text(HEV)
+    config.write_text(HEV.replace("MTU", str(site.mtu)))
 
     def move() -> None:
         """Let the guest have the interface; the descriptor stays where the SOCKS server is."""
@@ -348,9 +352,9 @@ class Contender:
                 return f"{need} is not here"
         return ""
 
-    def open(self, load: Path) -> Site:
+    def open(self, load: Path, mtu: int) -> Site:
         """Return a fresh site whose relay carries connections."""
-        site = Site(load)
+        site = Site(load, mtu)
         try:
             self.start(site)
         except BaseException:
@@ -456,12 +460,12 @@ def run_rounds(
     return readings
 
 
-def at_rest(contender: Contender, load: Path, name: str, count: int) -> None:
+def at_rest(contender: Contender, load: Path, mtu: int, name: str, count: int) -> None:
     """Note the memory of idle connections. A relay that cannot hold so many has no figure, and goes on."""
     if contender.failed:
         return
     try:
-        site = contender.open(load)
+        site = contender.open(load, mtu)
         try:
             if site.relay:
                 contender.figures[name] = round(site.idle(count), 3)
@@ -493,7 +497,7 @@ def over_best(readings: dict[str, list[float]], ours: str, peers: Sequence[str])
     return min((r for peer in peers if (r := over(readings, ours, peer)) is not None), default=None)
 
 
-def run(field_: list[Contender], load: Path, quick: bool) -> dict[str, float | None]:
+def run(field_: list[Contender], load: Path, mtu: int, quick: bool) -> dict[str, float | None]:
     """Measure everything; return the summary."""
     rounds, seconds, warm = (5, 0.3, 0.1) if quick else (5, 1.5, 0.3)
     essential = [streams("up", 1, warm), streams("down", 1, warm), calls(1), calls(64)]
@@ -503,7 +507,7 @@ def run(field_: list[Contender], load: Path, quick: bool) -> dict[str, float | N
     readings: dict[str, dict[str, list[float]]] = {}
     try:
         for contender in field_:
-            contender.site = contender.attempt(partial(contender.open, load))
+            contender.site = contender.attempt(partial(contender.open, load, mtu))
         for metric in essential if quick else essential + others:
             readings |= run_rounds(field_, metric, rounds, seconds)
         for metric in echoes:
@@ -514,7 +518,7 @@ def run(field_: list[Contender], load: Path, quick: bool) -> dict[str, float | N
                 contender.site.lab.close()
     for name, count in (("idle_1k_kib", FEW),) if quick else (("idle_1k_kib", FEW), ("idle_10k_kib", MANY)):
         for contender in field_:
-            at_rest(contender, load, name, count)
+            at_rest(contender, load, mtu, name, count)
     for contender in field_:
         if contender.startups and not contender.failed:
             contender.figures["startup_ms"] = round(statistics.median(contender.startups), 1)
@@ -561,6 +565,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the essential part, within a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="just these contenders")
+    parser.add_argument("--mtu", type=int, default=MTU, metavar="OCTETS", help="of the guest's interface")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     every = [c for c in contenders() if not options.only or c.name in options.only]
@@ -569,7 +574,7 @@ def main() -> None:
         say(f"{name}: left out: {reason}")
     field_ = [c for c in every if c.name not in left_out]
     compileall.compile_dir(ROOT / "vtl_tools", quiet=1)  # as pip and Debian's package do
-    summary = run(field_, build_load(), options.quick)
+    summary = run(field_, build_load(), options.mtu, options.quick)
     left_out |= {c.name: c.failed for c in field_ if c.failed}
     if options.json:
         figures = {c.name: {k: round(v, 3) for k, v in c.figures.items()} for c in field_ if not c.failed}
