@@ -4,6 +4,7 @@ Slow modules are imported where they are used, here and in every command: --help
 """
 
 import errno
+import gc
 import io
 import json
 import logging
@@ -15,12 +16,13 @@ from typing import Any, Final
 import click
 
 from vtl_tools.common.errors import VTLError
-from vtl_tools.common.garbage import collect_rarely
 from vtl_tools.common.host import hang_up, log_lines
 from vtl_tools.common.text import printable, stamp
 
+GC_THRESHOLD: Final = (100_000, 50, 1000)
+"""Threshold of Python's cyclic garbage collector: high. Reference counts free nearly all objects; a scan of
+those of many connections would delay frames, and scans during the imports the start."""
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-collect_rarely()
 EPILOG: Final = "Links, shared options and exit statuses are explained in vtl-tools(7)."
 
 
@@ -45,6 +47,7 @@ class Tool(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and exit with a status that vtl-tools(7) documents."""
+        gc.set_threshold(*GC_THRESHOLD)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks is no failure
         hang_up.hold()

@@ -78,7 +78,7 @@ class Runner:
 
     stage: Stage
     links: Sequence[Device]
-    options: Options = Options()  # noqa: RUF009 - it is immutable
+    options: Options = field(default_factory=Options)
     interfaces: Interfaces | None = None
     """The links' interfaces, locked and guarded before, so that the host never gets a frame in between."""
     verbs: dict[str, control.Verb] = field(default_factory=dict)
