@@ -28,7 +28,7 @@ from talk import IRS, ISS, LETTERS, PLAIN, Talk
 from vtl_tools.common.packet import tcp
 
 TOLERANCE_S = 0.004
-TIMES = "busy_s", "window_limited_s", "buffer_limited_s"
+TIMES = "rtt_s", "busy_s", "window_limited_s", "buffer_limited_s"
 CODEPOINTS = {"noecn": 0, "ect1": 1, "ect0": 2, "ce": 3}
 SEGMENT = re.compile(
     r"(?:\[(\w+)\] )?([FSRPUEWA.]+) (\d+):(\d+)\((\d+)\)"

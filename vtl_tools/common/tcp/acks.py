@@ -37,20 +37,19 @@ def advance(tcb: TCB, ack: int, now: float) -> None:
     snd.more = False  # as in Linux: what waits for more goes with the next ACK, if Nagle permits
     sample.before = nxt - snd.una
     sample.delivered = ack - snd.una
-    if ack > snd.measured_to and not (first := runs.runs[0]).again:
-        tcb.rtt.sample(now - first.sent_at)
-        snd.measured_to = nxt
-        snd.rack.measured(now - first.sent_at, now)
     snd.una = sample.una = ack
     tail = snd.queue.tail
     snd.queue.drop(ack if ack < tail else tail)
+    first = runs.runs[0]
+    first_at, again = first.sent_at, first.again
     run = runs.advance(ack)
+    if not (again or run.again):
+        tcb.rtt.sample(now - first_at, ack, nxt)
+        snd.rack.measured(now - run.sent_at, now)
     sample.rtt_s = None if run.again else now - run.sent_at
     sample.now, sample.nxt, sample.advanced, sample.lost, sample.in_flight = now, nxt, True, 0, nxt - ack
     sample.limited = snd.limited or snd.is_limited
     if cc.samples:
-        if sample.rtt_s is not None:
-            snd.rack.measured(sample.rtt_s, now)
         _rate(snd, run, now)
     cc.acked(sample)
     if ack < tail or ack < snd.end:
@@ -96,23 +95,20 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
     echo_ms = None
     if tcb.timestamps and segment.tsval != NO_STAMPS and segment.tsecr:
         echo_ms = (segment.tsecr - tcb.ts_offset) & _MASK
-    if advanced:
-        _measure(tcb, fresh, echo_ms, now)
     below = len(fresh)
     dsack = None
     if segment.sack is not None and snd.sack:
         dsack = _read_blocks(snd, segment.sack, fresh)
     news = len(fresh) > below
     original = _deliver(snd, fresh, now, echo_ms)
+    if fresh:
+        _measure(tcb, fresh, below, echo_ms, now)
     if not snd.sack:
         _count_duplicates(snd, duplicate=duplicate)
     _judge_probe(tcb, ack, dsack, now, pure=duplicate and not news)
-    undone = _undo_if_spurious(snd, echo_ms, now, original=original)
-    again = _detect(tcb, now, always=undone)
-    if snd.recover is not None:
-        _recover(snd, now, news=news or duplicate, again=again)
-    elif _is_loss(snd):
-        _begin_recovery(snd, now)
+    reneged = advanced and runs.has_reneged(ack)
+    if not reneged:
+        _judge_loss(tcb, echo_ms, now, original=original, news=news or duplicate)
     if fresh or sample.delivered or sample.lost or snd.recover is not None:
         _tell(snd, fresh, now)
     if advanced:
@@ -123,8 +119,21 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
             hold(tcb, NOTHING_TO_SEND, now)
         tcb.rtt.answered()
         tcb.arm(now)
+        if reneged:
+            tcb.hasten(now)
     elif news and tcb.probe_is_next:
         tcb.arm(now)  # no probe while data is SACKed (RFC 8985 section 7.2)
+
+
+def _judge_loss(tcb: TCB, echo_ms: int | None, now: float, *, original: bool, news: bool) -> None:
+    """Begin, continue, end or undo recovery. news: something arrived out of order."""
+    snd = tcb.snd
+    undone = _undo_if_spurious(snd, echo_ms, now, original=original)
+    again = _detect(tcb, now, always=undone)
+    if snd.recover is not None:
+        _recover(snd, now, news=news, again=again)
+    elif _is_loss(snd):
+        _begin_recovery(snd, now)
 
 
 def _answer_echo(snd: Sender, now: float) -> None:
@@ -139,14 +148,22 @@ def _reduce_without_loss(snd: Sender, now: float, flight: int) -> None:
     snd.cc.marked(now, snd.pipe(), flight)
 
 
-def _measure(tcb: TCB, fresh: list[Run], echo_ms: int | None, now: float) -> None:
-    """Take a round-trip sample for the RTO: by data sent once, or by the timestamp (RFC 6298 section 3)."""
-    if fresh and not fresh[0].again:
-        if tcb.snd.una > tcb.snd.measured_to:
-            tcb.rtt.sample(now - fresh[0].sent_at)
-            tcb.snd.measured_to = tcb.snd.nxt
-    elif echo_ms is not None and (rtt_ms := (int(now * 1000) - echo_ms) & _MASK) < _ECHO_MAX_MS:
-        tcb.rtt.sample(rtt_ms / 1000)
+def _measure(tcb: TCB, fresh: list[Run], below: int, echo_ms: int | None, now: float) -> None:
+    """Take a round-trip sample for the RTO (RFC 6298 section 3), by data sent once or by the timestamp.
+
+    below: how many runs are acknowledged, and not SACKed. As in Linux, a sample of these goes first.
+    """
+    snd = tcb.snd
+    first = None
+    if below and not any(run.again for run in fresh[:below]):
+        first = fresh[0]
+    else:
+        first = next((run for run in fresh[below:] if not run.again), None)
+    if first is not None:
+        tcb.rtt.sample(now - first.sent_at, snd.una, snd.nxt)
+    elif below and echo_ms is not None and (rtt_ms := (int(now * 1000) - echo_ms) & _MASK) < _ECHO_MAX_MS:
+        tcb.rtt.sample(rtt_ms / 1000, snd.una, snd.nxt)
+        snd.rack.measured(max(rtt_ms, 1) / 1000, now)
 
 
 def _read_blocks(snd: Sender, blocks: list[tuple[int, int]], fresh: list[Run]) -> tuple[int, int] | None:
@@ -414,6 +431,7 @@ def timed_out(tcb: TCB, now: float) -> None:
     flight, again = snd.nxt - snd.una, snd.loss
     if runs.has_reneged(snd.una):
         runs.forget()
+        snd.missing += runs.lose_all()
     snd.dup_acks = 0
     srtt_s = tcb.rtt.srtt_s if tcb.rtt.srtt_s is not None else rack.rtt_s
     window_s = rack.window_s(runs, srtt_s, recovering=True)

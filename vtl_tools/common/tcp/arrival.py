@@ -133,7 +133,7 @@ def _synchronized_late(tcb: TCB, segment: Segment, now: float) -> None:
     first_at = tcb.stalled_since
     has_stamps = tcb.timestamps and segment.tsval != NO_STAMPS
     if has_stamps and first_at is not None and segment.tsecr == tcb.tsval(first_at):
-        tcb.rtt.sample(now - first_at)
+        tcb.rtt.sample(now - first_at, 0, 1)
         return
     tcb.rtt.handshake_was_slow()
     tcb.snd.cc.syn_was_lost()
@@ -143,7 +143,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     """Enter ESTABLISHED: our SYN is acknowledged."""
     snd = tcb.snd
     if tcb.timed is not None:
-        tcb.rtt.sample(now - tcb.timed[1])
+        tcb.rtt.sample(now - tcb.timed[1], 0, 1)
         snd.rack.measured(now - tcb.timed[1], now)
     elif tcb.rtt.backoffs:
         _synchronized_late(tcb, segment, now)
@@ -155,7 +155,8 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     scaled = segment.window if segment.flags & SYN else segment.window << snd.shift
     snd.wnd, snd.max_wnd = scaled, max(snd.max_wnd, scaled)
     snd.wl1, snd.wl2 = tcb.rcv.position(segment.seq), ack
-    tcb.sent_at, tcb.before = now, None
+    tcb.sent_at = snd.used_at = now
+    tcb.before = None
     tcb.user_timeout_due = tcb.config.user_timeout_option
     if tcb.rcv.has_gap:
         tcb.rcv.release()
@@ -302,8 +303,9 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
 def _repeats(tcb: TCB, segment: Segment, seq: int) -> None:
     """Have the acknowledgement of a dropped segment tell which received data it repeats (RFC 2883)."""
     nxt, end = tcb.rcv.nxt, seq + segment.length + (segment.flags & FIN)
-    if seq < min(nxt, end) and end > nxt - _MAX_STALE and tcb.snd.sack:
-        tcb.rcv.dsack = (seq, min(end, nxt))
+    if seq < min(nxt, end) and end > nxt - _MAX_STALE:
+        tcb.quicken()  # as in Linux: the peer recovers from a loss
+        tcb.rcv.dsack = (seq, min(end, nxt)) if tcb.snd.sack else None
 
 
 def _stale(tcb: TCB, segment: Segment, reason: SegmentDrop, now: float) -> None:
@@ -442,7 +444,7 @@ def _text(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     if gap or rcv.has_gap or rcv.nxt - before < segment.length:
         tcb.quicken()
         tcb.ack_now = True
-    elif tcb.quick or tcb.ack_due_octets > rcv.full or not tcb.config.delayed_ack_s:
+    elif tcb.ack_due_octets > rcv.full or tcb.is_quick:
         tcb.ack_now = True
     elif tcb.delayed_at == NEVER:
         tcb.delayed_at = now + tcb.config.delayed_ack_s

@@ -363,6 +363,8 @@ class Endpoint(TCB):
         if "user_timeout_s" in changes:
             self.user_timeout_s, self.is_timeout_fixed = config.user_timeout_s, True
             self.user_timeout_due = config.user_timeout_option
+        if changes.get("no_delay"):
+            self.snd.more = False  # as in Linux, what waits for more leaves at once
         if "ttl" in changes or "dscp" in changes:
             self.framer = Framer(self.path, config.ttl, config.dscp)
 

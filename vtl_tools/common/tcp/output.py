@@ -111,10 +111,10 @@ def frame(
     """Return a segment that acknowledges all received data, and record that it does."""
     rcv, snd = tcb.rcv, tcb.snd
     if tcb.quick:
-        if length and rcv.received and now - tcb.heard_at < _ANSWER_S:
-            tcb.quick, tcb.is_interactive = 0, True
-        elif tcb.ack_due_octets:
+        if tcb.ack_due_octets:
             tcb.quick -= 1
+        if length and rcv.received and now - tcb.heard_at < _ANSWER_S:
+            tcb.is_interactive = True
     tcb.ack_now, tcb.delayed_at, tcb.ack_due_octets = False, NEVER, 0
     tcb.last_ack = rcv.nxt
     tcb.segments_out += 1
@@ -249,7 +249,8 @@ def send_piece(tcb: TCB, piece: Piece, now: float) -> Pieces:
         if tcb.accurate is None:
             flags |= CWR
     snd.sent(piece, now)
-    tcb.sent_at = now
+    if snd.wnd:  # a probe of a zero window says nothing of the path
+        tcb.sent_at = now
     if tcb.retransmit_at == NEVER or (again and start == snd.una):
         tcb.arm(now)
     elif tcb.probe_is_next and not again:
@@ -383,8 +384,8 @@ def _window_opened(tcb: TCB) -> bool:
 def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
     """Send new and lost data, and set the timers for data that cannot be sent."""
     snd = tcb.snd
-    if not snd.flight and now - tcb.sent_at > tcb.rtt.rto_s:
-        snd.cc.idle(now)
+    if not snd.flight and snd.wnd and now - tcb.sent_at > tcb.rtt.rto_s:
+        snd.cc.idle(int((now - tcb.sent_at) / tcb.rtt.rto_s))
     if tcb.config.pacing:
         snd.cc.pace(tcb.rtt.srtt_s, snd.max)
     if snd.cc.pacing_rate is not None:
@@ -396,7 +397,7 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
         and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples or snd.more or snd.records)
         and not (snd.cwr_due and tcb.ect)
     )
-    fin = snd.fin
+    fin, first = snd.fin, snd.nxt
     if ordinary and fin is not None and fin == snd.nxt and fin < snd.una + snd.wnd:  # only that is left
         frames.append(frame(tcb, fin, ACK | FIN, now))
         _has_sent(tcb, fin + 1, now)
@@ -404,6 +405,8 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:
             frames.append(send_piece(tcb, piece, now))
     snd.used()
+    if snd.nxt > first:
+        snd.validate(now, tcb.rtt.rto_s)
     _wait(tcb, now)
 
 

@@ -69,7 +69,7 @@ def predicted(tcb: TCB, segment: Segment, now: float) -> bool:
         tcb.ack_due_octets += length
         if length > rcv.full:
             rcv.full = length if length < rcv.mss else rcv.mss
-        if tcb.ack_due_octets > rcv.full or tcb.quick or not tcb.config.delayed_ack_s:
+        if tcb.ack_due_octets > rcv.full or tcb.is_quick:
             tcb.ack_now = True
         elif tcb.delayed_at == NEVER:
             tcb.delayed_at = now + tcb.config.delayed_ack_s

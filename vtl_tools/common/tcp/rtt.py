@@ -5,19 +5,31 @@ from typing import Final
 _K: Final = 4
 _ALPHA: Final = 1 / 8
 _BETA: Final = 1 / 4
+_FALLING: Final = 1 / 8
+"""A round trip that became much shorter is no reason for a longer timeout: it counts as so much of BETA."""
 INITIAL_RTO_S: Final = 1.0  # (2.1)
 RTO_AFTER_SYN_LOST_S: Final = 3.0  # (5.7)
 
 
 class RTTEstimator:
-    """SRTT, RTTVAR and RTO of one connection, in seconds. srtt_s is None before the first sample."""
+    """SRTT, RTTVAR and RTO of one connection, in seconds. srtt_s is None before the first sample.
 
-    __slots__ = ("_max_s", "_min_s", "backoffs", "rto_s", "rttvar_s", "srtt_s", "unanswered")
+    Each ACK may bring a sample, so many come in a round trip (RFC 6298 section 3 asks for one at least). As
+    in Linux, the RTO therefore follows not RTTVAR but its greatest value in a round trip.
+    """
+
+    __slots__ = (
+        "_max_s", "_min_s", "_most_s", "_round_end", "_spread_s", "backoffs", "rto_s", "rttvar_s", "srtt_s",
+        "unanswered",
+    )  # fmt: skip
 
     def __init__(self, min_s: float, max_s: float) -> None:
         self._min_s, self._max_s = min_s, max_s
         self.srtt_s: float | None = None
         self.rttvar_s = 0.0
+        self._spread_s = 0.0  # what the RTO is above SRTT
+        self._most_s = 0.0  # K times the greatest RTTVAR of this round trip, and the minimum at least
+        self._round_end = 0
         self.rto_s = INITIAL_RTO_S
         self.backoffs = 0  # timeouts since the last sample
         self.unanswered = 0  # retransmissions since new data was acknowledged, or a zero window announced
@@ -26,18 +38,39 @@ class RTTEstimator:
         """Limit the RTO from now on: to SRTT and this minimum, and to this maximum."""
         self._min_s, self._max_s = min_s, max_s
 
-    def sample(self, rtt_s: float) -> None:
-        """Add a round-trip time, of data sent only once or told apart by a timestamp. It ends the backoff."""
+    def sample(self, rtt_s: float, una: int, nxt: int) -> None:
+        """Add a round-trip time, of data sent only once or told apart by a timestamp. It ends the backoff.
+
+        una, nxt: SND.UNA and SND.NXT, as positions: they tell when a round trip is over.
+        """
         self.backoffs = 0
         if self.srtt_s is None:  # (2.2)
             self.srtt_s, self.rttvar_s = rtt_s, rtt_s / 2
+            self._spread_s = self._most_s = max(_K * self.rttvar_s, self._min_s)
+            self._round_end = nxt
         else:  # (2.3): RTTVAR before SRTT
-            self.rttvar_s += _BETA * (abs(self.srtt_s - rtt_s) - self.rttvar_s)
-            self.srtt_s += _ALPHA * (rtt_s - self.srtt_s)
-        spread_s = _K * self.rttvar_s
+            error_s = rtt_s - self.srtt_s
+            change_s = (error_s if error_s > 0 else -error_s) - self.rttvar_s
+            if error_s < 0 < change_s:
+                change_s *= _FALLING
+            self.rttvar_s += _BETA * change_s
+            self.srtt_s += _ALPHA * error_s
+            self._spread(una, nxt)
         # The minimum is above SRTT, as in Linux: a steady path's RTO must not fall below a delayed ACK.
-        rto_s = self.srtt_s + (spread_s if spread_s > self._min_s else self._min_s)
+        rto_s = self.srtt_s + self._spread_s
         self.rto_s = rto_s if rto_s < self._max_s else self._max_s
+
+    def _spread(self, una: int, nxt: int) -> None:
+        """Widen the RTO at once, and narrow it once a round trip, by a quarter of what is too much."""
+        spread_s = _K * self.rttvar_s
+        if spread_s > self._most_s:
+            self._most_s = spread_s
+            if spread_s > self._spread_s:
+                self._spread_s = spread_s
+        if una > self._round_end:
+            if self._most_s < self._spread_s:
+                self._spread_s -= _BETA * (self._spread_s - self._most_s)
+            self._round_end, self._most_s = nxt, self._min_s
 
     @property
     def timeout_s(self) -> float:

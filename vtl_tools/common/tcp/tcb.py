@@ -24,6 +24,7 @@ _CHALLENGES_S: Final = 5.0
 """Maximum challenge ACKs in a time (RFC 5961 section 7)."""
 _PTO_S: Final = 1.0  # before there is a sample
 _PTO_MARGIN_S: Final = 0.002  # as in Linux: a delay of an acknowledgement's way, where several are due
+_RENEGED_S: Final = 0.01
 _WORST_DELAYED_ACK_S: Final = 0.2  # RFC 8985 section 7.2: WCDelAckT
 
 
@@ -262,6 +263,11 @@ class TCB:
         self.is_interactive = False
 
     @property
+    def is_quick(self) -> bool:
+        """Whether the next acknowledgement is not delayed."""
+        return (self.quick > 0 and not self.is_interactive) or not self.config.delayed_ack_s
+
+    @property
     def acceptable(self) -> int:
         """The position of a segment without data: SND.NXT, or the edge of the peer's window before it.
 
@@ -292,10 +298,27 @@ class TCB:
             self.probe_is_next = False
             return
         self.retransmit_at = self.rto_at = now + self.rtt.timeout_s
-        self.arm_probe(now)
+        self._arm_probe(now, self.rto_at)
+
+    def hasten(self, now: float) -> None:
+        """Let the timeout come after half a round trip: the peer has discarded data that it had SACKed.
+
+        As in Linux: until then the rest of such data may be acknowledged, and nothing was discarded.
+        """
+        wait_s = (self.rtt.srtt_s or 0.0) / 2
+        self.retransmit_at = self.rto_at = now + (wait_s if wait_s > _RENEGED_S else _RENEGED_S)
+        self.probe_is_next = False
 
     def arm_probe(self, now: float) -> None:
-        """Schedule a tail loss probe (RFC 8985 section 7.2), at the time of the RTO at the latest."""
+        """Schedule a tail loss probe again, as new data leaves behind older data.
+
+        As in Linux, it comes an RTO after the oldest data at the latest.
+        """
+        limit = self.snd.runs.runs[0].sent_at + self.rtt.timeout_s
+        self._arm_probe(now, limit if now < limit < self.rto_at else self.rto_at)
+
+    def _arm_probe(self, now: float, limit: float) -> None:
+        """Schedule a tail loss probe (RFC 8985 section 7.2), at a time at the latest."""
         snd, rtt = self.snd, self.rtt
         srtt_s = rtt.srtt_s
         self.probe_is_next = False
@@ -313,7 +336,5 @@ class TCB:
         margin_s = _WORST_DELAYED_ACK_S if alone else _PTO_MARGIN_S
         probe_s = _PTO_S if srtt_s is None else 2 * srtt_s + margin_s
         self.probe_is_next = True
-        if now + probe_s < self.rto_at:
-            self.retransmit_at = now + probe_s
-        else:
-            self.retransmit_at = self.rto_at
+        due = now + probe_s
+        self.retransmit_at = due if due < limit else limit

@@ -46,6 +46,7 @@ def process(tcb: TCB, now: float) -> None:
         _keep_alive(tcb, now)
     if now >= tcb.delayed_at:
         tcb.delayed_at, tcb.ack_now = NEVER, True
+        tcb.is_interactive = False  # the user did not answer in time
     if now >= tcb.persist_at:
         _persist(tcb, now)
     if now >= tcb.paced_at:

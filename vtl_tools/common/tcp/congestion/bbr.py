@@ -172,7 +172,7 @@ class Bbr(Congestion):
             elif self.phase is Phase.PROBE_RTT:
                 self._end_probe_rtt(now)
 
-    def idle(self, now: float) -> None:
+    def idle(self, times: int) -> None:
         """Keep the window: what leaves after an idle time is paced."""
 
     # --- startup

@@ -67,10 +67,15 @@ class LossBased(Congestion):
     def _reduce_proportionally(self, sample: Sample) -> None:
         """RFC 6937 section 3, with the reduction bound chosen by SafeACK of its successor."""
         delivered, pipe = sample.delivered, sample.in_flight
+        if not delivered:
+            if self._out:
+                return  # the window stays (RFC 9937 section 6.2)
+            delivered = self.smss  # the reordering timer begins recovery, as in Linux
         self._delivered += delivered
         if pipe > self.ssthresh:
-            target = -(-self._delivered * self.ssthresh // max(self._flight, 1))
-            room = target - self._out
+            smss = self.smss  # in segments, as in Linux: by octets, each would leave an ACK later
+            allowed = self._delivered * (self.ssthresh // smss)
+            room = -(-allowed // max(self._flight, 1)) * smss - self._out
         else:
             room = max(self._delivered - self._out, delivered)
             if sample.advanced and not sample.lost:
