@@ -60,6 +60,31 @@ def test_an_ack_that_echoes_the_retransmission_does_not():
     assert peer.tcp.info().ssthresh == 5000
 
 
+def test_a_retransmission_that_is_sacked_shows_loss_although_its_ack_echoes_older_data():
+    """An echo is of data in order (RFC 7323 section 4.3): it does not tell which transmission was SACKed."""
+    peer = opened(replace(STAMPED, tail_loss_probe=True))
+    peer.tcp.write(bytes(4_000))
+    sent(peer)
+    peer.pass_(0.21)  # a tail loss probe
+    assert len(sent(peer)) == 1
+    peer.now += 0.1
+    peer.inject(".", 1, ack=1, win=60_000, sack=block(3001, 4001), timestamps=(501, peer.tcp.ts_offset))
+    assert peer.tcp.info().phase == "recovery"
+    assert len(sent(peer)) == 1
+
+
+def test_the_echo_of_a_retransmission_measures_the_path():
+    """As in Linux: the minimum round trip tells which retransmissions may be acknowledged (RFC 8985 6.2)."""
+    peer = opened(STAMPED)
+    peer.tcp.write(bytes(1_000))
+    sent(peer)
+    peer.pass_(0.35)
+    again = sent(peer)[0].timestamps[0]
+    peer.now += 0.02
+    peer.inject(".", 1, ack=1001, win=60_000, timestamps=(700, again))
+    assert peer.tcp.snd.rack.min_rtt_s < 0.08
+
+
 def test_a_timeout_that_was_not_due_is_reverted_by_the_echo():
     peer = opened(STAMPED)
     peer.tcp.write(bytes(10_000))

@@ -12,6 +12,7 @@ from vtl_tools.common.tcp.ecn import told
 from vtl_tools.common.tcp.flight import Run
 from vtl_tools.common.tcp.limits import NOTHING_TO_SEND, hold
 from vtl_tools.common.tcp.rack import DUP_THRESH
+from vtl_tools.common.tcp.rate import measure_rate, newest
 from vtl_tools.common.tcp.snd import REPAIRS_MAX, Sender
 from vtl_tools.common.tcp.tcb import NEVER, TCB
 from vtl_tools.common.tcp.wire import NO_STAMPS, Segment
@@ -50,7 +51,7 @@ def advance(tcb: TCB, ack: int, now: float) -> None:
     sample.now, sample.nxt, sample.advanced, sample.lost, sample.in_flight = now, nxt, True, 0, nxt - ack
     sample.limited = snd.limited or snd.is_limited
     if cc.samples:
-        _rate(snd, run, now)
+        measure_rate(snd, sample, run, now)
     cc.acked(sample)
     if ack < tail or ack < snd.end:
         tcb.stalled_since = now
@@ -100,7 +101,7 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
     if segment.sack is not None and snd.sack:
         dsack = _read_blocks(snd, segment.sack, fresh)
     news = len(fresh) > below
-    original = _deliver(snd, fresh, now, echo_ms)
+    original = _deliver(snd, fresh, below, now, echo_ms)
     if fresh:
         _measure(tcb, fresh, below, echo_ms, now)
     if not snd.sack:
@@ -190,17 +191,20 @@ def _sent_again(snd: Sender, start: int, end: int) -> int:
     return sum(min(end, stop) - max(start, at) for at, stop in repairs if at < end and start < stop)
 
 
-def _deliver(snd: Sender, fresh: list[Run], now: float, echo_ms: int | None) -> bool:
+def _deliver(snd: Sender, fresh: list[Run], below: int, now: float, echo_ms: int | None) -> bool:
     """Account for octets that arrived. Return whether any was sent only once, before the last timeout.
+
+    below: how many runs are acknowledged. The time that is echoed says nothing of others: it is of data in
+    order (RFC 7323 section 4.3).
 
     Without SACK, such octets may have arrived earlier, and have waited for a retransmission in the same ACK.
     """
     sample, rack = _SAMPLE, snd.rack
     sample.delivered, sample.rtt_s = 0, None
     original, again, latest, reordered = False, False, -1.0, rack.reordered
-    for run in fresh:
+    for i, run in enumerate(fresh):
         sample.delivered += run.end - run.start
-        rack.delivered(run, now, echo_ms)
+        rack.delivered(run, now, echo_ms if i < below else None)
         again |= run.again
         if not run.again:
             original |= run.end <= snd.recovered
@@ -338,7 +342,7 @@ def _recover(snd: Sender, now: float, *, news: bool, again: bool) -> None:
             snd.frto = False
     if done:
         _end_recovery(snd, now)
-        if _is_loss(snd):
+        if _is_loss(snd) or (snd.sack and snd.runs.repaired):  # data sent in recovery was lost, too
             _begin_recovery(snd, now)
     elif snd.loss:
         if again:
@@ -365,41 +369,8 @@ def _tell(snd: Sender, fresh: list[Run], now: float) -> None:
     sample.in_flight = snd.pipe()
     sample.limited = snd.loss or snd.limited or snd.is_limited
     if snd.cc.samples:
-        _rate(snd, _newest(fresh), now)
+        measure_rate(snd, sample, newest(fresh), now)
     snd.cc.acked(sample)
-
-
-def _newest(fresh: list[Run]) -> Run | None:
-    """Return the run that was sent last."""
-    newest = None
-    for run in fresh:
-        if run.stamp is not None and (newest is None or run.is_after(newest.sent_at, newest.end)):
-            newest = run
-    return newest
-
-
-def _rate(snd: Sender, newest: Run | None, now: float) -> None:
-    """Make the rate sample (draft-cheng-iccrg-delivery-rate-estimation section 3.3)."""
-    sample = _SAMPLE
-    sample.rate = sample.interval_s = 0.0
-    snd.delivered += sample.delivered
-    sample.total = snd.delivered
-    if snd.starved_to and snd.delivered > snd.starved_to:
-        snd.starved_to = 0
-    if newest is None or newest.stamp is None:
-        sample.prior = -1
-        return
-    stamp = newest.stamp
-    snd.delivered_at, snd.first_at = now, newest.sent_at
-    sample.prior, sample.app_limited = stamp.delivered, stamp.app_limited
-    sample.tx_in_flight, sample.lost_since = stamp.in_flight, snd.missing - stamp.missing
-    interval_s = max(newest.sent_at - stamp.first_at, now - stamp.delivered_at)
-    least_s = snd.rack.min_rtt_s
-    if interval_s > 0 and (interval_s >= 0.999 * least_s or least_s == NEVER):
-        sample.interval_s = interval_s
-        sample.rate = (snd.delivered - stamp.delivered) / interval_s
-        if sample.rate >= snd.rate or not stamp.app_limited:
-            snd.rate = sample.rate
 
 
 def reordering_is_over(tcb: TCB, now: float) -> None:

@@ -25,6 +25,6 @@ class NewReno(LossBased):
             self.cwnd = min(self.cwnd + self.smss, UNLIMITED)
 
     def reduced(self, flight: int, now: float) -> int:
-        """RFC 5681 equation (4)."""
+        """RFC 5681 equation (4), in whole segments as in Linux."""
         self._credit = 0
-        return flight // 2
+        return flight // (2 * self.smss) * self.smss
