@@ -301,7 +301,7 @@ def _reduce(snd: Sender) -> None:
 
 
 def _lose_head(snd: Sender) -> None:
-    lost = snd.runs.lose_head(min(snd.una + snd.mss, snd.nxt))
+    lost = snd.runs.lose_head(snd.record_end(snd.una, min(snd.una + snd.mss, snd.nxt)))
     _SAMPLE.lost += lost
     snd.missing += lost
 

@@ -151,12 +151,12 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     tcb.quicken()
     snd.cc.opened(now, tcb.rtt.srtt_s)
     tcb.synchronized(ack)
-    tcb.timed, tcb.retransmit_at, tcb.stalled_since, tcb.syn_due = None, NEVER, None, False
+    tcb.timed = tcb.stalled_since = tcb.before = None
+    tcb.retransmit_at, tcb.syn_due = NEVER, False
     scaled = segment.window if segment.flags & SYN else segment.window << snd.shift
     snd.wnd, snd.max_wnd = scaled, max(snd.max_wnd, scaled)
     snd.wl1, snd.wl2 = tcb.rcv.position(segment.seq), ack
     tcb.sent_at = snd.used_at = now
-    tcb.before = None
     tcb.user_timeout_due = tcb.config.user_timeout_option
     if tcb.rcv.has_gap:
         tcb.rcv.release()
@@ -305,15 +305,15 @@ def _repeats(tcb: TCB, segment: Segment, seq: int) -> None:
     nxt, end = tcb.rcv.nxt, seq + segment.length + (segment.flags & FIN)
     if seq < min(nxt, end) and end > nxt - _MAX_STALE:
         tcb.quicken()  # as in Linux: the peer recovers from a loss
-        tcb.rcv.dsack = (seq, min(end, nxt)) if tcb.snd.sack else None
+        if tcb.snd.sack and tcb.state is not TIME_WAIT:
+            tcb.rcv.dsack = (seq, min(end, nxt))
 
 
 def _stale(tcb: TCB, segment: Segment, reason: SegmentDrop, now: float) -> None:
     """Acknowledge an unacceptable segment: with data or FIN always, as the earlier ACK may have been lost."""
     if segment.length or segment.flags & FIN:
         tcb.drops[reason] += 1
-        if not tcb.syn_pending:
-            tcb.ack_now = True
+        tcb.ack_now |= not tcb.syn_pending
     else:
         _challenge(tcb, reason, now)
 

@@ -263,11 +263,13 @@ class Flight:
         return size
 
     def lose_head(self, end: int) -> int:
-        """Mark the octets before a position as lost, as far as they are one run. Return how many."""
-        self._cut(end)
-        if self.runs and not (head := self.runs[0]).sacked and not head.lost and head.start < end:
-            return self.lose(head)
-        return 0
+        """Mark the octets before a position as lost, up to the first run that is. Return how many."""
+        lost = 0
+        for run in self.runs[: self._cut(end)]:
+            if run.sacked or run.lost:
+                break
+            lost += self.lose(run)
+        return lost
 
     def first_lost(self, most: int) -> tuple[int, int] | None:
         """Return the first octets considered lost, at most so many."""

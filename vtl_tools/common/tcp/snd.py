@@ -219,10 +219,10 @@ class Sender:
             return None
         start, end = hole
         if self.records:
-            end = min(end, self._record_end(start, end))
+            end = self.record_end(start, end)
         size = min(end - start, self.una + max(self.wnd, 1) - start)  # a zero window is probed by an octet
-        if size <= 0 or room < min(size, self.mss):
-            return None
+        if size <= 0 or room < (self.mss if self.loss else min(size, self.mss)):
+            return None  # after a timeout, the window is one segment, however small (RFC 5681 section 3.1)
         return self._piece(start, start + size, again=True)
 
     def _new(self, pipe: int) -> Piece | None:
@@ -235,7 +235,7 @@ class Sender:
         data = self.queue.tail - self.nxt
         within = False
         if self.records:
-            end = self._record_end(self.nxt, self.queue.tail)
+            end = self.record_end(self.nxt, self.queue.tail)
             within, data = end < self.queue.tail, end - self.nxt
         if data <= 0:  # a FIN alone needs room in the window, but is not delayed as data
             return self._piece(self.nxt, self.nxt + 1, again=False) if window > 0 else None
@@ -260,7 +260,7 @@ class Sender:
         """Return the data that fits, however little (3.8.6.2.1 (4)), or an octet to probe a zero window."""
         if self.recover is not None or self.flight:
             return None
-        size = min(self._record_end(self.nxt, self.queue.tail) - self.nxt, max(self.wnd, 1), self.mss)
+        size = min(self.record_end(self.nxt, self.queue.tail) - self.nxt, max(self.wnd, 1), self.mss)
         if size > 0:
             return self._piece(self.nxt, self.nxt + size, again=False)
         return self._piece(self.nxt, self.nxt + 1, again=False) if self.unsent > 0 else None
@@ -273,7 +273,7 @@ class Sender:
         room = self.una + self.wnd - self.nxt
         if room < 0:
             return None
-        size = min(self._record_end(self.nxt, self.queue.tail) - self.nxt, self.mss)
+        size = min(self.record_end(self.nxt, self.queue.tail) - self.nxt, self.mss)
         if 0 < size <= room:
             return self._piece(self.nxt, self.nxt + size, again=False)
         start = self.una
@@ -284,13 +284,13 @@ class Sender:
             start = max(start, self.records[at - 1])
         return self._piece(start, self.nxt, again=True) if start < self.nxt else None
 
-    def _record_end(self, position: int, end: int) -> int:
-        """Return the end of the record at a position, where one ends behind it; otherwise end."""
+    def record_end(self, position: int, end: int) -> int:
+        """Return the end of the record at a position, where one ends behind it; at most end."""
         records = self.records
         if records and records[0] <= self.una:
             del records[: bisect_right(records, self.una)]
         at = bisect_right(records, position)
-        return records[at] if at < len(records) else end
+        return min(records[at], end) if at < len(records) else end
 
     def _whole(self, octets: int) -> int:
         """Return how much of this room one frame may use: whole segments, and at least one.

@@ -332,7 +332,7 @@ class TCB:
             or not self.config.tail_loss_probe
         ):
             return
-        alone = snd.nxt - snd.una <= snd.mss
+        alone = snd.nxt - snd.una <= snd.mss and len(snd.runs.runs) == 1
         margin_s = _WORST_DELAYED_ACK_S if alone else _PTO_MARGIN_S
         probe_s = _PTO_S if srtt_s is None else 2 * srtt_s + margin_s
         self.probe_is_next = True
