@@ -79,14 +79,16 @@ def test_an_echo_halves_the_window_once_a_round_trip_and_is_answered(talk):
     talk.said.clear()
     talk.now += 0.1
     talk.inject("E.", 1, ack=2001)
-    assert talk.tcp.info().cwnd_segments == 5
+    assert talk.tcp.info().ssthresh == 5000
     assert talk.tcp.info().retransmits == 0
     talk.inject("E.", 1, ack=4001)
-    assert talk.tcp.info().cwnd_segments == 5
+    assert talk.tcp.info().ssthresh == 5000
     talk.inject("E.", 1, ack=8001)
     talk.tcp.write(bytes(2000))
     talk.expect("W.", seq=10_001, data=1000, ack=1)
     talk.expect(".", seq=11_001, data=1000, ack=1)
+    talk.inject("E.", 1, ack=10_001)
+    assert talk.tcp.info().cwnd_segments == 5
     talk.inject("E.", 1, ack=11_001)
     assert talk.tcp.info().ssthresh == 2000
 

@@ -68,7 +68,7 @@ def acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate:
         before = snd.una + snd.runs.sacked
         _acknowledged(tcb, segment, ack, now, duplicate=duplicate)
         if told(tcb, segment, snd.una + snd.runs.sacked - before):
-            _answer_echo(snd, now)
+            _answer_echo(snd)
         return
     if segment.sack is None and snd.recover is None and tcb.probe is None and not snd.runs.sacked:
         if snd.una < ack <= snd.nxt and not (snd.dup_acks or tcb.rtt.backoffs):
@@ -137,16 +137,12 @@ def _judge_loss(tcb: TCB, echo_ms: int | None, now: float, *, original: bool, ne
         _begin_recovery(snd, now)
 
 
-def _answer_echo(snd: Sender, now: float) -> None:
+def _answer_echo(snd: Sender) -> None:
     """Reduce the window for a mark that the peer echoes, once a round trip (RFC 3168 section 6.1.2)."""
     if snd.recover is None and snd.una > snd.reduced_to:
-        _reduce_without_loss(snd, now, _SAMPLE.flight)
-
-
-def _reduce_without_loss(snd: Sender, now: float, flight: int) -> None:
-    """Reduce the window for congestion that leaves nothing to repair."""
-    snd.cwr_due, snd.reduced_to = True, snd.nxt  # a peer without ECN is not told
-    snd.cc.marked(now, snd.pipe(), flight)
+        _SAMPLE.una, _SAMPLE.nxt, _SAMPLE.in_flight = snd.una, snd.nxt, snd.pipe()
+        snd.cwr_due, snd.reduced_to = True, snd.nxt  # a peer without ECN is not told
+        snd.cc.marked(_SAMPLE)
 
 
 def _measure(tcb: TCB, fresh: list[Run], below: int, echo_ms: int | None, now: float) -> None:
@@ -248,7 +244,8 @@ def _judge_probe(tcb: TCB, ack: int, dsack: tuple[int, int] | None, now: float, 
     elif ack > end:
         tcb.probe = None
         if snd.recover is None:
-            _reduce_without_loss(snd, now, snd.nxt - snd.una)
+            snd.cwr_due, snd.reduced_to = True, snd.nxt
+            snd.cc.repaired(now, snd.nxt - snd.una)
 
 
 def _detect(tcb: TCB, now: float, *, always: bool = False) -> bool:

@@ -125,7 +125,7 @@ def _enter(tcb: TCB, syn: Segment, ace: int) -> None:
 def _slow_down(tcb: TCB) -> None:
     """Take a mark on our SYN or SYN-ACK as one on a window of data."""
     cc = tcb.snd.cc
-    cc.marked(tcb.heard_at, 0, cc.cwnd)
+    cc.repaired(tcb.heard_at, cc.cwnd)
 
 
 def answer(tcb: TCB, options: bytes) -> tuple[int, bytes]:

@@ -98,8 +98,15 @@ class Congestion(ABC):
         """Revert the last reduction: nothing was lost."""
 
     @abstractmethod
-    def marked(self, now: float, in_flight: int, flight: int) -> None:
-        """Process the echo of a congestion mark, once a round trip (RFC 3168 section 6.1.2)."""
+    def marked(self, sample: Sample) -> None:
+        """Process the echo of a congestion mark, once a round trip (RFC 3168 section 6.1.2).
+
+        sample: of the acknowledgement that brought it, which acked() has processed.
+        """
+
+    @abstractmethod
+    def repaired(self, now: float, flight: int) -> None:
+        """Process congestion that leaves nothing to repair: a loss that was repaired, or a marked SYN."""
 
     @abstractmethod
     def sent(self, now: float, octets: int, in_flight: int, *, app_limited: bool) -> None:

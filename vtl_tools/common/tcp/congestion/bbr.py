@@ -158,8 +158,12 @@ class Bbr(Congestion):
         self.cwnd = max(self.cwnd, self._prior_cwnd)
         self.model.reset_lower_bounds()
 
-    def marked(self, now: float, in_flight: int, flight: int) -> None:
-        """Take a mark, or a repaired tail, as loss in this round."""
+    def marked(self, sample: Sample) -> None:
+        """Take a mark as loss in this round."""
+        self.model.note_loss()
+
+    def repaired(self, now: float, flight: int) -> None:
+        """Take a repaired tail as loss in this round."""
         self.model.note_loss()
 
     def sent(self, now: float, octets: int, in_flight: int, *, app_limited: bool) -> None:

@@ -17,11 +17,12 @@ class LossBased(Congestion):
     super-segment covers 45 segments, and L would slow down the start of such a connection.
     """
 
-    __slots__ = ("_before", "_delivered", "_flight", "_out", "_recovering")
+    __slots__ = ("_before", "_delivered", "_flight", "_marked_to", "_out", "_recovering")
 
     def __init__(self, smss: int, initial_window: int) -> None:
         super().__init__(smss, initial_window)
         self._recovering = False
+        self._marked_to = 0  # end of the data in flight when a mark began a reduction; 0: none goes on
         self._flight = 0  # RecoverFS
         self._delivered = self._out = 0  # prr_delivered, prr_out
         self._before: tuple[int, int] | None = None  # cwnd and ssthresh before the last reduction
@@ -40,9 +41,11 @@ class LossBased(Congestion):
         A window that was not used up does not grow, as it says nothing about the path (RFC 7661 in spirit).
         Nor does a window while data only arrives out of order (RFC 5681 section 3.2).
         """
+        if self._marked_to:
+            self._reduce_for_mark(sample)
         if self._recovering:
             self._reduce_proportionally(sample)
-        elif sample.limited and sample.advanced:
+        elif sample.limited and sample.advanced and not self._marked_to:
             octets = sample.delivered
             if self.cwnd < self.ssthresh:
                 octets = self.slow_start(octets, sample)
@@ -100,7 +103,9 @@ class LossBased(Congestion):
         Data of limited transmit is beyond cwnd, and does not count (RFC 5681 section 3.2).
         """
         flight = min(flight, self.cwnd)
-        self._reduce(flight, now)
+        if not self._marked_to:  # else it is the congestion that the mark told
+            self._reduce(flight, now)
+        self._marked_to = 0
         self._recovering = True
         self._flight = flight
         self._delivered = self._out = 0
@@ -114,13 +119,32 @@ class LossBased(Congestion):
     def timed_out(self, now: float, in_flight: int, flight: int, *, again: bool) -> None:
         """Reduce the window to one segment, and ssthresh once for the same data (RFC 5681 section 3.1)."""
         self._recovering = False
-        if not again:
+        if not (again or self._marked_to):
             self._reduce(min(flight, self.cwnd), now)
+        self._marked_to = 0
         self.cwnd = in_flight + self.smss
 
-    def marked(self, now: float, in_flight: int, flight: int) -> None:
-        """Reduce the window as for a loss, without a retransmission."""
+    def marked(self, sample: Sample) -> None:
+        """Reduce the window as for a loss, in the course of a round trip, as Linux does."""
+        flight = min(sample.flight, self.cwnd)
+        self._reduce(flight, sample.now)
+        self._flight, self._marked_to = flight, sample.nxt
+        self._delivered = self._out = 0
+        self._reduce_for_mark(sample)
+
+    def _reduce_for_mark(self, sample: Sample) -> None:
+        """Follow PRR until an ACK of data that was sent after the mark was told."""
+        if sample.una > self._marked_to:
+            self._marked_to = 0
+            self.cwnd = self.ssthresh
+        elif sample.delivered:
+            self._out = sample.nxt - self._marked_to
+            self._reduce_proportionally(sample)
+
+    def repaired(self, now: float, flight: int) -> None:
+        """Reduce the window as for a loss, at once."""
         self._reduce(min(flight, self.cwnd), now)
+        self._marked_to = 0
         self.cwnd = self.ssthresh
 
     def undo(self) -> None:
