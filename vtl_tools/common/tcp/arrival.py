@@ -156,7 +156,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     scaled = segment.window if segment.flags & SYN else segment.window << snd.shift
     snd.wnd, snd.max_wnd = scaled, max(snd.max_wnd, scaled)
     snd.wl1, snd.wl2 = tcb.rcv.position(segment.seq), ack
-    tcb.sent_at = snd.used_at = now
+    tcb.sent_at = now
     tcb.user_timeout_due = tcb.config.user_timeout_option
     if tcb.rcv.has_gap:
         tcb.rcv.release()

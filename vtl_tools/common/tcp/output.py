@@ -397,7 +397,7 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
         and not (snd.dup_acks or snd.runs.sacked or snd.cc.samples or snd.more or snd.records)
         and not (snd.cwr_due and tcb.ect)
     )
-    fin, first = snd.fin, snd.nxt
+    fin = snd.fin
     if ordinary and fin is not None and fin == snd.nxt and fin < snd.una + snd.wnd:  # only that is left
         frames.append(frame(tcb, fin, ACK | FIN, now))
         _has_sent(tcb, fin + 1, now)
@@ -405,8 +405,6 @@ def _data(tcb: TCB, frames: list[Pieces], now: float) -> None:
         while (snd.nxt < snd.end or snd.recover is not None) and (piece := snd.next()) is not None:
             frames.append(send_piece(tcb, piece, now))
     snd.used()
-    if snd.nxt > first:
-        snd.validate(now, tcb.rtt.rto_s)
     _wait(tcb, now)
 
 

@@ -57,10 +57,9 @@ class Sender:
     one segment.
 
     limited: the window has limited us in the last round trip, which ends at used_to; most: octets in flight
-    then at most. used_at: when the window last limited us; unused_most: octets in flight since at most.
-    delivered: octets in all, the last at delivered_at, of data sent at first_at. missing: octets lost in all.
-    starved_to: `delivered` up to which rate samples are limited by the user. rate: the last sample that is
-    not, or is higher all the same.
+    then at most. delivered: octets in all, the last at delivered_at, of data sent at first_at. missing:
+    octets lost in all. starved_to: `delivered` up to which rate samples are limited by the user. rate: the
+    last sample that is not, or is higher all the same.
     """
 
     __slots__ = (
@@ -68,7 +67,7 @@ class Sender:
         "frto", "iss", "limited", "loss", "max", "max_wnd", "missing", "more",
         "most", "mss", "new_first", "nxt", "queue", "rack", "rate", "records", "recover", "recovered",
         "reduced_to", "repaired", "repaired_ms", "repairs", "retransmits", "runs", "sack", "shift", "single",
-        "starved_to", "una", "undo_from", "unused_most", "up", "used_at", "used_to", "wl1", "wl2", "wnd",
+        "starved_to", "una", "undo_from", "up", "used_to", "wl1", "wl2", "wnd",
     )  # fmt: skip
 
     def __init__(self, config: Config, iss: int) -> None:
@@ -95,7 +94,6 @@ class Sender:
         self.repairs: dict[int, int] = {}
         self.retransmits = 0
         self.limited, self.most, self.used_to = False, 0, 0
-        self.used_at, self.unused_most = 0.0, 0
         self.delivered = self.missing = self.starved_to = 0
         self.delivered_at = self.first_at = self.rate = 0.0
 
@@ -364,17 +362,6 @@ class Sender:
             self.limited, self.most, self.used_to = False, flight, self.nxt
         if cc.samples and self.nxt >= self.end and not runs.lost:
             self.starved_to = self.delivered + flight or 1
-
-    def validate(self, now: float, rto_s: float) -> None:
-        """Reduce a window that new data has not filled for an RTO (RFC 2861 section 3.1, as in Linux)."""
-        if self.is_limited:
-            self.used_at, self.unused_most = now, 0
-            return
-        self.unused_most = max(self.unused_most, self.nxt - self.una)
-        if now - self.used_at >= rto_s:
-            if self.recover is None and not (self.runs.sacked or self.dup_acks):
-                self.cc.unused(self.unused_most)
-            self.used_at, self.unused_most = now, 0
 
     @property
     def is_limited(self) -> bool:

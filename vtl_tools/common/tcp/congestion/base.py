@@ -121,19 +121,8 @@ class Congestion(ABC):
     def idle(self, times: int) -> None:
         """Halve the window for each RTO without sending, down to the initial one (RFC 2861 section 3.1)."""
         least = min(self.cwnd, self.initial_octets(self.smss))
-        self._remember()
+        self.ssthresh = max(self.ssthresh, self.cwnd // 2 + self.cwnd // 4)  # so far it was good
         self.cwnd = max(self.cwnd >> min(times, 32), least)
-
-    def unused(self, most: int) -> None:
-        """Shrink towards what was in flight in an RTO in which the user sent too little (RFC 2861)."""
-        used = max(most, self.initial_octets(self.smss))
-        if used < self.cwnd:
-            self._remember()
-            self.cwnd = (self.cwnd + used) // 2
-
-    def _remember(self) -> None:
-        """Let slow start lead back to near the window that the path took."""
-        self.ssthresh = max(self.ssthresh, self.cwnd // 2 + self.cwnd // 4)
 
     def syn_was_lost(self) -> None:
         """Begin with one segment (RFC 5681 section 3.1)."""
