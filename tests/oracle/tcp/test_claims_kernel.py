@@ -11,6 +11,13 @@ pytestmark = pytest.mark.lab
 OPEN = "listen", "S 0:0(0) win 20000 <mss 1000>", ". 1:1(0) ack 1 win 20000"
 STAMPED = "listen", "S 0:0(0) win 20000 <mss 1000,TS 100>", ". 1:1(0) ack 1 win 20000 <TS 100>"
 SACK = "listen", "S 0:0(0) win 20000 <mss 1000,sackOK>", ". 1:1(0) ack 1 win 20000"
+DUPLICATE = ". 1:1(0) ack 1 win 20000"
+IN_RECOVERY = (
+    *SACK[:2],
+    DUPLICATE,
+    "write 20000",
+    *(f"{DUPLICATE} <sack 1001:{end}>" for end in (2001, 3001, 4001)),
+)
 REPAIRS = [". 1:(1000) ack 1", ". 1001:(1000) ack 1", ". 4001:(1000) ack 1"]
 BEHIND_A_TIMEOUT = [". 2001:(1000) ack 1", ". 3001:(1000) ack 1", ". 6001:(1000) ack 1"]
 PROBED = [". 1:(1000) ack 1", ". 1001:(1000) ack 1", ". 1001:(1000) ack 1"]
@@ -94,6 +101,16 @@ CLAIMS = {  # the last step's answer: ours, and the kernel's
         [*SACK, "write 10000", "wait .4", ". 1:1(0) ack 2001 win 20000 <sack 8001:10001 4001:6001>"],
         BEHIND_A_TIMEOUT,
         BEHIND_A_TIMEOUT,
+    ),
+    "in recovery every other segment that is delivered lets one leave, counted in segments": (
+        [*IN_RECOVERY, f"{DUPLICATE} <sack 1001:5001>", f"{DUPLICATE} <sack 1001:6001>"],
+        [". 12001:(1000) ack 1"],
+        [". 12001:(1000) ack 1"],
+    ),
+    "data behind an ACK that ends before SACKed data is sent again soon": (
+        [*IN_RECOVERY, ". 1:1(0) ack 1001 win 20000 <sack 1001:4001>", "wait .05"],
+        [". 1001:(1000) ack 1"],
+        [". 1001:(1000) ack 1"],
     ),
     "a tail loss probe is no part of a segment": (
         [*SACK[:2], ". 1:1(0) ack 1 win 2500", "write 3000", "wait .06"],
