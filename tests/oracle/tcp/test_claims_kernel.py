@@ -27,9 +27,14 @@ CLAIMS = {  # the last step's answer: ours, and the kernel's
         [". 1:(1000) ack 1", ". 1001:(1000) ack 1", ". 2001:(500) ack 1"],
         [". 1:(1000) ack 1", ". 1001:(1000) ack 1", ". 2001:(500) ack 1"],
     ),
-    "a part of a segment waits for the ACK of full ones": (
-        [*OPEN, "write 1000", "write 300"],
+    "a small segment does not wait for full ones, but for a small one": (
+        [*OPEN, "write 1000", "write 300", "write 300"],
         [],
+        [],
+    ),
+    "a small segment behind full ones leaves at once": (
+        [*OPEN, "write 1000", "write 300"],
+        [". 1001:(300) ack 1"],
         [". 1001:(300) ack 1"],
     ),
     "a window that shrinks alone is applied": (

@@ -294,7 +294,8 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
     time. Returns whether data is left for Sender.next() to judge.
     """
     snd = tcb.snd
-    queue, mss, no_delay = snd.queue, snd.mss, snd.config.no_delay
+    queue, mss = snd.queue, snd.mss
+    at_once = snd.config.no_delay or snd.small <= snd.una
     edge = snd.una + min(snd.wnd, snd.cc.cwnd)
     most = snd.send_size
     first = start = snd.nxt
@@ -303,7 +304,7 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
     while (size := min(min(queue.tail, edge) - start, most)) > 0:
         end = start + size
         flags = ACK
-        if end == queue.tail and (no_delay or start == snd.una):
+        if end == queue.tail and at_once:
             flags = ACK | PSH  # MUST-61: the end of the written data
         elif size % mss:
             end -= size % mss
@@ -322,6 +323,8 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
             frames.append(pieces)
         start = end
     if start > first:
+        if (start - first) % mss:
+            snd.small = start
         _has_sent(tcb, start, now)
     return queue.tail > start and edge > start
 

@@ -54,7 +54,7 @@ class Sender:
     undo_from: SND.UNA when the window was last reduced; None if that is final. repaired: octets sent again
     since and not known to be duplicates; -1: none. repairs: which, start to end. repaired_ms: when the first
     was. reduced_to: SND.NXT when a congestion mark last reduced the window. single: no frame has more than
-    one segment.
+    one segment. small: end of the last segment sent that was not full.
 
     limited: the window has limited us in the last round trip, which ends at used_to; most: octets in flight
     then at most. delivered: octets in all, the last at delivered_at, of data sent at first_at. missing:
@@ -67,7 +67,7 @@ class Sender:
         "frto", "iss", "limited", "loss", "max", "max_wnd", "missing", "more",
         "most", "mss", "new_first", "nxt", "queue", "rack", "rate", "records", "recover", "recovered",
         "reduced_to", "repaired", "repaired_ms", "repairs", "retransmits", "runs", "sack", "shift", "single",
-        "starved_to", "una", "undo_from", "up", "used_to", "wl1", "wl2", "wnd",
+        "small", "starved_to", "una", "undo_from", "up", "used_to", "wl1", "wl2", "wnd",
     )  # fmt: skip
 
     def __init__(self, config: Config, iss: int) -> None:
@@ -87,6 +87,7 @@ class Sender:
         self.recover: int | None = None
         self.recovered = self.reduced_to = 0
         self.single = False
+        self.small = 0
         self.dup_acks = 0
         self.undo_from: int | None = None
         self.repaired = -1
@@ -242,13 +243,14 @@ class Sender:
         size = min(min(data, window), self._whole(room))
         at_once = self.config.no_delay or self.fin is not None or self.up > self.nxt or within
         if size < data or self.more or not at_once:
-            # 3.8.6.2.1: (1) full segments; or if nothing is in flight (2) all data, (3) half of the window
+            # 3.8.6.2.1: (1) full segments; (2) all data, if no small segment is in flight (Minshall); (3) half
+            # of the window, if nothing is
             whole = size // self.mss * self.mss
-            at_once = at_once or self.nxt == self.una
             if size == data:
-                if self.more or not at_once:
+                if self.more or not (at_once or self.small <= self.una):
                     size = whole  # the rest waits for an ACK (Nagle), or for more
             elif size % self.mss:
+                at_once = at_once or self.nxt == self.una
                 size = whole or (size if at_once and 2 * size >= self.max_wnd else 0)
             if not size:
                 return None
@@ -339,6 +341,8 @@ class Sender:
         else:
             self.runs.sent(start, end, now, stamp, self.rack.tick_s, self.mss)
             self.nxt = end
+            if (end - start) % self.mss:
+                self.small = end
             if end > self.max:
                 self.max = end
 
@@ -376,7 +380,7 @@ class Sender:
         # A higher ACK is newer regardless of SEG.SEQ, as in Linux; else SND.UNA would shift the old window.
         if self.wl2 < ack or self.wl1 < seq or (self.wl1 == seq and self.wl2 <= ack):
             if self.wnd == 0 and window and self.recover is None and self.nxt <= self.una + 1:
-                self.nxt = self.una  # the peer dropped the probe's octet; send it again at once
+                self.nxt = self.small = self.una  # the peer dropped the probe's octet; send it again at once
                 self.runs.truncate(self.una)
             self.wnd = window
             self.max_wnd = max(self.max_wnd, window)
