@@ -9,7 +9,7 @@ from typing import Final
 from vtl_tools.common.packet.tcp import ECE
 from vtl_tools.common.tcp.congestion.base import Sample
 from vtl_tools.common.tcp.ecn import told
-from vtl_tools.common.tcp.flight import Run
+from vtl_tools.common.tcp.flight import Flight, Run
 from vtl_tools.common.tcp.limits import NOTHING_TO_SEND, hold
 from vtl_tools.common.tcp.rack import DUP_THRESH
 from vtl_tools.common.tcp.rate import measure_rate, newest
@@ -122,8 +122,14 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
         tcb.arm(now)
         if reneged:
             tcb.hasten(now)
-    elif news and tcb.probe_is_next:
+    elif news and (tcb.probe_is_next or _is_older_than_head(runs, fresh)):
         tcb.arm(now)  # no probe while data is SACKed (RFC 8985 section 7.2)
+
+
+def _is_older_than_head(runs: Flight, fresh: list[Run]) -> bool:
+    """Return whether data was sent before the head last was, whose RTO then restarts with it, as in Linux."""
+    head_at = runs.runs[0].sent_at
+    return any(run.sent_at < head_at and not run.again for run in fresh)
 
 
 def _judge_loss(tcb: TCB, echo_ms: int | None, now: float, *, original: bool, news: bool) -> None:
