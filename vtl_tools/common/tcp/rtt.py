@@ -5,6 +5,7 @@ from typing import Final
 _K: Final = 4
 _ALPHA: Final = 1 / 8
 _BETA: Final = 1 / 4
+_SPREAD_MIN_S: Final = 0.2  # as in Linux: a steady path's RTO must not fall below a delayed ACK
 INITIAL_RTO_S: Final = 1.0  # (2.1)
 RTO_AFTER_SYN_LOST_S: Final = 3.0  # (5.7)
 
@@ -12,10 +13,10 @@ RTO_AFTER_SYN_LOST_S: Final = 3.0  # (5.7)
 class RTTEstimator:
     """SRTT, RTTVAR and RTO of one connection, in seconds. srtt_s is None before the first sample."""
 
-    __slots__ = ("_max_s", "_min_s", "backoffs", "rto_s", "rttvar_s", "srtt_s", "unanswered")
+    __slots__ = ("_max_s", "_min_s", "_spread_min_s", "backoffs", "rto_s", "rttvar_s", "srtt_s", "unanswered")
 
     def __init__(self, min_s: float, max_s: float) -> None:
-        self._min_s, self._max_s = min_s, max_s
+        self.limit(min_s, max_s)
         self.srtt_s: float | None = None
         self.rttvar_s = 0.0
         self.rto_s = INITIAL_RTO_S
@@ -23,8 +24,9 @@ class RTTEstimator:
         self.unanswered = 0  # retransmissions since new data was acknowledged, or a zero window announced
 
     def limit(self, min_s: float, max_s: float) -> None:
-        """Limit the RTO from now on: to SRTT and this minimum, and to this maximum."""
+        """Limit the RTO from now on. It exceeds SRTT by the minimum, or by 0.2 s if that is less."""
         self._min_s, self._max_s = min_s, max_s
+        self._spread_min_s = min(min_s, _SPREAD_MIN_S)
 
     def sample(self, rtt_s: float) -> None:
         """Add a round-trip time, of data sent only once or told apart by a timestamp. It ends the backoff."""
@@ -35,8 +37,9 @@ class RTTEstimator:
             self.rttvar_s += _BETA * (abs(self.srtt_s - rtt_s) - self.rttvar_s)
             self.srtt_s += _ALPHA * (rtt_s - self.srtt_s)
         spread_s = _K * self.rttvar_s
-        # The minimum is above SRTT, as in Linux: a steady path's RTO must not fall below a delayed ACK.
-        rto_s = self.srtt_s + (spread_s if spread_s > self._min_s else self._min_s)
+        rto_s = self.srtt_s + (spread_s if spread_s > self._spread_min_s else self._spread_min_s)
+        if rto_s < self._min_s:  # (2.4)
+            rto_s = self._min_s
         self.rto_s = rto_s if rto_s < self._max_s else self._max_s
 
     @property
