@@ -392,15 +392,15 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     if ack >= snd.una:
         was = snd.wnd
         snd.offered(window, seq, ack)
-        if was != snd.wnd:
-            if was == 0:
-                tcb.persist_at, tcb.persists = NEVER, 0
-                tcb.rtt.restart()
-                tcb.arm(now)
-            if snd.wnd == 0 and tcb.stalled_since is not None:
+        if was == 0 and snd.wnd:
+            tcb.persist_at, tcb.persists = NEVER, 0
+            tcb.rtt.restart()
+            tcb.arm(now)
+            if tcb.stalled_since is not None:
                 tcb.stalled_since = now
         if snd.wnd == 0 and tcb.stalled_since is not None:
-            tcb.stalled_since = now  # MUST-37: a peer that answers may keep its window at zero indefinitely
+            # MUST-37: a peer that answers may keep its window at zero indefinitely, so R2 begins with a probe
+            tcb.stalled_since = now if tcb.retransmit_at == NEVER else max(now, tcb.retransmit_at)
             tcb.rtt.answered()
     return True
 
