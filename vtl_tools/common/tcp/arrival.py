@@ -121,7 +121,7 @@ def _hold(tcb: TCB, syn: Segment) -> None:
         return
     room = syn_window(tcb)
     tcb.rcv.hold(syn.data[:room])
-    if syn.flags & FIN and syn.length <= room:
+    if syn.flags & FIN and syn.length < room:
         tcb.rcv.take_fin(1 + syn.length)
 
 
@@ -234,8 +234,10 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
 
     # eighth, check the FIN bit
     if flags & FIN and tcb.state in TAKES_DATA:
-        rcv.take_fin(seq + length)
-        if rcv.has_gap:
+        is_within = seq + length < rcv.edge
+        if is_within:
+            rcv.take_fin(seq + length)
+        if rcv.has_gap or not is_within:
             tcb.ack_now = True
     if rcv.fin is not None and tcb.state in ON_FIN and rcv.finish():
         _finished(tcb, now)
