@@ -288,7 +288,7 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         return False
     length = segment.length + (flags & FIN) + (flags >> 1 & 1)
     # With a window of zero, data at RCV.NXT is not accepted, but its ACK is (3.10.7.4).
-    within = seq < rcv.edge or seq == rcv.edge == rcv.nxt
+    within = seq < rcv.edge or (seq == rcv.edge == rcv.nxt and (flags & ACK > 0 or not length))
     if within and (seq + length > rcv.nxt or (seq == rcv.nxt and not length)):
         return True
     if flags & SYN:
