@@ -109,12 +109,13 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
     _judge_probe(tcb, ack, dsack, now, pure=duplicate and not news)
     undone = _undo_if_spurious(snd, echo_ms, now, original=original)
     again = _detect(tcb, now, always=undone)
+    repairs = snd.recover is not None and not snd.loss
     if snd.recover is not None:
         _recover(snd, now, news=news or duplicate, again=again)
     elif _is_loss(snd):
         _begin_recovery(snd, now)
     if fresh or sample.delivered or sample.lost or snd.recover is not None:
-        _tell(snd, fresh, now)
+        _tell(snd, fresh, now, is_full=repairs and snd.recover is None)
     if advanced:
         if snd.una < snd.end:
             tcb.stalled_since = now
@@ -341,12 +342,15 @@ def _end_recovery(snd: Sender, now: float) -> None:
     snd.rack.recovered()
 
 
-def _tell(snd: Sender, fresh: list[Run], now: float) -> None:
-    """Pass the sample to the control."""
+def _tell(snd: Sender, fresh: list[Run], now: float, *, is_full: bool = False) -> None:
+    """Pass the sample to the control. is_full: a full acknowledgement has ended fast recovery.
+
+    Without SACK, it is of data that duplicate ACKs told of, so the window stays at ssthresh (RFC 6582 3.2).
+    """
     sample = _SAMPLE
     sample.una, sample.nxt = snd.una, snd.nxt
     sample.in_flight = snd.pipe()
-    sample.limited = snd.loss or snd.limited or snd.is_limited
+    sample.limited = (snd.loss or snd.limited or snd.is_limited) and (snd.sack or not is_full)
     if snd.cc.samples:
         _rate(snd, _newest(fresh), now)
     snd.cc.acked(sample)
