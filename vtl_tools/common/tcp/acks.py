@@ -85,6 +85,7 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
     una = snd.una
     sample.before, sample.flight, sample.now, sample.lost = snd.pipe(), snd.nxt - una, now, 0
     sample.advanced = advanced = ack > una
+    sample.partial = False
     fresh = []
     if advanced:
         snd.una = ack
@@ -329,6 +330,7 @@ def _recover(snd: Sender, now: float, *, news: bool, again: bool) -> None:
             _begin_recovery(snd, now)
     elif advanced and not snd.sack:
         _lose_head(snd)  # a partial acknowledgement: the next segment was lost, too
+        _SAMPLE.partial = True
 
 
 def _is_older(echo_ms: int | None, than_ms: int | None) -> bool:
@@ -395,7 +397,8 @@ def reordering_is_over(tcb: TCB, now: float) -> None:
     sample = _SAMPLE
     sample.before, sample.flight, sample.now = snd.pipe(), snd.nxt - snd.una, now
     sample.lost = sample.delivered = 0
-    sample.advanced, sample.rtt_s = False, None
+    sample.advanced = sample.partial = False
+    sample.rtt_s = None
     again = _detect(tcb, now, always=True)
     if sample.lost:
         if snd.recover is None or (snd.loss and again):

@@ -76,8 +76,8 @@ class LossBased(Congestion):
             if sample.advanced and not sample.lost:
                 room += self.smss
             room = min(self.ssthresh - pipe, room)
-        if not self._out:
-            room = max(room, self.smss)  # the fast retransmit
+        if sample.partial or not self._out:
+            room = max(room, self.smss)  # the fast retransmit; each one without SACK (RFC 6582 section 3.2)
         self.cwnd = max(pipe + max(room, 0), self.smss)
 
     def sent(self, now: float, octets: int, in_flight: int, *, app_limited: bool) -> None:
