@@ -19,9 +19,9 @@ class Sample:
     now: arrival. delivered: newly acknowledged or SACKed. lost: newly considered lost. before: in flight
     before the acknowledgement; flight: FlightSize of RFC 5681 then; in_flight: in flight after it, lost data
     excluded. limited: the window, and not the user or the peer, has limited the sender in the last round
-    trip. una, nxt: positions SND.UNA and SND.NXT after it; advanced: SND.UNA has moved. partial: without SACK,
-    in fast recovery and not to its end (RFC 6582). rtt_s: of the data newly delivered that was sent last; None
-    if only retransmissions were delivered.
+    trip. una, nxt: positions SND.UNA and SND.NXT after it; advanced: SND.UNA has moved. partial: it has,
+    without SACK, in fast recovery, and not to its end (RFC 6582). rtt_s: of the data newly delivered that was
+    sent last; None if only retransmissions were delivered.
 
     The rest is the rate sample (draft-cheng-iccrg-delivery-rate-estimation), for a control that `samples`:
     rate: delivery rate, 0.0 if unknown. interval_s: time over which it was taken. app_limited: the user had
