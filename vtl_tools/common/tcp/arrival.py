@@ -373,7 +373,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
             ecn.established(tcb, segment, ack, of_syn=of_syn)
         if of_syn:
             return True
-    if ack > snd.max or ack < max(1, snd.una - snd.max_wnd):  # RFC 5961 section 5.2; 1: after our SYN
+    if ack > snd.max or ack < max(0, snd.una - snd.max_wnd):  # RFC 5961 section 5.2; 0: our ISS
         _challenge(tcb, SegmentDrop.BAD_ACK, now)
         return False
 
