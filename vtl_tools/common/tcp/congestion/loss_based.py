@@ -107,10 +107,13 @@ class LossBased(Congestion):
             self.cwnd = self.ssthresh
 
     def timed_out(self, now: float, in_flight: int, flight: int, *, again: bool) -> None:
-        """Reduce the window to one segment, and ssthresh once for the same data (RFC 5681 section 3.1)."""
-        self._recovering = False
-        if not again:
+        """Reduce the window to one segment, and ssthresh once for the same data (RFC 5681 section 3.1).
+
+        In fast recovery it is the same congestion, as in Linux: half of the flight is ssthresh already.
+        """
+        if not (again or self._recovering):
             self._reduce(min(flight, self.cwnd), now)
+        self._recovering = False
         self.cwnd = in_flight + self.smss
 
     def marked(self, now: float, in_flight: int, flight: int) -> None:
