@@ -65,7 +65,7 @@ def test_a_timeout_of_the_same_data_keeps_the_threshold():
 
 def reduced(control, now, una=0):
     """Lose a segment of a full window, and recover."""
-    control.lost(now, control.cwnd - MSS, control.cwnd)
+    control.lost(now, control.cwnd - MSS, control.cwnd, is_reduced=False)
     control.recovered(now + 0.1, 0)
     return control.cwnd
 

@@ -260,13 +260,15 @@ def _is_loss(snd: Sender) -> bool:
 
 
 def _begin_recovery(snd: Sender, now: float) -> None:
-    """Enter fast recovery."""
+    """Enter fast recovery. Loss of data sent before a mark's reduction reduces no more (RFC 3168 6.1.2)."""
     if not snd.sack:
         _lose_head(snd)
+    is_reduced = snd.recover is None and snd.una < snd.reduced_to
     _reduce(snd)
     snd.loss = False
-    snd.cwr_due, snd.reduced_to = True, snd.nxt
-    snd.cc.lost(now, snd.pipe(), _SAMPLE.flight)
+    if not is_reduced:
+        snd.cwr_due, snd.reduced_to = True, snd.nxt
+    snd.cc.lost(now, snd.pipe(), _SAMPLE.flight, is_reduced=is_reduced)
 
 
 def _reduce(snd: Sender) -> None:

@@ -81,8 +81,11 @@ class Congestion(ABC):
         """Process an acknowledgement, in any phase."""
 
     @abstractmethod
-    def lost(self, now: float, in_flight: int, flight: int) -> None:
-        """Enter fast recovery. in_flight: without lost data. flight: FlightSize of RFC 5681."""
+    def lost(self, now: float, in_flight: int, flight: int, *, is_reduced: bool) -> None:
+        """Enter fast recovery. in_flight: without lost data. flight: FlightSize of RFC 5681.
+
+        is_reduced: since the lost data was sent, the window was reduced already.
+        """
 
     @abstractmethod
     def recovered(self, now: float, in_flight: int) -> None:

@@ -132,7 +132,7 @@ class Bbr(Congestion):
         self._set_pacing_rate()
         self._set_cwnd(sample)
 
-    def lost(self, now: float, in_flight: int, flight: int) -> None:
+    def lost(self, now: float, in_flight: int, flight: int, *, is_reduced: bool) -> None:
         """BBROnEnterFastRecovery: conserve packets for a round trip, if there is a queue."""
         self._save_cwnd()
         self._recovering = True

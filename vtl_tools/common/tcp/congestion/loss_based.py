@@ -89,13 +89,16 @@ class LossBased(Congestion):
         self._before = self.cwnd, self.ssthresh
         self.ssthresh = max(self.reduced(flight, now), 2 * self.smss)
 
-    def lost(self, now: float, in_flight: int, flight: int) -> None:
+    def lost(self, now: float, in_flight: int, flight: int, *, is_reduced: bool) -> None:
         """Reduce ssthresh at once, and the window in the course of a round trip.
 
         Data of limited transmit is beyond cwnd, and does not count (RFC 5681 section 3.2).
         """
-        flight = min(flight, self.cwnd)
-        self._reduce(flight, now)
+        if is_reduced:
+            self._before = self.cwnd, self.ssthresh
+        else:
+            flight = min(flight, self.cwnd)
+            self._reduce(flight, now)
         self._recovering = True
         self._flight = flight
         self._delivered = self._out = 0
