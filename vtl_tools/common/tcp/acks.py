@@ -84,6 +84,7 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
     sample, runs = _SAMPLE, snd.runs
     una = snd.una
     sample.before, sample.flight, sample.now, sample.lost = snd.pipe(), snd.nxt - una, now, 0
+    may_grow = snd.recover is not None or una >= snd.reduced_to  # not by what a mark was for: RFC 3168 6.1.2
     sample.advanced = advanced = ack > una
     sample.partial = False
     fresh = []
@@ -116,7 +117,9 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
     elif _is_loss(snd):
         _begin_recovery(snd, now)
     if fresh or sample.delivered or sample.lost or snd.recover is not None:
-        _tell(snd, fresh, now, is_full=repairs and snd.recover is None)
+        # Nor, without SACK, by a full ACK of data that duplicate ACKs told of: RFC 6582 section 3.2.
+        is_full = repairs and snd.recover is None and not snd.sack
+        _tell(snd, fresh, now, may_grow=may_grow and not is_full)
     if advanced:
         if snd.una < snd.end:
             tcb.stalled_since = now
@@ -346,15 +349,12 @@ def _end_recovery(snd: Sender, now: float) -> None:
     snd.rack.recovered()
 
 
-def _tell(snd: Sender, fresh: list[Run], now: float, *, is_full: bool = False) -> None:
-    """Pass the sample to the control. is_full: a full acknowledgement has ended fast recovery.
-
-    Without SACK, it is of data that duplicate ACKs told of, so the window stays at ssthresh (RFC 6582 3.2).
-    """
+def _tell(snd: Sender, fresh: list[Run], now: float, *, may_grow: bool) -> None:
+    """Pass the sample to the control. may_grow: the window, if it has limited us."""
     sample = _SAMPLE
     sample.una, sample.nxt = snd.una, snd.nxt
     sample.in_flight = snd.pipe()
-    sample.limited = (snd.loss or snd.limited or snd.is_limited) and (snd.sack or not is_full)
+    sample.limited = may_grow and (snd.loss or snd.limited or snd.is_limited)
     if snd.cc.samples:
         _rate(snd, _newest(fresh), now)
     snd.cc.acked(sample)
@@ -405,7 +405,7 @@ def reordering_is_over(tcb: TCB, now: float) -> None:
     if sample.lost:
         if snd.recover is None or (snd.loss and again):
             _begin_recovery(snd, now)
-        _tell(snd, [], now)
+        _tell(snd, [], now, may_grow=False)
 
 
 def too_big(snd: Sender) -> None:
