@@ -67,6 +67,11 @@ CLAIMS = {  # the last step's answer: ours, and the kernel's
         [". 1:(0) ack 101"],
         [". 1:(0) ack 101"],
     ),
+    "the peer's SYN that comes again is answered by our SYN again": (
+        ["listen", "S 0:0(0) win 20000 <mss 1000>", "S 0:0(0) win 20000 <mss 1000>"],
+        ["S. 0:(0) ack 1"],
+        ["S. 0:(0) ack 1"],
+    ),
     "a FIN behind a gap is told by SACK": (
         ["listen", "S 0:0(0) win 20000 <mss 1000,sackOK>", ". 1:1(0) ack 1", "F. 101:201(100) ack 1"],
         [". 1:(0) ack 1 <sack 101:202>"],

@@ -146,6 +146,10 @@ RULES = [
         lambda it, us, they: it.ack is None and it.is_outside and len(us[0]) == 1 and not they[0],
     ),
     (
+        "an ACK of the ISS is old, but in the range of RFC 5961 section 5.2; not in Linux that listened",
+        lambda it, us, they: it.ack == -1 and it.state in ("established", "close-wait") and not it.is_outside,
+    ),
+    (
         "what ends at RCV.NXT is outside (3.10.7.4); Linux takes its ACK",
         lambda it, us, they: it.ack is not None and it.is_outside and it.seq == -1 and len(us[0]) == 1,
     ),

@@ -80,13 +80,13 @@ def raw_option(segment):
 class Script(Talk):
     """One conversation."""
 
-    def __init__(self, text, version=4):
+    def __init__(self, text, version=4, start=100.0):
         self.script = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
         config = PLAIN
         if self.script[0].startswith("config "):
             config = replace(PLAIN, **fields(self.script.pop(0).removeprefix("config ")))
         self.times = []
-        super().__init__(config, version)
+        super().__init__(config, version, start)
 
     def pump(self):
         super().pump()

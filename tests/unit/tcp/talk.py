@@ -19,10 +19,10 @@ PLAIN = Config(timestamps=False, sack=False, window_scaling=False, delayed_ack_s
 class Talk:
     """An endpoint, and its peer: us. Time moves by pass_(); what the endpoint says must be expected."""
 
-    def __init__(self, config=PLAIN, version=4):
+    def __init__(self, config=PLAIN, version=4, start=100.0):
         ours, theirs = (address.ip(text) for text in HOSTS[version])
         self.path = Path(*MACS, ours, theirs, 80, 40000)
-        self.now = 100.0
+        self.now = start
         self.config, self.jar = config, FastOpen(b"cookies", pending_max=2)
         self.renew()
         self.said, self.lines = [], []

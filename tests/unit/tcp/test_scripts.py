@@ -8,10 +8,11 @@ from script import Script
 SCRIPTS = sorted(Path(__file__).with_name("scripts").glob("*.talk"))
 
 
+@pytest.mark.parametrize("start", [0.0, 100.0], ids=["at-0", "at-100"])  # differences of times are rounded
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_the_conversation_goes_as_it_is_written(path, version):
-    Script(path.read_text(), version).run()
+def test_the_conversation_goes_as_it_is_written(path, version, start):
+    Script(path.read_text(), version, start).run()
 
 
 def test_a_conversation_that_goes_otherwise_fails():

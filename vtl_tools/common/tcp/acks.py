@@ -85,6 +85,7 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
     una = snd.una
     sample.before, sample.flight, sample.now, sample.lost = snd.pipe(), snd.nxt - una, now, 0
     sample.advanced = advanced = ack > una
+    sample.partial = False
     fresh = []
     if advanced:
         snd.una = ack
@@ -108,10 +109,11 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
         _count_duplicates(snd, duplicate=duplicate)
     _judge_probe(tcb, ack, dsack, now, pure=duplicate and not news)
     reneged = advanced and runs.has_reneged(ack)
+    repairs = snd.recover is not None and not snd.loss
     if not reneged:
         _judge_loss(tcb, echo_ms, now, original=original, news=news or duplicate)
     if fresh or sample.delivered or sample.lost or snd.recover is not None:
-        _tell(snd, fresh, now)
+        _tell(snd, fresh, now, is_full=repairs and snd.recover is None)
     if advanced:
         if snd.una < snd.end:
             tcb.stalled_since = now
@@ -282,12 +284,14 @@ def _is_loss(snd: Sender) -> bool:
 
 
 def _begin_recovery(snd: Sender, now: float) -> None:
-    """Enter fast recovery."""
+    """Enter fast recovery. For data sent before a mark's reduction, CWR was told (RFC 3168 6.1.2)."""
     if not snd.sack:
         _lose_head(snd)
+    is_new = snd.recover is not None or snd.una >= snd.reduced_to
     _reduce(snd)
     snd.loss = False
-    snd.cwr_due, snd.reduced_to = True, snd.nxt
+    if is_new:
+        snd.cwr_due, snd.reduced_to = True, snd.nxt
     snd.cc.lost(now, snd.pipe(), _SAMPLE.flight)
 
 
@@ -320,7 +324,8 @@ def _undo_if_spurious(snd: Sender, echo_ms: int | None, now: float, *, original:
     if not is_spurious:
         return False
     snd.runs.keep_all()
-    snd.cwr_due, snd.reduced_to = False, snd.undo_from  # marks count again
+    if snd.reduced_to >= snd.recovered:  # else it was a mark's reduction, and stays
+        snd.cwr_due, snd.reduced_to = False, snd.undo_from  # marks count again
     snd.undo_from = None
     snd.cc.undo()
     if snd.recover is not None:
@@ -352,6 +357,7 @@ def _recover(snd: Sender, now: float, *, news: bool, again: bool) -> None:
             _begin_recovery(snd, now)
     elif advanced and not snd.sack:
         _lose_head(snd)  # a partial acknowledgement: the next segment was lost, too
+        _SAMPLE.partial = True
 
 
 def _is_older(echo_ms: int | None, than_ms: int | None) -> bool:
@@ -365,12 +371,15 @@ def _end_recovery(snd: Sender, now: float) -> None:
     snd.rack.recovered()
 
 
-def _tell(snd: Sender, fresh: list[Run], now: float) -> None:
-    """Pass the sample to the control."""
+def _tell(snd: Sender, fresh: list[Run], now: float, *, is_full: bool = False) -> None:
+    """Pass the sample to the control. is_full: a full acknowledgement has ended fast recovery.
+
+    Without SACK, it is of data that duplicate ACKs told of, so the window stays at ssthresh (RFC 6582 3.2).
+    """
     sample = _SAMPLE
     sample.una, sample.nxt = snd.una, snd.nxt
     sample.in_flight = snd.pipe()
-    sample.limited = snd.loss or snd.limited or snd.is_limited
+    sample.limited = (snd.loss or snd.limited or snd.is_limited) and (snd.sack or not is_full)
     if snd.cc.samples:
         measure_rate(snd, sample, newest(fresh), now)
     snd.cc.acked(sample)
@@ -382,7 +391,8 @@ def reordering_is_over(tcb: TCB, now: float) -> None:
     sample = _SAMPLE
     sample.before, sample.flight, sample.now = snd.pipe(), snd.nxt - snd.una, now
     sample.lost = sample.delivered = 0
-    sample.advanced, sample.rtt_s = False, None
+    sample.advanced = sample.partial = False
+    sample.rtt_s = None
     again = _detect(tcb, now, always=True)
     if sample.lost:
         if snd.recover is None or (snd.loss and again):

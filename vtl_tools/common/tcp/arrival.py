@@ -121,7 +121,7 @@ def _hold(tcb: TCB, syn: Segment) -> None:
         return
     room = syn_window(tcb)
     tcb.rcv.hold(syn.data[:room])
-    if syn.flags & FIN and syn.length <= room:
+    if syn.flags & FIN and syn.length < room:
         tcb.rcv.take_fin(1 + syn.length)
 
 
@@ -235,8 +235,10 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
 
     # eighth, check the FIN bit
     if flags & FIN and tcb.state in TAKES_DATA:
-        rcv.take_fin(seq + length)
-        if rcv.has_gap:
+        is_within = seq + length < rcv.edge
+        if is_within:
+            rcv.take_fin(seq + length)
+        if rcv.has_gap or not is_within:
             tcb.ack_now = True
     if rcv.fin is not None and tcb.state in ON_FIN and rcv.finish():
         _finished(tcb, now)
@@ -287,7 +289,7 @@ def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         return False
     length = segment.length + (flags & FIN) + (flags >> 1 & 1)
     # With a window of zero, data at RCV.NXT is not accepted, but its ACK is (3.10.7.4).
-    within = seq < rcv.edge or seq == rcv.edge == rcv.nxt
+    within = seq < rcv.edge or (seq == rcv.edge == rcv.nxt and (flags & ACK > 0 or not length))
     if within and (seq + length > rcv.nxt or (seq == rcv.nxt and not length)):
         return True
     if flags & SYN:
@@ -373,7 +375,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
             ecn.established(tcb, segment, ack, of_syn=of_syn)
         if of_syn:
             return True
-    if ack > snd.max or ack < max(1, snd.una - snd.max_wnd):  # RFC 5961 section 5.2; 1: after our SYN
+    if ack > snd.max or ack < max(0, snd.una - snd.max_wnd):  # RFC 5961 section 5.2; 0: our ISS
         _challenge(tcb, SegmentDrop.BAD_ACK, now)
         return False
 
@@ -394,15 +396,15 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
     if ack >= snd.una:
         was = snd.wnd
         snd.offered(window, seq, ack)
-        if was != snd.wnd:
-            if was == 0:
-                tcb.persist_at, tcb.persists = NEVER, 0
-                tcb.rtt.restart()
-                tcb.arm(now)
-            if snd.wnd == 0 and tcb.stalled_since is not None:
+        if was == 0 and snd.wnd:
+            tcb.persist_at, tcb.persists = NEVER, 0
+            tcb.rtt.restart()
+            tcb.arm(now)
+            if tcb.stalled_since is not None:
                 tcb.stalled_since = now
         if snd.wnd == 0 and tcb.stalled_since is not None:
-            tcb.stalled_since = now  # MUST-37: a peer that answers may keep its window at zero indefinitely
+            # MUST-37: a peer that answers may keep its window at zero indefinitely, so R2 begins with a probe
+            tcb.stalled_since = now if tcb.retransmit_at == NEVER else max(now, tcb.retransmit_at)
             tcb.rtt.answered()
     return True
 

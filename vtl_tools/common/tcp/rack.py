@@ -52,7 +52,7 @@ class Rack:
             rtt_s = now - run.sent_at
             if echo_ms is not None and (echo_ms - int(run.sent_at * 1000)) & _MASK >= _HALF:
                 return
-            if rtt_s < self.min_rtt_s < _NONE:
+            if rtt_s + _EPSILON_S < self.min_rtt_s < _NONE:
                 return
         elif run.end < self.fack:
             self.reordered += 1

@@ -299,7 +299,6 @@ class Receiver:
         if self.fin is None or self.nxt != self.fin:
             return False
         self.nxt += 1
-        self.edge = max(self.edge, self.nxt)
         return True
 
     def blocks(self) -> list[tuple[int, int]]:

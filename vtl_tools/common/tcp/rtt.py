@@ -7,6 +7,7 @@ _ALPHA: Final = 1 / 8
 _BETA: Final = 1 / 4
 _FALLING: Final = 1 / 8
 """A round trip that became much shorter is no reason for a longer timeout: it counts as so much of BETA."""
+_SPREAD_MIN_S: Final = 0.2  # as in Linux: a steady path's RTO must not fall below a delayed ACK
 INITIAL_RTO_S: Final = 1.0  # (2.1)
 RTO_AFTER_SYN_LOST_S: Final = 3.0  # (5.7)
 
@@ -19,12 +20,12 @@ class RTTEstimator:
     """
 
     __slots__ = (
-        "_max_s", "_min_s", "_most_s", "_round_end", "_spread_s", "backoffs", "rto_s", "rttvar_s", "srtt_s",
-        "unanswered",
+        "_max_s", "_min_s", "_most_s", "_round_end", "_spread_min_s", "_spread_s", "backoffs", "rto_s",
+        "rttvar_s", "srtt_s", "unanswered",
     )  # fmt: skip
 
     def __init__(self, min_s: float, max_s: float) -> None:
-        self._min_s, self._max_s = min_s, max_s
+        self.limit(min_s, max_s)
         self.srtt_s: float | None = None
         self.rttvar_s = 0.0
         self._spread_s = 0.0  # what the RTO is above SRTT
@@ -35,8 +36,9 @@ class RTTEstimator:
         self.unanswered = 0  # retransmissions since new data was acknowledged, or a zero window announced
 
     def limit(self, min_s: float, max_s: float) -> None:
-        """Limit the RTO from now on: to SRTT and this minimum, and to this maximum."""
+        """Limit the RTO from now on. It exceeds SRTT by the minimum, or by 0.2 s if that is less."""
         self._min_s, self._max_s = min_s, max_s
+        self._spread_min_s = min(min_s, _SPREAD_MIN_S)
 
     def sample(self, rtt_s: float, una: int, nxt: int) -> None:
         """Add a round-trip time, of data sent only once or told apart by a timestamp. It ends the backoff.
@@ -46,7 +48,7 @@ class RTTEstimator:
         self.backoffs = 0
         if self.srtt_s is None:  # (2.2)
             self.srtt_s, self.rttvar_s = rtt_s, rtt_s / 2
-            self._spread_s = self._most_s = max(_K * self.rttvar_s, self._min_s)
+            self._spread_s = self._most_s = max(_K * self.rttvar_s, self._spread_min_s)
             self._round_end = nxt
         else:  # (2.3): RTTVAR before SRTT
             error_s = rtt_s - self.srtt_s
@@ -56,8 +58,9 @@ class RTTEstimator:
             self.rttvar_s += _BETA * change_s
             self.srtt_s += _ALPHA * error_s
             self._spread(una, nxt)
-        # The minimum is above SRTT, as in Linux: a steady path's RTO must not fall below a delayed ACK.
         rto_s = self.srtt_s + self._spread_s
+        if rto_s < self._min_s:  # (2.4)
+            rto_s = self._min_s
         self.rto_s = rto_s if rto_s < self._max_s else self._max_s
 
     def _spread(self, una: int, nxt: int) -> None:
@@ -70,7 +73,7 @@ class RTTEstimator:
         if una > self._round_end:
             if self._most_s < self._spread_s:
                 self._spread_s -= _BETA * (self._spread_s - self._most_s)
-            self._round_end, self._most_s = nxt, self._min_s
+            self._round_end, self._most_s = nxt, self._spread_min_s
 
     @property
     def timeout_s(self) -> float:

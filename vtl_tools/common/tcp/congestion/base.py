@@ -19,8 +19,9 @@ class Sample:
     now: arrival. delivered: newly acknowledged or SACKed. lost: newly considered lost. before: in flight
     before the acknowledgement; flight: FlightSize of RFC 5681 then; in_flight: in flight after it, lost data
     excluded. limited: the window, and not the user or the peer, has limited the sender in the last round
-    trip. una, nxt: positions SND.UNA and SND.NXT after it; advanced: SND.UNA has moved. rtt_s: of the data
-    newly delivered that was sent last; None if only retransmissions were delivered.
+    trip. una, nxt: positions SND.UNA and SND.NXT after it; advanced: SND.UNA has moved. partial: it has,
+    without SACK, in fast recovery, and not to its end (RFC 6582). rtt_s: of the data newly delivered that was
+    sent last; None if only retransmissions were delivered.
 
     The rest is the rate sample (draft-cheng-iccrg-delivery-rate-estimation), for a control that `samples`:
     rate: delivery rate, 0.0 if unknown. interval_s: time over which it was taken. app_limited: the user had
@@ -30,7 +31,8 @@ class Sample:
 
     __slots__ = (
         "advanced", "app_limited", "before", "delivered", "flight", "in_flight", "interval_s", "limited",
-        "lost", "lost_since", "now", "nxt", "prior", "rate", "rtt_s", "total", "tx_in_flight", "una",
+        "lost", "lost_since", "now", "nxt", "partial", "prior", "rate", "rtt_s", "total", "tx_in_flight",
+        "una",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -38,7 +40,7 @@ class Sample:
         self.rtt_s: float | None = None
         self.delivered = self.lost = self.before = self.flight = self.in_flight = self.una = self.nxt = 0
         self.total = self.prior = self.tx_in_flight = self.lost_since = 0
-        self.limited = self.app_limited = self.advanced = False
+        self.limited = self.app_limited = self.advanced = self.partial = False
 
 
 class Congestion(ABC):

@@ -81,8 +81,8 @@ class Cubic(LossBased):
         return int(self.cwnd * _BETA)
 
     def timed_out(self, now: float, in_flight: int, flight: int, *, again: bool) -> None:
-        """Section 4.8. In fast recovery it is the same congestion, as in Linux."""
-        super().timed_out(now, in_flight, flight, again=again or self._recovering)
+        """Section 4.8."""
+        super().timed_out(now, in_flight, flight, again=again)
         self._since = None
 
     def undo(self) -> None:

@@ -84,8 +84,8 @@ class LossBased(Congestion):
             if sample.advanced and not sample.lost:
                 room += self.smss
             room = min(self.ssthresh - pipe, room)
-        if not self._out:
-            room = max(room, self.smss)  # the fast retransmit
+        if sample.partial or not self._out:
+            room = max(room, self.smss)  # the fast retransmit; each one without SACK (RFC 6582 section 3.2)
         self.cwnd = max(pipe + max(room, 0), self.smss)
 
     def sent(self, now: float, octets: int, in_flight: int, *, app_limited: bool) -> None:
@@ -103,7 +103,9 @@ class LossBased(Congestion):
         Data of limited transmit is beyond cwnd, and does not count (RFC 5681 section 3.2).
         """
         flight = min(flight, self.cwnd)
-        if not self._marked_to:  # else it is the congestion that the mark told
+        if self._marked_to:  # it is the congestion that the mark told, and to revert it is not up to this loss
+            self._before = None
+        else:
             self._reduce(flight, now)
         self._marked_to = 0
         self._recovering = True
@@ -117,11 +119,13 @@ class LossBased(Congestion):
             self.cwnd = self.ssthresh
 
     def timed_out(self, now: float, in_flight: int, flight: int, *, again: bool) -> None:
-        """Reduce the window to one segment, and ssthresh once for the same data (RFC 5681 section 3.1)."""
-        self._recovering = False
-        if not (again or self._marked_to):
+        """Reduce the window to one segment, and ssthresh once for the same data (RFC 5681 section 3.1).
+
+        In fast recovery it is the same congestion, as in Linux: half of the flight is ssthresh already.
+        """
+        if not (again or self._recovering or self._marked_to):
             self._reduce(min(flight, self.cwnd), now)
-        self._marked_to = 0
+        self._recovering, self._marked_to = False, 0
         self.cwnd = in_flight + self.smss
 
     def marked(self, sample: Sample) -> None:
