@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 from freeze_network import PEER, VM, FreezeNetwork
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vtl_tools.common.tcp.config import Config
@@ -106,6 +106,7 @@ def test_a_download_from_before_is_learned_by_what_comes_again():
 
 
 BOOLEANS = st.booleans()
+PROBED = {"timestamps": False, "sack": True, "window_scaling": False}
 OPTIONS = st.fixed_dictionaries({"timestamps": BOOLEANS, "sack": BOOLEANS, "window_scaling": BOOLEANS})
 
 
@@ -122,6 +123,7 @@ OPTIONS = st.fixed_dictionaries({"timestamps": BOOLEANS, "sack": BOOLEANS, "wind
     moved=BOOLEANS,
     options=st.tuples(OPTIONS, OPTIONS),
 )
+@example(17, 0.1, 16, "always", (60_000, 60_000), 0.75, 300.0, 17, False, (PROBED, PROBED))
 def test_a_blind_attacker_makes_no_octet_vanish_and_no_clock_run_ahead(
     seed, loss, one_in, watched, sizes, share, seconds, guesses, moved, options
 ):

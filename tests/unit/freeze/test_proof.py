@@ -68,6 +68,13 @@ def test_what_comes_again_has_no_probe_before_it():
     assert proof.empty(99, 3, 100, 2) is None
 
 
+def test_an_octet_that_came_as_data_is_not_acknowledged_by_what_has_its_number():
+    proof = PeerEvidence()
+    proof.data(99, 0, 0)  # a peer that probes a zero window by an octet, and answers with that octet's number
+    assert [proof.empty(99, now, 100, now) for now in (1, 10, 20, 249)] == [None] * 4
+    assert [proof.empty(99, now, 100, now) for now in (300, 310, 320)] == [None, None, 100]  # a late copy
+
+
 def test_copies_of_a_probe_are_none():
     proof = PeerEvidence()
     assert [proof.empty(99, 5, 100, now) for now in range(9)] == [None] * 9

@@ -34,7 +34,8 @@ STAMPED: Final = 3
 UNSTAMPED: Final = 4
 """Required repetitions, with different timestamps and without timestamps."""
 PATIENCE_S: Final = 250.0
-"""Seconds after which a candidate without repetition is discarded: two of Linux's longest pauses."""
+"""Seconds after which a candidate without repetition is discarded: two of Linux's longest pauses. So long,
+data that came once is not acknowledged either."""
 
 
 class PeerEvidence:
@@ -110,6 +111,8 @@ class PeerEvidence:
         """
         if highest is not None and seq_gt(highest, seq_add(seq, 1)):
             return None
+        if self._seq is not None and not seq_lt(seq, self._seq) and now - self._last <= PATIENCE_S:
+            return None  # this octet came as data, so it is not acknowledged: the peer probes a zero window
         first = self._empty
         if first is None or seq_lt(seq, first) or (seq != first and now - self._empty_at > PATIENCE_S):
             self._empty, self._empty_at, self.asked = seq, now, False
