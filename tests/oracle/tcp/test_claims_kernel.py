@@ -12,6 +12,7 @@ OPEN = "listen", "S 0:0(0) win 20000 <mss 1000>", ". 1:1(0) ack 1 win 20000"
 STAMPED = "listen", "S 0:0(0) win 20000 <mss 1000,TS 100>", ". 1:1(0) ack 1 win 20000 <TS 100>"
 SACK = "listen", "S 0:0(0) win 20000 <mss 1000,sackOK>", ". 1:1(0) ack 1 win 20000"
 DUPLICATE = ". 1:1(0) ack 1 win 20000"
+SACKED = f"{DUPLICATE} <sack 1001"
 IN_RECOVERY = (
     *SACK[:2],
     DUPLICATE,
@@ -118,13 +119,10 @@ CLAIMS = {  # the last step's answer: ours, and the kernel's
         [". 12001:(1000) ack 1"],
     ),
     "the RTO of a retransmission restarts with a SACK of data that was sent before it": (
-        [
-            *SACK, "write 5000", f"{DUPLICATE} <sack 1001:4001>", "wait .12", f"{DUPLICATE} <sack 1001:5001>",
-            "wait .13",
-        ],
+        [*SACK, "write 5000", f"{SACKED}:4001>", "wait .12", f"{SACKED}:5001>", "wait .13"],
         [],
         [],
-    ),  # fmt: skip
+    ),
     "data behind an ACK that ends before SACKed data is sent again soon": (
         [*IN_RECOVERY, ". 1:1(0) ack 1001 win 20000 <sack 1001:4001>", "wait .05"],
         [". 1001:(1000) ack 1"],

@@ -149,7 +149,7 @@ def _answer_echo(snd: Sender) -> None:
     """Reduce the window for a mark that the peer echoes, once a round trip (RFC 3168 section 6.1.2)."""
     if snd.recover is None and snd.una > snd.reduced_to:
         _SAMPLE.una, _SAMPLE.nxt, _SAMPLE.in_flight = snd.una, snd.nxt, snd.pipe()
-        snd.cwr_due, snd.reduced_to = True, snd.nxt  # a peer without ECN is not told
+        snd.cwr_due, snd.reduced_to, snd.undo_from = True, snd.nxt, None  # a peer without ECN is not told
         snd.cc.marked(_SAMPLE)
 
 
@@ -252,7 +252,7 @@ def _judge_probe(tcb: TCB, ack: int, dsack: tuple[int, int] | None, now: float, 
     elif ack > end:
         tcb.probe = None
         if snd.recover is None:
-            snd.cwr_due, snd.reduced_to = True, snd.nxt
+            snd.cwr_due, snd.reduced_to, snd.undo_from = True, snd.nxt, None
             snd.cc.repaired(now, snd.nxt - snd.una)
 
 

@@ -93,6 +93,13 @@ class LossBased(Congestion):
         if self._recovering:
             self._out += octets
 
+    def _take_over_mark(self) -> bool:
+        """End the reduction for a mark, which stays. Return whether there was one: this congestion."""
+        if not self._marked_to:
+            return False
+        self._marked_to, self._before = 0, None
+        return True
+
     def _reduce(self, flight: int, now: float) -> None:
         self._before = self.cwnd, self.ssthresh
         self.ssthresh = max(self.reduced(flight, now), 2 * self.smss)
@@ -103,11 +110,8 @@ class LossBased(Congestion):
         Data of limited transmit is beyond cwnd, and does not count (RFC 5681 section 3.2).
         """
         flight = min(flight, self.cwnd)
-        if self._marked_to:  # it is the congestion that the mark told, and to revert it is not up to this loss
-            self._before = None
-        else:
+        if not self._take_over_mark():
             self._reduce(flight, now)
-        self._marked_to = 0
         self._recovering = True
         self._flight = flight
         self._delivered = self._out = 0
@@ -123,9 +127,9 @@ class LossBased(Congestion):
 
         In fast recovery it is the same congestion, as in Linux: half of the flight is ssthresh already.
         """
-        if not (again or self._recovering or self._marked_to):
+        if not (self._take_over_mark() or again or self._recovering):
             self._reduce(min(flight, self.cwnd), now)
-        self._recovering, self._marked_to = False, 0
+        self._recovering = False
         self.cwnd = in_flight + self.smss
 
     def marked(self, sample: Sample) -> None:
