@@ -152,11 +152,10 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     snd.cc.opened(now, tcb.rtt.srtt_s)
     tcb.synchronized(ack)
     tcb.timed = tcb.stalled_since = tcb.before = None
-    tcb.retransmit_at, tcb.syn_due = NEVER, False
+    tcb.retransmit_at, tcb.syn_due, tcb.sent_at = NEVER, False, now
     scaled = segment.window if segment.flags & SYN else segment.window << snd.shift
     snd.wnd, snd.max_wnd = scaled, max(snd.max_wnd, scaled)
     snd.wl1, snd.wl2 = tcb.rcv.position(segment.seq), ack
-    tcb.sent_at = now
     tcb.user_timeout_due = tcb.config.user_timeout_option
     if tcb.rcv.has_gap:
         tcb.rcv.release()
@@ -238,8 +237,7 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
         is_within = seq + length < rcv.edge
         if is_within:
             rcv.take_fin(seq + length)
-        if rcv.has_gap or not is_within:
-            tcb.ack_now = True
+        tcb.ack_now |= rcv.has_gap or not is_within
     if rcv.fin is not None and tcb.state in ON_FIN and rcv.finish():
         _finished(tcb, now)
 

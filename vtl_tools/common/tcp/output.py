@@ -294,8 +294,7 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
     time. Returns whether data is left for Sender.next() to judge.
     """
     snd = tcb.snd
-    queue, mss = snd.queue, snd.mss
-    at_once = snd.config.no_delay or snd.small <= snd.una
+    queue, mss, at_once = snd.queue, snd.mss, snd.config.no_delay or snd.small <= snd.una
     edge = snd.una + min(snd.wnd, snd.cc.cwnd)
     most = snd.send_size
     first = start = snd.nxt
@@ -323,8 +322,7 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
             frames.append(pieces)
         start = end
     if start > first:
-        if (start - first) % mss:
-            snd.small = start
+        snd.small = start if (start - first) % mss else snd.small
         _has_sent(tcb, start, now)
     return queue.tail > start and edge > start
 
