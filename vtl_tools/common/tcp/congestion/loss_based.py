@@ -25,7 +25,8 @@ class LossBased(Congestion):
         self._marked_to = 0  # end of the data in flight when a mark began a reduction; 0: none goes on
         self._flight = 0  # RecoverFS
         self._delivered = self._out = 0  # prr_delivered, prr_out
-        self._before: tuple[int, int] | None = None  # cwnd and ssthresh before the last reduction
+        self._before: tuple[int, int] | None = None
+        """cwnd and ssthresh before the last reduction; None if that is final, as one for a mark is."""
 
     @abstractmethod
     def grow(self, octets: int, now: float, rtt_s: float | None) -> None:
@@ -103,9 +104,7 @@ class LossBased(Congestion):
         Data of limited transmit is beyond cwnd, and does not count (RFC 5681 section 3.2).
         """
         flight = min(flight, self.cwnd)
-        if self._marked_to:  # it is the congestion that the mark told, and to revert it is not up to this loss
-            self._before = None
-        else:
+        if not self._marked_to:  # else it is the congestion that the mark told
             self._reduce(flight, now)
         self._marked_to = 0
         self._recovering = True
@@ -132,6 +131,7 @@ class LossBased(Congestion):
         """Reduce the window as for a loss, in the course of a round trip, as Linux does."""
         flight = min(sample.flight, self.cwnd)
         self._reduce(flight, sample.now)
+        self._before = None  # to revert this is not up to a loss
         self._flight, self._marked_to = flight, sample.nxt
         self._delivered = self._out = 0
         self._reduce_for_mark(sample)
@@ -145,16 +145,25 @@ class LossBased(Congestion):
             self._out = sample.nxt - self._marked_to
             self._reduce_proportionally(sample)
 
+    def idle(self, times: int) -> None:
+        """Halve the window for each RTO without sending. All that was in flight at a mark is acknowledged."""
+        if self._marked_to:
+            self._marked_to = 0
+            self.cwnd = self.ssthresh
+        super().idle(times)
+
     def repaired(self, now: float, flight: int) -> None:
         """Reduce the window as for a loss, at once."""
         self._reduce(min(flight, self.cwnd), now)
         self._marked_to = 0
         self.cwnd = self.ssthresh
 
-    def undo(self) -> None:
+    def undo(self) -> bool:
         """Restore window and threshold, and go on from there."""
         self._recovering = False
-        if self._before is not None:
-            cwnd, ssthresh = self._before
-            self.cwnd, self.ssthresh = max(self.cwnd, cwnd), max(self.ssthresh, ssthresh)
-            self._before = None
+        if self._before is None:
+            return False
+        cwnd, ssthresh = self._before
+        self.cwnd, self.ssthresh = max(self.cwnd, cwnd), max(self.ssthresh, ssthresh)
+        self._before = None
+        return True
