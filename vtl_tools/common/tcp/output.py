@@ -443,8 +443,8 @@ def _wait(tcb: TCB, now: float) -> None:
         if tcb.persist_at == NEVER:  # the window is zero, or too small (silly window)
             wait_s = min(tcb.rtt.rto_s, _OVERRIDE_S) if snd.wnd else tcb.rtt.after(tcb.persists)
             tcb.persist_at = now + wait_s
-            if tcb.persists:
-                tcb.stalled_since = tcb.persist_at  # MUST-37: the last probe was acknowledged
+            if not snd.wnd:
+                tcb.stalled_since = tcb.persist_at  # MUST-37: the peer answered so far
     else:
         tcb.persist_at = NEVER
     if tcb.stalled_since is None:
