@@ -119,12 +119,16 @@ CLAIMS = {  # the last step's answer: ours, and the kernel's
     ),
     "the RTO of a retransmission restarts with a SACK of data that was sent before it": (
         [
-            *SACK, "write 5000", f"{DUPLICATE} <sack 1001:4001>", "wait .12", f"{DUPLICATE} <sack 1001:5001>",
+            *SACK,
+            "write 5000",
+            f"{DUPLICATE} <sack 1001:4001>",
+            "wait .12",
+            f"{DUPLICATE} <sack 1001:5001>",
             "wait .13",
         ],
         [],
         [],
-    ),  # fmt: skip
+    ),
     "data behind an ACK that ends before SACKed data is sent again soon": (
         [*IN_RECOVERY, ". 1:1(0) ack 1001 win 20000 <sack 1001:4001>", "wait .05"],
         [". 1001:(1000) ack 1"],

@@ -243,8 +243,8 @@ class Sender:
         size = min(min(data, window), self._whole(room))
         at_once = self.config.no_delay or self.fin is not None or self.up > self.nxt or within
         if size < data or self.more or not at_once:
-            # 3.8.6.2.1: (1) full segments; (2) all data, if no small segment is in flight (Minshall); (3) half
-            # of the window, if nothing is
+            # 3.8.6.2.1: (1) full segments; (2) all data, if no small segment is in flight (Minshall); (3)
+            # half of the window, if nothing is
             whole = size // self.mss * self.mss
             if size == data:
                 if self.more or not (at_once or self.small <= self.una):
