@@ -156,8 +156,7 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     scaled = segment.window if segment.flags & SYN else segment.window << snd.shift
     snd.wnd, snd.max_wnd = scaled, max(snd.max_wnd, scaled)
     snd.wl1, snd.wl2 = tcb.rcv.position(segment.seq), ack
-    tcb.sent_at = now
-    tcb.user_timeout_due = tcb.config.user_timeout_option
+    tcb.sent_at, tcb.user_timeout_due = now, tcb.config.user_timeout_option
     if tcb.rcv.has_gap:
         tcb.rcv.release()
         tcb.ack_now = True
@@ -238,8 +237,7 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
         is_within = seq + length < rcv.edge
         if is_within:
             rcv.take_fin(seq + length)
-        if rcv.has_gap or not is_within:
-            tcb.ack_now = True
+        tcb.ack_now |= rcv.has_gap or not is_within
     if rcv.fin is not None and tcb.state in ON_FIN and rcv.finish():
         _finished(tcb, now)
 

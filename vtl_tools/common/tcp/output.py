@@ -23,14 +23,7 @@ from vtl_tools.common.tcp import ecn, fast_open, user_timeout
 from vtl_tools.common.tcp.accurate import ACE_SHIFT
 from vtl_tools.common.tcp.limits import judge
 from vtl_tools.common.tcp.snd import Piece
-from vtl_tools.common.tcp.state import (
-    ESTABLISHED,
-    FIN_WAIT_1,
-    FIN_WAIT_2,
-    SENDS_DATA,
-    SYN_RECEIVED,
-    SYN_SENT,
-)
+from vtl_tools.common.tcp.state import ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, SENDS_DATA, SYN_RECEIVED, SYN_SENT
 from vtl_tools.common.tcp.tcb import NEVER, TCB
 from vtl_tools.common.tcp.wire import NO_STAMPS, Pieces, Segment
 
