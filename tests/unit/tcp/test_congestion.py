@@ -56,6 +56,19 @@ def test_newreno_grows_by_a_segment_a_window_and_halves():
     assert control.cwnd == 9 * MSS
 
 
+@pytest.mark.parametrize("name", ["newreno", "cubic"])
+def test_a_window_that_a_mark_reduces_restarts_after_an_idle_time(name):
+    """The mark came with the ACK of all data, so no ACK has ended the reduction."""
+    control = CONTROLS[name](MSS, 10)
+    now, una = rounds(control, 4)
+    control.marked(told(now=now, delivered=MSS, flight=160 * MSS, una=una, nxt=una))
+    assert control.ssthresh >= 80 * MSS
+    control.idle(20)
+    assert control.cwnd == 10 * MSS
+    control.acked(told(now=now + 9.0, delivered=MSS, rtt_s=0.1, una=una + MSS, nxt=una + 10 * MSS))
+    assert control.cwnd == 11 * MSS
+
+
 def test_a_timeout_of_the_same_data_keeps_the_threshold():
     control = NewReno(MSS, 10)
     control.timed_out(0.0, 0, 10 * MSS, again=False)

@@ -354,10 +354,12 @@ def test_initial_numbers_depend_on_path_secret_and_time(closed):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"delayed_ack_s": 0.5}, {"receive_buffer": 0}, {"mtu": 100}, {"shift": 15}]
-)
+    "wrong",
+    [{"delayed_ack_s": 0.5}, {"receive_buffer": 0}, {"mtu": 100}, {"shift": 15}, {"rto_min_s": 0.0},
+     {"rto_max_s": 0.1}],
+)  # fmt: skip
 def test_a_configuration_that_cannot_be_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"0\.5|octet|14"):
+    with pytest.raises(ValueError, match=r"0\.5|octet|14|rto_max_s"):
         Config(**wrong)
 
 

@@ -99,3 +99,25 @@ def test_who_does_not_ask_is_not_answered():
     peer.inject("SE", 0, mss=1000)
     peer.tcp.accept()
     peer.expect("S.", seq=0, ack=1)
+
+
+def test_a_partial_acknowledgement_elsewhere_does_not_widen_a_window_that_a_mark_reduces(talk):
+    other = Talk(PLAIN)
+    other.tcp.connect()
+    other.expect("S", seq=0)
+    other.inject("S.", 0, ack=1, mss=1000)
+    for peer in (talk, other):
+        peer.inject(".", 1, ack=1, win=60_000)
+        peer.tcp.write(bytes(30_000))
+        peer.pump()
+        peer.said.clear()
+        peer.now += 0.1
+    for flags, ack in (("E.", 2001), ("E.", 4001), (".", 6001)):
+        talk.inject(flags, 1, ack=ack, win=60_000)
+        talk.said.clear()
+    for _ in range(3):
+        other.inject(".", 1, ack=1, win=60_000)
+    other.inject(".", 1, ack=3001, win=60_000)
+    assert other.tcp.info().phase == "recovery"
+    talk.inject(".", 1, ack=8001, win=60_000)
+    talk.expect_nothing()

@@ -85,7 +85,6 @@ def _acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate
     una = snd.una
     sample.before, sample.flight, sample.now, sample.lost = snd.pipe(), snd.nxt - una, now, 0
     sample.advanced = advanced = ack > una
-    sample.partial = False
     fresh = []
     if advanced:
         snd.una = ack
@@ -324,10 +323,9 @@ def _undo_if_spurious(snd: Sender, echo_ms: int | None, now: float, *, original:
     if not is_spurious:
         return False
     snd.runs.keep_all()
-    if snd.reduced_to >= snd.recovered:  # else it was a mark's reduction, and stays
+    if snd.cc.undo() and snd.reduced_to >= snd.recovered:  # else it was a mark's reduction, and stays
         snd.cwr_due, snd.reduced_to = False, snd.undo_from  # marks count again
     snd.undo_from = None
-    snd.cc.undo()
     if snd.recover is not None:
         _end_recovery(snd, now)
     return True
@@ -383,6 +381,7 @@ def _tell(snd: Sender, fresh: list[Run], now: float, *, is_full: bool = False) -
     if snd.cc.samples:
         measure_rate(snd, sample, newest(fresh), now)
     snd.cc.acked(sample)
+    sample.partial = False  # advance(), of any connection, leaves it as it is
 
 
 def reordering_is_over(tcb: TCB, now: float) -> None:
@@ -391,8 +390,7 @@ def reordering_is_over(tcb: TCB, now: float) -> None:
     sample = _SAMPLE
     sample.before, sample.flight, sample.now = snd.pipe(), snd.nxt - snd.una, now
     sample.lost = sample.delivered = 0
-    sample.advanced = sample.partial = False
-    sample.rtt_s = None
+    sample.advanced, sample.rtt_s = False, None
     again = _detect(tcb, now, always=True)
     if sample.lost:
         if snd.recover is None or (snd.loss and again):

@@ -97,6 +97,8 @@ class Config:
             object.__setattr__(self, "ecn", "classic" if self.ecn else "off")
         if self.ecn not in ECN:
             raise ValueError(f"ecn: must be one of {', '.join(ECN)}")
+        if not 0 < self.rto_min_s <= self.rto_max_s:
+            raise ValueError("rto_min_s: must be above 0, and at most rto_max_s")
         if self.user_timeout_s is not None and self.user_timeout_s <= 0:
             raise ValueError("user_timeout_s: must be above 0")
         if not 0 < self.user_timeout_min_s <= self.user_timeout_max_s:

@@ -23,14 +23,7 @@ from vtl_tools.common.tcp import ecn, fast_open, user_timeout
 from vtl_tools.common.tcp.accurate import ACE_SHIFT
 from vtl_tools.common.tcp.limits import judge
 from vtl_tools.common.tcp.snd import Piece
-from vtl_tools.common.tcp.state import (
-    ESTABLISHED,
-    FIN_WAIT_1,
-    FIN_WAIT_2,
-    SENDS_DATA,
-    SYN_RECEIVED,
-    SYN_SENT,
-)
+from vtl_tools.common.tcp.state import ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, SENDS_DATA, SYN_RECEIVED, SYN_SENT
 from vtl_tools.common.tcp.tcb import NEVER, TCB
 from vtl_tools.common.tcp.wire import NO_STAMPS, Pieces, Segment
 
@@ -441,8 +434,8 @@ def _wait(tcb: TCB, now: float) -> None:
         if tcb.persist_at == NEVER:  # the window is zero, or too small (silly window)
             wait_s = min(tcb.rtt.rto_s, _OVERRIDE_S) if snd.wnd else tcb.rtt.after(tcb.persists)
             tcb.persist_at = now + wait_s
-            if tcb.persists:
-                tcb.stalled_since = tcb.persist_at  # MUST-37: the last probe was acknowledged
+            if not snd.wnd:
+                tcb.stalled_since = tcb.persist_at  # MUST-37: the peer answered so far
     else:
         tcb.persist_at = NEVER
     if tcb.stalled_since is None:

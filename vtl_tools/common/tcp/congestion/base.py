@@ -96,8 +96,8 @@ class Congestion(ABC):
         """
 
     @abstractmethod
-    def undo(self) -> None:
-        """Revert the last reduction: nothing was lost."""
+    def undo(self) -> bool:
+        """Revert the last reduction: nothing was lost. Return False if it was a mark's, which stays."""
 
     @abstractmethod
     def marked(self, sample: Sample) -> None:

@@ -152,11 +152,12 @@ class Bbr(Congestion):
         self._recovering = False
         self.cwnd = max(self.cwnd, self._prior_cwnd)
 
-    def undo(self) -> None:
+    def undo(self) -> bool:
         """Forget what spurious loss has taught (BBR.undo_state of section 5.5.11)."""
         self._recovering = False
         self.cwnd = max(self.cwnd, self._prior_cwnd)
         self.model.reset_lower_bounds()
+        return True
 
     def marked(self, sample: Sample) -> None:
         """Take a mark as loss in this round."""

@@ -85,8 +85,10 @@ class Cubic(LossBased):
         super().timed_out(now, in_flight, flight, again=again)
         self._since = None
 
-    def undo(self) -> None:
+    def undo(self) -> bool:
         """Section 4.9.1."""
-        super().undo()
+        if not super().undo():
+            return False
         self._since = None
         self._w_max = max(self._w_max, self._prior)
+        return True

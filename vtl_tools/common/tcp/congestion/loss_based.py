@@ -25,7 +25,8 @@ class LossBased(Congestion):
         self._marked_to = 0  # end of the data in flight when a mark began a reduction; 0: none goes on
         self._flight = 0  # RecoverFS
         self._delivered = self._out = 0  # prr_delivered, prr_out
-        self._before: tuple[int, int] | None = None  # cwnd and ssthresh before the last reduction
+        self._before: tuple[int, int] | None = None
+        """cwnd and ssthresh before the last reduction; None if that is final, as one for a mark is."""
 
     @abstractmethod
     def grow(self, octets: int, now: float, rtt_s: float | None) -> None:
@@ -93,13 +94,6 @@ class LossBased(Congestion):
         if self._recovering:
             self._out += octets
 
-    def _take_over_mark(self) -> bool:
-        """End the reduction for a mark, which stays. Return whether there was one: this congestion."""
-        if not self._marked_to:
-            return False
-        self._marked_to, self._before = 0, None
-        return True
-
     def _reduce(self, flight: int, now: float) -> None:
         self._before = self.cwnd, self.ssthresh
         self.ssthresh = max(self.reduced(flight, now), 2 * self.smss)
@@ -110,8 +104,9 @@ class LossBased(Congestion):
         Data of limited transmit is beyond cwnd, and does not count (RFC 5681 section 3.2).
         """
         flight = min(flight, self.cwnd)
-        if not self._take_over_mark():
+        if not self._marked_to:  # else it is the congestion that the mark told
             self._reduce(flight, now)
+        self._marked_to = 0
         self._recovering = True
         self._flight = flight
         self._delivered = self._out = 0
@@ -127,15 +122,16 @@ class LossBased(Congestion):
 
         In fast recovery it is the same congestion, as in Linux: half of the flight is ssthresh already.
         """
-        if not (self._take_over_mark() or again or self._recovering):
+        if not (again or self._recovering or self._marked_to):
             self._reduce(min(flight, self.cwnd), now)
-        self._recovering = False
+        self._recovering, self._marked_to = False, 0
         self.cwnd = in_flight + self.smss
 
     def marked(self, sample: Sample) -> None:
         """Reduce the window as for a loss, in the course of a round trip, as Linux does."""
         flight = min(sample.flight, self.cwnd)
         self._reduce(flight, sample.now)
+        self._before = None  # to revert this is not up to a loss
         self._flight, self._marked_to = flight, sample.nxt
         self._delivered = self._out = 0
         self._reduce_for_mark(sample)
@@ -149,16 +145,25 @@ class LossBased(Congestion):
             self._out = sample.nxt - self._marked_to
             self._reduce_proportionally(sample)
 
+    def idle(self, times: int) -> None:
+        """Halve the window for each RTO without sending. All that was in flight at a mark is acknowledged."""
+        if self._marked_to:
+            self._marked_to = 0
+            self.cwnd = self.ssthresh
+        super().idle(times)
+
     def repaired(self, now: float, flight: int) -> None:
         """Reduce the window as for a loss, at once."""
         self._reduce(min(flight, self.cwnd), now)
         self._marked_to = 0
         self.cwnd = self.ssthresh
 
-    def undo(self) -> None:
+    def undo(self) -> bool:
         """Restore window and threshold, and go on from there."""
         self._recovering = False
-        if self._before is not None:
-            cwnd, ssthresh = self._before
-            self.cwnd, self.ssthresh = max(self.cwnd, cwnd), max(self.ssthresh, ssthresh)
-            self._before = None
+        if self._before is None:
+            return False
+        cwnd, ssthresh = self._before
+        self.cwnd, self.ssthresh = max(self.cwnd, cwnd), max(self.ssthresh, ssthresh)
+        self._before = None
+        return True
