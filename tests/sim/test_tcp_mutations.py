@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from tcp_hostile import Hostile
 
-from vtl_tools.common.tcp import arrival, endpoint, output, prediction, timeouts
+from vtl_tools.common.tcp import acceptance, arrival, endpoint, output, prediction, timeouts
 from vtl_tools.common.tcp.endpoint import Endpoint
 from vtl_tools.common.tcp.queue import SendQueue
 from vtl_tools.common.tcp.rcv import Receiver
@@ -90,10 +90,10 @@ MUTATIONS = {
     "fin-before-its-data": instead(Receiver, "finish", take_fin_at_once),
     "sack-of-what-did-not-come": changed(Receiver, "blocks", lambda found: [(a, b + 1) for a, b in found]),
     "checksum-not-checked": instead(endpoint, "is_intact", lambda frame: True),
-    "old-timestamps-taken": instead(arrival, "_HALF", 0),
+    "old-timestamps-taken": instead(acceptance, "_HALF", 0),
     "echo-of-what-was-refused": arguments(
         arrival,
-        "_is_acceptable",
+        "is_acceptable",
         lambda tcb, seg, seq, now: (
             (tcb.timestamps and seg.stamps and put("ts_recent", seg.stamps[0])(tcb)) or (tcb, seg, seq, now)
         ),

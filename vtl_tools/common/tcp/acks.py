@@ -148,8 +148,13 @@ def _answer_echo(snd: Sender) -> None:
     """Reduce the window for a mark that the peer echoes, once a round trip (RFC 3168 section 6.1.2)."""
     if snd.recover is None and snd.una > snd.reduced_to:
         _SAMPLE.una, _SAMPLE.nxt, _SAMPLE.in_flight = snd.una, snd.nxt, snd.pipe()
-        snd.cwr_due, snd.reduced_to, snd.undo_from = True, snd.nxt, None  # a peer without ECN is not told
+        _reduce_for_good(snd)
         snd.cc.marked(_SAMPLE)
+
+
+def _reduce_for_good(snd: Sender) -> None:
+    """Remember a reduction that is not undone. A peer without ECN is not told of it."""
+    snd.cwr_due, snd.reduced_to, snd.undo_from = True, snd.nxt, None
 
 
 def _measure(tcb: TCB, fresh: list[Run], below: int, echo_ms: int | None, now: float) -> None:
@@ -251,7 +256,7 @@ def _judge_probe(tcb: TCB, ack: int, dsack: tuple[int, int] | None, now: float, 
     elif ack > end:
         tcb.probe = None
         if snd.recover is None:
-            snd.cwr_due, snd.reduced_to, snd.undo_from = True, snd.nxt, None
+            _reduce_for_good(snd)
             snd.cc.repaired(now, snd.nxt - snd.una)
 
 

@@ -4,6 +4,7 @@ from typing import Final
 
 from vtl_tools.common.packet.tcp import ACK, FIN, RST, SYN, URG
 from vtl_tools.common.tcp import ecn, fast_open
+from vtl_tools.common.tcp.acceptance import challenge, is_acceptable
 from vtl_tools.common.tcp.acks import acknowledged
 from vtl_tools.common.tcp.output import agree, reset, stamps, syn_window
 from vtl_tools.common.tcp.prediction import predicted
@@ -27,8 +28,6 @@ from vtl_tools.common.tcp.user_timeout import heed
 from vtl_tools.common.tcp.wire import NO_STAMPS, Segment
 
 _HALF: Final = 0x8000_0000
-_STAMP_OUTDATED_S: Final = 24 * 86_400.0  # RFC 7323 section 5.5
-_MAX_STALE: Final = 1 << 30
 _BOTH_CLOSED: Final = frozenset((State.CLOSING, State.LAST_ACK, State.TIME_WAIT))
 
 
@@ -151,11 +150,11 @@ def _established(tcb: TCB, segment: Segment, ack: int, now: float) -> None:
     tcb.quicken()
     snd.cc.opened(now, tcb.rtt.srtt_s)
     tcb.synchronized(ack)
-    tcb.timed = tcb.stalled_since = tcb.before = None
-    tcb.retransmit_at, tcb.syn_due, tcb.sent_at = NEVER, False, now
+    tcb.timed, tcb.retransmit_at, tcb.stalled_since, tcb.syn_due = None, NEVER, None, False
     scaled = segment.window if segment.flags & SYN else segment.window << snd.shift
     snd.wnd, snd.max_wnd = scaled, max(snd.max_wnd, scaled)
     snd.wl1, snd.wl2 = tcb.rcv.position(segment.seq), ack
+    tcb.sent_at, tcb.before = now, None
     tcb.user_timeout_due = tcb.config.user_timeout_option
     if tcb.rcv.has_gap:
         tcb.rcv.release()
@@ -171,24 +170,16 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
     seq = rcv.position(segment.seq)
 
     # first, check the sequence number; RFC 7323 section 5.3 puts PAWS before that
-    if not _is_acceptable(tcb, segment, seq, now):
+    if not is_acceptable(tcb, segment, seq, now):
+        if flags & (SYN | RST) == SYN:
+            _unexpected_syn(tcb, segment, seq, now)  # with any number (RFC 5961 section 4.2)
         return
     tcb.heard_at = now
     tcb.keep_alives = 0
 
     # second, check the RST bit (RFC 5961 section 3.2)
     if flags & RST:
-        if seq != rcv.nxt:
-            _challenge(tcb, SegmentDrop.UNSURE_RESET, now)
-        elif tcb.state in _BOTH_CLOSED and tcb.snd.una >= tcb.snd.queue.tail:
-            tcb.end(Ended.CLOSED)
-        elif tcb.before is not None:
-            tcb.wait_again(now)
-        elif tcb.state is State.SYN_RECEIVED and tcb.may_listen_again:
-            tcb.listen_again()
-        else:
-            refused = tcb.state is State.SYN_RECEIVED and not tcb.passive
-            tcb.end(Ended.REFUSED if refused else Ended.RESET)
+        _was_reset(tcb, seq, now)
         return
 
     # fourth, check the SYN bit (RFC 5961 section 4.2)
@@ -212,6 +203,21 @@ def _synchronized(tcb: TCB, segment: Segment, now: float) -> None:
         tcb.ack_now = True
         if flags & FIN:
             tcb.wait(now)  # its acknowledgement was lost
+
+
+def _was_reset(tcb: TCB, seq: int, now: float) -> None:
+    """Process an acceptable RST (second step)."""
+    if seq != tcb.rcv.nxt:
+        challenge(tcb, SegmentDrop.UNSURE_RESET, now)
+    elif tcb.state in _BOTH_CLOSED and tcb.snd.una >= tcb.snd.queue.tail:
+        tcb.end(Ended.CLOSED)
+    elif tcb.before is not None:
+        tcb.wait_again(now)
+    elif tcb.state is State.SYN_RECEIVED and tcb.may_listen_again:
+        tcb.listen_again()
+    else:
+        refused = tcb.state is State.SYN_RECEIVED and not tcb.passive
+        tcb.end(Ended.REFUSED if refused else Ended.RESET)
 
 
 def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
@@ -266,65 +272,6 @@ def _is_new_connection(tcb: TCB, segment: Segment) -> bool:
     return tcb.rcv.position(segment.seq) >= tcb.rcv.nxt
 
 
-def _is_acceptable(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
-    """First step. An unacceptable segment is answered by an ACK, unless it is a RST."""
-    rcv, flags = tcb.rcv, segment.flags
-    if (
-        tcb.timestamps
-        and segment.tsval != NO_STAMPS  # a segment without them is accepted, as in Linux
-        and (segment.tsval - tcb.ts_recent) & _HALF
-        and not flags & (RST | SYN)
-        and now - tcb.ts_recent_at < _STAMP_OUTDATED_S
-    ):
-        _repeats(tcb, segment, seq)
-        _stale(tcb, segment, SegmentDrop.OLD_TIMESTAMP, now)
-        return False
-
-    if flags & RST:  # RFC 5961 section 3.2: only its number counts, and RCV.NXT with any window
-        if rcv.nxt <= seq < rcv.edge or seq == rcv.nxt:
-            return True
-        tcb.drops[SegmentDrop.OUT_OF_WINDOW] += 1
-        return False
-    length = segment.length + (flags & FIN) + (flags >> 1 & 1)
-    # With a window of zero, data at RCV.NXT is not accepted, but its ACK is (3.10.7.4).
-    within = seq < rcv.edge or (seq == rcv.edge == rcv.nxt and (flags & ACK > 0 or not length))
-    if within and (seq + length > rcv.nxt or (seq == rcv.nxt and not length)):
-        return True
-    if flags & SYN:
-        _unexpected_syn(tcb, segment, seq, now)
-    else:
-        _repeats(tcb, segment, seq)
-        _stale(tcb, segment, SegmentDrop.OUT_OF_WINDOW, now)
-        if tcb.state is State.TIME_WAIT and flags & FIN and seq + length == rcv.nxt:
-            tcb.wait(now)
-    return False
-
-
-def _repeats(tcb: TCB, segment: Segment, seq: int) -> None:
-    """Have the acknowledgement of a dropped segment tell which received data it repeats (RFC 2883)."""
-    nxt, end = tcb.rcv.nxt, seq + segment.length + (segment.flags & FIN)
-    if seq < min(nxt, end) and end > nxt - _MAX_STALE:
-        tcb.quicken()  # as in Linux: the peer recovers from a loss
-        if tcb.snd.sack and tcb.state is not TIME_WAIT:
-            tcb.rcv.dsack = (seq, min(end, nxt))
-
-
-def _stale(tcb: TCB, segment: Segment, reason: SegmentDrop, now: float) -> None:
-    """Acknowledge an unacceptable segment: with data or FIN always, as the earlier ACK may have been lost."""
-    if segment.length or segment.flags & FIN:
-        tcb.drops[reason] += 1
-        tcb.ack_now |= not tcb.syn_pending
-    else:
-        _challenge(tcb, reason, now)
-
-
-def _challenge(tcb: TCB, reason: SegmentDrop, now: float) -> None:
-    """Send a challenge ACK: a genuine peer replies with the correct number (RFC 5961)."""
-    tcb.drops[reason] += 1
-    if not tcb.syn_pending and tcb.may_challenge(now):
-        tcb.ack_now = True
-
-
 def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
     """Process a SYN in a state other than LISTEN and SYN-SENT (fourth step)."""
     if tcb.state is State.SYN_RECEIVED:
@@ -350,7 +297,7 @@ def _unexpected_syn(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
             tcb.drops[SegmentDrop.UNEXPECTED_SYN] += 1
             tcb.listen_again()
             return
-    _challenge(tcb, SegmentDrop.UNEXPECTED_SYN, now)
+    challenge(tcb, SegmentDrop.UNEXPECTED_SYN, now)
     if tcb.ecn and tcb.ack_now and seq == 0 and segment.flags & ACK:
         ecn.syn_ack_again(tcb, segment)
 
@@ -374,7 +321,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         if of_syn:
             return True
     if ack > snd.max or ack < max(0, snd.una - snd.max_wnd):  # RFC 5961 section 5.2; 0: our ISS
-        _challenge(tcb, SegmentDrop.BAD_ACK, now)
+        challenge(tcb, SegmentDrop.BAD_ACK, now)
         return False
 
     if tcb.ecn:

@@ -315,7 +315,8 @@ def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:
             frames.append(pieces)
         start = end
     if start > first:
-        snd.small = start if (start - first) % mss else snd.small
+        if (start - first) % mss:
+            snd.small = start
         _has_sent(tcb, start, now)
     return queue.tail > start and edge > start
 
