@@ -120,10 +120,14 @@ def services(lab: Lab, tool: str, *places: tuple[Host, tuple[str | Path, ...]]) 
 
 
 def alternate(rounds: int, *measures: Callable[[], float]) -> list[list[float]]:
-    """Measure each in turn, several rounds; return the readings of each. Neighbours in time compare best."""
+    """Measure each in turn, several rounds; return the readings of each. Neighbours in time compare best.
+
+    Each second round goes backwards, so nobody always comes after the same one.
+    """
     readings: list[list[float]] = [[] for _ in measures]
-    for _ in range(rounds):
-        for reading, measure in zip(readings, measures, strict=True):
+    turns = list(zip(readings, measures, strict=True))
+    for number in range(rounds):
+        for reading, measure in reversed(turns) if number % 2 else turns:
             reading.append(measure())
     return readings
 
