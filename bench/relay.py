@@ -394,8 +394,8 @@ def contenders() -> list[Contender]:
 class Metric:
     """The result of one load: keys of its answer by the names of our figures, the first of which decides.
 
-    times: how many more rounds it takes than another. The 99th percentile of one reading is anything from 1.1 to
-    2 medians, since a few moments of another process decide it.
+    times: how many more rounds it takes than another. The 99th percentile of one reading is anything from
+    1.1 to 2 medians, since a few moments of another process decide it.
     """
 
     mode: str

@@ -262,9 +262,14 @@ def note_bulk(stream: Stream, octets: int) -> None:
         _unpaced.put((host, port), is_paced and (own == host or own.startswith("127.")))
 
 
+def is_unpaced(address: tuple[object, ...]) -> bool:
+    """Return whether a stream to the same address has shown that to pace one is in vain."""
+    return _unpaced.get(address[:2], False)
+
+
 def _prepare(sock: socket.SocketType, address: tuple[object, ...]) -> None:
-    """Have a stream not be paced, if one to the same address has shown that this is in vain."""
-    if _unpaced.get(address[:2]):
+    """Have a stream not be paced in vain."""
+    if is_unpaced(address):
         with suppress(OSError):  # tcp_allowed_congestion_control lacks it
             sock.setsockopt(_TCP, _CONGESTION, _RENO)
 

@@ -18,7 +18,7 @@ class SplitConnector(TCPConnector):
     def __init__(self, address: SocketAddress, tuning: Tuning, is_open: Callable[[], bool]) -> None:
         super().__init__(address, socket.AF_INET if len(address) == 2 else socket.AF_INET6)
         self._tuning, self._is_open = tuning, is_open
-        tuning.prepare(self.stream)
+        self._is_set = tuning.prepare(self.stream, address)
 
     def step(self, events: int) -> bytes | Reason | None:
         """Connect; size the buffers once the round-trip time is known."""
@@ -26,5 +26,5 @@ class SplitConnector(TCPConnector):
         if isinstance(result, bytes):
             if not self._is_open():
                 return Reason.PROHIBITED
-            self._tuning.fit(self.stream)
+            self._tuning.fit(self.stream, self._address, self._is_set)
         return result

@@ -11,9 +11,10 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from vtl_tools.common.bounded import BoundedTable
 from vtl_tools.common.errors import SpecError
 from vtl_tools.common.host.socket_tuner import RECEIVE, SEND, SocketTuner
-from vtl_tools.common.relay.connector import Stream
+from vtl_tools.common.relay.connector import Stream, is_unpaced
 
 _BUF_LOCK: Final = 72  # SO_BUF_LOCK, Linux 5.14: which buffers are of a fixed size
 _RTT: Final = struct.Struct("=68xI")  # tcpi_rtt of struct tcp_info, in microseconds
@@ -23,42 +24,59 @@ _OVERHEAD: Final = 2
 """Memory of a segment in a socket's buffer over its octets, as the kernel reckons too (socket(7))."""
 _RTT_MAX_S: Final = 1.0
 """The round-trip time for which the window scale is chosen, which is before the first round trip."""
+_HOSTS_MAX: Final = 1024
 
 
 class Tuning:
     """Settings for the sockets of all connections.
 
-    congestion: name of the congestion control; None: BBR where the kernel has it, else the host's own.
+    congestion: name of the congestion control; None: BBR where the kernel has it, else the host's own, and
+    not to an end within the host that has had bulk data.
     bandwidth_bps: of the path to the network. budget: octets of memory that all enlarged buffers may take
     together; connections beyond get what the kernel allows by itself. Raises SpecError.
     """
 
     def __init__(self, congestion: str | None, bandwidth_bps: float, budget: int) -> None:
         self._tuner = SocketTuner(budget, _choose(congestion))
+        self._is_chosen = congestion is not None
         self.congestion = self._tuner.congestion
         self._bandwidth = bandwidth_bps / 8
         self._wanted_first = self._wanted(_RTT_MAX_S)
         self._budget, self.enlarged = budget, 0
         self._taken: dict[Stream, int] = {}
         self._automatic = _limit("tcp_wmem"), _limit("tcp_rmem")
+        self._near = BoundedTable[object, bool](_HOSTS_MAX)  # hosts whose product is within these
 
-    def prepare(self, sock: socket.SocketType) -> None:
-        """Set the congestion control, and a receive buffer for the window scale, before connect()."""
-        with contextlib.suppress(OSError):  # the module was unloaded: the host's own then
-            self._tuner.set_congestion(sock)
+    def prepare(self, sock: socket.SocketType, address: tuple[object, ...]) -> bool:
+        """Set the congestion control before connect(), and a receive buffer for the window scale.
+
+        Returns whether it has set the buffer: not for a host that was near at its last connection.
+        """
+        if self._is_chosen or not is_unpaced(address):
+            with contextlib.suppress(OSError):  # the module was unloaded: the host's own then
+                self._tuner.set_congestion(sock)
         wanted = min(self._wanted_first, self._budget - self.enlarged)
-        if wanted > self._automatic[1]:
+        is_set = wanted > self._automatic[1] and address[0] not in self._near
+        if is_set:
             self._tuner.set_buffer(sock, RECEIVE, wanted)
+        return is_set
 
-    def fit(self, sock: socket.SocketType) -> None:
-        """Size the buffers of a connection that is established, by its round-trip time."""
+    def fit(self, sock: socket.SocketType, address: tuple[object, ...], is_set: bool) -> None:
+        """Size the buffers of a connection that is established, by its round-trip time.
+
+        is_set: what prepare() has returned.
+        """
         wanted = self._wanted(_rtt_s(sock))
+        if wanted > min(self._automatic):
+            self._near.pop(address[0], None)
+        elif address[0] not in self._near:
+            self._near.put(address[0], True)
         grown = 0
         for kind, automatic in zip((SEND, RECEIVE), self._automatic, strict=True):
             if automatic < wanted <= self._budget - self.enlarged - grown:
                 self._tuner.set_buffer(sock, kind, wanted)
                 grown += wanted
-            elif kind == RECEIVE:
+            elif kind == RECEIVE and is_set:
                 self._let_grow(sock)
         if grown:
             self._taken[sock] = grown
@@ -84,7 +102,8 @@ def _rtt_s(sock: socket.SocketType) -> float:
     return rtt_us / 1e6
 
 
-def _choose(name: str | None) -> str | None:
+def _choose(congestion: str | None) -> str | None:
+    name = "reno" if congestion == "newreno" else congestion  # as the kernel calls it
     with socket.socket() as sock:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, (name or "bbr").encode())
@@ -93,7 +112,7 @@ def _choose(name: str | None) -> str | None:
                 return None
             why = "not in this kernel" if e.errno == errno.ENOENT else str(e.strerror)
             raise SpecError(
-                f"--congestion {name}: {why}; load the module tcp_{name}, or choose another"
+                f"--congestion {congestion}: {why}; load the module tcp_{name}, or choose another"
             ) from None
     return name or "bbr"
 
