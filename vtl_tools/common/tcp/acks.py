@@ -406,9 +406,12 @@ def reordering_is_over(tcb: TCB, now: float) -> None:
         _tell(snd, [], now)
 
 
-def too_big(snd: Sender) -> None:
-    """Have data sent again whose segments were larger than the path takes: it is lost, without congestion."""
-    lost = snd.runs.lose_larger(snd.mss)
+def too_big(snd: Sender, before: int) -> None:
+    """Have data sent again whose segments were larger than the path takes: it is lost, without congestion.
+
+    before: SMSS until now.
+    """
+    lost = snd.runs.lose_larger(snd.mss, before, snd.fin)
     if lost and snd.recover is None:
         snd.recover = snd.recovered = snd.nxt
         snd.loss, snd.frto, snd.undo_from = True, False, None

@@ -380,10 +380,10 @@ class Endpoint(TCB):
         least = 576 if len(self.path.local) == 4 else 1280
         mss = max(octets, least) - framer.overhead - options
         if mss < snd.mss:
-            snd.mss = mss
+            before, snd.mss = snd.mss, mss
             snd.cc.resize(mss)
             if self.state in SENDS_DATA and snd.una:
-                acks.too_big(snd)
+                acks.too_big(snd, before)
 
     def readdress(self, *, local_mac: bytes | None = None, remote_mac: bytes | None = None) -> None:
         """Use other Ethernet addresses from now on."""

@@ -213,7 +213,7 @@ class Sender:
     def _lost(self, pipe: int) -> Piece | None:
         """Return data considered lost, as far as the windows permit."""
         room = self.cc.cwnd - pipe
-        hole = self.runs.first_lost(self._whole(max(room, self.mss)))
+        hole = self.runs.first_lost(self._whole(max(room, self.mss)), self.mss)
         if hole is None:
             return None
         start, end = hole
