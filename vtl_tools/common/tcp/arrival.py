@@ -343,7 +343,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         was = snd.wnd
         snd.offered(window, seq, ack)
         if was == 0 and snd.wnd:
-            tcb.persist_at, tcb.persists = NEVER, 0
+            tcb.persist_at, tcb.persists, snd.more = NEVER, 0, False
             tcb.rtt.restart()
             tcb.arm(now)
             if tcb.stalled_since is not None:
