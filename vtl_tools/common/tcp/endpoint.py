@@ -36,7 +36,7 @@ _ABORT_IS_TOLD = frozenset(  # 3.10.5
 
 _CLOSED_TWICE = frozenset((State.CLOSED, State.CLOSING, State.LAST_ACK, State.TIME_WAIT))  # 3.10.4: an error
 
-_NOTHING_TO_TELL = frozenset((State.CLOSED, State.TIME_WAIT))  # the peer has ended, too: no data is lost for it
+_NOTHING_TO_TELL = frozenset((State.CLOSED, State.TIME_WAIT))  # the peer has ended as well
 
 _BEFORE_SYN = frozenset((State.LISTEN, State.SYN_SENT))
 
