@@ -5,6 +5,7 @@
     +0 write 10 urgent                  also: more, eor
     +0 close both                       in both directions
     +0 configure user_timeout_s=3.0     fields of Config
+    +0 path_mtu 1300                    the largest packet, in octets behind its headers
     +.1 < S 0:0(0) win 5000 <mss 1000>  the peer says; options are mss, sackOK, wscale, TS val ecr, sack, uto
     +0 > S. 0:0(0) ack 1                the endpoint must say; P is looked at only where it is written
     +0 < U. 1:2(1) ack 1 win 9 urg 1    and the urgent pointer
@@ -124,6 +125,8 @@ class Script(Talk):
             self.tcp.write(bytes(int(argument)))
         elif name == "close":
             self.tcp.close(both=argument == "both")
+        elif name == "path_mtu":
+            self.tcp.path_mtu(int(argument) + self.tcp.framer.overhead)
         elif name == "configure":
             self.tcp.configure(**fields(argument))
         else:

@@ -26,10 +26,10 @@ def test_a_part_of_what_was_sent_together_can_be_sacked_lost_and_sent_again():
     flight = sent(0, 100)
     flight.sack(40, 60, 10)
     assert flight.lose_head(10) == 10
-    assert flight.first_lost(100) == (0, 10)
+    assert flight.first_lost(100, 10) == (0, 10)
     flight.sent_again(0, 10, 5.0)
     assert flight.lost == 0
-    assert flight.first_lost(100) is None
+    assert flight.first_lost(100, 10) is None
     assert [(run.end - run.start, run.again) for run in flight.acked(50)] == [(10, True), (30, False)]
     assert flight.sacked == 10
 
@@ -38,11 +38,30 @@ def test_lost_runs_that_touch_are_sent_again_together():
     flight = sent(0, 10, 20, 30, 40)
     for run in flight.runs[1:]:
         flight.lose(run)
-    assert flight.first_lost(25) == (10, 35)
+    assert flight.first_lost(25, 10) == (10, 35)
     flight.sent_again(10, 35, 9.0)
-    assert flight.first_lost(25) == (35, 40)
+    assert flight.first_lost(25, 10) == (35, 40)
     flight.keep_all()
-    assert flight.first_lost(25) is None
+    assert flight.first_lost(25, 10) is None
+
+
+def test_a_small_lost_run_is_sent_again_with_what_fits_in_its_segment_whole():
+    flight = sent(0, 4, 7, 9, 20, 40, 50)
+    flight.lose_all()
+    pieces = []
+    while (hole := flight.first_lost(30, 10)) is not None:
+        pieces.append(hole)
+        flight.sent_again(*hole, 9.0)
+    assert pieces == [(0, 9), (9, 20), (20, 50)]
+
+
+def test_segments_larger_than_the_path_takes_are_lost_and_small_ones_at_the_end_of_a_run_are_not():
+    flight = Flight()
+    flight.sent(0, 34, 1.0, smss=10)
+    flight.sent(34, 44, 2.0, smss=10)
+    flight.sent(44, 65, 3.0, smss=10)  # with a FIN
+    assert flight.lose_larger(7, 10, fin=64) == 61
+    assert [(run.start, run.end) for run in flight.runs if not run.lost] == [(30, 34)]
 
 
 def test_a_peer_that_reneges_is_sent_its_data_again():
@@ -86,7 +105,7 @@ def test_a_small_segment_is_a_run_of_its_own():
 def test_a_peer_that_has_each_octet_sent_again_does_not_fill_memory():
     flight = sent(0, 3 * RUNS_MAX)
     flight.lose_all()
-    while (hole := flight.first_lost(1)) is not None:
+    while (hole := flight.first_lost(1, 1)) is not None:
         flight.sent_again(*hole, 9.0)
     assert len(flight.runs) <= RUNS_MAX + 2
     assert [run.start for run in flight.runs[1:]] == [run.end for run in flight.runs[:-1]]
@@ -126,7 +145,7 @@ def test_the_counts_are_those_of_the_runs_whatever_happens():
             for run in flight.runs:
                 if not (run.lost or run.sacked) and rng.random() < 0.3:
                     flight.lose(run)
-        elif (hole := flight.first_lost(rng.randint(1, 50))) is not None:
+        elif (hole := flight.first_lost(rng.randint(1, 50), 10)) is not None:
             flight.sent_again(*hole, 1.0)
         runs = flight.runs
         assert [run.start for run in runs] == [una, *(run.end for run in runs)][: len(runs)]

@@ -68,7 +68,7 @@ def acknowledged(tcb: TCB, segment: Segment, ack: int, now: float, *, duplicate:
         before = snd.una + snd.runs.sacked
         _acknowledged(tcb, segment, ack, now, duplicate=duplicate)
         if told(tcb, segment, snd.una + snd.runs.sacked - before):
-            _answer_echo(snd)
+            _answer_echo(tcb)
         return
     if segment.sack is None and snd.recover is None and tcb.probe is None and not snd.runs.sacked:
         if snd.una < ack <= snd.nxt and not (snd.dup_acks or tcb.rtt.backoffs):
@@ -144,11 +144,13 @@ def _judge_loss(tcb: TCB, echo_ms: int | None, now: float, *, original: bool, ne
         _begin_recovery(snd, now)
 
 
-def _answer_echo(snd: Sender) -> None:
+def _answer_echo(tcb: TCB) -> None:
     """Reduce the window for a mark that the peer echoes, once a round trip (RFC 3168 section 6.1.2)."""
+    snd = tcb.snd
     if snd.recover is None and snd.una > snd.reduced_to:
         _SAMPLE.una, _SAMPLE.nxt, _SAMPLE.in_flight = snd.una, snd.nxt, snd.pipe()
         _reduce_for_good(snd)
+        tcb.probe = None
         snd.cc.marked(_SAMPLE)
 
 
@@ -248,16 +250,17 @@ def _judge_probe(tcb: TCB, ack: int, dsack: tuple[int, int] | None, now: float, 
     if tcb.probe is None:
         return
     end, again = tcb.probe
-    if ack < end:
-        return
     snd = tcb.snd
+    if snd.recover is not None:  # the loss of this flight was congestion once
+        tcb.probe = None
+    if ack < end or tcb.probe is None:
+        return
     if not again or (dsack is not None and dsack[1] == end) or (ack == end and pure):
         tcb.probe = None
     elif ack > end:
         tcb.probe = None
-        if snd.recover is None:
-            _reduce_for_good(snd)
-            snd.cc.repaired(now, snd.nxt - snd.una)
+        _reduce_for_good(snd)
+        snd.cc.repaired(now, snd.nxt - snd.una)
 
 
 def _detect(tcb: TCB, now: float, *, always: bool = False) -> bool:
@@ -403,9 +406,12 @@ def reordering_is_over(tcb: TCB, now: float) -> None:
         _tell(snd, [], now)
 
 
-def too_big(snd: Sender) -> None:
-    """Have data sent again whose segments were larger than the path takes: it is lost, without congestion."""
-    lost = snd.runs.lose_larger(snd.mss)
+def too_big(snd: Sender, before: int) -> None:
+    """Have data sent again whose segments were larger than the path takes: it is lost, without congestion.
+
+    before: SMSS until now.
+    """
+    lost = snd.runs.lose_larger(snd.mss, before, snd.fin)
     if lost and snd.recover is None:
         snd.recover = snd.recovered = snd.nxt
         snd.loss, snd.frto, snd.undo_from = True, False, None

@@ -231,12 +231,13 @@ def _content(tcb: TCB, segment: Segment, seq: int, now: float) -> None:
 
     # seventh, process the segment text
     length = segment.length
-    if length and tcb.state in TAKES_DATA:
-        if tcb.is_deaf and seq + length > rcv.nxt:  # SHLD-3
+    if (length or flags & FIN) and tcb.state in TAKES_DATA:
+        if tcb.is_deaf and seq + length > rcv.nxt:  # SHLD-3; a FIN behind a gap tells of data, too
             reset(tcb, segment, stamps(tcb, now, tcb.ts_recent))
             tcb.end(Ended.ABORTED)
             return
-        _text(tcb, segment, seq, now)
+        if length:
+            _text(tcb, segment, seq, now)
 
     # eighth, check the FIN bit
     if flags & FIN and tcb.state in TAKES_DATA:
@@ -342,7 +343,7 @@ def _acknowledged(tcb: TCB, segment: Segment, seq: int, now: float) -> bool:
         was = snd.wnd
         snd.offered(window, seq, ack)
         if was == 0 and snd.wnd:
-            tcb.persist_at, tcb.persists = NEVER, 0
+            tcb.persist_at, tcb.persists, snd.more = NEVER, 0, False
             tcb.rtt.restart()
             tcb.arm(now)
             if tcb.stalled_since is not None:

@@ -36,6 +36,8 @@ _ABORT_IS_TOLD = frozenset(  # 3.10.5
 
 _CLOSED_TWICE = frozenset((State.CLOSED, State.CLOSING, State.LAST_ACK, State.TIME_WAIT))  # 3.10.4: an error
 
+_NOTHING_TO_TELL = frozenset((State.CLOSED, State.TIME_WAIT))  # the peer has ended as well
+
 _BEFORE_SYN = frozenset((State.LISTEN, State.SYN_SENT))
 
 
@@ -310,7 +312,7 @@ class Endpoint(TCB):
         `both`. Before the peer's SYN has come, it ends the connection, and discards written data (3.10.4).
         """
         snd = self.snd
-        if both and self.rcv.readable and self.state is not CLOSED:
+        if both and self.rcv.readable and self.state not in _NOTHING_TO_TELL:
             is_told = self.state in SENDS_DATA  # also in CLOSING and LAST-ACK, where an abort is not
             self.abort()
             self.reset_due |= is_told
@@ -378,10 +380,10 @@ class Endpoint(TCB):
         least = 576 if len(self.path.local) == 4 else 1280
         mss = max(octets, least) - framer.overhead - options
         if mss < snd.mss:
-            snd.mss = mss
+            before, snd.mss = snd.mss, mss
             snd.cc.resize(mss)
             if self.state in SENDS_DATA and snd.una:
-                acks.too_big(snd)
+                acks.too_big(snd, before)
 
     def readdress(self, *, local_mac: bytes | None = None, remote_mac: bytes | None = None) -> None:
         """Use other Ethernet addresses from now on."""

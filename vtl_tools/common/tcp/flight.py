@@ -271,8 +271,12 @@ class Flight:
             lost += self.lose(run)
         return lost
 
-    def first_lost(self, most: int) -> tuple[int, int] | None:
-        """Return the first octets considered lost, at most so many."""
+    def first_lost(self, most: int, smss: int) -> tuple[int, int] | None:
+        """Return the first octets considered lost, at most so many.
+
+        Small segments become one if they fit whole in smss octets. Others stay as they were sent, as in
+        Linux: so what arrives of them, perhaps late, is told in the same pieces.
+        """
         if not self.lost:
             return None
         runs = self.runs
@@ -283,6 +287,8 @@ class Flight:
         self._lost_from = start
         while end - start < most and at + 1 < len(runs) and runs[at + 1].lost:
             at += 1
+            if (end - start) % smss and runs[at].end - start > smss:
+                break
             end = runs[at].end
         return start, min(end, start + most)
 
@@ -295,10 +301,16 @@ class Flight:
         """Mark all that is not SACKed as lost. Return the octets that were not."""
         return sum(self.lose(run) for run in self.runs if not (run.sacked or run.lost))
 
-    def lose_larger(self, size: int) -> int:
-        """Mark runs of more octets as lost. Return theirs."""
-        runs = self.runs
-        large = [run for run in runs if run.end - run.start > size and not (run.sacked or run.lost)]
+    def lose_larger(self, size: int, smss: int, fin: int | None) -> int:
+        """Mark segments of more octets as lost, of runs with segments of smss octets. Return their octets.
+
+        fin: position of our FIN, which may be on the last of them.
+        """
+        for run in list(self.runs):
+            rest = (run.end - run.start) % smss
+            if 0 < rest <= size and run.end - run.start > rest and not (rest == 1 and run.end - 1 == fin):
+                self._cut(run.end - rest)
+        large = [run for run in self.runs if run.end - run.start > size and not (run.sacked or run.lost)]
         return sum(self.lose(run) for run in large)
 
     def keep_all(self) -> None:

@@ -277,7 +277,8 @@ def abort(tcb: TCB, now: float) -> Pieces:
     flags = RST | ACK
     if tcb.accurate is not None:
         flags |= tcb.accurate.ace(pure=False) << ACE_SHIFT
-    return tcb.framer.frame(tcb.snd.seq(tcb.acceptable), tcb.rcv.rcv_nxt, flags, 0, options)
+    rcv = tcb.rcv
+    return tcb.framer.frame(tcb.snd.seq(tcb.acceptable), rcv.rcv_nxt, flags, rcv.window(rcv.shift), options)
 
 
 def _stream(tcb: TCB, frames: list[Pieces], now: float) -> bool:

@@ -213,7 +213,7 @@ class Sender:
     def _lost(self, pipe: int) -> Piece | None:
         """Return data considered lost, as far as the windows permit."""
         room = self.cc.cwnd - pipe
-        hole = self.runs.first_lost(self._whole(max(room, self.mss)))
+        hole = self.runs.first_lost(self._whole(max(room, self.mss)), self.mss)
         if hole is None:
             return None
         start, end = hole
@@ -242,12 +242,13 @@ class Sender:
             return None
         size = min(min(data, window), self._whole(room))
         at_once = self.config.no_delay or self.fin is not None or self.up > self.nxt or within
-        if size < data or self.more or not at_once:
+        more = self.more and not within
+        if size < data or more or not at_once:
             # 3.8.6.2.1: (1) full segments; (2) all data, if no small segment is in flight (Minshall);
             # (3) half of the window, if nothing is
             whole = size // self.mss * self.mss
             if size == data:
-                if self.more or not (at_once or self.small <= self.una):
+                if more or not (at_once or self.small <= self.una):
                     size = whole  # the rest waits for an ACK (Nagle), or for more
             elif size % self.mss:
                 at_once = at_once or self.nxt == self.una
@@ -280,7 +281,7 @@ class Sender:
         if self.runs.runs:  # a run is whole segments, and as a rule at most one small one at its end
             last = self.runs.runs[-1]
             start = max(start, self.nxt - ((last.end - last.start - 1) % self.mss + 1))
-        if at := bisect_left(self.records, self.nxt):
+        if at := bisect_left(self.records, min(self.nxt, self.queue.tail)):  # a FIN is in the last record
             start = max(start, self.records[at - 1])
         return self._piece(start, self.nxt, again=True) if start < self.nxt else None
 

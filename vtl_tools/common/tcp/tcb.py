@@ -51,6 +51,7 @@ class TCB:
     tune_at: when tune() is due; tuned: octets that the user had read at its last call, and its time.
     user_timeout_s: R2 in force; is_timeout_fixed: the user has set it, so the peer does not change it any
     more; user_timeout_due: the peer is to be told ours by the next segment with room (RFC 5482).
+    keep_alives: how many were sent since a segment came, the last at kept_alive_at.
     is_deaf: the user reads no more, so data that arrives is answered by a reset.
     held_by: what holds sending, as in limits.py, since held_since; busy_s, window_limited_s and
     buffer_limited_s: sums of such times before that.
@@ -86,6 +87,7 @@ class TCB:
         "is_paced",
         "is_timeout_fixed",
         "keep_alives",
+        "kept_alive_at",
         "last_ack",
         "once",
         "out",
@@ -152,7 +154,7 @@ class TCB:
         self.probe_is_next = False
         self.persists = self.keep_alives = 0
         self.probe: tuple[int, bool] | None = None
-        self.heard_at = self.sent_at = 0.0
+        self.heard_at = self.sent_at = self.kept_alive_at = 0.0
         self.stalled_since: float | None = None
         self.held_by, self.held_since = 0, 0.0
         self.busy_s = self.window_limited_s = self.buffer_limited_s = 0.0

@@ -104,6 +104,7 @@ def _keep_alive(tcb: TCB, now: float) -> None:
         tcb.end(Ended.TIMED_OUT)
         return
     tcb.keep_alives += 1
+    tcb.kept_alive_at = now
     tcb.out.append(output.frame(tcb, tcb.snd.nxt - 1, ACK, now))  # 3.8.4: SEG.SEQ = SND.NXT-1
 
 
@@ -121,7 +122,9 @@ def _keep_alive_at(tcb: TCB) -> float:
         return NEVER
     if tcb.state not in _KEPT_ALIVE:
         return NEVER
-    return tcb.heard_at + config.keep_alive_s + tcb.keep_alives * config.keep_alive_interval_s
+    if tcb.keep_alives:  # each has its time to be answered, however late it was sent (MUST-29)
+        return tcb.kept_alive_at + config.keep_alive_interval_s
+    return tcb.heard_at + config.keep_alive_s
 
 
 def _silent_at(tcb: TCB) -> float:
