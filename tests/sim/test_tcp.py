@@ -36,6 +36,29 @@ def test_it_does_so_without_any_one_option(options, seed):
     assert net.transfer(up, down) == (down, up)
 
 
+@pytest.mark.parametrize("seed", [*range(20), 104, 140, 200])
+def test_a_path_whose_mtu_shrinks_again_and_again_loses_nothing(seed):
+    """Also where data was SACKed or lost before, and in the middle of a recovery."""
+    rng = Random(seed)
+    data = rng.randbytes(200_000)
+    options = {"sack": seed % 4 != 0, "no_delay": seed % 2 == 0, "timestamps": seed % 5 != 0}
+    configs = Config(congestion=("newreno", "cubic", "bbr")[seed % 3], **options), Config()
+    net = Network(rng, loss=0.01, reorder=0.05, configs=configs, plain=seed % 7 != 0)
+    net.open()
+    sender, receiver = net.ends
+    left, got, mtu = memoryview(data), bytearray(), 1500
+    for _ in range(50_000):
+        left = left[sender.write(left[: rng.choice((100, 1000, 5000))], eor=rng.random() < 0.2) :]
+        if mtu > 600 and rng.random() < 0.02:
+            mtu = rng.randrange(576, mtu)
+            sender.path_mtu(mtu)
+        net.step()
+        got += receiver.read()
+        if len(got) == len(data):
+            break
+    assert got == data
+
+
 @pytest.mark.parametrize("iss", [2**32 - 1, 2**32 - 50_000, 2**31 - 20_000])
 def test_numbers_wrap_around(iss):
     rng = Random(iss)

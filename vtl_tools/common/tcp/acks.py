@@ -412,9 +412,12 @@ def too_big(snd: Sender, before: int) -> None:
     before: SMSS until now.
     """
     lost = snd.runs.lose_larger(snd.mss, before, snd.fin)
-    if lost and snd.recover is None:
-        snd.recover = snd.recovered = snd.nxt
+    if not lost:
+        return
+    if snd.recover is None:
+        snd.recovered = snd.nxt
         snd.loss, snd.frto, snd.undo_from = True, False, None
+    snd.recover = snd.nxt  # a recovery that is going on does not end before these
     snd.missing += lost
 
 

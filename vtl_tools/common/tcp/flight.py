@@ -306,10 +306,17 @@ class Flight:
 
         fin: position of our FIN, which may be on the last of them.
         """
-        for run in list(self.runs):
+        runs: list[Run] = []
+        room = RUNS_MAX - len(self.runs)
+        for run in self.runs:
+            runs.append(run)
             rest = (run.end - run.start) % smss
-            if 0 < rest <= size and run.end - run.start > rest and not (rest == 1 and run.end - 1 == fin):
-                self._cut(run.end - rest)
+            is_whole = rest == 0 or run.start + rest == run.end or (rest == 1 and run.end - 1 == fin)
+            if room > 0 and rest <= size and not (is_whole or run.sacked or run.lost):
+                runs.append(run.part(run.end - rest, run.end))
+                run.end -= rest
+                room -= 1
+        self.runs = runs
         large = [run for run in self.runs if run.end - run.start > size and not (run.sacked or run.lost)]
         return sum(self.lose(run) for run in large)
 
